@@ -1,0 +1,169 @@
+"""BACKENDS: one row an implementation of the time scan, and the choice among them.
+
+The array decides the device; the keyword `backend` may name the implementation. Nothing is tried and abandoned: a named
+backend that cannot serve the call raises with its reason, and `explain` tells the choice and why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+from rnnkit._device import cuda_problem
+from rnnkit.cells import CELLS, Array, Cell, State, Weights
+
+
+class Scan(NamedTuple):
+    """What a forward scan gives: y (T, B, R), the final states, and what its own backward needs (None if not kept)."""
+
+    y: Array
+    state_n: State
+    saved: Any
+
+
+class ScanGradients(NamedTuple):
+    """What a backward scan gives, all in time order.
+
+    dgates_x, dgates_h  (T, B, G*H)  gradients of the pre-activations, the two one object where the sides are just added
+    dstate0             tuple        gradients of the initial states
+    operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
+    dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
+
+    Entries past a row's own length are zero, so that products over time may sum everything.
+    """
+
+    dgates_x: Array
+    dgates_h: Array
+    dstate0: State
+    operands: dict[str, Array]
+    dprojected: Array | None = None
+    m: Array | None = None
+
+
+class Backend(Protocol):
+    """What a backend module provides. No argument is checked here: `ops` has done it."""
+
+    def scan_forward(
+        self,
+        cell: Cell,
+        gates_x: Array,
+        state0: State,
+        weights: Weights,
+        *,
+        lengths: Array | None,
+        reverse: bool,
+        keep: bool,
+    ) -> Scan:
+        """gates_x (T, B, G*H) is x W_ih^T, without its bias. May overwrite gates_x."""
+        ...
+
+    def scan_backward(
+        self, cell: Cell, saved: Any, dy: Array | None, dstate_n: State, weights: Weights
+    ) -> ScanGradients:
+        """dy (T, B, R) or None for zeros; dstate_n one array a state. Neither is written to."""
+        ...
+
+    def describe(self, cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int]:
+        """The kernel's name and schedule in words, and the bytes the scan allocates beyond its outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """One row of BACKENDS: the array kind it takes, the dtypes it serves, and why it may not run here."""
+
+    name: str
+    arrays: str  # "numpy" or "cupy"
+    dtypes: tuple[str, ...]
+    about: str
+    problem: Callable[[], str | None]
+
+    def load(self) -> Backend:
+        return importlib.import_module(f"rnnkit.backends.{self.name}")  # type: ignore[return-value]
+
+
+def _no_problem() -> str | None:
+    return None
+
+
+def _cuda_backend_problem(module: str) -> Callable[[], str | None]:
+    def problem() -> str | None:
+        if importlib.util.find_spec(f"rnnkit.backends.{module}") is None:
+            return f"this version of rnnkit has no CUDA kernels yet; {cuda_problem() or 'a CUDA device is present'}"
+        return cuda_problem()
+
+    return problem
+
+
+# In order of preference for each kind of array.
+BACKENDS: dict[str, BackendRow] = {
+    row.name: row
+    for row in (
+        BackendRow(
+            "numba", "numpy", ("float32", "float64"), "fused CPU scan, compiled by Numba", _no_problem
+        ),
+        BackendRow("numpy", "numpy", ("float32", "float64"), "the NumPy oracle", _no_problem),
+        BackendRow(
+            "cupy", "cupy", ("float32", "float64"), "CUDA C++ through CuPy", _cuda_backend_problem("cupy")
+        ),
+        BackendRow(
+            "numba_cuda", "cupy", ("float32", "float64"), "Numba CUDA", _cuda_backend_problem("numba_cuda")
+        ),
+    )
+}
+
+
+class Choice(NamedTuple):
+    """A backend chosen for a call, and why."""
+
+    row: BackendRow
+    backend: Backend
+    why: str
+
+
+def available(name: str) -> bool:
+    """Whether the backend can run on this machine."""
+    return BACKENDS[name].problem() is None
+
+
+def check_backend(name: Any) -> None:
+    """Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot run here."""
+    if name is None:
+        return
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    problem = BACKENDS[name].problem()
+    if problem:
+        raise RuntimeError(f"backend {name!r} cannot run here: {problem}")
+
+
+@cache
+def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choice:
+    """The backend for arrays on `device` ('cpu' or 'cuda:<index>'); `name` asks for one.
+
+    Raises ValueError where the named backend does not fit the arrays, RuntimeError where none can run.
+    """
+    check_backend(name)
+    arrays = "numpy" if device == "cpu" else "cupy"
+    if name is not None:
+        row = BACKENDS[name]
+        if row.arrays != arrays:
+            raise ValueError(f"backend {name!r} takes {row.arrays} arrays, got {arrays} arrays on {device}")
+        if dtype not in row.dtypes:
+            raise ValueError(f"backend {name!r} serves {', '.join(row.dtypes)}, got dtype {dtype}")
+        return Choice(row, row.load(), f"backend={name!r} was asked for")
+    skipped: list[str] = []
+    for row in BACKENDS.values():
+        if row.arrays != arrays:
+            continue
+        problem = row.problem() or (None if dtype in row.dtypes else f"does not serve {dtype}")
+        if problem:
+            skipped.append(f"{row.name}: {problem}")
+            continue
+        why = f"first backend for {arrays} arrays that serves {dtype} {CELLS[cell].name}"
+        return Choice(row, row.load(), "; ".join([why, *(f"passed over {s}" for s in skipped)]))
+    raise RuntimeError(f"no backend can run {cell} in {dtype} on {device}: {'; '.join(skipped)}")

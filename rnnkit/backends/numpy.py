@@ -1,0 +1,95 @@
+"""The NumPy backend: the oracle. A plain loop over time on the steps of `rnnkit.cells`, forward beside backward.
+
+It computes in the dtype it is given; in float64 it is what every other backend is held to. Rows that have ended keep
+their state and their outputs are zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rnnkit.backends import Scan, ScanGradients
+from rnnkit.cells import Array, Cell, Kept, State, Weights
+
+
+class Saved(NamedTuple):
+    """Every step's kept arrays in time order, and how the scan went."""
+
+    steps: list[Kept]
+    lengths: Array | None
+    reverse: bool
+
+
+def _order(T: int, reverse: bool) -> range:
+    return range(T - 1, -1, -1) if reverse else range(T)
+
+
+def _live(t: int, lengths: Array | None) -> Array:
+    """(B, 1) whether step t is inside each row; a reversed row starts at its own last step, so the same test serves."""
+    return True if lengths is None else (t < lengths)[:, None]
+
+
+def scan_forward(
+    cell: Cell,
+    gates_x: Array,
+    state0: State,
+    weights: Weights,
+    *,
+    lengths: Array | None,
+    reverse: bool,
+    keep: bool,
+) -> Scan:
+    """See `rnnkit.backends.Backend.scan_forward`."""
+    T, B, _ = gates_x.shape
+    y = np.empty((T, B, state0[0].shape[1]), gates_x.dtype)
+    steps: list[Kept] = [{} for _ in range(T)]
+    state = tuple(np.array(s) for s in state0)
+    for t in _order(T, reverse):
+        x_side = gates_x[t] if weights.b_ih is None else gates_x[t] + weights.b_ih
+        new, kept = cell.forward(x_side, state, weights)
+        live = _live(t, lengths)
+        state = tuple(np.where(live, n, s) for n, s in zip(new, state, strict=True))
+        y[t] = np.where(live, state[0], 0)
+        if keep:
+            steps[t] = kept
+    return Scan(y, state, Saved(steps, lengths, reverse) if keep else None)
+
+
+def scan_backward(
+    cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights
+) -> ScanGradients:
+    """See `rnnkit.backends.Backend.scan_backward`."""
+    T, B = len(saved.steps), dstate_n[0].shape[0]
+    dtype, GH = dstate_n[0].dtype, weights.w_hh.shape[0]
+    dgates_x, dgates_h = np.zeros((T, B, GH), dtype), np.zeros((T, B, GH), dtype)
+    projected = weights.w_hr is not None
+    dprojected = np.zeros((T, B, dstate_n[0].shape[1]), dtype) if projected else None
+    dstate = tuple(np.array(d) for d in dstate_n)
+    for t in _order(T, not saved.reverse):
+        live = _live(t, saved.lengths)
+        dh = dstate[0] if dy is None else dstate[0] + dy[t]
+        step = cell.backward(saved.steps[t], (dh, *dstate[1:]), weights)
+        dgates_x[t] = np.where(live, step.dx_side, 0)
+        dgates_h[t] = np.where(live, step.dh_side, 0)
+        if dprojected is not None:
+            dprojected[t] = np.where(live, step.dprojected, 0)
+        dstate = tuple(np.where(live, n, d) for n, d in zip(step.dstate, dstate, strict=True))
+
+    def over_time(name: str, width: int) -> Array:
+        stacked = np.zeros((T, B, width), dtype)
+        for t in range(T):
+            stacked[t] = np.where(_live(t, saved.lengths), saved.steps[t][name], 0)
+        return stacked
+
+    operands = {name: over_time(name, weights.w_hh.shape[1]) for name, _, _ in cell.products}
+    m = over_time("m", weights.w_hr.shape[1]) if weights.w_hr is not None else None
+    return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m)
+
+
+def describe(cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int]:
+    """See `rnnkit.backends.Backend.describe`."""
+    rows = 2 * cell.n_gates * H + 6 * H
+    kept = T * (cell.n_gates + len(cell.states) + 2) * H if keep else 0
+    return f"{cell.name} in NumPy, one step at a time", (rows + kept) * B * np.dtype(dtype).itemsize

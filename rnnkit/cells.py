@@ -1,0 +1,217 @@
+"""CELLS: one row a cell, and each cell's step as plain NumPy, forward beside backward.
+
+This file is the definition of what rnnkit computes. The compiled kernels are held to it; it is itself held to
+finite differences, PyTorch, ONNX Runtime, Keras and JAX by the tests.
+
+Every step works on one time step of one direction:
+
+    x_side   (B, G*H)   x_t W_ih^T + b_ih, gates packed in the order of the row's `gates`
+    state    tuple      the states at the step before, in the order of the row's `states`: h (B, R), c (B, H)
+    weights  Weights    weight_hh (G*H, R), bias_hh (G*H,) or None, weight_hr (P, H) or None; R is H, or P under projection
+
+`forward` returns the new state and `kept`, the arrays that `backward` reads. `backward` takes the gradient of the new
+state and returns the gradients of both sides' pre-activations, of the state before, and of the projection's output.
+The two sides differ for the GRU alone, whose n gate multiplies the hidden side by r before adding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any
+State = tuple[Array, ...]
+Kept = dict[str, Array]
+
+
+class Weights(NamedTuple):
+    """Parameters of one layer-direction, in PyTorch's layout. Biases and the projection may be None."""
+
+    w_ih: Array
+    w_hh: Array
+    b_ih: Array | None = None
+    b_hh: Array | None = None
+    w_hr: Array | None = None
+
+
+class StepGradients(NamedTuple):
+    """What one step's backward gives: dx_side, dh_side (B, G*H), the state before's gradients, dh (B, P) if projected."""
+
+    dx_side: Array
+    dh_side: Array
+    dstate: State
+    dprojected: Array | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of CELLS.
+
+    `products` says which operand each block of gates multiplies on the hidden side, as (operand, first gate, end gate):
+    it is what turns the gradients of the pre-activations into those of weight_hh.
+    """
+
+    name: str
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    forward: Callable[[Array, State, Weights], tuple[State, Kept]]
+    backward: Callable[[Kept, State, Weights], StepGradients]
+    products: tuple[tuple[str, int, int], ...] = field(default=())
+    projects: bool = False
+
+    @property
+    def n_gates(self) -> int:
+        return len(self.gates)
+
+
+def sigmoid(a: Array) -> Array:
+    """1 / (1 + exp(-a)), by the half-angle identity so that no argument overflows."""
+    return 0.5 * (1 + np.tanh(0.5 * a))
+
+
+def _hidden_side(h: Array, weights: Weights, first: int = 0, end: int | None = None) -> Array:
+    """h W_hh^T + b_hh over rows [first, end) of the packed gates."""
+    product = h @ weights.w_hh[first:end].T
+    return product if weights.b_hh is None else product + weights.b_hh[first:end]
+
+
+# RNN: h = act(x W_ih^T + b_ih + h' W_hh^T + b_hh). Elman, Cognitive Science 14 (1990); torch.nn.RNN.
+
+
+def _rnn_step(
+    activation: Callable[[Array], Array], slope_from_output: Callable[[Array], Array]
+) -> tuple[Callable[..., tuple[State, Kept]], Callable[..., StepGradients]]:
+    def forward(x_side: Array, state: State, weights: Weights) -> tuple[State, Kept]:
+        (h_prev,) = state
+        h = activation(x_side + _hidden_side(h_prev, weights))
+        return (h,), {"h_prev": h_prev, "h": h}
+
+    def backward(kept: Kept, dstate: State, weights: Weights) -> StepGradients:
+        (dh,) = dstate
+        da = dh * slope_from_output(kept["h"])
+        return StepGradients(da, da, (da @ weights.w_hh,))
+
+    return forward, backward
+
+
+# LSTM: i,f,o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c), then h W_hr^T under projection.
+# Hochreiter and Schmidhuber (1997) with Gers' forget gate (2000); projection: Sak et al. (2014); torch.nn.LSTM.
+
+
+def _lstm_forward(x_side: Array, state: State, weights: Weights) -> tuple[State, Kept]:
+    h_prev, c_prev = state
+    i, f, g, o = np.split(x_side + _hidden_side(h_prev, weights), 4, axis=1)
+    i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+    c = f * c_prev + i * g
+    m = o * np.tanh(c)
+    h = m if weights.w_hr is None else m @ weights.w_hr.T
+    return (h, c), {"h_prev": h_prev, "c_prev": c_prev, "i": i, "f": f, "g": g, "o": o, "c": c, "m": m}
+
+
+def _lstm_backward(kept: Kept, dstate: State, weights: Weights) -> StepGradients:
+    dh, dc = dstate
+    i, f, g, o = kept["i"], kept["f"], kept["g"], kept["o"]
+    dm = dh if weights.w_hr is None else dh @ weights.w_hr
+    tanh_c = np.tanh(kept["c"])
+    dc = dc + dm * o * (1 - tanh_c * tanh_c)
+    da = np.concatenate(
+        [
+            dc * g * i * (1 - i),
+            dc * kept["c_prev"] * f * (1 - f),
+            dc * i * (1 - g * g),
+            dm * tanh_c * o * (1 - o),
+        ],
+        axis=1,
+    )
+    return StepGradients(da, da, (da @ weights.w_hh, dc * f), None if weights.w_hr is None else dh)
+
+
+# GRU, reset after the product: r,z = sigmoid(.); n = tanh(x_n + r (h' W_hn^T + b_hn)); h = (1 - z) n + z h'.
+# Cho et al. (2014) in the form of cuDNN and torch.nn.GRU.
+
+
+def _gru_forward(x_side: Array, state: State, weights: Weights) -> tuple[State, Kept]:
+    (h_prev,) = state
+    x_r, x_z, x_n = np.split(x_side, 3, axis=1)
+    h_r, h_z, h_n = np.split(_hidden_side(h_prev, weights), 3, axis=1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    n = np.tanh(x_n + r * h_n)
+    h = (1 - z) * n + z * h_prev
+    return (h,), {"h_prev": h_prev, "r": r, "z": z, "n": n, "h_side_n": h_n}
+
+
+def _gru_backward(kept: Kept, dstate: State, weights: Weights) -> StepGradients:
+    (dh,) = dstate
+    r, z, n = kept["r"], kept["z"], kept["n"]
+    da_n = dh * (1 - z) * (1 - n * n)
+    da_z = dh * (kept["h_prev"] - n) * z * (1 - z)
+    da_r = da_n * kept["h_side_n"] * r * (1 - r)
+    dx_side = np.concatenate([da_r, da_z, da_n], axis=1)
+    dh_side = np.concatenate([da_r, da_z, da_n * r], axis=1)
+    return StepGradients(dx_side, dh_side, (dh * z + dh_side @ weights.w_hh,))
+
+
+# GRU, reset before the product: n = tanh(x_n + (r h') W_hn^T + b_hn); the rest as above.
+# Cho et al. (2014) as first written; Keras reset_after=False, ONNX linear_before_reset=0. A different function, not a
+# permutation of the one above.
+
+
+def _gru_before_forward(x_side: Array, state: State, weights: Weights) -> tuple[State, Kept]:
+    (h_prev,) = state
+    H = h_prev.shape[1]
+    x_r, x_z, x_n = np.split(x_side, 3, axis=1)
+    h_r, h_z = np.split(_hidden_side(h_prev, weights, 0, 2 * H), 2, axis=1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    rh = r * h_prev
+    n = np.tanh(x_n + _hidden_side(rh, weights, 2 * H))
+    h = (1 - z) * n + z * h_prev
+    return (h,), {"h_prev": h_prev, "r": r, "z": z, "n": n, "rh": rh}
+
+
+def _gru_before_backward(kept: Kept, dstate: State, weights: Weights) -> StepGradients:
+    (dh,) = dstate
+    r, z, n, h_prev = kept["r"], kept["z"], kept["n"], kept["h_prev"]
+    H = h_prev.shape[1]
+    da_n = dh * (1 - z) * (1 - n * n)
+    da_z = dh * (h_prev - n) * z * (1 - z)
+    drh = da_n @ weights.w_hh[2 * H :]
+    da_r = drh * h_prev * r * (1 - r)
+    da = np.concatenate([da_r, da_z, da_n], axis=1)
+    dh_prev = dh * z + drh * r + da[:, : 2 * H] @ weights.w_hh[: 2 * H]
+    return StepGradients(da, da, (dh_prev,))
+
+
+CELLS: dict[str, Cell] = {
+    cell.name: cell
+    for cell in (
+        Cell("rnn_tanh", ("h",), ("h",), *_rnn_step(np.tanh, lambda h: 1 - h * h), (("h_prev", 0, 1),)),
+        Cell(
+            "rnn_relu",
+            ("h",),
+            ("h",),
+            *_rnn_step(lambda a: np.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
+            (("h_prev", 0, 1),),
+        ),
+        Cell("gru", ("r", "z", "n"), ("h",), _gru_forward, _gru_backward, (("h_prev", 0, 3),)),
+        Cell(
+            "gru_reset_before",
+            ("r", "z", "n"),
+            ("h",),
+            _gru_before_forward,
+            _gru_before_backward,
+            (("h_prev", 0, 2), ("rh", 2, 3)),
+        ),
+        Cell(
+            "lstm",
+            ("i", "f", "g", "o"),
+            ("h", "c"),
+            _lstm_forward,
+            _lstm_backward,
+            (("h_prev", 0, 4),),
+            projects=True,
+        ),
+    )
+}

@@ -1,0 +1,185 @@
+"""Module: what every rnnkit layer is. Named parameters, named gradients, train and eval, state dicts, devices.
+
+A leaf layer fills `self.params` by `_add_param`; a container lists its children, whose parameters it shows under
+`<child>.<name>`. Arrays are written in place and never rebound, so an optimizer may hold on to them.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from rnnkit import _device
+from rnnkit.dtypes import DType, resolve_dtype
+
+Array = Any
+
+_grad_enabled: contextvars.ContextVar[bool] = contextvars.ContextVar("rnnkit_grad_enabled", default=True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside, layers keep nothing for backward: a call costs the memory of its outputs. Per thread and async task."""
+    token = _grad_enabled.set(False)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
+
+
+def grad_enabled() -> bool:
+    """Whether calls keep what backward needs: False inside `no_grad()`."""
+    return _grad_enabled.get()
+
+
+def make_rng(rng: Any) -> np.random.Generator:
+    """A Generator from a Generator, a seed, or None (fresh entropy)."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if rng is not None and (
+        isinstance(rng, bool) or not isinstance(rng, (int, np.integer, np.random.SeedSequence))
+    ):
+        raise TypeError(f"rng must be None, a seed or a numpy.random.Generator, got {type(rng).__name__}")
+    return np.random.default_rng(rng)
+
+
+class Params(dict[str, Array]):
+    """name -> array. Assigning to a name that exists copies into its array, after checking shape and dtype."""
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        if name not in self:
+            raise KeyError(f"no parameter is named {name!r}; there are {', '.join(self)}")
+        own = self[name]
+        if tuple(np.shape(value)) != tuple(own.shape):
+            raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(np.shape(value))}")
+        if getattr(value, "dtype", own.dtype) != own.dtype:
+            raise TypeError(f"{name} must have dtype {own.dtype}, got {value.dtype}")
+        own[...] = value
+
+    def _add(self, name: str, value: Array) -> None:
+        dict.__setitem__(self, name, value)
+
+
+class Module:
+    """Base of layers and containers.
+
+    params, grads: dict name -> array of one shape and dtype. `backward` adds into grads; `zero_grad` clears them.
+    training: True after `train()` (the start), False after `eval()`, which turns dropout off and nothing else.
+    """
+
+    def __init__(self, dtype: Any = "float32", device: Any = None) -> None:
+        self._dtype: DType = resolve_dtype(dtype)
+        self._device = _device.resolve_device(device)
+        self._params, self._grads = Params(), Params()
+        self.training = True
+
+    # What a subclass says of itself
+
+    def children(self) -> dict[str, Module]:
+        """The layers a container holds, by name; a leaf holds none."""
+        return {}
+
+    def _add_param(self, name: str, value: np.ndarray) -> None:
+        value = np.ascontiguousarray(value, dtype=self._dtype.storage)
+        self._params._add(name, _device.to_device(value, self._device))
+        self._grads._add(name, _device.to_device(np.zeros_like(value), self._device))
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def backward(self, dy: Any, *args: Any) -> Any:
+        """Gradient of the last call's input; adds the parameters' gradients into `grads`."""
+        raise TypeError(f"{type(self).__name__} defines no backward")
+
+    # Parameters
+
+    @property
+    def dtype(self) -> np.dtype:
+        """dtype of the parameters, and of every array the layer takes and gives."""
+        return self._dtype.storage
+
+    @property
+    def device(self) -> str:
+        """'cpu' or 'cuda:<index>'."""
+        return self._device
+
+    @property
+    def params(self) -> Mapping[str, Array]:
+        """name -> parameter. Writing a name copies into its array (a leaf's; a container's view is read-only)."""
+        return self._gathered("params", self._params)
+
+    @property
+    def grads(self) -> Mapping[str, Array]:
+        """name -> gradient, of its parameter's shape and dtype."""
+        return self._gathered("grads", self._grads)
+
+    def _gathered(self, which: str, own: Params) -> Mapping[str, Array]:
+        children = self.children()
+        if not children:
+            return own
+        return MappingProxyType(
+            {f"{c}.{k}": v for c, child in children.items() for k, v in getattr(child, which).items()}
+        )
+
+    def zero_grad(self) -> None:
+        """Sets every gradient to zero, in place."""
+        for grad in self.grads.values():
+            grad[...] = 0
+
+    def train(self, mode: bool = True) -> Module:
+        """Turns dropout on (or off, with mode=False) here and in every child. Returns the module."""
+        self.training = bool(mode)
+        for child in self.children().values():
+            child.train(mode)
+        return self
+
+    def eval(self) -> Module:
+        """Turns dropout off. Calls still keep what backward needs; `no_grad()` is what drops it."""
+        return self.train(False)
+
+    def to(self, device: Any) -> Module:
+        """Moves parameters and gradients to a device ('cpu', 'cuda', 'cuda:<index>'). Returns the module."""
+        target = _device.resolve_device(device)
+        for child in self.children().values():
+            child.to(target)
+        for store in (self._params, self._grads):
+            for name in list(store):
+                store._add(name, _device.to_device(store[name], target))
+        self._device = target
+        return self
+
+    # State dicts
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """name -> a NumPy copy of each parameter, under PyTorch's names and in its layout."""
+        return {name: np.array(_device.to_numpy(p)) for name, p in self.params.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, Any], strict: bool = True) -> None:
+        """Copies parameters from a mapping of NumPy, CuPy or torch arrays, cast to this layer's dtype.
+
+        Everything is checked before anything is written. Raises KeyError for missing or extra names (unless strict is
+        False), ValueError for a wrong shape, TypeError for values that are no real numbers.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
+        params = self.params
+        missing = [n for n in params if n not in mapping]
+        extra = [n for n in mapping if n not in params]
+        if strict and (missing or extra):
+            raise KeyError(
+                f"state dict does not fit: missing {missing or 'nothing'}, extra {extra or 'nothing'}"
+            )
+        arrays = {name: _device.to_numpy(mapping[name]) for name in params if name in mapping}
+        for name, value in arrays.items():
+            if value.shape != tuple(params[name].shape):
+                raise ValueError(f"{name} must have shape {tuple(params[name].shape)}, got {value.shape}")
+            if value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
+                raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
+        for name, value in arrays.items():
+            host = np.ascontiguousarray(value, dtype=params[name].dtype)
+            params[name][...] = _device.to_device(host, self._device)

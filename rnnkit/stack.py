@@ -1,0 +1,101 @@
+"""Layers on layers, directions side by side: the pure form of a whole RNN, GRU or LSTM.
+
+Time-major and unchecked: `layers` has validated and transposed. States are stacked as in PyTorch, layer by layer and
+within a layer forward before reverse. Dropout acts on the outputs of every layer but the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkit import ops
+from rnnkit._device import array_module, device_of, to_device
+from rnnkit.backends import Choice
+from rnnkit.cells import Array, Cell, State, Weights
+
+LayerWeights = tuple[Weights, ...]  # one a direction
+
+
+class Saved(NamedTuple):
+    """What `backward` needs: each layer's directions, the dropout masks between layers, and the output's width."""
+
+    scans: list[tuple[ops.Saved, ...]]
+    masks: list[Array]
+    shape: tuple[int, int, int]
+
+
+def forward(
+    cell: Cell,
+    choice: Choice,
+    x: Array,
+    state0: State,
+    weights: list[LayerWeights],
+    *,
+    lengths: np.ndarray | None = None,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+    keep: bool = True,
+) -> tuple[Array, State, Saved | None]:
+    """x (T, B, I), state0 a tuple of (L*D, B, ·) -> y (T, B, D*R), state_n, saved. dropout needs rng; None turns it off."""
+    xp: Any = array_module(x)
+    x = xp.ascontiguousarray(x)
+    directions = len(weights[0])
+    state_n = tuple(xp.empty_like(s) for s in state0)
+    scans, masks = [], []
+    for layer, layer_weights in enumerate(weights):
+        outputs, saveds = [], []
+        for direction, w in enumerate(layer_weights):
+            slot = layer * directions + direction
+            y, end, saved = ops.scan(
+                cell, choice, x, tuple(s[slot] for s in state0), w, lengths, direction == 1, keep
+            )
+            for whole, part in zip(state_n, end, strict=True):
+                whole[slot] = part
+            outputs.append(y)
+            saveds.append(saved)
+        x = outputs[0] if directions == 1 else xp.concatenate(outputs, axis=2)
+        scans.append(tuple(saveds))
+        if dropout and rng is not None and layer < len(weights) - 1:
+            mask = dropout_mask(x, dropout, rng)
+            masks.append(mask)
+            x = x * mask
+    return x, state_n, Saved(scans, masks, x.shape) if keep else None  # type: ignore[arg-type]
+
+
+def backward(
+    saved: Saved, dy: Array | None, dstate_n: tuple[Array | None, ...], weights: list[LayerWeights]
+) -> tuple[Array, State, list[LayerWeights]]:
+    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and gradients shaped as `weights`."""
+    directions = len(weights[0])
+    dstate0: list[list[Array]] = [[] for _ in dstate_n]
+    grads: list[LayerWeights] = []
+    for layer in range(len(weights) - 1, -1, -1):
+        dx, layer_grads, layer_dstate0 = None, [], []
+        for direction, w in enumerate(weights[layer]):
+            slot = layer * directions + direction
+            R = w.w_hh.shape[1]
+            dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
+            ends = tuple(None if d is None else d[slot] for d in dstate_n)
+            dx_part, dstart, dw = ops.scan_gradients(saved.scans[layer][direction], dy_part, ends, w)
+            dx = dx_part if dx is None else dx + dx_part
+            layer_grads.append(dw)
+            layer_dstate0.append(dstart)
+        for k, stacked in enumerate(dstate0):
+            stacked[:0] = [d[k] for d in layer_dstate0]
+        grads.insert(0, tuple(layer_grads))
+        dy = dx
+        if saved.masks and layer > 0:
+            dy = dy * saved.masks[layer - 1]
+    xp: Any = array_module(dy)
+    return dy, tuple(xp.stack(d) for d in dstate0), grads
+
+
+def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
+    """0 with probability p, else 1 / (1 - p), of x's shape and dtype; drawn on the host, so the same on every device."""
+    keep = rng.random(x.shape, dtype=np.float32) >= p
+    mask = keep.astype(x.dtype)
+    if p < 1:
+        mask /= mask.dtype.type(1 - p)
+    return to_device(mask, device_of(x))

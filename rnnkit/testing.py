@@ -1,0 +1,189 @@
+"""What tests, benchmarks and users share: cases, inputs, and the comparison with the float64 oracle.
+
+    for case in CASES: parity("numba", case, "float32")
+
+`parity` runs forward and backward of one case on a backend and on the NumPy oracle in float64, and gives for every
+output and gradient its worst error as a share of its tolerance in DTYPES: at most 1 passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rnnkit import ops
+from rnnkit._device import to_device, to_numpy
+from rnnkit.cells import CELLS, Array, State, Weights
+from rnnkit.dtypes import DTYPES, resolve_dtype
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer-direction to check: sizes, and which features are on."""
+
+    cell: str
+    T: int = 5
+    B: int = 3
+    I: int = 4
+    H: int = 6
+    P: int = 0
+    bias: bool = True
+    reverse: bool = False
+    ragged: bool = False
+
+    def __str__(self) -> str:
+        flags = [f for f in ("reverse", "ragged") if getattr(self, f)]
+        flags += [] if self.bias else ["nobias"]
+        sizes = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}" + (f"-P{self.P}" if self.P else "")
+        return "-".join([self.cell, sizes, *flags])
+
+
+def _cases() -> tuple[Case, ...]:
+    cases = []
+    for cell in CELLS.values():
+        for reverse in (False, True):
+            for ragged in (False, True):
+                cases.append(Case(cell.name, reverse=reverse, ragged=ragged))
+        cases.append(Case(cell.name, bias=False, T=3, B=2, I=3, H=5))
+        # Sizes on both sides of vector widths and tiles, one row, one step, one unit.
+        for T, B, I, H in (
+            (1, 1, 1, 1),
+            (3, 1, 7, 17),
+            (4, 7, 5, 16),
+            (3, 13, 9, 33),
+            (2, 5, 3, 70),
+            (2, 25, 2, 64),
+        ):
+            cases.append(Case(cell.name, T, B, I, H, reverse=T == 3, ragged=B == 7))
+        if cell.projects:
+            for reverse in (False, True):
+                cases.append(Case(cell.name, P=4, reverse=reverse, ragged=reverse))
+            cases.append(Case(cell.name, T=3, B=7, I=5, H=35, P=18))
+    return tuple(cases)
+
+
+CASES: tuple[Case, ...] = _cases()
+
+
+@dataclass
+class Inputs:
+    """Everything one forward and backward takes. Rows differ, weights are random, states and their gradients are not zero."""
+
+    x: Array
+    state0: State
+    weights: Weights
+    lengths: np.ndarray | None
+    dy: Array
+    dstate_n: State
+
+
+def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str = "cpu") -> Inputs:
+    """Inputs of a case. Every dtype gets the same numbers, rounded once to it; padding is NaN, as nothing may read it."""
+    rng = np.random.default_rng([seed, case.T, case.B, case.I, case.H])
+    storage = resolve_dtype(dtype).storage
+    cell = CELLS[case.cell]
+    GH, R = cell.n_gates * case.H, case.P or case.H
+
+    def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
+        # Through float32, so that a float64 run and a float32 run start from equal numbers.
+        return (scale * rng.standard_normal(shape)).astype(np.float32).astype(storage)
+
+    k = case.H**-0.5
+    biases = (draw(GH, scale=0.5), draw(GH, scale=0.5)) if case.bias else (None, None)
+    weights = Weights(
+        draw(GH, case.I, scale=k),
+        draw(GH, R, scale=k),
+        *biases,
+        draw(case.P, case.H, scale=k) if case.P else None,
+    )
+    widths = (R, case.H)[: len(cell.states)]
+    state0 = tuple(draw(case.B, w, scale=0.5) for w in widths)
+    dstate_n = tuple(draw(case.B, w) for w in widths)
+    x, dy = draw(case.T, case.B, case.I), draw(case.T, case.B, R)
+    lengths = None
+    if case.ragged:
+        lengths = rng.integers(0, case.T + 1, case.B)
+        lengths[0] = case.T
+        if case.B > 1:
+            lengths[1] = 0
+        x[np.arange(case.T)[:, None] >= lengths] = np.nan
+        dy[np.arange(case.T)[:, None] >= lengths] = np.nan
+
+    def put(a: Any) -> Any:
+        return None if a is None else to_device(a, device)
+
+    return Inputs(
+        put(x),
+        tuple(map(put, state0)),
+        Weights(*map(put, weights)),
+        lengths,
+        put(dy),
+        tuple(map(put, dstate_n)),
+    )
+
+
+def run(case: Case, inputs: Inputs, backend: str | None) -> dict[str, np.ndarray]:
+    """Forward and backward of a case: every output and gradient by name, on the host."""
+    cell = CELLS[case.cell]
+    y, state_n, saved = ops.forward(
+        case.cell,
+        inputs.x,
+        inputs.state0,
+        inputs.weights,
+        lengths=inputs.lengths,
+        reverse=case.reverse,
+        backend=backend,
+    )
+    assert saved is not None
+    dx, dstate0, dweights = ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+    found = {"y": y, "dx": dx}
+    for name, n, d in zip(cell.states, state_n, dstate0, strict=True):
+        found |= {f"{name}_n": n, f"d{name}0": d}
+    found |= {f"d{name}": d for name, d in zip(Weights._fields, dweights, strict=True) if d is not None}
+    return {name: to_numpy(a) for name, a in found.items()}
+
+
+def error_ratio(got: Any, want: Any, dtype: Any, kind: str = "forward") -> float:
+    """Worst |got - want| as a share of the tolerance of `dtype` for `kind` ("forward" or "backward"); at most 1 passes.
+
+    Infinite where one is NaN and the other is not.
+    """
+    got, want = to_numpy(got), to_numpy(want)
+    if got.shape != want.shape:
+        raise AssertionError(f"shape {got.shape} is not {want.shape}")
+    if not got.size:
+        return 0.0
+    tolerance = getattr(DTYPES[resolve_dtype(dtype).name], kind)
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    finite = np.abs(want[np.isfinite(want)])
+    scale = max(1.0, float(finite.max())) if finite.size else 1.0
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    bound = tolerance.rtol * np.abs(want) + tolerance.atol * scale
+    with np.errstate(invalid="ignore"):
+        ratio = np.where(same, 0.0, np.abs(got - want) / bound)
+    return float(np.where(np.isnan(ratio), np.inf, ratio).max())
+
+
+def assert_close(name: str, got: Any, want: Any, dtype: Any, kind: str = "forward") -> None:
+    """Raises AssertionError where `got` is further from `want` than DTYPES allows for `dtype` and `kind`."""
+    ratio = error_ratio(got, want, dtype, kind)
+    if not ratio <= 1:
+        worst = float(np.nanmax(np.abs(to_numpy(got).astype(np.float64) - to_numpy(want).astype(np.float64))))
+        raise AssertionError(
+            f"{name}: {ratio:.3g} times the {kind} tolerance of {resolve_dtype(dtype).name} (worst {worst:.3g})"
+        )
+
+
+def parity(
+    backend: str, case: Case, dtype: Any = "float32", seed: int = 0, device: str = "cpu"
+) -> dict[str, float]:
+    """Worst error of every output and gradient of a case on `backend`, as a share of its tolerance; at most 1 passes."""
+    got = run(case, make_inputs(case, dtype, seed, device), backend)
+    want = run(case, make_inputs(case, "float64", seed), "numpy")
+    forward = ("y", "h_n", "c_n")
+    return {
+        name: error_ratio(got[name], want[name], dtype, "forward" if name in forward else "backward")
+        for name in want
+    }
