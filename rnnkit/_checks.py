@@ -23,7 +23,7 @@ def fraction(name: str, value: Any) -> float:
     """`value` as a float in [0, 1]."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1], got {value!r}")
-    if not 0 <= value <= 1:
+    if not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
     return float(value)
 
@@ -65,7 +65,10 @@ def lengths(value: Any, T: int, B: int) -> np.ndarray | None:
         return None
     if array_module(value) not in (None, np):
         value = value.get()
-    got = np.asarray(value)
+    try:
+        got = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"lengths must have shape (B,) = ({B},), got a nested sequence: {value!r}") from None
     if got.ndim != 1 or got.shape[0] != B:
         raise ValueError(f"lengths must have shape (B,) = ({B},), got {got.shape}")
     if got.size and not np.issubdtype(got.dtype, np.integer):

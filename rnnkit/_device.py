@@ -69,9 +69,11 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """`array` as NumPy: from NumPy, CuPy, or anything with `__array__` or DLPack on the host (torch tensors among them)."""
+    """`array` as NumPy: from NumPy, CuPy, torch, or anything with `__array__`."""
     if hasattr(array, "detach"):  # a torch parameter refuses __array__ while it requires a gradient
         array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":  # NumPy has no such dtype; float32 holds every value of it exactly
+            array = array.float()
     if array_module(array) not in (None, np):
         return array.get()
     return np.asarray(array)

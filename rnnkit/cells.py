@@ -7,7 +7,7 @@ Every step works on one time step of one direction:
 
     x_side   (B, G*H)   x_t W_ih^T + b_ih, gates packed in the order of the row's `gates`
     state    tuple      the states at the step before, in the order of the row's `states`: h (B, R), c (B, H)
-    weights  Weights    weight_hh (G*H, R), bias_hh (G*H,) or None, weight_hr (P, H) or None; R is H, or P under projection
+    weights  Weights    weight_hh (G*H, R), bias_hh (G*H,) or None, weight_hr (P, H) or None; R = P if projected, else H
 
 `forward` returns the new state and `kept`, the arrays that `backward` reads. `backward` takes the gradient of the new
 state and returns the gradients of both sides' pre-activations, of the state before, and of the projection's output.
@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 
 
 class StepGradients(NamedTuple):
-    """What one step's backward gives: dx_side, dh_side (B, G*H), the state before's gradients, dh (B, P) if projected."""
+    """Gradients of one step: both sides' pre-activations (B, G*H), the state before, and dh (B, P) if projected."""
 
     dx_side: Array
     dh_side: Array

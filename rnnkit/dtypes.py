@@ -47,11 +47,13 @@ DTYPES: dict[str, DType] = {
 
 def resolve_dtype(dtype: Any) -> DType:
     """The DTYPES row of a name, NumPy dtype or scalar type. Raises ValueError naming the ones that exist."""
-    name = None
+    error = ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype is None:  # which NumPy reads as float64
+        raise error
     try:
-        name = np.dtype(dtype).name if dtype is not None else None
+        wanted = np.dtype(dtype)
     except TypeError:
-        pass
-    if name not in DTYPES or not np.dtype(dtype).isnative:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES[name]
+        raise error from None
+    if wanted.name not in DTYPES or not wanted.isnative:
+        raise error
+    return DTYPES[wanted.name]

@@ -79,9 +79,7 @@ class Recurrent(Module):
         for layer, direction in self._slots():
             I = self.input_size if layer == 0 else self.output_size
             suffix = _suffix(layer, direction)
-            drawn = uniform_parameters(
-                self.cell, I, self.hidden_size, self.proj_size, self.bias, self.dtype, self.rng
-            )
+            drawn = uniform_parameters(self.cell, I, self.hidden_size, self.proj_size, self.bias, self.dtype, self.rng)
             for name, value in drawn.items():
                 self._add_param(name + suffix, value)
 
@@ -152,7 +150,7 @@ class Recurrent(Module):
             self.cell,
             self._choice(),
             x,
-            state0,  # type: ignore[arg-type]
+            state0,
             self._weights(),
             lengths=checked,
             dropout=self.dropout,
@@ -170,9 +168,7 @@ class Recurrent(Module):
         Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad gradient.
         """
         if self._saved is None:
-            raise RuntimeError(
-                "backward needs a forward call of this layer first, and one outside rnnkit.no_grad()"
-            )
+            raise RuntimeError("backward needs a forward call of this layer first, and one outside rnnkit.no_grad()")
         saved, unbatched = self._saved
         T, B, width = saved.shape
         if dy is not None:
@@ -197,9 +193,7 @@ class Recurrent(Module):
         letter = "input_size" if name == "x" else "width of y"
         if a.ndim not in (2, 3) or a.shape[-1] != width:
             layout = layout.format(w=f"{letter}={width}")
-            raise ValueError(
-                f"{name} must have shape {layout} or (T, {letter}={width}), got {tuple(a.shape)}"
-            )
+            raise ValueError(f"{name} must have shape {layout} or (T, {letter}={width}), got {tuple(a.shape)}")
         if a.ndim == 2:
             return a[:, None, :], True
         return (a.swapaxes(0, 1) if self.batch_first else a), False
@@ -249,8 +243,8 @@ class RNN(Recurrent):
     """Elman RNN: h = act(x W_ih^T + b_ih + h' W_hh^T + b_hh), act tanh or relu. As torch.nn.RNN.
 
     dtype: "float32" or "float64"; every array given must have it. device: "cpu" or "cuda[:index]".
-    backend: None for the first that serves, or a name in `rnnkit.backends.BACKENDS`. rng: a numpy Generator or a seed, for
-    the initial parameters, U(-1/sqrt(H), 1/sqrt(H)), and for dropout between layers.
+    backend: None for the first that serves, or a name in `rnnkit.backends.BACKENDS`. rng: a numpy Generator or a seed,
+    for the initial parameters, U(-1/sqrt(H), 1/sqrt(H)), and for dropout between layers.
     Raises TypeError or ValueError naming a bad argument, RuntimeError for a device or backend that cannot be used here.
     """
 
@@ -292,7 +286,7 @@ class GRU(Recurrent):
     """Gated recurrent unit; h = (1 - z) n + z h'. As torch.nn.GRU.
 
     reset_after=True: n = tanh(x_n + r (h' W_hn^T + b_hn)), PyTorch's and cuDNN's form.
-    reset_after=False: n = tanh(x_n + (r h') W_hn^T + b_hn), the first paper's (Cho et al. 2014), Keras' and ONNX' other one.
+    reset_after=False: n = tanh(x_n + (r h') W_hn^T + b_hn), as in Cho et al. (2014); Keras' and ONNX's other form.
     The other arguments and errors are RNN's.
     """
 

@@ -41,10 +41,10 @@ def make_rng(rng: Any) -> np.random.Generator:
     """A Generator from a Generator, a seed, or None (fresh entropy)."""
     if isinstance(rng, np.random.Generator):
         return rng
-    if rng is not None and (
-        isinstance(rng, bool) or not isinstance(rng, (int, np.integer, np.random.SeedSequence))
-    ):
+    if rng is not None and (isinstance(rng, bool) or not isinstance(rng, (int, np.integer, np.random.SeedSequence))):
         raise TypeError(f"rng must be None, a seed or a numpy.random.Generator, got {type(rng).__name__}")
+    if isinstance(rng, (int, np.integer)) and rng < 0:
+        raise ValueError(f"rng must be None, a seed of at least 0 or a numpy.random.Generator, got {rng}")
     return np.random.default_rng(rng)
 
 
@@ -61,8 +61,36 @@ class Params(dict[str, Array]):
             raise TypeError(f"{name} must have dtype {own.dtype}, got {value.dtype}")
         own[...] = value
 
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """As assigning one by one: dict's own would rebind the names, unchecked."""
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __ior__(self, other: Any) -> Params:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
     def _add(self, name: str, value: Array) -> None:
         dict.__setitem__(self, name, value)
+
+
+class StateDict(dict[str, Any]):
+    """name -> array, and in `layers` what is known of where they come from: prefix of names -> {"cell": ..., ...}.
+
+    `load_state_dict` holds `layers` against the module: shapes alone cannot tell one GRU's weights from the other's.
+    `a | b` joins two, as a stack of layers converted one by one.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any] | None = None, layers: Mapping[str, dict[str, Any]] | None = None):
+        super().__init__(arrays or {})
+        self.layers = dict(layers or {})
+
+    def __or__(self, other: Mapping[str, Any]) -> StateDict:  # type: ignore[override]
+        layers = dict(self.layers)
+        for prefix, config in getattr(other, "layers", {}).items():
+            if layers.setdefault(prefix, config).get("cell") != config.get("cell"):
+                raise ValueError(f"one layer cannot be both {layers[prefix]} and {config}")
+        return StateDict({**self, **other}, layers)
 
 
 class Module:
@@ -118,7 +146,7 @@ class Module:
         """name -> gradient, of its parameter's shape and dtype."""
         return self._gathered("grads", self._grads)
 
-    def _gathered(self, which: str, own: Params) -> Mapping[str, Array]:
+    def _gathered(self, which: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
         children = self.children()
         if not children:
             return own
@@ -155,6 +183,12 @@ class Module:
 
     # State dicts
 
+    @property
+    def cells(self) -> Mapping[str, str]:
+        """Prefix of parameter names -> name in CELLS of the cell they belong to, for every recurrent layer inside."""
+        cell = getattr(self, "cell", None)
+        return self._gathered("cells", {} if cell is None else {"": cell.name})
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """name -> a NumPy copy of each parameter, under PyTorch's names and in its layout."""
         return {name: np.array(_device.to_numpy(p)) for name, p in self.params.items()}
@@ -163,23 +197,29 @@ class Module:
         """Copies parameters from a mapping of NumPy, CuPy or torch arrays, cast to this layer's dtype.
 
         Everything is checked before anything is written. Raises KeyError for missing or extra names (unless strict is
-        False), ValueError for a wrong shape, TypeError for values that are no real numbers.
+        False), ValueError for a wrong shape or for another cell's weights (where the mapping is a `StateDict`, which
+        says so), TypeError for values that are no real numbers.
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
+        cells, layers = self.cells, getattr(mapping, "layers", {})
+        for prefix in cells.keys() & layers.keys():
+            found = layers[prefix].get("cell", cells[prefix])
+            if found != cells[prefix]:
+                where = repr(prefix.rstrip(".")) if prefix else "this layer"
+                raise ValueError(f"the weights for {where} are those of a {found} cell, and it is a {cells[prefix]}")
         params = self.params
         missing = [n for n in params if n not in mapping]
         extra = [n for n in mapping if n not in params]
         if strict and (missing or extra):
-            raise KeyError(
-                f"state dict does not fit: missing {missing or 'nothing'}, extra {extra or 'nothing'}"
-            )
+            raise KeyError(f"state dict does not fit: missing {missing or 'nothing'}, extra {extra or 'nothing'}")
         arrays = {name: _device.to_numpy(mapping[name]) for name in params if name in mapping}
         for name, value in arrays.items():
             if value.shape != tuple(params[name].shape):
                 raise ValueError(f"{name} must have shape {tuple(params[name].shape)}, got {value.shape}")
             if value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
                 raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
-        for name, value in arrays.items():
-            host = np.ascontiguousarray(value, dtype=params[name].dtype)
+        # Cast all before writing any: a cast may still fail, and then nothing has changed.
+        cast = {name: np.ascontiguousarray(value, dtype=params[name].dtype) for name, value in arrays.items()}
+        for name, host in cast.items():
             params[name][...] = _device.to_device(host, self._device)

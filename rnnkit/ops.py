@@ -5,7 +5,7 @@
 
 Pure: what backward needs is in `saved` and nowhere else. The products that do not depend on time (x W_ih^T before the
 scan; dW_ih, dW_hh, dW_hr, db and dx after it) are here, once, for every cell and backend; a backend supplies the scan.
-Where rows are ragged those products run over the live steps alone, so padding costs nothing and its contents never matter.
+Where rows are ragged those products run over the live steps alone, so padding costs nothing and is never read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rnnkit import _checks
 from rnnkit._device import array_module, device_of
 from rnnkit.backends import Choice, ScanGradients, select
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
-from rnnkit.dtypes import resolve_dtype
+from rnnkit.dtypes import DTYPES
 
 __all__ = ["Saved", "Weights", "backward", "forward"]
 
@@ -57,9 +57,7 @@ def forward(
     return scan(row, choice, x, state0, weights, _checks.lengths(lengths, T, B), reverse, keep)
 
 
-def backward(
-    saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights
-) -> tuple[Array, State, Weights]:
+def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
     """Gradients of one `forward`, on the backend that ran it.
 
     dy (T, B, R) or None; dstate_n one array a state, each as state0's, or None for zeros. weights as given to forward.
@@ -73,7 +71,9 @@ def backward(
     dtype, device = saved.x.dtype, device_of(saved.x)
     if dy is not None:
         _checks.shaped("dy", dy, (T, B, R), dtype, device, "(T, B, R)")
-    given = dstate_n or (None,) * len(saved.cell.states)
+    if dstate_n is None:
+        dstate_n = (None,) * len(saved.cell.states)
+    given = tuple(dstate_n) if isinstance(dstate_n, (tuple, list)) else (dstate_n,)
     if len(given) != len(saved.cell.states):
         raise ValueError(f"dstate_n must be {len(saved.cell.states)} arrays, got {len(given)}")
     for name, d, width in zip(saved.cell.states, given, (R, H), strict=False):
@@ -96,9 +96,7 @@ def scan(
     live = None if lengths is None else live_steps(x, lengths)
     gates_x = _product(x, weights.w_ih, live)
     on_device = None if lengths is None else array_module(x).asarray(lengths)  # type: ignore[union-attr]
-    result = choice.backend.scan_forward(
-        cell, gates_x, state0, weights, lengths=on_device, reverse=reverse, keep=keep
-    )
+    result = choice.backend.scan_forward(cell, gates_x, state0, weights, lengths=on_device, reverse=reverse, keep=keep)
     saved = Saved(cell, choice, x, live, result.saved) if keep else None
     return result.y, result.state_n, saved
 
@@ -171,7 +169,7 @@ def _product(x: Array, w: Array, live: Array | None) -> Array:
 
 
 def _column_sums(a: Array) -> Array:
-    """Sums over rows, as a product with ones: the order of a matrix product, much faster than a reduction by columns."""
+    """Sums over rows, as a product with ones: several times faster than a reduction down columns."""
     xp: Any = array_module(a)
     return xp.ones(a.shape[0], a.dtype) @ a
 
@@ -180,15 +178,20 @@ def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tupl
     row = CELLS[_checks.one_of("cell", cell, tuple(CELLS))]
     if array_module(x) is None:
         raise TypeError(f"x must be a NumPy or CuPy array, got {type(x).__name__}")
-    dtype, device = resolve_dtype(x.dtype).storage, device_of(x)
+    if x.dtype.name not in DTYPES or not x.dtype.isnative:
+        raise TypeError(f"x must have dtype {' or '.join(DTYPES)}, got {x.dtype}")
+    dtype, device = x.dtype, device_of(x)
     if x.ndim != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     _, B, I = x.shape
     weights = Weights(*weights)
-    GH = row.n_gates * (weights.w_hh.shape[0] // row.n_gates)
+    _checks.array("w_hh", weights.w_hh, dtype, device)
+    if weights.w_hh.ndim != 2 or 0 in weights.w_hh.shape or weights.w_hh.shape[0] % row.n_gates:
+        means = f"(G*H, R) with G = {row.n_gates}, H and R at least 1"
+        raise ValueError(f"w_hh must have shape {means}, got {tuple(weights.w_hh.shape)}")
+    GH = weights.w_hh.shape[0]
     H, R = GH // row.n_gates, weights.w_hh.shape[1]
     _checks.shaped("w_ih", weights.w_ih, (GH, I), dtype, device, "(G*H, I)")
-    _checks.shaped("w_hh", weights.w_hh, (GH, R), dtype, device, "(G*H, R)")
     for name, bias in (("b_ih", weights.b_ih), ("b_hh", weights.b_hh)):
         if bias is not None:
             _checks.shaped(name, bias, (GH,), dtype, device, "(G*H,)")
@@ -200,9 +203,7 @@ def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tupl
         raise ValueError(f"w_hh must have shape (G*H, H) without w_hr, got {tuple(weights.w_hh.shape)}")
     state0 = tuple(state0) if isinstance(state0, (tuple, list)) else (state0,)
     if len(state0) != len(row.states):
-        raise ValueError(
-            f"state0 must be {len(row.states)} arrays ({', '.join(row.states)}), got {len(state0)}"
-        )
+        raise ValueError(f"state0 must be {len(row.states)} arrays ({', '.join(row.states)}), got {len(state0)}")
     for name, s, width in zip(row.states, state0, (R, H), strict=False):
         _checks.shaped(f"{name}0", s, (B, width), dtype, device, "(B, width of the state)")
     return row, state0, weights

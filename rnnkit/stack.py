@@ -38,7 +38,7 @@ def forward(
     rng: np.random.Generator | None = None,
     keep: bool = True,
 ) -> tuple[Array, State, Saved | None]:
-    """x (T, B, I), state0 a tuple of (L*D, B, ·) -> y (T, B, D*R), state_n, saved. dropout needs rng; None turns it off."""
+    """x (T, B, I), state0 a tuple of (L*D, B, ·) -> y (T, B, D*R), state_n, saved. No dropout without rng."""
     xp: Any = array_module(x)
     x = xp.ascontiguousarray(x)
     directions = len(weights[0])
@@ -48,9 +48,7 @@ def forward(
         outputs, saveds = [], []
         for direction, w in enumerate(layer_weights):
             slot = layer * directions + direction
-            y, end, saved = ops.scan(
-                cell, choice, x, tuple(s[slot] for s in state0), w, lengths, direction == 1, keep
-            )
+            y, end, saved = ops.scan(cell, choice, x, tuple(s[slot] for s in state0), w, lengths, direction == 1, keep)
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
             outputs.append(y)
@@ -93,7 +91,7 @@ def backward(
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
-    """0 with probability p, else 1 / (1 - p), of x's shape and dtype; drawn on the host, so the same on every device."""
+    """0 with probability p, else 1 / (1 - p), of x's shape and dtype; drawn on the host: the same on every device."""
     keep = rng.random(x.shape, dtype=np.float32) >= p
     mask = keep.astype(x.dtype)
     if p < 1:

@@ -69,7 +69,7 @@ CASES: tuple[Case, ...] = _cases()
 
 @dataclass
 class Inputs:
-    """Everything one forward and backward takes. Rows differ, weights are random, states and their gradients are not zero."""
+    """What one forward and backward take: rows that differ, random weights, no zero states or state gradients."""
 
     x: Array
     state0: State
@@ -80,7 +80,7 @@ class Inputs:
 
 
 def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str = "cpu") -> Inputs:
-    """Inputs of a case. Every dtype gets the same numbers, rounded once to it; padding is NaN, as nothing may read it."""
+    """Inputs of a case, the same numbers in every dtype. Padding is NaN: nothing may read it."""
     rng = np.random.default_rng([seed, case.T, case.B, case.I, case.H])
     storage = resolve_dtype(dtype).storage
     cell = CELLS[case.cell]
@@ -95,7 +95,8 @@ def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str =
     weights = Weights(
         draw(GH, case.I, scale=k),
         draw(GH, R, scale=k),
-        *biases,
+        biases[0],
+        biases[1],
         draw(case.P, case.H, scale=k) if case.P else None,
     )
     widths = (R, case.H)[: len(cell.states)]
@@ -176,14 +177,11 @@ def assert_close(name: str, got: Any, want: Any, dtype: Any, kind: str = "forwar
         )
 
 
-def parity(
-    backend: str, case: Case, dtype: Any = "float32", seed: int = 0, device: str = "cpu"
-) -> dict[str, float]:
-    """Worst error of every output and gradient of a case on `backend`, as a share of its tolerance; at most 1 passes."""
+def parity(backend: str, case: Case, dtype: Any = "float32", seed: int = 0, device: str = "cpu") -> dict[str, float]:
+    """Worst error of every output and gradient of a case on `backend`, as a share of its tolerance."""
     got = run(case, make_inputs(case, dtype, seed, device), backend)
     want = run(case, make_inputs(case, "float64", seed), "numpy")
     forward = ("y", "h_n", "c_n")
     return {
-        name: error_ratio(got[name], want[name], dtype, "forward" if name in forward else "backward")
-        for name in want
+        name: error_ratio(got[name], want[name], dtype, "forward" if name in forward else "backward") for name in want
     }

@@ -33,7 +33,7 @@ class ScanGradients(NamedTuple):
     operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
     dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
 
-    Entries past a row's own length are zero, so that products over time may sum everything.
+    Entries past a row's own length may hold anything: `ops` reads the live steps alone.
     """
 
     dgates_x: Array
@@ -67,8 +67,8 @@ class Backend(Protocol):
         """dy (T, B, R) or None for zeros; dstate_n one array a state. Neither is written to."""
         ...
 
-    def describe(self, cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int]:
-        """The kernel's name and schedule in words, and the bytes the scan allocates beyond its outputs."""
+    def describe(self, cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int, int]:
+        """The kernel and its schedule in words; the bytes a forward scan needs while it runs, and those it keeps."""
         ...
 
 
@@ -83,7 +83,7 @@ class BackendRow:
     problem: Callable[[], str | None]
 
     def load(self) -> Backend:
-        return importlib.import_module(f"rnnkit.backends.{self.name}")  # type: ignore[return-value]
+        return importlib.import_module(f"rnnkit.backends.{self.name}")
 
 
 def _no_problem() -> str | None:
@@ -103,16 +103,10 @@ def _cuda_backend_problem(module: str) -> Callable[[], str | None]:
 BACKENDS: dict[str, BackendRow] = {
     row.name: row
     for row in (
-        BackendRow(
-            "numba", "numpy", ("float32", "float64"), "fused CPU scan, compiled by Numba", _no_problem
-        ),
+        BackendRow("numba", "numpy", ("float32", "float64"), "fused CPU scan, compiled by Numba", _no_problem),
         BackendRow("numpy", "numpy", ("float32", "float64"), "the NumPy oracle", _no_problem),
-        BackendRow(
-            "cupy", "cupy", ("float32", "float64"), "CUDA C++ through CuPy", _cuda_backend_problem("cupy")
-        ),
-        BackendRow(
-            "numba_cuda", "cupy", ("float32", "float64"), "Numba CUDA", _cuda_backend_problem("numba_cuda")
-        ),
+        BackendRow("cupy", "cupy", ("float32", "float64"), "CUDA C++ through CuPy", _cuda_backend_problem("cupy")),
+        BackendRow("numba_cuda", "cupy", ("float32", "float64"), "Numba CUDA", _cuda_backend_problem("numba_cuda")),
     )
 }
 

@@ -6,6 +6,7 @@ their state and their outputs are zero.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -57,15 +58,12 @@ def scan_forward(
     return Scan(y, state, Saved(steps, lengths, reverse) if keep else None)
 
 
-def scan_backward(
-    cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights
-) -> ScanGradients:
+def scan_backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> ScanGradients:
     """See `rnnkit.backends.Backend.scan_backward`."""
     T, B = len(saved.steps), dstate_n[0].shape[0]
     dtype, GH = dstate_n[0].dtype, weights.w_hh.shape[0]
     dgates_x, dgates_h = np.zeros((T, B, GH), dtype), np.zeros((T, B, GH), dtype)
-    projected = weights.w_hr is not None
-    dprojected = np.zeros((T, B, dstate_n[0].shape[1]), dtype) if projected else None
+    dprojected = None if weights.w_hr is None else np.zeros((T, B, weights.w_hr.shape[0]), dtype)
     dstate = tuple(np.array(d) for d in dstate_n)
     for t in _order(T, not saved.reverse):
         live = _live(t, saved.lengths)
@@ -73,7 +71,7 @@ def scan_backward(
         step = cell.backward(saved.steps[t], (dh, *dstate[1:]), weights)
         dgates_x[t] = np.where(live, step.dx_side, 0)
         dgates_h[t] = np.where(live, step.dh_side, 0)
-        if dprojected is not None:
+        if dprojected is not None and step.dprojected is not None:
             dprojected[t] = np.where(live, step.dprojected, 0)
         dstate = tuple(np.where(live, n, d) for n, d in zip(step.dstate, dstate, strict=True))
 
@@ -88,8 +86,17 @@ def scan_backward(
     return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m)
 
 
-def describe(cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int]:
+def describe(cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`."""
-    rows = 2 * cell.n_gates * H + 6 * H
-    kept = T * (cell.n_gates + len(cell.states) + 2) * H if keep else 0
-    return f"{cell.name} in NumPy, one step at a time", (rows + kept) * B * np.dtype(dtype).itemsize
+    row = B * H * np.dtype(dtype).itemsize
+    kept = T * _kept_values(cell) * row if keep else 0
+    return f"{cell.name} in NumPy, one step at a time", (3 * cell.n_gates + 4) * row, kept
+
+
+@cache
+def _kept_values(cell: Cell) -> int:
+    """How many values a unit and step hold on to: counted on a step of one unit, views at the size of their base."""
+    one, gates = np.ones((1, 1)), np.ones((1, cell.n_gates))
+    _, kept = cell.forward(gates, (one,) * len(cell.states), Weights(gates.T, gates.T))
+    bases = [a if a.base is None else a.base for a in kept.values()]
+    return sum({id(b): b.size for b in bases}.values()) + len(cell.states) - 1

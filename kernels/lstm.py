@@ -1,0 +1,38 @@
+"""LSTM, pointwise: i,f,o = sigmoid(a), g = tanh(a), a = x_side + h_side; c = f c' + i g; h = o tanh(c).
+
+One scalar source for every target; `jit` and `act` come from it. Kept for backward: i,f,g,o; tanh(c) is computed again,
+which costs less than a fifth array to write and read. Under projection "h" here is what W_hr multiplies.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+GATES, KEPT, SPLIT = 4, 4, False
+
+
+def make(jit, act) -> SimpleNamespace:
+    """forward and backward of one unit; a number may be a scalar or a vector of units."""
+    sigmoid, tanh = act.sigmoid, act.tanh
+
+    @jit
+    def forward(x, u, h_prev, c_prev):
+        i, f = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
+        g, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
+        c = f * c_prev + i * g
+        return (i, f, g, o), o * tanh(c), c
+
+    @jit
+    def backward(kept, h_prev, c_prev, h, c, dh, dc):
+        i, f, g, o = kept
+        tanh_c = tanh(c)
+        dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
+        da = (
+            dc * g * i * (1.0 - i),
+            dc * c_prev * f * (1.0 - f),
+            dc * i * (1.0 - g * g),
+            dh * tanh_c * o * (1.0 - o),
+        )
+        return da, da, 0.0, dc * f
+
+    return SimpleNamespace(forward=forward, backward=backward)

@@ -1,0 +1,344 @@
+"""A vector as a number: the Numba type `Vec`, so that one scalar source of a cell compiles to SIMD on the CPU.
+
+    v = vectors("float32")                      lanes chosen from the host: 16 with AVX-512, 8 with AVX2, 4 else
+    a = v.load(address, n)                      n <= v.lanes live lanes; the rest are zero and are not read
+    v.store(a * b + 1.0, address, n)            + - * / between Vecs and numbers; a * b + c may fuse
+
+Nothing depends on LLVM noticing that a loop can be vectorised: arithmetic on a Vec is vector arithmetic.
+Addresses are plain integers. Products and sums carry the `contract` flag alone, so NaN, infinities and signed
+zeros keep their meaning.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import cache
+from types import SimpleNamespace
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+INT32, INT64 = ir.IntType(32), ir.IntType(64)
+_CONTRACT = ("contract",)
+
+
+@cache
+def vector_bytes() -> int:
+    """Width of the host's vectors. AVX-512 64, AVX 32, else 16 (SSE2, NEON)."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64
+    return 32 if features.get("avx2") and features.get("fma") else 16
+
+
+class VecType(types.Type):
+    """Numba's type of `lanes` values of `scalar` (a Numba float type) in one vector register."""
+
+    def __init__(self, scalar: types.Float, lanes: int) -> None:
+        self.scalar, self.lanes = scalar, lanes
+        super().__init__(name=f"Vec({scalar}, {lanes})")
+
+    @property
+    def llvm_scalar(self) -> ir.Type:
+        return ir.FloatType() if self.scalar == types.float32 else ir.DoubleType()
+
+    @property
+    def llvm(self) -> ir.VectorType:
+        return ir.VectorType(self.llvm_scalar, self.lanes)
+
+    @property
+    def llvm_int(self) -> ir.VectorType:
+        """The vector of integers of the same width, for work on bits."""
+        return ir.VectorType(INT32 if self.scalar == types.float32 else INT64, self.lanes)
+
+
+@register_model(VecType)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+def splat(builder: ir.IRBuilder, vector: ir.VectorType, scalar: ir.Value) -> ir.Value:
+    """A vector whose lanes all hold `scalar`."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT32, vector.count), [0] * vector.count))
+
+
+def llvm_function(builder: ir.IRBuilder, name: str, vector: ir.VectorType, arguments: int) -> ir.Function:
+    """The LLVM intrinsic `name` on `vector`, of so many arguments of that type."""
+    suffix = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
+    function_type = ir.FunctionType(vector, [vector] * arguments)
+    return cgutils.get_or_insert_function(builder.module, function_type, f"{name}.v{vector.count}{suffix}")
+
+
+# Arithmetic: Vec with Vec, and Vec with any number on either side.
+
+
+class _Binary(AbstractTemplate):
+    def generic(self, args, kws):
+        if len(args) != 2 or not any(isinstance(a, VecType) for a in args):
+            return None
+        vec = next(a for a in args if isinstance(a, VecType))
+        if all(a == vec or isinstance(a, types.Number) for a in args):
+            return signature(vec, *args)
+        return None
+
+
+class _Unary(AbstractTemplate):
+    def generic(self, args, kws):
+        return signature(args[0], args[0]) if len(args) == 1 and isinstance(args[0], VecType) else None
+
+
+def _as_vector(context, builder, value, from_type, vec: VecType):
+    if isinstance(from_type, VecType):
+        return value
+    return splat(builder, vec.llvm, context.cast(builder, value, from_type, vec.scalar))
+
+
+def _define_binary(op, emit) -> None:
+    infer_global(op)(type(f"Vec_{op.__name__}", (_Binary,), {}))
+
+    def lower(context, builder, sig, args):
+        vec = sig.return_type
+        left, right = (_as_vector(context, builder, a, t, vec) for a, t in zip(args, sig.args, strict=True))
+        return emit(builder)(left, right, flags=_CONTRACT)
+
+    for pair in ((VecType, VecType), (VecType, types.Number), (types.Number, VecType)):
+        lower_builtin(op, *pair)(lower)
+
+
+_define_binary(operator.add, lambda b: b.fadd)
+_define_binary(operator.sub, lambda b: b.fsub)
+_define_binary(operator.mul, lambda b: b.fmul)
+_define_binary(operator.truediv, lambda b: b.fdiv)
+infer_global(operator.neg)(type("Vec_neg", (_Unary,), {}))
+
+
+@lower_builtin(operator.neg, VecType)
+def _lower_neg(context, builder, sig, args):
+    return builder.fneg(args[0])
+
+
+# Memory: whole vectors, and the first n lanes of one.
+
+
+def pointer(builder: ir.IRBuilder, address: ir.Value, vector: ir.Type) -> ir.Value:
+    return builder.inttoptr(address, vector.as_pointer())
+
+
+def emit_load(builder: ir.IRBuilder, vec: VecType, address: ir.Value) -> ir.Value:
+    value = builder.load(pointer(builder, address, vec.llvm))
+    value.align = 4
+    return value
+
+
+def emit_store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
+    builder.store(value, pointer(builder, address, value.type)).align = 4
+
+
+def _first_lanes(builder: ir.IRBuilder, vec: VecType, n: ir.Value) -> ir.Value:
+    """The mask of lanes below n."""
+    wide = ir.VectorType(INT64, vec.lanes)
+    iota = ir.Constant(wide, list(range(vec.lanes)))
+    return builder.icmp_signed("<", iota, splat(builder, wide, n))
+
+
+def _masked(builder: ir.IRBuilder, vec: VecType, kind: str) -> ir.Function:
+    """llvm.masked.load or llvm.masked.store for `vec`."""
+    mask = ir.VectorType(ir.IntType(1), vec.lanes)
+    at = vec.llvm.as_pointer()
+    suffix = f"v{vec.lanes}{'f32' if vec.scalar == types.float32 else 'f64'}"
+    if kind == "load":
+        signature_ = ir.FunctionType(vec.llvm, [at, INT32, mask, vec.llvm])
+    else:
+        signature_ = ir.FunctionType(ir.VoidType(), [vec.llvm, at, INT32, mask])
+    return cgutils.get_or_insert_function(builder.module, signature_, f"llvm.masked.{kind}.{suffix}.p0")
+
+
+def emit_load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+    """n lanes; the whole vector by an ordinary load, which every panel but the last takes."""
+    whole = builder.icmp_signed(">=", n, ir.Constant(n.type, vec.lanes))
+    with builder.if_else(whole, likely=True) as (then, otherwise):
+        with then:
+            full = emit_load(builder, vec, address)
+            full_block = builder.block
+        with otherwise:
+            zero = ir.Constant(vec.llvm, [0.0] * vec.lanes)
+            part = builder.call(
+                _masked(builder, vec, "load"),
+                [pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n), zero],
+            )
+            part_block = builder.block
+    value = builder.phi(vec.llvm)
+    value.add_incoming(full, full_block)
+    value.add_incoming(part, part_block)
+    return value
+
+
+def emit_store_first(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+    whole = builder.icmp_signed(">=", n, ir.Constant(n.type, vec.lanes))
+    with builder.if_else(whole, likely=True) as (then, otherwise):
+        with then:
+            emit_store(builder, value, address)
+        with otherwise:
+            builder.call(
+                _masked(builder, vec, "store"),
+                [
+                    value,
+                    pointer(builder, address, vec.llvm),
+                    ir.Constant(INT32, 4),
+                    _first_lanes(builder, vec, n),
+                ],
+            )
+
+
+@cache
+def vectors(dtype: str) -> SimpleNamespace:
+    """The operations on Vecs of a dtype ("float32" or "float64"), as functions callable from Numba code.
+
+    load(address, n), store(value, address, n), zero()        one vector, n live lanes; a number can be stored
+    load_blocks(address, stride, n, count)                    a tuple of vectors `stride` bytes apart, count literal
+    store_blocks(values, address, stride, n)                  the tuple back
+    add_blocks(left, right)                                   two tuples, vector by vector
+    clamp(low, high)(a), relu(a), positive(a)                 NaN stays NaN (positive: 1 where a > 0, else 0)
+    polynomial(coefficients)(a), power_of_two(t)              by Horner's rule, highest power first; see activations.py
+    """
+    itemsize = np.dtype(dtype).itemsize
+    vec = VecType(types.float32 if dtype == "float32" else types.float64, vector_bytes() // itemsize)
+
+    @intrinsic
+    def load(typing, address, n):
+        def emit(context, builder, sig, args):
+            return emit_load_first(builder, vec, *args)
+
+        return vec(types.intp, types.intp), emit
+
+    @intrinsic
+    def store(typing, value, address, n):
+        def emit(context, builder, sig, args):
+            whole = _as_vector(context, builder, args[0], sig.args[0], vec)
+            emit_store_first(builder, vec, whole, args[1], args[2])
+            return context.get_dummy_value()
+
+        return types.void(value, types.intp, types.intp), emit
+
+    @intrinsic
+    def zero(typing):
+        def emit(context, builder, sig, args):
+            return constant(0)
+
+        return vec(), emit
+
+    @intrinsic(prefer_literal=True)
+    def load_blocks(typing, address, stride, n, count):
+        blocks = types.UniTuple(vec, count.literal_value) if count.literal_value else types.Tuple(())
+
+        def emit(context, builder, sig, args):
+            address, stride, n, _ = args
+            values = []
+            for k in range(count.literal_value):
+                at = builder.add(address, builder.mul(stride, ir.Constant(stride.type, k)))
+                values.append(emit_load_first(builder, vec, at, n))
+            return context.make_tuple(builder, blocks, values)
+
+        return blocks(types.intp, types.intp, types.intp, count), emit
+
+    @intrinsic
+    def store_blocks(typing, values, address, stride, n):
+        def emit(context, builder, sig, args):
+            values_, address, stride, n = args
+            for k, value in enumerate(cgutils.unpack_tuple(builder, values_, len(sig.args[0]))):
+                at = builder.add(address, builder.mul(stride, ir.Constant(stride.type, k)))
+                emit_store_first(builder, vec, value, at, n)
+            return context.get_dummy_value()
+
+        return types.void(values, types.intp, types.intp, types.intp), emit
+
+    @intrinsic
+    def add_blocks(typing, left, right):
+        def emit(context, builder, sig, args):
+            pairs = zip(*(cgutils.unpack_tuple(builder, a, len(left)) for a in args), strict=True)
+            return context.make_tuple(builder, left, [builder.fadd(a, b, flags=_CONTRACT) for a, b in pairs])
+
+        return left(left, left), emit
+
+    def constant(value: float) -> ir.Constant:
+        return ir.Constant(vec.llvm, [float(np.dtype(dtype).type(value))] * vec.lanes)
+
+    def clamp(low: float, high: float):
+        @intrinsic
+        def clamped(typing, a):
+            def emit(context, builder, sig, args):
+                lowest, highest = constant(low), constant(high)
+                value = builder.select(builder.fcmp_ordered("<", args[0], lowest), lowest, args[0])
+                return builder.select(builder.fcmp_ordered(">", value, highest), highest, value)
+
+            return vec(vec), emit
+
+        return clamped
+
+    def polynomial(coefficients: tuple[float, ...]):
+        @intrinsic
+        def evaluated(typing, r):
+            def emit(context, builder, sig, args):
+                fma = llvm_function(builder, "llvm.fma", vec.llvm, 3)
+                value = constant(coefficients[0])
+                for c in coefficients[1:]:
+                    value = builder.call(fma, [value, args[0], constant(c)])
+                return value
+
+            return vec(vec), emit
+
+        return evaluated
+
+    @intrinsic
+    def relu(typing, a):
+        def emit(context, builder, sig, args):
+            zero = constant(0)
+            return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[0])
+
+        return vec(vec), emit
+
+    @intrinsic
+    def positive(typing, a):
+        def emit(context, builder, sig, args):
+            return builder.select(builder.fcmp_ordered(">", args[0], constant(0)), constant(1), constant(0))
+
+        return vec(vec), emit
+
+    mantissa = 23 if dtype == "float32" else 52
+
+    @intrinsic
+    def power_of_two(typing, t):
+        """2^k, from t = k + 1.5 * 2^mantissa, whose low bits hold k as an integer."""
+
+        def emit(context, builder, sig, args):
+            ints = vec.llvm_int
+            k = builder.shl(builder.bitcast(args[0], ints), ir.Constant(ints, [mantissa] * vec.lanes))
+            return builder.bitcast(builder.add(k, builder.bitcast(constant(1), ints)), vec.llvm)
+
+        return vec(vec), emit
+
+    return SimpleNamespace(
+        dtype=dtype,
+        type=vec,
+        lanes=vec.lanes,
+        itemsize=itemsize,
+        load=load,
+        store=store,
+        zero=zero,
+        load_blocks=load_blocks,
+        store_blocks=store_blocks,
+        add_blocks=add_blocks,
+        clamp=clamp,
+        relu=relu,
+        positive=positive,
+        power_of_two=power_of_two,
+        polynomial=polynomial,
+    )

@@ -1,0 +1,65 @@
+"""One pool of threads for the compiled CPU kernels, which run without the GIL.
+
+A pool of our own, not Numba's parallel loops: its default layer aborts the process when two Python threads enter
+it at once, and a layer may be called from any thread. The calling thread takes the first share itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+from rnnkit._checks import positive_int
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_pid = 0
+_threads = 0
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def get_num_threads() -> int:
+    """How many threads the CPU kernels use: as many as cores this process may use, unless set otherwise."""
+    return _threads or _usable_cores()
+
+
+def set_num_threads(threads: int) -> None:
+    """Sets how many threads the CPU kernels use, for the whole process. It does not change a bit of the results."""
+    global _threads
+    _threads = positive_int("threads", threads)
+
+
+def _workers() -> ThreadPoolExecutor:
+    """The pool, wide enough for every core; made anew in a forked child, whose parent's threads do not exist there."""
+    global _pool, _pool_pid
+    with _lock:
+        if _pool is None or _pool_pid != os.getpid():
+            _pool = ThreadPoolExecutor(max(_usable_cores(), 1), thread_name_prefix="rnnkit")
+            _pool_pid = os.getpid()
+        return _pool
+
+
+# Handing a share to another thread costs about 50 us, the time of some 5 MFLOP a core:
+# below twice that it does not pay.
+SHARED_FROM = 1e7
+
+
+def over_batch(function: Callable[[int, int], None], B: int, work: float) -> None:
+    """function(b0, b1) over shares of B rows, one a thread; in this thread alone where `work` (FLOP) is too little."""
+    shares = min(get_num_threads(), B)
+    if shares <= 1 or work < SHARED_FROM:
+        function(0, B)
+        return
+    bounds = [B * k // shares for k in range(shares + 1)]
+    others = [_workers().submit(function, b0, b1) for b0, b1 in pairwise(bounds[1:])]
+    try:
+        function(0, bounds[1])
+    finally:
+        for other in others:
+            other.result()

@@ -1,0 +1,78 @@
+"""explain(layer, x): what a call would run, why, and what memory it takes. Nothing is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rnnkit._threads import get_num_threads
+from rnnkit.layers import Recurrent
+from rnnkit.module import Array, Module, grad_enabled
+from rnnkit.steps import StepCell
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What will run and why. Bytes are of one call; print it for a table.
+
+    workspace_bytes  the most that is allocated at one time beyond what the call returns, without `lengths`
+    kept_bytes       the part of it that stays until `backward` has run or the next call is made; 0 under no_grad()
+    """
+
+    layer: str
+    backend: str
+    kernel: str
+    device: str
+    dtype: str
+    threads: int | None
+    workspace_bytes: int
+    kept_bytes: int
+    why: str
+
+    def __str__(self) -> str:
+        rows = [
+            ("layer", self.layer),
+            ("backend", self.backend),
+            ("kernel", self.kernel),
+            ("device", self.device + ("" if self.threads is None else f", up to {self.threads} threads")),
+            ("dtype", self.dtype),
+            ("workspace", f"{self.workspace_bytes:,} bytes, of which {self.kept_bytes:,} kept for backward"),
+            ("why", self.why),
+        ]
+        return "\n".join(f"{name:10}{value}" for name, value in rows)
+
+
+def explain(layer: Module, x: Array) -> Explanation:
+    """What `layer(x)` would run here. x is checked as by the call itself; its values are not read.
+
+    layer: an RNN, GRU, LSTM or one of their Cells. Raises TypeError for another module, and what the call would raise.
+    """
+    if isinstance(layer, Recurrent):
+        x, _ = layer._time_major("x", x, layer.input_size)
+        T, B = x.shape[:2]
+        layers, directions, P = layer.num_layers, layer.num_directions, layer.proj_size
+    elif isinstance(layer, StepCell):
+        layer._check_x(x)
+        T, B, layers, directions, P = 1, (1 if x.ndim == 1 else x.shape[0]), 1, 1, 0
+    else:
+        raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}")
+    choice, keep = layer._choice(), grad_enabled()
+    H, R, size = layer.hidden_size, P or layer.hidden_size, layer.dtype.itemsize
+    kernel, transient, kept = choice.backend.describe(layer.cell, layer.dtype.name, T, B, H, R, keep)
+    gates_x, y = T * B * layer.cell.n_gates * H * size, T * B * R * size
+    states = 2 * layers * directions * B * (R + (H if len(layer.cell.states) == 2 else 0)) * size
+    held = (layers if keep else 1) * directions * kept
+    # One layer's y is the next one's x. Two directions hold theirs until they are joined, when gates_x is gone.
+    between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
+    running = max(gates_x + transient, 0 if directions == 1 else directions * y)
+    copied_x = 0 if x.flags.c_contiguous else x.nbytes
+    return Explanation(
+        layer=repr(layer),
+        backend=choice.row.name,
+        kernel=kernel,
+        device=layer.device,
+        dtype=layer.dtype.name,
+        threads=get_num_threads() if choice.row.name == "numba" else None,
+        workspace_bytes=running + held + between + states + copied_x,
+        kept_bytes=(held + between + copied_x) if keep else 0,
+        why=choice.why,
+    )

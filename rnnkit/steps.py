@@ -1,0 +1,187 @@
+"""RNNCell, GRUCell, LSTMCell: one time step, as torch.nn's cells. For decoding, streaming and custom loops.
+
+    h = cell(x, h0)          (h, c) = cell(x, (h0, c0))          dx, dh0 = cell.backward(dh)
+
+x (B, I) or (I,), states (B, H) or (H,), zeros where not given. Parameters `weight_ih` (G*H, I), `weight_hh` (G*H,
+H), `bias_ih`, `bias_hh` (G*H,). A cell is a layer of one step: the same kernels, and `backward` answers for the
+last call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnnkit import _checks, ops
+from rnnkit._device import array_module
+from rnnkit.backends import Choice, check_backend, select
+from rnnkit.cells import CELLS, Weights
+from rnnkit.layers import PARTS, uniform_parameters
+from rnnkit.module import Array, Module, grad_enabled, make_rng
+
+
+class StepCell(Module):
+    """What RNNCell, GRUCell and LSTMCell share."""
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        dtype: Any,
+        device: Any,
+        backend: str | None,
+        rng: Any,
+    ) -> None:
+        self.input_size = _checks.positive_int("input_size", input_size)
+        self.hidden_size = _checks.positive_int("hidden_size", hidden_size)
+        check_backend(backend)
+        generator = make_rng(rng)
+        super().__init__(dtype, device)
+        self.cell, self.backend, self.bias = CELLS[cell], backend, bool(bias)
+        self._choice()
+        drawn = uniform_parameters(self.cell, self.input_size, self.hidden_size, 0, self.bias, self.dtype, generator)
+        for name, value in drawn.items():
+            self._add_param(name, value)
+        self._saved: tuple[ops.Saved, bool] | None = None
+
+    def __repr__(self) -> str:
+        bias = "" if self.bias else ", bias=False"
+        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{bias}, dtype={self.dtype})"
+
+    def _choice(self) -> Choice:
+        return select(self.device, self.dtype.name, self.cell.name, self.backend)
+
+    def _weights(self) -> Weights:
+        return Weights(*(self._params.get(name) for _, name in PARTS))
+
+    def __call__(self, x: Array, h0: Any = None) -> Any:
+        """h = cell(x, h0); for LSTMCell (h, c) = cell(x, (h0, c0)).
+
+        x (B, I) or (I,); h0, c0 (B, H) or (H,), zeros where not given. Returns states as given.
+        Raises ValueError or TypeError naming the argument.
+        """
+        self._check_x(x)
+        unbatched = x.ndim == 1
+        x = x[None] if unbatched else x
+        state0 = self._states(h0, ("h0", "c0"), x.shape[0], unbatched)
+        xp: Any = array_module(x)
+        _, state, saved = ops.scan(
+            self.cell,
+            self._choice(),
+            xp.ascontiguousarray(x[None]),
+            state0,
+            self._weights(),
+            None,
+            False,
+            grad_enabled(),
+        )
+        self._saved = None if saved is None else (saved, unbatched)
+        return self._given_back(state, unbatched)
+
+    def backward(self, dh: Any, *extra: Any) -> Any:
+        """dx, dh0 = cell.backward(dh); for LSTMCell dx, (dh0, dc0) = cell.backward((dh, dc)); a None stands for zeros.
+
+        Adds the parameters' gradients into `cell.grads`. Raises RuntimeError before any call or after one under
+        `no_grad()`.
+        """
+        if self._saved is None:
+            raise RuntimeError("backward needs a forward call of this cell first, and one outside rnnkit.no_grad()")
+        saved, unbatched = self._saved
+        if extra:
+            raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
+        dstate = self._states(dh, ("dh", "dc"), saved.x.shape[1], unbatched)
+        dx, dstate0, dweights = ops.scan_gradients(saved, None, dstate, self._weights())
+        for name, grad in zip((name for _, name in PARTS), dweights, strict=True):
+            if grad is not None:
+                self._grads[name] += grad
+        return (dx[0, 0] if unbatched else dx[0]), self._given_back(dstate0, unbatched)
+
+    def _check_x(self, x: Array) -> None:
+        _checks.array("x", x, self.dtype, self.device)
+        I = self.input_size
+        if x.ndim not in (1, 2) or x.shape[-1] != I:
+            raise ValueError(f"x must have shape (B, input_size={I}) or (input_size={I},), got {tuple(x.shape)}")
+
+    def _states(self, given: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
+        """The states as (B, H) each, checked; None becomes zeros."""
+        count = len(self.cell.states)
+        if given is None:
+            given = (None,) * count
+        elif count == 1:
+            given = (given,)
+        elif not isinstance(given, (tuple, list)) or len(given) != 2:
+            kind = type(given).__name__
+            raise TypeError(f"the state of an LSTMCell must be a pair ({names[0]}, {names[1]}), got {kind}")
+        xp: Any = array_module(self._params["weight_hh"])
+        H = self.hidden_size
+        states = []
+        for name, s in zip(names, given, strict=False):
+            if s is None:
+                states.append(xp.zeros((B, H), self.dtype))
+                continue
+            shape, means = ((H,), "(H,)") if unbatched else ((B, H), "(B, H)")
+            _checks.shaped(name, s, shape, self.dtype, self.device, means)
+            states.append(s.reshape(B, H))
+        return tuple(states)
+
+    @staticmethod
+    def _given_back(state: tuple[Array, ...], unbatched: bool) -> Any:
+        state = tuple(s[0] for s in state) if unbatched else state
+        return state[0] if len(state) == 1 else state
+
+
+class RNNCell(StepCell):
+    """One step of an Elman RNN, tanh or relu. As torch.nn.RNNCell; the keywords are rnnkit.RNN's."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: str | None = None,
+        rng: Any = None,
+    ) -> None:
+        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, ("tanh", "relu"))
+        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, dtype, device, backend, rng)
+
+
+class GRUCell(StepCell):
+    """One step of a GRU, in either reset mode. As torch.nn.GRUCell; the keywords are rnnkit.GRU's."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: str | None = None,
+        rng: Any = None,
+    ) -> None:
+        self.reset_after = bool(reset_after)
+        cell = "gru" if reset_after else "gru_reset_before"
+        super().__init__(cell, input_size, hidden_size, bias, dtype, device, backend, rng)
+
+
+class LSTMCell(StepCell):
+    """One step of an LSTM. As torch.nn.LSTMCell; the keywords are rnnkit.LSTM's. The state is a pair (h, c)."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: str | None = None,
+        rng: Any = None,
+    ) -> None:
+        super().__init__("lstm", input_size, hidden_size, bias, dtype, device, backend, rng)
