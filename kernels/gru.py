@@ -26,7 +26,7 @@ def make(jit, act) -> SimpleNamespace:
         return (r, z, n, u[2]), n + z * (h_prev - n), c_prev
 
     @jit
-    def backward(kept, h_prev, c_prev, h, c, dh, dc):
+    def backward(kept, h_prev, c_prev, dh, dc):
         r, z, n, u_n = kept
         da_n = dh * (1.0 - z) * (1.0 - n * n)
         da_z = dh * (h_prev - n) * z * (1.0 - z)

@@ -28,6 +28,11 @@ def inner(function: Callable) -> Any:
     return numba.njit(function, forceinline=True, **_OPTIONS)
 
 
+def outer(function: Callable) -> Any:
+    """A function that other kernels call, too large to be compiled into each place that does."""
+    return numba.njit(function, forceinline=False, **_OPTIONS)  # said, or its first caller's would hold
+
+
 def entry(key: tuple[str, ...]) -> Callable[[Callable], Any]:
     """A function that Python calls, compiled at its first call and cached under `key` (its cell, its dtype, …)."""
 

@@ -1,7 +1,7 @@
 """LSTM, pointwise: i,f,o = sigmoid(a), g = tanh(a), a = x_side + h_side; c = f c' + i g; h = o tanh(c).
 
-One scalar source for every target; `jit` and `act` come from it. Kept for backward: i,f,g,o; tanh(c) is computed again,
-which costs less than a fifth array to write and read. Under projection "h" here is what W_hr multiplies.
+One scalar source for every target; `jit` and `act` come from it. Kept for backward: i,f,g,o; c and tanh(c) are computed
+again, which costs less than writing and reading them. Under projection "h" here is what W_hr multiplies.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def make(jit, act) -> SimpleNamespace:
         return (i, f, g, o), o * tanh(c), c
 
     @jit
-    def backward(kept, h_prev, c_prev, h, c, dh, dc):
+    def backward(kept, h_prev, c_prev, dh, dc):
         i, f, g, o = kept
-        tanh_c = tanh(c)
+        tanh_c = tanh(f * c_prev + i * g)
         dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
         da = (
             dc * g * i * (1.0 - i),

@@ -1,12 +1,14 @@
-"""C (+)= A W^T on packed weights: the product of one time step, in register tiles.
+"""Matrix products in register tiles: the product of one time step, and the large ones before and after the scan.
 
-A tile holds `rows` x `columns` accumulators in registers (columns counted in vectors) and walks K once: each
-weight vector is loaded once and multiplied by one element of each row. Weights are packed once a call as
-[panel][K][columns * lanes], so the walk streams memory. Every row's sum runs over k in the same order, whatever
-rows share its tile: a row's bits do not depend on the batch around it, nor on the number of threads.
+A tile holds rows x columns accumulators in registers (columns counted in vectors) and walks K once: each weight vector
+is loaded once and multiplied by one element of each row, which may stand anywhere (`a_row`, `a_k` bytes apart), so that
+A and A^T are the same to it. Weights are packed as [panel][K][columns * lanes], so the walk streams memory.
 
-Tile shapes by the host's registers, accumulators + weights + one broadcast value: AVX-512 has 32 registers, 6 x 4
-+ 4 + 1; AVX2 has 16, 6 x 2 + 2 + 1; SSE2 has 16 too, NEON 32, and the smaller shape serves both.
+Every element of C sums over k in one order, whatever tile it falls in: a row's bits depend neither on the rows beside
+it nor on the number of threads.
+
+Tile shapes by the host's registers, accumulators + weights + one broadcast value: AVX-512 has 32 registers, 6 x 4 + 4 +
+1; AVX2 has 16, 6 x 2 + 2 + 1; SSE2 has 16 too, NEON 32, and the smaller shape serves both.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rnnkit.kernels.jit import entry, inner
+from rnnkit.kernels.jit import entry, inner, outer
 from rnnkit.kernels.vector import (
     emit_load,
+    emit_load_up_to,
     emit_store,
+    emit_store_up_to,
     llvm_function,
     pointer,
     splat,
@@ -33,6 +37,11 @@ from rnnkit.kernels.vector import (
 
 _TILES = {64: (6, 4), 32: (6, 2), 16: (6, 2)}  # vector bytes: (rows, columns)
 
+# Steps of K that one pass over dW covers: its operands' slices then stay in the second-level cache.
+K_BLOCK = 256
+# Rows of A that one pass over the panels of W covers, for the same reason.
+ROW_BLOCK = 96
+
 
 def tile_shape() -> tuple[int, int]:
     """(rows, columns in vectors) of the host's largest tile."""
@@ -40,16 +49,145 @@ def tile_shape() -> tuple[int, int]:
 
 
 def padded(columns: int, dtype: str) -> int:
-    """`columns` rounded up to whole vectors: the row stride that a product's C needs."""
+    """`columns` rounded up to whole vectors: what a packed weight matrix of so many rows takes for each k."""
     lanes = vectors(dtype).lanes
     return -(-columns // lanes) * lanes
 
 
+# Loops over larger tiles than this are not unrolled: they hold enough work already, and compiling takes seconds.
+UNROLLED_BELOW = 8
+
+
+def not_unrolled(module: ir.Module) -> Any:
+    """Loop metadata that turns LLVM's unrolling off; such a node names itself first."""
+    loop = module.add_metadata([module.add_metadata(["llvm.loop.unroll.disable"])])
+    loop.operands = (loop, *loop.operands)
+    return loop
+
+
+@cache
+def products(dtype: str) -> SimpleNamespace:
+    """The products of a dtype, for other kernels: addresses and strides in bytes.
+
+    product(a, a_row, w, K, c, c_row, N, rows, add)    C (rows, N) = A (rows, K) W^T, or C += where add is not 0
+    product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add)   for `steps` A's with one W
+    """
+    v = vectors(dtype)
+    vec, itemsize, lanes = v.type, v.itemsize, v.lanes
+    max_rows, max_columns = tile_shape()
+    vector_size = itemsize * lanes
+
+    def emit_tile(builder: ir.IRBuilder, sums: list, a, a_row, a_k, w, K, c, c_row, last, add) -> None:
+        """One tile's code. sums[m][n] are stack slots, which LLVM keeps in registers; `last` lanes end C's rows."""
+        columns = len(sums[0])
+
+        def number(n: int) -> ir.Constant:
+            return ir.Constant(a.type, n)
+
+        def c_at(m: int, n: int) -> ir.Value:
+            return builder.add(builder.add(c, builder.mul(c_row, number(m))), number(n * vector_size))
+
+        fma = llvm_function(builder, "llvm.fma", vec.llvm, 3)
+        for slot in (slot for row in sums for slot in row):
+            builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
+        before, body, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("k.end")
+        builder.cbranch(builder.icmp_signed(">", K, number(0)), body, after)
+        builder.position_at_end(body)
+        k = builder.phi(K.type)
+        k.add_incoming(number(0), before)
+        w_at = builder.add(w, builder.mul(k, number(columns * vector_size)))
+        weights = [emit_load(builder, vec, builder.add(w_at, number(n * vector_size))) for n in range(columns)]
+        a_at = builder.add(a, builder.mul(k, a_k))
+        for m, row in enumerate(sums):
+            at = builder.add(a_at, builder.mul(a_row, number(m)))
+            scalar = builder.load(pointer(builder, at, vec.llvm_scalar))
+            scalar.align = itemsize
+            value = splat(builder, vec.llvm, scalar)
+            for n, slot in enumerate(row):
+                builder.store(builder.call(fma, [value, weights[n], builder.load(slot)]), slot)
+        following = builder.add(k, number(1))
+        k.add_incoming(following, body)
+        back = builder.cbranch(builder.icmp_signed("<", following, K), body, after)
+        if len(sums) * columns > UNROLLED_BELOW:
+            back.set_metadata("llvm.loop", not_unrolled(builder.module))
+        builder.position_at_end(after)
+        # C joins at the end: a sum over many blocks of K is then a sum of short sums, and rounds less.
+        with builder.if_then(add):
+            for m, row in enumerate(sums):
+                for n, slot in enumerate(row):
+                    at = c_at(m, n)
+                    value = emit_load(builder, vec, at) if n < columns - 1 else emit_load_up_to(builder, vec, at, last)
+                    builder.store(builder.fadd(builder.load(slot), value), slot)
+        for m, row in enumerate(sums):
+            for n, slot in enumerate(row[:-1]):
+                emit_store(builder, builder.load(slot), c_at(m, n))
+            emit_store_up_to(builder, vec, builder.load(row[-1]), c_at(m, columns - 1), last)
+
+    @intrinsic
+    def tile(typing, rows, columns, a, a_row, a_k, w, K, c, c_row, last, add):
+        """A tile of any shape up to the largest: a switch to the code of that shape."""
+
+        def emit(context, builder, sig, args):
+            # The tiles are most of a kernel's machine code: one copy of them, whatever LLVM thinks of inlining.
+            builder.function.attributes.add("noinline")
+            rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add = args
+            adding = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
+            slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in range(max_columns)] for _ in range(max_rows)]
+            done = builder.append_basic_block("tile.done")
+            stride = ir.Constant(rows_.type, max_columns + 1)
+            switch = builder.switch(builder.add(builder.mul(rows_, stride), columns_), done)
+            for m in range(1, max_rows + 1):
+                for n in range(1, max_columns + 1):
+                    block = builder.append_basic_block(f"tile.{m}x{n}")
+                    switch.add_case(ir.Constant(rows_.type, m * (max_columns + 1) + n), block)
+                    builder.position_at_end(block)
+                    sums = [row[:n] for row in slots[:m]]
+                    emit_tile(builder, sums, a, a_row, a_k, w, K, c, c_row, last, adding)
+                    builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 11), emit
+
+    run_tile: Any = tile  # typed by Numba, not by its Python signature
+
+    word = types.intp  # every argument made one type, or each mix of types would compile the tiles again
+
+    @outer
+    def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add):
+        run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add)
+
+    @inner
+    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add):
+        left = N
+        blocks = (rows + max_rows - 1) // max_rows
+        while left > 0:
+            columns = min((left + lanes - 1) // lanes, max_columns)
+            last = min(left - (columns - 1) * lanes, lanes)
+            for step in range(steps):
+                for block in range(blocks):
+                    first, end = rows * block // blocks, rows * (block + 1) // blocks
+                    a_at, c_at = a + step * a_step + first * a_row, c + step * c_step + first * c_row
+                    one_tile(
+                        word(end - first), word(columns), word(a_at), word(a_row), word(a_k), word(w), word(K),
+                        word(c_at), word(c_row), word(last), word(add),
+                    )  # fmt: skip
+            w += K * columns * vector_size
+            c += columns * vector_size
+            left -= columns * lanes
+
+    @inner
+    def product(a, a_row, w, K, c, c_row, N, rows, add):
+        product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add)
+
+    return SimpleNamespace(product=product, product_steps=product_steps)
+
+
 @cache
 def packer(dtype: str):
-    """pack(w, packed): w (N, K), the rows of a weight matrix or a transposed view of one, into `packed_size` elements.
+    """pack(w, packed): w (N, K), the rows of a weight matrix or a transposed view of one.
 
-    The layout is [panel][K][columns * lanes], zero past N; the last panel may be narrower.
+    `packed` takes padded(N) * K elements: [panel][K][columns * lanes], zero past N; the last panel may be narrower.
     """
     lanes = vectors(dtype).lanes
     width = tile_shape()[1] * lanes
@@ -74,84 +212,78 @@ def packer(dtype: str):
 
 
 @cache
-def products(dtype: str) -> SimpleNamespace:
-    """product(a, lda, w, K, c, ldc, N, rows, add): addresses and strides in bytes; C's rows are whole vectors."""
-    v = vectors(dtype)
-    vec, itemsize, lanes = v.type, v.itemsize, v.lanes
-    max_rows, max_columns = tile_shape()
-    vector_size = itemsize * lanes
+def large_products(dtype: str) -> SimpleNamespace:
+    """The products outside time, for a share of the rows of their result: entry points.
 
-    def emit_tile(builder: ir.IRBuilder, sums: list, a, lda, w, K, c, ldc, add) -> None:
-        """One tile's code. sums[m][n] are stack slots, which LLVM keeps in registers."""
-        columns = len(sums[0])
+    rows_by_weights(x, w, y, r0, r1)          rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
+    over_time(d, x, out, sums, m0, m1, room)  rows [m0, m1) of out (M, N) = d^T x, of d (K, M) and x (K, N), and of
+                                              sums (M,), d's columns, unless empty; room: K_BLOCK * padded(N)
+    """
+    v, product, product_steps = vectors(dtype), products(dtype).product, products(dtype).product_steps
+    load, store, lanes, size = v.whole.load, v.whole.store, v.lanes, v.itemsize
+    load_first, store_first = v.first.load, v.first.store
+    width = tile_shape()[1] * lanes
 
-        def number(n: int) -> ir.Constant:
-            return ir.Constant(a.type, n)
-
-        def c_at(m: int, n: int) -> ir.Value:
-            return builder.add(builder.add(c, builder.mul(ldc, number(m))), number(n * vector_size))
-
-        fma = llvm_function(builder, "llvm.fma", vec.llvm, 3)
-        with builder.if_else(add) as (then, otherwise):
-            with then:
-                for m, row in enumerate(sums):
-                    for n, slot in enumerate(row):
-                        builder.store(emit_load(builder, vec, c_at(m, n)), slot)
-            with otherwise:
-                for slot in (slot for row in sums for slot in row):
-                    builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
-        with cgutils.for_range(builder, K) as loop:
-            w_k = builder.add(w, builder.mul(loop.index, number(columns * vector_size)))
-            weights = [emit_load(builder, vec, builder.add(w_k, number(n * vector_size))) for n in range(columns)]
-            a_k = builder.add(a, builder.mul(loop.index, number(itemsize)))
-            for m, row in enumerate(sums):
-                at = builder.add(a_k, builder.mul(lda, number(m)))
-                scalar = builder.load(pointer(builder, at, vec.llvm_scalar))
-                scalar.align = itemsize
-                value = splat(builder, vec.llvm, scalar)
-                for n, slot in enumerate(row):
-                    builder.store(builder.call(fma, [value, weights[n], builder.load(slot)]), slot)
-        for m, row in enumerate(sums):
-            for n, slot in enumerate(row):
-                emit_store(builder, builder.load(slot), c_at(m, n))
-
-    @intrinsic
-    def tile(typing, rows, columns, a, lda, w, K, c, ldc, add):
-        """A tile of any shape up to the largest: a switch to the code of that shape."""
-
-        def emit(context, builder, sig, args):
-            rows_, columns_, a, lda, w, K, c, ldc, add = args
-            adding = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
-            slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in range(max_columns)] for _ in range(max_rows)]
-            done = builder.append_basic_block("tile.done")
-            stride = ir.Constant(rows_.type, max_columns + 1)
-            switch = builder.switch(builder.add(builder.mul(rows_, stride), columns_), done)
-            for m in range(1, max_rows + 1):
-                for n in range(1, max_columns + 1):
-                    block = builder.append_basic_block(f"tile.{m}x{n}")
-                    switch.add_case(ir.Constant(rows_.type, m * (max_columns + 1) + n), block)
-                    builder.position_at_end(block)
-                    emit_tile(builder, [row[:n] for row in slots[:m]], a, lda, w, K, c, ldc, adding)
-                    builder.branch(done)
-            builder.position_at_end(done)
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 9), emit
-
-    run_tile: Any = tile  # typed by Numba, not by its Python signature
+    @entry(("rows_by_weights", dtype))
+    def rows_by_weights(x, w, y, r0, r1):
+        K, N = x.shape[1], y.shape[1]
+        for r in range(r0, r1, ROW_BLOCK):
+            rows = min(ROW_BLOCK, r1 - r)
+            product(
+                x.ctypes.data + r * K * size,
+                K * size,
+                w.ctypes.data,
+                K,
+                y.ctypes.data + r * N * size,
+                N * size,
+                N,
+                rows,
+                0,
+            )
 
     @inner
-    def product(a, lda, w, K, c, ldc, N, rows, add):
-        """C (rows, N) = A (rows, K) W^T, or C += where add is not 0; w as packed by `packer`."""
-        vectors_left = (N + lanes - 1) // lanes
-        blocks = (rows + max_rows - 1) // max_rows
-        while vectors_left > 0:
-            columns = min(vectors_left, max_columns)
-            for block in range(blocks):
-                first, end = rows * block // blocks, rows * (block + 1) // blocks
-                run_tile(end - first, columns, a + first * lda, lda, w, K, c + first * ldc, ldc, add)
-            w += K * columns * vector_size
-            c += columns * vector_size
-            vectors_left -= columns
+    def pack_columns(x, K, N, row, room):
+        """x (K, N), `row` bytes a row, as panels of its columns."""
+        for start in range(0, N, width):
+            columns = min(width, (N - start + lanes - 1) // lanes * lanes)
+            ending = min(columns, N - start) // lanes * lanes
+            for k in range(K):
+                source, target = x + k * row + start * size, room + k * columns * size
+                for n in range(0, ending, lanes):
+                    store(load(source + n * size, lanes), target + n * size, lanes)
+                if ending < columns:
+                    store(load_first(source + ending * size, N - start - ending), target + ending * size, lanes)
+            room += K * columns * size
 
-    return SimpleNamespace(product=product)
+    @inner
+    def add_columns(d, K, row, sums, M):
+        """sums (M,) += the sums over K rows of d, `row` bytes each."""
+        ending = M // lanes * lanes
+        for m in range(0, ending, lanes):
+            total = load(sums + m * size, lanes)
+            for k in range(K):
+                total = total + load(d + k * row + m * size, lanes)
+            store(total, sums + m * size, lanes)
+        if ending < M:
+            n, at = M - ending, ending * size
+            total = load_first(sums + at, n)
+            for k in range(K):
+                total = total + load_first(d + k * row + at, n)
+            store_first(total, sums + at, n)
+
+    @entry(("over_time", dtype))
+    def over_time(d, x, out, sums, m0, m1, room):
+        K, N = d.shape[0], x.shape[1]
+        d_row, x_row, out_row = d.strides[0], x.strides[0], N * size
+        for k in range(0, K, K_BLOCK):
+            steps = min(K_BLOCK, K - k)
+            d_at = d.ctypes.data + k * d_row + m0 * size
+            pack_columns(x.ctypes.data + k * x_row, steps, N, x_row, room.ctypes.data)
+            product_steps(
+                d_at, 0, size, d_row, room.ctypes.data, steps, out.ctypes.data + m0 * out_row, 0, out_row,
+                N, 1, m1 - m0, k,
+            )  # fmt: skip
+            if sums.size > 0:
+                add_columns(d_at, steps, d_row, sums.ctypes.data + m0 * size, m1 - m0)
+
+    return SimpleNamespace(rows_by_weights=rows_by_weights, over_time=over_time)

@@ -1,34 +1,33 @@
-"""RNN, pointwise: h = act(a), a = x_side + h_side. One scalar source for every target; `jit` and `act` come from it."""
+"""RNN, pointwise: h = act(a), a = x_side + h_side. One scalar source for every target; `jit` and `act` come from it.
+
+Kept for backward: h itself, from which both slopes follow: 1 - h^2, and h > 0.
+"""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-GATES, KEPT, SPLIT = 1, 0, False
+GATES, KEPT, SPLIT = 1, 1, False
 
 
 def make(jit, act, nonlinearity: str) -> SimpleNamespace:
     """forward and backward of one unit; a number may be a scalar or a vector of units."""
     activation = act.tanh if nonlinearity == "tanh" else act.relu
     positive = act.positive
-    tanh = nonlinearity == "tanh"
 
     @jit
     def forward(x, u, h_prev, c_prev):
-        return (), activation(x[0] + u[0]), c_prev
+        h = activation(x[0] + u[0])
+        return (h,), h, c_prev
 
-    if tanh:
+    @jit
+    def backward_tanh(kept, h_prev, c_prev, dh, dc):
+        da = dh * (1.0 - kept[0] * kept[0])
+        return (da,), (da,), 0.0, dc
 
-        @jit
-        def backward(kept, h_prev, c_prev, h, c, dh, dc):
-            da = dh * (1.0 - h * h)
-            return (da,), (da,), 0.0, dc
+    @jit
+    def backward_relu(kept, h_prev, c_prev, dh, dc):
+        da = dh * positive(kept[0])
+        return (da,), (da,), 0.0, dc
 
-    else:
-
-        @jit
-        def backward(kept, h_prev, c_prev, h, c, dh, dc):
-            da = dh * positive(h)
-            return (da,), (da,), 0.0, dc
-
-    return SimpleNamespace(forward=forward, backward=backward)
+    return SimpleNamespace(forward=forward, backward=backward_tanh if nonlinearity == "tanh" else backward_relu)

@@ -1,23 +1,21 @@
-"""The time loops of the CPU path: a whole sequence, for a slice of the batch, in one compiled call.
+"""The time loops of the CPU path: a whole sequence, for a share of the batch, in one compiled call.
 
-    forward     per step: u = h' W_hh^T into scratch, then the cell's pointwise pair row by row, 4 to 16 units at a time
-    backward    per step, last first: the pointwise pair, then dh' += du W_hh
+    forward     a chunk of steps at a time x W_ih^T; then per step += h W_hh^T, and the cell, 4 to 16 units at a time
+    backward    per step, last first: the cell, then dh += du W_hh
 
-Arrays are C-contiguous; B rows, of which this call takes [b0, b1). The sequence of states is kept in slots, one
-more than there are steps: step t reads slot t and writes slot t + 1, or reads t + 1 and writes t when reversed,
-so that the slots a step read are one array over time, the operand of dW_hh. `step` is 1, or 0 when nothing is
-kept: every slot is then the first.
+Rows are sorted by length, longest first, and stored packed: the steps of all rows one after the other in time order,
+step t holding rows 0 to counts[t] - 1, from offsets[t] on. N steps in all; without lengths that is plain (T, B, ·). So
+no work is done on padding, and what a step reads and writes is contiguous. Rows [b0, b1) are this call's; no other is
+touched. All arrays are C-contiguous.
 
-    gates_x (T, B, G*H)  x W_ih^T          bias_x, bias_h (G*H)       lengths (B,) steps of each row
-    w, w_proj, w_back, w_proj_back         W_hh, W_hr, W_hh^T and W_hr^T packed by kernels/product.py
-    h (T+1, B, R), c (T+1, B, H)           the slots; (1, B, ·) when step is 0
-    kept (T, B, KEPT*H), m (T, B, H)       what the cell keeps; W_hr's operand; one step of each when step is 0
-    y (T, B, R)                            zero where a row has ended, which the caller has seen to
-    scratch, scratch_proj                  (B, G*H) and (B, max(R, H)), each row padded to whole vectors
-    dh (B, R padded), dc (B, H)            in: gradients of the final states; out: of the initial ones
-
-A row that has ended (t >= lengths[b]) is not touched; the rows between the first and the last live one share the
-product.
+    x (N, I)                            w_x, w, w_proj: W_ih, W_hh, W_hr as product.py packs them; w_proj may be empty
+    bias_x, bias_h (G*H)                h (B, R), c (B, H): in the initial, out the final states
+    y (N, R)                            kept (N, KEPT*H), h_prev (N, R), c_prev (N, H): as `keep`, else empty
+    m (N or B, H)                       what the projection multiplies, of every step with `keep`, else of one
+    gates (chunk, B, G*H), u (B, G*H)   scratch; u only where the cell takes its two sides apart
+    dy (N, R) or empty                  dgates_x, dgates_h (N, G*H): out, one array where the sides are not apart
+    dh (B, R), dc (B, H)                in the gradients of the final states, out those of the initial ones
+    dm (B, H), dprojected (N, R)        scratch and out, under projection
 """
 
 from __future__ import annotations
@@ -30,144 +28,214 @@ from rnnkit.kernels.jit import entry, inner
 from rnnkit.kernels.product import products
 from rnnkit.kernels.vector import vectors
 
-# cell: (module with its constants, its pointwise pair, which h backward reads: "", "prev" or "new"; has c)
+# cell: (the module with its constants, its pointwise pair, whether the pair reads h', whether it has c)
 _CELLS = {
-    "rnn_tanh": (rnn, lambda act: rnn.make(inner, act, "tanh"), "new", False),
-    "rnn_relu": (rnn, lambda act: rnn.make(inner, act, "relu"), "new", False),
-    "gru": (gru, lambda act: gru.make(inner, act), "prev", False),
-    "lstm": (lstm, lambda act: lstm.make(inner, act), "", True),
+    "rnn_tanh": (rnn, lambda act: rnn.make(inner, act, "tanh"), False, False),
+    "rnn_relu": (rnn, lambda act: rnn.make(inner, act, "relu"), False, False),
+    "gru": (gru, lambda act: gru.make(inner, act), True, False),
+    "lstm": (lstm, lambda act: lstm.make(inner, act), False, True),
 }
 
 
 def kept_blocks(cell: str) -> int:
-    """How many arrays of H values a step of the cell keeps."""
+    """How many arrays of H values a step of the cell keeps, its states aside."""
     return _CELLS[cell][0].KEPT
 
 
-@inner
-def first_live(b0, b1, t, lengths):
-    """The first row of [b0, b1) with more than t steps; b1 if none."""
-    while b0 < b1 and lengths[b0] <= t:
-        b0 += 1
-    return b0
+def is_split(cell: str) -> bool:
+    """Whether the cell takes the input's and the hidden side's pre-activations apart."""
+    return _CELLS[cell][0].SPLIT
 
 
-@inner
-def last_live(b0, b1, t, lengths):
-    """One past the last row of [b0, b1) with more than t steps; b0 if none."""
-    while b1 > b0 and lengths[b1 - 1] <= t:
-        b1 -= 1
-    return b1
+def make_input_product(dtype: str):
+    """input_product(b0, b1, low, steps, x, w_x, offsets, counts, gates): gates = x W_ih^T, steps [low, low + steps).
+
+    Gives the rows from one step to the next in `gates`: B, or 0 for packed as x is, where the share is the whole batch.
+    """
+    product, product_steps, size = products(dtype).product, products(dtype).product_steps, vectors(dtype).itemsize
+
+    @inner
+    def input_product(b0, b1, low, steps, x, w_x, offsets, counts, gates):
+        _, B, GH = gates.shape
+        I = x.shape[1]
+        row, row_g, w, x_all, out = I * size, GH * size, w_x.ctypes.data, x.ctypes.data, gates.ctypes.data
+        x_low = x_all + offsets[low] * row
+        if b0 == 0 and b1 == B:
+            rows = offsets[low + steps] - offsets[low]
+            product(x_low, row, w, I, out, row_g, GH, rows, 0)
+            return 0
+        if counts[low + steps - 1] == B:
+            out += b0 * row_g
+            product_steps(
+                x_low + b0 * row, B * row, row, size, w, I, out, B * row_g, row_g, GH, steps, b1 - b0, 0
+            )  # fmt: skip
+            return B
+        for t in range(low, low + steps):
+            rows = min(b1, counts[t]) - b0
+            at = out + ((t - low) * B + b0) * row_g
+            product(x_all + (offsets[t] + b0) * row, row, w, I, at, row_g, GH, max(rows, 0), 0)
+        return B
+
+    return input_product
+
+
+def make_copy(dtype: str):
+    """copy(source, target, count): addresses, and how many values."""
+    v = vectors(dtype)
+    load, store, load_first, store_first = v.whole.load, v.whole.store, v.first.load, v.first.store
+    size, lanes = v.itemsize, v.lanes
+
+    @inner
+    def copy(source, target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(load(source + j * size, lanes), target + j * size, lanes)
+        if last < count:
+            n = count - last
+            store_first(load_first(source + last * size, n), target + last * size, n)
+
+    return copy
+
+
+def make_add_to(dtype: str):
+    """add_to(source, target, count): target += source."""
+    v = vectors(dtype)
+    load, store, load_first, store_first = v.whole.load, v.whole.store, v.first.load, v.first.store
+    size, lanes = v.itemsize, v.lanes
+
+    @inner
+    def add_to(source, target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(load(source + j * size, lanes) + load(target + j * size, lanes), target + j * size, lanes)
+        if last < count:
+            n, at = count - last, last * size
+            store_first(load_first(source + at, n) + load_first(target + at, n), target + at, n)
+
+    return add_to
+
+
+def make_clear(dtype: str):
+    """clear(target, count): target = 0."""
+    v = vectors(dtype)
+    store, store_first, size, lanes = v.whole.store, v.first.store, v.itemsize, v.lanes
+
+    @inner
+    def clear(target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(0.0, target + j * size, lanes)
+        if last < count:
+            store_first(0.0, target + last * size, count - last)
+
+    return clear
 
 
 def make_forward(cell: str, dtype: str):
-    """forward(b0, b1, reverse, step, …): see the module's docstring. w_proj has elements under projection."""
-    module, make_pair, _, has_c = _CELLS[cell]
+    """forward(b0, b1, reverse, keep, …): see the module's docstring."""
+    module, make_pair, reads_h, has_c = _CELLS[cell]
     pair, v, product = make_pair(activations(dtype)).forward, vectors(dtype), products(dtype).product
-    load, store, load_blocks, store_blocks, zero = v.load, v.store, v.load_blocks, v.store_blocks, v.zero
-    size, lanes, G, KEPT = v.itemsize, v.lanes, module.GATES, module.KEPT
+    zero, add_blocks, copy, input_product = v.zero, v.add_blocks, make_copy(dtype), make_input_product(dtype)
+    size, lanes, G, KEPT, SPLIT = v.itemsize, v.lanes, module.GATES, module.KEPT, module.SPLIT
 
-    @inner
-    def pointwise(x, bias_x, u, bias_h, h_prev, c_prev, kept, out, out_too, c, H, write_kept):
-        """One row: H units. All but H and write_kept are addresses; out_too repeats out."""
-        for j in range(0, H, lanes):
-            n, at, block = H - j, j * size, H * size
-            xs = load_blocks(x + at, block, n, G)
-            bxs = load_blocks(bias_x + at, block, n, G)
-            us = load_blocks(u + at, block, n, G)
-            bhs = load_blocks(bias_h + at, block, n, G)
-            c_before = load(c_prev + at, n) if has_c else zero()
-            h_before = zero() if has_c else load(h_prev + at, n)
-            xs, us = add_blocks(xs, bxs), add_blocks(us, bhs)
-            values, h_new, c_new = pair(xs, us, h_before, c_before)
-            if write_kept:
+    def units(memory):
+        """The cell on one vector of units, the j-th and on, of one row."""
+        load, store, load_blocks, store_blocks = memory.load, memory.store, memory.load_blocks, memory.store_blocks
+
+        @inner
+        def step(j, n, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y):
+            at, block = j * size, H * size
+            xs = add_blocks(load_blocks(g + at, block, n, G), load_blocks(bias_x + at, block, n, G))
+            us = load_blocks(bias_h + at, block, n, G)
+            if SPLIT:
+                us = add_blocks(us, load_blocks(u + at, block, n, G))
+            c_before = load(c + at, n) if has_c else zero()
+            values, h_new, c_new = pair(xs, us, load(h + at, n) if reads_h else zero(), c_before)
+            if keep:
                 store_blocks(values, kept + at, block, n)
+                if has_c:
+                    store(c_before, c_prev + at, n)
             store(h_new, out + at, n)
-            store(h_new, out_too + at, n)
+            if write_y:
+                store(h_new, y + at, n)
             if has_c:
                 store(c_new, c + at, n)
 
-    add_blocks = v.add_blocks
+        return step
+
+    whole, ending = units(v.whole), units(v.first)
+
+    @inner
+    def pointwise(g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y):
+        """One row: H units. All but H and the flags are addresses; the new h goes to `out` and, with write_y, to y."""
+        last = H // lanes * lanes
+        for j in range(0, last, lanes):
+            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)
+        if last < H:
+            ending(last, H - last, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)
 
     @entry(("forward", cell, dtype))
     def forward(
-        b0, b1, reverse, step, gates_x, bias_x, bias_h, w, w_proj, lengths, h, c, kept, m, y, scratch, scratch_proj
-    ):
-        T, B, GH = gates_x.shape
-        H, R = GH // G, y.shape[2]
+        b0, b1, reverse, keep, x, offsets, counts, w_x, bias_x, bias_h, w, w_proj,
+        h, c, y, kept, h_prev, c_prev, m, gates, u,
+    ):  # fmt: skip
+        chunk, _, GH = gates.shape
+        T, H, R = counts.shape[0], GH // G, y.shape[1]
         projected = w_proj.size > 0
-        row_x, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
-        row_u, row_p = scratch.shape[1] * size, scratch_proj.shape[1] * size
-        bx, bh = bias_x.ctypes.data, bias_h.ctypes.data
-        for s in range(T):
-            t = T - 1 - s if reverse else s
-            lo = first_live(b0, b1, t, lengths)
-            hi = last_live(lo, b1, t, lengths)
-            before, after = (t + 1, t) if reverse else (t, t + 1)
-            h_before = h.ctypes.data + before * step * B * row_h
-            h_after = h.ctypes.data + after * step * B * row_h
-            c_before = c.ctypes.data + before * step * B * row_c
-            c_after = c.ctypes.data + after * step * B * row_c
-            m_now = m.ctypes.data + t * step * B * row_c
-            x_now = gates_x.ctypes.data + t * B * row_x
-            kept_now = kept.ctypes.data + t * step * B * row_kept
-            y_now = y.ctypes.data + t * B * row_h
-            u = scratch.ctypes.data
-            product(h_before + lo * row_h, row_h, w.ctypes.data, R, u + lo * row_u, row_u, GH, hi - lo, 0)
-            for r in range(lo, hi):
-                if t < lengths[r]:
-                    out = m_now + r * row_c if projected else h_after + r * row_h
-                    out_too = out if projected else y_now + r * row_h
+        row_g, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
+        for s0 in range(0, T, chunk):
+            steps = min(chunk, T - s0)
+            low = T - s0 - steps if reverse else s0
+            stride = input_product(b0, b1, low, steps, x, w_x, offsets, counts, gates)
+            for s in range(steps):
+                t = low + steps - 1 - s if reverse else low + s
+                end, at = min(b1, counts[t]), offsets[t]
+                if end <= b0:
+                    continue
+                g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g
+                into, add = (u.ctypes.data, 0) if SPLIT else (g, 1)
+                h_rows, rows = h.ctypes.data + b0 * row_h, end - b0
+                if keep:
+                    copy(h_rows, h_prev.ctypes.data + (at + b0) * row_h, rows * R)
+                product(h_rows, row_h, w.ctypes.data, R, into + b0 * row_g, row_g, GH, rows, add)
+                for r in range(b0, end):
+                    m_row = m.ctypes.data + (at + r if keep else r) * row_c
                     pointwise(
-                        x_now + r * row_x,
-                        bx,
-                        u + r * row_u,
-                        bh,
-                        h_before + r * row_h,
-                        c_before + r * row_c,
-                        kept_now + r * row_kept,
-                        out,
-                        out_too,
-                        c_after + r * row_c,
-                        H,
-                        step,
-                    )
-            if projected:
-                p = scratch_proj.ctypes.data
-                product(m_now + lo * row_c, row_c, w_proj.ctypes.data, H, p + lo * row_p, row_p, R, hi - lo, 0)
-                for r in range(lo, hi):
-                    if t < lengths[r]:
-                        for j in range(0, R, lanes):
-                            value = load(p + r * row_p + j * size, R - j)
-                            store(value, h_after + r * row_h + j * size, R - j)
-                            store(value, y_now + r * row_h + j * size, R - j)
+                        g + r * row_g, u.ctypes.data + r * row_g, bias_x.ctypes.data, bias_h.ctypes.data,
+                        h.ctypes.data + r * row_h, c.ctypes.data + r * row_c,
+                        m_row if projected else h.ctypes.data + r * row_h, y.ctypes.data + (at + r) * row_h,
+                        kept.ctypes.data + (at + r) * row_kept, c_prev.ctypes.data + (at + r) * row_c,
+                        H, keep, not projected,
+                    )  # fmt: skip
+                if projected:
+                    m_rows = m.ctypes.data + (at + b0 if keep else b0) * row_c
+                    product(m_rows, row_c, w_proj.ctypes.data, H, h_rows, row_h, R, rows, 0)
+                    copy(h_rows, y.ctypes.data + (at + b0) * row_h, rows * R)
 
     return forward
 
 
 def make_backward(cell: str, dtype: str):
-    """backward(b0, b1, reverse, …): see the module's docstring. dy has no elements where it is zero."""
-    module, make_pair, reads, has_c = _CELLS[cell]
+    """backward(b0, b1, reverse, …): see the module's docstring."""
+    module, make_pair, reads_h, has_c = _CELLS[cell]
     pair, v, product = make_pair(activations(dtype)).backward, vectors(dtype), products(dtype).product
-    load, store, load_blocks, store_blocks, zero = v.load, v.store, v.load_blocks, v.store_blocks, v.zero
-    size, lanes, KEPT, SPLIT, G = v.itemsize, v.lanes, module.KEPT, module.SPLIT, module.GATES
-    reads_prev, reads_new = reads == "prev", reads == "new"
+    zero, copy, add_to, clear = v.zero, make_copy(dtype), make_add_to(dtype), make_clear(dtype)
+    size, lanes, G, KEPT, SPLIT = v.itemsize, v.lanes, module.GATES, module.KEPT, module.SPLIT
 
-    @inner
-    def pointwise(kept, h_prev, c_prev, h, c, dy, has_dy, dm, dh, dc, dx, du, H):
-        """One row: H units. All but has_dy and H are addresses; dm is dh's source, dh where its direct part goes."""
-        for j in range(0, H, lanes):
-            n, at, block = H - j, j * size, H * size
-            values = load_blocks(kept + at, block, n, KEPT)
-            d_h = load(dm + at, n)
+    def units(memory):
+        """The cell's backward on one vector of units, the j-th and on, of one row."""
+        load, store, load_blocks, store_blocks = memory.load, memory.store, memory.load_blocks, memory.store_blocks
+
+        @inner
+        def step(j, n, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H):
+            at, block = j * size, H * size
+            d_h = load(dh + at, n)
             if has_dy:
                 d_h = d_h + load(dy + at, n)
             dxs, dus, dh_direct, dc_prev = pair(
-                values,
-                load(h_prev + at, n) if reads_prev else zero(),
+                load_blocks(kept + at, block, n, KEPT),
+                load(h_prev + at, n) if reads_h else zero(),
                 load(c_prev + at, n) if has_c else zero(),
-                load(h + at, n) if reads_new else zero(),
-                load(c + at, n) if has_c else zero(),
                 d_h,
                 load(dc + at, n) if has_c else zero(),
             )
@@ -178,78 +246,52 @@ def make_backward(cell: str, dtype: str):
             if has_c:
                 store(dc_prev, dc + at, n)
 
+        return step
+
+    whole, ending = units(v.whole), units(v.first)
+
     @inner
-    def fill_zero(address, count):
-        for j in range(0, count, lanes):
-            store(0.0, address + j * size, count - j)
+    def pointwise(kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H):
+        """One row: H units. All but has_dy and H are addresses; dh becomes what reaches h' past the product."""
+        last = H // lanes * lanes
+        for j in range(0, last, lanes):
+            whole(j, lanes, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
+        if last < H:
+            ending(last, H - last, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
 
     @entry(("backward", cell, dtype))
     def backward(
-        b0,
-        b1,
-        reverse,
-        dy,
-        w_back,
-        w_proj_back,
-        lengths,
-        h,
-        c,
-        kept,
-        dgates_x,
-        dgates_h,
-        dprojected,
-        dh,
-        dc,
-        scratch_proj,
-    ):
-        T, B, GH = dgates_x.shape
-        H, R = GH // G, h.shape[2]
-        projected, has_dy = w_proj_back.size > 0, dy.size > 0
-        row_x, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
-        row_dh, row_p = dh.shape[1] * size, scratch_proj.shape[1] * size
-        dh_all, dc_all, p = dh.ctypes.data, dc.ctypes.data, scratch_proj.ctypes.data
+        b0, b1, reverse, dy, offsets, counts, w, w_proj, kept, h_prev, c_prev,
+        dgates_x, dgates_h, dh, dc, dm, dprojected,
+    ):  # fmt: skip
+        T, GH, R = counts.shape[0], dgates_x.shape[1], dh.shape[1]
+        H = GH // G
+        projected, has_dy = w_proj.size > 0, dy.size > 0
+        row_g, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
         for s in range(T):
             t = s if reverse else T - 1 - s
-            lo = first_live(b0, b1, t, lengths)
-            hi = last_live(lo, b1, t, lengths)
-            before, after = (t + 1, t) if reverse else (t, t + 1)
-            h_before, h_after = h.ctypes.data + before * B * row_h, h.ctypes.data + after * B * row_h
-            c_before, c_after = c.ctypes.data + before * B * row_c, c.ctypes.data + after * B * row_c
-            kept_now = kept.ctypes.data + t * B * row_kept
-            dx_now, du_now = dgates_x.ctypes.data + t * B * row_x, dgates_h.ctypes.data + t * B * row_x
-            dy_now = dy.ctypes.data + t * B * row_h
+            end, at = min(b1, counts[t]), offsets[t]
+            if end <= b0:
+                continue
+            rows, dh_rows = end - b0, dh.ctypes.data + b0 * row_h
             if projected:
-                dp_now = dprojected.ctypes.data + t * B * row_h
-                for r in range(lo, hi):
-                    live = t < lengths[r]
-                    for j in range(0, R, lanes):
-                        value = load(dh_all + r * row_dh + j * size, R - j) if live else zero()
-                        if live and has_dy:
-                            value = value + load(dy_now + r * row_h + j * size, R - j)
-                        store(value, dp_now + r * row_h + j * size, R - j)
-                product(dp_now + lo * row_h, row_h, w_proj_back.ctypes.data, R, p + lo * row_p, row_p, H, hi - lo, 0)
-            for r in range(lo, hi):
-                if t < lengths[r]:
-                    pointwise(
-                        kept_now + r * row_kept,
-                        h_before + r * row_h,
-                        c_before + r * row_c,
-                        h_after + r * row_h,
-                        c_after + r * row_c,
-                        dy_now + r * row_h,
-                        has_dy and not projected,
-                        p + r * row_p if projected else dh_all + r * row_dh,
-                        p + r * row_p if projected else dh_all + r * row_dh,
-                        dc_all + r * row_c,
-                        dx_now + r * row_x,
-                        du_now + r * row_x,
-                        H,
-                    )
-                    if projected:
-                        fill_zero(dh_all + r * row_dh, R)
-                else:
-                    fill_zero(du_now + r * row_x, GH)
-            product(du_now + lo * row_x, row_x, w_back.ctypes.data, GH, dh_all + lo * row_dh, row_dh, R, hi - lo, 1)
+                dp = dprojected.ctypes.data + (at + b0) * row_h
+                copy(dh_rows, dp, rows * R)
+                if has_dy:
+                    add_to(dy.ctypes.data + (at + b0) * row_h, dp, rows * R)
+                clear(dh_rows, rows * R)
+                product(dp, row_h, w_proj.ctypes.data, R, dm.ctypes.data + b0 * row_c, row_c, H, rows, 0)
+            for r in range(b0, end):
+                pointwise(
+                    kept.ctypes.data + (at + r) * row_kept, h_prev.ctypes.data + (at + r) * row_h,
+                    c_prev.ctypes.data + (at + r) * row_c, dy.ctypes.data + (at + r) * row_h,
+                    has_dy and not projected,
+                    dm.ctypes.data + r * row_c if projected else dh.ctypes.data + r * row_h,
+                    dc.ctypes.data + r * row_c,
+                    dgates_x.ctypes.data + (at + r) * row_g, dgates_h.ctypes.data + (at + r) * row_g, H,
+                )  # fmt: skip
+            du = dgates_h.ctypes.data + (at + b0) * row_g
+            product(du, row_g, w.ctypes.data, GH, dh_rows, row_h, R, rows, 1)
 
     return backward
 

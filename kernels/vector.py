@@ -1,8 +1,8 @@
 """A vector as a number: the Numba type `Vec`, so that one scalar source of a cell compiles to SIMD on the CPU.
 
     v = vectors("float32")                      lanes chosen from the host: 16 with AVX-512, 8 with AVX2, 4 else
-    a = v.load(address, n)                      n <= v.lanes live lanes; the rest are zero and are not read
-    v.store(a * b + 1.0, address, n)            + - * / between Vecs and numbers; a * b + c may fuse
+    a = v.whole.load(address, n)                v.first.load takes the n lanes that end a row, and reads no other
+    v.whole.store(a * b + 1.0, address, n)      + - * / between Vecs and numbers; a * b + c may fuse
 
 Nothing depends on LLVM noticing that a loop can be vectorised: arithmetic on a Vec is vector arithmetic.
 Addresses are plain integers. Products and sums carry the `contract` flag alone, so NaN, infinities and signed
@@ -161,19 +161,34 @@ def _masked(builder: ir.IRBuilder, vec: VecType, kind: str) -> ir.Function:
     return cgutils.get_or_insert_function(builder.module, signature_, f"llvm.masked.{kind}.{suffix}.p0")
 
 
-def emit_load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
-    """n lanes; the whole vector by an ordinary load, which every panel but the last takes."""
+def _load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+    zero = ir.Constant(vec.llvm, [0.0] * vec.lanes)
+    arguments = [pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n), zero]
+    return builder.call(_masked(builder, vec, "load"), arguments)
+
+
+def _store_first(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+    arguments = [value, pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n)]
+    builder.call(_masked(builder, vec, "store"), arguments)
+
+
+def _load_whole(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+    return emit_load(builder, vec, address)
+
+
+def _store_whole(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+    emit_store(builder, value, address)
+
+
+def emit_load_up_to(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+    """The first n lanes, or the whole vector where n reaches its end; decided at run time."""
     whole = builder.icmp_signed(">=", n, ir.Constant(n.type, vec.lanes))
     with builder.if_else(whole, likely=True) as (then, otherwise):
         with then:
             full = emit_load(builder, vec, address)
             full_block = builder.block
         with otherwise:
-            zero = ir.Constant(vec.llvm, [0.0] * vec.lanes)
-            part = builder.call(
-                _masked(builder, vec, "load"),
-                [pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n), zero],
-            )
+            part = _load_first(builder, vec, address, n)
             part_block = builder.block
     value = builder.phi(vec.llvm)
     value.add_incoming(full, full_block)
@@ -181,52 +196,76 @@ def emit_load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: i
     return value
 
 
-def emit_store_first(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+def emit_store_up_to(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+    """The first n lanes, or the whole vector where n reaches its end; decided at run time."""
     whole = builder.icmp_signed(">=", n, ir.Constant(n.type, vec.lanes))
     with builder.if_else(whole, likely=True) as (then, otherwise):
         with then:
             emit_store(builder, value, address)
         with otherwise:
-            builder.call(
-                _masked(builder, vec, "store"),
-                [
-                    value,
-                    pointer(builder, address, vec.llvm),
-                    ir.Constant(INT32, 4),
-                    _first_lanes(builder, vec, n),
-                ],
-            )
+            _store_first(builder, vec, value, address, n)
 
 
 @cache
 def vectors(dtype: str) -> SimpleNamespace:
     """The operations on Vecs of a dtype ("float32" or "float64"), as functions callable from Numba code.
 
-    load(address, n), store(value, address, n), zero()        one vector, n live lanes; a number can be stored
-    load_blocks(address, stride, n, count)                    a tuple of vectors `stride` bytes apart, count literal
-    store_blocks(values, address, stride, n)                  the tuple back
-    add_blocks(left, right)                                   two tuples, vector by vector
+    whole, first     two ways to memory: whole vectors (n is ignored), and the first n lanes (the rest zero, untouched):
+        load(address, n), store(value, address, n)             one vector; a number can be stored
+        load_blocks(address, stride, n, count)                 a tuple of vectors `stride` bytes apart, count literal
+        store_blocks(values, address, stride, n)               the tuple back
+    zero(), add_blocks(left, right)                           two tuples, vector by vector
     clamp(low, high)(a), relu(a), positive(a)                 NaN stays NaN (positive: 1 where a > 0, else 0)
     polynomial(coefficients)(a), power_of_two(t)              by Horner's rule, highest power first; see activations.py
     """
     itemsize = np.dtype(dtype).itemsize
     vec = VecType(types.float32 if dtype == "float32" else types.float64, vector_bytes() // itemsize)
 
-    @intrinsic
-    def load(typing, address, n):
-        def emit(context, builder, sig, args):
-            return emit_load_first(builder, vec, *args)
+    def memory(load_one, store_one) -> SimpleNamespace:
+        """load, store, load_blocks and store_blocks on one way to load and store a vector."""
 
-        return vec(types.intp, types.intp), emit
+        @intrinsic
+        def load(typing, address, n):
+            def emit(context, builder, sig, args):
+                return load_one(builder, vec, *args)
 
-    @intrinsic
-    def store(typing, value, address, n):
-        def emit(context, builder, sig, args):
-            whole = _as_vector(context, builder, args[0], sig.args[0], vec)
-            emit_store_first(builder, vec, whole, args[1], args[2])
-            return context.get_dummy_value()
+            return vec(types.intp, types.intp), emit
 
-        return types.void(value, types.intp, types.intp), emit
+        @intrinsic
+        def store(typing, value, address, n):
+            def emit(context, builder, sig, args):
+                whole = _as_vector(context, builder, args[0], sig.args[0], vec)
+                store_one(builder, vec, whole, args[1], args[2])
+                return context.get_dummy_value()
+
+            return types.void(value, types.intp, types.intp), emit
+
+        @intrinsic(prefer_literal=True)
+        def load_blocks(typing, address, stride, n, count):
+            blocks = types.UniTuple(vec, count.literal_value) if count.literal_value else types.Tuple(())
+
+            def emit(context, builder, sig, args):
+                address, stride, n, _ = args
+                values = []
+                for k in range(count.literal_value):
+                    at = builder.add(address, builder.mul(stride, ir.Constant(stride.type, k)))
+                    values.append(load_one(builder, vec, at, n))
+                return context.make_tuple(builder, blocks, values)
+
+            return blocks(types.intp, types.intp, types.intp, count), emit
+
+        @intrinsic
+        def store_blocks(typing, values, address, stride, n):
+            def emit(context, builder, sig, args):
+                values_, address, stride, n = args
+                for k, value in enumerate(cgutils.unpack_tuple(builder, values_, len(sig.args[0]))):
+                    at = builder.add(address, builder.mul(stride, ir.Constant(stride.type, k)))
+                    store_one(builder, vec, value, at, n)
+                return context.get_dummy_value()
+
+            return types.void(values, types.intp, types.intp, types.intp), emit
+
+        return SimpleNamespace(load=load, store=store, load_blocks=load_blocks, store_blocks=store_blocks)
 
     @intrinsic
     def zero(typing):
@@ -234,31 +273,6 @@ def vectors(dtype: str) -> SimpleNamespace:
             return constant(0)
 
         return vec(), emit
-
-    @intrinsic(prefer_literal=True)
-    def load_blocks(typing, address, stride, n, count):
-        blocks = types.UniTuple(vec, count.literal_value) if count.literal_value else types.Tuple(())
-
-        def emit(context, builder, sig, args):
-            address, stride, n, _ = args
-            values = []
-            for k in range(count.literal_value):
-                at = builder.add(address, builder.mul(stride, ir.Constant(stride.type, k)))
-                values.append(emit_load_first(builder, vec, at, n))
-            return context.make_tuple(builder, blocks, values)
-
-        return blocks(types.intp, types.intp, types.intp, count), emit
-
-    @intrinsic
-    def store_blocks(typing, values, address, stride, n):
-        def emit(context, builder, sig, args):
-            values_, address, stride, n = args
-            for k, value in enumerate(cgutils.unpack_tuple(builder, values_, len(sig.args[0]))):
-                at = builder.add(address, builder.mul(stride, ir.Constant(stride.type, k)))
-                emit_store_first(builder, vec, value, at, n)
-            return context.get_dummy_value()
-
-        return types.void(values, types.intp, types.intp, types.intp), emit
 
     @intrinsic
     def add_blocks(typing, left, right):
@@ -330,11 +344,9 @@ def vectors(dtype: str) -> SimpleNamespace:
         type=vec,
         lanes=vec.lanes,
         itemsize=itemsize,
-        load=load,
-        store=store,
+        whole=memory(_load_whole, _store_whole),
+        first=memory(_load_first, _store_first),
         zero=zero,
-        load_blocks=load_blocks,
-        store_blocks=store_blocks,
         add_blocks=add_blocks,
         clamp=clamp,
         relu=relu,

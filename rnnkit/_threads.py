@@ -1,7 +1,7 @@
 """One pool of threads for the compiled CPU kernels, which run without the GIL.
 
-A pool of our own, not Numba's parallel loops: its default layer aborts the process when two Python threads enter
-it at once, and a layer may be called from any thread. The calling thread takes the first share itself.
+A pool of our own, not Numba's parallel loops: its default layer aborts the process when two Python threads enter it at
+once, and a layer may be called from any thread. The calling thread takes the first share itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ _pool: ThreadPoolExecutor | None = None
 _pool_pid = 0
 _threads = 0
 
+# Handing a share to another thread costs about 50 us, the time of some 5 MFLOP a core:
+# below twice that it does not pay.
+SHARED_FROM = 1e7
+
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -35,8 +39,13 @@ def set_num_threads(threads: int) -> None:
     _threads = positive_int("threads", threads)
 
 
+def shares_of(work: float, most: int) -> int:
+    """Among how many threads to share `work` (FLOP) that splits into at most `most` parts."""
+    return max(1, min(get_num_threads(), most)) if work >= SHARED_FROM else 1
+
+
 def _workers() -> ThreadPoolExecutor:
-    """The pool, wide enough for every core; made anew in a forked child, whose parent's threads do not exist there."""
+    """The pool, wide enough for every core; made anew in a forked child, where its parent's threads do not exist."""
     global _pool, _pool_pid
     with _lock:
         if _pool is None or _pool_pid != os.getpid():
@@ -45,21 +54,14 @@ def _workers() -> ThreadPoolExecutor:
         return _pool
 
 
-# Handing a share to another thread costs about 50 us, the time of some 5 MFLOP a core:
-# below twice that it does not pay.
-SHARED_FROM = 1e7
-
-
-def over_batch(function: Callable[[int, int], None], B: int, work: float) -> None:
-    """function(b0, b1) over shares of B rows, one a thread; in this thread alone where `work` (FLOP) is too little."""
-    shares = min(get_num_threads(), B)
-    if shares <= 1 or work < SHARED_FROM:
-        function(0, B)
+def run_shares(function: Callable[[int, int], None], bounds: list[int]) -> None:
+    """function(low, high) for each two neighbours in `bounds`, at the same time; returns when all are done."""
+    if len(bounds) == 2:
+        function(bounds[0], bounds[1])
         return
-    bounds = [B * k // shares for k in range(shares + 1)]
-    others = [_workers().submit(function, b0, b1) for b0, b1 in pairwise(bounds[1:])]
+    others = [_workers().submit(function, low, high) for low, high in pairwise(bounds[1:])]
     try:
-        function(0, bounds[1])
+        function(bounds[0], bounds[1])
     finally:
         for other in others:
             other.result()

@@ -62,6 +62,9 @@ class Cell:
     products: tuple[tuple[str, int, int], ...] = field(default=())
     projects: bool = False
 
+    def __reduce__(self) -> Any:
+        return _cell_named, (self.name,)
+
     @property
     def n_gates(self) -> int:
         return len(self.gates)
@@ -215,3 +218,8 @@ CELLS: dict[str, Cell] = {
         ),
     )
 }
+
+
+def _cell_named(name: str) -> Cell:
+    """How a pickled row is found again."""
+    return CELLS[name]

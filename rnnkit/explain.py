@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rnnkit._threads import get_num_threads
+from rnnkit.backends import Sizes
 from rnnkit.layers import Recurrent
 from rnnkit.module import Array, Module, grad_enabled
 from rnnkit.steps import StepCell
@@ -57,13 +58,17 @@ def explain(layer: Module, x: Array) -> Explanation:
         raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}")
     choice, keep = layer._choice(), grad_enabled()
     H, R, size = layer.hidden_size, P or layer.hidden_size, layer.dtype.itemsize
-    kernel, transient, kept = choice.backend.describe(layer.cell, layer.dtype.name, T, B, H, R, keep)
-    gates_x, y = T * B * layer.cell.n_gates * H * size, T * B * R * size
+    described = [
+        choice.backend.describe(layer.cell, layer.dtype.name, Sizes(T, B, I, H, R), keep)
+        for I in (layer.input_size, directions * R)[: min(layers, 2)]
+    ]
+    kernel, transient, kept = described[0][0], max(d[1] for d in described), described[0][2]
+    y = T * B * R * size
     states = 2 * layers * directions * B * (R + (H if len(layer.cell.states) == 2 else 0)) * size
     held = (layers if keep else 1) * directions * kept
-    # One layer's y is the next one's x. Two directions hold theirs until they are joined, when gates_x is gone.
+    # One layer's y is the next one's x. Two directions hold theirs until they are joined, after both have run.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
-    running = max(gates_x + transient, 0 if directions == 1 else directions * y)
+    running = max(transient, 0 if directions == 1 else directions * y)
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
     return Explanation(
         layer=repr(layer),

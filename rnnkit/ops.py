@@ -3,9 +3,7 @@
     y, state_n, saved = forward("lstm", x, (h0, c0), weights)
     dx, dstate0, dweights = backward(saved, dy, (dh_n, dc_n), weights)
 
-Pure: what backward needs is in `saved` and nowhere else. The products that do not depend on time (x W_ih^T before the
-scan; dW_ih, dW_hh, dW_hr, db and dx after it) are here, once, for every cell and backend; a backend supplies the scan.
-Where rows are ragged those products run over the live steps alone, so padding costs nothing and is never read.
+Pure: what backward needs is in `saved` and nowhere else. Arguments are checked here, once; a backend computes.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import numpy as np
 
 from rnnkit import _checks
 from rnnkit._device import array_module, device_of
-from rnnkit.backends import Choice, ScanGradients, select
+from rnnkit.backends import Choice, select
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.dtypes import DTYPES
 
@@ -24,13 +22,15 @@ __all__ = ["Saved", "Weights", "backward", "forward"]
 
 
 class Saved(NamedTuple):
-    """What `backward` needs of one forward: the input (by reference), the live steps, and the backend's own part."""
+    """What `backward` needs of one forward: what ran it, the shapes it ran on, and the backend's own part."""
 
     cell: Cell
     choice: Choice
-    x: Array
-    live: Array | None
-    scan: Any
+    x_shape: tuple[int, int, int]
+    shapes: tuple[tuple[int, ...] | None, ...]
+    dtype: np.dtype
+    device: str
+    own: Any
 
 
 def forward(
@@ -54,7 +54,9 @@ def forward(
     row, state0, weights = _check_forward(cell, x, state0, weights)
     T, B, _ = x.shape
     choice = select(device_of(x), x.dtype.name, cell, backend)
-    return scan(row, choice, x, state0, weights, _checks.lengths(lengths, T, B), reverse, keep)
+    checked = _checks.lengths(lengths, T, B)
+    x = array_module(x).ascontiguousarray(x)  # type: ignore[union-attr]
+    return run(row, choice, x, state0, weights, checked, reverse, keep)
 
 
 def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
@@ -65,10 +67,15 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
     """
     if saved is None:
         raise ValueError("saved is None: the forward ran with keep=False")
-    T, B, _ = saved.x.shape
+    T, B, _ = saved.x_shape
     weights = Weights(*weights)
+    dtype, device = saved.dtype, saved.device
+    for name, w, shape in zip(Weights._fields, weights, saved.shapes, strict=True):
+        if shape is not None:
+            _checks.shaped(name, w, shape, dtype, device, "its shape in forward")
+        elif w is not None:
+            raise ValueError(f"{name} must be None, as in forward, got {type(w).__name__}")
     R, H = weights.w_hh.shape[1], weights.w_hh.shape[0] // saved.cell.n_gates
-    dtype, device = saved.x.dtype, device_of(saved.x)
     if dy is not None:
         _checks.shaped("dy", dy, (T, B, R), dtype, device, "(T, B, R)")
     if dstate_n is None:
@@ -79,10 +86,10 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
     for name, d, width in zip(saved.cell.states, given, (R, H), strict=False):
         if d is not None:
             _checks.shaped(f"d{name}_n", d, (B, width), dtype, device, "(B, width of the state)")
-    return scan_gradients(saved, dy, given, weights)
+    return run_backward(saved, dy, given, weights)
 
 
-def scan(
+def run(
     cell: Cell,
     choice: Choice,
     x: Array,
@@ -92,86 +99,26 @@ def scan(
     reverse: bool,
     keep: bool,
 ) -> tuple[Array, State, Saved | None]:
-    """`forward` with every argument already checked and the backend already chosen."""
-    live = None if lengths is None else live_steps(x, lengths)
-    gates_x = _product(x, weights.w_ih, live)
-    on_device = None if lengths is None else array_module(x).asarray(lengths)  # type: ignore[union-attr]
-    result = choice.backend.scan_forward(cell, gates_x, state0, weights, lengths=on_device, reverse=reverse, keep=keep)
-    saved = Saved(cell, choice, x, live, result.saved) if keep else None
-    return result.y, result.state_n, saved
+    """`forward` with every argument checked, x C-contiguous and the backend chosen."""
+    y, state_n, own = choice.backend.forward(cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep)
+    if not keep:
+        return y, state_n, None
+    shapes = tuple(None if w is None else tuple(w.shape) for w in weights)
+    return y, state_n, Saved(cell, choice, tuple(x.shape), shapes, x.dtype, device_of(x), own)
 
 
-def scan_gradients(
+def run_backward(
     saved: Saved, dy: Array | None, dstate_n: tuple[Array | None, ...], weights: Weights
 ) -> tuple[Array, State, Weights]:
-    """`backward` with every argument already checked; a None among dstate_n stands for zeros."""
-    cell, x, live = saved.cell, saved.x, saved.live
-    xp: Any = array_module(x)
-    T, B, I = x.shape
-    H = weights.w_hh.shape[0] // cell.n_gates
-    widths = (weights.w_hh.shape[1], H)
+    """`backward` with every argument checked; a None among dstate_n stands for zeros."""
+    xp: Any = array_module(weights.w_hh)
+    B, (GH, R) = saved.x_shape[1], weights.w_hh.shape
+    widths = (R, GH // saved.cell.n_gates)
     dstate = tuple(
-        xp.zeros((B, width), x.dtype) if d is None else d for d, width in zip(dstate_n, widths, strict=False)
+        xp.zeros((B, width), saved.dtype) if d is None else d for d, width in zip(dstate_n, widths, strict=False)
     )
-    grads = saved.choice.backend.scan_backward(cell, saved.scan, dy, dstate, weights)
-    dgates_x = _steps(grads.dgates_x, live)
-    dx = _scatter(dgates_x @ weights.w_ih, live, (T, B, I))
-    return dx, grads.dstate0, _weight_gradients(cell, grads, dgates_x, _steps(x, live), weights, live)
-
-
-def _weight_gradients(
-    cell: Cell, grads: ScanGradients, dgates_x: Array, x: Array, weights: Weights, live: Array | None
-) -> Weights:
-    """Each one product over all live steps: dgates_x (N, G*H), x (N, I)."""
-    H = weights.w_hh.shape[0] // cell.n_gates
-    shared = grads.dgates_h is grads.dgates_x
-    dgates_h = dgates_x if shared else _steps(grads.dgates_h, live)
-    xp: Any = array_module(x)
-    dw_hh = xp.empty_like(weights.w_hh)
-    for operand, first, end in cell.products:
-        gates = slice(first * H, end * H)
-        xp.matmul(dgates_h[:, gates].T, _steps(grads.operands[operand], live), out=dw_hh[gates])
-    db_ih = None if weights.b_ih is None else _column_sums(dgates_x)
-    db_hh = None
-    if weights.b_hh is not None:
-        db_hh = db_ih.copy() if shared and db_ih is not None else _column_sums(dgates_h)
-    dw_hr = None
-    if weights.w_hr is not None:
-        dw_hr = _steps(grads.dprojected, live).T @ _steps(grads.m, live)
-    return Weights(dgates_x.T @ x, dw_hh, db_ih, db_hh, dw_hr)
-
-
-def live_steps(x: Array, lengths: np.ndarray) -> Array:
-    """Indices into the T*B steps of x, time-major, that are inside their rows."""
-    T = x.shape[0]
-    live = np.flatnonzero(np.arange(T)[:, None] < lengths[None, :])
-    return array_module(x).asarray(live)  # type: ignore[union-attr]
-
-
-def _steps(a: Array, live: Array | None) -> Array:
-    """a (T, B, K) as (N, K): all its steps, or the live ones alone."""
-    flat = a.reshape(-1, a.shape[2])
-    return flat if live is None else flat[live]
-
-
-def _scatter(flat: Array, live: Array | None, shape: tuple[int, ...]) -> Array:
-    """The inverse of `_steps`, zero where nothing is live."""
-    if live is None:
-        return flat.reshape(shape)
-    full = array_module(flat).zeros((shape[0] * shape[1], shape[2]), flat.dtype)  # type: ignore[union-attr]
-    full[live] = flat
-    return full.reshape(shape)
-
-
-def _product(x: Array, w: Array, live: Array | None) -> Array:
-    """x (T, B, K) times w^T (K, N), zero where not live."""
-    return _scatter(_steps(x, live) @ w.T, live, (*x.shape[:2], w.shape[0]))
-
-
-def _column_sums(a: Array) -> Array:
-    """Sums over rows, as a product with ones: several times faster than a reduction down columns."""
-    xp: Any = array_module(a)
-    return xp.ones(a.shape[0], a.dtype) @ a
+    dx, dstate0, dweights = saved.choice.backend.backward(saved.cell, saved.own, dy, dstate, weights)
+    return dx, dstate0, dweights
 
 
 def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tuple[Cell, State, Weights]:

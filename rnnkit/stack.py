@@ -48,7 +48,7 @@ def forward(
         outputs, saveds = [], []
         for direction, w in enumerate(layer_weights):
             slot = layer * directions + direction
-            y, end, saved = ops.scan(cell, choice, x, tuple(s[slot] for s in state0), w, lengths, direction == 1, keep)
+            y, end, saved = ops.run(cell, choice, x, tuple(s[slot] for s in state0), w, lengths, direction == 1, keep)
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
             outputs.append(y)
@@ -76,7 +76,7 @@ def backward(
             R = w.w_hh.shape[1]
             dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
             ends = tuple(None if d is None else d[slot] for d in dstate_n)
-            dx_part, dstart, dw = ops.scan_gradients(saved.scans[layer][direction], dy_part, ends, w)
+            dx_part, dstart, dw = ops.run_backward(saved.scans[layer][direction], dy_part, ends, w)
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)

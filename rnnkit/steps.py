@@ -66,7 +66,7 @@ class StepCell(Module):
         x = x[None] if unbatched else x
         state0 = self._states(h0, ("h0", "c0"), x.shape[0], unbatched)
         xp: Any = array_module(x)
-        _, state, saved = ops.scan(
+        _, state, saved = ops.run(
             self.cell,
             self._choice(),
             xp.ascontiguousarray(x[None]),
@@ -90,8 +90,8 @@ class StepCell(Module):
         saved, unbatched = self._saved
         if extra:
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
-        dstate = self._states(dh, ("dh", "dc"), saved.x.shape[1], unbatched)
-        dx, dstate0, dweights = ops.scan_gradients(saved, None, dstate, self._weights())
+        dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
+        dx, dstate0, dweights = ops.run_backward(saved, None, dstate, self._weights())
         for name, grad in zip((name for _, name in PARTS), dweights, strict=True):
             if grad is not None:
                 self._grads[name] += grad

@@ -1,4 +1,4 @@
-"""BACKENDS: one row an implementation of the time scan, and the choice among them.
+"""BACKENDS: one row an implementation of a layer-direction, and the choice among them.
 
 The array decides the device; the keyword `backend` may name the implementation. Nothing is tried and abandoned: a named
 backend that cannot serve the call raises with its reason, and `explain` tells the choice and why.
@@ -13,62 +13,64 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from rnnkit._device import cuda_problem
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
 
 
-class Scan(NamedTuple):
-    """What a forward scan gives: y (T, B, R), the final states, and what its own backward needs (None if not kept)."""
+class Sizes(NamedTuple):
+    """Sizes of one layer-direction; R is P under projection, else H."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+    R: int
+
+
+class Forward(NamedTuple):
+    """What a backend's forward gives: y (T, B, R), the final states, and what its own backward needs or None."""
 
     y: Array
     state_n: State
     saved: Any
 
 
-class ScanGradients(NamedTuple):
-    """What a backward scan gives, all in time order.
+class Gradients(NamedTuple):
+    """What a backend's backward gives: dx (T, B, I), and the gradients of the initial states and of the weights."""
 
-    dgates_x, dgates_h  (T, B, G*H)  gradients of the pre-activations, the two one object where the sides are just added
-    dstate0             tuple        gradients of the initial states
-    operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
-    dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
-
-    Entries past a row's own length may hold anything: `ops` reads the live steps alone.
-    """
-
-    dgates_x: Array
-    dgates_h: Array
+    dx: Array
     dstate0: State
-    operands: dict[str, Array]
-    dprojected: Array | None = None
-    m: Array | None = None
+    dweights: Weights
 
 
 class Backend(Protocol):
-    """What a backend module provides. No argument is checked here: `ops` has done it."""
+    """What a backend module provides: one layer in one direction. No argument is checked here: `ops` has done it.
 
-    def scan_forward(
+    A backend that supplies a time scan alone takes the products around it from `rnnkit.backends.by_scan`.
+    """
+
+    def forward(
         self,
         cell: Cell,
-        gates_x: Array,
+        x: Array,
         state0: State,
         weights: Weights,
         *,
-        lengths: Array | None,
+        lengths: np.ndarray | None,
         reverse: bool,
         keep: bool,
-    ) -> Scan:
-        """gates_x (T, B, G*H) is x W_ih^T, without its bias. May overwrite gates_x."""
+    ) -> Forward:
+        """x (T, B, I), C-contiguous and kept by reference; lengths (B,) on the host, or None for T everywhere."""
         ...
 
-    def scan_backward(
-        self, cell: Cell, saved: Any, dy: Array | None, dstate_n: State, weights: Weights
-    ) -> ScanGradients:
-        """dy (T, B, R) or None for zeros; dstate_n one array a state. Neither is written to."""
+    def backward(self, cell: Cell, saved: Any, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+        """dy (T, B, R), of any strides, or None for zeros; dstate_n one array a state. Neither is written to."""
         ...
 
-    def describe(self, cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int, int]:
-        """The kernel and its schedule in words; the bytes a forward scan needs while it runs, and those it keeps."""
+    def describe(self, cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+        """The kernel in words; the bytes a forward takes beyond x and its results while it runs, and those it keeps."""
         ...
 
 

@@ -1,36 +1,107 @@
-"""The Numba backend: whole sequences in one compiled call (kernels/scan.py), the batch shared over threads.
+"""The Numba backend: whole sequences in one compiled call (kernels/scan.py), shared over threads.
 
-This file allocates, packs the recurrent weights once a call, and launches. A row's bits depend neither on the
-batch around it nor on the number of threads.
+This file packs, allocates and launches. Rows are sorted by length and stored without their padding, weights are
+packed for the register tiles once a call, and every product runs in those tiles: BLAS and its threads are not used. An
+element's bits depend neither on the batch around its row nor on the number of threads.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit._threads import over_batch
-from rnnkit.backends import Scan, ScanGradients
+from rnnkit._threads import get_num_threads, run_shares, shares_of
+from rnnkit.backends import Forward, Gradients, Sizes
 from rnnkit.cells import Array, Cell, State, Weights
 from rnnkit.kernels import scan, scan_reset_before
-from rnnkit.kernels.product import packer, padded, tile_shape
+from rnnkit.kernels.product import K_BLOCK, large_products, packer, padded, tile_shape
 from rnnkit.kernels.vector import vectors
 
 RESET_BEFORE = "gru_reset_before"
 
+# The input's products are computed this many bytes at a time for each thread: what stays in its second-level cache
+# beside the weights' panel in use.
+CHUNK_BYTES = 1 << 18
+
+
+class Packing(NamedTuple):
+    """How rows are stored: sorted by length, longest first, without padding. See kernels/scan.py."""
+
+    T: int
+    B: int
+    counts: np.ndarray  # (T,) rows that are live at each step
+    offsets: np.ndarray  # (T+1,) where each step begins
+    order: np.ndarray | None  # (B,) which row stands at each place; None where no row is shorter than T
+    source: np.ndarray | None  # (N,) which of the T*B steps stands at each place
+
+    @property
+    def steps(self) -> int:
+        return int(self.offsets[-1])
+
+    def pack(self, a: Array) -> Array:
+        """a (T, B, K) as (N, K)."""
+        flat = a.reshape(self.T * self.B, a.shape[2])
+        return flat if self.source is None else flat[self.source]
+
+    def unpack(self, flat: Array) -> Array:
+        """The inverse, zero past each row's end."""
+        shape = (self.T, self.B, flat.shape[1])
+        if self.source is None:
+            return flat.reshape(shape)
+        whole = np.zeros((self.T * self.B, flat.shape[1]), flat.dtype)
+        whole[self.source] = flat
+        return whole.reshape(shape)
+
+    def sorted(self, state: Array) -> Array:
+        """A copy of state (B, K), in the order of storage."""
+        return np.array(state, order="C") if self.order is None else state[self.order]
+
+    def unsorted(self, state: Array) -> Array:
+        """The inverse."""
+        if self.order is None:
+            return state
+        rows = np.empty_like(state)
+        rows[self.order] = state
+        return rows
+
+    def bounds(self, shares: int) -> list[int]:
+        """Rows split into `shares` of about equal numbers of steps."""
+        if self.order is None:
+            return [self.B * k // shares for k in range(shares + 1)]
+        done = np.cumsum((np.arange(self.B)[:, None] < self.counts[None, :]).sum(1))
+        inner = [int(np.searchsorted(done, done[-1] * k / shares)) + 1 for k in range(1, shares)]
+        return [0, *(min(b, self.B) for b in inner), self.B]
+
 
 class Saved(NamedTuple):
-    """One forward: the slots of h (T+1, B, R) and c, what the cell kept, the other operands, and how the scan went."""
+    """One forward: x packed, what the cell kept, its states before each step, and the other operand."""
 
-    h: Array
-    c: Array
+    packing: Packing
+    x: Array
     kept: Array
-    extra: Array  # m (T, B, H) under projection, rh (T, B, H) for a GRU that resets before, else empty
-    lengths: Array
+    h_prev: Array
+    c_prev: Array
+    extra: Array  # m (N, H) under projection, rh (N, H) for a GRU that resets before, else empty
     reverse: bool
+
+
+@cache
+def _whole(T: int, B: int) -> Packing:
+    return Packing(T, B, np.full(T, B, np.int64), np.arange(T + 1, dtype=np.int64) * B, None, None)
+
+
+def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
+    """The packing of a batch; lengths (B,) or None."""
+    if lengths is None:
+        return _whole(T, B)
+    order = np.argsort(-lengths, kind="stable")
+    counts = np.count_nonzero(np.arange(T)[:, None] < lengths[None, :], axis=1)
+    live = np.arange(B)[None, :] < counts[:, None]
+    index = (np.arange(T)[:, None] * B + order[None, :])[live]
+    return Packing(T, B, counts, np.concatenate([[0], np.cumsum(counts)]), order, index)
 
 
 @cache
@@ -39,166 +110,182 @@ def kernels(cell: str, dtype: str) -> SimpleNamespace:
     return scan_reset_before.make(dtype) if cell == RESET_BEFORE else scan.make(cell, dtype)
 
 
-def pack(w: Array) -> Array:
-    """w (N, K) in the layout of the register tiles."""
-    packed = np.empty(padded(w.shape[0], w.dtype.name) * w.shape[1], w.dtype)
+def pack_weights(w: Array) -> Array:
+    """w (N, K) in the layout of the register tiles, at an address that vectors do not straddle."""
+    size = padded(w.shape[0], w.dtype.name) * w.shape[1]
+    room = np.empty(size + 64 // w.dtype.itemsize, w.dtype)
+    start = -room.ctypes.data % 64 // w.dtype.itemsize
+    packed = room[start : start + size]
     packer(w.dtype.name)(w, packed)
     return packed
 
 
-def scan_forward(
+def forward(
     cell: Cell,
-    gates_x: Array,
+    x: Array,
     state0: State,
     weights: Weights,
     *,
-    lengths: Array | None,
+    lengths: np.ndarray | None,
     reverse: bool,
     keep: bool,
-) -> Scan:
-    """See `rnnkit.backends.Backend.scan_forward`."""
-    T, B, GH = gates_x.shape
-    H, R, dtype = GH // cell.n_gates, state0[0].shape[1], gates_x.dtype
-    ends = np.full(B, T, np.int64) if lengths is None else lengths
-    step = 1 if keep else 0
-    starts = ends * step if reverse else np.zeros(B, np.int64)
-    slots = T * step + 1
-    h = _slots(state0[0], slots, starts)
-    c = _slots(state0[1], slots, starts) if len(state0) == 2 else np.empty((0, B, H), dtype)
+) -> Forward:
+    """See `rnnkit.backends.Backend.forward`."""
+    T, B, I = x.shape
+    (GH, R), dtype = weights.w_hh.shape, x.dtype
+    H, p = GH // cell.n_gates, packing(T, B, lengths)
+    x = p.pack(x)
+    h = p.sorted(state0[0])
+    c = p.sorted(state0[1]) if len(state0) == 2 else np.empty((B, 0), dtype)
+    y = np.empty((p.steps, R), dtype)
+    kept_steps = p.steps if keep else 0
+    h_prev = np.empty((kept_steps, R), dtype)
     biases = [np.zeros(GH, dtype) if b is None else np.ascontiguousarray(b) for b in (weights.b_ih, weights.b_hh)]
-    y = np.empty((T, B, R), dtype) if lengths is None else np.zeros((T, B, R), dtype)
-    steps = T if keep else 1
-    launch = _launch_reset_before if cell.name == RESET_BEFORE else _launch
-    kept, extra = launch(cell, gates_x, biases, weights, ends, h, c, y, steps, reverse, step)
-    last = np.zeros(B, np.int64) if reverse else ends * step
-    rows = np.arange(B)
-    state_n = (h[last, rows], c[last, rows]) if len(state0) == 2 else (h[last, rows],)
-    return Scan(y, state_n, Saved(h, c, kept, extra, ends, reverse) if keep else None)
-
-
-def _slots(s0: Array, slots: int, starts: Array) -> Array:
-    """Room for the states of every step, with s0 where each row starts."""
-    states = np.empty((slots, *s0.shape), s0.dtype)
-    states[starts, np.arange(s0.shape[0])] = s0
-    return states
-
-
-def _launch(
-    cell: Cell,
-    gates_x: Array,
-    biases: list[Array],
-    weights: Weights,
-    ends: Array,
-    h: Array,
-    c: Array,
-    y: Array,
-    steps: int,
-    reverse: bool,
-    step: int,
-) -> tuple[Array, Array]:
-    T, B, GH = gates_x.shape
-    H, R, dtype = GH // cell.n_gates, y.shape[2], gates_x.dtype
-    projected = weights.w_hr is not None
-    kept = np.empty((steps, B, scan.kept_blocks(cell.name) * H), dtype)
-    m = np.empty((steps if projected else 0, B, H), dtype)
-    w = pack(weights.w_hh)
-    w_proj = np.empty(0, dtype) if weights.w_hr is None else pack(weights.w_hr)
-    scratch = np.empty((B, padded(GH, dtype.name)), dtype)
-    scratch_proj = np.empty((B, padded(R, dtype.name) if projected else 0), dtype)
-    forward = kernels(cell.name, dtype.name).forward
-
-    def share(b0: int, b1: int) -> None:
-        forward(b0, b1, reverse, step, gates_x, *biases, w, w_proj, ends, h, c, kept, m, y, scratch, scratch_proj)
-
-    over_batch(share, B, 2.0 * T * B * GH * R)
-    return kept, m
-
-
-def _launch_reset_before(
-    cell: Cell,
-    gates_x: Array,
-    biases: list[Array],
-    weights: Weights,
-    ends: Array,
-    h: Array,
-    c: Array,
-    y: Array,
-    steps: int,
-    reverse: bool,
-    step: int,
-) -> tuple[Array, Array]:
-    T, B, GH = gates_x.shape
-    H, dtype = GH // 3, gates_x.dtype
-    kept, rh = np.empty((steps, B, GH), dtype), np.empty((steps, B, H), dtype)
-    w_rz, w_n = pack(weights.w_hh[: 2 * H]), pack(weights.w_hh[2 * H :])
-    scratch, scratch_n = (np.empty((B, padded(width, dtype.name)), dtype) for width in (2 * H, H))
-    forward = kernels(cell.name, dtype.name).forward
-
-    def share(b0: int, b1: int) -> None:
-        forward(b0, b1, reverse, step, gates_x, *biases, w_rz, w_n, ends, h, kept, rh, y, scratch, scratch_n)
-
-    over_batch(share, B, 2.0 * T * B * GH * H)
-    return kept, rh
-
-
-def scan_backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> ScanGradients:
-    """See `rnnkit.backends.Backend.scan_backward`."""
-    T, B, R = saved.h.shape[0] - 1, saved.h.shape[1], saved.h.shape[2]
-    GH, dtype = weights.w_hh.shape[0], weights.w_hh.dtype
-    H = GH // cell.n_gates
-    dy = np.empty((0, B, R), dtype) if dy is None else np.ascontiguousarray(dy)
-    dh = np.zeros((B, padded(R, dtype.name)), dtype)
-    dh[:, :R] = dstate_n[0]
-    dc = np.array(dstate_n[1], order="C") if len(dstate_n) == 2 else np.empty((B, 0), dtype)
-    dgates_x = np.empty((T, B, GH), dtype)
-    run = kernels(cell.name, dtype.name).backward
-    before = saved.h[1:] if saved.reverse else saved.h[:-1]
+    shares = shares_of(2.0 * p.steps * GH * (I + R), B)
+    gates = np.empty((_chunk(T, -(-B // shares), GH * dtype.itemsize), B, GH), dtype)
+    run, w_x = kernels(cell.name, dtype.name).forward, pack_weights(weights.w_ih)
+    around = (reverse, keep, x, p.offsets, p.counts, w_x, *biases)
+    c_prev = np.empty((kept_steps, c.shape[1]), dtype)
     if cell.name == RESET_BEFORE:
-        w_rz, w_n = pack(weights.w_hh[: 2 * H].T), pack(weights.w_hh[2 * H :].T)
-        scratch = np.empty((B, padded(H, dtype.name)), dtype)
+        w = pack_weights(weights.w_hh[: 2 * H]), pack_weights(weights.w_hh[2 * H :])
+        rows = p.steps if keep else B
+        kept, extra = np.empty((rows, GH), dtype), np.empty((rows, H), dtype)
 
         def share(b0: int, b1: int) -> None:
-            run(b0, b1, saved.reverse, dy, w_rz, w_n, saved.lengths, saved.h, saved.kept, dgates_x, dh, scratch)
+            run(b0, b1, *around, *w, h, y, kept, h_prev, extra, gates)
+    else:
+        projected = weights.w_hr is not None
+        w = pack_weights(weights.w_hh), _projection(weights.w_hr, dtype)
+        kept = np.empty((kept_steps, scan.kept_blocks(cell.name) * H), dtype)
+        extra = np.empty(((p.steps if keep else B) if projected else 0, H), dtype)
+        u = np.empty((B, GH) if scan.is_split(cell.name) else (0, GH), dtype)
 
-        over_batch(share, B, 2.0 * T * B * GH * H)
-        return ScanGradients(dgates_x, dgates_x, (dh[:, :R],), {"h_prev": before, "rh": saved.extra})
-    split = cell.name == "gru"
-    dgates_h = np.empty_like(dgates_x) if split else dgates_x
+        def share(b0: int, b1: int) -> None:
+            run(b0, b1, *around, *w, h, c, y, kept, h_prev, c_prev, extra, gates, u)
+
+    run_shares(share, p.bounds(shares))
+    state_n = tuple(p.unsorted(s) for s in ((h, c) if len(state0) == 2 else (h,)))
+    return Forward(p.unpack(y), state_n, Saved(p, x, kept, h_prev, c_prev, extra, reverse) if keep else None)
+
+
+def _chunk(T: int, rows: int, row_bytes: int) -> int:
+    """How many steps of `rows` rows fit CHUNK_BYTES, at least one."""
+    return max(1, min(T, CHUNK_BYTES // max(1, rows * row_bytes)))
+
+
+def _projection(w: Array | None, dtype: np.dtype) -> Array:
+    return np.empty(0, dtype) if w is None else pack_weights(w)
+
+
+def backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+    """See `rnnkit.backends.Backend.backward`."""
+    p, dtype = saved.packing, weights.w_hh.dtype
+    GH, R = weights.w_hh.shape
+    H, N = GH // cell.n_gates, p.steps
+    dy = np.empty((0, R), dtype) if dy is None else np.ascontiguousarray(p.pack(np.ascontiguousarray(dy)))
+    dh = p.sorted(dstate_n[0])
+    dc = p.sorted(dstate_n[1]) if len(dstate_n) == 2 else np.empty((p.B, 0), dtype)
+    dgates_x = np.empty((N, GH), dtype)
+    dgates_h = np.empty_like(dgates_x) if cell.name == "gru" else dgates_x
     projected = weights.w_hr is not None
-    w_back = pack(weights.w_hh.T)
-    w_proj_back = np.empty(0, dtype) if weights.w_hr is None else pack(weights.w_hr.T)
-    dprojected = np.empty((T if projected else 0, B, R), dtype)
-    scratch = np.empty((B, padded(H, dtype.name) if projected else 0), dtype)
+    dprojected = np.empty((N if projected else 0, R), dtype)
+    run = kernels(cell.name, dtype.name).backward
+    around = (saved.reverse, dy, p.offsets, p.counts)
+    if cell.name == RESET_BEFORE:
+        w = pack_weights(weights.w_hh[: 2 * H].T), pack_weights(weights.w_hh[2 * H :].T)
+        drh = np.empty((p.B, H), dtype)
 
-    def share_all(b0: int, b1: int) -> None:
-        run(
-            b0, b1, saved.reverse, dy, w_back, w_proj_back, saved.lengths, saved.h, saved.c, saved.kept,
-            dgates_x, dgates_h, dprojected, dh, dc, scratch,
-        )  # fmt: skip
+        def share(b0: int, b1: int) -> None:
+            run(b0, b1, *around, *w, saved.kept, saved.h_prev, dgates_x, dh, drh)
+    else:
+        w = pack_weights(weights.w_hh.T), _projection(None if weights.w_hr is None else weights.w_hr.T, dtype)
+        dm = np.empty((p.B if projected else 0, H), dtype)
 
-    over_batch(share_all, B, 2.0 * T * B * GH * R)
-    dstate0 = (dh[:, :R], dc) if len(dstate_n) == 2 else (dh[:, :R],)
-    return ScanGradients(
-        dgates_x,
-        dgates_h,
-        dstate0,
-        {"h_prev": before},
-        dprojected if projected else None,
-        saved.extra if projected else None,
-    )
+        def share(b0: int, b1: int) -> None:
+            run(
+                b0, b1, *around, *w, saved.kept, saved.h_prev, saved.c_prev, dgates_x, dgates_h, dh, dc, dm, dprojected,
+            )  # fmt: skip
+
+    run_shares(share, p.bounds(shares_of(2.0 * N * GH * R, p.B)))
+    dstate0 = tuple(p.unsorted(d) for d in ((dh, dc) if len(dstate_n) == 2 else (dh,)))
+    dx = p.unpack(_times_weights(dgates_x, weights.w_ih))
+    return Gradients(dx, dstate0, _weight_gradients(cell, saved, dgates_x, dgates_h, dprojected, weights))
 
 
-def describe(cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int, int]:
+def _times_weights(d: Array, w: Array) -> Array:
+    """d (N, M) w (M, K)."""
+    out, packed = np.empty((d.shape[0], w.shape[1]), d.dtype), pack_weights(w.T)
+    rows_by_weights = large_products(d.dtype.name).rows_by_weights
+
+    def share(r0: int, r1: int) -> None:
+        rows_by_weights(d, packed, out, r0, r1)
+
+    _share_rows(share, d.shape[0], 2.0 * d.size * w.shape[1])
+    return out
+
+
+def _over_time(d: Array, x: Array, out: Array, sums: Array | None = None) -> None:
+    """out (M, K) = d^T x, of d (N, M) and x (N, K); sums (M,) = the sums of d's columns, where given."""
+    name = d.dtype.name
+    over_time = large_products(name).over_time
+    if not d.shape[0]:
+        out[...] = 0
+    totals = np.empty(0, d.dtype) if sums is None else sums
+    totals[...] = 0
+
+    def share(m0: int, m1: int) -> None:
+        over_time(d, x, out, totals, m0, m1, np.empty(K_BLOCK * padded(x.shape[1], name), d.dtype))
+
+    _share_rows(share, d.shape[1], 2.0 * d.size * x.shape[1])
+
+
+def _share_rows(share: Any, rows: int, work: float) -> None:
+    shares = shares_of(work, max(1, rows // tile_shape()[0]))
+    run_shares(share, [rows * k // shares for k in range(shares + 1)])
+
+
+def _weight_gradients(
+    cell: Cell, saved: Saved, dgates_x: Array, dgates_h: Array, dprojected: Array, weights: Weights
+) -> Weights:
+    """Each one product over all steps; the biases' gradients are summed on the way."""
+    H = weights.w_hh.shape[0] // cell.n_gates
+    dw_ih, dw_hh = np.empty_like(weights.w_ih, order="C"), np.empty_like(weights.w_hh, order="C")
+    db_ih, db_hh = (None if b is None else np.empty_like(b, order="C") for b in (weights.b_ih, weights.b_hh))
+    _over_time(dgates_x, saved.x, dw_ih, db_ih)
+    same = dgates_h is dgates_x
+    operands = {"h_prev": saved.h_prev, "rh": saved.extra}
+    for operand, first, end in cell.products:
+        gates = slice(first * H, end * H)
+        _over_time(dgates_h[:, gates], operands[operand], dw_hh[gates], None if same or db_hh is None else db_hh[gates])
+    if same and db_hh is not None:
+        db_hh = np.array(db_ih)
+    dw_hr = None
+    if weights.w_hr is not None:
+        dw_hr = np.empty_like(weights.w_hr, order="C")
+        _over_time(dprojected, saved.extra, dw_hr)
+    return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr)
+
+
+def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`."""
-    rows, columns = tile_shape()
-    GH, projected, reset_before = cell.n_gates * H, R != H, cell.name == RESET_BEFORE
+    T, B, I, H, R = sizes
+    tile_rows, columns = tile_shape()
+    itemsize, GH, projected = np.dtype(dtype).itemsize, cell.n_gates * H, R != H
+    reset_before, two_states = cell.name == RESET_BEFORE, len(cell.states) == 2
     width = 3 * H if reset_before else scan.kept_blocks(cell.name) * H
-    slots = B * (R + (H if len(cell.states) == 2 else 0))
-    a_step = B * (width + (H if projected or reset_before else 0))
-    packed = padded(GH, dtype) * R + (padded(R, dtype) * H if projected else 0)
-    scratch = B * (padded(GH, dtype) + (padded(R, dtype) if projected else 0))
-    itemsize = np.dtype(dtype).itemsize
-    kept = ((T + 1) * slots + T * a_step) if keep else 0
-    transient = packed + scratch + (0 if keep else slots + a_step)
-    name = f"{cell.name} scan, {rows} x {columns * vectors(dtype).lanes} register tiles"
-    return name, transient * itemsize, kept * itemsize
+    extra = H if projected or reset_before else 0
+    kept = T * B * (width + R + (H if two_states else 0) + extra) if keep else 0
+    packed = padded(GH, dtype) * (I + R) + (padded(R, dtype) * H if projected else 0)
+    if reset_before:
+        packed = padded(GH, dtype) * I + (padded(2 * H, dtype) + padded(H, dtype)) * H
+    shares = shares_of(2.0 * T * B * GH * (I + R), B)
+    chunk = _chunk(T, -(-B // shares), GH * itemsize) if B else 1
+    scratch = B * GH * (chunk + (1 if not reset_before and scan.is_split(cell.name) else 0)) + 2 * GH
+    states = B * (R + (H if two_states else 0))
+    once = 0 if keep else B * ((width if reset_before else 0) + extra)
+    name = f"{cell.name} scan, {tile_rows} x {columns * vectors(dtype).lanes} register tiles, {chunk} steps a chunk"
+    return (
+        f"{name}, {shares} of {get_num_threads()} threads",
+        (packed + scratch + states + once) * itemsize,
+        kept * itemsize,
+    )

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Scan, ScanGradients
+from rnnkit.backends import Forward, Gradients, Sizes, by_scan
+from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.cells import Array, Cell, Kept, State, Weights
 
 
@@ -42,7 +43,7 @@ def scan_forward(
     reverse: bool,
     keep: bool,
 ) -> Scan:
-    """See `rnnkit.backends.Backend.scan_forward`."""
+    """gates_x (T, B, G*H) is x W_ih^T, without its bias; see `rnnkit.backends.by_scan.forward`."""
     T, B, _ = gates_x.shape
     y = np.empty((T, B, state0[0].shape[1]), gates_x.dtype)
     steps: list[Kept] = [{} for _ in range(T)]
@@ -59,7 +60,7 @@ def scan_forward(
 
 
 def scan_backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> ScanGradients:
-    """See `rnnkit.backends.Backend.scan_backward`."""
+    """dy (T, B, R) or None for zeros; see `rnnkit.backends.by_scan.backward`."""
     T, B = len(saved.steps), dstate_n[0].shape[0]
     dtype, GH = dstate_n[0].dtype, weights.w_hh.shape[0]
     dgates_x, dgates_h = np.zeros((T, B, GH), dtype), np.zeros((T, B, GH), dtype)
@@ -86,11 +87,31 @@ def scan_backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, w
     return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m)
 
 
-def describe(cell: Cell, dtype: str, T: int, B: int, H: int, R: int, keep: bool) -> tuple[str, int, int]:
+def forward(
+    cell: Cell,
+    x: Array,
+    state0: State,
+    weights: Weights,
+    *,
+    lengths: np.ndarray | None,
+    reverse: bool,
+    keep: bool,
+) -> Forward:
+    """See `rnnkit.backends.Backend.forward`."""
+    return by_scan.forward(scan_forward, cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep)
+
+
+def backward(cell: Cell, saved: by_scan.Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+    """See `rnnkit.backends.Backend.backward`."""
+    return by_scan.backward(scan_backward, cell, saved, dy, dstate_n, weights)
+
+
+def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`."""
+    T, B, _, H, _ = sizes
     row = B * H * np.dtype(dtype).itemsize
     kept = T * _kept_values(cell) * row if keep else 0
-    return f"{cell.name} in NumPy, one step at a time", (3 * cell.n_gates + 4) * row, kept
+    return f"{cell.name} in NumPy, one step at a time", (T * cell.n_gates + 3 * cell.n_gates + 4) * row, kept
 
 
 @cache

@@ -1,0 +1,141 @@
+"""A whole layer-direction from a backend's time scan: the products outside time, as large matrix products.
+
+x W_ih^T before the scan; dW_ih, dW_hh, dW_hr, db and dx after it. Where rows are ragged these run over the live
+steps alone, so padding costs nothing here and is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkit._device import array_module
+from rnnkit.backends import Forward, Gradients
+from rnnkit.cells import Array, Cell, State, Weights
+
+
+class Scan(NamedTuple):
+    """What a forward scan gives: y (T, B, R), the final states, and what its own backward needs (None if not kept)."""
+
+    y: Array
+    state_n: State
+    saved: Any
+
+
+class ScanGradients(NamedTuple):
+    """What a backward scan gives, all in time order.
+
+    dgates_x, dgates_h  (T, B, G*H)  gradients of the pre-activations; one object where the sides are just added
+    dstate0             tuple        gradients of the initial states
+    operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
+    dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
+
+    Entries past a row's own length may hold anything: the live steps alone are read.
+    """
+
+    dgates_x: Array
+    dgates_h: Array
+    dstate0: State
+    operands: dict[str, Array]
+    dprojected: Array | None = None
+    m: Array | None = None
+
+
+class Saved(NamedTuple):
+    """What `backward` needs: the input (by reference), the live steps, and the scan's own part."""
+
+    x: Array
+    live: Array | None
+    scan: Any
+
+
+def forward(
+    scan_forward: Callable[..., Scan],
+    cell: Cell,
+    x: Array,
+    state0: State,
+    weights: Weights,
+    *,
+    lengths: np.ndarray | None,
+    reverse: bool,
+    keep: bool,
+) -> Forward:
+    """See `rnnkit.backends.Backend.forward`.
+
+    scan_forward(cell, gates_x, state0, weights, lengths=, reverse=, keep=) takes gates_x (T, B, G*H) = x W_ih^T,
+    without its bias, and may overwrite it.
+    """
+    live = None if lengths is None else _live_steps(x, lengths)
+    gates_x = _scatter(_steps(x, live) @ weights.w_ih.T, live, (*x.shape[:2], weights.w_ih.shape[0]))
+    xp: Any = array_module(x)
+    on_device = None if lengths is None else xp.asarray(lengths)
+    scan = scan_forward(cell, gates_x, state0, weights, lengths=on_device, reverse=reverse, keep=keep)
+    return Forward(scan.y, scan.state_n, Saved(x, live, scan.saved) if keep else None)
+
+
+def backward(
+    scan_backward: Callable[..., ScanGradients],
+    cell: Cell,
+    saved: Saved,
+    dy: Array | None,
+    dstate_n: State,
+    weights: Weights,
+) -> Gradients:
+    """See `rnnkit.backends.Backend.backward`. scan_backward(cell, scan's saved, dy, dstate_n, weights)."""
+    x, live = saved.x, saved.live
+    grads = scan_backward(cell, saved.scan, dy, dstate_n, weights)
+    dgates_x = _steps(grads.dgates_x, live)
+    dx = _scatter(dgates_x @ weights.w_ih, live, x.shape)
+    return Gradients(dx, grads.dstate0, _weight_gradients(cell, grads, dgates_x, _steps(x, live), weights, live))
+
+
+def _weight_gradients(
+    cell: Cell, grads: ScanGradients, dgates_x: Array, x: Array, weights: Weights, live: Array | None
+) -> Weights:
+    """Each one product over all live steps: dgates_x (N, G*H), x (N, I)."""
+    H = weights.w_hh.shape[0] // cell.n_gates
+    shared = grads.dgates_h is grads.dgates_x
+    dgates_h = dgates_x if shared else _steps(grads.dgates_h, live)
+    xp: Any = array_module(x)
+    dw_hh = xp.empty_like(weights.w_hh)
+    for operand, first, end in cell.products:
+        gates = slice(first * H, end * H)
+        xp.matmul(dgates_h[:, gates].T, _steps(grads.operands[operand], live), out=dw_hh[gates])
+    db_ih = None if weights.b_ih is None else _column_sums(dgates_x)
+    db_hh = None
+    if weights.b_hh is not None:
+        db_hh = db_ih.copy() if shared and db_ih is not None else _column_sums(dgates_h)
+    dw_hr = None
+    if weights.w_hr is not None:
+        dw_hr = _steps(grads.dprojected, live).T @ _steps(grads.m, live)
+    return Weights(dgates_x.T @ x, dw_hh, db_ih, db_hh, dw_hr)
+
+
+def _live_steps(x: Array, lengths: np.ndarray) -> Array:
+    """Indices into the T*B steps of x, time-major, that are inside their rows."""
+    xp: Any = array_module(x)
+    return xp.asarray(np.flatnonzero(np.arange(x.shape[0])[:, None] < lengths[None, :]))
+
+
+def _steps(a: Array, live: Array | None) -> Array:
+    """a (T, B, K) as (N, K): all its steps, or the live ones alone."""
+    flat = a.reshape(-1, a.shape[2])
+    return flat if live is None else flat[live]
+
+
+def _scatter(flat: Array, live: Array | None, shape: tuple[int, ...]) -> Array:
+    """The inverse of `_steps`, zero where nothing is live."""
+    if live is None:
+        return flat.reshape(shape)
+    xp: Any = array_module(flat)
+    full = xp.zeros((shape[0] * shape[1], shape[2]), flat.dtype)
+    full[live] = flat
+    return full.reshape(shape)
+
+
+def _column_sums(a: Array) -> Array:
+    """Sums over rows, as a product with ones: several times faster than a reduction down columns."""
+    xp: Any = array_module(a)
+    return xp.ones(a.shape[0], a.dtype) @ a
