@@ -1,13 +1,13 @@
 """Module: what every rnnkit layer is. Named parameters, named gradients, train and eval, state dicts, devices.
 
 A leaf layer fills `self.params` by `_add_param`; a container lists its children, whose parameters it shows under
-`<child>.<name>`. Arrays are written in place and never rebound, so an optimizer may hold on to them.
+`<child>.<name>`. Arrays are written in place; only `to` replaces them.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -70,8 +70,27 @@ class Params(dict[str, Array]):
         self.update(other)
         return self
 
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("a layer's parameters cannot be deleted")
+
+    def pop(self, *_: Any) -> Array:
+        """Refused: a layer's parameters cannot be deleted."""
+        raise TypeError("a layer's parameters cannot be deleted")
+
+    popitem = clear = pop
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _params_of, (dict(self),)
+
     def _add(self, name: str, value: Array) -> None:
         dict.__setitem__(self, name, value)
+
+
+def _params_of(arrays: dict[str, Array]) -> Params:
+    params = Params()
+    for name, value in arrays.items():
+        params._add(name, value)
+    return params
 
 
 class StateDict(dict[str, Any]):
@@ -124,6 +143,10 @@ class Module:
         """Gradient of the last call's input; adds the parameters' gradients into `grads`."""
         raise TypeError(f"{type(self).__name__} defines no backward")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: everything but what the last call kept for backward."""
+        return {name: None if name == "_saved" else value for name, value in self.__dict__.items()}
+
     # Parameters
 
     @property
@@ -137,16 +160,16 @@ class Module:
         return self._device
 
     @property
-    def params(self) -> Mapping[str, Array]:
+    def params(self) -> MutableMapping[str, Array]:
         """name -> parameter. Writing a name copies into its array (a leaf's; a container's view is read-only)."""
         return self._gathered("params", self._params)
 
     @property
-    def grads(self) -> Mapping[str, Array]:
+    def grads(self) -> MutableMapping[str, Array]:
         """name -> gradient, of its parameter's shape and dtype."""
         return self._gathered("grads", self._grads)
 
-    def _gathered(self, which: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _gathered(self, which: str, own: Mapping[str, Any]) -> Any:
         children = self.children()
         if not children:
             return own
@@ -222,4 +245,4 @@ class Module:
         # Cast all before writing any: a cast may still fail, and then nothing has changed.
         cast = {name: np.ascontiguousarray(value, dtype=params[name].dtype) for name, value in arrays.items()}
         for name, host in cast.items():
-            params[name][...] = _device.to_device(host, self._device)
+            params[name][...] = _device.to_device(host, _device.device_of(params[name]))
