@@ -1,8 +1,51 @@
 """rnnkit: fused RNN, GRU and LSTM layers that drop in where torch.nn's stood, on NumPy and CuPy arrays."""
 
+from rnnkit._threads import get_num_threads, set_num_threads
+from rnnkit.bidirectional import Bidirectional
+from rnnkit.containers import LastState, Sequential
+from rnnkit.embedding import Embedding
+from rnnkit.explain import explain
+from rnnkit.io import load, save
 from rnnkit.layers import GRU, LSTM, RNN
+from rnnkit.linear import Activation, Linear
+from rnnkit.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_with_logits, cross_entropy, mse
 from rnnkit.module import Module, no_grad
+from rnnkit.optimizers import SGD, Adagrad, Adam, clip_grad_norm, clip_grad_value
+from rnnkit.steps import GRUCell, LSTMCell, RNNCell
+from rnnkit.summary import summary
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "Module", "RNN", "no_grad"]
+__all__ = [
+    "Activation",
+    "Adagrad",
+    "Adam",
+    "BCEWithLogitsLoss",
+    "Bidirectional",
+    "CrossEntropyLoss",
+    "Embedding",
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "LastState",
+    "Linear",
+    "MSELoss",
+    "Module",
+    "RNN",
+    "RNNCell",
+    "SGD",
+    "Sequential",
+    "bce_with_logits",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "cross_entropy",
+    "explain",
+    "get_num_threads",
+    "load",
+    "mse",
+    "no_grad",
+    "save",
+    "set_num_threads",
+    "summary",
+]

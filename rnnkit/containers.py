@@ -1,0 +1,194 @@
+"""Sequential and LastState: modules made of modules, which run their children forward and, in reverse, backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rnnkit._device import array_module
+from rnnkit.bidirectional import Bidirectional, check_gradient, merge_gradients, merged
+from rnnkit.layers import Recurrent
+from rnnkit.module import Array, Module, grad_enabled
+from rnnkit.steps import StepCell
+
+__all__ = ["Bidirectional", "LastState", "Sequential", "takes_lengths"]
+
+
+class Sequential(Module):
+    """Modules one after another, each on the output of the one before.
+
+    A recurrent module passes its y on and its state is dropped. Parameters are named "<position>.<name>", as PyTorch's.
+    Raises TypeError for what is no Module or a cell of one step; ValueError where there is none, where one stands twice
+    (a module answers for its last call alone), where dtypes or devices differ, or where a Bidirectional with merge=None
+    is not the last.
+    """
+
+    def __init__(self, *modules: Module) -> None:
+        _check_sequence(modules)
+        self._modules = modules
+        self._main = next((m for m in modules if m.params), modules[0])
+        super().__init__(self._main.dtype, self._main.device)
+        self._called = False
+
+    def __repr__(self) -> str:
+        return f"Sequential({', '.join(map(repr, self._modules))})"
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, position: int) -> Module:
+        return self._modules[position]
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules)
+
+    def children(self) -> dict[str, Module]:
+        """The modules by position: "0", "1", ..."""
+        return {str(position): module for position, module in enumerate(self._modules)}
+
+    @property
+    def device(self) -> str:
+        """'cpu' or 'cuda:<index>': that of the modules' parameters."""
+        return self._main.device
+
+    def __call__(self, x: Array, lengths: Any = None) -> Any:
+        """x as the first module takes it -> the last one's output.
+
+        lengths (B,) go to every RNN, GRU, LSTM, Bidirectional, LastState and to a Sequential that holds one.
+
+        Raises ValueError where lengths are given and no module takes them, and what the modules raise.
+        """
+        if lengths is not None and not takes_lengths(self):
+            raise ValueError("lengths must be None: no module of this Sequential is recurrent")
+        self._called = False
+        for module in self._modules:
+            x = module(x, lengths=lengths) if lengths is not None and takes_lengths(module) else module(x)
+            if isinstance(module, (Recurrent, Bidirectional)):
+                x, _ = x
+        self._called = grad_enabled()
+        return x
+
+    def backward(self, dy: Any) -> Array | None:
+        """dy as the output -> dx; None where the first module is an Embedding. Adds into every module's grads.
+
+        Raises RuntimeError before any call, or after one that failed or ran under `no_grad()`; what the modules raise.
+        """
+        if not self._called:
+            raise RuntimeError("backward needs a call of this Sequential first, and one outside rnnkit.no_grad()")
+        for module in reversed(self._modules):
+            dy = module.backward(dy)
+            if isinstance(module, (Recurrent, Bidirectional)):
+                dy, _ = dy
+        return dy
+
+
+class LastState(Module):
+    """The final hidden state of a recurrent layer: of its last layer, at each row's own end, directions side by side.
+
+    What Keras gives for return_sequences=False. layer: an RNN, GRU, LSTM or Bidirectional, whose parameters keep their
+    names. Raises TypeError for another module.
+    """
+
+    def __init__(self, layer: Recurrent | Bidirectional) -> None:
+        if not isinstance(layer, (Recurrent, Bidirectional)):
+            raise TypeError(f"layer must be an RNN, GRU, LSTM or Bidirectional, got {type(layer).__name__}")
+        self.layer = layer
+        super().__init__(layer.dtype, layer.device)
+        # A bidirectional=True layer's two last states stand side by side, as in its y.
+        self.merge = layer.merge if isinstance(layer, Bidirectional) else "concat"
+        self._directions = layer.num_directions if isinstance(layer, Recurrent) else 2
+        self._saved: _Call | None = None
+
+    def __repr__(self) -> str:
+        return f"LastState({self.layer!r})"
+
+    def children(self) -> dict[str, Module]:
+        """The layer, as "layer"; `params` and `grads` show its names without that prefix."""
+        return {"layer": self.layer}
+
+    @property
+    def device(self) -> str:
+        """'cpu' or 'cuda:<index>': the layer's."""
+        return self.layer.device
+
+    def _gathered(self, which: str, own: Any) -> Any:
+        return getattr(self.layer, which)
+
+    def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
+        """x, h0 and lengths as the layer takes them -> (B, D*R), or (D*R,) for unbatched x.
+
+        Of a Bidirectional: both directions' last states merged, (B, 2*R) for "concat", else (B, R); the pair for None.
+        """
+        self._saved = None
+        _, state_n = self.layer(x, h0, lengths)
+        h_n = state_n[0] if isinstance(state_n, tuple) else state_n
+        last = tuple(h_n[-self._directions :])
+        if grad_enabled():
+            self._saved = _Call(tuple(h_n.shape), isinstance(state_n, tuple), last)
+        return last[0] if len(last) == 1 else merged(self.merge, *last)
+
+    def backward(self, dout: Any) -> Array:
+        """dout as the output -> dx; None stands for zeros. Adds into the layer's grads.
+
+        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad dout.
+        """
+        if self._saved is None:
+            raise RuntimeError("backward needs a call of this LastState first, and one outside rnnkit.no_grad()")
+        shape, paired, last = self._saved
+        if len(last) == 1:
+            check_gradient("dout", dout, last[0], last[0].shape[-1])
+            dlast: tuple[Array | None, ...] = (dout,)
+        else:
+            dlast = merge_gradients("dout", dout, self.merge, *last)
+        xp: Any = array_module(last[0])
+        dh_n = xp.zeros(shape, self.dtype)
+        for slot, d in zip(range(-len(last), 0), dlast, strict=True):
+            if d is not None:
+                dh_n[slot] = d
+        dx, _ = self.layer.backward(None, (dh_n, None) if paired else dh_n)
+        return dx
+
+
+class _Call(NamedTuple):
+    """Of LastState's last call: h_n's shape, whether the state is a pair, and the last layer's h_n, one a direction."""
+
+    shape: tuple[int, ...]
+    paired: bool
+    last: tuple[Array, ...]
+
+
+def takes_lengths(module: Module) -> bool:
+    """Whether a call of the module takes `lengths`: a recurrent one does, and a Sequential that holds one."""
+    if isinstance(module, Sequential):
+        return any(map(takes_lengths, module))
+    return isinstance(module, (Recurrent, LastState, Bidirectional))
+
+
+def _check_sequence(modules: tuple[Any, ...]) -> None:
+    if not modules:
+        raise ValueError("modules must be at least one Module, got none")
+    seen: dict[int, int] = {}
+    for position, module in enumerate(modules):
+        if not isinstance(module, Module):
+            raise TypeError(f"modules must be Modules, got {type(module).__name__} at position {position}")
+        if isinstance(module, StepCell):
+            kind = type(module).__name__
+            raise TypeError(f"modules must take sequences, got {kind} at position {position}: use {kind[:-4]}")
+        for part in _family(module):
+            if id(part) in seen:
+                raise ValueError(f"modules must differ, got {part!r} at positions {seen[id(part)]} and {position}")
+            seen[id(part)] = position
+        if isinstance(module, Bidirectional) and module.merge is None and position < len(modules) - 1:
+            raise ValueError(
+                f"Bidirectional with merge=None gives a pair and must be the last, got it at position {position}"
+            )
+    for name in ("dtype", "device"):
+        found = sorted({str(getattr(m, name)) for m in modules if m.params})
+        if len(found) > 1:
+            raise ValueError(f"modules must have one {name}, got {' and '.join(found)}")
+
+
+def _family(module: Module) -> Iterator[Module]:
+    yield module
+    for child in module.children().values():
+        yield from _family(child)

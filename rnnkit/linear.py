@@ -1,0 +1,136 @@
+"""Linear and Activation: what stands after the recurrent layers, on the last axis and on single numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from rnnkit import _checks
+from rnnkit._device import array_module, device_of
+from rnnkit.cells import sigmoid
+from rnnkit.dtypes import resolve_dtype
+from rnnkit.module import Array, Module, grad_enabled, make_rng
+
+
+class Linear(Module):
+    """y = x W^T + b on the last axis. As torch.nn.Linear.
+
+    weight  (out_features, in_features), bias (out_features,), both U(-1/sqrt(in_features), 1/sqrt(in_features))
+    rng     a numpy Generator or a seed
+    Raises TypeError or ValueError naming a bad argument.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        device: Any = None,
+        rng: Any = None,
+    ) -> None:
+        self.in_features = _checks.positive_int("in_features", in_features)
+        self.out_features = _checks.positive_int("out_features", out_features)
+        self.rng = make_rng(rng)
+        super().__init__(dtype, device)
+        self.bias = bool(bias)
+        bound = 1 / math.sqrt(self.in_features)
+        self._add_param("weight", self.rng.uniform(-bound, bound, (self.out_features, self.in_features)))
+        if self.bias:
+            self._add_param("bias", self.rng.uniform(-bound, bound, self.out_features))
+        self._saved: Array | None = None
+
+    def __repr__(self) -> str:
+        said = "" if self.bias else ", bias=False"
+        return f"Linear({self.in_features}, {self.out_features}{said}, dtype={self.dtype})"
+
+    def __call__(self, x: Array) -> Array:
+        """x (..., in_features) -> (..., out_features). x is kept by reference until `backward`.
+
+        Raises TypeError for another dtype than the layer's, ValueError for another last axis or device.
+        """
+        _checks.array("x", x, self.dtype, self.device)
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have shape (..., in_features={self.in_features}), got {tuple(x.shape)}")
+        # One product of two matrices: over stacked ones NumPy would call the BLAS once for each.
+        y = x.reshape(-1, self.in_features) @ self._params["weight"].T
+        if self.bias:
+            y += self._params["bias"]
+        self._saved = x if grad_enabled() else None
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def backward(self, dy: Array) -> Array:
+        """dy (..., out_features) -> dx (..., in_features); adds into grads["weight"] and grads["bias"].
+
+        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad dy.
+        """
+        if self._saved is None:
+            raise RuntimeError("backward needs a call of this Linear first, and one outside rnnkit.no_grad()")
+        x = self._saved
+        shape = (*x.shape[:-1], self.out_features)
+        _checks.shaped("dy", dy, shape, self.dtype, self.device, "(..., out_features)")
+        rows = dy.reshape(-1, self.out_features)
+        self._grads["weight"] += rows.T @ x.reshape(-1, self.in_features)
+        if self.bias:
+            self._grads["bias"] += rows.sum(axis=0)
+        return (rows @ self._params["weight"]).reshape(x.shape)
+
+
+def _tanh(x: Array) -> Array:
+    return array_module(x).tanh(x)  # type: ignore[union-attr]
+
+
+def _relu(x: Array) -> Array:
+    return array_module(x).maximum(x, 0)  # type: ignore[union-attr]
+
+
+def _relu_gradient(y: Array, dy: Array) -> Array:
+    return array_module(y).where(y <= 0, y.dtype.type(0), dy)  # type: ignore[union-attr]
+
+
+# kind -> forward, and the gradient of its input from its output y and dy. The slope of relu at 0 is 0, as PyTorch's.
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]] = {
+    "sigmoid": (sigmoid, lambda y, dy: dy * y * (1 - y)),
+    "tanh": (_tanh, lambda y, dy: dy * (1 - y * y)),
+    "relu": (_relu, _relu_gradient),
+}
+
+
+class Activation(Module):
+    """ "sigmoid", "tanh" or "relu" of every entry, any shape.
+
+    It has no parameters, so it takes any dtype of `rnnkit.dtypes.DTYPES` on any device and answers in kind.
+    Raises ValueError for another kind.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = _checks.one_of("kind", kind, tuple(ACTIVATIONS))
+        super().__init__()
+        self._saved: Array | None = None
+
+    def __repr__(self) -> str:
+        return f"Activation({self.kind!r})"
+
+    def __call__(self, x: Array) -> Array:
+        """x of any shape -> the same shape. Raises TypeError for no array, ValueError for a dtype not in DTYPES."""
+        xp = array_module(x)
+        if xp is None:
+            raise TypeError(f"x must be a NumPy or CuPy array, got {type(x).__name__}")
+        resolve_dtype(x.dtype)
+        y = xp.asarray(ACTIVATIONS[self.kind][0](x))
+        self._saved = y if grad_enabled() else None
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """dy of y's shape -> dx. y is kept by reference from the call: do not write into it in between.
+
+        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad dy.
+        """
+        if self._saved is None:
+            raise RuntimeError("backward needs a call of this Activation first, and one outside rnnkit.no_grad()")
+        y = self._saved
+        _checks.shaped("dy", dy, y.shape, y.dtype, device_of(y), "y's shape")
+        xp: Any = array_module(y)
+        return xp.asarray(ACTIVATIONS[self.kind][1](y, dy))

@@ -1,0 +1,149 @@
+"""Losses: each a pure function that gives the loss and its gradient at once, and a class that keeps the gradient.
+
+    loss, dpred = mse(pred, target)
+    loss_fn = MSELoss(); loss = loss_fn(pred, target); dpred = loss_fn.backward()
+
+reduction="mean" divides by the number of losses summed (all elements; all positions for cross-entropy), as PyTorch
+does; "sum" does not. The loss is a Python float, NaN for the mean of nothing. Padding of ragged rows counts unless the
+caller leaves it out: see `cross_entropy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rnnkit import _checks
+from rnnkit._device import array_module, device_of
+from rnnkit.dtypes import resolve_dtype
+from rnnkit.embedding import whole_numbers
+from rnnkit.module import Array, grad_enabled
+
+REDUCTIONS = ("mean", "sum")
+
+
+def mse(pred: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
+    """(pred - target)^2. Two arrays of one shape and dtype -> the loss and its gradient dpred. As torch's mse_loss.
+
+    Nothing is broadcast: raises ValueError for different shapes, TypeError for different dtypes.
+    """
+    _check_pair("pred", pred, target, reduction)
+    difference = pred - target
+    loss = float((difference * difference).sum())
+    return _reduced(loss, 2 * difference, pred.size, reduction)
+
+
+def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
+    """Binary cross-entropy of sigmoid(logits). Two arrays of one shape and dtype -> the loss and its gradient.
+
+    max(x, 0) - x t + log(1 + exp(-|x|)), which overflows for no x, as torch's binary_cross_entropy_with_logits. target:
+    probabilities in [0, 1]. Raises ValueError for different shapes, TypeError for different dtypes.
+    """
+    _check_pair("logits", logits, target, reduction)
+    xp: Any = array_module(logits)
+    with np.errstate(invalid="ignore"):  # infinite logits give NaN where it is due, and no warning
+        small = xp.exp(-xp.abs(logits))
+        each = xp.maximum(logits, 0) - logits * target + xp.log1p(small)
+        probability = xp.where(logits >= 0, 1, small) / (1 + small)
+        return _reduced(float(each.sum()), probability - target, logits.size, reduction)
+
+
+def cross_entropy(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
+    """-log softmax(logits)[target]. logits (..., K), target (...) whole numbers in [0, K) -> the loss and its gradient.
+
+    As torch's cross_entropy with the classes on the last axis. Of ragged rows, give the live steps alone:
+    loss, dlive = cross_entropy(logits[live], target[live]) with live (T, B) boolean; then dlogits[live] = dlive.
+    Raises ValueError for shapes that do not fit, TypeError for wrong dtypes, IndexError for a target outside [0, K).
+    """
+    _checks.one_of("reduction", reduction, REDUCTIONS)
+    _check_float("logits", logits)
+    if logits.ndim < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"logits must have shape (..., K) with K of at least 1, got {tuple(logits.shape)}")
+    K = logits.shape[-1]
+    picked = whole_numbers("target", target, K, device_of(logits))
+    if tuple(target.shape) != tuple(logits.shape[:-1]):
+        wanted = tuple(logits.shape[:-1])
+        raise ValueError(f"target must have logits' shape but its last axis, {wanted}, got {tuple(target.shape)}")
+    xp: Any = array_module(logits)
+    with np.errstate(invalid="ignore"):
+        flat = logits.reshape(-1, K)
+        flat = flat - flat.max(axis=1, keepdims=True)
+        rows, picked = xp.arange(flat.shape[0]), picked.reshape(-1)
+        chosen = flat[rows, picked]
+        d = xp.exp(flat, out=flat)
+        total = d.sum(axis=1)
+        loss = float((xp.log(total) - chosen).sum())
+        d /= total[:, None]
+        d[rows, picked] -= 1
+        return _reduced(loss, d.reshape(logits.shape), rows.size, reduction)
+
+
+class _Loss:
+    """A loss function that remembers its last gradient."""
+
+    function: Callable[[Array, Array, str], tuple[float, Array]]
+
+    def __init__(self, reduction: str = "mean") -> None:
+        self.reduction = _checks.one_of("reduction", reduction, REDUCTIONS)
+        self._dpred: Array | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(reduction={self.reduction!r})"
+
+    def __call__(self, pred: Array, target: Array) -> float:
+        """The loss; arguments and errors are the function's."""
+        self._dpred = None
+        loss, dpred = type(self).function(pred, target, self.reduction)
+        if grad_enabled():
+            self._dpred = dpred
+        return loss
+
+    def backward(self) -> Array:
+        """The gradient of the last call's pred. Raises RuntimeError before any call or after one under `no_grad()`."""
+        if self._dpred is None:
+            name = type(self).__name__
+            raise RuntimeError(f"backward needs a call of this {name} first, and one outside rnnkit.no_grad()")
+        return self._dpred
+
+
+class MSELoss(_Loss):
+    """`mse` as an object: loss = fn(pred, target); dpred = fn.backward()."""
+
+    function = staticmethod(mse)
+
+
+class BCEWithLogitsLoss(_Loss):
+    """`bce_with_logits` as an object: loss = fn(logits, target); dlogits = fn.backward()."""
+
+    function = staticmethod(bce_with_logits)
+
+
+class CrossEntropyLoss(_Loss):
+    """`cross_entropy` as an object: loss = fn(logits, target); dlogits = fn.backward()."""
+
+    function = staticmethod(cross_entropy)
+
+
+def _check_float(name: str, value: Any) -> None:
+    if array_module(value) is None:
+        raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(value).__name__}")
+    try:
+        resolve_dtype(value.dtype)
+    except ValueError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
+def _check_pair(name: str, value: Any, target: Any, reduction: str) -> None:
+    _checks.one_of("reduction", reduction, REDUCTIONS)
+    _check_float(name, value)
+    _checks.shaped("target", target, value.shape, value.dtype, device_of(value), f"{name}'s shape")
+
+
+def _reduced(total: float, d: Array, count: int, reduction: str) -> tuple[float, Array]:
+    if reduction == "sum":
+        return total, d
+    if not count:
+        return float("nan"), d
+    return total / count, d / count

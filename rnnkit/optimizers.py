@@ -1,0 +1,238 @@
+"""Optimizers: parameters moved in place by their gradients, with PyTorch's formulas; and gradient clipping.
+
+An optimizer reads `params` and `grads` of its modules anew at each step, so a module may be moved to another device
+in between. Beyond its state, one array a parameter and slot, it holds one scratch array that serves every parameter in
+turn, so a step allocates nothing of a parameter's size.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rnnkit import _device
+from rnnkit.module import Array, Module
+
+Key = tuple[int, str]  # which module, which of its parameters
+
+
+class Optimizer:
+    """What SGD, Adagrad and Adam share: the modules, the learning rate, and one dict of state arrays a parameter."""
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, lr: float) -> None:
+        self._models = _modules(model)
+        self.lr = lr
+        self.state: dict[Key, dict[str, Array]] = {}
+        self._scratch: dict[tuple[str, str], Array] = {}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; a schedule may assign it between steps."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = _number("lr", value, above=0.0)
+
+    def step(self) -> None:
+        """Moves every parameter once, by what its gradient holds now."""
+        self._begin_step()
+        for key, p, grad in _parameters(self._models):
+            self._update(p, grad, self._state_of(key, p), self._scratch_for(p))
+
+    def zero_grad(self) -> None:
+        """Sets every gradient to zero, in place."""
+        for model in self._models:
+            model.zero_grad()
+
+    def _begin_step(self) -> None:
+        """What changes once a step and not once a parameter."""
+
+    def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
+        raise NotImplementedError
+
+    def _state_of(self, key: Key, p: Array) -> dict[str, Array]:
+        """The parameter's state, zeros at first, on the parameter's device wherever it has moved."""
+        xp: Any = _device.array_module(p)
+        if key not in self.state:
+            self.state[key] = {slot: xp.zeros_like(p) for slot in self.slots}
+        state = self.state[key]
+        for slot, held in state.items():
+            if _device.device_of(held) != _device.device_of(p):
+                state[slot] = _device.to_device(_device.to_numpy(held), _device.device_of(p))
+        return state
+
+    def _scratch_for(self, p: Array) -> Array:
+        key = (_device.device_of(p), p.dtype.name)
+        if key not in self._scratch or self._scratch[key].size < p.size:
+            xp: Any = _device.array_module(p)
+            self._scratch[key] = xp.empty_like(p).reshape(-1)
+        return self._scratch[key][: p.size].reshape(p.shape)
+
+
+class SGD(Optimizer):
+    """p -= lr v with v = momentum v + dp. As torch.optim.SGD without dampening, Nesterov or weight decay.
+
+    model: a Module or several. lr: positive. momentum: in [0, 1), 0 for none. Raises TypeError or ValueError by name.
+    """
+
+    def __init__(self, model: Any, lr: float, momentum: float = 0.0) -> None:
+        self.momentum = _number("momentum", momentum, least=0.0, below=1.0)
+        self.slots = ("velocity",) if self.momentum else ()
+        super().__init__(model, lr)
+
+    def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
+        if self.momentum:
+            state["velocity"] *= self.momentum
+            state["velocity"] += grad
+            grad = state["velocity"]
+        xp: Any = _device.array_module(p)
+        xp.multiply(grad, self.lr, out=scratch)
+        p -= scratch
+
+
+class Adagrad(Optimizer):
+    """p -= lr dp / (sqrt(sum of dp^2) + eps). Duchi, Hazan and Singer (2011), as torch.optim.Adagrad without decay.
+
+    model: a Module or several. lr, eps: positive. Raises TypeError or ValueError by name.
+    """
+
+    slots = ("sum",)
+
+    def __init__(self, model: Any, lr: float = 0.01, eps: float = 1e-10) -> None:
+        self.eps = _number("eps", eps, above=0.0)
+        super().__init__(model, lr)
+
+    def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
+        xp: Any = _device.array_module(p)
+        xp.multiply(grad, grad, out=scratch)
+        state["sum"] += scratch
+        xp.sqrt(state["sum"], out=scratch)
+        scratch += self.eps
+        xp.divide(grad, scratch, out=scratch)
+        scratch *= self.lr
+        p -= scratch
+
+
+class Adam(Optimizer):
+    """p -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), m and v running means of dp and dp^2.
+
+    Kingma and Ba (2015), as torch.optim.Adam without weight decay or AMSGrad. model: a Module or several. lr, eps:
+    positive. betas: a pair in [0, 1). Raises TypeError or ValueError by name.
+    """
+
+    slots = ("m", "v")
+
+    def __init__(
+        self,
+        model: Any,
+        lr: float = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas must be a pair of numbers in [0, 1), got {betas!r}")
+        b1, b2 = (_number(f"betas[{k}]", beta, least=0.0, below=1.0) for k, beta in enumerate(betas))
+        self.betas = (b1, b2)
+        self.eps = _number("eps", eps, above=0.0)
+        self.t = 0
+        super().__init__(model, lr)
+
+    def _begin_step(self) -> None:
+        self.t += 1
+
+    def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
+        xp: Any = _device.array_module(p)
+        (b1, b2), m, v = self.betas, state["m"], state["v"]
+        xp.subtract(grad, m, out=scratch)
+        scratch *= 1 - b1
+        m += scratch
+        v *= b2
+        xp.multiply(grad, grad, out=scratch)
+        scratch *= 1 - b2
+        v += scratch
+        xp.sqrt(v, out=scratch)
+        scratch /= math.sqrt(1 - b2**self.t)
+        scratch += self.eps
+        xp.divide(m, scratch, out=scratch)
+        scratch *= self.lr / (1 - b1**self.t)
+        p -= scratch
+
+
+def clip_grad_norm(model: Any, max_norm: float) -> float:
+    """Scales all gradients of a Module, or of several together, so that their common L2 norm is at most max_norm.
+
+    Returns the norm before. The factor is max_norm / (norm + 1e-6) where that is below 1, as torch's clip_grad_norm_:
+    a norm that is not finite leaves gradients of NaN and zero. max_norm: positive, infinity to measure alone.
+    Raises TypeError or ValueError by name.
+    """
+    max_norm = _number("max_norm", max_norm, above=0.0, finite=False)
+    grads = [grad for _, _, grad in _parameters(_modules(model))]
+    squares = 0.0
+    for grad in grads:
+        wide = grad.reshape(-1).astype(np.float64)
+        squares += float(wide @ wide)
+    norm = math.sqrt(squares)
+    factor = max_norm / (norm + 1e-6)
+    if not factor >= 1:  # also where it is NaN
+        for grad in grads:
+            grad *= factor
+    return norm
+
+
+def clip_grad_value(model: Any, value: float) -> None:
+    """Clips every gradient of a Module, or of several, to [-value, value] in place, as torch's clip_grad_value_.
+
+    NaN stays. value: positive. Raises TypeError or ValueError by name.
+    """
+    value = _number("value", value, above=0.0, finite=False)
+    for _, _, grad in _parameters(_modules(model)):
+        xp: Any = _device.array_module(grad)
+        xp.clip(grad, -value, value, out=grad)
+
+
+def _modules(model: Any) -> tuple[Module, ...]:
+    """One Module or a list of them as a tuple, when they have parameters and none of them twice."""
+    models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
+    for one in models:
+        if not isinstance(one, Module):
+            raise TypeError(f"model must be a Module or a list of Modules, got {type(one).__name__}")
+    owners = [id(p) for one in models for p in one.params.values()]
+    if not owners:
+        raise ValueError("model must have parameters, got none")
+    if len(set(owners)) < len(owners):
+        raise ValueError("model must have every parameter once, got one in several modules")
+    return models
+
+
+def _parameters(models: tuple[Module, ...]) -> Iterator[tuple[Key, Array, Array]]:
+    for index, model in enumerate(models):
+        grads = model.grads
+        for name, p in model.params.items():
+            yield (index, name), p, grads[name]
+
+
+def _number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    finite: bool = True,
+) -> float:
+    """`value` as a float above `above`, at least `least` and below `below`; infinity passes if `finite` is False."""
+    wanted = "positive" if above == 0 else f"in [{least:g}, {below:g})"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number that is {wanted}, got {value!r}")
+    number = float(value)
+    inside = above < number and least <= number and (number < below or (not finite and number == below))
+    if not inside:
+        raise ValueError(f"{name} must be {wanted}{' and finite' if finite and above == 0 else ''}, got {value!r}")
+    return number
