@@ -1,0 +1,227 @@
+"""Classify sequences with recurrent layers: deep, and in both directions.
+
+1. A toy: two sequences of 3 steps and 4 features, three stacked tanh layers, plain gradient descent.
+2. The same network on real data: scikit-learn's handwritten digits, an 8 x 8 image read a row a step.
+   Is the digit even? The network sees the whole image only as the state that is left after the last row.
+3. A bidirectional LSTM reads the same rows downwards and upwards and names the digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rnnkit
+from rnnkit.examples import _common as common
+
+
+@dataclass
+class Result:
+    """Loss of each epoch and share of held-out digits right, by name of the model; the figures drawn."""
+
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    figures: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images as sequences (N, 8 steps, 8 features) in [0, 1] and their digits (N,); a fifth is held out."""
+
+    x: Any
+    digit: Any
+    held_out_x: Any
+    held_out_digit: Any
+
+
+def load_digits(run: common.Run) -> Digits:
+    """scikit-learn's 1,797 digits, split by the seed alone."""
+    from sklearn import datasets
+
+    found = datasets.load_digits()
+    order = np.random.default_rng(run.args.seed).permutation(len(found.target))
+    x, digit = (found.images[order] / 16).astype(np.float32), found.target[order]
+    held = len(x) // 5
+    return Digits(*(run.array(a) for a in (x[held:], digit[held:], x[:held], digit[:held])))
+
+
+def deep_rnn(features: int, run: common.Run) -> rnnkit.Sequential:
+    """Three tanh layers over time; the last one's final state -> one number for each sequence."""
+    layers = [
+        rnnkit.LastState(
+            rnnkit.RNN(
+                features,
+                run.args.hidden,
+                num_layers=3,
+                batch_first=True,
+                backend=run.backend,
+                **run.layer,
+            )
+        ),
+        rnnkit.Linear(run.args.hidden, 1, **run.layer),
+    ]
+    if run.args.loss == "mse":  # bce takes logits and has the sigmoid inside, which is the stable way
+        layers.append(rnnkit.Activation("sigmoid"))
+    return rnnkit.Sequential(*layers)
+
+
+def binary_loss(run: common.Run) -> Any:
+    """The loss that fits `deep_rnn`'s output."""
+    return rnnkit.MSELoss() if run.args.loss == "mse" else rnnkit.BCEWithLogitsLoss()
+
+
+def says_yes(output: np.ndarray, loss: str) -> np.ndarray:
+    """Whether the network's output stands for 'yes': a probability above 1/2, or a logit above 0."""
+    return output[:, 0] > (0.5 if loss == "mse" else 0)
+
+
+def bilstm(run: common.Run) -> rnnkit.Sequential:
+    """An LSTM in each direction; both final states side by side -> ten logits."""
+    lstm = rnnkit.LSTM(8, 32, batch_first=True, backend=run.backend, **run.layer)
+    return rnnkit.Sequential(rnnkit.LastState(rnnkit.Bidirectional(lstm)), rnnkit.Linear(64, 10, **run.layer))
+
+
+def train(
+    model: rnnkit.Sequential,
+    loss_fn: Any,
+    optimizer: Any,
+    data: tuple[Any, Any],
+    epochs: int,
+    batch: int,
+    run: common.Run,
+    label: str,
+    max_norm: float = math.inf,
+) -> list[float]:
+    """Every epoch goes over all rows in a new order, a batch at a time. Returns the mean loss of each epoch."""
+    x, target = data
+    losses = []
+    bar = common.progress(range(1, epochs + 1), label)
+    for epoch in bar:
+        total = 0.0
+        order = run.array(run.rng.permutation(len(x)))
+        for first in range(0, len(x), batch):
+            rows = order[first : first + batch]
+            loss = loss_fn(model(x[rows]), target[rows])
+            model.zero_grad()
+            model.backward(loss_fn.backward())
+            if max_norm < math.inf:
+                rnnkit.clip_grad_norm(model, max_norm)
+            optimizer.step()
+            total += float(loss) * len(rows)
+        losses.append(total / len(x))
+        bar.write(f"  {label}, epoch {epoch:3d}: loss {losses[-1]:.4f}")
+    return losses
+
+
+def predict(model: rnnkit.Sequential, x: Any) -> np.ndarray:
+    """The model's outputs; nothing is kept for a backward pass."""
+    with rnnkit.no_grad():
+        return common.host(model(x))
+
+
+def toy(run: common.Run, result: Result) -> None:
+    """Two random sequences told apart: the smallest thing that trains."""
+    common.heading("A toy: input (batch 2, time 3, embedding 4), three tanh layers")
+    x = run.array(run.rng.standard_normal((2, 3, 4)), np.float32)
+    wanted = run.array([[0], [1]], np.float32)
+    model = deep_rnn(4, run)
+    optimizer = rnnkit.SGD(model, lr=run.args.learning_rate)
+    result.losses["toy"] = train(model, binary_loss(run), optimizer, (x, wanted), 20, 2, run, "toy")
+    right = says_yes(predict(model, x), run.args.loss) == [False, True]
+    result.accuracy["toy"] = float(right.mean())
+    print(f"told apart: {right.sum()} of 2 sequences right")
+
+
+def even_or_odd(run: common.Run, data: Digits, result: Result) -> None:
+    """The deep RNN, by plain gradient descent."""
+    common.heading("Is the digit even? Three tanh layers, a row of pixels a step")
+    model = deep_rnn(8, run)
+    print(rnnkit.summary(model, (None, 8, 8)))
+    even = ((data.digit % 2) == 0).astype(np.float32)[:, None]
+    result.losses["even or odd"] = train(
+        model,
+        binary_loss(run),
+        rnnkit.SGD(model, lr=run.args.learning_rate),
+        (data.x, even),
+        run.args.epochs,
+        32,
+        run,
+        "even or odd",
+    )
+    yes = says_yes(predict(model, data.held_out_x), run.args.loss)
+    right = yes == (common.host(data.held_out_digit) % 2 == 0)
+    report("even or odd", right, 0.5, result)
+
+
+def name_the_digit(run: common.Run, data: Digits, result: Result) -> None:
+    """The bidirectional LSTM, by Adam."""
+    common.heading("Which digit is it? A bidirectional LSTM, softmax over ten")
+    model = bilstm(run)
+    print(rnnkit.summary(model, (None, 8, 8)))
+    result.losses["bilstm"] = train(
+        model,
+        rnnkit.CrossEntropyLoss(),
+        rnnkit.Adam(model, lr=0.01),
+        (data.x, data.digit),
+        run.args.epochs,
+        32,
+        run,
+        "bilstm",
+        max_norm=1.0,
+    )
+    right = predict(model, data.held_out_x).argmax(axis=1) == common.host(data.held_out_digit)
+    report("bilstm", right, 0.1, result)
+
+
+def report(name: str, right: np.ndarray, chance: float, result: Result) -> None:
+    """Says how many held-out digits are right, beside what guessing would get."""
+    result.accuracy[name] = float(right.mean())
+    print(f"held out: {right.sum()} of {len(right)} right, {right.mean():.1%} (guessing gets about {chance:.0%})")
+
+
+def main(argv: Sequence[str] | None = None) -> Result:
+    """Runs the program; `argv` as on the command line."""
+    options = common.parser(__doc__, "deep_classifier")
+    options.add_argument("--model", choices=("all", "toy", "deep", "bilstm"), default="all")
+    options.add_argument("--loss", choices=("mse", "bce"), default="mse", help="of the deep RNN (default mse)")
+    options.add_argument("--hidden", type=common.positive, default=32, help="of the deep RNN (default 32)")
+    options.add_argument("--epochs", type=common.positive, default=20, help="over the digits (default 20)")
+    options.add_argument("--learning-rate", type=common.above_zero, help="of the deep RNN (default: mse 0.5, bce 0.1)")
+    run = common.start(options, argv)
+    if run.args.learning_rate is None:
+        run.args.learning_rate = 0.5 if run.args.loss == "mse" else 0.1
+
+    result = Result()
+    if run.args.model in ("all", "toy"):
+        toy(run, result)
+    data = load_digits(run)
+    if run.args.model in ("all", "deep"):
+        even_or_odd(run, data, result)
+    if run.args.model in ("all", "bilstm"):
+        name_the_digit(run, data, result)
+    draw(run, result)
+    return result
+
+
+def draw(run: common.Run, result: Result) -> None:
+    """A figure for each model, as their losses do not compare."""
+    print()
+    binary = {"mse": "mean squared error", "bce": "binary cross-entropy"}[run.args.loss]
+    titles = {
+        "toy": ("Two sequences told apart by three tanh layers", binary),
+        "even or odd": ("Is the digit even? Three tanh layers, gradient descent", binary),
+        "bilstm": ("Which digit? Bidirectional LSTM, Adam", "cross-entropy"),
+    }
+    for name, losses in result.losses.items():
+        path = run.out / f"deep_classifier_{name.replace(' ', '_')}.png"
+        title, ylabel = titles[name]
+        result.figures.append(common.loss_curve(path, {"training loss": losses}, title, "epoch", ylabel))
+
+
+if __name__ == "__main__":
+    main()
