@@ -1,0 +1,1 @@
+"""Throughput of rnnkit beside its peers, on this machine: parity first, then time. See `python -m bench --help`."""

@@ -1,0 +1,146 @@
+"""The command line.
+
+python -m bench [--grid quick|full|cpu] [...]    measure, print the table, write JSON and PNG
+python -m bench report FILE                      the table and the plot of a result file again
+python -m bench compare BEFORE AFTER             the ratio of two result files, point by point
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from bench import document, machine, report
+from bench.grid import GRIDS, PASSES, points
+from bench.peers import ORACLE, PEERS
+from bench.pool import ROOT
+from bench.runner import Settings, run
+from rnnkit.cells import CELLS
+from rnnkit.dtypes import DTYPES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"report": report_command, "compare": compare_command}
+    try:
+        if arguments and arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
+        return measure_command(arguments)
+    except (OSError, ValueError) as error:
+        print(f"python -m bench: {error}", file=sys.stderr)
+        return 2
+
+
+def measure_command(arguments: list[str]) -> int:
+    options = measure_parser().parse_args(arguments)
+    # A SystemExit, so that the workers are ended when the run is.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    grid, failed, show = GRIDS[options.grid], False, Progress()
+    names = options.peers or [n for n in PEERS if grid.oracle_too or n != ORACLE]
+    for dtype in options.dtype:
+        chosen, left_out = points(grid.name, dtype, options.passes, options.cells)
+        if not chosen:
+            raise ValueError(f"--cells {' '.join(options.cells)} leaves no point of the {grid.name} grid")
+        settings = Settings(
+            grid.name,
+            dtype,
+            tuple(options.passes),
+            tuple(options.cells),
+            options.threads,
+            options.seconds_per_point or grid.seconds,
+            options.repeat or grid.rounds,
+            [row for name, row in PEERS.items() if name in names],
+        )
+        started, found, path = time.perf_counter(), None, None
+        for found in run(settings, chosen, left_out, show):
+            if path is None:
+                path = Path(options.out) / machine.slug(found["machine"]) / f"{grid.name}-{dtype}.json"
+            document.save(found, path)
+        show.clear()
+        assert found is not None
+        assert path is not None
+        print(report.render(found))
+        print(f"{time.perf_counter() - started:.0f} s; {path}, {draw(found, path)}\n")
+        failed |= report.has_errors(found)
+    return int(failed)
+
+
+def measure_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    about = "; ".join(f"{grid.name}: {grid.about}" for grid in GRIDS.values())
+    add("--grid", choices=GRIDS, default="quick", help=about)
+    add("--cells", nargs="+", default=[], metavar="CELL", help=f"of {', '.join(CELLS)}, or beginnings of them")
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="a result file each")
+    add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    peers = f"of {', '.join(PEERS)}; default all, but {ORACLE} in the quick grid alone"
+    add("--peers", nargs="+", choices=PEERS, metavar="PEER", help=peers)
+    add("--out", default=str(ROOT / "bench" / "results"), metavar="DIR")
+    add("--threads", type=_positive, default=machine.usable_cores(), help="of every peer; default all cores")
+    add("--seconds-per-point", type=float, metavar="S", help="of timed calls, a point and peer")
+    add("--repeat", type=_positive, metavar="N", help="rounds over the peers at each point; default 3")
+    return parser
+
+
+def report_command(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m bench report")
+    parser.add_argument("file", type=Path)
+    path = parser.parse_args(arguments).file
+    found = document.load(path)
+    print(report.render(found))
+    print(draw(found, path))
+    return int(report.has_errors(found))
+
+
+def compare_command(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m bench compare")
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    options = parser.parse_args(arguments)
+    print(report.compare(document.load(options.before), document.load(options.after)))
+    return 0
+
+
+def draw(found: document.Document, path: Path) -> str:
+    """The plot beside the file, or why there is none."""
+    from bench.plot import draw
+
+    try:
+        draw(found, path.with_suffix(".png"))
+    except ImportError as error:
+        return f"no plot: {error}"
+    return str(path.with_suffix(".png"))
+
+
+class Progress:
+    """One line on stderr, rewritten on a terminal; elsewhere a line a point."""
+
+    def __init__(self) -> None:
+        self._terminal, self._last = sys.stderr.isatty(), ""
+
+    def __call__(self, text: str) -> None:
+        if self._terminal:
+            print(f"\r\x1b[K{text[:150]}", end="", file=sys.stderr, flush=True)
+        elif text.split(":")[0] != self._last:
+            self._last = text.split(":")[0]
+            print(text, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

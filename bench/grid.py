@@ -1,0 +1,210 @@
+"""What is measured: a point is one call of one network on one batch, and a grid is a list of points.
+
+    quick   about a minute: the shapes people meet first, forward and forward+backward
+    full    every cell, width, batch and length that fits; says what it leaves out
+    cpu     the grid a CPU backend is held to, with the variants (relu, reset before, projection, two layers, ragged)
+
+The order of a grid is the order it is run and printed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rnnkit.cells import CELLS
+
+FORWARD, FORWARD_BACKWARD = PASSES = ("forward", "forward+backward")
+
+# A point stays out of a grid when one call would take longer, or hold more, than this.
+CALL_SECONDS, CALL_BYTES = 1.5, 2**30
+# What a call is guessed to cost: deliberately a plain, slowish CPU. Only `left out` and the ETA use these.
+GUESSED_FLOPS, GUESSED_WEIGHT_BYTES = 100e9, 20e9
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network and one batch of it: T steps, B rows, I inputs, H hidden units, P projected (0: none)."""
+
+    cell: str
+    T: int
+    B: int
+    I: int
+    H: int
+    dtype: str = "float32"
+    passes: str = FORWARD
+    layers: int = 1
+    bidirectional: bool = False
+    ragged: bool = False
+    P: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.shape}-{self.dtype}-{self.passes}"
+
+    @property
+    def shape(self) -> str:
+        """The point without its dtype and pass."""
+        return "-".join([self.cell, f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *self.extras])
+
+    @property
+    def extras(self) -> list[str]:
+        """The features beyond one plain layer, in words."""
+        named = [f"P{self.P}"] if self.P else []
+        named += [f"{self.layers}-layer"] if self.layers > 1 else []
+        named += ["bidirectional"] if self.bidirectional else []
+        return named + (["ragged"] if self.ragged else [])
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def backward(self) -> bool:
+        return self.passes == FORWARD_BACKWARD
+
+    def lengths(self) -> np.ndarray | None:
+        """Row lengths (B,), uniform on [1, T] with one full row, or None. The same on every call."""
+        if not self.ragged:
+            return None
+        drawn = np.random.default_rng([self.T, self.B]).integers(1, self.T + 1, self.B)
+        drawn[0] = self.T
+        return drawn
+
+    def steps(self) -> int:
+        """Steps of all rows together: T*B, or the sum of the lengths."""
+        lengths = self.lengths()
+        return self.T * self.B if lengths is None else int(lengths.sum())
+
+    def flop(self) -> int:
+        """Floating-point operations of the products, a multiply-add as two; pointwise work is not counted.
+
+        A step of a row is 2 (I + R) G H, and 2 H P for a projection; forward+backward is three times that: every
+        product has two more in its backward, one for its operand and one for its weights.
+        """
+        G, R = CELLS[self.cell].n_gates, self.P or self.H
+        total = 0
+        for layer in range(self.layers):
+            I = self.I if layer == 0 else R * self.directions
+            total += self.directions * 2 * ((I + R) * G * self.H + self.H * self.P)
+        return total * self.steps() * (3 if self.backward else 1)
+
+    def guessed_seconds(self) -> float:
+        """Roughly what a call costs: its products, or reading the recurrent weights each step when B is small."""
+        R = self.P or self.H
+        weights = CELLS[self.cell].n_gates * self.H * R * self.itemsize * self.layers * self.directions
+        width = self.itemsize / 4
+        stream = self.T * weights * (3 if self.backward else 1) / GUESSED_WEIGHT_BYTES
+        return max(width * self.flop() / GUESSED_FLOPS, stream)
+
+    def guessed_bytes(self) -> float:
+        """Roughly what a call holds at once: input, gates and output, and with a backward what it keeps."""
+        G = CELLS[self.cell].n_gates
+        a_step = self.I + (G + 1) * self.H + (self.I + (2 * G + 4) * self.H if self.backward else 0)
+        return float(self.T * self.B * a_step * self.itemsize * self.layers * self.directions)
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    def too_much(self) -> str | None:
+        """Why the point is left out of a grid, or None."""
+        if self.guessed_seconds() > CALL_SECONDS:
+            return f"a call would take about {self.guessed_seconds():.1f} s"
+        if self.guessed_bytes() > CALL_BYTES:
+            return f"a call would hold about {self.guessed_bytes() / 2**30:.1f} GiB"
+        return None
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Point:
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+MAIN_CELLS = ("rnn_tanh", "gru", "lstm")
+
+
+def _quick() -> Iterator[Point]:
+    # One layer, I = H: a stream, two usual batches, and one whose weights leave the second-level cache.
+    for cell, (T, B, H) in itertools.product(MAIN_CELLS, ((128, 1, 128), (128, 32, 128), (64, 32, 256), (64, 64, 512))):
+        yield Point(cell, T, B, H, H)
+
+
+def _variants(T: int, B: int, H: int) -> Iterator[Point]:
+    """What is not a plain main cell, at one size."""
+    yield Point("rnn_relu", T, B, H, H)
+    yield Point("gru_reset_before", T, B, H, H)
+    yield Point("lstm", T, B, H, H, P=H // 2)
+    for cell in MAIN_CELLS:
+        yield Point(cell, T, B, H, H, layers=2, bidirectional=True)
+        if B > 1:
+            yield Point(cell, T, B, H, H, ragged=True)
+
+
+def _full() -> Iterator[Point]:
+    for cell, H, B, T in itertools.product(
+        MAIN_CELLS, (64, 128, 256, 512, 1024, 2048), (1, 8, 32, 128, 512), (64, 256, 1024)
+    ):
+        yield Point(cell, T, B, H, H)
+    for B, H in ((1, 128), (32, 128), (32, 512)):
+        yield from _variants(64, B, H)
+
+
+def _cpu() -> Iterator[Point]:
+    for cell, H, B, T in itertools.product(
+        MAIN_CELLS, (32, 64, 100, 128, 256, 512, 1024), (1, 4, 8, 32, 64, 128), (64, 256)
+    ):
+        for I in dict.fromkeys((H, 40)):
+            yield Point(cell, T, B, I, H)
+    for B, H in itertools.product((1, 4, 32, 128), (100, 128, 512)):
+        yield from _variants(64, B, H)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named list of points (of one dtype and one pass, to be spread over both) and how long to measure each."""
+
+    name: str
+    about: str
+    points: Callable[[], Iterable[Point]]
+    seconds: float  # of measuring, a point and peer
+    rounds: int
+    oracle_too: bool  # whether the NumPy backend, which is no competitor, is measured unless asked for
+
+
+GRIDS: dict[str, Grid] = {
+    grid.name: grid
+    for grid in (
+        Grid("quick", "about a minute", _quick, 0.1, 3, True),
+        Grid("full", "the whole grid, an hour or two a dtype", _full, 0.6, 3, False),
+        Grid("cpu", "what a CPU backend is held to, an hour or two a dtype", _cpu, 0.4, 3, False),
+    )
+}
+
+
+def points(
+    grid: str, dtype: str, passes: Iterable[str] = PASSES, cells: Iterable[str] = ()
+) -> tuple[list[Point], list[tuple[Point, str]]]:
+    """The points of a grid in a dtype, and those left out, each with its reason.
+
+    cells: names of CELLS or the beginnings of some ("rnn" is both nonlinearities, "gru" both resets); empty for all.
+    """
+    wanted, kept, left_out = tuple(cells), [], []
+    for shape in GRIDS[grid].points():
+        if wanted and not shape.cell.startswith(wanted):
+            continue
+        # The passes of one shape follow each other, so that they share its oracle.
+        for one_pass in passes:
+            point = dataclasses.replace(shape, dtype=dtype, passes=one_pass)
+            reason = point.too_much()
+            if reason:
+                left_out.append((point, reason))
+            else:
+                kept.append(point)
+    return kept, left_out

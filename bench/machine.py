@@ -1,0 +1,128 @@
+"""What the figures were measured on: the processor, its caches and vector flags, versions, and a measured ceiling.
+
+The ceiling is a proxy, and named as one: the best rate of a large square np.matmul. It is what one good BLAS reaches
+here, below the multiply-add peak itself; a kernel written for thin products may pass it.
+
+    python -m bench.machine DTYPE     prints that rate in GFLOP/s, on as many threads as the BLAS was started with
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.pool import ROOT, environment
+
+FLAGS_OF_INTEREST = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
+CEILING_SIZE, CEILING_SECONDS = 2048, 0.5
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def describe() -> dict[str, Any]:
+    """cpu, cores this process may use, caches, flags, memory and system. Nothing that names the host."""
+    info = _cpuinfo()
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cores": usable_cores(),
+        "caches": _caches(),
+        "flags": [f for f in FLAGS_OF_INTEREST if f in (info.get("flags") or info.get("Features") or "").split()],
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def slug(machine: dict[str, Any]) -> str:
+    """The machine as a folder name: its processor and cores, such as `amd-epyc-2-cores`."""
+    name = re.sub(r"\((r|tm)\)|\bcpu\b|@.*", " ", machine["cpu"].lower())
+    name = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    return f"{name or 'unknown'}-{machine['cores']}-cores"
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load() -> float | None:
+    """The system's load average over the last minute; None where it tells none."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def commit() -> str | None:
+    """The commit that is measured, with + where the tree differs from it; None outside a repository."""
+    try:
+        head = _git("rev-parse", "--short=10", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def ceiling(dtype: str, threads: int) -> dict[str, Any]:
+    """np.matmul's best rate on one core and on `threads`, each measured in a fresh process."""
+    counts = sorted({1, threads})
+    return {
+        "what": f"np.matmul of two {CEILING_SIZE}x{CEILING_SIZE} {dtype} matrices, best in {CEILING_SECONDS} s",
+        "gflops": {str(n): _matmul_in_child(dtype, n) for n in counts},
+    }
+
+
+def _matmul_in_child(dtype: str, threads: int) -> float:
+    command = [sys.executable, "-m", "bench.machine", dtype]
+    done = subprocess.run(command, env=environment(threads), cwd=ROOT, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def matmul_gflops(dtype: str, size: int = CEILING_SIZE, seconds: float = CEILING_SECONDS) -> float:
+    """The best rate of a square product, in this process."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((size, size)).astype(dtype) for _ in range(2))
+    out = a @ b
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        np.matmul(a, b, out=out)
+        best = min(best, time.perf_counter() - started)
+    return 2e-9 * size**3 / best
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's fields of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text().split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def _caches() -> dict[str, str]:
+    found = {}
+    for index in sorted(CACHES.glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = size
+    return found
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+if __name__ == "__main__":
+    print(matmul_gflops(sys.argv[1]))

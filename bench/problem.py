@@ -1,0 +1,172 @@
+"""The numbers of a point, the same for every peer, and the gate: no time before the result agrees with the oracle.
+
+Inputs and weights come from a seeded NumPy generator, through float32, so that every dtype and every peer starts from
+equal numbers. Weights are PyTorch's initial distribution, U(-1/sqrt(H), 1/sqrt(H)).
+
+The oracle is rnnkit's NumPy backend in float64. A large point is checked on a few rows spread over the batch: rows do
+not see each other, so their outputs need no other row; and since gradients flow into these rows alone (dy and the final
+states' gradients are zero elsewhere), nor do the weight gradients. The peer always runs the whole batch, in the one
+call that is also timed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import rnnkit
+from bench.grid import Point
+from rnnkit.cells import CELLS
+from rnnkit.testing import error_ratio
+
+FORWARD_NAMES = ("y", "h_n", "c_n")
+CHECKED_ROWS = 8
+WHOLE_ORACLE_FLOP = 1e10  # forward+backward; under it the oracle takes well under a second and checks every row
+
+
+@dataclass
+class Problem:
+    """Everything a peer needs of a point, in its dtype.
+
+    x (T, B, I), zero past each row's length; state0 h0 (L*D, B, R) and for LSTM c0 (L*D, B, H); params by torch's
+    names; dy (T, B, D*R) and dstate_n as state0: the gradients that flow in. rows: those checked, None for all.
+    """
+
+    point: Point
+    x: np.ndarray
+    state0: tuple[np.ndarray, ...]
+    params: dict[str, np.ndarray]
+    lengths: np.ndarray | None
+    dy: np.ndarray
+    dstate_n: tuple[np.ndarray, ...]
+    rows: np.ndarray | None
+
+
+def make_layer(point: Point, backend: str | None, dtype: str, device: str | None = None) -> rnnkit.Module:
+    """The rnnkit layer of a point; its weights are set by `load_state_dict`."""
+    common: Any = {"bidirectional": point.bidirectional, "dtype": dtype, "backend": backend, "device": device, "rng": 0}
+    sizes = (point.I, point.H, point.layers)
+    if point.cell.startswith("rnn_"):
+        return rnnkit.RNN(*sizes, nonlinearity=point.cell.removeprefix("rnn_"), **common)
+    if point.cell.startswith("gru"):
+        return rnnkit.GRU(*sizes, reset_after=point.cell == "gru", **common)
+    return rnnkit.LSTM(*sizes, proj_size=point.P, **common)
+
+
+def param_shapes(point: Point) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter, in torch's order, names and layout."""
+    G, H, R = CELLS[point.cell].n_gates, point.H, point.P or point.H
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(point.layers):
+        I = point.I if layer == 0 else R * point.directions
+        for direction in range(point.directions):
+            end = f"_l{layer}" + ("_reverse" if direction else "")
+            shapes |= {f"weight_ih{end}": (G * H, I), f"weight_hh{end}": (G * H, R)}
+            shapes |= {f"bias_ih{end}": (G * H,), f"bias_hh{end}": (G * H,)}
+            if point.P:
+                shapes[f"weight_hr{end}"] = (point.P, H)
+    return shapes
+
+
+def checked_rows(point: Point) -> np.ndarray | None:
+    """The rows the oracle checks: None for all, or a few from the first to the last where all would take too long."""
+    if replace(point, passes="forward+backward").flop() <= WHOLE_ORACLE_FLOP or point.B <= CHECKED_ROWS:
+        return None
+    return np.linspace(0, point.B - 1, CHECKED_ROWS).astype(np.int64)
+
+
+def make_problem(point: Point, dtype: str | None = None) -> Problem:
+    """The numbers of a point, in `dtype` where it is given and else in the point's own."""
+    storage = np.dtype(dtype or point.dtype)
+    rng = np.random.default_rng([point.T, point.B, point.I, point.H, point.layers, point.directions, point.P])
+    T, B, R = point.T, point.B, point.P or point.H
+    slots, bound = point.layers * point.directions, 1 / math.sqrt(point.H)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32).astype(storage, copy=False)
+
+    params = {
+        name: rng.uniform(-bound, bound, shape).astype(np.float32).astype(storage, copy=False)
+        for name, shape in param_shapes(point).items()
+    }
+    widths = (R, point.H)[: len(CELLS[point.cell].states)]
+    state0 = tuple(np.float32(0.5) * draw(slots, B, width) for width in widths)
+    dstate_n = tuple(draw(slots, B, width) for width in widths)
+    x, dy = draw(T, B, point.I), draw(T, B, R * point.directions)
+    lengths, rows = point.lengths(), checked_rows(point)
+    if lengths is not None:
+        past = np.arange(T)[:, None] >= lengths
+        x[past] = dy[past] = 0
+    if rows is not None:
+        others = np.setdiff1d(np.arange(B), rows)
+        for gradient in (dy, *dstate_n):
+            gradient[:, others] = 0
+    return Problem(point, x, state0, params, lengths, dy, dstate_n, rows)
+
+
+def select_rows(results: dict[str, np.ndarray], rows: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The checked rows of what a peer gave: axis 1 of everything but the gradients of parameters."""
+    if rows is None:
+        return results
+    by_row = (*FORWARD_NAMES, "dx", "dh0", "dc0")
+    return {name: a[:, rows] if name in by_row else a for name, a in results.items()}
+
+
+class Oracle:
+    """The float64 truth of a shape. `wanted` computes the backward only when it is asked for, and once."""
+
+    def __init__(self, point: Point) -> None:
+        problem = make_problem(point, "float64")
+        rows = slice(None) if problem.rows is None else problem.rows
+        self.shape, self.rows = point.shape, problem.rows
+        self._names = CELLS[point.cell].states
+        self._layer = make_layer(point, "numpy", "float64")
+        self._layer.load_state_dict(problem.params)
+        self._dy = np.ascontiguousarray(problem.dy[:, rows])
+        self._dstate_n = _as_given(tuple(np.ascontiguousarray(d[:, rows]) for d in problem.dstate_n))
+        lengths = None if problem.lengths is None else problem.lengths[rows]
+        x = np.ascontiguousarray(problem.x[:, rows])
+        state0 = _as_given(tuple(np.ascontiguousarray(s[:, rows]) for s in problem.state0))
+        y, state_n = self._layer(x, state0, lengths=lengths)
+        self._forward = {"y": y, **name_states(self._names, state_n, "{}_n")}
+        self._backward: dict[str, np.ndarray] = {}
+
+    def wanted(self, point: Point) -> dict[str, np.ndarray]:
+        """Every output of the point's pass by name, and every gradient where it has a backward."""
+        if point.shape != self.shape:
+            raise ValueError(f"this oracle is of {self.shape}, not of {point.shape}")
+        if not point.backward:
+            return self._forward
+        if not self._backward:
+            dx, dstate0 = self._layer.backward(self._dy, self._dstate_n)
+            self._backward = {"dx": dx, **name_states(self._names, dstate0, "d{}0")}
+            self._backward |= {f"d{name}": grad for name, grad in self._layer.grads.items()}
+        return self._forward | self._backward
+
+
+def check(point: Point, oracle: Oracle, got: dict[str, np.ndarray]) -> dict[str, float]:
+    """Worst error of every wanted array as a share of its tolerance in DTYPES: at most 1 passes.
+
+    An array that is missing, of another dtype or of another shape is infinitely wrong.
+    """
+    errors = {}
+    for name, want in oracle.wanted(point).items():
+        a = got.get(name)
+        if a is None or a.shape != want.shape or a.dtype != np.dtype(point.dtype):
+            errors[name] = math.inf
+        else:
+            errors[name] = error_ratio(a, want, point.dtype, "forward" if name in FORWARD_NAMES else "backward")
+    return errors
+
+
+def name_states(names: tuple[str, ...], state: object, pattern: str) -> dict[str, np.ndarray]:
+    """A state, one array or a pair, by name: {"h_n": ..., "c_n": ...} for the pattern "{}_n"."""
+    arrays = state if isinstance(state, (tuple, list)) else (state,)
+    return {pattern.format(name): np.asarray(a) for name, a in zip(names, arrays, strict=True)}
+
+
+def _as_given(state: tuple[np.ndarray, ...]) -> np.ndarray | tuple[np.ndarray, ...]:
+    return state[0] if len(state) == 1 else state

@@ -1,0 +1,113 @@
+"""One peer in a process of its own: JSON requests on stdin, a JSON answer a line on stdout.
+
+    python -m bench.worker PEER|module:name THREADS
+
+    {"do": "prepare", "point": {...}, "write": path}  -> {"seconds": ...}  two calls; the second's results go to path
+    {"do": "time", "seconds": s}                      -> {"ms": [...]}     a warm-up call, then calls until s seconds
+                                                                           have passed
+
+The first line, unasked, says {"versions": ...} or {"absent": reason}. An answer may be {"unsupported": reason} or
+{"error": text} instead. Whatever a library prints to stdout goes to stderr.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from bench.grid import Point
+from bench.peers import PEERS, Absent, Peer, PeerRow, Prepared
+from bench.problem import make_problem, select_rows
+
+MOST_CALLS = 10_000
+
+
+def limit_cores(threads: int) -> None:
+    """Keeps this process on its first `threads` cores, where the system can: every pool a peer starts then fits."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+class Bench:
+    """The requests of one worker, and the point it holds."""
+
+    def __init__(self, peer: Peer, threads: int) -> None:
+        self.peer, self.threads = peer, threads
+        self.prepared: Prepared | None = None
+
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        point = Point.from_dict(request["point"])
+        reason = self.peer.unsupported(point)
+        if reason:
+            return {"unsupported": reason}
+        self.prepared = None  # the point before is let go first: two may not fit
+        started = time.perf_counter()
+        problem = make_problem(point)
+        self.prepared = self.peer.prepare(problem, self.threads)
+        # The second call is the one checked: the first may compile, fill caches or start from cleared buffers.
+        self.prepared.call()
+        results = self.prepared.results(self.prepared.call())
+        arrays: Any = select_rows(results, problem.rows)
+        np.savez(request["write"], **arrays)
+        return {"seconds": time.perf_counter() - started}
+
+    def time(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.prepared is None:
+            return {"error": "nothing is prepared"}
+        call, clock = self.prepared.call, time.perf_counter
+        samples: list[float] = []
+        gc.collect()
+        gc.disable()
+        warm, end = False, clock() + request["seconds"]
+        while len(samples) < MOST_CALLS and (not samples or clock() < end):
+            started = clock()
+            call()
+            ended = clock()
+            # The first call after the others' turn warms caches and wakes threads, and does not count; one that fills
+            # the whole turn has warmed itself.
+            if warm or ended >= end:
+                samples.append(1e3 * (ended - started))
+            warm = True
+        gc.enable()
+        return {"ms": samples}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"prepare": self.prepare, "time": self.time}[request["do"]](request)
+        except Exception as error:  # whatever a peer raises is this point's result, told to the parent
+            self.prepared = None
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+def serve(row: PeerRow, threads: int) -> None:
+    """Answers requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    limit_cores(threads)
+    try:
+        peer = row.load()
+    except (ImportError, Absent) as error:
+        print(json.dumps({"absent": str(error)}), file=answers)
+        return
+    bench = Bench(peer, threads)
+    print(json.dumps({"versions": peer.versions}), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(bench.answer(json.loads(line))), file=answers)
+
+
+def find_row(name: str) -> PeerRow:
+    """A row of PEERS by name, or one made of `module:name`."""
+    if ":" in name:
+        module, _, own = name.partition(":")
+        return PeerRow(own, module)
+    return PEERS[name]
+
+
+if __name__ == "__main__":
+    serve(find_row(sys.argv[1]), int(sys.argv[2]))
