@@ -1,0 +1,57 @@
+"""What every test shares: thread counts, hypothesis profiles, the CPU backends, seeded generators, poison."""
+
+import os
+
+# Before NumPy is imported. BLAS alone on one thread, so that suites do not fight; Numba on two, so that its parallel
+# loops are parallel on every machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "2")
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.helpers import CPU_BACKENDS
+
+_usual = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 60}
+settings.register_profile("dev", **_usual)
+settings.register_profile("ci", derandomize=True, database=None, **_usual)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def cpu_backend(request: pytest.FixtureRequest) -> str:
+    """The name of each CPU backend of this version in turn."""
+    return request.param
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator seeded by the name of the test: the same numbers in any order, and for every backend."""
+    return np.random.default_rng(zlib.crc32(request.node.originalname.encode()))
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it to make np.empty and np.empty_like give NaN from there on: what is read before it is written shows."""
+
+    def poisoned(original: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def fill(*args: Any, **kwargs: Any) -> np.ndarray:
+            array = original(*args, **kwargs)
+            if array.dtype.kind == "f":
+                array.fill(np.nan)
+            return array
+
+        return fill
+
+    def start() -> None:
+        for name in ("empty", "empty_like"):
+            monkeypatch.setattr(np, name, poisoned(getattr(np, name)))
+
+    return start

@@ -1,0 +1,118 @@
+"""What the suites share: a layer of every cell, states of the right shapes, and a record of a layer's state."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit.backends import BACKENDS
+
+CPU_BACKENDS = [
+    row.name
+    for row in BACKENDS.values()
+    if row.arrays == "numpy" and importlib.util.find_spec(f"rnnkit.backends.{row.name}") is not None
+]
+
+# A constructor for each row of CELLS.
+LAYERS: dict[str, Callable[..., Any]] = {
+    "rnn_tanh": rnnkit.RNN,
+    "rnn_relu": partial(rnnkit.RNN, nonlinearity="relu"),
+    "gru": rnnkit.GRU,
+    "gru_reset_before": partial(rnnkit.GRU, reset_after=False),
+    "lstm": rnnkit.LSTM,
+}
+
+
+def randn(rng: np.random.Generator, *shape: int, dtype: Any = "float64") -> np.ndarray:
+    """Standard normal numbers that float32 holds exactly, so that every dtype starts from the same ones."""
+    return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+
+
+def random_state(layer: Any, B: int | None, rng: np.random.Generator) -> Any:
+    """A state as `layer` takes it, every entry its own; B None for unbatched."""
+    slots = layer.num_layers * layer.num_directions
+    batch = () if B is None else (B,)
+    R = layer.proj_size or layer.hidden_size
+    h = randn(rng, slots, *batch, R, dtype=layer.dtype)
+    if len(layer.cell.states) == 1:
+        return h
+    return h, randn(rng, slots, *batch, layer.hidden_size, dtype=layer.dtype)
+
+
+def parts(state: Any) -> tuple[np.ndarray, ...]:
+    """A layer's state as a tuple, of one array or two."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def layer_after_a_call(name: str, **kwargs: Any) -> Any:
+    """A layer with gradients, a call to answer for and masks drawn: something to spoil. T, B, I, H = 4, 3, 5, 6."""
+    layer = LAYERS[name](5, 6, 2, dropout=0.5, backend="numpy", rng=1, **kwargs)
+    shape = (3, 4, 5) if layer.batch_first else (4, 3, 5)
+    y, _ = layer(randn(np.random.default_rng(2), *shape, dtype="float32"))
+    layer.backward(y)
+    return layer
+
+
+def train_step(
+    layer: Any, x: np.ndarray, state: Any, dy: Any, dstate: Any, lengths: Any = None
+) -> dict[str, np.ndarray]:
+    """Forward and backward from cleared gradients: every output and gradient by name, copied."""
+    layer.zero_grad()
+    y, state_n = layer(x, state, lengths)
+    dx, dstate0 = layer.backward(dy, dstate)
+    results = {"y": y, "dx": dx}
+    results |= {f"state_n[{k}]": s for k, s in enumerate(parts(state_n))}
+    results |= {f"dstate0[{k}]": s for k, s in enumerate(parts(dstate0))}
+    results |= {f"grad {name}": g for name, g in layer.grads.items()}
+    return {name: np.array(value) for name, value in results.items()}
+
+
+def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
+    """Bit for bit, name by name; NaN equals NaN."""
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name, strict=True)
+
+
+def record(layer: Any) -> dict[str, Any]:
+    """What a failing call may not touch: parameters, gradients, generator, mode, and what backward answers."""
+    grads = {name: g.copy() for name, g in layer.grads.items()}
+    found: dict[str, Any] = {f"param {name}": p.copy() for name, p in layer.params.items()}
+    found |= {f"grad {name}": g for name, g in grads.items()}
+    found["rng"], found["training"] = str(layer.rng.bit_generator.state), layer.training
+    try:
+        layer.zero_grad()
+        y_width = layer.output_size
+        saved_shape = None if layer._saved is None else layer._saved.saved.shape
+        if saved_shape is not None:
+            T, B, _ = saved_shape
+            shape = (T, y_width) if layer._saved.unbatched else ((B, T, y_width) if layer.batch_first else saved_shape)
+            dx, dstate0 = layer.backward(np.linspace(-1, 1, T * B * y_width, dtype=layer.dtype).reshape(shape))
+            found["dx"] = dx
+            found |= {f"dstate0[{k}]": s for k, s in enumerate(parts(dstate0))}
+            found |= {f"answer {name}": g.copy() for name, g in layer.grads.items()}
+    finally:
+        for name, g in layer.grads.items():
+            g[...] = grads[name]
+    return found
+
+
+@contextmanager
+def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None]:
+    """The body must raise exactly `error`, saying every word of `said`, and leave the layer `by` as it was."""
+    before = None if by is None else record(by)
+    with pytest.raises(error) as caught:
+        yield
+    assert caught.type is error, f"{caught.type.__name__}, not {error.__name__}: {caught.value}"
+    message = str(caught.value)
+    missing = [word for word in said if word not in message]
+    assert not missing, f"the message does not say {missing}: {message}"
+    if before is not None:
+        assert_same(record(by), before)

@@ -1,0 +1,391 @@
+"""MUTANTS: the planted bugs, one row each. See `tests.mutation`.
+
+A bug planted in forward and backward alike keeps finite differences content: those rows lean on the written-out
+equations. A row names the fewest tests that must see it, so that the table runs in about a minute.
+"""
+
+from __future__ import annotations
+
+from tests.mutation import Edit, Mutant
+
+CELLS, BY_SCAN = "rnnkit/cells.py", "rnnkit/backends/by_scan.py"
+NUMPY, NUMBA = "rnnkit/backends/numpy.py", "rnnkit/backends/numba.py"
+STACK, LAYERS, CHECKS = "rnnkit/stack.py", "rnnkit/layers.py", "rnnkit/_checks.py"
+MODULE = "rnnkit/module.py"
+
+ORACLE = "tests/test_oracle.py"
+
+
+def _forward(cell: str, name: str, *edits: Edit) -> Mutant:
+    return Mutant(name, edits, ORACLE, f"forward_is_the_equations and {cell}-")
+
+
+def _gradient(cell: str, name: str, *edits: Edit) -> Mutant:
+    return Mutant(name, edits, ORACLE, f"every_gradient_of_a_cell and {cell}-")
+
+
+def _layers(cell: str, name: str, *edits: Edit) -> Mutant:
+    return Mutant(name, edits, ORACLE, f"every_gradient_of_two_layers and {cell}-0")
+
+
+CELL_MUTANTS = (
+    _forward(
+        "lstm",
+        "LSTM: gates i and f swapped, forward and backward",
+        Edit(CELLS, "    i, f, g, o = np.split(", "    f, i, g, o = np.split("),
+        Edit(CELLS, "            dc * g * i * (1 - i),\n", ""),
+        Edit(
+            CELLS,
+            '            dc * kept["c_prev"] * f * (1 - f),\n',
+            '            dc * kept["c_prev"] * f * (1 - f),\n            dc * g * i * (1 - i),\n',
+        ),
+    ),
+    _gradient(
+        "lstm",
+        "LSTM: gates g and o swapped, backward",
+        Edit(
+            CELLS,
+            "            dc * i * (1 - g * g),\n            dm * tanh_c * o * (1 - o),\n",
+            "            dm * tanh_c * o * (1 - o),\n            dc * i * (1 - g * g),\n",
+        ),
+    ),
+    _forward("lstm", "LSTM: the output gate's tanh left out, forward", Edit(CELLS, "m = o * np.tanh(c)", "m = o * c")),
+    _gradient(
+        "lstm",
+        "LSTM: dc not multiplied by f on its way back",
+        Edit(CELLS, "(da @ weights.w_hh, dc * f)", "(da @ weights.w_hh, dc)"),
+    ),
+    _gradient("lstm", "LSTM: dc of the step after not carried", Edit(CELLS, "    dc = dc + dm * o", "    dc = dm * o")),
+    _gradient(
+        "lstm", "LSTM: dh not carried", Edit(CELLS, "(da @ weights.w_hh, dc * f)", '(0 * kept["h_prev"], dc * f)')
+    ),
+    _gradient(
+        "lstm and P2",
+        "LSTM: projection's gradient from c, not from m",
+        Edit(CELLS, '"c": c, "m": m}', '"c": c, "m": np.tanh(c)}'),
+    ),
+    _gradient(
+        "lstm and P2",
+        "LSTM: dh not taken back through the projection",
+        Edit(CELLS, "else dh @ weights.w_hr\n", "else dh @ np.abs(weights.w_hr)\n"),
+    ),
+    _forward(
+        "gru",
+        "GRU: z and 1 - z swapped",
+        Edit(
+            CELLS,
+            "    n = np.tanh(x_n + r * h_n)\n    h = (1 - z) * n + z * h_prev\n",
+            "    n = np.tanh(x_n + r * h_n)\n    h = z * n + (1 - z) * h_prev\n",
+        ),
+    ),
+    _forward(
+        "gru",
+        "GRU: r and z swapped, forward",
+        Edit(CELLS, "    h_r, h_z, h_n = np.split(", "    h_z, h_r, h_n = np.split("),
+    ),
+    _gradient(
+        "gru",
+        "GRU: r left out of the hidden side's gradient",
+        Edit(CELLS, "[da_r, da_z, da_n * r]", "[da_r, da_z, da_n]"),
+    ),
+    _gradient(
+        "gru",
+        "GRU: bias_hh given the input side's gradient",
+        Edit(BY_SCAN, "else _column_sums(dgates_h)", "else _column_sums(dgates_x)"),
+    ),
+    _forward(
+        "gru_reset_before", "GRU, reset before: h not reset", Edit(CELLS, "    rh = r * h_prev\n", "    rh = h_prev\n")
+    ),
+    _gradient(
+        "gru_reset_before",
+        "GRU, reset before: r left out of dh",
+        Edit(CELLS, "dh * z + drh * r + da", "dh * z + drh + da"),
+    ),
+    _gradient(
+        "gru_reset_before",
+        "GRU, reset before: weight_hn's gradient from h, not from r h",
+        Edit(CELLS, '(("h_prev", 0, 2), ("rh", 2, 3))', '(("h_prev", 0, 2), ("h_prev", 2, 3))'),
+    ),
+    _gradient("rnn_tanh", "RNN: wrong slope of tanh", Edit(CELLS, "lambda h: 1 - h * h)", "lambda h: 1 - h)")),
+    _gradient("rnn_relu", "RNN: relu passes every gradient", Edit(CELLS, "(h > 0).astype", "(h >= 0).astype")),
+    Mutant(
+        "RNN: relu loses a NaN",
+        (Edit(CELLS, "np.maximum(a, 0)", "np.where(a > 0, a, 0 * a.dtype.type(1))"),),
+        "tests/test_invariances.py",
+        "nan_stays and numpy and rnn_relu",
+    ),
+    _forward(
+        "rnn_tanh",
+        "bias_hh dropped",
+        Edit(CELLS, "return product if weights.b_hh is None else product + weights.b_hh[first:end]", "return product"),
+    ),
+)
+
+SCAN_MUTANTS = (
+    _forward(
+        "gru",
+        "bias_ih dropped",
+        Edit(NUMPY, "gates_x[t] if weights.b_ih is None else gates_x[t] + weights.b_ih", "gates_x[t]"),
+    ),
+    _forward(
+        "rnn_tanh", "lengths: one step too many", Edit(NUMPY, "(t < lengths)[:, None]", "(t <= lengths)[:, None]")
+    ),
+    _gradient(
+        "rnn_tanh",
+        "lengths: one live step too few in the products",
+        Edit(BY_SCAN, "[:, None] < lengths[None, :]", "[:, None] < lengths[None, :] - 1"),
+    ),
+    _forward(
+        "rnn_tanh",
+        "the reversed direction runs forward",
+        Edit(NUMPY, "range(T - 1, -1, -1) if reverse else range(T)", "range(T)"),
+    ),
+    _gradient(
+        "rnn_tanh",
+        "backward of the reversed direction runs forward",
+        Edit(NUMPY, "in _order(T, not saved.reverse)", "in _order(T, True)"),
+    ),
+    _forward(
+        "rnn_tanh",
+        "y not zero past the end of a row",
+        Edit(NUMPY, "y[t] = np.where(live, state[0], 0)", "y[t] = state[0]"),
+    ),
+    _forward(
+        "rnn_tanh",
+        "the final state is of step T, not of the row's end",
+        Edit(NUMPY, "np.where(live, n, s) for n, s in zip(new", "n for n, s in zip(new"),
+    ),
+    _gradient(
+        "rnn_tanh",
+        "the final state's gradient lost",
+        Edit(
+            NUMPY, "dstate = tuple(np.array(d) for d in dstate_n)", "dstate = tuple(np.zeros_like(d) for d in dstate_n)"
+        ),
+    ),
+    _gradient(
+        "lstm",
+        "dx written to the wrong rows",
+        Edit(BY_SCAN, "    full[live] = flat\n", "    full[live] = flat[::-1]\n"),
+    ),
+    Mutant(
+        "dx past a row's end never written",
+        (Edit(BY_SCAN, "full = xp.zeros(", "full = xp.empty("),),
+        "tests/test_parity.py",
+        "read_before_it_is_written and numpy and gru",
+    ),
+    Mutant(
+        "h0 kept by reference",
+        (Edit(NUMPY, "state = tuple(np.array(s) for s in state0)", "state = tuple(state0)"),),
+        "tests/test_reentrancy.py",
+        "writes_after_the_call and numpy and lstm",
+    ),
+)
+
+LAYER_MUTANTS = (
+    _layers(
+        "gru",
+        "states stacked direction by direction",
+        *(
+            Edit(
+                STACK,
+                f"slot = layer * directions + direction\n{after}",
+                f"slot = direction * len(weights) + layer\n{after}",
+            )
+            for after in ("            y, end", "            R = ")
+        ),
+    ),
+    Mutant(
+        "states stacked direction by direction, forward and backward alike",
+        tuple(
+            Edit(
+                STACK,
+                f"slot = layer * directions + direction\n{after}",
+                f"slot = direction * len(weights) + layer\n{after}",
+            )
+            for after in ("            y, end", "            R = ")
+        ),
+        "tests/test_layers.py",
+        "state_is_the_output and numpy",
+    ),
+    _layers("rnn_tanh", "dx of one direction lost", Edit(STACK, "dx_part if dx is None else dx + dx_part", "dx_part")),
+    _layers(
+        "rnn_tanh",
+        "dropout left out of backward",
+        Edit(STACK, "            dy = dy * saved.masks[layer - 1]\n", "            dy = dy * 1\n"),
+    ),
+    Mutant(
+        "dropout: another layer's mask in backward",
+        (Edit(STACK, "saved.masks[layer - 1]", "saved.masks[-layer]"),),
+        "tests/test_dropout.py",
+        "acts_between and numpy and gru",
+    ),
+    Mutant(
+        "dropout after the last layer",
+        (Edit(STACK, "layer < len(weights) - 1", "layer < len(weights)"),),
+        "tests/test_dropout.py",
+        "acts_between and numpy and gru",
+    ),
+    Mutant(
+        "dropout not scaled up",
+        (Edit(STACK, "mask /= mask.dtype.type(1 - p)", "mask *= 1"),),
+        "tests/test_dropout.py",
+        "mask_keeps",
+    ),
+    Mutant(
+        "dropout in eval mode",
+        (Edit(LAYERS, "if self.training and self.dropout", "if self.dropout"),),
+        "tests/test_dropout.py",
+        "eval_turns and numpy and gru",
+    ),
+    Mutant(
+        "gradients overwritten, not added",
+        (Edit(LAYERS, "_suffix(layer, direction)] += grad", "_suffix(layer, direction)] = grad"),),
+        "tests/test_layers.py",
+        "gradients_add_up and numpy and gru",
+    ),
+    Mutant(
+        "batch_first: outputs left time-major",
+        (
+            Edit(
+                LAYERS,
+                "return a.swapaxes(0, 1) if self.batch_first else a\n\n    def _user_state",
+                "return a\n\n    def _user_state",
+            ),
+        ),
+        "tests/test_layers.py",
+        "batch_first and numpy and gru",
+    ),
+    Mutant(
+        "initial parameters of a wrong bound",
+        (Edit(LAYERS, "bound = 1 / math.sqrt(H)", "bound = 1 / math.sqrt(I)"),),
+        "tests/test_layers.py",
+        "initial and lstm",
+    ),
+    Mutant(
+        "initial parameters all of one sign",
+        (Edit(LAYERS, "rng.uniform(-bound, bound, shape)", "rng.uniform(0, bound, shape)"),),
+        "tests/test_layers.py",
+        "initial and lstm",
+    ),
+    Mutant(
+        "no_grad does nothing",
+        (Edit(LAYERS, "keep=grad_enabled()", "keep=True"),),
+        "tests/test_reentrancy.py",
+        "no_grad_keeps and numpy and gru",
+    ),
+    Mutant(
+        "another dtype passes",
+        (Edit(CHECKS, "if value.dtype != dtype:", "if value.dtype.kind != dtype.kind:"),),
+        "tests/test_bad_input.py",
+        "test_x and gru",
+    ),
+    Mutant(
+        "negative lengths pass",
+        (Edit(CHECKS, "(got < 0) | (got > T)", "got > T"),),
+        "tests/test_bad_input.py",
+        "test_lengths and gru",
+    ),
+    Mutant(
+        "load_state_dict: extra keys pass",
+        (Edit(MODULE, "if strict and (missing or extra):", "if strict and missing:"),),
+        "tests/test_state_dict.py",
+        "test_load_state_dict and gru",
+    ),
+)
+
+
+def _numba(name: str, old: str, new: str, pick: str, file: str = NUMBA) -> Mutant:
+    return Mutant(f"numba: {name}", (Edit(file, old, new),), "tests/test_parity.py", f"numba and float64 and {pick}")
+
+
+NUMBA_MUTANTS = (
+    _numba(
+        "sorted states given back in the order of storage",
+        "        rows[self.order] = state\n",
+        "        rows[...] = state\n",
+        "lstm-T5",
+    ),
+    _numba(
+        "the final gradient of c forgotten",
+        "p.sorted(dstate_n[1]) if len(dstate_n) == 2",
+        "p.sorted(0 * dstate_n[1]) if len(dstate_n) == 2",
+        "lstm-T5",
+    ),
+    _numba(
+        "W_hh not transposed on the way back",
+        "w = pack_weights(weights.w_hh.T), _projection(",
+        "w = pack_weights(weights.w_hh.reshape(weights.w_hh.shape[::-1])), _projection(",
+        "lstm-T5",
+    ),
+    _numba(
+        "dy not put in the order of storage",
+        "np.ascontiguousarray(p.pack(np.ascontiguousarray(dy)))",
+        "np.ascontiguousarray(dy).reshape(-1, R)[:N]",
+        "rnn_tanh-T5",
+    ),
+    _numba(
+        "bias_hh given the input side's gradient",
+        "None if same or db_hh is None else db_hh[gates]",
+        "None",
+        "gru-T5",
+    ),
+    Mutant(
+        "numba: y past a row's end never written",
+        (Edit(NUMBA, "whole = np.zeros((self.T", "whole = np.empty((self.T"),),
+        "tests/test_parity.py",
+        "read_before_it_is_written and numba and gru",
+    ),
+    # From here on each compiles its own kernels: some seconds each.
+    _numba(
+        "dc not multiplied by f on its way back",
+        "return da, da, 0.0, dc * f",
+        "return da, da, 0.0, dc",
+        "lstm-T5",
+        "kernels/lstm.py",
+    ),
+    _numba(
+        "gates f and g swapped in the kernel",
+        "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])\n        g, o = tanh(x[2] + u[2])",
+        "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])\n        g, o = tanh(x[1] + u[1])",
+        "lstm-T5",
+        "kernels/lstm.py",
+    ),
+    _numba(
+        "r left out of the hidden side's gradient",
+        "(da_r, da_z, da_n * r), dh * z",
+        "(da_r, da_z, da_n), dh * z",
+        "gru-T5",
+        "kernels/gru.py",
+    ),
+    _numba(
+        "a reversed scan runs forward within its chunk",
+        "t = low + steps - 1 - s if reverse else low + s\n                end, at = min(b1, counts[t]), offsets[t]\n"
+        "                if end <= b0:\n                    continue\n"
+        "                g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g\n"
+        "                into",
+        "t = low + s\n                end, at = min(b1, counts[t]), offsets[t]\n"
+        "                if end <= b0:\n                    continue\n"
+        "                g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g\n"
+        "                into",
+        "rnn_tanh-T5",
+        "kernels/scan.py",
+    ),
+    _numba(
+        "the last unit of a row left out",
+        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)\n"
+        "        if last < H:\n",
+        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)\n"
+        "        if last < H - 1:\n",
+        "rnn_tanh-T3",
+        "kernels/scan.py",
+    ),
+    _numba(
+        "the last row of a product's last block left out",
+        "first, end = rows * block // blocks, rows * (block + 1) // blocks",
+        "first, end = rows * block // blocks, max(1, rows * (block + 1) // blocks - block // 2)",
+        "rnn_tanh-T2-B25",
+        "kernels/product.py",
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *NUMBA_MUTANTS)

@@ -1,0 +1,77 @@
+"""The equations once more, a unit at a time in plain Python floats: what the NumPy oracle's forward is held to.
+
+It shares nothing with the package but the names of the cells and PyTorch's layout of the weights; no array operation
+can hide a swapped gate, a wrong direction or a row that reads its neighbour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Row = list[float]
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return math.fsum(p * q for p, q in zip(a, b, strict=True))
+
+
+def _sigmoid(a: float) -> float:
+    return 1 / (1 + math.exp(-a)) if a >= 0 else math.exp(a) / (1 + math.exp(a))
+
+
+def _step(cell: str, x: Row, h: Row, c: Row, w: dict[str, Any], H: int) -> tuple[Row, Row]:
+    """One row, one step: the new h and c."""
+
+    def x_side(gate: int, unit: int) -> float:
+        k = gate * H + unit
+        return _dot(w["w_ih"][k], x) + w["b_ih"][k]
+
+    def h_side(gate: int, unit: int, h: Row = h) -> float:
+        k = gate * H + unit
+        return _dot(w["w_hh"][k], h) + w["b_hh"][k]
+
+    def both(gate: int, unit: int) -> float:
+        return x_side(gate, unit) + h_side(gate, unit)
+
+    units = range(H)
+    if cell == "rnn_tanh":
+        return [math.tanh(both(0, j)) for j in units], c
+    if cell == "rnn_relu":
+        return [max(0.0, both(0, j)) for j in units], c
+    if cell == "lstm":  # gates i, f, g, o
+        c = [_sigmoid(both(1, j)) * c[j] + _sigmoid(both(0, j)) * math.tanh(both(2, j)) for j in units]
+        m = [_sigmoid(both(3, j)) * math.tanh(c[j]) for j in units]
+        return (m if w["w_hr"] is None else [_dot(row, m) for row in w["w_hr"]]), c
+    r, z = [_sigmoid(both(0, j)) for j in units], [_sigmoid(both(1, j)) for j in units]  # gates r, z, n
+    if cell == "gru":
+        n = [math.tanh(x_side(2, j) + r[j] * h_side(2, j)) for j in units]
+    else:
+        rh = [r[j] * h[j] for j in units]
+        n = [math.tanh(x_side(2, j) + h_side(2, j, rh)) for j in units]
+    return [(1 - z[j]) * n[j] + z[j] * h[j] for j in units], c
+
+
+def forward(
+    cell: str, x: np.ndarray, state0: tuple[np.ndarray, ...], weights: Any, lengths: Any, reverse: bool
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """y (T, B, R) and the final states, as `rnnkit.ops.forward` gives them, in float64."""
+    T, B, _ = x.shape
+    GH, R = weights.w_hh.shape
+    H = GH // {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4}.get(cell, 3)
+    w = {name: None if a is None else a.tolist() for name, a in weights._asdict().items()}
+    w["b_ih"], w["b_hh"] = w["b_ih"] or [0.0] * GH, w["b_hh"] or [0.0] * GH
+    y = np.zeros((T, B, R))
+    state_n = tuple(np.zeros(s.shape) for s in state0)
+    for b in range(B):
+        h, c = state0[0][b].tolist(), state0[-1][b].tolist()
+        steps = list(range(T if lengths is None else int(lengths[b])))
+        for t in reversed(steps) if reverse else steps:
+            h, c = _step(cell, x[t, b].tolist(), h, c, w, H)
+            y[t, b] = h
+        for end, s in zip(state_n, (h, c), strict=False):
+            end[b] = s
+    return y, state_n

@@ -1,0 +1,304 @@
+"""Bad input to a layer: one error that names the argument, what it was and what it should be, and nothing touched.
+
+`refused` (tests/helpers.py) checks the exact type, the words, and that parameters, gradients, generator and the answer
+of `backward` are what they were. Bad input to the functional form is in test_bad_ops.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit._device import cuda_problem
+from rnnkit.backends import BACKENDS
+from tests.helpers import LAYERS, assert_same, layer_after_a_call, randn, random_state, record, refused
+
+NAN = float("nan")
+EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
+T, B, I, H = 4, 3, 5, 6
+
+
+def x_of(*shape: int, dtype: Any = "float32") -> np.ndarray:
+    return randn(np.random.default_rng(3), *(shape or (T, B, I)), dtype=dtype)
+
+
+WHOLE = "must be a positive whole number, got"
+CONSTRUCTOR = [
+    *(
+        (ValueError, {size: bad}, (size, WHOLE, str(bad)))
+        for size in ("input_size", "hidden_size", "num_layers")
+        for bad in (0, -2)
+    ),
+    *(
+        (TypeError, {size: bad}, (size, WHOLE, repr(bad)))
+        for size in ("input_size", "hidden_size", "num_layers")
+        for bad in (2.0, "3", None, True, np.float32(3))
+    ),
+    *(
+        (ValueError, {"dropout": bad}, ("dropout must be a number in [0, 1], got", str(bad)))
+        for bad in (-0.1, 1.01, NAN)
+    ),
+    *(
+        (TypeError, {"dropout": bad}, ("dropout must be a number in [0, 1], got", repr(bad)))
+        for bad in ("0.5", None, True)
+    ),
+    *(
+        (ValueError, {"device": bad}, ("device must be None, 'cpu', 'cuda'", repr(bad)))
+        for bad in ("gpu", "cuda:x", "CPU", 0)
+    ),
+    *((ValueError, {"backend": bad}, ("backend must be None or one of", "'numpy'", repr(bad))) for bad in ("fast", 3)),
+    *(
+        (ValueError, {"dtype": bad}, ("dtype must be one of float64, float32, got", repr(bad)))
+        for bad in ("complex64", "int32", int, None, ">f4", "nonsense")
+    ),
+    *(
+        (TypeError, {"rng": bad}, ("rng must be None, a seed or a numpy.random.Generator, got",))
+        for bad in ("seed", 1.5, True)
+    ),
+    (ValueError, {"rng": -1}, ("rng must be None, a seed of at least 0", "got -1")),
+]
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize(("error", "bad", "said"), CONSTRUCTOR, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], said: tuple[str, ...]) -> None:
+    generator = np.random.default_rng(1)
+    before = generator.bit_generator.state
+    given = {"input_size": I, "hidden_size": H, "num_layers": 2, "backend": "numpy", "rng": generator} | bad
+    with refused(error, *said):
+        LAYERS[name](**given)
+    assert generator.bit_generator.state == before
+
+
+@pytest.mark.parametrize(
+    ("error", "bad"), [(ValueError, -1), (ValueError, H), (ValueError, H + 1), (TypeError, 1.0), (TypeError, True)]
+)
+def test_proj_size(error: type[Exception], bad: Any) -> None:
+    said = f"[0, hidden_size={H})" if error is ValueError else "a whole number"
+    with refused(error, "proj_size must be", said, f"got {bad!r}"):
+        rnnkit.LSTM(I, H, proj_size=bad)
+
+
+@pytest.mark.parametrize("bad", ["gelu", "Tanh", None, 1])
+def test_nonlinearity(bad: Any) -> None:
+    with refused(ValueError, "nonlinearity must be one of 'tanh', 'relu'", f"got {bad!r}"):
+        rnnkit.RNN(I, H, nonlinearity=bad)
+
+
+@pytest.mark.skipif(cuda_problem() is None, reason="this machine has a CUDA device")
+@EVERY_LAYER
+def test_cuda_without_a_card(name: str) -> None:
+    with refused(RuntimeError, "device 'cuda' cannot be used", str(cuda_problem())):
+        LAYERS[name](I, H, device="cuda")
+    for backend in (row.name for row in BACKENDS.values() if row.arrays == "cupy"):
+        with refused(RuntimeError, f"backend {backend!r} cannot run here", "CuPy"):
+            LAYERS[name](I, H, backend=backend)
+    layer = layer_after_a_call(name)
+    with refused(RuntimeError, "device 'cuda:1' cannot be used", by=layer):
+        layer.to("cuda:1")
+    assert layer.device == "cpu"
+
+
+X_CASES = [
+    (ValueError, x_of(I), ("x must have shape (T, B, input_size=5)", "got (5,)")),
+    (ValueError, x_of(2, T, B, I), ("x must have shape (T, B, input_size=5)", "got (2, 4, 3, 5)")),
+    (ValueError, x_of(T, B, I + 1), ("x must have shape (T, B, input_size=5)", "got (4, 3, 6)")),
+    (ValueError, x_of(T, I - 1), ("or (T, input_size=5)", "got (4, 4)")),
+    (ValueError, np.ones((), "float32"), ("x must have shape (T, B, input_size=5)", "got ()")),
+    (TypeError, x_of(dtype="float64"), ("x must have dtype float32, got float64", "x.astype")),
+    (TypeError, x_of(dtype="float16"), ("x must have dtype float32, got float16",)),
+    (TypeError, x_of().astype(int), ("x must have dtype float32, got int64",)),
+    (TypeError, x_of().astype(">f4"), ("x must have dtype float32, got >f4",)),
+    (TypeError, x_of().tolist(), ("x must be a NumPy or CuPy array, got list",)),
+    (TypeError, None, ("x must be a NumPy or CuPy array, got NoneType",)),
+]
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize(("error", "x", "said"), X_CASES, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
+def test_x(name: str, error: type[Exception], x: Any, said: tuple[str, ...]) -> None:
+    layer = layer_after_a_call(name)
+    with refused(error, *said, by=layer):
+        layer(x)
+
+
+def test_x_in_a_batch_first_layer_is_told_in_its_own_layout() -> None:
+    layer = layer_after_a_call("gru", batch_first=True)
+    with refused(ValueError, "x must have shape (B, T, input_size=5)", "got (3, 4, 6)", by=layer):
+        layer(x_of(B, T, I + 1))
+
+
+def _wrong_states(layer: Any) -> list[tuple[type[Exception], Any, tuple[str, ...]]]:
+    """A wrong h, as an error, a state and words without the argument's name."""
+    slots, R = layer.num_layers * layer.num_directions, layer.hidden_size
+    good = f"shape (L*D, B, width) = ({slots}, {B}, {R}), got"
+    return [
+        (ValueError, x_of(slots, B + 1, R), (good, f"({slots}, {B + 1}, {R})")),
+        (ValueError, x_of(slots - 1, B, R), (good, f"({slots - 1}, {B}, {R})")),
+        (ValueError, x_of(slots, B, R + 1), (good, f"({slots}, {B}, {R + 1})")),
+        (ValueError, x_of(B, slots, R), (good, f"({B}, {slots}, {R})")),
+        (ValueError, x_of(slots, R), (good, f"({slots}, {R})")),
+        (TypeError, x_of(slots, B, R, dtype="float64"), ("must have dtype float32, got float64",)),
+        (TypeError, x_of(slots, B, R).tolist(), ("must be a NumPy or CuPy array, got list",)),
+    ]
+
+
+@EVERY_LAYER
+def test_states_and_their_gradients(name: str) -> None:
+    layer = layer_after_a_call(name, bidirectional=True)
+    pair = len(layer.cell.states) == 2
+    x, good = x_of(), x_of(4, B, H)
+    for error, bad, said in _wrong_states(layer):
+        for k, state in enumerate(("h", "c")[: 1 + pair]):
+            given: Any = (bad, good) if k == 0 else (good, bad)
+            with refused(error, f"{state}0 must", *said, by=layer):
+                layer(x, given if pair else bad)
+            with refused(error, f"d{state}_n must", *said, by=layer):
+                layer.backward(None, given if pair else bad)
+    if pair:
+        for bad, was in ((good, "ndarray"), ((good,), "1 arrays"), ((good,) * 3, "3 arrays")):
+            with refused(TypeError, "must be a pair (h0, c0)", was, by=layer):
+                layer(x, bad)
+            with refused(TypeError, "must be a pair (dh_n, dc_n)", was, by=layer):
+                layer.backward(None, bad)
+    else:
+        with refused(TypeError, "h0 must be a NumPy or CuPy array, got tuple", by=layer):
+            layer(x, (good,))
+
+
+@EVERY_LAYER
+def test_states_of_an_unbatched_call(name: str) -> None:
+    layer = layer_after_a_call(name)
+    batched = random_state(layer, 1, np.random.default_rng(0))
+    with refused(ValueError, f"h0 must have shape (L*D, width) = (2, {H}), got (2, 1, {H})", by=layer):
+        layer(x_of(T, I), batched)
+
+
+def test_states_under_projection() -> None:
+    layer = layer_after_a_call("lstm", proj_size=2)
+    h, c = x_of(2, B, 2), x_of(2, B, H)
+    with refused(ValueError, f"h0 must have shape (L*D, B, width) = (2, {B}, 2), got (2, {B}, {H})", by=layer):
+        layer(x_of(), (c, c))
+    with refused(ValueError, f"c0 must have shape (L*D, B, width) = (2, {B}, {H}), got (2, {B}, 2)", by=layer):
+        layer(x_of(), (h, h))
+
+
+BETWEEN = f"lengths must be between 0 and T = {T}, got"
+LENGTHS = [
+    (ValueError, [2, -1, 3], (BETWEEN, "-1 in row 1")),
+    (ValueError, [2, 3, T + 1], (BETWEEN, "5 in row 2")),
+    (ValueError, np.array([2, 3, 2**40]), (BETWEEN, f"{2**40} in row 2")),
+    (ValueError, np.array([255, 3, 2], np.uint8), (BETWEEN, "255 in row 0")),
+    (ValueError, [2, 3], ("lengths must have shape (B,) = (3,), got (2,)",)),
+    (ValueError, [[2, 3, 4]], ("lengths must have shape (B,) = (3,), got (1, 3)",)),
+    (ValueError, [[2], [3, 4]], ("lengths must have shape (B,) = (3,), got", "[[2], [3, 4]]")),
+    (ValueError, 3, ("lengths must have shape (B,) = (3,), got ()",)),
+    (ValueError, [], ("lengths must have shape (B,) = (3,), got (0,)",)),
+    (TypeError, [2.5, 3, 4], ("lengths must be whole numbers, got dtype float64",)),
+    (TypeError, [2.0, 3.0, 4.0], ("lengths must be whole numbers, got dtype float64",)),
+    (TypeError, [NAN, 3, 4], ("lengths must be whole numbers, got dtype float64",)),
+    (TypeError, [True, True, False], ("lengths must be whole numbers, got dtype bool",)),
+    (TypeError, ["2", "3", "4"], ("lengths must be whole numbers, got dtype <U1",)),
+    (TypeError, [2, None, 4], ("lengths must be whole numbers, got dtype object",)),
+]
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize(("error", "lengths", "said"), LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
+def test_lengths(name: str, error: type[Exception], lengths: Any, said: tuple[str, ...]) -> None:
+    layer = layer_after_a_call(name)
+    with refused(error, *said, by=layer):
+        layer(x_of(), None, lengths)
+
+
+@EVERY_LAYER
+def test_backward_before_forward(name: str) -> None:
+    layer = LAYERS[name](I, H, backend="numpy", rng=1)
+    with refused(RuntimeError, "backward needs a forward call of this layer first", by=layer):
+        layer.backward(x_of(T, B, H))
+    with rnnkit.no_grad():
+        layer(x_of())
+    with refused(RuntimeError, "outside rnnkit.no_grad()", by=layer):
+        layer.backward(x_of(T, B, H))
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dy(name: str, batch_first: bool) -> None:
+    layer = layer_after_a_call(name, batch_first=batch_first)
+    good = (B, T, H) if batch_first else (T, B, H)
+    wrong: list[tuple[int, ...]] = [(good[1], good[0], H), (T + 1, B + 1, H), (T, H)]
+    for shape in wrong:
+        with refused(ValueError, "dy must have y's shape", str(good), f"got {shape}", by=layer):
+            layer.backward(x_of(*shape))
+    for shape in ((*good[:2], H + 1), (H,), (1, *good)):
+        with refused(ValueError, "dy must have shape", f"width of y={H}", f"got {shape}", by=layer):
+            layer.backward(x_of(*shape))
+    with refused(TypeError, "dy must have dtype float32, got float64", by=layer):
+        layer.backward(x_of(*good, dtype="float64"))
+    with refused(TypeError, "dy must be a NumPy or CuPy array, got float", by=layer):
+        layer.backward(1.0)
+
+
+@EVERY_LAYER
+def test_dy_of_an_unbatched_call(name: str) -> None:
+    layer = layer_after_a_call(name)
+    layer(x_of(T, I))
+    for shape in ((T, 1, H), (T + 1, H)):
+        with refused(ValueError, f"dy must have y's shape ({T}, {H})", f"got {shape}", by=layer):
+            layer.backward(x_of(*shape))
+
+
+@EVERY_LAYER
+def test_arrays_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy is stood in for, so that this runs where there is no card: only the array's kind and its device are read."""
+    layer = layer_after_a_call(name)
+
+    class Elsewhere:
+        def __init__(self, array: np.ndarray) -> None:
+            self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+            self.device = SimpleNamespace(id=1)
+
+    stand_in = ModuleType("cupy")
+    stand_in.ndarray = Elsewhere  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    said = "must be on device cpu, got an array on cuda:1"
+    with refused(ValueError, f"x {said}", by=layer):
+        layer(Elsewhere(x_of()))
+    with refused(ValueError, f"dy {said}", by=layer):
+        layer.backward(Elsewhere(x_of(T, B, H)))
+    h = Elsewhere(x_of(2, B, H))
+    with refused(ValueError, f"h0 {said}", by=layer):
+        layer(x_of(), (h, h) if name == "lstm" else h)
+
+
+def test_sizes_and_fractions_of_numpy_are_numbers() -> None:
+    layer = rnnkit.GRU(np.int64(3), np.int32(4), np.uint8(2), dropout=np.float32(0.5), backend="numpy", rng=np.int64(3))
+    assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (3, 4, 2, 0.5)
+
+
+def test_the_record_itself_sees_a_change() -> None:
+    """What `refused` leans on: every kind of spoiling shows."""
+
+    def first_element(array: np.ndarray) -> None:
+        array.flat[0] += 1
+
+    spoilings = (
+        lambda layer: first_element(layer.params["bias_ih_l1"]),
+        lambda layer: first_element(layer.grads["bias_ih_l1"]),
+        lambda layer: layer.rng.random(),
+        lambda layer: layer.eval(),
+        lambda layer: layer.eval()(x_of()),
+    )
+    for spoil in spoilings:
+        layer = layer_after_a_call("lstm")
+        clean = record(layer)
+        assert_same(record(layer), clean)
+        spoil(layer)
+        with pytest.raises(AssertionError):
+            assert_same(record(layer), clean)

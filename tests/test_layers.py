@@ -1,0 +1,222 @@
+"""RNN, GRU and LSTM as objects: shapes, layouts, defaults, initial parameters, gradients that add up, state dicts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rnnkit.testing import assert_close
+from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
+
+EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_names_and_shapes_are_torchs(
+    name: str, num_layers: int, bidirectional: bool, cpu_backend: str, rng: Any
+) -> None:
+    gates = {"lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}.get(name, 3)
+    I, H, T, B, D = 3, 5, 4, 2, 1 + bidirectional
+    for P in (0, 2) if name == "lstm" else (0,):
+        kwargs = {"proj_size": P} if P else {}
+        layer = LAYERS[name](I, H, num_layers, bidirectional=bidirectional, backend=cpu_backend, rng=0, **kwargs)
+        R, want = P or H, {}
+        for k in range(num_layers):
+            for suffix in [f"_l{k}", f"_l{k}_reverse"][:D]:
+                want["weight_ih" + suffix] = (gates * H, I if k == 0 else D * R)
+                want["weight_hh" + suffix] = (gates * H, R)
+                want["bias_ih" + suffix] = want["bias_hh" + suffix] = (gates * H,)
+                if P:
+                    want["weight_hr" + suffix] = (P, H)
+        assert {n: p.shape for n, p in layer.params.items()} == want
+        assert {n: g.shape for n, g in layer.grads.items()} == want
+        y, state_n = layer(randn(rng, T, B, I, dtype="float32"))
+        dx, dstate0 = layer.backward(y)
+        assert y.shape == (T, B, D * R)
+        assert y.dtype == dx.dtype == np.float32
+        widths = (R, H) if name == "lstm" else (R,)
+        for state in (parts(state_n), parts(dstate0)):
+            assert [s.shape for s in state] == [(num_layers * D, B, width) for width in widths]
+        assert dx.shape == (T, B, I)
+
+
+@EVERY_LAYER
+def test_without_biases_there_are_none_and_they_count_as_zero(name: str, cpu_backend: str, rng: Any) -> None:
+    bare = LAYERS[name](3, 4, bias=False, dtype="float64", backend=cpu_backend, rng=1)
+    assert not [n for n in bare.params if n.startswith("bias")]
+    zeroed = LAYERS[name](3, 4, dtype="float64", backend=cpu_backend)
+    for n, p in zeroed.params.items():
+        p[...] = bare.params.get(n, 0)
+    x, state = randn(rng, 5, 2, 3), random_state(bare, 2, rng)
+    assert_close("y", bare(x, state)[0], zeroed(x, state)[0], "float64")
+
+
+@EVERY_LAYER
+def test_batch_first_is_the_same_numbers_transposed(name: str, cpu_backend: str, rng: Any) -> None:
+    results = []
+    x, dy = randn(rng, 5, 3, 4), randn(rng, 5, 3, 12)
+    for batch_first in (False, True):
+        layer = LAYERS[name](
+            4, 6, 2, batch_first=batch_first, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2
+        )
+        drawn = np.random.default_rng(0)
+        state, dstate = random_state(layer, 3, drawn), random_state(layer, 3, drawn)
+        turn = (lambda a: a.swapaxes(0, 1)) if batch_first else (lambda a: a)
+        got = train_step(layer, turn(x), state, turn(dy), dstate, [5, 2, 0])
+        results.append(got | {n: turn(got[n]) for n in ("y", "dx")})
+    assert_same(results[1], results[0])
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("length", [None, 3])
+def test_unbatched_is_a_batch_of_one(
+    name: str, batch_first: bool, length: int | None, cpu_backend: str, rng: Any
+) -> None:
+    layer = LAYERS[name](
+        4, 6, 2, batch_first=batch_first, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2
+    )
+    x, dy = randn(rng, 5, 4), randn(rng, 5, 12)
+    state, dstate = random_state(layer, None, rng), random_state(layer, None, rng)
+    lengths = None if length is None else [length]
+    got = train_step(layer, x, state, dy, dstate, lengths)
+    axis = 0 if batch_first else 1
+
+    def batched(s: Any) -> Any:
+        return tuple(a[:, None] for a in s) if isinstance(s, tuple) else s[:, None]
+
+    want = train_step(
+        layer, np.expand_dims(x, axis), batched(state), np.expand_dims(dy, axis), batched(dstate), lengths
+    )
+    for n in ("y", "dx"):
+        want[n] = want[n].squeeze(axis)
+    for n in want:
+        if "state" in n:
+            want[n] = want[n][:, 0]
+    assert_same(got, want)
+
+
+@EVERY_LAYER
+def test_what_is_not_given_is_zero(name: str, cpu_backend: str, rng: Any) -> None:
+    layer = LAYERS[name](4, 6, 2, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
+    x, dy, dstate = randn(rng, 5, 3, 4), randn(rng, 5, 3, 12), random_state(layer, 3, rng)
+
+    def zeros(state: Any) -> Any:
+        return tuple(map(np.zeros_like, state)) if isinstance(state, tuple) else np.zeros_like(state)
+
+    nothing = zeros(dstate)
+    assert_same(train_step(layer, x, None, dy, None), train_step(layer, x, nothing, dy, nothing))
+    by_state = train_step(layer, x, None, None, dstate)
+    assert np.abs(by_state["dx"]).max() > 1e-3
+    assert_same(by_state, train_step(layer, x, nothing, np.zeros_like(dy), dstate))
+    if name == "lstm":
+        h, c = dstate
+        assert_same(
+            train_step(layer, x, (h, None), dy, (None, c)), train_step(layer, x, (h, nothing[1]), dy, (nothing[0], c))
+        )
+
+
+@EVERY_LAYER
+def test_the_state_is_the_output_at_each_rows_own_end(name: str, cpu_backend: str, rng: Any) -> None:
+    """Forward: the last step inside the row. Reverse: step 0. Layer by layer, forward before reverse."""
+    layer = LAYERS[name](4, 6, 2, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
+    lengths, state = [3, 5, 0, 1], random_state(layer, 4, rng)
+    y, state_n = layer(randn(rng, 5, 4, 4), state, lengths)
+    h0, h_n = parts(state)[0], parts(state_n)[0]
+    for b, length in enumerate(lengths):
+        for direction, half in enumerate((slice(0, 6), slice(6, 12))):
+            slot = 2 + direction
+            end = h0[slot, b] if length == 0 else y[0 if direction else length - 1, b, half]
+            np.testing.assert_array_equal(h_n[slot, b], end)
+    assert not np.array_equal(h_n[0], h_n[2])
+
+
+@EVERY_LAYER
+def test_a_bidirectional_layer_is_two_layers_and_one_flipped(name: str, cpu_backend: str, rng: Any) -> None:
+    both = LAYERS[name](4, 6, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
+    x, state = randn(rng, 5, 3, 4), random_state(both, 3, rng)
+    y, state_n = both(x, state)
+    for direction, suffix in enumerate(("", "_reverse")):
+        one = LAYERS[name](4, 6, dtype="float64", backend=cpu_backend)
+        for n, p in one.params.items():
+            p[...] = both.params[n + suffix]
+        own = tuple(s[direction : direction + 1] for s in parts(state))
+        y_one, end = one(np.flip(x, 0) if direction else x, own if len(own) > 1 else own[0])
+        assert_close("y", y[:, :, 6 * direction :][:, :, :6], np.flip(y_one, 0) if direction else y_one, "float64")
+        for got, want in zip(parts(state_n), parts(end), strict=True):
+            assert_close("state_n", got[direction], want[0], "float64")
+
+
+@EVERY_LAYER
+def test_layers_stack(name: str, cpu_backend: str, rng: Any) -> None:
+    stacked = LAYERS[name](4, 6, 3, dtype="float64", backend=cpu_backend, rng=2)
+    x, state = randn(rng, 5, 3, 4), random_state(stacked, 3, rng)
+    y, state_n = stacked(x, state)
+    for k in range(3):
+        one = LAYERS[name](x.shape[2], 6, dtype="float64", backend=cpu_backend)
+        for n, p in one.params.items():
+            p[...] = stacked.params[n.replace("_l0", f"_l{k}")]
+        own = tuple(s[k : k + 1] for s in parts(state))
+        x, end = one(x, own if len(own) > 1 else own[0])
+        for got, want in zip(parts(state_n), parts(end), strict=True):
+            assert_close("state_n", got[k], want[0], "float64")
+    assert_close("y", y, x, "float64")
+
+
+@EVERY_LAYER
+def test_initial_parameters_are_uniform_and_seeded(name: str) -> None:
+    kwargs = {"proj_size": 20} if name == "lstm" else {}
+    layer = LAYERS[name](40, 50, 2, bidirectional=True, dtype="float64", backend="numpy", rng=7, **kwargs)
+    k = 1 / math.sqrt(50)
+    for n, p in layer.params.items():
+        assert np.abs(p).max() <= k, n
+        assert np.abs(p).max() > 0.9 * k, n
+        # Five standard errors of the mean and of the mean square of U(-k, k).
+        assert abs(p.mean()) < 5 * k / math.sqrt(3 * p.size), n
+        assert abs((p * p).mean() - k * k / 3) < 5 * k * k * math.sqrt(4 / 45 / p.size), n
+    values = np.concatenate([p.ravel() for p in layer.params.values()])
+    assert len(np.unique(values)) == values.size
+    again = LAYERS[name](
+        40, 50, 2, bidirectional=True, dtype="float64", backend="numpy", rng=np.random.default_rng(7), **kwargs
+    )
+    assert_same(again.params, layer.params)
+    single = LAYERS[name](40, 50, 2, bidirectional=True, backend="numpy", rng=7, **kwargs)
+    assert_same(dict(single.params), {n: p.astype("float32") for n, p in layer.params.items()})
+    other = LAYERS[name](40, 50, 2, bidirectional=True, dtype="float64", backend="numpy", rng=8, **kwargs)
+    assert not any(np.array_equal(other.params[n], p) for n, p in layer.params.items())
+    fresh = [LAYERS[name](2, 3, backend="numpy").params["weight_ih_l0"] for _ in range(2)]
+    assert not np.array_equal(*fresh)
+
+
+@EVERY_LAYER
+def test_a_seed_means_the_same_on_every_backend(name: str, cpu_backend: str) -> None:
+    assert_same(
+        LAYERS[name](3, 4, backend=cpu_backend, rng=5).params, LAYERS[name](3, 4, backend="numpy", rng=5).params
+    )
+
+
+@EVERY_LAYER
+def test_gradients_add_up_until_they_are_cleared(name: str, cpu_backend: str, rng: Any) -> None:
+    layer = LAYERS[name](3, 4, 2, dtype="float64", backend=cpu_backend, rng=1)
+    arrays = dict(layer.grads)
+    assert not any(g.any() for g in arrays.values())
+    x, dy, dstate = randn(rng, 5, 2, 3), randn(rng, 5, 2, 4), random_state(layer, 2, rng)
+    one = train_step(layer, x, None, dy, dstate)
+    dx, _ = layer.backward(dy, dstate)
+    np.testing.assert_array_equal(dx, one["dx"])
+    for n, g in layer.grads.items():
+        np.testing.assert_array_equal(g, 2 * one[f"grad {n}"], err_msg=n)
+    layer(2 * x)
+    layer.backward(dy)
+    summed = {n: g.copy() for n, g in layer.grads.items()}
+    second = train_step(layer, 2 * x, None, dy, None)
+    for n, g in summed.items():
+        assert_close(n, g, 2 * one[f"grad {n}"] + second[f"grad {n}"], "float64", "backward")
+    layer.zero_grad()
+    assert not any(g.any() for g in layer.grads.values())
+    assert all(layer.grads[n] is g for n, g in arrays.items()), "a gradient was rebound, not written to"

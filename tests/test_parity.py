@@ -1,0 +1,69 @@
+"""Every CPU backend against the float64 oracle, over the table of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rnnkit.cells import CELLS
+from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run
+from tests.helpers import CPU_BACKENDS, LAYERS, assert_same, randn, random_state, train_step
+
+# float64 on the NumPy backend is the oracle itself.
+PAIRS = [(b, d) for b in CPU_BACKENDS for d in ("float32", "float64") if (b, d) != ("numpy", "float64")]
+
+
+def assert_within(worst: dict[str, float]) -> None:
+    over = {name: f"{ratio:.3g} x tolerance" for name, ratio in worst.items() if not ratio <= 1}
+    assert not over, over
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PAIRS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_output_and_gradient_is_the_oracles(case: Case, backend: str, dtype: str) -> None:
+    assert_within(parity(backend, case, dtype))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_is_read_before_it_is_written(cell: str, cpu_backend: str, poison: Callable[[], None]) -> None:
+    projections = (0, 4) if CELLS[cell].projects else (0,)
+    for case in [Case(cell, P=P, ragged=on, reverse=on) for P in projections for on in (False, True)]:
+        inputs = make_inputs(case, "float32")
+        clean = run(case, inputs, cpu_backend)
+        with pytest.MonkeyPatch.context():
+            poison()
+            poisoned = run(case, inputs, cpu_backend)
+        assert all(np.isfinite(a).all() for a in poisoned.values())
+        assert_same(poisoned, clean)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_layer_reads_before_it_writes(name: str, cpu_backend: str, poison: Callable[[], None], rng: Any) -> None:
+    layer = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=1)
+    x, state = randn(rng, 5, 3, 3, dtype="float32"), random_state(layer, 3, rng)
+    dy, dstate = randn(rng, 5, 3, 8, dtype="float32"), random_state(layer, 3, rng)
+    clean = train_step(layer, x, state, dy, dstate, [2, 0, 5])
+    poison()
+    assert_same(train_step(layer, x, state, dy, dstate, [2, 0, 5]), clean)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_whole_layers_are_the_oracles(name: str, dtype: str, cpu_backend: str) -> None:
+    """Two layers, both ways, ragged, with dropout: the masks are the same on every backend and in every dtype."""
+    results = []
+    for backend, kind in ((cpu_backend, dtype), ("numpy", "float64")):
+        layer = LAYERS[name](3, 9, 2, dropout=0.4, bidirectional=True, dtype=kind, backend=backend, rng=3)
+        drawn = np.random.default_rng(4)
+        for parameter in layer.params.values():
+            parameter[...] = randn(drawn, *parameter.shape) * np.float32(0.3)
+        x, state = randn(drawn, 6, 4, 3, dtype=kind), random_state(layer, 4, drawn)
+        dy, dstate = randn(drawn, 6, 4, 18, dtype=kind), random_state(layer, 4, drawn)
+        results.append(train_step(layer, x, state, dy, dstate, [3, 6, 0, 5]))
+    got, want = results
+    for what in want:
+        forward = what == "y" or what.startswith("state_n")
+        assert_close(what, got[what], want[what], dtype, "forward" if forward else "backward")

@@ -1,0 +1,138 @@
+"""State dicts, and parameters written by name: in place, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from tests.helpers import LAYERS, assert_same, layer_after_a_call, randn, random_state, refused
+
+EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
+
+
+@EVERY_LAYER
+def test_a_state_dict_goes_round(name: str, cpu_backend: str, rng: Any) -> None:
+    layer = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=1)
+    other = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=2)
+    arrays, saved = dict(other.params), layer.state_dict()
+    other.load_state_dict({n: np.asfortranarray(a) for n, a in reversed(saved.items())})
+    assert_same(other.params, layer.params)
+    assert all(other.params[n] is p for n, p in arrays.items()), "a parameter was rebound, not written to"
+    x, state = randn(rng, 4, 2, 3, dtype="float32"), random_state(layer, 2, rng)
+    np.testing.assert_array_equal(other(x, state)[0], layer(x, state)[0])
+    saved["weight_ih_l0"][...] = 9
+    assert layer.params["weight_ih_l0"].max() < 9
+    assert other.params["weight_ih_l0"].max() < 9
+    wide = LAYERS[name](3, 4, 2, bidirectional=True, dtype="float64", backend=cpu_backend, rng=3)
+    wide.load_state_dict(layer.state_dict())
+    assert_same(dict(wide.params), {n: p.astype("float64") for n, p in layer.params.items()})
+
+
+def test_a_partial_state_dict_writes_what_it_has() -> None:
+    layer = rnnkit.GRU(3, 4, backend="numpy", rng=1)
+    before = layer.state_dict()
+    layer.load_state_dict({"bias_hh_l0": [0.5] * 12, "nobody": np.ones(3)}, strict=False)
+    assert_same(layer.state_dict(), before | {"bias_hh_l0": np.full(12, 0.5, "float32")})
+
+
+def test_parameters_are_written_in_place() -> None:
+    layer = rnnkit.RNN(3, 4, backend="numpy", rng=1)
+    weight = layer.params["weight_ih_l0"]
+    layer.params["weight_ih_l0"] = np.full((4, 3), 2, "float32")
+    assert layer.params["weight_ih_l0"] is weight
+    assert (weight == 2).all()
+    layer.params["weight_ih_l0"] -= 0.5
+    assert layer.params["weight_ih_l0"] is weight
+    assert (weight == 1.5).all()
+    layer.params.update({"weight_ih_l0": np.full((4, 3), 3, "float32")})
+    assert layer.params["weight_ih_l0"] is weight
+    assert (weight == 3).all()
+
+
+def _changed(layer: Any, name: str, value: Any) -> dict[str, Any]:
+    """A full state dict of other numbers, with one entry changed."""
+    return {n: a + 1 for n, a in layer.state_dict().items()} | {name: value}
+
+
+@EVERY_LAYER
+def test_load_state_dict(name: str) -> None:
+    layer = layer_after_a_call(name)
+    full = {n: a + 1 for n, a in layer.state_dict().items()}
+    last = "bias_hh_l1"
+    fewer = {n: a for n, a in full.items() if n != last}
+    with refused(KeyError, "state dict does not fit", f"missing ['{last}']", "extra nothing", by=layer):
+        layer.load_state_dict(fewer)
+    with refused(KeyError, "missing nothing", "extra ['nobody']", by=layer):
+        layer.load_state_dict(full | {"nobody": np.ones(3)})
+    with refused(KeyError, f"missing ['{last}']", "extra ['nobody']", by=layer):
+        layer.load_state_dict(fewer | {"nobody": np.ones(3)})
+    GH = full[last].shape[0]
+    for strict in (True, False):
+        with refused(ValueError, f"{last} must have shape ({GH},), got ({GH}, 1)", by=layer):
+            layer.load_state_dict(_changed(layer, last, np.ones((GH, 1), "float32")), strict)
+        for bad in (np.ones(GH, complex), np.ones(GH, bool), np.full(GH, "1"), np.full(GH, None)):
+            with refused(TypeError, f"{last} must hold real numbers, got dtype {bad.dtype}", by=layer):
+                layer.load_state_dict(_changed(layer, last, bad), strict)
+    for bad_mapping, was in ((None, "NoneType"), ([1], "list"), (layer, name.split("_")[0].upper())):
+        with refused(TypeError, "mapping must be a mapping of names to arrays, got", was, by=layer):
+            layer.load_state_dict(bad_mapping)
+    layer.load_state_dict(full)
+    assert_same(layer.state_dict(), full)
+
+
+@EVERY_LAYER
+@pytest.mark.filterwarnings("error")
+def test_load_state_dict_writes_nothing_when_a_cast_fails_late(name: str) -> None:
+    """1e300 does not fit float32: NumPy warns, and where warnings are errors nothing may be half written."""
+    layer = layer_after_a_call(name)
+    huge = np.full(layer.params["bias_hh_l1"].shape, 1e300)
+    with refused(RuntimeWarning, "overflow", by=layer):
+        layer.load_state_dict(_changed(layer, "bias_hh_l1", huge))
+
+
+def test_writing_parameters_and_gradients_by_name() -> None:
+    layer = layer_after_a_call("gru")
+    for store in (layer.params, layer.grads):
+        with refused(KeyError, "no parameter is named 'weight'", "weight_ih_l0", by=layer):
+            store["weight"] = np.ones(3)
+        with refused(ValueError, "weight_ih_l0 must have shape (18, 5), got (5, 18)", by=layer):
+            store["weight_ih_l0"] = np.ones((5, 18), "float32")
+        with refused(TypeError, "weight_ih_l0 must have dtype float32, got float64", by=layer):
+            store["weight_ih_l0"] = np.ones((18, 5))
+        with refused(KeyError, "no parameter is named 'weight'", by=layer):
+            store.update({"weight": np.ones(3)})
+        with refused(KeyError, "no parameter is named 'weight'", by=layer):
+            store |= {"weight": np.ones(3)}
+
+
+@pytest.mark.parametrize("kind", [rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM, rnnkit.GRUCell])
+def test_layers_copy_and_pickle(kind, rng):
+    layer = kind(3, 4, rng=0)
+    x = rng.standard_normal((2, 3) if kind is rnnkit.GRUCell else (5, 2, 3)).astype(np.float32)
+    layer(x)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        for name, value in layer.params.items():
+            np.testing.assert_array_equal(twin.params[name], value)
+            assert twin.params[name] is not value
+        for a, b in zip(np.atleast_1d(layer(x)[0]), np.atleast_1d(twin(x)[0]), strict=True):
+            np.testing.assert_array_equal(a, b)
+        twin.params[next(iter(twin.params))][...] = 0
+        assert layer.params[next(iter(layer.params))].any()
+
+
+def test_parameters_cannot_be_deleted():
+    layer = rnnkit.GRU(3, 4, rng=0)
+    for spoil in (
+        lambda: layer.params.pop("weight_ih_l0"),
+        lambda: layer.params.clear(),
+        lambda: layer.params.popitem(),
+        lambda: layer.params.__delitem__("weight_ih_l0"),
+    ):
+        with pytest.raises(TypeError, match="cannot be deleted"):
+            spoil()
+    assert len(layer.params) == 4
