@@ -1,0 +1,51 @@
+# Every target makes its own .venv from Python 3.11+ and pip, and installs what it needs into it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help test test-peers lint bench bench-full bench-compare mutation clean
+
+help:
+	@echo "make test           the tests, without PyTorch, Keras or JAX (a few minutes)"
+	@echo "make test-peers     parity with PyTorch, Keras and JAX, which it installs"
+	@echo "make lint           ruff and mypy"
+	@echo "make mutation       plants bugs one by one; each must turn the tests red"
+	@echo "make bench          throughput beside the peers that are installed (about a minute)"
+	@echo "make bench-full     the same over the full grid; ARGS= is handed on, as for bench"
+	@echo "make bench-compare  single operations against the last saved run (pytest-benchmark)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp an extra: installed again when pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -m "not peers and not gpu" $(ARGS)
+
+test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
+	$(PYTEST) -m peers tests/peers $(ARGS)
+
+lint: $(VENV)/.installed-test $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+mutation: $(VENV)/.installed-test
+	$(BIN)/python -m tests.mutation $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m bench $(ARGS)
+
+bench-full: $(VENV)/.installed-bench
+	$(BIN)/python -m bench --grid full $(ARGS)
+
+bench-compare: $(VENV)/.installed-bench
+	$(PYTEST) bench/test_ops_benchmark.py --benchmark-enable --benchmark-only --benchmark-autosave \
+		$(if $(wildcard .benchmarks/*/*.json),--benchmark-compare) $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
