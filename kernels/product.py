@@ -1,8 +1,8 @@
-"""Matrix products in register tiles: the product of one time step, and the large ones before and after the scan.
+"""Matrix products in register tiles: what the product of a time step and the large ones outside time are made of.
 
 A tile holds rows x columns accumulators in registers (columns counted in vectors) and walks K once: each weight vector
 is loaded once and multiplied by one element of each row, which may stand anywhere (`a_row`, `a_k` bytes apart), so that
-A and A^T are the same to it. Weights are packed as [panel][K][columns * lanes], so the walk streams memory.
+A and A^T are the same to it. Weights are packed (kernels/pack.py) so that the walk streams memory.
 
 Every element of C sums over k in one order, whatever tile it falls in: a row's bits depend neither on the rows beside
 it nor on the number of threads.
@@ -22,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rnnkit.kernels.jit import entry, inner, outer
+from rnnkit.kernels.jit import inner, outer
 from rnnkit.kernels.vector import (
     emit_load,
     emit_load_up_to,
@@ -37,21 +37,10 @@ from rnnkit.kernels.vector import (
 
 _TILES = {64: (6, 4), 32: (6, 2), 16: (6, 2)}  # vector bytes: (rows, columns)
 
-# Steps of K that one pass over dW covers: its operands' slices then stay in the second-level cache.
-K_BLOCK = 256
-# Rows of A that one pass over the panels of W covers, for the same reason.
-ROW_BLOCK = 96
-
 
 def tile_shape() -> tuple[int, int]:
     """(rows, columns in vectors) of the host's largest tile."""
     return _TILES[vector_bytes()]
-
-
-def padded(columns: int, dtype: str) -> int:
-    """`columns` rounded up to whole vectors: what a packed weight matrix of so many rows takes for each k."""
-    lanes = vectors(dtype).lanes
-    return -(-columns // lanes) * lanes
 
 
 # Loops over larger tiles than this are not unrolled: they hold enough work already, and compiling takes seconds.
@@ -181,109 +170,3 @@ def products(dtype: str) -> SimpleNamespace:
         product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add)
 
     return SimpleNamespace(product=product, product_steps=product_steps)
-
-
-@cache
-def packer(dtype: str):
-    """pack(w, packed): w (N, K), the rows of a weight matrix or a transposed view of one.
-
-    `packed` takes padded(N) * K elements: [panel][K][columns * lanes], zero past N; the last panel may be narrower.
-    """
-    lanes = vectors(dtype).lanes
-    width = tile_shape()[1] * lanes
-
-    @entry(("pack", dtype))
-    def pack(w, packed):
-        N, K = w.shape
-        total = (N + lanes - 1) // lanes * lanes
-        for start in range(0, total, width):
-            columns = min(width, total - start)
-            here = min(columns, N - start)
-            panel = start * K
-            for k0 in range(0, K, 16):  # a cache line of each row at a time
-                for n in range(here):
-                    for k in range(k0, min(k0 + 16, K)):
-                        packed[panel + k * columns + n] = w[start + n, k]
-            for k in range(K):
-                for n in range(here, columns):
-                    packed[panel + k * columns + n] = 0
-
-    return pack
-
-
-@cache
-def large_products(dtype: str) -> SimpleNamespace:
-    """The products outside time, for a share of the rows of their result: entry points.
-
-    rows_by_weights(x, w, y, r0, r1)          rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
-    over_time(d, x, out, sums, m0, m1, room)  rows [m0, m1) of out (M, N) = d^T x, of d (K, M) and x (K, N), and of
-                                              sums (M,), d's columns, unless empty; room: K_BLOCK * padded(N)
-    """
-    v, product, product_steps = vectors(dtype), products(dtype).product, products(dtype).product_steps
-    load, store, lanes, size = v.whole.load, v.whole.store, v.lanes, v.itemsize
-    load_first, store_first = v.first.load, v.first.store
-    width = tile_shape()[1] * lanes
-
-    @entry(("rows_by_weights", dtype))
-    def rows_by_weights(x, w, y, r0, r1):
-        K, N = x.shape[1], y.shape[1]
-        for r in range(r0, r1, ROW_BLOCK):
-            rows = min(ROW_BLOCK, r1 - r)
-            product(
-                x.ctypes.data + r * K * size,
-                K * size,
-                w.ctypes.data,
-                K,
-                y.ctypes.data + r * N * size,
-                N * size,
-                N,
-                rows,
-                0,
-            )
-
-    @inner
-    def pack_columns(x, K, N, row, room):
-        """x (K, N), `row` bytes a row, as panels of its columns."""
-        for start in range(0, N, width):
-            columns = min(width, (N - start + lanes - 1) // lanes * lanes)
-            ending = min(columns, N - start) // lanes * lanes
-            for k in range(K):
-                source, target = x + k * row + start * size, room + k * columns * size
-                for n in range(0, ending, lanes):
-                    store(load(source + n * size, lanes), target + n * size, lanes)
-                if ending < columns:
-                    store(load_first(source + ending * size, N - start - ending), target + ending * size, lanes)
-            room += K * columns * size
-
-    @inner
-    def add_columns(d, K, row, sums, M):
-        """sums (M,) += the sums over K rows of d, `row` bytes each."""
-        ending = M // lanes * lanes
-        for m in range(0, ending, lanes):
-            total = load(sums + m * size, lanes)
-            for k in range(K):
-                total = total + load(d + k * row + m * size, lanes)
-            store(total, sums + m * size, lanes)
-        if ending < M:
-            n, at = M - ending, ending * size
-            total = load_first(sums + at, n)
-            for k in range(K):
-                total = total + load_first(d + k * row + at, n)
-            store_first(total, sums + at, n)
-
-    @entry(("over_time", dtype))
-    def over_time(d, x, out, sums, m0, m1, room):
-        K, N = d.shape[0], x.shape[1]
-        d_row, x_row, out_row = d.strides[0], x.strides[0], N * size
-        for k in range(0, K, K_BLOCK):
-            steps = min(K_BLOCK, K - k)
-            d_at = d.ctypes.data + k * d_row + m0 * size
-            pack_columns(x.ctypes.data + k * x_row, steps, N, x_row, room.ctypes.data)
-            product_steps(
-                d_at, 0, size, d_row, room.ctypes.data, steps, out.ctypes.data + m0 * out_row, 0, out_row,
-                N, 1, m1 - m0, k,
-            )  # fmt: skip
-            if sums.size > 0:
-                add_columns(d_at, steps, d_row, sums.ctypes.data + m0 * size, m1 - m0)
-
-    return SimpleNamespace(rows_by_weights=rows_by_weights, over_time=over_time)

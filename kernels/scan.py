@@ -5,8 +5,13 @@
 
 Rows are sorted by length, longest first, and stored packed: the steps of all rows one after the other in time order,
 step t holding rows 0 to counts[t] - 1, from offsets[t] on. N steps in all; without lengths that is plain (T, B, ·). So
-no work is done on padding, and what a step reads and writes is contiguous. Rows [b0, b1) are this call's; no other is
-touched. All arrays are C-contiguous.
+no work is done on padding, and what a step reads and writes is contiguous.
+
+Rows [b0, b1) and units [u0, u1) are this call's; no other is touched. Threads that share rows have rows of their own
+and all units. Threads that share units (`threads` > 1; all rows, no lengths, no projection) have weights packed for
+their own units, and meet once a step, at `meeting`, the address of a counter (kernels/barrier.py).
+
+All arrays are C-contiguous.
 
     x (N, I)                            w_x, w, w_proj: W_ih, W_hh, W_hr as product.py packs them; w_proj may be empty
     bias_x, bias_h (G*H)                h (B, R), c (B, H): in the initial, out the final states
@@ -24,6 +29,7 @@ from types import SimpleNamespace
 
 from rnnkit.kernels import gru, lstm, rnn
 from rnnkit.kernels.activations import activations
+from rnnkit.kernels.barrier import wait
 from rnnkit.kernels.jit import entry, inner
 from rnnkit.kernels.product import products
 from rnnkit.kernels.vector import vectors
@@ -143,12 +149,12 @@ def make_forward(cell: str, dtype: str):
         load, store, load_blocks, store_blocks = memory.load, memory.store, memory.load_blocks, memory.store_blocks
 
         @inner
-        def step(j, n, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y):
-            at, block = j * size, H * size
-            xs = add_blocks(load_blocks(g + at, block, n, G), load_blocks(bias_x + at, block, n, G))
+        def step(j, n, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y):
+            at, block, own = j * size, H * size, share * size
+            xs = add_blocks(load_blocks(g + at, own, n, G), load_blocks(bias_x + at, block, n, G))
             us = load_blocks(bias_h + at, block, n, G)
             if SPLIT:
-                us = add_blocks(us, load_blocks(u + at, block, n, G))
+                us = add_blocks(us, load_blocks(u + at, own, n, G))
             c_before = load(c + at, n) if has_c else zero()
             values, h_new, c_new = pair(xs, us, load(h + at, n) if reads_h else zero(), c_before)
             if keep:
@@ -166,23 +172,25 @@ def make_forward(cell: str, dtype: str):
     whole, ending = units(v.whole), units(v.first)
 
     @inner
-    def pointwise(g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y):
-        """One row: H units. All but H and the flags are addresses; the new h goes to `out` and, with write_y, to y."""
-        last = H // lanes * lanes
+    def pointwise(g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y):
+        """One row: `share` units of H. The rest are addresses, and flags; h goes to `out` and, with write_y, to y."""
+        last = share // lanes * lanes
         for j in range(0, last, lanes):
-            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)
-        if last < H:
-            ending(last, H - last, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)
+            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)
+        if last < share:
+            ending(last, share - last, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)
 
     @entry(("forward", cell, dtype))
     def forward(
-        b0, b1, reverse, keep, x, offsets, counts, w_x, bias_x, bias_h, w, w_proj,
+        b0, b1, u0, u1, threads, meeting, reverse, keep, x, offsets, counts, w_x, bias_x, bias_h, w, w_proj,
         h, c, y, kept, h_prev, c_prev, m, gates, u,
     ):  # fmt: skip
-        chunk, _, GH = gates.shape
-        T, H, R = counts.shape[0], GH // G, y.shape[1]
-        projected = w_proj.size > 0
-        row_g, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
+        chunk = gates.shape[0]
+        T, H, R, share = counts.shape[0], bias_x.shape[0] // G, y.shape[1], u1 - u0
+        projected, shared = w_proj.size > 0, threads > 1
+        row_g, row_h, row_c, row_kept = G * share * size, R * size, H * size, KEPT * H * size
+        first = u0 * size
+        h_rows = h.ctypes.data + b0 * row_h
         for s0 in range(0, T, chunk):
             steps = min(chunk, T - s0)
             low = T - s0 - steps if reverse else s0
@@ -194,23 +202,34 @@ def make_forward(cell: str, dtype: str):
                     continue
                 g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g
                 into, add = (u.ctypes.data, 0) if SPLIT else (g, 1)
-                h_rows, rows = h.ctypes.data + b0 * row_h, end - b0
+                rows = end - b0
                 if keep:
-                    copy(h_rows, h_prev.ctypes.data + (at + b0) * row_h, rows * R)
-                product(h_rows, row_h, w.ctypes.data, R, into + b0 * row_g, row_g, GH, rows, add)
+                    own = R if projected else share
+                    for r in range(rows):
+                        copy(h_rows + r * row_h + first, h_prev.ctypes.data + (at + b0 + r) * row_h + first, own)
+                product(h_rows, row_h, w.ctypes.data, R, into + b0 * row_g, row_g, G * share, rows, add)
                 for r in range(b0, end):
+                    y_row = y.ctypes.data + (at + r) * row_h + first
+                    h_row = h_rows + (r - b0) * row_h + first
                     m_row = m.ctypes.data + (at + r if keep else r) * row_c
                     pointwise(
-                        g + r * row_g, u.ctypes.data + r * row_g, bias_x.ctypes.data, bias_h.ctypes.data,
-                        h.ctypes.data + r * row_h, c.ctypes.data + r * row_c,
-                        m_row if projected else h.ctypes.data + r * row_h, y.ctypes.data + (at + r) * row_h,
-                        kept.ctypes.data + (at + r) * row_kept, c_prev.ctypes.data + (at + r) * row_c,
-                        H, keep, not projected,
+                        g + r * row_g, u.ctypes.data + r * row_g, bias_x.ctypes.data + first,
+                        bias_h.ctypes.data + first, h_row, c.ctypes.data + r * row_c + first,
+                        m_row if projected else (y_row if shared else h_row), y_row,
+                        kept.ctypes.data + (at + r) * row_kept + first, c_prev.ctypes.data + (at + r) * row_c + first,
+                        share, H, keep, not projected and not shared,
                     )  # fmt: skip
                 if projected:
                     m_rows = m.ctypes.data + (at + b0 if keep else b0) * row_c
                     product(m_rows, row_c, w_proj.ctypes.data, H, h_rows, row_h, R, rows, 0)
                     copy(h_rows, y.ctypes.data + (at + b0) * row_h, rows * R)
+                if shared:
+                    # The others read these units at the next step, from y: h itself keeps the initial state.
+                    wait(meeting, threads * (s0 + s + 1))
+                    h_rows = y.ctypes.data + at * row_h
+        if shared and T > 0:
+            for r in range(b0, b1):
+                copy(h_rows + r * row_h + first, h.ctypes.data + r * row_h + first, share)
 
     return forward
 
@@ -251,21 +270,21 @@ def make_backward(cell: str, dtype: str):
     whole, ending = units(v.whole), units(v.first)
 
     @inner
-    def pointwise(kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H):
-        """One row: H units. All but has_dy and H are addresses; dh becomes what reaches h' past the product."""
-        last = H // lanes * lanes
+    def pointwise(kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H):
+        """One row: `share` units of H. The rest are addresses, and a flag; dh becomes what goes to h' past the product."""
+        last = share // lanes * lanes
         for j in range(0, last, lanes):
             whole(j, lanes, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
-        if last < H:
-            ending(last, H - last, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
+        if last < share:
+            ending(last, share - last, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
 
     @entry(("backward", cell, dtype))
     def backward(
-        b0, b1, reverse, dy, offsets, counts, w, w_proj, kept, h_prev, c_prev,
+        b0, b1, u0, u1, threads, meeting, reverse, dy, offsets, counts, w, w_proj, kept, h_prev, c_prev,
         dgates_x, dgates_h, dh, dc, dm, dprojected,
     ):  # fmt: skip
         T, GH, R = counts.shape[0], dgates_x.shape[1], dh.shape[1]
-        H = GH // G
+        H, share, first = GH // G, u1 - u0, u0 * size
         projected, has_dy = w_proj.size > 0, dy.size > 0
         row_g, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
         for s in range(T):
@@ -283,15 +302,18 @@ def make_backward(cell: str, dtype: str):
                 product(dp, row_h, w_proj.ctypes.data, R, dm.ctypes.data + b0 * row_c, row_c, H, rows, 0)
             for r in range(b0, end):
                 pointwise(
-                    kept.ctypes.data + (at + r) * row_kept, h_prev.ctypes.data + (at + r) * row_h,
-                    c_prev.ctypes.data + (at + r) * row_c, dy.ctypes.data + (at + r) * row_h,
+                    kept.ctypes.data + (at + r) * row_kept + first, h_prev.ctypes.data + (at + r) * row_h + first,
+                    c_prev.ctypes.data + (at + r) * row_c + first, dy.ctypes.data + (at + r) * row_h + first,
                     has_dy and not projected,
-                    dm.ctypes.data + r * row_c if projected else dh.ctypes.data + r * row_h,
-                    dc.ctypes.data + r * row_c,
-                    dgates_x.ctypes.data + (at + r) * row_g, dgates_h.ctypes.data + (at + r) * row_g, H,
+                    dm.ctypes.data + r * row_c if projected else dh.ctypes.data + r * row_h + first,
+                    dc.ctypes.data + r * row_c + first,
+                    dgates_x.ctypes.data + (at + r) * row_g + first, dgates_h.ctypes.data + (at + r) * row_g + first,
+                    share, H,
                 )  # fmt: skip
-            du = dgates_h.ctypes.data + (at + b0) * row_g
-            product(du, row_g, w.ctypes.data, GH, dh_rows, row_h, R, rows, 1)
+            if threads > 1:  # the product takes the gates of every unit
+                wait(meeting, threads * (s + 1))
+            du, columns = dgates_h.ctypes.data + (at + b0) * row_g, R if projected else share
+            product(du, row_g, w.ctypes.data, GH, dh_rows + first, row_h, columns, rows, 1)
 
     return backward
 

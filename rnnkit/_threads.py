@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 
 from rnnkit._checks import positive_int
 
 _lock = threading.Lock()
+_meetings = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_pid = 0
 _threads = 0
@@ -65,3 +67,18 @@ def run_shares(function: Callable[[int, int], None], bounds: list[int]) -> None:
     finally:
         for other in others:
             other.result()
+
+
+@contextmanager
+def meeting(threads: int) -> Iterator[bool]:
+    """Whether so many shares may run that wait for each other: True for one caller at a time.
+
+    Shares that meet at a barrier must all be running. With two such calls in the pool each could hold the worker that
+    the other waits for, so a second caller is told no, and shares out its work some other way.
+    """
+    granted = 1 < threads <= _usable_cores() and _meetings.acquire(blocking=False)
+    try:
+        yield granted
+    finally:
+        if granted:
+            _meetings.release()

@@ -11,7 +11,9 @@ import pytest
 
 from rnnkit.kernels.activations import activations
 from rnnkit.kernels.jit import entry
-from rnnkit.kernels.product import K_BLOCK, large_products, packer, padded, products, tile_shape
+from rnnkit.kernels.large import K_BLOCK, large_products, room_of
+from rnnkit.kernels.pack import packer, padded, panels_of
+from rnnkit.kernels.product import products, tile_shape
 from rnnkit.kernels.vector import vectors
 
 DTYPES = ("float32", "float64")
@@ -71,6 +73,35 @@ def test_no_lane_past_the_end_is_read_or_written(dtype):
         assert (room[n:] == 7).all()
 
 
+def unpacked(packed: np.ndarray, N: int, K: int, dtype: str) -> np.ndarray:
+    """(N, K) again, and the padding, which must be zero."""
+    width, total, rows = tile_shape()[1] * vectors(dtype).lanes, padded(N, dtype), []
+    for start in range(0, total, width):
+        columns = min(width, total - start)
+        rows.append(packed[start * K : (start + columns) * K].reshape(K, columns).T)
+    whole = np.concatenate(rows)
+    assert (whole[N:] == 0).all()
+    return whole[:N]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packing_some_rows_of_each_block_either_way_up(dtype):
+    rng = np.random.default_rng(5)
+    lanes = vectors(dtype).lanes
+    for H in (1, lanes - 1, lanes, 2 * lanes + 3, 5 * lanes):
+        for K in (1, lanes, 2 * lanes + 1):
+            w = rng.standard_normal((3 * H, K)).astype(dtype)
+            for first, each in ((0, H), (H // 2, H - H // 2), (H - 1, 1)):
+                want = np.concatenate([w[g * H + first : g * H + first + each] for g in range(3)])
+                N = 3 * each
+                for transposed in (False, True):
+                    source = np.ascontiguousarray(w.T) if transposed else w
+                    packed = np.full(padded(N, dtype) * K, np.nan, dtype)
+                    for panel in range(panels_of(N, dtype)):
+                        packer(dtype)(source, transposed, first, each, H, N, panel, panel + 1, packed)
+                    np.testing.assert_array_equal(unpacked(packed, N, K, dtype), want)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_product_over_every_tile_shape(dtype):
     """All numbers of rows and columns around the tile's, against NumPy in float64, with and without adding."""
@@ -89,7 +120,7 @@ def test_product_over_every_tile_shape(dtype):
             for K in (1, 2, 17, 33):
                 a, w = rng.standard_normal((rows, K)).astype(dtype), rng.standard_normal((N, K)).astype(dtype)
                 packed = np.full(padded(N, dtype) * K, np.nan, dtype)
-                packer(dtype)(w, packed)
+                packer(dtype)(w, False, 0, N, 0, N, 0, panels_of(N, dtype), packed)
                 c = np.full((rows, N + 3), 7, dtype)
                 run(a, packed, c, N, 0)
                 assert (c[:, N:] == 7).all()
@@ -109,15 +140,15 @@ def test_large_products_in_shares(dtype):
     for steps, M, N in ((1, 1, 1), (5, 7, 3), (K_BLOCK, 16, 64), (2 * K_BLOCK + 5, 19, 70)):
         x, d = rng.standard_normal((steps, N)).astype(dtype), rng.standard_normal((steps, M)).astype(dtype)
         w = rng.standard_normal((M, N)).astype(dtype)
-        packed, room = np.empty(padded(M, dtype) * N, dtype), np.empty(K_BLOCK * padded(N, dtype), dtype)
-        packer(dtype)(w, packed)
+        packed, room = np.empty(padded(M, dtype) * N, dtype), np.empty(room_of(N, dtype), dtype)
+        packer(dtype)(w, False, 0, M, 0, M, 0, panels_of(M, dtype), packed)
         results = []
         for cut_rows, cut_gates in ((steps, M), (steps // 2, M // 2)):
             y, dw, sums = np.full((steps, M), np.nan, dtype), np.full((M, N), np.nan, dtype), np.zeros(M, dtype)
             for low, high in ((0, cut_rows), (cut_rows, steps)):
                 rows_by_weights(x, packed, y, low, high)
             for low, high in ((0, cut_gates), (cut_gates, M)):
-                over_time(d, x, dw, sums, low, high, room)
+                over_time(d, 0, x, dw, sums, low, high, room)
             results.append((y, dw, sums))
         for whole, cut in zip(*results, strict=True):
             np.testing.assert_array_equal(whole, cut)
@@ -142,7 +173,7 @@ def test_a_row_of_a_product_has_the_same_bits_in_any_batch(dtype):
     K, N = 37, 70
     a, w = rng.standard_normal((13, K)).astype(dtype), rng.standard_normal((N, K)).astype(dtype)
     packed = np.empty(padded(N, dtype) * K, dtype)
-    packer(dtype)(w, packed)
+    packer(dtype)(w, False, 0, N, 0, N, 0, panels_of(N, dtype), packed)
     whole = np.empty((13, padded(N, dtype)), dtype)
     run(a, packed, whole, N)
     for row in range(13):

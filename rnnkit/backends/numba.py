@@ -8,16 +8,19 @@ element's bits depend neither on the batch around its row nor on the number of t
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit._threads import get_num_threads, run_shares, shares_of
+from rnnkit._threads import get_num_threads, meeting, run_shares, shares_of
 from rnnkit.backends import Forward, Gradients, Sizes
 from rnnkit.cells import Array, Cell, State, Weights
 from rnnkit.kernels import scan, scan_reset_before
-from rnnkit.kernels.product import K_BLOCK, large_products, packer, padded, tile_shape
+from rnnkit.kernels.large import large_products, room_of
+from rnnkit.kernels.pack import packer, padded, panels_of
+from rnnkit.kernels.product import tile_shape
 from rnnkit.kernels.vector import vectors
 
 RESET_BEFORE = "gru_reset_before"
@@ -25,6 +28,11 @@ RESET_BEFORE = "gru_reset_before"
 # The input's products are computed this many bytes at a time for each thread: what stays in its second-level cache
 # beside the weights' panel in use.
 CHUNK_BYTES = 1 << 18
+
+# When threads share a sequence's units rather than the batch's rows: with fewer rows than this for each thread, if a
+# step has so many FLOP. Measured on two cores with AVX-512: at 3 rows a thread the two are level, at 1 sharing units is
+# 1.2 to 1.5 times as fast from H = 256 on; below 3e5 FLOP meeting every step costs more than it saves.
+UNITS_BELOW_ROWS, UNITS_FROM = 3, 3e5
 
 
 class Packing(NamedTuple):
@@ -110,14 +118,43 @@ def kernels(cell: str, dtype: str) -> SimpleNamespace:
     return scan_reset_before.make(dtype) if cell == RESET_BEFORE else scan.make(cell, dtype)
 
 
-def pack_weights(w: Array) -> Array:
-    """w (N, K) in the layout of the register tiles, at an address that vectors do not straddle."""
-    size = padded(w.shape[0], w.dtype.name) * w.shape[1]
+def pack_weights(w: Array, transposed: bool = False, first: int = 0, each: int = 0, blocks: int = 1) -> Array:
+    """w (N, K), or with `transposed` w^T of w (K, N), in the layout of the register tiles.
+
+    With `each`, of the N rows those [first, first + each), and as many from each further block of N / blocks rows.
+    It begins at an address that vectors do not straddle.
+    """
+    w = np.ascontiguousarray(w)
+    K, whole = w.shape if transposed else w.shape[::-1]
+    each = each or whole
+    name, N = w.dtype.name, each * blocks
+    size = padded(N, name) * K
     room = np.empty(size + 64 // w.dtype.itemsize, w.dtype)
     start = -room.ctypes.data % 64 // w.dtype.itemsize
-    packed = room[start : start + size]
-    packer(w.dtype.name)(w, packed)
+    packed, pack = room[start : start + size], packer(name)
+
+    def share(panel0: int, panel1: int) -> None:
+        pack(w, transposed, first, each, whole // blocks, N, panel0, panel1, packed)
+
+    panels = panels_of(N, name)
+    # Counted as the work that takes as long as moving its bytes.
+    shares = shares_of(32.0 * size, panels)
+    run_shares(share, [panels * k // shares for k in range(shares + 1)])
     return packed
+
+
+def units_of(cell: Cell, p: Packing, H: int, R: int, dtype: np.dtype) -> list[int]:
+    """The bounds of each thread's units, where threads had better share units than rows; [0, H] where they had not.
+
+    Sharing units, a thread reads only its part of W_hh at each step, for all rows at once, but meets the others every
+    step. That pays where there are few rows to share and a step is long enough.
+    """
+    lanes, threads = vectors(dtype.name).lanes, min(get_num_threads(), H // vectors(dtype.name).lanes)
+    step = 2.0 * p.B * cell.n_gates * H * R
+    alone = p.order is not None or H != R or cell.name == RESET_BEFORE
+    if alone or threads < 2 or step < UNITS_FROM or UNITS_BELOW_ROWS * threads <= p.B:
+        return [0, H]
+    return [*(H * k // threads // lanes * lanes for k in range(threads)), H]
 
 
 def forward(
@@ -141,31 +178,66 @@ def forward(
     kept_steps = p.steps if keep else 0
     h_prev = np.empty((kept_steps, R), dtype)
     biases = [np.zeros(GH, dtype) if b is None else np.ascontiguousarray(b) for b in (weights.b_ih, weights.b_hh)]
-    shares = shares_of(2.0 * p.steps * GH * (I + R), B)
-    gates = np.empty((_chunk(T, -(-B // shares), GH * dtype.itemsize), B, GH), dtype)
-    run, w_x = kernels(cell.name, dtype.name).forward, pack_weights(weights.w_ih)
-    around = (reverse, keep, x, p.offsets, p.counts, w_x, *biases)
     c_prev = np.empty((kept_steps, c.shape[1]), dtype)
+    around = (reverse, keep, x, p.offsets, p.counts)
+    work = 2.0 * p.steps * GH * (I + R)
     if cell.name == RESET_BEFORE:
-        w = pack_weights(weights.w_hh[: 2 * H]), pack_weights(weights.w_hh[2 * H :])
         rows = p.steps if keep else B
         kept, extra = np.empty((rows, GH), dtype), np.empty((rows, H), dtype)
+        run, bounds = kernels(cell.name, dtype.name).forward, p.bounds(shares_of(work, B))
+        w = (
+            pack_weights(weights.w_ih),
+            *biases,
+            *(pack_weights(weights.w_hh[a:b]) for a, b in ((0, 2 * H), (2 * H, GH))),
+        )
+        gates = _gates(T, bounds, B, GH, dtype)
 
         def share(b0: int, b1: int) -> None:
             run(b0, b1, *around, *w, h, y, kept, h_prev, extra, gates)
+
+        run_shares(share, bounds)
     else:
         projected = weights.w_hr is not None
-        w = pack_weights(weights.w_hh), _projection(weights.w_hr, dtype)
         kept = np.empty((kept_steps, scan.kept_blocks(cell.name) * H), dtype)
         extra = np.empty(((p.steps if keep else B) if projected else 0, H), dtype)
-        u = np.empty((B, GH) if scan.is_split(cell.name) else (0, GH), dtype)
-
-        def share(b0: int, b1: int) -> None:
-            run(b0, b1, *around, *w, h, c, y, kept, h_prev, c_prev, extra, gates, u)
-
-    run_shares(share, p.bounds(shares))
+        _run_forward(cell, p, around, work, weights, biases, (h, c, y, kept, h_prev, c_prev, extra))
     state_n = tuple(p.unsorted(s) for s in ((h, c) if len(state0) == 2 else (h,)))
     return Forward(p.unpack(y), state_n, Saved(p, x, kept, h_prev, c_prev, extra, reverse) if keep else None)
+
+
+def _run_forward(
+    cell: Cell, p: Packing, around: tuple, work: float, weights: Weights, biases: list[Array], results: tuple
+) -> None:
+    """Launches the forward scan, sharing units or rows."""
+    dtype, (GH, R), G = weights.w_hh.dtype, weights.w_hh.shape, cell.n_gates
+    H, run = GH // G, kernels(cell.name, dtype.name).forward
+    w_proj = _projection(weights.w_hr, dtype)
+    units = units_of(cell, p, H, R, dtype)
+    counter = np.zeros(1, np.int64)
+    with meeting(len(units) - 1) as together:
+        units = units if together else [0, H]
+        threads = len(units) - 1
+        bounds = units if together else p.bounds(shares_of(work, p.B))
+        launches = {}
+        for u0, u1 in pairwise(units):
+            w_x, w = (pack_weights(part, first=u0, each=u1 - u0, blocks=G) for part in (weights.w_ih, weights.w_hh))
+            gates = _gates(p.T, [0, p.B] if together else bounds, p.B, G * (u1 - u0), dtype)
+            u = np.empty((p.B if scan.is_split(cell.name) else 0, gates.shape[2]), dtype)
+            launches[u0] = (u0, u1, threads, counter.ctypes.data, *around, w_x, *biases, w, w_proj, *results, gates, u)
+
+        def share(low: int, high: int) -> None:
+            if together:
+                run(0, p.B, *launches[low])
+            else:
+                run(low, high, *launches[0])
+
+        run_shares(share, bounds)
+
+
+def _gates(T: int, bounds: list[int], B: int, width: int, dtype: np.dtype) -> Array:
+    """Room for the pre-activations of a chunk of steps."""
+    rows = max(high - low for low, high in pairwise(bounds))
+    return np.empty((_chunk(T, rows, width * dtype.itemsize), B, width), dtype)
 
 
 def _chunk(T: int, rows: int, row_bytes: int) -> int:
@@ -173,8 +245,8 @@ def _chunk(T: int, rows: int, row_bytes: int) -> int:
     return max(1, min(T, CHUNK_BYTES // max(1, rows * row_bytes)))
 
 
-def _projection(w: Array | None, dtype: np.dtype) -> Array:
-    return np.empty(0, dtype) if w is None else pack_weights(w)
+def _projection(w: Array | None, dtype: np.dtype, transposed: bool = False) -> Array:
+    return np.empty(0, dtype) if w is None else pack_weights(w, transposed)
 
 
 def backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
@@ -189,32 +261,47 @@ def backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weight
     dgates_h = np.empty_like(dgates_x) if cell.name == "gru" else dgates_x
     projected = weights.w_hr is not None
     dprojected = np.empty((N if projected else 0, R), dtype)
-    run = kernels(cell.name, dtype.name).backward
+    run, work = kernels(cell.name, dtype.name).backward, 2.0 * N * GH * R
     around = (saved.reverse, dy, p.offsets, p.counts)
     if cell.name == RESET_BEFORE:
-        w = pack_weights(weights.w_hh[: 2 * H].T), pack_weights(weights.w_hh[2 * H :].T)
+        w = [pack_weights(weights.w_hh[a:b], transposed=True) for a, b in ((0, 2 * H), (2 * H, GH))]
         drh = np.empty((p.B, H), dtype)
 
         def share(b0: int, b1: int) -> None:
             run(b0, b1, *around, *w, saved.kept, saved.h_prev, dgates_x, dh, drh)
+
+        run_shares(share, p.bounds(shares_of(work, p.B)))
     else:
-        w = pack_weights(weights.w_hh.T), _projection(None if weights.w_hr is None else weights.w_hr.T, dtype)
         dm = np.empty((p.B if projected else 0, H), dtype)
-
-        def share(b0: int, b1: int) -> None:
-            run(
-                b0, b1, *around, *w, saved.kept, saved.h_prev, saved.c_prev, dgates_x, dgates_h, dh, dc, dm, dprojected,
-            )  # fmt: skip
-
-    run_shares(share, p.bounds(shares_of(2.0 * N * GH * R, p.B)))
+        results = (saved.kept, saved.h_prev, saved.c_prev, dgates_x, dgates_h, dh, dc, dm, dprojected)
+        _run_backward(cell, p, around, work, weights, results)
     dstate0 = tuple(p.unsorted(d) for d in ((dh, dc) if len(dstate_n) == 2 else (dh,)))
     dx = p.unpack(_times_weights(dgates_x, weights.w_ih))
     return Gradients(dx, dstate0, _weight_gradients(cell, saved, dgates_x, dgates_h, dprojected, weights))
 
 
+def _run_backward(cell: Cell, p: Packing, around: tuple, work: float, weights: Weights, results: tuple) -> None:
+    """Launches the backward scan, sharing units or rows as the forward does."""
+    dtype, (GH, R) = weights.w_hh.dtype, weights.w_hh.shape
+    H, run = GH // cell.n_gates, kernels(cell.name, dtype.name).backward
+    w_proj = _projection(weights.w_hr, dtype, transposed=True)
+    units = units_of(cell, p, H, R, dtype)
+    counter = np.zeros(1, np.int64)
+    with meeting(len(units) - 1) as together:
+        units = units if together else [0, R]
+        threads = len(units) - 1
+        packed = {u0: pack_weights(weights.w_hh, True, u0, u1 - u0) for u0, u1 in pairwise(units)}
+
+        def share(low: int, high: int) -> None:
+            rows, own = ((0, p.B), (low, high)) if together else ((low, high), (0, H))
+            run(*rows, *own, threads, counter.ctypes.data, *around, packed[own[0]], w_proj, *results)
+
+        run_shares(share, units if together else p.bounds(shares_of(work, p.B)))
+
+
 def _times_weights(d: Array, w: Array) -> Array:
     """d (N, M) w (M, K)."""
-    out, packed = np.empty((d.shape[0], w.shape[1]), d.dtype), pack_weights(w.T)
+    out, packed = np.empty((d.shape[0], w.shape[1]), d.dtype), pack_weights(w, transposed=True)
     rows_by_weights = large_products(d.dtype.name).rows_by_weights
 
     def share(r0: int, r1: int) -> None:
@@ -224,9 +311,9 @@ def _times_weights(d: Array, w: Array) -> Array:
     return out
 
 
-def _over_time(d: Array, x: Array, out: Array, sums: Array | None = None) -> None:
-    """out (M, K) = d^T x, of d (N, M) and x (N, K); sums (M,) = the sums of d's columns, where given."""
-    name = d.dtype.name
+def _over_time(d: Array, d0: int, x: Array, out: Array, sums: Array | None = None) -> None:
+    """out (M, N) = d[:, d0 : d0 + M]^T x, of d (K, ·) and x (K, N); sums (M,), if given, the sums of those columns."""
+    name, (M, N) = d.dtype.name, out.shape
     over_time = large_products(name).over_time
     if not d.shape[0]:
         out[...] = 0
@@ -234,9 +321,9 @@ def _over_time(d: Array, x: Array, out: Array, sums: Array | None = None) -> Non
     totals[...] = 0
 
     def share(m0: int, m1: int) -> None:
-        over_time(d, x, out, totals, m0, m1, np.empty(K_BLOCK * padded(x.shape[1], name), d.dtype))
+        over_time(d, d0, x, out, totals, m0, m1, np.empty(room_of(N, name), d.dtype))
 
-    _share_rows(share, d.shape[1], 2.0 * d.size * x.shape[1])
+    _share_rows(share, M, 2.0 * M * x.size)
 
 
 def _share_rows(share: Any, rows: int, work: float) -> None:
@@ -251,18 +338,19 @@ def _weight_gradients(
     H = weights.w_hh.shape[0] // cell.n_gates
     dw_ih, dw_hh = np.empty_like(weights.w_ih, order="C"), np.empty_like(weights.w_hh, order="C")
     db_ih, db_hh = (None if b is None else np.empty_like(b, order="C") for b in (weights.b_ih, weights.b_hh))
-    _over_time(dgates_x, saved.x, dw_ih, db_ih)
+    _over_time(dgates_x, 0, saved.x, dw_ih, db_ih)
     same = dgates_h is dgates_x
     operands = {"h_prev": saved.h_prev, "rh": saved.extra}
     for operand, first, end in cell.products:
         gates = slice(first * H, end * H)
-        _over_time(dgates_h[:, gates], operands[operand], dw_hh[gates], None if same or db_hh is None else db_hh[gates])
+        db = None if same or db_hh is None else db_hh[gates]
+        _over_time(dgates_h, first * H, operands[operand], dw_hh[gates], db)
     if same and db_hh is not None:
         db_hh = np.array(db_ih)
     dw_hr = None
     if weights.w_hr is not None:
         dw_hr = np.empty_like(weights.w_hr, order="C")
-        _over_time(dprojected, saved.extra, dw_hr)
+        _over_time(dprojected, 0, saved.extra, dw_hr)
     return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr)
 
 
