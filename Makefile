@@ -27,7 +27,7 @@ test: $(VENV)/.installed-test
 	$(PYTEST) -m "not peers and not gpu" $(ARGS)
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
-	$(PYTEST) -m peers tests/peers $(ARGS)
+	RNNKIT_PEERS=required $(PYTEST) -m peers tests/peers $(ARGS)
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ python -m bench compare BEFORE AFTER             the ratio of two result files, 
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -82,7 +83,7 @@ def measure_parser() -> argparse.ArgumentParser:
     add("--peers", nargs="+", choices=PEERS, metavar="PEER", help=peers)
     add("--out", default=str(ROOT / "bench" / "results"), metavar="DIR")
     add("--threads", type=_positive, default=machine.usable_cores(), help="of every peer; default all cores")
-    add("--seconds-per-point", type=float, metavar="S", help="of timed calls, a point and peer")
+    add("--seconds-per-point", type=_above_zero, metavar="S", help="of timed calls, a point and peer")
     add("--repeat", type=_positive, metavar="N", help="rounds over the peers at each point; default 3")
     return parser
 
@@ -136,9 +137,18 @@ class Progress:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
 

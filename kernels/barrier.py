@@ -10,6 +10,7 @@ the thread it waits for can run there.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -67,14 +68,20 @@ def _give_way(typing):
     return types.void(), emit
 
 
+arrive: Any = _arrive  # typed by Numba, not by their Python signatures
+arrived: Any = _arrived
+pause: Any = _pause
+give_way: Any = _give_way
+
+
 @inner
 def wait(counter, goal):
     """See the module's docstring."""
-    _arrive(counter)
+    arrive(counter)
     spins = 0
-    while _arrived(counter) < goal:
+    while arrived(counter) < goal:
         spins += 1
         if spins < SPINS:
-            _pause()
+            pause()
         else:
-            _give_way()
+            give_way()

@@ -1,6 +1,7 @@
 """RNN, pointwise: h = act(a), a = x_side + h_side. One scalar source for every target; `jit` and `act` come from it.
 
-Kept for backward: h itself, from which both slopes follow: 1 - h^2, and h > 0.
+Kept for backward: h itself, from which both slopes follow: 1 - h^2, and 0 where h <= 0 else 1 (so also at NaN, as in
+PyTorch).
 """
 
 from __future__ import annotations

@@ -271,7 +271,7 @@ def make_backward(cell: str, dtype: str):
 
     @inner
     def pointwise(kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H):
-        """One row: `share` units of H. The rest are addresses, and a flag; dh becomes what goes to h' past the product."""
+        """One row: `share` units of H. The rest are addresses, and a flag; dh becomes what goes to h' by no product."""
         last = share // lanes * lanes
         for j in range(0, last, lanes):
             whole(j, lanes, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)

@@ -215,7 +215,7 @@ def vectors(dtype: str) -> SimpleNamespace:
         load_blocks(address, stride, n, count)                 a tuple of vectors `stride` bytes apart, count literal
         store_blocks(values, address, stride, n)               the tuple back
     zero(), add_blocks(left, right)                           two tuples, vector by vector
-    clamp(low, high)(a), relu(a), positive(a)                 NaN stays NaN (positive: 1 where a > 0, else 0)
+    clamp(low, high)(a), relu(a), positive(a)                 NaN stays NaN (positive: 0 where a <= 0, else 1)
     polynomial(coefficients)(a), power_of_two(t)              by Horner's rule, highest power first; see activations.py
     """
     itemsize = np.dtype(dtype).itemsize
@@ -322,7 +322,7 @@ def vectors(dtype: str) -> SimpleNamespace:
     @intrinsic
     def positive(typing, a):
         def emit(context, builder, sig, args):
-            return builder.select(builder.fcmp_ordered(">", args[0], constant(0)), constant(1), constant(0))
+            return builder.select(builder.fcmp_ordered("<=", args[0], constant(0)), constant(0), constant(1))
 
         return vec(vec), emit
 

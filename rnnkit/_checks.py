@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,16 @@ def fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """`value`, when it is one of `choices`."""
-    if value not in choices:
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool, when it is one: 1, "no" and other truthy things are mistakes here."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def one_of(name: str, value: Any, choices: tuple[str | None, ...]) -> Any:
+    """`value`, when it is one of `choices`: strings, and None."""
+    if not isinstance(value, (str, type(None))) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
@@ -56,11 +64,29 @@ def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, devic
     return value
 
 
-def lengths(value: Any, T: int, B: int) -> np.ndarray | None:
+def states(
+    given: Any, names: tuple[str, str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype, device: str, means: str
+) -> tuple[Any, ...]:
+    """One array or None for each of `shapes`, one or two: `given` itself where it is one, else a pair; or None."""
+    if given is None:
+        return (None,) * len(shapes)
+    if len(shapes) == 1:
+        given = (given,)
+    elif not isinstance(given, (tuple, list)) or len(given) != 2:
+        was = f"{len(given)} arrays" if isinstance(given, (tuple, list)) else type(given).__name__
+        raise TypeError(f"the state of an LSTM must be a pair ({', '.join(names)}), got {was}")
+    for name, state, shape in zip(names, given, shapes, strict=False):
+        if state is not None:
+            shaped(name, state, shape, dtype, device, means)
+    return tuple(given)
+
+
+def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray | None:
     """Row lengths as a host int64 array (B,), or None where every row has all T steps.
 
-    Takes any sequence or array of whole numbers in [0, T], in any order.
+    Takes any sequence or array of whole numbers in [0, T], in any order; for an unbatched x also the number alone.
     """
+    wanted = "be a whole number or have shape (1,)" if unbatched else f"have shape (B,) = ({B},)"
     if value is None:
         return None
     if array_module(value) not in (None, np):
@@ -68,13 +94,22 @@ def lengths(value: Any, T: int, B: int) -> np.ndarray | None:
     try:
         got = np.asarray(value)
     except ValueError:
-        raise ValueError(f"lengths must have shape (B,) = ({B},), got a nested sequence: {value!r}") from None
-    if got.ndim != 1 or got.shape[0] != B:
-        raise ValueError(f"lengths must have shape (B,) = ({B},), got {got.shape}")
-    if got.size and not np.issubdtype(got.dtype, np.integer):
+        raise ValueError(f"lengths must {wanted}, got a nested sequence: {value!r}") from None
+    if unbatched and got.ndim == 0:
+        got = got[None]
+    if got.shape != (B,):
+        raise ValueError(f"lengths must {wanted}, got {got.shape}")
+    if got.size and not _whole(got):
         raise TypeError(f"lengths must be whole numbers, got dtype {got.dtype}")
     wrong = (got < 0) | (got > T)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(f"lengths must be between 0 and T = {T}, got {int(got[row])} in row {row}")
     return None if (got == T).all() else got.astype(np.int64)
+
+
+def _whole(values: np.ndarray) -> bool:
+    """Whether all are whole numbers; NumPy keeps those beyond 64 bits as Python's own."""
+    if values.dtype == object:
+        return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    return np.issubdtype(values.dtype, np.integer)

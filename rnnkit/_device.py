@@ -28,11 +28,13 @@ def cuda_problem() -> str | None:
     """Why CUDA arrays cannot be made in this process, or None when they can."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
-    import cupy
+    try:
+        import cupy
 
-    if not cupy.cuda.is_available():
-        return "CuPy finds no CUDA device"
-    return None
+        found = cupy.cuda.is_available()
+    except Exception as problem:  # a broken install fails in many ways: a missing library, another NumPy, a driver
+        return f"CuPy is installed and cannot be used ({type(problem).__name__}: {problem})"
+    return None if found else "CuPy finds no CUDA device"
 
 
 def resolve_device(device: Any) -> str:
@@ -40,7 +42,7 @@ def resolve_device(device: Any) -> str:
 
     Raises ValueError for any other value, RuntimeError when a CUDA device is named and cannot be used.
     """
-    if device is None or device == "cpu":
+    if device is None or (isinstance(device, str) and device == "cpu"):
         return "cpu"
     if not isinstance(device, str) or not re.fullmatch(r"cuda(:\d+)?", device):
         raise ValueError(f"device must be None, 'cpu', 'cuda' or 'cuda:<index>', got {device!r}")

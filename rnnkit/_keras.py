@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnkit import _checks
 from rnnkit._device import to_numpy
 from rnnkit.module import StateDict
 
@@ -59,6 +60,8 @@ def from_keras(
     another cell refuses it. Raises ValueError with the reason for weights that fit no Keras layer or that rnnkit has no
     layer for.
     """
+    bidirectional = _checks.flag("bidirectional", bidirectional)
+    reset_after = None if reset_after is None else _checks.flag("reset_after", reset_after)
     row = _check_kind(kind, activation, recurrent_activation, reset_after)
     if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)) or layer < 0:
         raise ValueError(f"layer must be a whole number of at least 0, got {layer!r}")
@@ -66,7 +69,7 @@ def from_keras(
     per_direction = len(arrays) // (2 if bidirectional else 1)
     cells: set[str] = set()
     found: dict[str, np.ndarray] = {}
-    for direction, suffix in enumerate(("", "_reverse")[: 1 + bool(bidirectional)]):
+    for direction, suffix in enumerate(("", "_reverse")[: 1 + bidirectional]):
         part = arrays[direction * per_direction : (direction + 1) * per_direction]
         cell, converted = _convert(part, kind, row, reset_after, activation)
         cells.add(cell)
@@ -79,9 +82,7 @@ def from_keras(
 
 
 def _check_kind(kind: str, activation: str, recurrent_activation: str, reset_after: bool | None) -> _Kind:
-    if kind not in tuple(_KINDS):
-        raise ValueError(f"kind must be one of {', '.join(map(repr, _KINDS))}, got {kind!r}")
-    row = _KINDS[kind]
+    row = _KINDS[_checks.one_of("kind", kind, tuple(_KINDS))]
     if activation not in row.activations:
         raise ValueError(
             f"activation {activation!r} cannot be converted: "
@@ -105,7 +106,7 @@ def _check_count(layer_weights: Sequence[Any], bidirectional: bool) -> list[np.n
     if len(layer_weights) not in counts:
         raise ValueError(
             f"layer_weights must be {counts[1]} arrays, or {counts[0]} with use_bias=False, for "
-            f"bidirectional={bool(bidirectional)}, got {len(layer_weights)}"
+            f"bidirectional={bidirectional}, got {len(layer_weights)}"
         )
     arrays = [to_numpy(weights) for weights in layer_weights]
     for k, value in enumerate(arrays):
@@ -146,14 +147,14 @@ def _reset_after(bias: np.ndarray | None, U: int, said: bool | None) -> bool:
     if bias is None:
         if said is None:
             raise ValueError("reset_after must be True or False for a GRU without bias: its weights do not tell")
-        return bool(said)
+        return said
     shows = {(2, 3 * U): True, (3 * U,): False}.get(bias.shape)
     if shows is None:
         raise ValueError(
             f"the bias of a GRU of {U} units must have shape (2, 3*U) = {(2, 3 * U)} with reset_after=True or "
             f"(3*U,) = {(3 * U,)} with reset_after=False, got {bias.shape}"
         )
-    if said is not None and bool(said) != shows:
+    if said is not None and said != shows:
         raise ValueError(
             f"reset_after={said} does not fit: a bias of shape {bias.shape} is that of a GRU with reset_after={shows}, "
             "which is another function and has no equal in the other form"

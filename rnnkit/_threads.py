@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -18,7 +18,6 @@ from rnnkit._checks import positive_int
 _lock = threading.Lock()
 _meetings = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
-_pool_pid = 0
 _threads = 0
 
 # Handing a share to another thread costs about 50 us, the time of some 5 MFLOP a core:
@@ -47,13 +46,22 @@ def shares_of(work: float, most: int) -> int:
 
 
 def _workers() -> ThreadPoolExecutor:
-    """The pool, wide enough for every core; made anew in a forked child, where its parent's threads do not exist."""
-    global _pool, _pool_pid
+    """The pool, wide enough for every core."""
+    global _pool
     with _lock:
-        if _pool is None or _pool_pid != os.getpid():
-            _pool = ThreadPoolExecutor(max(_usable_cores(), 1), thread_name_prefix="rnnkit")
-            _pool_pid = os.getpid()
+        if _pool is None:
+            _pool = ThreadPoolExecutor(_usable_cores(), thread_name_prefix="rnnkit")
         return _pool
+
+
+def _start_anew() -> None:
+    """In a forked child: its parent's threads do not exist there, and its locks may be held by them."""
+    global _pool, _lock, _meetings
+    _pool, _lock, _meetings = None, threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def run_shares(function: Callable[[int, int], None], bounds: list[int]) -> None:
@@ -65,8 +73,9 @@ def run_shares(function: Callable[[int, int], None], bounds: list[int]) -> None:
     try:
         function(bounds[0], bounds[1])
     finally:
-        for other in others:
-            other.result()
+        wait(others)
+    for other in others:
+        other.result()
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import numpy as np
 
 from rnnkit import _checks
 from rnnkit._device import array_module, device_of
-from rnnkit.layers import Recurrent
 from rnnkit.module import Array, Module, grad_enabled
+from rnnkit.recurrent import Recurrent
 
 MERGES = ("concat", "sum", "mul", "ave", None)
 
@@ -28,9 +28,12 @@ class Bidirectional(Module):
     merge  "concat" (y as a bidirectional=True layer's), "sum", "mul", "ave", or None (y is a pair): Keras'
            merge_mode
 
-    Parameters are named "forward.<name>" and "reverse.<name>". Raises TypeError for another module, ValueError for a
-    layer that is bidirectional already or an unknown merge.
+    Parameters are named "forward.<name>" and "reverse.<name>". Raises TypeError for another module or for a layer of
+    your own class that keeps an argument under no name, ValueError for a layer that is bidirectional already or an
+    unknown merge.
     """
+
+    takes_lengths = True
 
     def __init__(self, layer: Recurrent, merge: str | None = "concat") -> None:
         if not isinstance(layer, Recurrent):
@@ -74,9 +77,7 @@ class Bidirectional(Module):
         layer = self.forward_layer
         time_major, unbatched = layer._time_major("x", x, layer.input_size)
         T, B, _ = time_major.shape
-        if unbatched and lengths is not None:
-            lengths = np.reshape(lengths, -1)
-        lengths = _checks.lengths(lengths, T, B)
+        lengths = _checks.lengths(lengths, T, B, unbatched)
         states = self._states(("h0", "c0"), h0, B, unbatched)
         turn = _Turn(lengths, self.batch_first, unbatched)
         self._saved = None
@@ -90,7 +91,8 @@ class Bidirectional(Module):
     def backward(self, dy: Any, dh_n: Any = None) -> Any:
         """dx, dh0 = bidirectional.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = ….backward(dy, (dh_n, dc_n)).
 
-        dy as y, dh_n as h_n; None stands for zeros, also inside a pair. Adds into both layers' grads.
+        dy as y, dh_n as h_n; None stands for zeros, also inside a pair. Adds into both layers' grads. Call it before
+        the optimizer's step.
         Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad gradient.
         """
         if self._saved is None:
@@ -107,16 +109,10 @@ class Bidirectional(Module):
     def _states(self, names: tuple[str, str], given: Any, B: int, unbatched: bool) -> tuple[Any, ...]:
         """One array or None a state, each (2*L, B, ·). Checked whole, as half of a wrong one might pass for right."""
         layer = self.forward_layer
-        widths = layer._state_widths()
-        states = (None,) * len(widths) if given is None else given if len(widths) == 2 else (given,)
-        if not isinstance(states, (tuple, list)) or len(states) != len(widths):
-            raise TypeError(f"the state of an LSTM must be a pair ({', '.join(names)}), got {type(given).__name__}")
-        for name, state, width in zip(names, states, widths, strict=False):
-            if state is not None:
-                shape = (2 * layer.num_layers, *(() if unbatched else (B,)), width)
-                means = "(2*L, width)" if unbatched else "(2*L, B, width)"
-                _checks.shaped(name, state, shape, self.dtype, self.device, means)
-        return tuple(states)
+        slots = 2 * layer.num_layers
+        lead, means = ((slots,), "(2*L, width)") if unbatched else ((slots, B), "(2*L, B, width)")
+        shapes = [(*lead, width) for width in layer._state_widths()]
+        return _checks.states(given, names, shapes, self.dtype, self.device, means)
 
 
 class _Turn(NamedTuple):
@@ -150,8 +146,19 @@ class _Call(NamedTuple):
 
 def _mirror(layer: Recurrent) -> Recurrent:
     """A new layer with the layer's own arguments, each of which a layer keeps under its name."""
-    arguments = {name: getattr(layer, name) for name in inspect.signature(type(layer)).parameters}
+    kind, by_name = type(layer).__name__, (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(type(layer)).parameters
+    lost = [name for name, p in parameters.items() if p.kind not in by_name or not hasattr(layer, name)]
+    if lost:
+        raise TypeError(
+            f"layer must keep each argument of its constructor under its name, for the mirror to be made with; "
+            f"{kind} does not keep {', '.join(lost)}"
+        )
+    arguments = {name: getattr(layer, name) for name in parameters}
+    if "dropout" in arguments:
+        arguments["dropout"] = 0.0  # set below: the layer itself has warned where it does nothing
     mirror = type(layer)(**arguments)
+    mirror.dropout = layer.dropout
     mirror.train(layer.training)
     return mirror
 
@@ -167,7 +174,7 @@ def _interleaved(forward: Any, reverse: Any) -> Any:
     if isinstance(forward, tuple):
         return tuple(_interleaved(f, r) for f, r in zip(forward, reverse, strict=True))
     xp: Any = array_module(forward)
-    return xp.stack((forward, reverse), axis=1).reshape(-1, *forward.shape[1:])
+    return xp.stack((forward, reverse), axis=1).reshape(2 * forward.shape[0], *forward.shape[1:])
 
 
 def merged(merge: str | None, forward: Array, reverse: Array) -> Any:

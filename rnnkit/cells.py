@@ -195,7 +195,7 @@ CELLS: dict[str, Cell] = {
             "rnn_relu",
             ("h",),
             ("h",),
-            *_rnn_step(lambda a: np.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
+            *_rnn_step(lambda a: np.maximum(a, 0), lambda h: (~(h <= 0)).astype(h.dtype)),
             (("h_prev", 0, 1),),
         ),
         Cell("gru", ("r", "z", "n"), ("h",), _gru_forward, _gru_backward, (("h_prev", 0, 3),)),

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from rnnkit._device import array_module
 from rnnkit.bidirectional import Bidirectional, check_gradient, merge_gradients, merged
-from rnnkit.layers import Recurrent
 from rnnkit.module import Array, Module, grad_enabled
+from rnnkit.recurrent import Recurrent
 from rnnkit.steps import StepCell
 
-__all__ = ["Bidirectional", "LastState", "Sequential", "takes_lengths"]
+__all__ = ["Bidirectional", "LastState", "Sequential"]
 
 
 class Sequential(Module):
@@ -19,8 +19,8 @@ class Sequential(Module):
 
     A recurrent module passes its y on and its state is dropped. Parameters are named "<position>.<name>", as PyTorch's.
     Raises TypeError for what is no Module or a cell of one step; ValueError where there is none, where one stands twice
-    (a module answers for its last call alone), where dtypes or devices differ, or where a Bidirectional with merge=None
-    is not the last.
+    (a module answers for its last call alone), where dtypes or devices differ, or where a module that gives a pair, as
+    a Bidirectional with merge=None, is not the last.
     """
 
     def __init__(self, *modules: Module) -> None:
@@ -28,7 +28,8 @@ class Sequential(Module):
         self._modules = modules
         self._main = next((m for m in modules if m.params), modules[0])
         super().__init__(self._main.dtype, self._main.device)
-        self._called = False
+        self.takes_lengths = any(module.takes_lengths for module in modules)
+        self._saved: bool | None = None  # whether every module has kept what it needs
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self._modules))})"
@@ -54,18 +55,19 @@ class Sequential(Module):
     def __call__(self, x: Array, lengths: Any = None) -> Any:
         """x as the first module takes it -> the last one's output.
 
-        lengths (B,) go to every RNN, GRU, LSTM, Bidirectional, LastState and to a Sequential that holds one.
+        lengths (B,) go to every module whose `takes_lengths` is True: RNN, GRU, LSTM, Bidirectional, LastState, a
+        Sequential that holds one, and any of your own that says so.
 
         Raises ValueError where lengths are given and no module takes them, and what the modules raise.
         """
-        if lengths is not None and not takes_lengths(self):
+        if lengths is not None and not self.takes_lengths:
             raise ValueError("lengths must be None: no module of this Sequential is recurrent")
-        self._called = False
+        self._saved = None
         for module in self._modules:
-            x = module(x, lengths=lengths) if lengths is not None and takes_lengths(module) else module(x)
+            x = module(x, lengths=lengths) if lengths is not None and module.takes_lengths else module(x)
             if isinstance(module, (Recurrent, Bidirectional)):
                 x, _ = x
-        self._called = grad_enabled()
+        self._saved = True if grad_enabled() else None
         return x
 
     def backward(self, dy: Any) -> Array | None:
@@ -73,7 +75,7 @@ class Sequential(Module):
 
         Raises RuntimeError before any call, or after one that failed or ran under `no_grad()`; what the modules raise.
         """
-        if not self._called:
+        if self._saved is None:
             raise RuntimeError("backward needs a call of this Sequential first, and one outside rnnkit.no_grad()")
         for module in reversed(self._modules):
             dy = module.backward(dy)
@@ -88,6 +90,8 @@ class LastState(Module):
     What Keras gives for return_sequences=False. layer: an RNN, GRU, LSTM or Bidirectional, whose parameters keep their
     names. Raises TypeError for another module.
     """
+
+    takes_lengths = True
 
     def __init__(self, layer: Recurrent | Bidirectional) -> None:
         if not isinstance(layer, (Recurrent, Bidirectional)):
@@ -157,11 +161,11 @@ class _Call(NamedTuple):
     last: tuple[Array, ...]
 
 
-def takes_lengths(module: Module) -> bool:
-    """Whether a call of the module takes `lengths`: a recurrent one does, and a Sequential that holds one."""
+def _gives_a_pair(module: Module) -> bool:
+    """Whether its output is a pair, one a direction: merge=None, also inside a LastState or last in a Sequential."""
     if isinstance(module, Sequential):
-        return any(map(takes_lengths, module))
-    return isinstance(module, (Recurrent, LastState, Bidirectional))
+        return _gives_a_pair(module[-1])
+    return isinstance(module, (Bidirectional, LastState)) and module.merge is None
 
 
 def _check_sequence(modules: tuple[Any, ...]) -> None:
@@ -174,21 +178,16 @@ def _check_sequence(modules: tuple[Any, ...]) -> None:
         if isinstance(module, StepCell):
             kind = type(module).__name__
             raise TypeError(f"modules must take sequences, got {kind} at position {position}: use {kind[:-4]}")
-        for part in _family(module):
+        for part in module._family():
             if id(part) in seen:
                 raise ValueError(f"modules must differ, got {part!r} at positions {seen[id(part)]} and {position}")
             seen[id(part)] = position
-        if isinstance(module, Bidirectional) and module.merge is None and position < len(modules) - 1:
+        if _gives_a_pair(module) and position < len(modules) - 1:
             raise ValueError(
-                f"Bidirectional with merge=None gives a pair and must be the last, got it at position {position}"
+                f"a Bidirectional with merge=None gives a pair and must be the last, got {module!r} "
+                f"at position {position}"
             )
     for name in ("dtype", "device"):
         found = sorted({str(getattr(m, name)) for m in modules if m.params})
         if len(found) > 1:
             raise ValueError(f"modules must have one {name}, got {' and '.join(found)}")
-
-
-def _family(module: Module) -> Iterator[Module]:
-    yield module
-    for child in module.children().values():
-        yield from _family(child)

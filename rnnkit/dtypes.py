@@ -22,25 +22,24 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class DType:
-    """One dtype: `storage` of parameters and activations, `compute` of the pointwise maths, `accumulate` of sums."""
+    """One dtype: `storage` of parameters and activations, `compute` of the arithmetic in between, and tolerances."""
 
     name: str
     storage: np.dtype
     compute: np.dtype
-    accumulate: np.dtype
     forward: Tolerance
     backward: Tolerance
 
 
-def _row(name: str, compute: str, accumulate: str, forward: Tolerance, backward: Tolerance) -> DType:
-    return DType(name, np.dtype(name), np.dtype(compute), np.dtype(accumulate), forward, backward)
+def _row(name: str, compute: str, forward: Tolerance, backward: Tolerance) -> DType:
+    return DType(name, np.dtype(name), np.dtype(compute), forward, backward)
 
 
 DTYPES: dict[str, DType] = {
     row.name: row
     for row in (
-        _row("float64", "float64", "float64", Tolerance(1e-10, 1e-12), Tolerance(1e-9, 1e-11)),
-        _row("float32", "float32", "float32", Tolerance(1e-5, 2e-6), Tolerance(5e-5, 4e-6)),
+        _row("float64", "float64", Tolerance(1e-10, 1e-12), Tolerance(1e-9, 1e-11)),
+        _row("float32", "float32", Tolerance(1e-5, 2e-6), Tolerance(5e-5, 4e-6)),
     )
 }
 

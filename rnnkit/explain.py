@@ -42,6 +42,11 @@ class Explanation:
         return "\n".join(f"{name:10}{value}" for name, value in rows)
 
 
+def layer_drops(layer: Module) -> bool:
+    """Whether a call of the layer would drop outputs between its layers."""
+    return layer.training and getattr(layer, "dropout", 0.0) > 0
+
+
 def explain(layer: Module, x: Array) -> Explanation:
     """What `layer(x)` would run here. x is checked as by the call itself; its values are not read.
 
@@ -69,6 +74,10 @@ def explain(layer: Module, x: Array) -> Explanation:
     # One layer's y is the next one's x. Two directions hold theirs until they are joined, after both have run.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
     running = max(transient, 0 if directions == 1 else directions * y)
+    if layer_drops(layer) and layers > 1:
+        # A mask for every output but the last layer's, drawn from float32 numbers by way of bools.
+        held += (layers - 1) * directions * y if keep else 0
+        running = max(running, directions * (y // size) * (max(4, size) + 1))
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
     return Explanation(
         layer=repr(layer),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from rnnkit import _safetensors
 from rnnkit._device import to_numpy
 from rnnkit._keras import from_keras
+from rnnkit._named import layers_problem
 from rnnkit.cells import CELLS
 from rnnkit.module import Module, StateDict
 
@@ -60,11 +61,11 @@ def save(module_or_mapping: Module | Mapping[str, Any], path: str | os.PathLike[
     where the file cannot be.
     """
     if isinstance(module_or_mapping, Module):
-        tensors = module_or_mapping.state_dict()
+        tensors = dict(module_or_mapping.state_dict())
         layers = _describe(module_or_mapping)
     elif isinstance(module_or_mapping, Mapping):
         tensors = {name: to_numpy(value) for name, value in module_or_mapping.items()}
-        layers = getattr(module_or_mapping, "layers", {})
+        layers = module_or_mapping.layers if isinstance(module_or_mapping, StateDict) else {}
     else:
         kind = type(module_or_mapping).__name__
         raise TypeError(f"module_or_mapping must be a Module or a mapping of names to arrays, got {kind}")
@@ -97,7 +98,7 @@ def _describe(module: Module) -> dict[str, dict[str, Any]]:
     """
     shown = {id(value): name for name, value in module.params.items()}
     found: dict[str, dict[str, Any]] = {}
-    for part in _family(module):
+    for part in module._family():
         for name, value in part.params.items():
             prefix = shown[id(value)].removesuffix(name)
             found[prefix] = {"kind": type(part).__name__}
@@ -108,12 +109,6 @@ def _describe(module: Module) -> dict[str, dict[str, Any]]:
                 found[prefix]["cell"] = part.cells[""]
             break
     return found
-
-
-def _family(module: Module) -> Iterator[Module]:
-    yield module
-    for child in module.children().values():
-        yield from _family(child)
 
 
 def _check_gate_order(said: str) -> None:
@@ -134,9 +129,13 @@ def _check_ours(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dic
         raise ValueError(f"its format version must be {FORMAT_VERSION!r}, got {version!r}")
     if metadata.get(_DIGEST) != _digest(tensors, metadata):
         raise ValueError("its contents do not have the checksum that its metadata gives: they have been changed")
-    layers = json.loads(metadata.get(_LAYERS, "{}"))
-    if not isinstance(layers, dict) or not all(isinstance(config, dict) for config in layers.values()):
-        raise ValueError(f"its {_LAYERS} must be a JSON object of objects")
+    try:
+        layers = json.loads(metadata.get(_LAYERS, "{}"))
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"its {_LAYERS} is not JSON ({problem})") from problem
+    wrong = layers_problem(layers)
+    if wrong:
+        raise ValueError(f"its {_LAYERS} must {wrong}")
     return layers
 
 

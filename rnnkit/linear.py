@@ -33,9 +33,9 @@ class Linear(Module):
     ) -> None:
         self.in_features = _checks.positive_int("in_features", in_features)
         self.out_features = _checks.positive_int("out_features", out_features)
+        self.bias = _checks.flag("bias", bias)
         self.rng = make_rng(rng)
         super().__init__(dtype, device)
-        self.bias = bool(bias)
         bound = 1 / math.sqrt(self.in_features)
         self._add_param("weight", self.rng.uniform(-bound, bound, (self.out_features, self.in_features)))
         if self.bias:

@@ -38,14 +38,15 @@ def mse(pred: Array, target: Array, reduction: str = "mean") -> tuple[float, Arr
 def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
     """Binary cross-entropy of sigmoid(logits). Two arrays of one shape and dtype -> the loss and its gradient.
 
-    max(x, 0) - x t + log(1 + exp(-|x|)), which overflows for no x, as torch's binary_cross_entropy_with_logits. target:
-    probabilities in [0, 1]. Raises ValueError for different shapes, TypeError for different dtypes.
+    (1 - t) x - min(x, 0) + log(1 + exp(-|x|)), which overflows for no x, as torch's binary_cross_entropy_with_logits,
+    infinite x included. target: probabilities in [0, 1].
+    Raises ValueError for different shapes, TypeError for different dtypes.
     """
     _check_pair("logits", logits, target, reduction)
     xp: Any = array_module(logits)
     with np.errstate(invalid="ignore"):  # infinite logits give NaN where it is due, and no warning
         small = xp.exp(-xp.abs(logits))
-        each = xp.maximum(logits, 0) - logits * target + xp.log1p(small)
+        each = (1 - target) * logits - xp.minimum(logits, 0) + xp.log1p(small)
         probability = xp.where(logits >= 0, 1, small) / (1 + small)
         return _reduced(float(each.sum()), probability - target, logits.size, reduction)
 

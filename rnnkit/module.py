@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit import _device
+from rnnkit import _checks, _device
+from rnnkit._named import Params, StateDict
 from rnnkit.dtypes import DType, resolve_dtype
+
+__all__ = ["Array", "Module", "StateDict", "grad_enabled", "make_rng", "no_grad"]
 
 Array = Any
 
@@ -48,76 +51,15 @@ def make_rng(rng: Any) -> np.random.Generator:
     return np.random.default_rng(rng)
 
 
-class Params(dict[str, Array]):
-    """name -> array. Assigning to a name that exists copies into its array, after checking shape and dtype."""
-
-    def __setitem__(self, name: str, value: Array) -> None:
-        if name not in self:
-            raise KeyError(f"no parameter is named {name!r}; there are {', '.join(self)}")
-        own = self[name]
-        if tuple(np.shape(value)) != tuple(own.shape):
-            raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(np.shape(value))}")
-        if getattr(value, "dtype", own.dtype) != own.dtype:
-            raise TypeError(f"{name} must have dtype {own.dtype}, got {value.dtype}")
-        own[...] = value
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """As assigning one by one: dict's own would rebind the names, unchecked."""
-        for name, value in dict(*args, **kwargs).items():
-            self[name] = value
-
-    def __ior__(self, other: Any) -> Params:  # type: ignore[override,misc]
-        self.update(other)
-        return self
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("a layer's parameters cannot be deleted")
-
-    def pop(self, *_: Any) -> Array:
-        """Refused: a layer's parameters cannot be deleted."""
-        raise TypeError("a layer's parameters cannot be deleted")
-
-    popitem = clear = pop
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _params_of, (dict(self),)
-
-    def _add(self, name: str, value: Array) -> None:
-        dict.__setitem__(self, name, value)
-
-
-def _params_of(arrays: dict[str, Array]) -> Params:
-    params = Params()
-    for name, value in arrays.items():
-        params._add(name, value)
-    return params
-
-
-class StateDict(dict[str, Any]):
-    """name -> array, and in `layers` what is known of where they come from: prefix of names -> {"cell": ..., ...}.
-
-    `load_state_dict` holds `layers` against the module: shapes alone cannot tell one GRU's weights from the other's.
-    `a | b` joins two, as a stack of layers converted one by one.
-    """
-
-    def __init__(self, arrays: Mapping[str, Any] | None = None, layers: Mapping[str, dict[str, Any]] | None = None):
-        super().__init__(arrays or {})
-        self.layers = dict(layers or {})
-
-    def __or__(self, other: Mapping[str, Any]) -> StateDict:  # type: ignore[override]
-        layers = dict(self.layers)
-        for prefix, config in getattr(other, "layers", {}).items():
-            if layers.setdefault(prefix, config).get("cell") != config.get("cell"):
-                raise ValueError(f"one layer cannot be both {layers[prefix]} and {config}")
-        return StateDict({**self, **other}, layers)
-
-
 class Module:
     """Base of layers and containers.
 
     params, grads: dict name -> array of one shape and dtype. `backward` adds into grads; `zero_grad` clears them.
     training: True after `train()` (the start), False after `eval()`, which turns dropout off and nothing else.
+    takes_lengths: whether a call takes `lengths`, as the recurrent layers' do; a Sequential hands them on by it.
     """
+
+    takes_lengths = False
 
     def __init__(self, dtype: Any = "float32", device: Any = None) -> None:
         self._dtype: DType = resolve_dtype(dtype)
@@ -130,6 +72,12 @@ class Module:
     def children(self) -> dict[str, Module]:
         """The layers a container holds, by name; a leaf holds none."""
         return {}
+
+    def _family(self) -> Iterator[Module]:
+        """The module and all that it holds, outermost first."""
+        yield self
+        for child in self.children().values():
+            yield from child._family()
 
     def _add_param(self, name: str, value: np.ndarray) -> None:
         value = np.ascontiguousarray(value, dtype=self._dtype.storage)
@@ -173,9 +121,8 @@ class Module:
         children = self.children()
         if not children:
             return own
-        return MappingProxyType(
-            {f"{c}.{k}": v for c, child in children.items() for k, v in getattr(child, which).items()}
-        )
+        held = {f"{c}.{k}": v for c, child in children.items() for k, v in getattr(child, which).items()}
+        return MappingProxyType({**own, **held})
 
     def zero_grad(self) -> None:
         """Sets every gradient to zero, in place."""
@@ -184,7 +131,7 @@ class Module:
 
     def train(self, mode: bool = True) -> Module:
         """Turns dropout on (or off, with mode=False) here and in every child. Returns the module."""
-        self.training = bool(mode)
+        self.training = _checks.flag("mode", mode)
         for child in self.children().values():
             child.train(mode)
         return self
@@ -212,9 +159,10 @@ class Module:
         cell = getattr(self, "cell", None)
         return self._gathered("cells", {} if cell is None else {"": cell.name})
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """name -> a NumPy copy of each parameter, under PyTorch's names and in its layout."""
-        return {name: np.array(_device.to_numpy(p)) for name, p in self.params.items()}
+    def state_dict(self) -> StateDict:
+        """name -> a NumPy copy of each parameter, under PyTorch's names and in its layout; and each layer's cell."""
+        arrays = {name: np.array(_device.to_numpy(p)) for name, p in self.params.items()}
+        return StateDict(arrays, {prefix: {"cell": cell} for prefix, cell in self.cells.items()})
 
     def load_state_dict(self, mapping: Mapping[str, Any], strict: bool = True) -> None:
         """Copies parameters from a mapping of NumPy, CuPy or torch arrays, cast to this layer's dtype.
@@ -225,7 +173,8 @@ class Module:
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
-        cells, layers = self.cells, getattr(mapping, "layers", {})
+        strict = _checks.flag("strict", strict)
+        cells, layers = self.cells, mapping.layers if isinstance(mapping, StateDict) else {}
         for prefix in cells.keys() & layers.keys():
             found = layers[prefix].get("cell", cells[prefix])
             if found != cells[prefix]:
@@ -242,7 +191,8 @@ class Module:
                 raise ValueError(f"{name} must have shape {tuple(params[name].shape)}, got {value.shape}")
             if value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
                 raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
-        # Cast all before writing any: a cast may still fail, and then nothing has changed.
-        cast = {name: np.ascontiguousarray(value, dtype=params[name].dtype) for name, value in arrays.items()}
+        # Copy all before writing any: a cast may still fail, and then nothing has changed; and the mapping may hold
+        # this layer's own arrays under other names.
+        cast = {name: np.array(value, dtype=params[name].dtype, order="C") for name, value in arrays.items()}
         for name, host in cast.items():
             params[name][...] = _device.to_device(host, _device.device_of(params[name]))

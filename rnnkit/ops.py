@@ -14,7 +14,7 @@ import numpy as np
 
 from rnnkit import _checks
 from rnnkit._device import array_module, device_of
-from rnnkit.backends import Choice, select
+from rnnkit.backends import Choice, check_backend, select
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.dtypes import DTYPES
 
@@ -52,6 +52,8 @@ def forward(
     Raises ValueError or TypeError naming the argument; RuntimeError where the backend cannot run here.
     """
     row, state0, weights = _check_forward(cell, x, state0, weights)
+    reverse, keep = _checks.flag("reverse", reverse), _checks.flag("keep", keep)
+    check_backend(backend)
     T, B, _ = x.shape
     choice = select(device_of(x), x.dtype.name, cell, backend)
     checked = _checks.lengths(lengths, T, B)
@@ -62,13 +64,14 @@ def forward(
 def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
     """Gradients of one `forward`, on the backend that ran it.
 
-    dy (T, B, R) or None; dstate_n one array a state, each as state0's, or None for zeros. weights as given to forward.
+    dy (T, B, R) or None; dstate_n one array a state, each as state0's, or None for zeros. weights as given to forward:
+    written to in between, as by an optimizer's step, they would mix old activations with new weights.
     Returns dx (T, B, I), the gradients of state0, and those of weights (None where the weight is None).
     """
     if saved is None:
         raise ValueError("saved is None: the forward ran with keep=False")
     T, B, _ = saved.x_shape
-    weights = Weights(*weights)
+    weights = _as_weights(weights)
     dtype, device = saved.dtype, saved.device
     for name, w, shape in zip(Weights._fields, weights, saved.shapes, strict=True):
         if shape is not None:
@@ -131,7 +134,7 @@ def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tupl
     if x.ndim != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     _, B, I = x.shape
-    weights = Weights(*weights)
+    weights = _as_weights(weights)
     _checks.array("w_hh", weights.w_hh, dtype, device)
     if weights.w_hh.ndim != 2 or 0 in weights.w_hh.shape or weights.w_hh.shape[0] % row.n_gates:
         means = f"(G*H, R) with G = {row.n_gates}, H and R at least 1"
@@ -154,3 +157,11 @@ def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tupl
     for name, s, width in zip(row.states, state0, (R, H), strict=False):
         _checks.shaped(f"{name}0", s, (B, width), dtype, device, "(B, width of the state)")
     return row, state0, weights
+
+
+def _as_weights(weights: Any) -> Weights:
+    fields = Weights._fields
+    if not isinstance(weights, (tuple, list)) or not 2 <= len(weights) <= len(fields):
+        was = f"{len(weights)} of them" if isinstance(weights, (tuple, list)) else type(weights).__name__
+        raise TypeError(f"weights must be a tuple ({', '.join(fields)}), of which the last three may lack, got {was}")
+    return Weights(*weights)

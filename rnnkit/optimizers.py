@@ -38,7 +38,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = _number("lr", value, above=0.0)
+        self._lr = _number("lr", value)
 
     def step(self) -> None:
         """Moves every parameter once, by what its gradient holds now."""
@@ -79,11 +79,12 @@ class Optimizer:
 class SGD(Optimizer):
     """p -= lr v with v = momentum v + dp. As torch.optim.SGD without dampening, Nesterov or weight decay.
 
-    model: a Module or several. lr: positive. momentum: in [0, 1), 0 for none. Raises TypeError or ValueError by name.
+    model: a Module or several. lr: at least 0. momentum: at least 0, which is none. Raises TypeError or ValueError by
+    name.
     """
 
     def __init__(self, model: Any, lr: float, momentum: float = 0.0) -> None:
-        self.momentum = _number("momentum", momentum, least=0.0, below=1.0)
+        self.momentum = _number("momentum", momentum)
         self.slots = ("velocity",) if self.momentum else ()
         super().__init__(model, lr)
 
@@ -100,13 +101,13 @@ class SGD(Optimizer):
 class Adagrad(Optimizer):
     """p -= lr dp / (sqrt(sum of dp^2) + eps). Duchi, Hazan and Singer (2011), as torch.optim.Adagrad without decay.
 
-    model: a Module or several. lr, eps: positive. Raises TypeError or ValueError by name.
+    model: a Module or several. lr, eps: at least 0. Raises TypeError or ValueError by name.
     """
 
     slots = ("sum",)
 
     def __init__(self, model: Any, lr: float = 0.01, eps: float = 1e-10) -> None:
-        self.eps = _number("eps", eps, above=0.0)
+        self.eps = _number("eps", eps)
         super().__init__(model, lr)
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
@@ -123,8 +124,8 @@ class Adagrad(Optimizer):
 class Adam(Optimizer):
     """p -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), m and v running means of dp and dp^2.
 
-    Kingma and Ba (2015), as torch.optim.Adam without weight decay or AMSGrad. model: a Module or several. lr, eps:
-    positive. betas: a pair in [0, 1). Raises TypeError or ValueError by name.
+    Kingma and Ba (2015), as torch.optim.Adam without weight decay or AMSGrad. model: a Module or several. lr, eps: at
+    least 0. betas: a pair in [0, 1). Raises TypeError or ValueError by name.
     """
 
     slots = ("m", "v")
@@ -138,9 +139,9 @@ class Adam(Optimizer):
     ) -> None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas must be a pair of numbers in [0, 1), got {betas!r}")
-        b1, b2 = (_number(f"betas[{k}]", beta, least=0.0, below=1.0) for k, beta in enumerate(betas))
+        b1, b2 = (_number(f"betas[{k}]", beta, below=1.0) for k, beta in enumerate(betas))
         self.betas = (b1, b2)
-        self.eps = _number("eps", eps, above=0.0)
+        self.eps = _number("eps", eps)
         self.t = 0
         super().__init__(model, lr)
 
@@ -168,11 +169,12 @@ class Adam(Optimizer):
 def clip_grad_norm(model: Any, max_norm: float) -> float:
     """Scales all gradients of a Module, or of several together, so that their common L2 norm is at most max_norm.
 
-    Returns the norm before. The factor is max_norm / (norm + 1e-6) where that is below 1, as torch's clip_grad_norm_:
-    a norm that is not finite leaves gradients of NaN and zero. max_norm: positive, infinity to measure alone.
-    Raises TypeError or ValueError by name.
+    Returns the norm before. The factor is max_norm / (norm + 1e-6) where that is below 1, as torch's clip_grad_norm_.
+    max_norm: at least 0; infinity changes no gradient whose norm is finite. An infinite norm leaves zero, and NaN where
+    the infinity was, or under an infinite max_norm NaN throughout; a norm of NaN leaves NaN throughout: look at what is
+    returned before a step. Raises TypeError or ValueError by name.
     """
-    max_norm = _number("max_norm", max_norm, above=0.0, finite=False)
+    max_norm = _number("max_norm", max_norm, finite=False)
     grads = [grad for _, _, grad in _parameters(_modules(model))]
     squares = 0.0
     for grad in grads:
@@ -189,9 +191,9 @@ def clip_grad_norm(model: Any, max_norm: float) -> float:
 def clip_grad_value(model: Any, value: float) -> None:
     """Clips every gradient of a Module, or of several, to [-value, value] in place, as torch's clip_grad_value_.
 
-    NaN stays. value: positive. Raises TypeError or ValueError by name.
+    NaN stays. value: at least 0. Raises TypeError or ValueError by name.
     """
-    value = _number("value", value, above=0.0, finite=False)
+    value = _number("value", value, finite=False)
     for _, _, grad in _parameters(_modules(model)):
         xp: Any = _device.array_module(grad)
         xp.clip(grad, -value, value, out=grad)
@@ -218,21 +220,12 @@ def _parameters(models: tuple[Module, ...]) -> Iterator[tuple[Key, Array, Array]
             yield (index, name), p, grads[name]
 
 
-def _number(
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    least: float = -math.inf,
-    below: float = math.inf,
-    finite: bool = True,
-) -> float:
-    """`value` as a float above `above`, at least `least` and below `below`; infinity passes if `finite` is False."""
-    wanted = "positive" if above == 0 else f"in [{least:g}, {below:g})"
+def _number(name: str, value: Any, *, below: float = math.inf, finite: bool = True) -> float:
+    """`value` as a float of at least 0 and below `below`; infinity passes if `finite` is False."""
+    wanted = f"in [0, {below:g})" if below < math.inf else "at least 0" + (" and finite" if finite else "")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number that is {wanted}, got {value!r}")
     number = float(value)
-    inside = above < number and least <= number and (number < below or (not finite and number == below))
-    if not inside:
-        raise ValueError(f"{name} must be {wanted}{' and finite' if finite and above == 0 else ''}, got {value!r}")
+    if not (0 <= number < below or (not finite and number == math.inf)):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
     return number

@@ -57,8 +57,10 @@ def forward(
         scans.append(tuple(saveds))
         if dropout and rng is not None and layer < len(weights) - 1:
             mask = dropout_mask(x, dropout, rng)
-            masks.append(mask)
-            x = x * mask
+            x *= mask
+            if keep:
+                masks.append(mask)
+            del mask  # the next layer's call need not carry it
     return x, state_n, Saved(scans, masks, x.shape) if keep else None  # type: ignore[arg-type]
 
 

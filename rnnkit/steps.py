@@ -15,8 +15,8 @@ from rnnkit import _checks, ops
 from rnnkit._device import array_module
 from rnnkit.backends import Choice, check_backend, select
 from rnnkit.cells import CELLS, Weights
-from rnnkit.layers import PARTS, uniform_parameters
 from rnnkit.module import Array, Module, grad_enabled, make_rng
+from rnnkit.recurrent import PARTS, described, uniform_parameters
 
 
 class StepCell(Module):
@@ -35,10 +35,11 @@ class StepCell(Module):
     ) -> None:
         self.input_size = _checks.positive_int("input_size", input_size)
         self.hidden_size = _checks.positive_int("hidden_size", hidden_size)
+        self.bias = _checks.flag("bias", bias)
         check_backend(backend)
         generator = make_rng(rng)
         super().__init__(dtype, device)
-        self.cell, self.backend, self.bias = CELLS[cell], backend, bool(bias)
+        self.cell, self.backend = CELLS[cell], backend
         self._choice()
         drawn = uniform_parameters(self.cell, self.input_size, self.hidden_size, 0, self.bias, self.dtype, generator)
         for name, value in drawn.items():
@@ -46,11 +47,10 @@ class StepCell(Module):
         self._saved: tuple[ops.Saved, bool] | None = None
 
     def __repr__(self) -> str:
-        bias = "" if self.bias else ", bias=False"
-        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{bias}, dtype={self.dtype})"
+        return described(self)
 
     def _choice(self) -> Choice:
-        return select(self.device, self.dtype.name, self.cell.name, self.backend)
+        return select(self.device, self._dtype.name, self.cell.name, self.backend)
 
     def _weights(self) -> Weights:
         return Weights(*(self._params.get(name) for _, name in PARTS))
@@ -82,8 +82,8 @@ class StepCell(Module):
     def backward(self, dh: Any, *extra: Any) -> Any:
         """dx, dh0 = cell.backward(dh); for LSTMCell dx, (dh0, dc0) = cell.backward((dh, dc)); a None stands for zeros.
 
-        Adds the parameters' gradients into `cell.grads`. Raises RuntimeError before any call or after one under
-        `no_grad()`.
+        Adds the parameters' gradients into `cell.grads`; call it before the optimizer's step, which changes them.
+        Raises RuntimeError before any call or after one under `no_grad()`.
         """
         if self._saved is None:
             raise RuntimeError("backward needs a forward call of this cell first, and one outside rnnkit.no_grad()")
@@ -105,25 +105,12 @@ class StepCell(Module):
 
     def _states(self, given: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
         """The states as (B, H) each, checked; None becomes zeros."""
-        count = len(self.cell.states)
-        if given is None:
-            given = (None,) * count
-        elif count == 1:
-            given = (given,)
-        elif not isinstance(given, (tuple, list)) or len(given) != 2:
-            kind = type(given).__name__
-            raise TypeError(f"the state of an LSTMCell must be a pair ({names[0]}, {names[1]}), got {kind}")
-        xp: Any = array_module(self._params["weight_hh"])
         H = self.hidden_size
-        states = []
-        for name, s in zip(names, given, strict=False):
-            if s is None:
-                states.append(xp.zeros((B, H), self.dtype))
-                continue
-            shape, means = ((H,), "(H,)") if unbatched else ((B, H), "(B, H)")
-            _checks.shaped(name, s, shape, self.dtype, self.device, means)
-            states.append(s.reshape(B, H))
-        return tuple(states)
+        shape, means = ((H,), "(H,)") if unbatched else ((B, H), "(B, H)")
+        shapes = [shape] * len(self.cell.states)
+        checked = _checks.states(given, names, shapes, self.dtype, self.device, means)
+        xp: Any = array_module(self._params["weight_hh"])
+        return tuple(xp.zeros((B, H), self.dtype) if s is None else s.reshape(B, H) for s in checked)
 
     @staticmethod
     def _given_back(state: tuple[Array, ...], unbatched: bool) -> Any:
@@ -165,8 +152,8 @@ class GRUCell(StepCell):
         backend: str | None = None,
         rng: Any = None,
     ) -> None:
-        self.reset_after = bool(reset_after)
-        cell = "gru" if reset_after else "gru_reset_before"
+        self.reset_after = _checks.flag("reset_after", reset_after)
+        cell = "gru" if self.reset_after else "gru_reset_before"
         super().__init__(cell, input_size, hidden_size, bias, dtype, device, backend, rng)
 
 

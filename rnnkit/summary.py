@@ -16,9 +16,9 @@ import numpy as np
 from rnnkit.bidirectional import Bidirectional
 from rnnkit.containers import LastState, Sequential
 from rnnkit.embedding import Embedding
-from rnnkit.layers import Recurrent
 from rnnkit.linear import Activation, Linear
 from rnnkit.module import Module
+from rnnkit.recurrent import Recurrent
 from rnnkit.steps import StepCell
 
 Shape = tuple[int | None, ...]
@@ -132,10 +132,14 @@ def keras_parameters(module: Module) -> int:
 
     A projected LSTM, which Keras lacks, is counted with one bias too.
     """
-    if isinstance(module, (Bidirectional, LastState)):
-        return sum(map(keras_parameters, module.children().values()))
+    return _own_keras_parameters(module) + sum(map(keras_parameters, module.children().values()))
+
+
+def _own_keras_parameters(module: Module) -> int:
+    """Without those of its children."""
     one_bias = isinstance(module, (Recurrent, StepCell)) and not getattr(module, "reset_after", False)
-    return sum(math.prod(p.shape) for name, p in module.params.items() if not (one_bias and name.startswith("bias_hh")))
+    own = module._params.items()
+    return sum(math.prod(p.shape) for name, p in own if not (one_bias and name.startswith("bias_hh")))
 
 
 def _collect(module: Module, name: str, shape: Shape | None, rows: list[Row]) -> Shape | None:
@@ -149,6 +153,9 @@ def _collect(module: Module, name: str, shape: Shape | None, rows: list[Row]) ->
     if whole:
         rows.append(Row(name, _title(module), out, _parameters(module), keras_parameters(module)))
         return out
+    if module._params:  # a Module of one's own, with parameters beside its children's
+        own = sum(math.prod(p.shape) for p in module._params.values())
+        rows.append(Row(name, _title(module), out, own, _own_keras_parameters(module)))
     for child_name, child in module.children().items():
         _collect(child, f"{name}.{child_name}".lstrip("."), None, rows)
     return out

@@ -2,15 +2,16 @@
 
 import os
 
-# Before NumPy is imported. BLAS alone on one thread, so that suites do not fight; Numba on two, so that its parallel
-# loops are parallel on every machine.
+# Before NumPy is imported: BLAS on one thread, so that suites do not fight. The compiled path has no use for Numba's
+# threads: it shares work over a pool of its own, rnnkit._threads, which tests/test_sharing.py widens where it matters.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("NUMBA_NUM_THREADS", "2")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Call it to make np.empty and np.empty_like give NaN from there on: what is read before it is written shows."""
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """`with poison():` np.empty and np.empty_like give NaN, so that what is read before it is written shows."""
 
     def poisoned(original: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         def fill(*args: Any, **kwargs: Any) -> np.ndarray:
@@ -50,8 +51,11 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
         return fill
 
-    def start() -> None:
-        for name in ("empty", "empty_like"):
-            monkeypatch.setattr(np, name, poisoned(getattr(np, name)))
+    @contextmanager
+    def inside() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            for name in ("empty", "empty_like"):
+                patch.setattr(np, name, poisoned(getattr(np, name)))
+            yield
 
-    return start
+    return inside

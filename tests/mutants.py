@@ -6,6 +6,7 @@ equations. A row names the fewest tests that must see it, so that the table runs
 
 from __future__ import annotations
 
+from tests.mutants_parts import PART_MUTANTS
 from tests.mutation import Edit, Mutant
 
 CELLS, BY_SCAN = "rnnkit/cells.py", "rnnkit/backends/by_scan.py"
@@ -388,4 +389,4 @@ NUMBA_MUTANTS = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *NUMBA_MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *PART_MUTANTS, *NUMBA_MUTANTS)

@@ -51,7 +51,7 @@ class StaleMutant(Exception):
 
 
 class Verdict(NamedTuple):
-    """How a run of the chosen tests ended."""
+    """How a run of the chosen tests ended. `first_failure` names a test, or says that the time was up."""
 
     red: bool
     first_failure: str
@@ -69,6 +69,10 @@ def mutated_copy(edits: Iterable[Edit] = (), name: str = "unmutated") -> Iterato
                 shutil.copytree(source, copy / part, symlinks=True)
             else:
                 shutil.copy(source, copy / part)
+        kernels = copy / "rnnkit" / "kernels"
+        if not kernels.is_symlink():  # in an unpacked sdist its files are there twice; a mutant edits those of kernels/
+            shutil.rmtree(kernels)
+            kernels.symlink_to("../kernels")
         for edit in edits:
             path = copy / edit.file
             text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -80,8 +84,8 @@ def mutated_copy(edits: Iterable[Edit] = (), name: str = "unmutated") -> Iterato
         yield copy
 
 
-def run_tests(copy: Path, files: str, pick: str) -> Verdict:
-    """The chosen tests of a copy, in a process of their own, until the first failure."""
+def run_tests(copy: Path, files: str, pick: str, timeout_s: float = TIMEOUT_S) -> Verdict:
+    """The chosen tests of a copy, in a process of their own, until the first failure. One that hangs is red too."""
     start = time.perf_counter()
     # No plugin is needed, and loading them is most of a short run's time.
     options = ["-x", "-q", "--tb=no", "-rf", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers"]
@@ -91,9 +95,12 @@ def run_tests(copy: Path, files: str, pick: str) -> Verdict:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
-    done = subprocess.run(
-        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Verdict(True, f"ended after {timeout_s:g} s", time.perf_counter() - start)
     # pytest: 0 is all passed, 1 is some failed; anything else means that the tests did not run.
     if done.returncode not in (0, 1):
         raise StaleMutant(f"{files} -k {pick!r} did not run: {(done.stdout + done.stderr)[-2000:]}")
@@ -117,11 +124,15 @@ def try_unmutated(mutants: Iterable[Mutant]) -> Verdict:
 
 
 def main(words: list[str]) -> int:
-    """A table of the mutants whose name has one of the words; 1 when one survives."""
+    """A table of the mutants whose name has one of the words; 1 when one survives, 2 where no name has any."""
     from tests.mutants import MUTANTS
 
     chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
-    width = max((len(m.name) for m in chosen), default=0)
+    if not chosen:
+        said = " or ".join(map(repr, words))
+        print(f"python -m tests.mutation: no mutant has {said} in its name", file=sys.stderr)
+        return 2
+    width = max(len(m.name) for m in chosen)
     survived = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, verdict in zip(chosen, pool.map(try_mutant, chosen), strict=True):

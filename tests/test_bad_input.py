@@ -1,7 +1,8 @@
 """Bad input to a layer: one error that names the argument, what it was and what it should be, and nothing touched.
 
 `refused` (tests/helpers.py) checks the exact type, the words, and that parameters, gradients, generator and the answer
-of `backward` are what they were. Bad input to the functional form is in test_bad_ops.py.
+of `backward` are what they were. Bad arguments of constructors are in test_bad_arguments.py, bad input to the
+functional form is in test_bad_ops.py.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit._device import cuda_problem
-from rnnkit.backends import BACKENDS
 from tests.helpers import LAYERS, assert_same, layer_after_a_call, randn, random_state, record, refused
 
 NAN = float("nan")
@@ -25,83 +24,6 @@ T, B, I, H = 4, 3, 5, 6
 
 def x_of(*shape: int, dtype: Any = "float32") -> np.ndarray:
     return randn(np.random.default_rng(3), *(shape or (T, B, I)), dtype=dtype)
-
-
-WHOLE = "must be a positive whole number, got"
-CONSTRUCTOR = [
-    *(
-        (ValueError, {size: bad}, (size, WHOLE, str(bad)))
-        for size in ("input_size", "hidden_size", "num_layers")
-        for bad in (0, -2)
-    ),
-    *(
-        (TypeError, {size: bad}, (size, WHOLE, repr(bad)))
-        for size in ("input_size", "hidden_size", "num_layers")
-        for bad in (2.0, "3", None, True, np.float32(3))
-    ),
-    *(
-        (ValueError, {"dropout": bad}, ("dropout must be a number in [0, 1], got", str(bad)))
-        for bad in (-0.1, 1.01, NAN)
-    ),
-    *(
-        (TypeError, {"dropout": bad}, ("dropout must be a number in [0, 1], got", repr(bad)))
-        for bad in ("0.5", None, True)
-    ),
-    *(
-        (ValueError, {"device": bad}, ("device must be None, 'cpu', 'cuda'", repr(bad)))
-        for bad in ("gpu", "cuda:x", "CPU", 0)
-    ),
-    *((ValueError, {"backend": bad}, ("backend must be None or one of", "'numpy'", repr(bad))) for bad in ("fast", 3)),
-    *(
-        (ValueError, {"dtype": bad}, ("dtype must be one of float64, float32, got", repr(bad)))
-        for bad in ("complex64", "int32", int, None, ">f4", "nonsense")
-    ),
-    *(
-        (TypeError, {"rng": bad}, ("rng must be None, a seed or a numpy.random.Generator, got",))
-        for bad in ("seed", 1.5, True)
-    ),
-    (ValueError, {"rng": -1}, ("rng must be None, a seed of at least 0", "got -1")),
-]
-
-
-@EVERY_LAYER
-@pytest.mark.parametrize(("error", "bad", "said"), CONSTRUCTOR, ids=lambda v: str(v) if isinstance(v, dict) else "")
-def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], said: tuple[str, ...]) -> None:
-    generator = np.random.default_rng(1)
-    before = generator.bit_generator.state
-    given = {"input_size": I, "hidden_size": H, "num_layers": 2, "backend": "numpy", "rng": generator} | bad
-    with refused(error, *said):
-        LAYERS[name](**given)
-    assert generator.bit_generator.state == before
-
-
-@pytest.mark.parametrize(
-    ("error", "bad"), [(ValueError, -1), (ValueError, H), (ValueError, H + 1), (TypeError, 1.0), (TypeError, True)]
-)
-def test_proj_size(error: type[Exception], bad: Any) -> None:
-    said = f"[0, hidden_size={H})" if error is ValueError else "a whole number"
-    with refused(error, "proj_size must be", said, f"got {bad!r}"):
-        rnnkit.LSTM(I, H, proj_size=bad)
-
-
-@pytest.mark.parametrize("bad", ["gelu", "Tanh", None, 1])
-def test_nonlinearity(bad: Any) -> None:
-    with refused(ValueError, "nonlinearity must be one of 'tanh', 'relu'", f"got {bad!r}"):
-        rnnkit.RNN(I, H, nonlinearity=bad)
-
-
-@pytest.mark.skipif(cuda_problem() is None, reason="this machine has a CUDA device")
-@EVERY_LAYER
-def test_cuda_without_a_card(name: str) -> None:
-    with refused(RuntimeError, "device 'cuda' cannot be used", str(cuda_problem())):
-        LAYERS[name](I, H, device="cuda")
-    for backend in (row.name for row in BACKENDS.values() if row.arrays == "cupy"):
-        with refused(RuntimeError, f"backend {backend!r} cannot run here", "CuPy"):
-            LAYERS[name](I, H, backend=backend)
-    layer = layer_after_a_call(name)
-    with refused(RuntimeError, "device 'cuda:1' cannot be used", by=layer):
-        layer.to("cuda:1")
-    assert layer.device == "cpu"
 
 
 X_CASES = [
@@ -205,6 +127,19 @@ LENGTHS = [
     (TypeError, [True, True, False], ("lengths must be whole numbers, got dtype bool",)),
     (TypeError, ["2", "3", "4"], ("lengths must be whole numbers, got dtype <U1",)),
     (TypeError, [2, None, 4], ("lengths must be whole numbers, got dtype object",)),
+    (TypeError, [2**64, 1.5, 4], ("lengths must be whole numbers, got dtype",)),
+    (ValueError, [10**30, 1, 2], (BETWEEN, f"{10**30} in row 0")),
+]
+ONE = "lengths must be a whole number or have shape (1,), got"
+UNBATCHED_LENGTHS = [
+    (ValueError, [[3]], (ONE, "(1, 1)")),
+    (ValueError, [[3], [1, 2]], (ONE, "[[3], [1, 2]]")),
+    (ValueError, [3, 1], (ONE, "(2,)")),
+    (ValueError, [], (ONE, "(0,)")),
+    (ValueError, 10**30, (BETWEEN, f"{10**30} in row 0")),
+    (ValueError, -1, (BETWEEN, "-1 in row 0")),
+    (TypeError, 1.5, ("lengths must be whole numbers, got dtype float64",)),
+    (TypeError, True, ("lengths must be whole numbers, got dtype bool",)),
 ]
 
 
@@ -214,6 +149,30 @@ def test_lengths(name: str, error: type[Exception], lengths: Any, said: tuple[st
     layer = layer_after_a_call(name)
     with refused(error, *said, by=layer):
         layer(x_of(), None, lengths)
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize(
+    ("error", "lengths", "said"), UNBATCHED_LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else ""
+)
+def test_lengths_of_an_unbatched_call(name: str, error: type[Exception], lengths: Any, said: tuple[str, ...]) -> None:
+    layer = layer_after_a_call(name)
+    with refused(error, *said, by=layer):
+        layer(x_of(T, I), None, lengths)
+    both = rnnkit.Bidirectional(LAYERS[name](I, H, backend="numpy"))
+    with refused(error, *said):
+        both(x_of(T, I), None, lengths)
+
+
+@EVERY_LAYER
+def test_an_unbatched_length_is_a_number_or_one_of_a_sequence(name: str) -> None:
+    layer = LAYERS[name](I, H, backend="numpy", rng=1)
+    for module in (layer, rnnkit.Bidirectional(layer)):
+        want = module(x_of(T, I)[:2])[0]
+        for given in (2, np.int64(2), np.array(2), [2], (2,), np.array([2]), np.array([2], object)):
+            y, _ = module(x_of(T, I), None, given)
+            np.testing.assert_array_equal(y[:2], want)
+            assert not y[2:].any()
 
 
 @EVERY_LAYER
@@ -275,11 +234,6 @@ def test_arrays_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) ->
     h = Elsewhere(x_of(2, B, H))
     with refused(ValueError, f"h0 {said}", by=layer):
         layer(x_of(), (h, h) if name == "lstm" else h)
-
-
-def test_sizes_and_fractions_of_numpy_are_numbers() -> None:
-    layer = rnnkit.GRU(np.int64(3), np.int32(4), np.uint8(2), dropout=np.float32(0.5), backend="numpy", rng=np.int64(3))
-    assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (3, 4, 2, 0.5)
 
 
 def test_the_record_itself_sees_a_change() -> None:

@@ -44,6 +44,14 @@ def test_forward(cell: str) -> None:
         (ValueError, {"lengths": [1, 6, 2]}, ("lengths must be between 0 and T = 5, got 6 in row 1",)),
         (TypeError, {"lengths": [1, 1.5, 2]}, ("lengths must be whole numbers, got dtype float64",)),
         (ValueError, {"backend": "fast"}, ("backend must be None or one of", "got 'fast'")),
+        (ValueError, {"backend": ["numpy"]}, ("backend must be None or one of", "got ['numpy']")),
+        (ValueError, {"cell": np.array(["lstm", "gru"])}, ("cell must be one of", "'lstm'", "got array")),
+        (TypeError, {"reverse": "no"}, ("reverse must be True or False, got 'no'",)),
+        (TypeError, {"keep": 1}, ("keep must be True or False, got 1",)),
+        (TypeError, {"weights": w._asdict()}, ("weights must be a tuple (w_ih, w_hh,", "got dict")),
+        (TypeError, {"weights": None}, ("weights must be a tuple (w_ih, w_hh,", "got NoneType")),
+        (TypeError, {"weights": (w.w_ih,)}, ("weights must be a tuple (w_ih, w_hh,", "got 1 of them")),
+        (TypeError, {"weights": (*w, None)}, ("weights must be a tuple (w_ih, w_hh,", "got 6 of them")),
         *(
             (error, {"weights": w._replace(**{name: bad})}, said)
             for name, error, bad, said in (
@@ -104,6 +112,8 @@ def test_backward(cell: str) -> None:
         (TypeError, {"dstate_n": (dh.astype("float64"), *others)}, ("dh_n must have dtype float32, got float64",)),
         (ValueError, {"dstate_n": (dh,) * (2 + len(others))}, ("dstate_n must be", f"got {2 + len(others)}")),
         (ValueError, {"dstate_n": ()}, ("dstate_n must be", "got 0")),
+        (TypeError, {"weights": inputs.weights._asdict()}, ("weights must be a tuple (w_ih, w_hh,", "got dict")),
+        (TypeError, {"weights": inputs.weights[:1]}, ("weights must be a tuple (w_ih, w_hh,", "got 1 of them")),
         *(
             (error, {"weights": inputs.weights._replace(**{name: bad})}, said)
             for name, error, bad, said in (

@@ -345,6 +345,24 @@ def test_compare_is_before_over_after() -> None:
     assert report.compare(before, {**after, "points": []}) == "the two files have no right result in common"
 
 
+@pytest.mark.parametrize(
+    ("option", "values", "wanted"),
+    [
+        ("--seconds-per-point", ("0", "-1", "nan", "inf", "soon"), "a number above 0"),
+        ("--repeat", ("0", "-3", "1.5"), "a positive whole number"),
+        ("--threads", ("0", "two"), "a positive whole number"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    option: str, values: tuple[str, ...], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in values:
+        with pytest.raises(SystemExit) as end:
+            main([f"{option}={value}"])
+        assert end.value.code == 2
+        assert f"argument {option}: must be {wanted}, got {value!r}" in capsys.readouterr().err
+
+
 def test_commands_on_files(ran: document.Document, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "run.json"

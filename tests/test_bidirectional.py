@@ -135,6 +135,37 @@ def test_bidirectional_mirror_is_made_as_the_layer() -> None:
     assert rnn.nonlinearity == "relu"
 
 
+class Square(rnnkit.GRU):
+    """A GRU of one's own as wide as its input, which keeps `size`, or does not."""
+
+    def __init__(self, size: int, keeps: bool = True, *, rng: Any = None) -> None:
+        super().__init__(size, size, backend="numpy", rng=rng)
+        if keeps:
+            self.size, self.keeps = size, keeps
+
+
+def test_bidirectional_of_ones_own_layer() -> None:
+    mirror = rnnkit.Bidirectional(Square(3, rng=1)).reverse_layer
+    assert type(mirror) is Square
+    assert mirror.hidden_size == 3
+    with refused(TypeError, "layer must keep each argument", "Square does not keep size, keeps"):
+        rnnkit.Bidirectional(Square(3, False))
+
+    class Loose(rnnkit.GRU):
+        def __init__(self, *sizes: int, **others: Any) -> None:
+            super().__init__(*sizes, **others)
+
+    with refused(TypeError, "layer must keep each argument", "Loose does not keep sizes, others"):
+        rnnkit.Bidirectional(Loose(3, 4, backend="numpy"))
+
+
+def test_the_mirror_does_not_warn_a_second_time() -> None:
+    with pytest.warns(UserWarning, match="dropout acts between layers") as caught:
+        both = rnnkit.Bidirectional(rnnkit.GRU(3, 4, dropout=0.5, backend="numpy"))
+    assert len(caught) == 1
+    assert both.reverse_layer.dropout == 0.5
+
+
 def test_bidirectional_refuses_bad_input() -> None:
     lstm = rnnkit.LSTM(I, H, backend="numpy")
     with refused(ValueError, "merge", "'concat'", "None", "'max'"):

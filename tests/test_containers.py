@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -178,8 +179,33 @@ def test_sequential_refuses_bad_input() -> None:
         rnnkit.Sequential(linear, rnnkit.Linear(3, 3, **F64))
     with refused(ValueError, "merge=None", "last", "0"):
         rnnkit.Sequential(rnnkit.Bidirectional(gru, None), linear)
+    pair = rnnkit.Bidirectional(gru, None)
+    for giver in (pair, rnnkit.LastState(pair), rnnkit.Sequential(linear, pair)):
+        with refused(ValueError, "merge=None", "last", "0", type(giver).__name__):
+            rnnkit.Sequential(giver, rnnkit.Linear(3, 3))
+        rnnkit.Sequential(rnnkit.Linear(3, 3), rnnkit.Sequential(giver))
     with refused(ValueError, "lengths", "recurrent"):
         rnnkit.Sequential(linear)(np.zeros((2, 3), np.float32), lengths=[1])
+
+
+class Masked(rnnkit.Module):
+    """A module of a user's own that takes lengths: zeroes what is past a row's end."""
+
+    takes_lengths = True
+
+    def __call__(self, x: np.ndarray, lengths: Any = None) -> np.ndarray:
+        live = np.arange(len(x))[:, None] < (len(x) if lengths is None else np.asarray(lengths))
+        return x * live[..., None]
+
+
+def test_a_module_of_ones_own_takes_lengths_where_it_says_so() -> None:
+    model = rnnkit.Sequential(rnnkit.Activation("tanh"), rnnkit.Sequential(Masked()))
+    assert model.takes_lengths
+    out = model(np.ones((T, B, 2)), LENGTHS)
+    want = np.tanh(1) * (np.arange(T)[:, None] < LENGTHS)
+    np.testing.assert_array_equal(out, np.stack([want, want], 2))
+    assert not rnnkit.Sequential(rnnkit.Activation("tanh")).takes_lengths
+    assert not rnnkit.Linear(2, 2).takes_lengths
 
 
 # Rules every module keeps
@@ -233,6 +259,16 @@ def test_a_sequential_that_failed_half_way_has_nothing_to_go_back_through() -> N
         model(np.zeros((5, 4), np.float32))
     with refused(RuntimeError, "backward", "Sequential"):  # half of it would answer for the call before
         model.backward(np.zeros((5, 2), np.float32))
+
+
+@pytest.mark.parametrize("name", list(every_module()))
+def test_a_copy_has_nothing_to_go_back_through(name: str) -> None:
+    module, x, back = every_module()[name]
+    out = module(x)
+    twin = copy.deepcopy(module)
+    with refused(RuntimeError, f"call of this {name} first"):
+        twin.backward(*out) if name == "Bidirectional" else twin.backward(out)
+    back(out)
 
 
 def test_no_grad_keeps_no_array() -> None:

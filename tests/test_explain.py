@@ -17,7 +17,13 @@ LAYERS = (
     (rnnkit.LSTM, {}),
     (rnnkit.LSTM, {"proj_size": 20}),
 )
-SHAPES = ({}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3}, {"batch_first": True})
+SHAPES = (
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 3},
+    {"batch_first": True},
+    {"num_layers": 3, "dropout": 0.5},
+)
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -189,3 +189,10 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         from_keras(weights, kind, **arguments)
+
+
+@pytest.mark.parametrize("flag", ["reset_after", "bidirectional"])
+def test_flags_are_true_or_false(flag: str) -> None:
+    for bad in ("before", 1):
+        with pytest.raises(TypeError, match=f"{flag} must be True or False, got {bad!r}"):
+            from_keras(GRU_AFTER, "GRU", **{flag: bad})

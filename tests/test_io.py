@@ -187,6 +187,33 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
         rnnkit.load(tmp_path / "m")
 
 
+def crafted(path: Path, layers: str) -> Path:
+    """A file of ours in all but what it says of its layers."""
+    tensors = {"w": np.ones(2, np.float32)}
+    metadata = {"gate_order": io.GATE_ORDER, "rnnkit.format_version": "1", "rnnkit.layers": layers}
+    metadata["rnnkit.sha256"] = io._digest(tensors, metadata)
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ("[" * 100_000, "is not JSON"),
+        ('{"": ' * 100_000, "is not JSON"),
+        ("{", "is not JSON"),
+        ("[]", "must map prefixes of names to mappings, got list"),
+        ('{"": 3}', "must map prefixes of names to mappings, got '': 3"),
+        ('{"": {"cell": ["x"]}}', r"must name the cell of '' by a string, got \['x'\]"),
+    ],
+    ids=["deep list", "deep object", "cut", "list", "number", "cell"],
+)
+def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: str, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"m' cannot be loaded: its rnnkit\.layers {says}"):
+        rnnkit.load(crafted(tmp_path / "m", layers))
+    assert rnnkit.load(crafted(tmp_path / "m", '{"": {"cell": "gru"}}')).layers == {"": {"cell": "gru"}}
+
+
 # Into a layer
 
 

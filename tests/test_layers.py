@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rnnkit
 from rnnkit.testing import assert_close
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
 
@@ -220,3 +221,37 @@ def test_gradients_add_up_until_they_are_cleared(name: str, cpu_backend: str, rn
     layer.zero_grad()
     assert not any(g.any() for g in layer.grads.values())
     assert all(layer.grads[n] is g for n, g in arrays.items()), "a gradient was rebound, not written to"
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (rnnkit.RNN(2, 3, backend="numpy"), "RNN(2, 3, dtype=float32)"),
+        (rnnkit.RNN(2, 3, 2, "relu", backend="numpy"), "RNN(2, 3, num_layers=2, nonlinearity='relu', dtype=float32)"),
+        (rnnkit.GRU(2, 3, bias=False, backend="numpy"), "GRU(2, 3, bias=False, dtype=float32)"),
+        (rnnkit.GRU(2, 3, reset_after=False, backend="numpy"), "GRU(2, 3, reset_after=False, dtype=float32)"),
+        (
+            rnnkit.LSTM(2, 3, 2, True, True, 0.5, True, 1, dtype="float64", backend="numpy"),
+            "LSTM(2, 3, num_layers=2, batch_first=True, dropout=0.5, bidirectional=True, proj_size=1, dtype=float64)",
+        ),
+        (
+            rnnkit.RNNCell(2, 3, False, "relu", backend="numpy"),
+            "RNNCell(2, 3, nonlinearity='relu', bias=False, dtype=float32)",
+        ),
+        (rnnkit.GRUCell(2, 3, reset_after=False, backend="numpy"), "GRUCell(2, 3, reset_after=False, dtype=float32)"),
+        (rnnkit.LSTMCell(2, 3, backend="numpy"), "LSTMCell(2, 3, dtype=float32)"),
+    ],
+    ids=str,
+)
+def test_a_repr_says_what_is_not_as_usual(layer: Any, said: str) -> None:
+    assert repr(layer) == said
+
+
+def test_the_slope_of_relu_is_zero_at_zero_and_one_at_nan(cpu_backend: str) -> None:
+    """As PyTorch's: a NaN does not hide the gradient that comes to it."""
+    layer = rnnkit.RNN(1, 3, nonlinearity="relu", bias=False, dtype="float64", backend=cpu_backend, rng=1)
+    w = layer.params["weight_ih_l0"]
+    w[...] = [[2.0], [-3.0], [0.0]]
+    layer(np.array([[[1.0], [np.nan]]]))
+    dx, _ = layer.backward(np.array([[[10.0, 100.0, 1000.0], [1.0, 1.0, 1.0]]]))
+    np.testing.assert_array_equal(dx, [[[20.0], [-1.0]]])

@@ -105,6 +105,23 @@ def test_extreme_logits_give_exact_losses(dtype: str) -> None:
     assert rnnkit.cross_entropy(masked, np.array([1]))[0] == math.inf
 
 
+# x, t, and PyTorch's loss and gradient
+INFINITE = [
+    (math.inf, 0.0, math.inf, 1.0),
+    (math.inf, 0.5, math.inf, 0.5),
+    (math.inf, 1.0, math.nan, 0.0),
+    (-math.inf, 0.0, math.nan, 0.0),
+    (-math.inf, 0.5, math.nan, -0.5),
+    (-math.inf, 1.0, math.nan, -1.0),
+]
+
+
+@pytest.mark.parametrize(("x", "t", "loss", "slope"), INFINITE)
+def test_infinite_logits_are_as_in_pytorch(x: float, t: float, loss: float, slope: float) -> None:
+    got, d = rnnkit.bce_with_logits(np.array([x]), np.array([t]))
+    np.testing.assert_array_equal([got, d[0]], [loss, slope])
+
+
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=lambda f: f.__name__)
 def test_nan_stays_in_its_own_row_and_shows_in_the_loss(function: Any, rng: np.random.Generator) -> None:
     pred, target = arguments(function, (3, 4), "float64", rng)

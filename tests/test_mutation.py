@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.mutants import MUTANTS
-from tests.mutation import Edit, Mutant, StaleMutant, mutated_copy, run_tests, try_mutant, try_unmutated
+from tests.mutation import Edit, Mutant, StaleMutant, main, mutated_copy, run_tests, try_mutant, try_unmutated
 
 pytestmark = pytest.mark.slow
 
@@ -37,3 +37,16 @@ def test_a_mutant_that_breaks_the_import_or_runs_no_test_is_an_error() -> None:
         run_tests(copy, "tests/test_parity.py", "lstm")
     with mutated_copy() as copy, pytest.raises(StaleMutant, match="did not run"):
         run_tests(copy, "tests/test_oracle.py", "no_such_test")
+
+
+def test_words_that_select_nothing_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["typo"]) == 2
+    assert "no mutant has 'typo' in its name" in capsys.readouterr().err
+
+
+def test_a_run_that_hangs_is_red() -> None:
+    hangs = Edit("tests/test_parity.py", "from __future__ import annotations\n", "while True:\n    pass\n")
+    with mutated_copy([hangs]) as copy:
+        verdict = run_tests(copy, "tests/test_parity.py", "lstm", timeout_s=3)
+    assert verdict.red
+    assert verdict.first_failure == "ended after 3 s"

@@ -232,6 +232,54 @@ def test_clip_grad_norm_scales_all_gradients_together() -> None:
     assert np.isnan(models[0].grads["bias"]).all()
 
 
+@pytest.mark.parametrize(
+    ("grad", "max_norm", "norm", "left"),
+    [
+        ([3.0, -4.0], math.inf, 5.0, [3.0, -4.0]),
+        ([3.0, math.inf], 1.0, math.inf, [0.0, math.nan]),
+        ([3.0, math.inf], math.inf, math.inf, [math.nan, math.nan]),
+        ([3.0, math.nan], 1.0, math.nan, [math.nan, math.nan]),
+        ([3.0, -4.0], 0.0, 5.0, [0.0, -0.0]),
+    ],
+)
+def test_clip_grad_norm_of_the_infinite_and_to_nothing(
+    grad: list[float], max_norm: float, norm: float, left: list[float]
+) -> None:
+    """As torch's clip_grad_norm_."""
+    model = rnnkit.Linear(2, 1, bias=False, dtype="float64")
+    model.grads["weight"][...] = grad
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(rnnkit.clip_grad_norm(model, max_norm), norm)
+    np.testing.assert_array_equal(model.grads["weight"], [left])
+
+
+def test_what_torch_allows_is_allowed() -> None:
+    """A schedule may come down to 0; a momentum of 1 or more is unusual and defined; eps and clipping at 0."""
+    for kind in (rnnkit.SGD, rnnkit.Adagrad, rnnkit.Adam):
+        model = one_number(2.0)
+        optimizer = kind(model, 0.0)
+        model.grads["weight"][...] = 1.0
+        optimizer.step()
+        assert model.params["weight"][0, 0] == 2.0
+        optimizer.lr = 0.5
+        optimizer.lr = 0
+        optimizer.step()
+        assert model.params["weight"][0, 0] == 2.0
+    model = one_number(0.0)
+    heavy = rnnkit.SGD(model, 1.0, momentum=2.0)
+    for want in (-1.0, -4.0, -11.0):  # velocities 1, 3, 7
+        model.grads["weight"][...] = 1.0
+        heavy.step()
+        assert model.params["weight"][0, 0] == want
+    for kind in (rnnkit.Adagrad, rnnkit.Adam):
+        model = one_number(0.0)
+        model.grads["weight"][...] = 8.0
+        kind(model, lr=0.25, eps=0.0).step()
+        assert_close("a step of lr", model.params["weight"], np.array([[-0.25]]), "float64")
+    rnnkit.clip_grad_value(model, 0)
+    assert model.grads["weight"][0, 0] == 0
+
+
 def test_clip_grad_value_clips_each_number() -> None:
     model = rnnkit.Linear(4, 1, bias=False)
     grad = model.grads["weight"]
@@ -246,11 +294,11 @@ def test_clip_grad_value_clips_each_number() -> None:
 def test_optimizers_refuse_bad_input() -> None:
     model = rnnkit.Linear(2, 2)
     for kind in (rnnkit.SGD, rnnkit.Adagrad, rnnkit.Adam):
-        for wrong in (0, 0.0, -0.1, math.nan, math.inf):
-            with refused(ValueError, "lr", "positive", repr(wrong)):
+        for wrong in (-0.1, math.nan, math.inf):
+            with refused(ValueError, "lr must be at least 0 and finite", repr(wrong)):
                 kind(model, wrong)
         for wrong in ("0.1", None, True, [0.1]):
-            with refused(TypeError, "lr", "positive", repr(wrong)):
+            with refused(TypeError, "lr must be a number that is at least 0", repr(wrong)):
                 kind(model, wrong)
         with refused(TypeError, "model", "dict"):
             kind({}, 0.1)
@@ -262,9 +310,10 @@ def test_optimizers_refuse_bad_input() -> None:
             kind([], 0.1)
         with refused(ValueError, "model", "several"):
             kind([rnnkit.Sequential(model), model], 0.1)
-    for wrong in (-0.1, 1.0, math.nan):
-        with refused(ValueError, "momentum", "[0, 1)", repr(wrong)):
+    for wrong in (-0.1, math.nan, math.inf):
+        with refused(ValueError, "momentum must be at least 0 and finite", repr(wrong)):
             rnnkit.SGD(model, 0.1, wrong)
+    for wrong in (-0.1, 1.0, math.nan):
         with refused(ValueError, "betas[0]", "[0, 1)"):
             rnnkit.Adam(model, betas=(wrong, 0.9))
         with refused(ValueError, "betas[1]", "[0, 1)"):
@@ -273,11 +322,11 @@ def test_optimizers_refuse_bad_input() -> None:
         with refused(TypeError, "betas", "pair"):
             rnnkit.Adam(model, betas=wrong)
     for kind in (rnnkit.Adagrad, rnnkit.Adam):
-        with refused(ValueError, "eps", "positive"):
-            kind(model, eps=0.0)
+        with refused(ValueError, "eps must be at least 0"):
+            kind(model, eps=-1e-8)
     for clip, name in ((rnnkit.clip_grad_norm, "max_norm"), (rnnkit.clip_grad_value, "value")):
-        for wrong in (0.0, -1, math.nan):
-            with refused(ValueError, name, "positive", repr(wrong)):
+        for wrong in (-1, math.nan):
+            with refused(ValueError, f"{name} must be at least 0", repr(wrong)):
                 clip(model, wrong)
         with refused(TypeError, name, "'1'"):
             clip(model, "1")

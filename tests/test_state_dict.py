@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import rnnkit
+from rnnkit.module import StateDict
 from tests.helpers import LAYERS, assert_same, layer_after_a_call, randn, random_state, refused
 
 EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
@@ -108,6 +109,10 @@ def test_writing_parameters_and_gradients_by_name() -> None:
             store.update({"weight": np.ones(3)})
         with refused(KeyError, "no parameter is named 'weight'", by=layer):
             store |= {"weight": np.ones(3)}
+        for default in ((), (np.ones(3),)):
+            with refused(KeyError, "no parameter is named 'weight'", "weight_ih_l0", by=layer):
+                store.setdefault("weight", *default)
+        assert store.setdefault("weight_ih_l0", np.ones(3)) is store["weight_ih_l0"]
 
 
 @pytest.mark.parametrize("kind", [rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM, rnnkit.GRUCell])
@@ -136,3 +141,114 @@ def test_parameters_cannot_be_deleted():
         with pytest.raises(TypeError, match="cannot be deleted"):
             spoil()
     assert len(layer.params) == 4
+
+
+# A Module of one's own, with parameters beside its children's
+
+
+class Scaled(rnnkit.Module):
+    """scale * layer(x)."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer.dtype)
+        self.layer = layer
+        self._add_param("scale", np.full(2, 3))
+
+    def children(self) -> dict[str, rnnkit.Module]:
+        return {"layer": self.layer}
+
+
+def test_a_module_with_children_has_its_own_parameters_too() -> None:
+    model = Scaled(rnnkit.Linear(3, 2, rng=0))
+    assert list(model.params) == list(model.grads) == ["scale", "layer.weight", "layer.bias"]
+    model.grads["scale"][...] = 1
+    model.zero_grad()
+    assert not model.grads["scale"].any()
+    model.grads["scale"][...] = 2
+    rnnkit.SGD(model, 0.5).step()
+    np.testing.assert_array_equal(model.params["scale"], [2, 2])
+    saved = model.state_dict()
+    other = Scaled(rnnkit.Linear(3, 2, rng=1))
+    other.load_state_dict(saved)
+    assert_same(dict(other.params), dict(saved))
+    with pytest.raises(KeyError, match="missing \\['scale'\\]"):
+        other.load_state_dict({n: a for n, a in saved.items() if n != "scale"})
+    assert rnnkit.Sequential(model).params["0.scale"] is model.params["scale"]
+
+
+# Mappings that are the layer's own, and what a state dict knows of its layers
+
+
+def test_a_layer_can_swap_its_own_parameters() -> None:
+    layer = rnnkit.RNN(4, 4, 2, backend="numpy", rng=1)
+    before = layer.state_dict()
+    a, b = "weight_ih_l0", "weight_hh_l1"
+    layer.load_state_dict({a: layer.params[b], b: layer.params[a]}, strict=False)
+    assert_same(layer.state_dict(), before | {a: before[b], b: before[a]})
+
+
+def test_a_state_dict_names_its_cells() -> None:
+    before, after = (rnnkit.GRU(3, 4, reset_after=flag, backend="numpy", rng=1) for flag in (False, True))
+    assert before.state_dict().layers == {"": {"cell": "gru_reset_before"}}
+    with refused(ValueError, "those of a gru_reset_before cell, and it is a gru", by=after):
+        after.load_state_dict(before.state_dict())
+    nested = rnnkit.Sequential(rnnkit.Linear(2, 3), rnnkit.Bidirectional(before)).state_dict()
+    assert nested.layers == {f"1.{side}.": {"cell": "gru_reset_before"} for side in ("forward", "reverse")}
+    copies = (copy.copy(nested), copy.deepcopy(nested), pickle.loads(pickle.dumps(nested)))
+    for twin in (nested.copy(), StateDict(nested), *copies):
+        assert isinstance(twin, StateDict)
+        assert twin.layers == nested.layers
+        assert_same(twin, nested)
+    nested.copy().layers.clear()
+    assert nested.layers
+
+
+def test_state_dicts_join_with_what_they_know() -> None:
+    knows = {"": {"cell": "gru"}}
+    gru, lstm = StateDict({"a": 1}, knows), StateDict({"b": 2}, {"x.": {"cell": "lstm", "hidden_size": 3}})
+    both = {"": {"cell": "gru"}, "x.": {"cell": "lstm", "hidden_size": 3}}
+    for joined in (gru | lstm, lstm | gru):
+        assert joined == {"a": 1, "b": 2}
+        assert joined.layers == both
+    for joined in (gru | {"a": 3}, {"a": 0, "c": 2} | gru):
+        assert isinstance(joined, StateDict)
+        assert joined.layers == knows
+    assert (gru | {"a": 3})["a"] == 3
+    assert ({"a": 0, "c": 2} | gru) == {"a": 1, "c": 2}
+    grown = gru.copy()
+    same = grown
+    grown |= lstm
+    assert grown is same
+    assert grown.layers == both
+    assert gru.layers == knows
+    # What says nothing of a cell contradicts none.
+    assert (gru | StateDict({}, {"": {"hidden_size": 4}})).layers == {"": {"cell": "gru", "hidden_size": 4}}
+    other = StateDict({"a": 9, "d": 4}, {"": {"cell": "gru_reset_before"}})
+    for join in (
+        lambda: gru | other,
+        lambda: gru.update(other),
+        lambda: gru.__ior__(other),
+        lambda: other.__ror__(gru),
+    ):
+        with refused(ValueError, "one layer cannot be both", "gru_reset_before"):
+            join()
+    assert gru == {"a": 1}
+    assert gru.layers == knows
+    for wrong in (3, None):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            gru | wrong
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([], "map prefixes of names to mappings, got list"),
+        ({"": "gru"}, "map prefixes of names to mappings, got '': 'gru'"),
+        ({3: {}}, "map prefixes of names to mappings, got 3: {}"),
+        ({"x.": {"cell": ["gru"]}}, "name the cell of 'x.' by a string, got ['gru']"),
+        ({"x.": {"cell": None}}, "name the cell of 'x.' by a string, got None"),
+    ],
+)
+def test_what_a_state_dict_knows_has_one_form(layers: Any, said: str) -> None:
+    with refused(TypeError, f"layers must {said}"):
+        StateDict({}, layers)

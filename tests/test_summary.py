@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.summary import output_shape
+from rnnkit.summary import keras_parameters, output_shape
 from tests.helpers import LAYERS, refused
 
 RNN, GRU, LSTM = (partial(layer, backend="numpy", batch_first=True) for layer in (rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM))
@@ -117,6 +117,28 @@ def test_nested_and_foreign_modules() -> None:
     assert shapes(found)[-1] == (None, 5, 1)
     pair = rnnkit.summary(rnnkit.LastState(rnnkit.Bidirectional(GRU(3, 4), None)), (5, 6, 3))
     assert shapes(pair) == [None]
+
+
+def test_a_module_with_children_counts_its_own_parameters() -> None:
+    class Scaled(rnnkit.Module):
+        """A module of a user's own with a parameter beside its child's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = RNN(3, 4)
+            self._add_param("scale", np.ones(5))
+
+        def children(self) -> dict[str, rnnkit.Module]:
+            return {"layer": self.layer}
+
+    found = rnnkit.summary(rnnkit.Sequential(Scaled()), (6, 5, 3))
+    assert [(row.name, row.layer, row.parameters) for row in found.rows] == [("0", "Scaled", 5), ("0.layer", "RNN", 36)]
+    assert (found.total, found.total_keras) == (41, 37)
+
+
+def test_keras_parameters_of_any_module() -> None:
+    model = rnnkit.Sequential(LSTM(3, 4), rnnkit.Sequential(GRU(4, 2)), rnnkit.Linear(2, 1))
+    assert keras_parameters(model) == rnnkit.summary(model, (6, 5, 3)).total_keras == 128 + 3 * 2 * 8 + 3
 
 
 def test_the_table_as_text() -> None:

@@ -130,7 +130,7 @@ def check_backend(name: Any) -> None:
     """Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot run here."""
     if name is None:
         return
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     problem = BACKENDS[name].problem()
     if problem:

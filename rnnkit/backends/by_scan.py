@@ -27,7 +27,7 @@ class Scan(NamedTuple):
 class ScanGradients(NamedTuple):
     """What a backward scan gives, all in time order.
 
-    dgates_x, dgates_h  (T, B, G*H)  gradients of the pre-activations; one object where the sides are just added
+    dgates_x, dgates_h  (T, B, G*H)  gradients of the two sides' pre-activations
     dstate0             tuple        gradients of the initial states
     operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
     dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
@@ -96,17 +96,14 @@ def _weight_gradients(
 ) -> Weights:
     """Each one product over all live steps: dgates_x (N, G*H), x (N, I)."""
     H = weights.w_hh.shape[0] // cell.n_gates
-    shared = grads.dgates_h is grads.dgates_x
-    dgates_h = dgates_x if shared else _steps(grads.dgates_h, live)
+    dgates_h = _steps(grads.dgates_h, live)
     xp: Any = array_module(x)
     dw_hh = xp.empty_like(weights.w_hh)
     for operand, first, end in cell.products:
         gates = slice(first * H, end * H)
         xp.matmul(dgates_h[:, gates].T, _steps(grads.operands[operand], live), out=dw_hh[gates])
     db_ih = None if weights.b_ih is None else _column_sums(dgates_x)
-    db_hh = None
-    if weights.b_hh is not None:
-        db_hh = db_ih.copy() if shared and db_ih is not None else _column_sums(dgates_h)
+    db_hh = None if weights.b_hh is None else _column_sums(dgates_h)
     dw_hr = None
     if weights.w_hr is not None:
         dw_hr = _steps(grads.dprojected, live).T @ _steps(grads.m, live)

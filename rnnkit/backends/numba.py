@@ -7,7 +7,7 @@ element's bits depend neither on the batch around its row nor on the number of t
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,6 +24,8 @@ from rnnkit.kernels.product import tile_shape
 from rnnkit.kernels.vector import vectors
 
 RESET_BEFORE = "gru_reset_before"
+
+_NAMES = {"f": "float32", "d": "float64"}
 
 # The input's products are computed this many bytes at a time for each thread: what stays in its second-level cache
 # beside the weights' panel in use.
@@ -96,7 +98,7 @@ class Saved(NamedTuple):
     reverse: bool
 
 
-@cache
+@lru_cache(64)
 def _whole(T: int, B: int) -> Packing:
     return Packing(T, B, np.full(T, B, np.int64), np.arange(T + 1, dtype=np.int64) * B, None, None)
 
@@ -110,6 +112,11 @@ def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
     live = np.arange(B)[None, :] < counts[:, None]
     index = (np.arange(T)[:, None] * B + order[None, :])[live]
     return Packing(T, B, counts, np.concatenate([[0], np.cumsum(counts)]), order, index)
+
+
+def _name(dtype: np.dtype) -> str:
+    """dtype.name, which takes NumPy microseconds to make up."""
+    return _NAMES[dtype.char]
 
 
 @cache
@@ -127,7 +134,7 @@ def pack_weights(w: Array, transposed: bool = False, first: int = 0, each: int =
     w = np.ascontiguousarray(w)
     K, whole = w.shape if transposed else w.shape[::-1]
     each = each or whole
-    name, N = w.dtype.name, each * blocks
+    name, N = _name(w.dtype), each * blocks
     size = padded(N, name) * K
     room = np.empty(size + 64 // w.dtype.itemsize, w.dtype)
     start = -room.ctypes.data % 64 // w.dtype.itemsize
@@ -149,10 +156,13 @@ def units_of(cell: Cell, p: Packing, H: int, R: int, dtype: np.dtype) -> list[in
     Sharing units, a thread reads only its part of W_hh at each step, for all rows at once, but meets the others every
     step. That pays where there are few rows to share and a step is long enough.
     """
-    lanes, threads = vectors(dtype.name).lanes, min(get_num_threads(), H // vectors(dtype.name).lanes)
     step = 2.0 * p.B * cell.n_gates * H * R
     alone = p.order is not None or H != R or cell.name == RESET_BEFORE
-    if alone or threads < 2 or step < UNITS_FROM or UNITS_BELOW_ROWS * threads <= p.B:
+    if alone or step < UNITS_FROM:
+        return [0, H]
+    lanes = vectors(_name(dtype)).lanes
+    threads = min(get_num_threads(), H // lanes)
+    if threads < 2 or UNITS_BELOW_ROWS * threads <= p.B:
         return [0, H]
     return [*(H * k // threads // lanes * lanes for k in range(threads)), H]
 
@@ -184,7 +194,7 @@ def forward(
     if cell.name == RESET_BEFORE:
         rows = p.steps if keep else B
         kept, extra = np.empty((rows, GH), dtype), np.empty((rows, H), dtype)
-        run, bounds = kernels(cell.name, dtype.name).forward, p.bounds(shares_of(work, B))
+        run, bounds = kernels(cell.name, _name(dtype)).forward, p.bounds(shares_of(work, B))
         w = (
             pack_weights(weights.w_ih),
             *biases,
@@ -210,7 +220,7 @@ def _run_forward(
 ) -> None:
     """Launches the forward scan, sharing units or rows."""
     dtype, (GH, R), G = weights.w_hh.dtype, weights.w_hh.shape, cell.n_gates
-    H, run = GH // G, kernels(cell.name, dtype.name).forward
+    H, run = GH // G, kernels(cell.name, _name(dtype)).forward
     w_proj = _projection(weights.w_hr, dtype)
     units = units_of(cell, p, H, R, dtype)
     counter = np.zeros(1, np.int64)
@@ -261,7 +271,7 @@ def backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weight
     dgates_h = np.empty_like(dgates_x) if cell.name == "gru" else dgates_x
     projected = weights.w_hr is not None
     dprojected = np.empty((N if projected else 0, R), dtype)
-    run, work = kernels(cell.name, dtype.name).backward, 2.0 * N * GH * R
+    run, work = kernels(cell.name, _name(dtype)).backward, 2.0 * N * GH * R
     around = (saved.reverse, dy, p.offsets, p.counts)
     if cell.name == RESET_BEFORE:
         w = [pack_weights(weights.w_hh[a:b], transposed=True) for a, b in ((0, 2 * H), (2 * H, GH))]
@@ -283,7 +293,7 @@ def backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weight
 def _run_backward(cell: Cell, p: Packing, around: tuple, work: float, weights: Weights, results: tuple) -> None:
     """Launches the backward scan, sharing units or rows as the forward does."""
     dtype, (GH, R) = weights.w_hh.dtype, weights.w_hh.shape
-    H, run = GH // cell.n_gates, kernels(cell.name, dtype.name).backward
+    H, run = GH // cell.n_gates, kernels(cell.name, _name(dtype)).backward
     w_proj = _projection(weights.w_hr, dtype, transposed=True)
     units = units_of(cell, p, H, R, dtype)
     counter = np.zeros(1, np.int64)
@@ -302,7 +312,7 @@ def _run_backward(cell: Cell, p: Packing, around: tuple, work: float, weights: W
 def _times_weights(d: Array, w: Array) -> Array:
     """d (N, M) w (M, K)."""
     out, packed = np.empty((d.shape[0], w.shape[1]), d.dtype), pack_weights(w, transposed=True)
-    rows_by_weights = large_products(d.dtype.name).rows_by_weights
+    rows_by_weights = large_products(_name(d.dtype)).rows_by_weights
 
     def share(r0: int, r1: int) -> None:
         rows_by_weights(d, packed, out, r0, r1)
@@ -313,7 +323,7 @@ def _times_weights(d: Array, w: Array) -> Array:
 
 def _over_time(d: Array, d0: int, x: Array, out: Array, sums: Array | None = None) -> None:
     """out (M, N) = d[:, d0 : d0 + M]^T x, of d (K, ·) and x (K, N); sums (M,), if given, the sums of those columns."""
-    name, (M, N) = d.dtype.name, out.shape
+    name, (M, N) = _name(d.dtype), out.shape
     over_time = large_products(name).over_time
     if not d.shape[0]:
         out[...] = 0

@@ -14,6 +14,7 @@ import numpy as np
 from rnnkit.backends import Forward, Gradients, Sizes, by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.cells import Array, Cell, Kept, State, Weights
+from rnnkit.dtypes import DTYPES
 
 
 class Saved(NamedTuple):
@@ -97,13 +98,31 @@ def forward(
     reverse: bool,
     keep: bool,
 ) -> Forward:
-    """See `rnnkit.backends.Backend.forward`."""
-    return by_scan.forward(scan_forward, cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep)
+    """See `rnnkit.backends.Backend.forward`. Computes in the dtype's `compute`, gives back its `storage`."""
+    storage, compute = x.dtype, DTYPES[x.dtype.name].compute
+    x, state0, weights = _cast(x, compute), _cast_all(state0, compute), Weights(*_cast_all(weights, compute))
+    y, state_n, saved = by_scan.forward(
+        scan_forward, cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep
+    )
+    return Forward(_cast(y, storage), _cast_all(state_n, storage), saved)
 
 
 def backward(cell: Cell, saved: by_scan.Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
-    return by_scan.backward(scan_backward, cell, saved, dy, dstate_n, weights)
+    storage, compute = weights.w_hh.dtype, saved.x.dtype
+    weights = Weights(*_cast_all(weights, compute))
+    dx, dstate0, dweights = by_scan.backward(
+        scan_backward, cell, saved, _cast(dy, compute), _cast_all(dstate_n, compute), weights
+    )
+    return Gradients(_cast(dx, storage), _cast_all(dstate0, storage), Weights(*_cast_all(dweights, storage)))
+
+
+def _cast(a: Array | None, dtype: np.dtype) -> Array:
+    return None if a is None else a.astype(dtype, copy=False)
+
+
+def _cast_all(arrays: tuple[Array | None, ...], dtype: np.dtype) -> tuple[Array, ...]:
+    return tuple(_cast(a, dtype) for a in arrays)
 
 
 def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:

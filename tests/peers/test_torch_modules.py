@@ -113,6 +113,15 @@ def test_bce_with_logits(dtype: str, reduction: str, scale: float, rng: np.rando
     losses(logits, target, rnnkit.bce_with_logits, theirs, reduction, dtype)
 
 
+def test_bce_with_infinite_logits() -> None:
+    for x, t in ((x, t) for x in (math.inf, -math.inf, math.nan) for t in (0.0, 0.5, 1.0)):
+        logits = torch.tensor([x], dtype=torch.float64, requires_grad=True)
+        want = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor([t], dtype=torch.float64))
+        want.backward()
+        loss, d = rnnkit.bce_with_logits(np.array([x]), np.array([t]))
+        np.testing.assert_array_equal([loss, d[0]], [want.item(), logits.grad.item()], err_msg=f"{x}, {t}")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])

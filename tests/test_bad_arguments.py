@@ -1,0 +1,150 @@
+"""Bad arguments of constructors and of modes: one error that names the argument, and nothing touched.
+
+Bad input to a call is in test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit._device import cuda_problem
+from rnnkit.backends import BACKENDS
+from tests.helpers import LAYERS, layer_after_a_call, refused
+
+NAN = float("nan")
+EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
+I, H = 5, 6
+
+WHOLE = "must be a positive whole number, got"
+CONSTRUCTOR = [
+    *(
+        (ValueError, {size: bad}, (size, WHOLE, str(bad)))
+        for size in ("input_size", "hidden_size", "num_layers")
+        for bad in (0, -2)
+    ),
+    *(
+        (TypeError, {size: bad}, (size, WHOLE, repr(bad)))
+        for size in ("input_size", "hidden_size", "num_layers")
+        for bad in (2.0, "3", None, True, np.float32(3))
+    ),
+    *(
+        (ValueError, {"dropout": bad}, ("dropout must be a number in [0, 1], got", str(bad)))
+        for bad in (-0.1, 1.01, NAN)
+    ),
+    *(
+        (TypeError, {"dropout": bad}, ("dropout must be a number in [0, 1], got", repr(bad)))
+        for bad in ("0.5", None, True)
+    ),
+    *(
+        (ValueError, {"device": bad}, ("device must be None, 'cpu', 'cuda'", repr(bad)))
+        for bad in ("gpu", "cuda:x", "CPU", 0, np.array(["cpu", "cpu"]))
+    ),
+    *(
+        (ValueError, {"backend": bad}, ("backend must be None or one of", "'numpy'", repr(bad)))
+        for bad in ("fast", 3, ["numpy"])
+    ),
+    *(
+        (TypeError, {name: bad}, (f"{name} must be True or False, got {bad!r}",))
+        for name in ("bias", "batch_first", "bidirectional")
+        for bad in ("tanh", "no", 1, 0, None)
+    ),
+    *(
+        (ValueError, {"dtype": bad}, ("dtype must be one of float64, float32, got", repr(bad)))
+        for bad in ("complex64", "int32", int, None, ">f4", "nonsense")
+    ),
+    *(
+        (TypeError, {"rng": bad}, ("rng must be None, a seed or a numpy.random.Generator, got",))
+        for bad in ("seed", 1.5, True)
+    ),
+    (ValueError, {"rng": -1}, ("rng must be None, a seed of at least 0", "got -1")),
+]
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize(("error", "bad", "said"), CONSTRUCTOR, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], said: tuple[str, ...]) -> None:
+    generator = np.random.default_rng(1)
+    before = generator.bit_generator.state
+    given = {"input_size": I, "hidden_size": H, "num_layers": 2, "backend": "numpy", "rng": generator} | bad
+    with refused(error, *said):
+        LAYERS[name](**given)
+    assert generator.bit_generator.state == before
+
+
+@pytest.mark.parametrize(
+    ("error", "bad"), [(ValueError, -1), (ValueError, H), (ValueError, H + 1), (TypeError, 1.0), (TypeError, True)]
+)
+def test_proj_size(error: type[Exception], bad: Any) -> None:
+    said = f"[0, hidden_size={H})" if error is ValueError else "a whole number"
+    with refused(error, "proj_size must be", said, f"got {bad!r}"):
+        rnnkit.LSTM(I, H, proj_size=bad)
+
+
+@pytest.mark.parametrize("bad", ["gelu", "Tanh", None, 1, ["tanh"], np.array(["tanh", "relu"])], ids=repr)
+def test_nonlinearity(bad: Any) -> None:
+    for kind in (rnnkit.RNN, rnnkit.RNNCell):
+        with refused(ValueError, "nonlinearity must be one of 'tanh', 'relu'", f"got {bad!r}"):
+            kind(I, H, nonlinearity=bad)
+
+
+@pytest.mark.parametrize("bad", ["before", "no", 1, None, np.array([True, False])], ids=repr)
+def test_flags(bad: Any) -> None:
+    """What is merely truthy is a mistake: reset_after="before" would give the other GRU."""
+    said = f"must be True or False, got {bad!r}"
+    for kind in (rnnkit.GRU, rnnkit.GRUCell):
+        with refused(TypeError, f"reset_after {said}"):
+            kind(I, H, reset_after=bad)
+    for kind in (rnnkit.Linear, rnnkit.RNNCell, rnnkit.GRUCell, rnnkit.LSTMCell):
+        with refused(TypeError, f"bias {said}"):
+            kind(I, H, bias=bad)
+    layer = layer_after_a_call("gru")
+    with refused(TypeError, f"mode {said}", by=layer):
+        layer.train(bad)
+    with refused(TypeError, f"mode {said}"):
+        rnnkit.Sequential(layer).train(bad)
+    assert layer.training
+    with refused(TypeError, f"strict {said}", by=layer):
+        layer.load_state_dict(layer.state_dict(), strict=bad)
+
+
+def test_flags_of_numpy_are_flags() -> None:
+    layer = rnnkit.GRU(I, H, bias=np.bool_(False), reset_after=np.bool_(False), backend="numpy")
+    assert (layer.bias, layer.reset_after, layer.cell.name) == (False, False, "gru_reset_before")
+
+
+@pytest.mark.skipif(cuda_problem() is None, reason="this machine has a CUDA device")
+@EVERY_LAYER
+def test_cuda_without_a_card(name: str) -> None:
+    with refused(RuntimeError, "device 'cuda' cannot be used", str(cuda_problem())):
+        LAYERS[name](I, H, device="cuda")
+    for backend in (row.name for row in BACKENDS.values() if row.arrays == "cupy"):
+        with refused(RuntimeError, f"backend {backend!r} cannot run here", "CuPy"):
+            LAYERS[name](I, H, backend=backend)
+    layer = layer_after_a_call(name)
+    with refused(RuntimeError, "device 'cuda:1' cannot be used", by=layer):
+        layer.to("cuda:1")
+    assert layer.device == "cpu"
+
+
+@pytest.mark.parametrize("failure", ["ImportError('libnvrtc.so.13 is missing')", "RuntimeError('no driver')"])
+def test_a_cupy_that_does_not_import_gives_its_reason(
+    failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cupy.py").write_text(f"raise {failure}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    kind, words = failure.rstrip("')").split("('")
+    assert cuda_problem() == f"CuPy is installed and cannot be used ({kind}: {words})"
+    with refused(RuntimeError, "device 'cuda' cannot be used", words):
+        rnnkit.GRU(I, H, device="cuda")
+
+
+def test_sizes_and_fractions_of_numpy_are_numbers() -> None:
+    layer = rnnkit.GRU(np.int64(3), np.int32(4), np.uint8(2), dropout=np.float32(0.5), backend="numpy", rng=np.int64(3))
+    assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (3, 4, 2, 0.5)
