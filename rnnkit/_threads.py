@@ -64,14 +64,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
 
 
-def run_shares(function: Callable[[int, int], None], bounds: list[int]) -> None:
-    """function(low, high) for each two neighbours in `bounds`, at the same time; returns when all are done."""
+def run_shares(
+    function: Callable[[int, int], None], bounds: list[int], abandon: Callable[[], None] | None = None
+) -> None:
+    """function(low, high) for each two neighbours in `bounds`, at the same time; returns when all are done.
+
+    abandon is called when this thread's share fails or is interrupted, so that others which wait for it need not.
+    """
     if len(bounds) == 2:
         function(bounds[0], bounds[1])
         return
     others = [_workers().submit(function, low, high) for low, high in pairwise(bounds[1:])]
     try:
         function(bounds[0], bounds[1])
+    except BaseException:
+        if abandon is not None:
+            abandon()
+        raise
     finally:
         wait(others)
     for other in others:

@@ -1,7 +1,7 @@
 """MUTANTS: the planted bugs, one row each. See `tests.mutation`.
 
 A bug planted in forward and backward alike keeps finite differences content: those rows lean on the written-out
-equations. A row names the fewest tests that must see it, so that the table runs in about a minute.
+equations. A row names the fewest tests that must see it, so that the table runs in about a minute and a half.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from tests.mutation import Edit, Mutant
 
 CELLS, BY_SCAN = "rnnkit/cells.py", "rnnkit/backends/by_scan.py"
 NUMPY, NUMBA = "rnnkit/backends/numpy.py", "rnnkit/backends/numba.py"
-STACK, LAYERS, CHECKS = "rnnkit/stack.py", "rnnkit/layers.py", "rnnkit/_checks.py"
-MODULE = "rnnkit/module.py"
+STACK, CHECKS = "rnnkit/stack.py", "rnnkit/_checks.py"
+MODULE, RECURRENT = "rnnkit/module.py", "rnnkit/recurrent.py"
 
 ORACLE = "tests/test_oracle.py"
 
@@ -108,7 +108,7 @@ CELL_MUTANTS = (
         Edit(CELLS, '(("h_prev", 0, 2), ("rh", 2, 3))', '(("h_prev", 0, 2), ("h_prev", 2, 3))'),
     ),
     _gradient("rnn_tanh", "RNN: wrong slope of tanh", Edit(CELLS, "lambda h: 1 - h * h)", "lambda h: 1 - h)")),
-    _gradient("rnn_relu", "RNN: relu passes every gradient", Edit(CELLS, "(h > 0).astype", "(h >= 0).astype")),
+    _gradient("rnn_relu", "RNN: relu passes every gradient", Edit(CELLS, "(~(h <= 0)).astype", "(~(h < 0)).astype")),
     Mutant(
         "RNN: relu loses a NaN",
         (Edit(CELLS, "np.maximum(a, 0)", "np.where(a > 0, a, 0 * a.dtype.type(1))"),),
@@ -234,13 +234,13 @@ LAYER_MUTANTS = (
     ),
     Mutant(
         "dropout in eval mode",
-        (Edit(LAYERS, "if self.training and self.dropout", "if self.dropout"),),
+        (Edit(RECURRENT, "if self.training and self.dropout", "if self.dropout"),),
         "tests/test_dropout.py",
         "eval_turns and numpy and gru",
     ),
     Mutant(
         "gradients overwritten, not added",
-        (Edit(LAYERS, "_suffix(layer, direction)] += grad", "_suffix(layer, direction)] = grad"),),
+        (Edit(RECURRENT, "_suffix(layer, direction)] += grad", "_suffix(layer, direction)] = grad"),),
         "tests/test_layers.py",
         "gradients_add_up and numpy and gru",
     ),
@@ -248,7 +248,7 @@ LAYER_MUTANTS = (
         "batch_first: outputs left time-major",
         (
             Edit(
-                LAYERS,
+                RECURRENT,
                 "return a.swapaxes(0, 1) if self.batch_first else a\n\n    def _user_state",
                 "return a\n\n    def _user_state",
             ),
@@ -258,19 +258,19 @@ LAYER_MUTANTS = (
     ),
     Mutant(
         "initial parameters of a wrong bound",
-        (Edit(LAYERS, "bound = 1 / math.sqrt(H)", "bound = 1 / math.sqrt(I)"),),
+        (Edit(RECURRENT, "bound = 1 / math.sqrt(H)", "bound = 1 / math.sqrt(I)"),),
         "tests/test_layers.py",
         "initial and lstm",
     ),
     Mutant(
         "initial parameters all of one sign",
-        (Edit(LAYERS, "rng.uniform(-bound, bound, shape)", "rng.uniform(0, bound, shape)"),),
+        (Edit(RECURRENT, "rng.uniform(-bound, bound, shape)", "rng.uniform(0, bound, shape)"),),
         "tests/test_layers.py",
         "initial and lstm",
     ),
     Mutant(
         "no_grad does nothing",
-        (Edit(LAYERS, "keep=grad_enabled()", "keep=True"),),
+        (Edit(RECURRENT, "keep=grad_enabled()", "keep=True"),),
         "tests/test_reentrancy.py",
         "no_grad_keeps and numpy and gru",
     ),
@@ -314,8 +314,8 @@ NUMBA_MUTANTS = (
     ),
     _numba(
         "W_hh not transposed on the way back",
-        "w = pack_weights(weights.w_hh.T), _projection(",
-        "w = pack_weights(weights.w_hh.reshape(weights.w_hh.shape[::-1])), _projection(",
+        "pack_weights(weights.w_hh, True, u0, u1 - u0)",
+        "pack_weights(weights.w_hh.reshape(weights.w_hh.shape[::-1]), False, u0, u1 - u0)",
         "lstm-T5",
     ),
     _numba(
@@ -373,10 +373,10 @@ NUMBA_MUTANTS = (
     ),
     _numba(
         "the last unit of a row left out",
-        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)\n"
-        "        if last < H:\n",
-        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, H, keep, write_y)\n"
-        "        if last < H - 1:\n",
+        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)\n"
+        "        if last < share:\n",
+        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)\n"
+        "        if last < share - 1:\n",
         "rnn_tanh-T3",
         "kernels/scan.py",
     ),

@@ -37,7 +37,7 @@ PART_MUTANTS = (
         "in pairwise(bounds[1:])",
         "in pairwise(bounds[1:-1])",
         "sharing",
-        "sharing_units_is_the_oracle and False and rnn_tanh and float32",
+        "bits_do_not_depend and True and options2",
     ),
     _row(
         "Bidirectional: a row's last step not turned round",
@@ -74,7 +74,7 @@ PART_MUTANTS = (
     _row(
         "Sequential: lengths handed to no module",
         CONTAINERS,
-        "if lengths is not None and takes_lengths(module) else",
+        "if lengths is not None and module.takes_lengths else",
         "if lengths is not None and not module else",
         "containers",
         "sequential_is_its_modules_in_turn and numpy",

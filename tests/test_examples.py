@@ -313,14 +313,30 @@ def test_streams_shorter_than_a_chunk(tmp_path: Path) -> None:
         char_rnn.main(["--backend", "numpy", "--batch", "100000", "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("module", ["tqdm", "matplotlib", "sklearn"])
-def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch, module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "module", "name"),
+    [(program, module, module) for program in PROGRAMS for module in ("tqdm", "matplotlib")]
+    + [("deep_classifier", "sklearn", "scikit-learn")],
+)
+def test_missing_extras_are_named(
+    monkeypatch: pytest.MonkeyPatch, program: str, module: str, name: str, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as end:
-        next_word.main(["--backend", "numpy", "--out", str(tmp_path / "out")])
-    name = "scikit-learn" if module == "sklearn" else module
-    assert end.value.code == f"the examples need {name}: pip install 'rnnkit[examples]'"
+        importlib.import_module(f"rnnkit.examples.{program}").main(["--backend", "numpy", "--out", f"{tmp_path}/out"])
+    assert end.value.code == f"this program needs {name}: pip install 'rnnkit[examples]'"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_only_digits_need_scikit_learn(monkeypatch: pytest.MonkeyPatch, program: str, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr(_common, "loss_curve", lambda path, *_, **__: path)
+    options = ("--model", "toy") if program == "deep_classifier" else BRIEF[program]
+    found = importlib.import_module(f"rnnkit.examples.{program}").main(
+        ["--backend", "numpy", "--out", str(tmp_path), *options]
+    )
+    assert len(all_losses(found)) > 0
 
 
 def test_one_command_each(tmp_path: Path) -> None:

@@ -118,3 +118,40 @@ def test_set_num_threads(monkeypatch):
         with pytest.raises(error, match=f"threads must be a positive whole number, got {wrong!r}"):
             rnnkit.set_num_threads(wrong)
     assert rnnkit.get_num_threads() == 5
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_share_that_does_not_come_is_not_waited_for(error, three_threads, monkeypatch):
+    """The caller's own share is interrupted before it starts: the others leave the barrier, the error comes out."""
+    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    x = np.ones((20, 2, 16), np.float32)
+    want = layer(x)[0]
+    original = backend.run_shares
+
+    def interrupted(function, bounds, *abandon):
+        def share(low: int, high: int) -> None:
+            if abandon and low == 0:
+                raise error
+            function(low, high)
+
+        original(share, bounds, *abandon)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "run_shares", interrupted)
+        with pytest.raises(error):
+            layer(x)
+    np.testing.assert_array_equal(layer(x)[0], want)
+
+
+def test_read_only_arrays_compile_nothing_anew():
+    layer = rnnkit.GRU(5, 7, backend="numba", rng=0)
+    x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
+    want = layer(x)[0], layer.backward(np.ones((4, 3, 7), np.float32))[0]
+    compiled = backend.kernels("gru", "float32")
+    before = len(compiled.forward.signatures), len(compiled.backward.signatures)
+    dy = np.ones((4, 3, 7), np.float32)
+    for a in (x, dy, *layer.params.values()):
+        a.flags.writeable = False
+    np.testing.assert_array_equal(layer(x)[0], want[0])
+    np.testing.assert_array_equal(layer.backward(dy)[0], want[1])
+    assert (len(compiled.forward.signatures), len(compiled.backward.signatures)) == before

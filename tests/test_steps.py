@@ -91,3 +91,14 @@ def test_bad_calls_are_named():
         rnnkit.LSTMCell(I, H)(np.zeros((B, I), np.float32), np.zeros((B, H), np.float32))
     with pytest.raises(ValueError, match="nonlinearity must be one of 'tanh', 'relu', got 'gelu'"):
         rnnkit.RNNCell(I, H, nonlinearity="gelu")
+
+
+def test_gradients_add_up_over_calls():
+    cell = rnnkit.GRUCell(I, H, rng=0)
+    cell(np.ones((B, I), np.float32), np.ones((B, H), np.float32))
+    cell.backward(np.ones((B, H), np.float32))
+    once = {name: grad.copy() for name, grad in cell.grads.items()}
+    cell.backward(np.ones((B, H), np.float32))
+    for name, grad in cell.grads.items():
+        np.testing.assert_array_equal(grad, 2 * once[name])
+        assert once[name].any()

@@ -7,6 +7,7 @@ element's bits depend neither on the batch around its row nor on the number of t
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache, lru_cache
 from itertools import pairwise
 from types import SimpleNamespace
@@ -35,6 +36,9 @@ CHUNK_BYTES = 1 << 18
 # step has so many FLOP. Measured on two cores with AVX-512: at 3 rows a thread the two are level, at 1 sharing units is
 # 1.2 to 1.5 times as fast from H = 256 on; below 3e5 FLOP meeting every step costs more than it saves.
 UNITS_BELOW_ROWS, UNITS_FROM = 3, 3e5
+
+# What a meeting's counter becomes when a share will not come: past every goal.
+ABANDONED = 1 << 62
 
 
 class Packing(NamedTuple):
@@ -114,6 +118,19 @@ def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
     return Packing(T, B, counts, np.concatenate([[0], np.cumsum(counts)]), order, index)
 
 
+def _as_writable(a: Array) -> Array:
+    """a itself, or for a read-only array a writable one over its memory, which no kernel writes to.
+
+    Numba takes read-only arrays for another type, and would compile every kernel again for each mix of the two.
+    """
+    if a.flags.writeable:
+        return a
+    memory = (ctypes.c_char * a.nbytes).from_address(a.ctypes.data)
+    alias = np.ndarray(a.shape, a.dtype, memory)
+    memory.owner = a  # kept alive as long as its alias
+    return alias
+
+
 def _name(dtype: np.dtype) -> str:
     """dtype.name, which takes NumPy microseconds to make up."""
     return _NAMES[dtype.char]
@@ -131,7 +148,7 @@ def pack_weights(w: Array, transposed: bool = False, first: int = 0, each: int =
     With `each`, of the N rows those [first, first + each), and as many from each further block of N / blocks rows.
     It begins at an address that vectors do not straddle.
     """
-    w = np.ascontiguousarray(w)
+    w = _as_writable(np.ascontiguousarray(w))
     K, whole = w.shape if transposed else w.shape[::-1]
     each = each or whole
     name, N = _name(w.dtype), each * blocks
@@ -181,13 +198,16 @@ def forward(
     T, B, I = x.shape
     (GH, R), dtype = weights.w_hh.shape, x.dtype
     H, p = GH // cell.n_gates, packing(T, B, lengths)
-    x = p.pack(x)
+    x = _as_writable(p.pack(x))
     h = p.sorted(state0[0])
     c = p.sorted(state0[1]) if len(state0) == 2 else np.empty((B, 0), dtype)
     y = np.empty((p.steps, R), dtype)
     kept_steps = p.steps if keep else 0
     h_prev = np.empty((kept_steps, R), dtype)
-    biases = [np.zeros(GH, dtype) if b is None else np.ascontiguousarray(b) for b in (weights.b_ih, weights.b_hh)]
+    biases = [
+        np.zeros(GH, dtype) if b is None else _as_writable(np.ascontiguousarray(b))
+        for b in (weights.b_ih, weights.b_hh)
+    ]
     c_prev = np.empty((kept_steps, c.shape[1]), dtype)
     around = (reverse, keep, x, p.offsets, p.counts)
     work = 2.0 * p.steps * GH * (I + R)
@@ -241,7 +261,7 @@ def _run_forward(
             else:
                 run(low, high, *launches[0])
 
-        run_shares(share, bounds)
+        run_shares(share, bounds, lambda: counter.fill(ABANDONED))
 
 
 def _gates(T: int, bounds: list[int], B: int, width: int, dtype: np.dtype) -> Array:
@@ -264,7 +284,7 @@ def backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weight
     p, dtype = saved.packing, weights.w_hh.dtype
     GH, R = weights.w_hh.shape
     H, N = GH // cell.n_gates, p.steps
-    dy = np.empty((0, R), dtype) if dy is None else np.ascontiguousarray(p.pack(np.ascontiguousarray(dy)))
+    dy = np.empty((0, R), dtype) if dy is None else _as_writable(p.pack(np.ascontiguousarray(dy)))
     dh = p.sorted(dstate_n[0])
     dc = p.sorted(dstate_n[1]) if len(dstate_n) == 2 else np.empty((p.B, 0), dtype)
     dgates_x = np.empty((N, GH), dtype)
@@ -306,7 +326,8 @@ def _run_backward(cell: Cell, p: Packing, around: tuple, work: float, weights: W
             rows, own = ((0, p.B), (low, high)) if together else ((low, high), (0, H))
             run(*rows, *own, threads, counter.ctypes.data, *around, packed[own[0]], w_proj, *results)
 
-        run_shares(share, units if together else p.bounds(shares_of(work, p.B)))
+        bounds = units if together else p.bounds(shares_of(work, p.B))
+        run_shares(share, bounds, lambda: counter.fill(ABANDONED))
 
 
 def _times_weights(d: Array, w: Array) -> Array:

@@ -1,6 +1,6 @@
 """What the five programs share, so that each is left with its subject: options, progress bars, figures, tables.
 
-run = start(parser(__doc__), argv)
+run = start(parser(__doc__, "next_word"), argv)
 layer = rnnkit.LSTM(8, 32, backend=run.backend, **run.layer)
 """
 
@@ -10,17 +10,19 @@ import argparse
 import importlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import rnnkit
 from rnnkit.backends import BACKENDS, check_backend
 
-# Module -> the name pip knows it by. All are in the extra `examples`.
+# Module -> the name pip knows it by. All are in the extra `examples`; every program needs the first two.
 EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+USUAL = ("tqdm", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,15 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     return options
 
 
-def start(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> Run:
-    """Reads the options and checks, before any work, that the backend runs here and the extras are installed."""
+def start(
+    options: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    needs: Callable[[argparse.Namespace], Sequence[str]] = lambda args: (),
+) -> Run:
+    """Reads the options and checks, before any work, that the backend runs here and the extras are installed.
+
+    needs: options -> modules of EXTRAS that a run with them imports besides the usual.
+    """
     args = options.parse_args(argv)
     try:
         check_backend(args.backend)
@@ -72,7 +81,7 @@ def start(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> Run:
         options.error(str(problem))
     if args.seed < 0:
         options.error(f"--seed must be a whole number of at least 0, got {args.seed}")
-    check_extras()
+    check_extras(*USUAL, *needs(args))
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -81,11 +90,11 @@ def start(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> Run:
     return Run(args, args.backend, device, np.random.default_rng(args.seed), args.out)
 
 
-def check_extras() -> None:
+def check_extras(*modules: str) -> None:
     """Ends the program with one message that names what is missing and the command that installs it."""
-    missing = [pip_name for module, pip_name in EXTRAS.items() if not _installed(module)]
+    missing = [EXTRAS[module] for module in modules if not _installed(module)]
     if missing:
-        raise SystemExit(f"the examples need {', '.join(missing)}: pip install 'rnnkit[examples]'")
+        raise SystemExit(f"this program needs {', '.join(missing)}: pip install 'rnnkit[examples]'")
 
 
 def _installed(module: str) -> bool:
@@ -242,3 +251,38 @@ def both_ways(codes: np.ndarray, length: int, count: int, rng: np.random.Generat
     pieces = codes[starts[:, None] + np.arange(length)]
     as_written = rng.random(count) < 0.5
     return np.where(as_written[:, None], pieces, pieces[:, ::-1]), as_written
+
+
+def learn_both_ways(
+    run: Run,
+    model: rnnkit.Module,
+    loss_fn: Any,
+    lr: float,
+    codes: np.ndarray,
+    length: int,
+    yes_above: float,
+    label: str,
+    max_norm: float = math.inf,
+) -> tuple[list[float], float]:
+    """Trains a model to tell the two kinds of `both_ways` apart, for `--steps` steps of 64 pieces, by Adam.
+
+    model: (B, length) whole numbers -> (B, 1), above `yes_above` for pieces as written. The first fifth of the text is
+    held out. Prints and returns the loss of each step and the share of 2,000 held-out pieces that it gets right.
+    """
+    held_out, rest = np.split(codes, [len(codes) // 5])
+    optimizer, losses = rnnkit.Adam(model, lr=lr), []
+    for _ in progress(range(run.args.steps), label):
+        x, as_written = both_ways(rest, length, 64, run.rng)
+        loss = loss_fn(model(run.array(x)), run.array(as_written[:, None], np.float32))
+        model.zero_grad()
+        model.backward(loss_fn.backward())
+        rnnkit.clip_grad_norm(model, max_norm)
+        optimizer.step()
+        losses.append(float(loss))
+    x, as_written = both_ways(held_out, length, 2000, run.rng)
+    with rnnkit.no_grad():
+        output = host(model(run.array(x)))[:, 0]
+    right = float(((output > yes_above) == as_written).mean())
+    print(f"  loss {losses[0]:.3f} -> {losses[-1]:.3f} in {run.args.steps} steps of 64 pieces of text")
+    print(f"  held out: {right:.1%} of {len(x):,} pieces of unseen text right (guessing gets 50%)")
+    return losses, right

@@ -192,18 +192,19 @@ def main(argv: Sequence[str] | None = None) -> Result:
     options.add_argument("--hidden", type=common.positive, default=32, help="of the deep RNN (default 32)")
     options.add_argument("--epochs", type=common.positive, default=20, help="over the digits (default 20)")
     options.add_argument("--learning-rate", type=common.above_zero, help="of the deep RNN (default: mse 0.5, bce 0.1)")
-    run = common.start(options, argv)
+    run = common.start(options, argv, lambda args: () if args.model == "toy" else ("sklearn",))
     if run.args.learning_rate is None:
         run.args.learning_rate = 0.5 if run.args.loss == "mse" else 0.1
 
     result = Result()
     if run.args.model in ("all", "toy"):
         toy(run, result)
-    data = load_digits(run)
-    if run.args.model in ("all", "deep"):
-        even_or_odd(run, data, result)
-    if run.args.model in ("all", "bilstm"):
-        name_the_digit(run, data, result)
+    if run.args.model != "toy":
+        data = load_digits(run)
+        if run.args.model in ("all", "deep"):
+            even_or_odd(run, data, result)
+        if run.args.model in ("all", "bilstm"):
+            name_the_digit(run, data, result)
     draw(run, result)
     return result
 

@@ -162,30 +162,16 @@ def numbered_words() -> np.ndarray:
 def train_classifier(run: common.Run, result: Result) -> None:
     """The model of part 2 learns to tell text from the same text read backwards: a question of order alone."""
     common.heading("5. The 529,441 parameters at work: are ten words in their order, or reversed?")
-    words = numbered_words()
-    held_out, rest = np.split(words, [len(words) // 5])
-    model = word_classifier(run)
-    loss_fn, optimizer = rnnkit.BCEWithLogitsLoss(), rnnkit.Adam(model, lr=0.001)
-    for _ in common.progress(range(run.args.steps), "words in order"):
-        x, as_written = common.both_ways(rest, 10, 64, run.rng)
-        loss = loss_fn(model(run.array(x)), run.array(as_written[:, None], np.float32))
-        model.zero_grad()
-        model.backward(loss_fn.backward())
-        rnnkit.clip_grad_norm(model, 1.0)
-        optimizer.step()
-        result.losses.append(float(loss))
-    x, as_written = common.both_ways(held_out, 10, 2000, run.rng)
-    with rnnkit.no_grad():
-        logits = common.host(model(run.array(x)))[:, 0]
-    result.accuracy = float(((logits > 0) == as_written).mean())
-    print(f"  loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {run.args.steps} steps of 64 passages")
-    print(f"  held out: {result.accuracy:.1%} of {len(x):,} passages of unseen text right (guessing gets 50%)")
+    model, loss_fn = word_classifier(run), rnnkit.BCEWithLogitsLoss()
+    result.losses, result.accuracy = common.learn_both_ways(
+        run, model, loss_fn, 0.001, numbered_words(), 10, yes_above=0, label="words in order", max_norm=1.0
+    )
     result.figures.append(
         common.loss_curve(
             run.out / "keras_notebook.png",
             {"training loss": result.losses},
             "Embedding -> SimpleRNN(128) -> Dense: words in order?",
-            "step of 64 passages",
+            "step of 64 pieces",
             "binary cross-entropy",
             {"guessing, ln 2": float(np.log(2))},
             smooth=25,

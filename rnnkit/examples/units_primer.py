@@ -99,27 +99,15 @@ def train_classifier(run: common.Run, result: Result) -> None:
     """The same model on characters: is a piece of English text written forwards or backwards?"""
     common.heading("3. The model at work: 20 characters, forwards or backwards?")
     characters, codes = np.unique(list(common.python_documentation()), return_inverse=True)
-    held_out, rest = np.split(codes, [len(codes) // 5])
     model = rnnkit.Sequential(
         rnnkit.Embedding(len(characters), 32, **run.layer),
         rnnkit.LastState(rnnkit.RNN(32, 32, batch_first=True, backend=run.backend, **run.layer)),
         rnnkit.Linear(32, 1, **run.layer),
         rnnkit.Activation("sigmoid"),
     )
-    loss_fn, optimizer = rnnkit.MSELoss(), rnnkit.Adam(model, lr=0.003)
-    for _ in common.progress(range(run.args.steps), "forwards or backwards"):
-        x, forwards = common.both_ways(rest, 20, 64, run.rng)
-        loss = loss_fn(model(run.array(x)), run.array(forwards[:, None], np.float32))
-        model.zero_grad()
-        model.backward(loss_fn.backward())
-        optimizer.step()
-        result.losses.append(float(loss))
-    x, forwards = common.both_ways(held_out, 20, 2000, run.rng)
-    with rnnkit.no_grad():
-        p = common.host(model(run.array(x)))[:, 0]
-    result.accuracy = float(((p > 0.5) == forwards).mean())
-    print(f"  loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {run.args.steps} steps of 64 pieces")
-    print(f"  held out: {result.accuracy:.1%} of {len(x):,} pieces of unseen text right (guessing gets 50%)")
+    result.losses, result.accuracy = common.learn_both_ways(
+        run, model, rnnkit.MSELoss(), 0.003, codes, 20, yes_above=0.5, label="forwards or backwards"
+    )
     path = run.out / "units_primer.png"
     title = "Embedding -> SimpleRNN(32) -> Dense: which way round?"
     levels = {"guessing, 1/4": 0.25}

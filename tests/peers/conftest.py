@@ -1,6 +1,6 @@
 """Parity with the peers: a suite of one that is not installed is skipped, unless it was asked for.
 
-`make test-peers` installs all of them and sets RNNKIT_PEERS=required, so that it cannot be green by skipping everything.
+`make test-peers` installs all of them and sets RNNKIT_PEERS=required, so that skipping everything is not green.
 """
 
 from __future__ import annotations
