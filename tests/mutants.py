@@ -320,7 +320,7 @@ NUMBA_MUTANTS = (
     ),
     _numba(
         "dy not put in the order of storage",
-        "np.ascontiguousarray(p.pack(np.ascontiguousarray(dy)))",
+        "_as_writable(p.pack(np.ascontiguousarray(dy)))",
         "np.ascontiguousarray(dy).reshape(-1, R)[:N]",
         "rnn_tanh-T5",
     ),
