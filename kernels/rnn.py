@@ -1,7 +1,6 @@
 """RNN, pointwise: h = act(a), a = x_side + h_side. One scalar source for every target; `jit` and `act` come from it.
 
-Kept for backward: h itself, from which both slopes follow: 1 - h^2, and 0 where h <= 0 else 1 (so also at NaN, as in
-PyTorch).
+Kept for backward: h itself, from which both slopes follow: 1 - h^2, and whether h <= 0 (which a NaN is not).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ GATES, KEPT, SPLIT = 1, 1, False
 def make(jit, act, nonlinearity: str) -> SimpleNamespace:
     """forward and backward of one unit; a number may be a scalar or a vector of units."""
     activation = act.tanh if nonlinearity == "tanh" else act.relu
-    positive = act.positive
+    passed = act.passed
 
     @jit
     def forward(x, u, h_prev, c_prev):
@@ -28,7 +27,7 @@ def make(jit, act, nonlinearity: str) -> SimpleNamespace:
 
     @jit
     def backward_relu(kept, h_prev, c_prev, dh, dc):
-        da = dh * positive(kept[0])
+        da = passed(kept[0], dh)
         return (da,), (da,), 0.0, dc
 
     return SimpleNamespace(forward=forward, backward=backward_tanh if nonlinearity == "tanh" else backward_relu)

@@ -215,7 +215,7 @@ def vectors(dtype: str) -> SimpleNamespace:
         load_blocks(address, stride, n, count)                 a tuple of vectors `stride` bytes apart, count literal
         store_blocks(values, address, stride, n)               the tuple back
     zero(), add_blocks(left, right)                           two tuples, vector by vector
-    clamp(low, high)(a), relu(a), positive(a)                 NaN stays NaN (positive: 0 where a <= 0, else 1)
+    clamp(low, high)(a), relu(a), passed(h, dh)               NaN stays NaN; passed: 0 where h <= 0, else dh
     polynomial(coefficients)(a), power_of_two(t)              by Horner's rule, highest power first; see activations.py
     """
     itemsize = np.dtype(dtype).itemsize
@@ -320,11 +320,11 @@ def vectors(dtype: str) -> SimpleNamespace:
         return vec(vec), emit
 
     @intrinsic
-    def positive(typing, a):
+    def passed(typing, h, dh):
         def emit(context, builder, sig, args):
-            return builder.select(builder.fcmp_ordered("<=", args[0], constant(0)), constant(0), constant(1))
+            return builder.select(builder.fcmp_ordered("<=", args[0], constant(0)), constant(0), args[1])
 
-        return vec(vec), emit
+        return vec(vec, vec), emit
 
     mantissa = 23 if dtype == "float32" else 52
 
@@ -350,7 +350,7 @@ def vectors(dtype: str) -> SimpleNamespace:
         add_blocks=add_blocks,
         clamp=clamp,
         relu=relu,
-        positive=positive,
+        passed=passed,
         power_of_two=power_of_two,
         polynomial=polynomial,
     )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from rnnkit._device import array_module, device_of
 
+# What Python and NumPy count among the numbers and nobody means as one.
+NO_NUMBERS = (bool, np.bool_, np.timedelta64)
+
 
 def positive_int(name: str, value: Any) -> int:
     """`value` as an int of at least 1."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+    if isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a positive whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
@@ -22,7 +27,7 @@ def positive_int(name: str, value: Any) -> int:
 
 def fraction(name: str, value: Any) -> float:
     """`value` as a float in [0, 1]."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+    if isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1], got {value!r}")
     if not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
@@ -43,10 +48,30 @@ def one_of(name: str, value: Any, choices: tuple[str | None, ...]) -> Any:
     return value
 
 
+@contextmanager
+def memory_for(**sizes: int) -> Iterator[None]:
+    """Around the drawing of parameters: what NumPy says of a shape beyond memory becomes a ValueError with `sizes`."""
+    try:
+        yield
+    except (MemoryError, OverflowError, ValueError) as problem:
+        said = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"parameters of {said} do not fit memory ({problem})") from None
+
+
+def plain_array(name: str, value: Any, wanted: str = "NumPy or CuPy array") -> ModuleType:
+    """The module of `value`, when it is a NumPy or CuPy array and of no subclass with arithmetic of its own."""
+    xp = array_module(value)
+    if xp is not None:
+        return xp
+    kind = type(value).__name__
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a plain NumPy array, got {kind} (use np.asarray)")
+    raise TypeError(f"{name} must be a {wanted}, got {kind}")
+
+
 def array(name: str, value: Any, dtype: np.dtype, device: str) -> Any:
     """`value`, when it is an array of `dtype` on `device`; never cast, never moved."""
-    if array_module(value) is None:
-        raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(value).__name__}")
+    plain_array(name, value)
     if value.dtype != dtype:
         raise TypeError(
             f"{name} must have dtype {dtype}, got {value.dtype} (nothing is cast silently: use {name}.astype)"
@@ -89,7 +114,9 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
     wanted = "be a whole number or have shape (1,)" if unbatched else f"have shape (B,) = ({B},)"
     if value is None:
         return None
-    if array_module(value) not in (None, np):
+    if isinstance(value, np.ndarray):
+        plain_array("lengths", value)
+    elif array_module(value) is not None:
         value = value.get()
     try:
         got = np.asarray(value)
@@ -99,6 +126,8 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
         got = got[None]
     if got.shape != (B,):
         raise ValueError(f"lengths must {wanted}, got {got.shape}")
+    if got.dtype.kind == "f" and isinstance(value, (list, tuple)) and _whole(np.asarray(value, dtype=object)):
+        got = np.asarray(value, dtype=object)  # NumPy makes floats of whole numbers on both sides of 2**63
     if got.size and not _whole(got):
         raise TypeError(f"lengths must be whole numbers, got dtype {got.dtype}")
     wrong = (got < 0) | (got > T)
@@ -111,5 +140,5 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
 def _whole(values: np.ndarray) -> bool:
     """Whether all are whole numbers; NumPy keeps those beyond 64 bits as Python's own."""
     if values.dtype == object:
-        return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
-    return np.issubdtype(values.dtype, np.integer)
+        return all(isinstance(v, (int, np.integer)) and not isinstance(v, NO_NUMBERS) for v in values)
+    return values.dtype.kind in "iu"

@@ -12,8 +12,12 @@ import numpy as np
 
 
 def array_module(array: Any) -> ModuleType | None:
-    """numpy for a NumPy array, cupy for a CuPy array, None for anything else (CuPy is not imported to find out)."""
-    if isinstance(array, np.ndarray):
+    """numpy for a NumPy array, cupy for a CuPy array, None for anything else (CuPy is not imported to find out).
+
+    A subclass of NumPy's is something else: np.matrix has another product, a masked array another sum. np.memmap has
+    not.
+    """
+    if type(array) in (np.ndarray, np.memmap):
         return np
     cupy = sys.modules.get("cupy")
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else None
@@ -48,6 +52,8 @@ def resolve_device(device: Any) -> str:
         raise ValueError(f"device must be None, 'cpu', 'cuda' or 'cuda:<index>', got {device!r}")
     problem = cuda_problem()
     if problem:
+        if importlib.util.find_spec("rnnkit.backends.cupy") is None:  # or CuPy would be installed for nothing
+            problem = f"this version of rnnkit has no CUDA kernels yet; {problem}"
         raise RuntimeError(f"device {device!r} cannot be used: {problem}")
     import cupy
 

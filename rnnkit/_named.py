@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from rnnkit._device import array_module
+
 Array = Any
 
 
@@ -17,6 +19,15 @@ class Params(dict[str, Array]):
         if name not in self:
             raise KeyError(f"no parameter is named {name!r}; there are {', '.join(self)}")
         own = self[name]
+        if (
+            hasattr(value, "dtype")
+            and not isinstance(value, np.generic)
+            and array_module(value) is not array_module(own)
+        ):
+            kind, module = type(value).__name__, "CuPy" if array_module(own) is not np else "NumPy"
+            if isinstance(value, np.ndarray) and module == "NumPy":
+                raise TypeError(f"{name} must be a plain NumPy array, got {kind} (use np.asarray)")
+            raise TypeError(f"{name} must be a {module} array, got {kind}")
         if tuple(np.shape(value)) != tuple(own.shape):
             raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(np.shape(value))}")
         if getattr(value, "dtype", own.dtype) != own.dtype:

@@ -85,7 +85,7 @@ class Bidirectional(Module):
         y_reverse, end_reverse = self.reverse_layer(turn(x), _half(states, 1), lengths)
         y_reverse = turn(y_reverse)
         if grad_enabled():
-            self._saved = _Call(turn, B, y_forward, y_reverse)
+            self._saved = _Call(turn, B, y_forward, y_reverse, kept_by(self))
         return merged(self.merge, y_forward, y_reverse), _interleaved(end_forward, end_reverse)
 
     def backward(self, dy: Any, dh_n: Any = None) -> Any:
@@ -93,11 +93,13 @@ class Bidirectional(Module):
 
         dy as y, dh_n as h_n; None stands for zeros, also inside a pair. Adds into both layers' grads. Call it before
         the optimizer's step.
-        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad gradient.
+        Raises RuntimeError before any call, after one under `no_grad()` or where the layer or its mirror was called by
+        itself since, ValueError or TypeError for a bad gradient.
         """
         if self._saved is None:
             raise RuntimeError("backward needs a call of this Bidirectional first, and one outside rnnkit.no_grad()")
-        turn, B, y_forward, y_reverse = self._saved
+        turn, B, y_forward, y_reverse, kept = self._saved
+        check_kept(self, kept)
         dy_forward, dy_reverse = merge_gradients("dy", dy, self.merge, y_forward, y_reverse)
         ends = self._states(("dh_n", "dc_n"), dh_n, B, turn.unbatched)
         if dy_reverse is not None:
@@ -136,12 +138,32 @@ class _Turn(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """Of the last call: how its rows are turned, the batch size, and both outputs in time order."""
+    """Of the last call: how its rows are turned, the batch size, both outputs in time order, and `kept_by`."""
 
     turn: _Turn
     B: int
     y_forward: Array
     y_reverse: Array
+    kept: tuple[Any, ...]
+
+
+def kept_by(container: Module) -> tuple[Any, ...]:
+    """What each module inside, however deep, has kept of its last call for its backward."""
+    return tuple(getattr(module, "_saved", None) for module in _inside(container))
+
+
+def check_kept(container: Module, kept: tuple[Any, ...]) -> None:
+    """Raises RuntimeError unless every module inside still holds what it held at the container's call."""
+    for module, then in zip(_inside(container), kept, strict=True):
+        if getattr(module, "_saved", None) is not then:
+            raise RuntimeError(
+                f"backward of this {type(container).__name__} needs its last call to be that of its modules too: "
+                f"{module!r} was called by itself since"
+            )
+
+
+def _inside(container: Module) -> list[Module]:
+    return list(container._family())[1:]
 
 
 def _mirror(layer: Recurrent) -> Recurrent:

@@ -85,7 +85,7 @@ def _hidden_side(h: Array, weights: Weights, first: int = 0, end: int | None = N
 
 
 def _rnn_step(
-    activation: Callable[[Array], Array], slope_from_output: Callable[[Array], Array]
+    activation: Callable[[Array], Array], through: Callable[[Array, Array], Array]
 ) -> tuple[Callable[..., tuple[State, Kept]], Callable[..., StepGradients]]:
     def forward(x_side: Array, state: State, weights: Weights) -> tuple[State, Kept]:
         (h_prev,) = state
@@ -94,7 +94,7 @@ def _rnn_step(
 
     def backward(kept: Kept, dstate: State, weights: Weights) -> StepGradients:
         (dh,) = dstate
-        da = dh * slope_from_output(kept["h"])
+        da = through(kept["h"], dh)
         return StepGradients(da, da, (da @ weights.w_hh,))
 
     return forward, backward
@@ -190,12 +190,12 @@ def _gru_before_backward(kept: Kept, dstate: State, weights: Weights) -> StepGra
 CELLS: dict[str, Cell] = {
     cell.name: cell
     for cell in (
-        Cell("rnn_tanh", ("h",), ("h",), *_rnn_step(np.tanh, lambda h: 1 - h * h), (("h_prev", 0, 1),)),
+        Cell("rnn_tanh", ("h",), ("h",), *_rnn_step(np.tanh, lambda h, dh: dh * (1 - h * h)), (("h_prev", 0, 1),)),
         Cell(
             "rnn_relu",
             ("h",),
             ("h",),
-            *_rnn_step(lambda a: np.maximum(a, 0), lambda h: (~(h <= 0)).astype(h.dtype)),
+            *_rnn_step(lambda a: np.maximum(a, 0), lambda h, dh: np.where(h <= 0, 0, dh)),
             (("h_prev", 0, 1),),
         ),
         Cell("gru", ("r", "z", "n"), ("h",), _gru_forward, _gru_backward, (("h_prev", 0, 3),)),

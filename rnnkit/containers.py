@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from rnnkit._device import array_module
-from rnnkit.bidirectional import Bidirectional, check_gradient, merge_gradients, merged
+from rnnkit.bidirectional import Bidirectional, check_gradient, check_kept, kept_by, merge_gradients, merged
 from rnnkit.module import Array, Module, grad_enabled
 from rnnkit.recurrent import Recurrent
 from rnnkit.steps import StepCell
@@ -29,7 +29,7 @@ class Sequential(Module):
         self._main = next((m for m in modules if m.params), modules[0])
         super().__init__(self._main.dtype, self._main.device)
         self.takes_lengths = any(module.takes_lengths for module in modules)
-        self._saved: bool | None = None  # whether every module has kept what it needs
+        self._saved: tuple[Any, ...] | None = None  # what every module kept of the last call
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self._modules))})"
@@ -67,16 +67,18 @@ class Sequential(Module):
             x = module(x, lengths=lengths) if lengths is not None and module.takes_lengths else module(x)
             if isinstance(module, (Recurrent, Bidirectional)):
                 x, _ = x
-        self._saved = True if grad_enabled() else None
+        self._saved = kept_by(self) if grad_enabled() else None
         return x
 
     def backward(self, dy: Any) -> Array | None:
         """dy as the output -> dx; None where the first module is an Embedding. Adds into every module's grads.
 
-        Raises RuntimeError before any call, or after one that failed or ran under `no_grad()`; what the modules raise.
+        Raises RuntimeError before any call, after one that failed or ran under `no_grad()`, or where a module was
+        called by itself since; what the modules raise.
         """
         if self._saved is None:
             raise RuntimeError("backward needs a call of this Sequential first, and one outside rnnkit.no_grad()")
+        check_kept(self, self._saved)
         for module in reversed(self._modules):
             dy = module.backward(dy)
             if isinstance(module, (Recurrent, Bidirectional)):
@@ -128,17 +130,19 @@ class LastState(Module):
         h_n = state_n[0] if isinstance(state_n, tuple) else state_n
         last = tuple(h_n[-self._directions :])
         if grad_enabled():
-            self._saved = _Call(tuple(h_n.shape), isinstance(state_n, tuple), last)
+            self._saved = _Call(tuple(h_n.shape), isinstance(state_n, tuple), last, kept_by(self))
         return last[0] if len(last) == 1 else merged(self.merge, *last)
 
     def backward(self, dout: Any) -> Array:
         """dout as the output -> dx; None stands for zeros. Adds into the layer's grads.
 
-        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad dout.
+        Raises RuntimeError before any call, after one under `no_grad()` or where the layer was called by itself since,
+        ValueError or TypeError for a bad dout.
         """
         if self._saved is None:
             raise RuntimeError("backward needs a call of this LastState first, and one outside rnnkit.no_grad()")
-        shape, paired, last = self._saved
+        shape, paired, last, kept = self._saved
+        check_kept(self, kept)
         if len(last) == 1:
             check_gradient("dout", dout, last[0], last[0].shape[-1])
             dlast: tuple[Array | None, ...] = (dout,)
@@ -154,11 +158,12 @@ class LastState(Module):
 
 
 class _Call(NamedTuple):
-    """Of LastState's last call: h_n's shape, whether the state is a pair, and the last layer's h_n, one a direction."""
+    """Of LastState's last call: h_n's shape, whether the state is a pair, the last layer's h_n, and `kept_by`."""
 
     shape: tuple[int, ...]
     paired: bool
-    last: tuple[Array, ...]
+    last: tuple[Array, ...]  # one a direction
+    kept: tuple[Any, ...]
 
 
 def _gives_a_pair(module: Module) -> bool:

@@ -51,7 +51,7 @@ def resolve_dtype(dtype: Any) -> DType:
         raise error
     try:
         wanted = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # the last two from strings such as ","
         raise error from None
     if wanted.name not in DTYPES or not wanted.isnative:
         raise error

@@ -32,7 +32,8 @@ class Embedding(Module):
         self.embedding_dim = _checks.positive_int("embedding_dim", embedding_dim)
         self.rng = make_rng(rng)
         super().__init__(dtype, device)
-        self._add_param("weight", self.rng.standard_normal((self.num_embeddings, self.embedding_dim)))
+        with _checks.memory_for(num_embeddings=self.num_embeddings, embedding_dim=self.embedding_dim):
+            self._add_param("weight", self.rng.standard_normal((self.num_embeddings, self.embedding_dim)))
         self._saved: tuple[Array, tuple[int, ...]] | None = None
 
     def __repr__(self) -> str:
@@ -69,8 +70,7 @@ def whole_numbers(name: str, value: Any, end: int, device: str) -> Array:
 
     Reads the smallest and largest entry, which on a CUDA device waits for it.
     """
-    if array_module(value) is None:
-        raise TypeError(f"{name} must be a NumPy or CuPy array of whole numbers, got {type(value).__name__}")
+    _checks.plain_array(name, value, "NumPy or CuPy array of whole numbers")
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
     if device_of(value) != device:

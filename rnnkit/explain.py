@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from rnnkit import _checks
 from rnnkit._threads import get_num_threads
 from rnnkit.backends import Sizes
 from rnnkit.layers import Recurrent
@@ -15,7 +17,7 @@ from rnnkit.steps import StepCell
 class Explanation:
     """What will run and why. Bytes are of one call; print it for a table.
 
-    workspace_bytes  the most that is allocated at one time beyond what the call returns, without `lengths`
+    workspace_bytes  the most that is allocated at one time beyond what the call returns
     kept_bytes       the part of it that stays until `backward` has run or the next call is made; 0 under no_grad()
     """
 
@@ -47,30 +49,35 @@ def layer_drops(layer: Module) -> bool:
     return layer.training and getattr(layer, "dropout", 0.0) > 0
 
 
-def explain(layer: Module, x: Array) -> Explanation:
-    """What `layer(x)` would run here. x is checked as by the call itself; its values are not read.
+def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
+    """What `layer(x, lengths=lengths)` would run here. x is checked as by the call itself; its values are not read.
 
     layer: an RNN, GRU, LSTM or one of their Cells. Raises TypeError for another module, and what the call would raise.
     """
     if isinstance(layer, Recurrent):
-        x, _ = layer._time_major("x", x, layer.input_size)
+        x, unbatched = layer._time_major("x", x, layer.input_size)
         T, B = x.shape[:2]
+        checked = _checks.lengths(lengths, T, B, unbatched)
         layers, directions, P = layer.num_layers, layer.num_directions, layer.proj_size
     elif isinstance(layer, StepCell):
         layer._check_x(x)
+        if lengths is not None:
+            raise TypeError("lengths must be None for a Cell, which takes one step")
+        checked = None
         T, B, layers, directions, P = 1, (1 if x.ndim == 1 else x.shape[0]), 1, 1, 0
     else:
         raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}")
     choice, keep = layer._choice(), grad_enabled()
+    steps = T * B if checked is None else int(checked.sum())
     H, R, size = layer.hidden_size, P or layer.hidden_size, layer.dtype.itemsize
     described = [
-        choice.backend.describe(layer.cell, layer.dtype.name, Sizes(T, B, I, H, R), keep)
+        choice.backend.describe(layer.cell, layer.dtype.name, Sizes(T, B, I, H, R, steps), keep)
         for I in (layer.input_size, directions * R)[: min(layers, 2)]
     ]
-    kernel, transient, kept = described[0][0], max(d[1] for d in described), described[0][2]
+    kernel, transient = described[0][0], max(d[1] for d in described)
     y = T * B * R * size
     states = 2 * layers * directions * B * (R + (H if len(layer.cell.states) == 2 else 0)) * size
-    held = (layers if keep else 1) * directions * kept
+    held = directions * (described[0][2] + (layers - 1) * described[-1][2])
     # One layer's y is the next one's x. Two directions hold theirs until they are joined, after both have run.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
     running = max(transient, 0 if directions == 1 else directions * y)

@@ -36,10 +36,11 @@ class Linear(Module):
         self.bias = _checks.flag("bias", bias)
         self.rng = make_rng(rng)
         super().__init__(dtype, device)
-        bound = 1 / math.sqrt(self.in_features)
-        self._add_param("weight", self.rng.uniform(-bound, bound, (self.out_features, self.in_features)))
-        if self.bias:
-            self._add_param("bias", self.rng.uniform(-bound, bound, self.out_features))
+        with _checks.memory_for(in_features=self.in_features, out_features=self.out_features):
+            bound = 1 / math.sqrt(self.in_features)
+            self._add_param("weight", self.rng.uniform(-bound, bound, (self.out_features, self.in_features)))
+            if self.bias:
+                self._add_param("bias", self.rng.uniform(-bound, bound, self.out_features))
         self._saved: Array | None = None
 
     def __repr__(self) -> str:
@@ -114,10 +115,11 @@ class Activation(Module):
         return f"Activation({self.kind!r})"
 
     def __call__(self, x: Array) -> Array:
-        """x of any shape -> the same shape. Raises TypeError for no array, ValueError for a dtype not in DTYPES."""
-        xp = array_module(x)
-        if xp is None:
-            raise TypeError(f"x must be a NumPy or CuPy array, got {type(x).__name__}")
+        """x of any shape -> the same shape.
+
+        Raises TypeError for no plain array, ValueError for a dtype not in DTYPES.
+        """
+        xp: Any = _checks.plain_array("x", x)
         resolve_dtype(x.dtype)
         y = xp.asarray(ACTIVATIONS[self.kind][0](x))
         self._saved = y if grad_enabled() else None

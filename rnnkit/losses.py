@@ -54,8 +54,9 @@ def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tu
 def cross_entropy(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
     """-log softmax(logits)[target]. logits (..., K), target (...) whole numbers in [0, K) -> the loss and its gradient.
 
-    As torch's cross_entropy with the classes on the last axis. Of ragged rows, give the live steps alone:
-    loss, dlive = cross_entropy(logits[live], target[live]) with live (T, B) boolean; then dlogits[live] = dlive.
+    As torch's cross_entropy but for the axis of the classes: here the last, in torch axis 1.
+    Of ragged rows, give the live steps alone: loss, dlive = cross_entropy(logits[live], target[live]) with live (T, B)
+    boolean; then dlogits[live] = dlive.
     Raises ValueError for shapes that do not fit, TypeError for wrong dtypes, IndexError for a target outside [0, K).
     """
     _checks.one_of("reduction", reduction, REDUCTIONS)
@@ -122,14 +123,16 @@ class BCEWithLogitsLoss(_Loss):
 
 
 class CrossEntropyLoss(_Loss):
-    """`cross_entropy` as an object: loss = fn(logits, target); dlogits = fn.backward()."""
+    """`cross_entropy` as an object: loss = fn(logits, target); dlogits = fn.backward().
+
+    The classes are on logits' last axis, (..., K); torch's CrossEntropyLoss has them on axis 1.
+    """
 
     function = staticmethod(cross_entropy)
 
 
 def _check_float(name: str, value: Any) -> None:
-    if array_module(value) is None:
-        raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(value).__name__}")
+    _checks.plain_array(name, value)
     try:
         resolve_dtype(value.dtype)
     except ValueError as error:

@@ -7,10 +7,11 @@ A leaf layer fills `self.params` by `_add_param`; a container lists its children
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -22,33 +23,76 @@ __all__ = ["Array", "Module", "StateDict", "grad_enabled", "make_rng", "no_grad"
 
 Array = Any
 
-_grad_enabled: contextvars.ContextVar[bool] = contextvars.ContextVar("rnnkit_grad_enabled", default=True)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# How many `no_grad` the running code is inside of. A count, not a flag: one object may then be entered twice.
+_no_grad_depth: contextvars.ContextVar[int] = contextvars.ContextVar("rnnkit_no_grad_depth", default=0)
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
-    """Inside, layers keep nothing for backward: a call costs the memory of its outputs. Per thread and async task."""
-    token = _grad_enabled.set(False)
-    try:
-        yield
-    finally:
-        _grad_enabled.reset(token)
+class _NoGrad:
+    """What `no_grad()` gives: a context manager and a decorator."""
+
+    def __enter__(self) -> None:
+        _no_grad_depth.set(_no_grad_depth.get() + 1)
+
+    def __exit__(self, *_: Any) -> None:
+        _no_grad_depth.set(_no_grad_depth.get() - 1)
+
+    def __call__(self, function: Function) -> Function:
+        """`function`, run inside."""
+        if not callable(function):
+            raise TypeError(f"function must be callable, got {function!r}")
+        # Those return before they run, and what they set between two yields their caller would see.
+        kinds = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        if any(is_kind(function) for is_kind in kinds):
+            raise TypeError(f"function must be no generator or coroutine, got {function!r}: use a with block inside it")
+
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return inside  # type: ignore[return-value]
+
+
+@overload
+def no_grad() -> _NoGrad: ...
+@overload
+def no_grad(function: Function) -> Function: ...
+def no_grad(function: Any = None) -> Any:
+    """Inside, layers keep nothing for backward: a call costs the memory of its outputs. Per thread and async task.
+
+    `with no_grad():`, or over a function `@no_grad` or `@no_grad()`. Raises TypeError for what is no plain function:
+    a generator or coroutine takes the `with` inside.
+    """
+    return _NoGrad() if function is None else _NoGrad()(function)
 
 
 def grad_enabled() -> bool:
     """Whether calls keep what backward needs: False inside `no_grad()`."""
-    return _grad_enabled.get()
+    return _no_grad_depth.get() == 0
 
 
 def make_rng(rng: Any) -> np.random.Generator:
     """A Generator from a Generator, a seed, or None (fresh entropy)."""
     if isinstance(rng, np.random.Generator):
         return rng
-    if rng is not None and (isinstance(rng, bool) or not isinstance(rng, (int, np.integer, np.random.SeedSequence))):
+    seeds = (int, np.integer, np.random.SeedSequence)
+    if rng is not None and (isinstance(rng, _checks.NO_NUMBERS) or not isinstance(rng, seeds)):
         raise TypeError(f"rng must be None, a seed or a numpy.random.Generator, got {type(rng).__name__}")
     if isinstance(rng, (int, np.integer)) and rng < 0:
         raise ValueError(f"rng must be None, a seed of at least 0 or a numpy.random.Generator, got {rng}")
     return np.random.default_rng(rng)
+
+
+class LoadedKeys(NamedTuple):
+    """What `load_state_dict` with strict=False passed over: the module's names not given, and names not the module's.
+
+    As what PyTorch's gives back; both empty with strict.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Module:
@@ -164,12 +208,13 @@ class Module:
         arrays = {name: np.array(_device.to_numpy(p)) for name, p in self.params.items()}
         return StateDict(arrays, {prefix: {"cell": cell} for prefix, cell in self.cells.items()})
 
-    def load_state_dict(self, mapping: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, mapping: Mapping[str, Any], strict: bool = True) -> LoadedKeys:
         """Copies parameters from a mapping of NumPy, CuPy or torch arrays, cast to this layer's dtype.
 
+        Returns the names passed over, (missing_keys, unexpected_keys): without strict there may be some.
         Everything is checked before anything is written. Raises KeyError for missing or extra names (unless strict is
-        False), ValueError for a wrong shape or for another cell's weights (where the mapping is a `StateDict`, which
-        says so), TypeError for values that are no real numbers.
+        False), ValueError for a wrong shape, for numbers too large for the dtype or for another cell's weights (where
+        the mapping is a `StateDict`, which says so), TypeError for values that are no real numbers.
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
@@ -193,6 +238,19 @@ class Module:
                 raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
         # Copy all before writing any: a cast may still fail, and then nothing has changed; and the mapping may hold
         # this layer's own arrays under other names.
-        cast = {name: np.array(value, dtype=params[name].dtype, order="C") for name, value in arrays.items()}
+        cast = {name: _cast(name, value, params[name].dtype) for name, value in arrays.items()}
         for name, host in cast.items():
             params[name][...] = _device.to_device(host, _device.device_of(params[name]))
+        return LoadedKeys(missing, extra)
+
+
+def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy of `value` in `dtype`. Raises ValueError where a finite number is none there."""
+    with np.errstate(over="ignore"):  # said below
+        cast = np.array(value, dtype=dtype, order="C")
+    lost = ~np.isfinite(cast)
+    if lost.any():
+        lost &= np.isfinite(value)
+        if lost.any():
+            raise ValueError(f"{name} must fit dtype {dtype}, got {value[lost][0]}")
+    return cast

@@ -126,8 +126,7 @@ def run_backward(
 
 def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tuple[Cell, State, Weights]:
     row = CELLS[_checks.one_of("cell", cell, tuple(CELLS))]
-    if array_module(x) is None:
-        raise TypeError(f"x must be a NumPy or CuPy array, got {type(x).__name__}")
+    _checks.plain_array("x", x)
     if x.dtype.name not in DTYPES or not x.dtype.isnative:
         raise TypeError(f"x must have dtype {' or '.join(DTYPES)}, got {x.dtype}")
     dtype, device = x.dtype, device_of(x)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit import _device
+from rnnkit import _checks, _device
 from rnnkit.module import Array, Module
 
 Key = tuple[int, str]  # which module, which of its parameters
@@ -101,12 +101,13 @@ class SGD(Optimizer):
 class Adagrad(Optimizer):
     """p -= lr dp / (sqrt(sum of dp^2) + eps). Duchi, Hazan and Singer (2011), as torch.optim.Adagrad without decay.
 
-    model: a Module or several. lr, eps: at least 0. Raises TypeError or ValueError by name.
+    model: a Module or several. lr, eps: at least 0; eps by name alone, as torch has lr_decay in its place. Raises
+    TypeError or ValueError by name.
     """
 
     slots = ("sum",)
 
-    def __init__(self, model: Any, lr: float = 0.01, eps: float = 1e-10) -> None:
+    def __init__(self, model: Any, lr: float = 0.01, *, eps: float = 1e-10) -> None:
         self.eps = _number("eps", eps)
         super().__init__(model, lr)
 
@@ -223,7 +224,7 @@ def _parameters(models: tuple[Module, ...]) -> Iterator[tuple[Key, Array, Array]
 def _number(name: str, value: Any, *, below: float = math.inf, finite: bool = True) -> float:
     """`value` as a float of at least 0 and below `below`; infinity passes if `finite` is False."""
     wanted = f"in [0, {below:g})" if below < math.inf else "at least 0" + (" and finite" if finite else "")
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+    if isinstance(value, _checks.NO_NUMBERS) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number that is {wanted}, got {value!r}")
     number = float(value)
     if not (0 <= number < below or (not finite and number == math.inf)):

@@ -109,9 +109,11 @@ class Recurrent(Module):
         for layer, direction in self._slots():
             I = self.input_size if layer == 0 else self.output_size
             suffix = _suffix(layer, direction)
-            drawn = uniform_parameters(self.cell, I, self.hidden_size, self.proj_size, self.bias, self.dtype, self.rng)
-            for name, value in drawn.items():
-                self._add_param(name + suffix, value)
+            H, P = self.hidden_size, self.proj_size
+            with _checks.memory_for(input_size=self.input_size, hidden_size=H):
+                drawn = uniform_parameters(self.cell, I, H, P, self.bias, self.dtype, self.rng)
+                for name, value in drawn.items():
+                    self._add_param(name + suffix, value)
 
     # Shapes
 
@@ -256,7 +258,7 @@ def _suffix(layer: int, direction: int) -> str:
 
 
 def _check_proj_size(proj_size: Any, hidden_size: int) -> int:
-    if isinstance(proj_size, bool) or not isinstance(proj_size, (int, np.integer)):
+    if isinstance(proj_size, _checks.NO_NUMBERS) or not isinstance(proj_size, (int, np.integer)):
         raise TypeError(f"proj_size must be a whole number, got {proj_size!r}")
     if not 0 <= proj_size < hidden_size:
         raise ValueError(f"proj_size must be in [0, hidden_size={hidden_size}), got {proj_size}")

@@ -41,9 +41,10 @@ class StepCell(Module):
         super().__init__(dtype, device)
         self.cell, self.backend = CELLS[cell], backend
         self._choice()
-        drawn = uniform_parameters(self.cell, self.input_size, self.hidden_size, 0, self.bias, self.dtype, generator)
-        for name, value in drawn.items():
-            self._add_param(name, value)
+        I, H = self.input_size, self.hidden_size
+        with _checks.memory_for(input_size=I, hidden_size=H):
+            for name, value in uniform_parameters(self.cell, I, H, 0, self.bias, self.dtype, generator).items():
+                self._add_param(name, value)
         self._saved: tuple[ops.Saved, bool] | None = None
 
     def __repr__(self) -> str:

@@ -107,8 +107,10 @@ CELL_MUTANTS = (
         "GRU, reset before: weight_hn's gradient from h, not from r h",
         Edit(CELLS, '(("h_prev", 0, 2), ("rh", 2, 3))', '(("h_prev", 0, 2), ("h_prev", 2, 3))'),
     ),
-    _gradient("rnn_tanh", "RNN: wrong slope of tanh", Edit(CELLS, "lambda h: 1 - h * h)", "lambda h: 1 - h)")),
-    _gradient("rnn_relu", "RNN: relu passes every gradient", Edit(CELLS, "(~(h <= 0)).astype", "(~(h < 0)).astype")),
+    _gradient("rnn_tanh", "RNN: wrong slope of tanh", Edit(CELLS, "dh * (1 - h * h)", "dh * (1 - h)")),
+    _gradient(
+        "rnn_relu", "RNN: relu passes every gradient", Edit(CELLS, "np.where(h <= 0, 0, dh)", "np.where(h < 0, 0, dh)")
+    ),
     Mutant(
         "RNN: relu loses a NaN",
         (Edit(CELLS, "np.maximum(a, 0)", "np.where(a > 0, a, 0 * a.dtype.type(1))"),),

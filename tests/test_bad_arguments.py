@@ -5,6 +5,7 @@ Bad input to a call is in test_bad_input.py.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,60 @@ def test_a_cupy_that_does_not_import_gives_its_reason(
 def test_sizes_and_fractions_of_numpy_are_numbers() -> None:
     layer = rnnkit.GRU(np.int64(3), np.int32(4), np.uint8(2), dropout=np.float32(0.5), backend="numpy", rng=np.int64(3))
     assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (3, 4, 2, 0.5)
+
+
+@pytest.mark.skipif(BACKENDS["cupy"].problem() is None, reason="this machine runs CUDA kernels")
+def test_cuda_without_kernels_says_so_before_it_asks_for_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = "CuPy is not installed"
+    monkeypatch.setattr("rnnkit._device.cuda_problem", lambda: problem)
+    find = importlib.util.find_spec
+    missing, known = "this version of rnnkit has no CUDA kernels yet; ", "rnnkit.backends.cupy"
+    for there, said in ((None, missing + problem), (find("rnnkit"), problem)):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, there=there: there if name == known else find(name)
+        )
+        with pytest.raises(RuntimeError) as caught:
+            rnnkit.Linear(2, 3, device="cuda")
+        assert str(caught.value) == f"device 'cuda' cannot be used: {said}"
+
+
+@pytest.mark.parametrize("size", [2**62, 2**70])
+def test_parameters_beyond_memory(size: int) -> None:
+    for name in (*LAYERS, "RNNCell", "GRUCell", "LSTMCell"):
+        kind = LAYERS.get(name) or getattr(rnnkit, name)
+        with refused(ValueError, f"input_size={size}, hidden_size=4 do not fit memory"):
+            kind(size, 4, backend="numpy")
+    with refused(ValueError, "input_size=1000000000, hidden_size=1000000000 do not fit memory"):
+        rnnkit.LSTM(10**9, 10**9, backend="numpy")
+    with refused(ValueError, f"in_features={size}, out_features=4 do not fit memory"):
+        rnnkit.Linear(size, 4)
+    with refused(ValueError, f"num_embeddings={size}, embedding_dim=4 do not fit memory"):
+        rnnkit.Embedding(size, 4)
+
+
+def test_a_dtype_numpy_cannot_parse() -> None:
+    for bad in (",", "f4,", "(2,)"):
+        with refused(ValueError, "dtype must be one of float64, float32, got", repr(bad)):
+            rnnkit.GRU(I, H, dtype=bad)
+
+
+def test_a_span_of_time_is_no_number() -> None:
+    three = np.timedelta64(3)
+    with refused(TypeError, "rng must be None, a seed", "timedelta64"):
+        rnnkit.GRU(I, H, rng=three)
+    with refused(TypeError, "hidden_size", WHOLE):
+        rnnkit.GRU(I, three)
+    with refused(TypeError, "dropout must be a number"):
+        rnnkit.GRU(I, H, 2, dropout=np.timedelta64(1))
+    with refused(TypeError, "lr must be a number"):
+        rnnkit.SGD(rnnkit.Linear(2, 3), three)
+    with refused(TypeError, "lengths must be whole numbers, got dtype timedelta64"):
+        rnnkit.GRU(2, 3, backend="numpy")(np.zeros((4, 2, 2), "float32"), lengths=np.array([1, 2], "timedelta64[s]"))
+
+
+def test_lengths_on_both_sides_of_64_bits() -> None:
+    for wrong in ([2**63, 1], [2**63, np.int64(1)], (1, 2**64)):
+        with refused(ValueError, "lengths must be between 0 and T = 4, got", str(max(wrong))):
+            rnnkit.GRU(2, 3, backend="numpy")(np.zeros((4, 2, 2), "float32"), lengths=wrong)
+    with refused(TypeError, "lengths must be whole numbers, got dtype float64"):
+        rnnkit.GRU(2, 3, backend="numpy")(np.zeros((4, 2, 2), "float32"), lengths=[1.0, 2])

@@ -50,6 +50,27 @@ def test_workspace_is_what_the_allocator_sees(kind, options, shape, keep, cpu_ba
     assert low * (taken - 8192) <= said.workspace_bytes <= 1.25 * taken
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+@pytest.mark.parametrize(("kind", "options"), LAYERS)
+def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend):
+    layer = kind(48, 64, backend=cpu_backend, rng=0, **options, **shape)
+    x = np.zeros((400, 16, 48), np.float32)
+    lengths = np.random.default_rng(0).integers(0, 401, 16)
+    with contextlib.nullcontext() if keep else rnnkit.no_grad():
+        said = rnnkit.explain(layer, x, lengths)
+        layer(x, lengths=lengths)
+        layer._saved = None
+        tracemalloc.start()
+        y, state = layer(x, lengths=lengths)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    taken = peak - y.nbytes - sum(s.nbytes for s in (state if isinstance(state, tuple) else (state,)))
+    # The oracle's bound is rougher: its temporaries come and go with NumPy's versions.
+    low, high = (0.98, 1.5) if cpu_backend == "numba" else (0.85, 1.9)
+    assert low * (taken - 8192) <= said.workspace_bytes <= high * taken
+
+
 def test_inference_keeps_nothing_that_grows_with_time():
     layer = rnnkit.LSTM(8, 64, backend="numba", rng=0)
     with rnnkit.no_grad():

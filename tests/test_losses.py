@@ -199,3 +199,34 @@ def test_losses_refuse_bad_input() -> None:
             kind("none")
         with refused(ValueError, "reduction", "'none'"):
             function(a, b, "none")
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("subclass", [np.matrix, np.ma.array])
+def test_arrays_with_arithmetic_of_their_own_are_refused(subclass: Any) -> None:
+    plain = np.array([[0.5, 2.0], [1.0, -3.0]])
+    other = subclass(plain)
+    said = f"must be a plain NumPy array, got {type(other).__name__} (use np.asarray)"
+    with refused(TypeError, f"pred {said}"):
+        rnnkit.mse(other, plain)
+    with refused(TypeError, f"target {said}"):
+        rnnkit.mse(plain, other)
+    with refused(TypeError, f"target {said}"):
+        rnnkit.cross_entropy(plain, subclass(np.array([0, 1])))
+    with refused(TypeError, f"x {said}"):
+        rnnkit.Activation("tanh")(other)
+    with refused(TypeError, f"x {said}"):
+        rnnkit.Linear(2, 3, dtype="float64")(other)
+    with refused(TypeError, f"lengths {said}"):
+        rnnkit.GRU(2, 3, backend="numpy")(np.zeros((2, 2, 2), "float32"), lengths=subclass(np.array([1, 2])))
+    layer = rnnkit.Linear(2, 2, dtype="float64")
+    with refused(TypeError, f"weight {said}"):
+        layer.params["weight"] = other
+    layer.load_state_dict({"weight": other, "bias": np.zeros(2)})
+    np.testing.assert_array_equal(layer.params["weight"], plain)
+
+
+def test_a_memory_map_is_an_array(tmp_path: Any) -> None:
+    mapped = np.memmap(tmp_path / "x", "float64", "w+", shape=(2, 2))
+    mapped[...] = [[0.5, 2.0], [1.0, -3.0]]
+    assert rnnkit.mse(mapped, np.zeros((2, 2)))[0] == 14.25 / 4

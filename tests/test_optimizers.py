@@ -332,3 +332,8 @@ def test_optimizers_refuse_bad_input() -> None:
             clip(model, "1")
         with refused(TypeError, "model", "float"):
             clip(1.0, 1.0)
+
+
+def test_adagrad_takes_eps_by_name_alone() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        rnnkit.Adagrad(rnnkit.Linear(2, 3), 0.1, 1e-10)

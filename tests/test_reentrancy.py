@@ -158,3 +158,25 @@ def test_no_grad_nests_ends_on_an_error_and_belongs_to_its_thread() -> None:
     with pytest.raises(ZeroDivisionError), rnnkit.no_grad():
         _ = 1 / 0
     assert grad_enabled()
+
+
+def test_no_grad_decorates_with_and_without_brackets() -> None:
+    def seen(a: int, *, b: int) -> tuple[int, bool]:
+        """Said."""
+        return a + b, grad_enabled()
+
+    for decorated in (rnnkit.no_grad(seen), rnnkit.no_grad()(seen)):
+        assert decorated(1, b=2) == (3, False)
+        assert (decorated.__name__, decorated.__doc__) == ("seen", "Said.")
+        assert grad_enabled()
+    once = rnnkit.no_grad()
+    with once, once:
+        assert not grad_enabled()
+    assert grad_enabled()
+
+    def steps() -> Any:
+        yield grad_enabled()
+
+    for wrong in (False, steps):
+        with pytest.raises(TypeError, match="function must be"):
+            rnnkit.no_grad(wrong)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,17 +19,13 @@ CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 
 
 @pytest.fixture
-def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three threads whatever the machine has, every amount of work shared, and units wherever they may be."""
     monkeypatch.setattr(_threads, "_usable_cores", lambda: 3)
     monkeypatch.setattr(_threads, "_threads", 0)
-    monkeypatch.setattr(_threads, "_pool", None)
     monkeypatch.setattr(_threads, "SHARED_FROM", 0)
     monkeypatch.setattr(backend, "UNITS_FROM", 0)
     monkeypatch.setattr(backend, "UNITS_BELOW_ROWS", 1000)
-    yield
-    if _threads._pool is not None:
-        _threads._pool.shutdown()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -155,3 +151,59 @@ def test_read_only_arrays_compile_nothing_anew():
     np.testing.assert_array_equal(layer(x)[0], want[0])
     np.testing.assert_array_equal(layer.backward(dy)[0], want[1])
     assert (len(compiled.forward.signatures), len(compiled.backward.signatures)) == before
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_interrupt_while_shares_are_handed_out_leaves_nobody_waiting(after, three_threads, monkeypatch):
+    """Ctrl-C just after a share was queued, which then waits for shares that never come."""
+    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    x = np.ones((20, 2, 16), np.float32)
+    want = layer(x)[0]
+    jobs, meetings = _threads._jobs, []
+
+    class Interrupted:
+        def put(self, job):
+            jobs.put(job)
+            if job.function.__qualname__.startswith("_run_forward"):
+                meetings.append(job)
+                if len(meetings) == after + 1:
+                    raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_threads, "_jobs", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            layer(x)
+    assert len(meetings) == after + 1
+    done = threading.Thread(target=lambda: meetings[-1].running.acquire(), daemon=True)
+    done.start()
+    done.join(30)
+    assert not done.is_alive(), "the share that was queued last still waits"
+    np.testing.assert_array_equal(layer(x)[0], want)
+
+
+def test_more_cores_may_come_later(three_threads, monkeypatch):
+    layer = rnnkit.LSTM(16, 128, backend="numba", rng=0)
+    x = np.ones((20, 2, 16), np.float32)
+    want = layer(x)[0]
+    monkeypatch.setattr(_threads, "_usable_cores", lambda: 6)
+    np.testing.assert_array_equal(layer(x)[0], want)
+    assert _threads._workers >= 6
+
+
+def test_layers_serve_in_a_thread_that_outlives_the_main_one():
+    script = """
+import atexit, threading, time
+import numpy as np, rnnkit
+from rnnkit import _threads
+_threads.SHARED_FROM = 0
+layer, x = rnnkit.LSTM(16, 16, rng=0), np.ones((5, 8, 16), np.float32)
+want = layer(x)[0]
+atexit.register(lambda: print("atexit", np.array_equal(layer(x)[0], want), flush=True))
+def serve():
+    for _ in range(4):
+        time.sleep(0.05)
+        print(np.array_equal(layer(x)[0], want), flush=True)
+threading.Thread(target=serve).start()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True"] * 4 + ["atexit", "True"], done.stderr

@@ -89,10 +89,10 @@ def test_load_state_dict(name: str) -> None:
 @EVERY_LAYER
 @pytest.mark.filterwarnings("error")
 def test_load_state_dict_writes_nothing_when_a_cast_fails_late(name: str) -> None:
-    """1e300 does not fit float32: NumPy warns, and where warnings are errors nothing may be half written."""
+    """1e300 does not fit float32: refused by name, with no warning of NumPy's, and nothing is half written."""
     layer = layer_after_a_call(name)
     huge = np.full(layer.params["bias_hh_l1"].shape, 1e300)
-    with refused(RuntimeWarning, "overflow", by=layer):
+    with refused(ValueError, "bias_hh_l1 must fit dtype float32, got 1e+300", by=layer):
         layer.load_state_dict(_changed(layer, "bias_hh_l1", huge))
 
 
@@ -252,3 +252,32 @@ def test_state_dicts_join_with_what_they_know() -> None:
 def test_what_a_state_dict_knows_has_one_form(layers: Any, said: str) -> None:
     with refused(TypeError, f"layers must {said}"):
         StateDict({}, layers)
+
+
+def test_load_state_dict_tells_what_it_passed_over() -> None:
+    layer = rnnkit.Linear(2, 3)
+    found = layer.load_state_dict({"weight": np.ones((3, 2)), "nobody": 1.0}, strict=False)
+    assert (found.missing_keys, found.unexpected_keys) == (["bias"], ["nobody"])
+    assert layer.load_state_dict(layer.state_dict()) == ([], [])
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_too_large_for_the_dtype_are_refused() -> None:
+    layer = rnnkit.Linear(2, 3)
+    before = layer.state_dict()
+    large = np.array([[np.inf, 1], [np.nan, 1e300], [1, 1]])
+    with refused(ValueError, "weight must fit dtype float32, got 1e+300"):
+        layer.load_state_dict({"bias": np.ones(3), "weight": large})
+    assert_same(layer.state_dict(), before)
+    large[1, 1] = 1e30
+    layer.load_state_dict({"bias": np.ones(3), "weight": large})
+    np.testing.assert_array_equal(layer.params["weight"], large.astype("float32"))
+
+
+def test_a_parameter_is_written_from_arrays_of_its_own_kind() -> None:
+    class Tensor:
+        shape, dtype = (3,), np.dtype("float32")
+
+    layer = rnnkit.Linear(2, 3)
+    with refused(TypeError, "bias must be a NumPy array, got Tensor"):
+        layer.params["bias"] = Tensor()

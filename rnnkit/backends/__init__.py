@@ -20,13 +20,14 @@ from rnnkit.cells import CELLS, Array, Cell, State, Weights
 
 
 class Sizes(NamedTuple):
-    """Sizes of one layer-direction; R is P under projection, else H."""
+    """Sizes of one layer-direction; R is P under projection, else H; N the steps of all rows, T*B without lengths."""
 
     T: int
     B: int
     I: int
     H: int
     R: int
+    N: int
 
 
 class Forward(NamedTuple):

@@ -102,7 +102,7 @@ class Saved(NamedTuple):
     reverse: bool
 
 
-@lru_cache(64)
+@lru_cache(4)
 def _whole(T: int, B: int) -> Packing:
     return Packing(T, B, np.full(T, B, np.int64), np.arange(T + 1, dtype=np.int64) * B, None, None)
 
@@ -253,13 +253,11 @@ def _run_forward(
             w_x, w = (pack_weights(part, first=u0, each=u1 - u0, blocks=G) for part in (weights.w_ih, weights.w_hh))
             gates = _gates(p.T, [0, p.B] if together else bounds, p.B, G * (u1 - u0), dtype)
             u = np.empty((p.B if scan.is_split(cell.name) else 0, gates.shape[2]), dtype)
-            launches[u0] = (u0, u1, threads, counter.ctypes.data, *around, w_x, *biases, w, w_proj, *results, gates, u)
+            launches[u0] = (*around, w_x, *biases, w, w_proj, *results, gates, u)
 
         def share(low: int, high: int) -> None:
-            if together:
-                run(0, p.B, *launches[low])
-            else:
-                run(low, high, *launches[0])
+            rows, own = ((0, p.B), (low, high)) if together else ((low, high), (0, H))
+            run(*rows, *own, threads, counter.ctypes.data, *launches[own[0]])
 
         run_shares(share, bounds, lambda: counter.fill(ABANDONED))
 
@@ -387,24 +385,28 @@ def _weight_gradients(
 
 def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`."""
-    T, B, I, H, R = sizes
+    T, B, I, H, R, N = sizes
     tile_rows, columns = tile_shape()
     itemsize, GH, projected = np.dtype(dtype).itemsize, cell.n_gates * H, R != H
     reset_before, two_states = cell.name == RESET_BEFORE, len(cell.states) == 2
     width = 3 * H if reset_before else scan.kept_blocks(cell.name) * H
     extra = H if projected or reset_before else 0
-    kept = T * B * (width + R + (H if two_states else 0) + extra) if keep else 0
+    kept = N * (width + R + (H if two_states else 0) + extra) * itemsize if keep else 0
     packed = padded(GH, dtype) * (I + R) + (padded(R, dtype) * H if projected else 0)
     if reset_before:
         packed = padded(GH, dtype) * I + (padded(2 * H, dtype) + padded(H, dtype)) * H
-    shares = shares_of(2.0 * T * B * GH * (I + R), B)
+    shares = shares_of(2.0 * N * GH * (I + R), B)
     chunk = _chunk(T, -(-B // shares), GH * itemsize) if B else 1
     scratch = B * GH * (chunk + (1 if not reset_before and scan.is_split(cell.name) else 0)) + 2 * GH
     states = B * (R + (H if two_states else 0))
     once = 0 if keep else B * ((width if reset_before else 0) + extra)
+    transient = (packed + scratch + states + once) * itemsize
+    if N != T * B:
+        # With lengths x and y are packed, by an index made by way of (T, B) whole numbers; y as returned comes last.
+        around = N * I * itemsize + 8 * (N + 4 * B + 2 * T)
+        kept += around if keep else 0
+        y, packed_y = T * B * R * itemsize, N * R * itemsize
+        while_packed = transient + packed_y - (0 if reset_before else y)
+        transient = max(while_packed, packed_y, 17 * T * B - y) + (0 if keep else around)
     name = f"{cell.name} scan, {tile_rows} x {columns * vectors(dtype).lanes} register tiles, {chunk} steps a chunk"
-    return (
-        f"{name}, {shares} of {get_num_threads()} threads",
-        (packed + scratch + states + once) * itemsize,
-        kept * itemsize,
-    )
+    return f"{name}, {shares} of {get_num_threads()} threads", transient, kept

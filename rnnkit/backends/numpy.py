@@ -127,10 +127,14 @@ def _cast_all(arrays: tuple[Array | None, ...], dtype: np.dtype) -> tuple[Array,
 
 def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`."""
-    T, B, _, H, _ = sizes
-    row = B * H * np.dtype(dtype).itemsize
+    T, B, I, H, _, N = sizes
+    itemsize = np.dtype(dtype).itemsize
+    row = B * H * itemsize
     kept = T * _kept_values(cell) * row if keep else 0
-    return f"{cell.name} in NumPy, one step at a time", (T * cell.n_gates + 3 * cell.n_gates + 4) * row, kept
+    # With lengths, the live steps of x and their products are gathered, and found by way of an index.
+    gathered = 0 if N == T * B else N * (I + cell.n_gates * H) * itemsize + 8 * N
+    step = (3 * cell.n_gates + 4) * row
+    return f"{cell.name} in NumPy, one step at a time", T * cell.n_gates * row + gathered + step, kept
 
 
 @cache

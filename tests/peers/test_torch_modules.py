@@ -140,7 +140,7 @@ OPTIMIZERS = {
     "sgd": (lambda m: rnnkit.SGD(m, 0.05), lambda p: torch.optim.SGD(p, 0.05)),
     "momentum": (lambda m: rnnkit.SGD(m, 0.02, 0.9), lambda p: torch.optim.SGD(p, 0.02, 0.9)),
     "adagrad": (lambda m: rnnkit.Adagrad(m), lambda p: torch.optim.Adagrad(p)),
-    "adagrad eps": (lambda m: rnnkit.Adagrad(m, 0.1, 0.5), lambda p: torch.optim.Adagrad(p, 0.1, eps=0.5)),
+    "adagrad eps": (lambda m: rnnkit.Adagrad(m, 0.1, eps=0.5), lambda p: torch.optim.Adagrad(p, 0.1, eps=0.5)),
     "adam": (lambda m: rnnkit.Adam(m), lambda p: torch.optim.Adam(p)),
     "adam betas": (
         lambda m: rnnkit.Adam(m, 0.02, (0.5, 0.7), 1e-2),
