@@ -307,6 +307,7 @@ NUMBA_MUTANTS = (
         "        rows[self.order] = state\n",
         "        rows[...] = state\n",
         "lstm-T5",
+        "rnnkit/backends/packing.py",
     ),
     _numba(
         "the final gradient of c forgotten",
@@ -334,7 +335,7 @@ NUMBA_MUTANTS = (
     ),
     Mutant(
         "numba: y past a row's end never written",
-        (Edit(NUMBA, "whole = np.zeros((self.T", "whole = np.empty((self.T"),),
+        (Edit("rnnkit/backends/packing.py", "whole = np.zeros((self.T", "whole = np.empty((self.T"),),
         "tests/test_parity.py",
         "read_before_it_is_written and numba and gru",
     ),

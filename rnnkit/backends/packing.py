@@ -1,0 +1,79 @@
+"""How the compiled CPU path stores a batch: rows sorted by length, longest first, and without their padding.
+
+Step t holds the rows that are still live, one after the other, so that all steps of all rows are one array (N, K), N
+the sum of the lengths. Without lengths that is (T, B, K) as it stands, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from rnnkit.cells import Array
+
+
+class Packing(NamedTuple):
+    """How rows are stored: sorted by length, longest first, without padding. See kernels/scan.py."""
+
+    T: int
+    B: int
+    counts: np.ndarray  # (T,) rows that are live at each step
+    offsets: np.ndarray  # (T+1,) where each step begins
+    order: np.ndarray | None  # (B,) which row stands at each place; None where no row is shorter than T
+    source: np.ndarray | None  # (N,) which of the T*B steps stands at each place
+
+    @property
+    def steps(self) -> int:
+        return int(self.offsets[-1])
+
+    def pack(self, a: Array) -> Array:
+        """a (T, B, K) as (N, K)."""
+        flat = a.reshape(self.T * self.B, a.shape[2])
+        return flat if self.source is None else flat[self.source]
+
+    def unpack(self, flat: Array) -> Array:
+        """The inverse, zero past each row's end."""
+        shape = (self.T, self.B, flat.shape[1])
+        if self.source is None:
+            return flat.reshape(shape)
+        whole = np.zeros((self.T * self.B, flat.shape[1]), flat.dtype)
+        whole[self.source] = flat
+        return whole.reshape(shape)
+
+    def sorted(self, state: Array) -> Array:
+        """A copy of state (B, K), in the order of storage."""
+        return np.array(state, order="C") if self.order is None else state[self.order]
+
+    def unsorted(self, state: Array) -> Array:
+        """The inverse."""
+        if self.order is None:
+            return state
+        rows = np.empty_like(state)
+        rows[self.order] = state
+        return rows
+
+    def bounds(self, shares: int) -> list[int]:
+        """Rows split into `shares` of about equal numbers of steps."""
+        if self.order is None:
+            return [self.B * k // shares for k in range(shares + 1)]
+        done = np.cumsum((np.arange(self.B)[:, None] < self.counts[None, :]).sum(1))
+        inner = [int(np.searchsorted(done, done[-1] * k / shares)) + 1 for k in range(1, shares)]
+        return [0, *(min(b, self.B) for b in inner), self.B]
+
+
+@lru_cache(4)
+def _whole(T: int, B: int) -> Packing:
+    return Packing(T, B, np.full(T, B, np.int64), np.arange(T + 1, dtype=np.int64) * B, None, None)
+
+
+def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
+    """The packing of a batch; lengths (B,) or None."""
+    if lengths is None:
+        return _whole(T, B)
+    order = np.argsort(-lengths, kind="stable")
+    counts = np.count_nonzero(np.arange(T)[:, None] < lengths[None, :], axis=1)
+    live = np.arange(B)[None, :] < counts[:, None]
+    index = (np.arange(T)[:, None] * B + order[None, :])[live]
+    return Packing(T, B, counts, np.concatenate([[0], np.cumsum(counts)]), order, index)
