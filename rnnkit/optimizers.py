@@ -55,7 +55,7 @@ class Optimizer:
         """What changes once a step and not once a parameter."""
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no update")
 
     def _state_of(self, key: Key, p: Array) -> dict[str, Array]:
         """The parameter's state, zeros at first, on the parameter's device wherever it has moved."""

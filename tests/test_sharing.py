@@ -37,6 +37,18 @@ def test_sharing_units_is_the_oracle(cell, reverse, dtype, three_threads):
         assert max(worst.values()) <= 1, worst
 
 
+def test_a_square_projection_is_the_oracle(three_threads):
+    """P = H, which only the functional form allows: shapes alone do not show the projection."""
+    worst = parity("numba", Case("lstm", 5, 2, 4, 50, P=50), "float64")
+    assert max(worst.values()) <= 1, worst
+
+
+def test_explain_tells_when_units_are_shared(three_threads):
+    x = np.zeros((20, 2, 16), np.float32)
+    assert "3 of 3 threads, sharing units" in rnnkit.explain(rnnkit.LSTM(16, 64, backend="numba"), x).kernel
+    assert "sharing units" not in rnnkit.explain(rnnkit.LSTM(16, 64, backend="numba"), x, [20, 3]).kernel
+
+
 def everything(layer: rnnkit.Module, x: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:
     layer.zero_grad()
     y, state = layer(x, lengths=lengths)

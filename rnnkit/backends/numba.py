@@ -103,19 +103,19 @@ def pack_weights(w: Array, transposed: bool = False, first: int = 0, each: int =
     return packed
 
 
-def units_of(cell: Cell, p: Packing, H: int, R: int, dtype: np.dtype) -> list[int]:
+def units_of(cell: Cell, B: int, H: int, dtype: str, alone: bool) -> list[int]:
     """The bounds of each thread's units, where threads had better share units than rows; [0, H] where they had not.
 
     Sharing units, a thread reads only its part of W_hh at each step, for all rows at once, but meets the others every
-    step. That pays where there are few rows to share and a step is long enough.
+    step. That pays where there are few rows to share and a step is long enough. `alone`: with lengths or a projection,
+    which the kernel shares by rows only.
     """
-    step = 2.0 * p.B * cell.n_gates * H * R
-    alone = p.order is not None or H != R or cell.name == RESET_BEFORE
-    if alone or step < UNITS_FROM:
+    step = 2.0 * B * cell.n_gates * H * H
+    if alone or cell.name == RESET_BEFORE or step < UNITS_FROM:
         return [0, H]
-    lanes = vectors(_name(dtype)).lanes
+    lanes = vectors(dtype).lanes
     threads = min(get_num_threads(), H // lanes)
-    if threads < 2 or UNITS_BELOW_ROWS * threads <= p.B:
+    if threads < 2 or UNITS_BELOW_ROWS * threads <= B:
         return [0, H]
     return [*(H * k // threads // lanes * lanes for k in range(threads)), H]
 
@@ -175,10 +175,10 @@ def _run_forward(
     cell: Cell, p: Packing, around: tuple, work: float, weights: Weights, biases: list[Array], results: tuple
 ) -> None:
     """Launches the forward scan, sharing units or rows."""
-    dtype, (GH, R), G = weights.w_hh.dtype, weights.w_hh.shape, cell.n_gates
+    dtype, GH, G = weights.w_hh.dtype, weights.w_hh.shape[0], cell.n_gates
     H, run = GH // G, kernels(cell.name, _name(dtype)).forward
     w_proj = _projection(weights.w_hr, dtype)
-    units = units_of(cell, p, H, R, dtype)
+    units = units_of(cell, p.B, H, _name(dtype), p.order is not None or weights.w_hr is not None)
     counter = np.zeros(1, np.int64)
     with meeting(len(units) - 1) as together:
         units = units if together else [0, H]
@@ -249,7 +249,7 @@ def _run_backward(cell: Cell, p: Packing, around: tuple, work: float, weights: W
     dtype, (GH, R) = weights.w_hh.dtype, weights.w_hh.shape
     H, run = GH // cell.n_gates, kernels(cell.name, _name(dtype)).backward
     w_proj = _projection(weights.w_hr, dtype, transposed=True)
-    units = units_of(cell, p, H, R, dtype)
+    units = units_of(cell, p.B, H, _name(dtype), p.order is not None or weights.w_hr is not None)
     counter = np.zeros(1, np.int64)
     with meeting(len(units) - 1) as together:
         units = units if together else [0, R]
@@ -331,8 +331,11 @@ def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int
     packed = padded(GH, dtype) * (I + R) + (padded(R, dtype) * H if projected else 0)
     if reset_before:
         packed = padded(GH, dtype) * I + (padded(2 * H, dtype) + padded(H, dtype)) * H
-    shares = shares_of(2.0 * N * GH * (I + R), B)
-    chunk = _chunk(T, -(-B // shares), GH * itemsize) if B else 1
+    threads = len(units_of(cell, B, H, dtype, projected or N != T * B)) - 1
+    by_units = threads > 1
+    shares = threads if by_units else shares_of(2.0 * N * GH * (I + R), B)
+    rows, part = (B, -(-GH // shares)) if by_units else (-(-B // shares), GH)
+    chunk = _chunk(T, rows, part * itemsize) if B else 1
     scratch = B * GH * (chunk + (1 if not reset_before and scan.is_split(cell.name) else 0)) + 2 * GH
     states = B * (R + (H if two_states else 0))
     once = 0 if keep else B * ((width if reset_before else 0) + extra)
@@ -345,4 +348,5 @@ def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int
         while_packed = transient + packed_y - (0 if reset_before else y)
         transient = max(while_packed, packed_y, 17 * T * B - y) + (0 if keep else around)
     name = f"{cell.name} scan, {tile_rows} x {columns * vectors(dtype).lanes} register tiles, {chunk} steps a chunk"
-    return f"{name}, {shares} of {get_num_threads()} threads", transient, kept
+    shared = f"{shares} of {get_num_threads()} threads" + (", sharing units" if by_units else "")
+    return f"{name}, {shared}", transient, kept
