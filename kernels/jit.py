@@ -9,6 +9,7 @@ written, nothing is cached.
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -23,13 +24,25 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
 
+def _named_apart(function: Callable, name: str) -> Callable:
+    """`function`, with a name in machine code that no other has.
+
+    Numba numbers functions from 1 in each process, so two factories' products of one name may get one symbol in files
+    of the cache that different processes wrote; and of two symbols loaded later the first would serve for both.
+    """
+    function.__qualname__ += f".{name}"
+    return function
+
+
 def inner(function: Callable) -> Any:
     """A function that other kernels call; it is compiled into them."""
+    _named_apart(function, secrets.token_hex(8))
     return numba.njit(function, forceinline=True, **_OPTIONS)
 
 
 def outer(function: Callable) -> Any:
     """A function that other kernels call, too large to be compiled into each place that does."""
+    _named_apart(function, secrets.token_hex(8))
     return numba.njit(function, forceinline=False, **_OPTIONS)  # said, or its first caller's would hold
 
 
@@ -37,9 +50,12 @@ def entry(key: tuple[str, ...]) -> Callable[[Callable], Any]:
     """A function that Python calls, compiled at its first call and cached under `key` (its cell, its dtype, …)."""
 
     def decorate(function: Callable) -> Any:
-        dispatcher: Any = numba.njit(function, **_OPTIONS)
+        stored = None
         with suppress(RuntimeError):  # raised where Numba finds no folder it may write to
-            dispatcher._cache = _KernelCache(function, key)
+            stored = _KernelCache(function, key)  # whose files go by the name as it was
+        dispatcher: Any = numba.njit(_named_apart(function, "-".join(key)), **_OPTIONS)
+        if stored is not None:
+            dispatcher._cache = stored
         return dispatcher
 
     return decorate

@@ -245,3 +245,23 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
     source = copy / "kernels" / "rnn.py"
     source.write_text(source.read_text() + "\n# changed\n")
     assert compilations() == ["1", "0"]
+
+
+def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> None:
+    """Machine code from the cache is linked by symbols: no two processes may have given one to two functions."""
+    script = textwrap.dedent("""
+        import sys
+        from rnnkit import ops
+        from rnnkit.testing import Case, assert_close, make_inputs
+        for dtype in sys.argv[1:]:
+            given = make_inputs(Case("rnn_tanh"), dtype)
+            ours, oracle = (
+                ops.forward("rnn_tanh", given.x, given.state0, given.weights, backend=backend, keep=False)
+                for backend in ("numba", "numpy")
+            )
+            assert_close("y", ours[0], oracle[0], dtype)
+    """)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    root = Path(__file__).resolve().parent.parent
+    for dtypes in (["float32"], ["float64"], ["float32", "float64"]):
+        subprocess.run([sys.executable, "-c", script, *dtypes], cwd=root, env=environment, check=True)
