@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit._device import array_module, device_of
+from rnnkit._device import adopted, array_module, device_of, is_foreign_cuda
 
 # What Python and NumPy count among the numbers and nobody means as one.
 NO_NUMBERS = (bool, np.bool_, np.timedelta64)
@@ -69,21 +69,46 @@ def plain_array(name: str, value: Any, wanted: str = "NumPy or CuPy array") -> M
     raise TypeError(f"{name} must be a {wanted}, got {kind}")
 
 
+def adopt(name: str, value: Any) -> Any:
+    """`value`, or where it is another library's array on a CUDA device a CuPy array over the same memory."""
+    try:
+        return adopted(value)
+    except (ImportError, BufferError, TypeError, ValueError, RuntimeError) as problem:
+        raise TypeError(f"{name} is a {type(value).__name__} that CuPy cannot take: {problem}") from problem
+
+
+def located(name: str, value: Any, device: str, wanted: str = "NumPy or CuPy array") -> Any:
+    """`value`, when it is a plain array on `device`, whatever its dtype; never moved.
+
+    Where `device` is a CUDA device, another library's array there comes back as CuPy's, over the same memory.
+    """
+    if device == "cpu" and is_foreign_cuda(value):
+        raise ValueError(f"{name} must be on device cpu, got a {type(value).__name__} on a CUDA device")
+    value = adopt(name, value)
+    if device != "cpu" and array_module(value) in (np, None) and hasattr(value, "__array__"):
+        kind = type(value).__name__
+        raise ValueError(f"{name} must be on device {device}, got {kind} on the host: cupy.asarray({name}) copies it")
+    plain_array(name, value, wanted)
+    found = device_of(value)
+    if found != device:
+        how = f"{name}.get() copies it" if device == "cpu" else f"layer.to({found!r}) moves the layer"
+        raise ValueError(f"{name} must be on device {device}, got an array on {found}: {how}")
+    return value
+
+
 def array(name: str, value: Any, dtype: np.dtype, device: str) -> Any:
-    """`value`, when it is an array of `dtype` on `device`; never cast, never moved."""
-    plain_array(name, value)
+    """`located`, when it is of `dtype` too; never cast."""
+    value = located(name, value, device)
     if value.dtype != dtype:
         raise TypeError(
             f"{name} must have dtype {dtype}, got {value.dtype} (nothing is cast silently: use {name}.astype)"
         )
-    if device_of(value) != device:
-        raise ValueError(f"{name} must be on device {device}, got an array on {device_of(value)}")
     return value
 
 
 def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, device: str, means: str) -> Any:
-    """`value`, when it is an array of exactly `shape`, `dtype` and `device`; `means` spells the shape in letters."""
-    array(name, value, dtype, device)
+    """`array`, when it is of exactly `shape` too; `means` spells the shape in letters."""
+    value = array(name, value, dtype, device)
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {means} = {tuple(shape)}, got {tuple(value.shape)}")
     return value
@@ -100,20 +125,22 @@ def states(
     elif not isinstance(given, (tuple, list)) or len(given) != 2:
         was = f"{len(given)} arrays" if isinstance(given, (tuple, list)) else type(given).__name__
         raise TypeError(f"the state of an LSTM must be a pair ({', '.join(names)}), got {was}")
-    for name, state, shape in zip(names, given, shapes, strict=False):
-        if state is not None:
-            shaped(name, state, shape, dtype, device, means)
-    return tuple(given)
+    return tuple(
+        None if state is None else shaped(name, state, shape, dtype, device, means)
+        for name, state, shape in zip(names, given, shapes, strict=False)
+    )
 
 
 def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray | None:
     """Row lengths as a host int64 array (B,), or None where every row has all T steps.
 
     Takes any sequence or array of whole numbers in [0, T], in any order; for an unbatched x also the number alone.
+    One on a CUDA device is copied to the host, which waits for that device.
     """
     wanted = "be a whole number or have shape (1,)" if unbatched else f"have shape (B,) = ({B},)"
     if value is None:
         return None
+    value = adopt("lengths", value)
     if isinstance(value, np.ndarray):
         plain_array("lengths", value)
     elif array_module(value) is not None:

@@ -1,14 +1,29 @@
-"""Where an array lives: the one place that knows NumPy from CuPy. CuPy is imported only when a CUDA device is named."""
+"""Where an array lives: the one place that knows NumPy from CuPy. CuPy is imported only when a CUDA device is named.
+
+CuPy allocates and launches on the thread's current device, which need not be the one its arguments are on: whatever
+computes runs inside `current(device)`, or is a method marked `on_own_device`. Streams are left to the caller: CuPy's
+current one serves.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+from rnnkit.errors import DeviceMemoryError
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+_NOTHING = nullcontext()
+_CUDA_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
 
 def array_module(array: Any) -> ModuleType | None:
@@ -24,8 +39,68 @@ def array_module(array: Any) -> ModuleType | None:
 
 
 def device_of(array: Any) -> str:
-    """'cpu' or 'cuda:<index>'."""
-    return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+    """'cpu' or 'cuda:<index>' of a NumPy or CuPy array."""
+    return "cpu" if array_module(array) in (np, None) else f"cuda:{array.device.id}"
+
+
+def current(device: str) -> AbstractContextManager[Any]:
+    """Inside, `device` is the thread's current CUDA device, and after it the one before is; nothing for 'cpu'.
+
+    What CuPy raises when a device's memory is full leaves it as DeviceMemoryError.
+    """
+    return _NOTHING if device == "cpu" else _current_cuda(device)
+
+
+@contextmanager
+def _current_cuda(device: str) -> Iterator[None]:
+    import cupy
+
+    with cupy.cuda.Device(int(device[5:])):
+        try:
+            yield
+        except cupy.cuda.memory.OutOfMemoryError as problem:
+            raise DeviceMemoryError(f"the memory of {device} is full: {problem}") from problem
+
+
+def on_own_device(method: Method) -> Method:
+    """A method of a Module, run with the module's CUDA device as the current one."""
+
+    @functools.wraps(method)
+    def inside(module: Any, *args: Any, **kwargs: Any) -> Any:
+        with current(module.device):
+            return method(module, *args, **kwargs)
+
+    return inside  # type: ignore[return-value]
+
+
+def is_foreign_cuda(value: Any) -> bool:
+    """Whether `value` is an array on a CUDA device that is not CuPy's: torch's, Numba's, any that says so."""
+    if array_module(value) is not None or isinstance(value, type):
+        return False
+    if hasattr(value, "__dlpack_device__"):
+        return value.__dlpack_device__()[0] in _CUDA_MEMORY
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def adopted(value: Any) -> Any:
+    """A CuPy array over the memory of a foreign CUDA array, in order with CuPy's current stream; else `value` itself.
+
+    DLPack first: it alone knows bfloat16, and the order is kept without the host. Of an interface that names a stream
+    CuPy waits for that. Raises what CuPy and the array's library do: BufferError for a torch tensor that requires a
+    gradient, TypeError for a dtype CuPy lacks, ImportError without CuPy.
+    """
+    if not is_foreign_cuda(value):
+        return value
+    import cupy
+
+    if hasattr(value, "__dlpack__"):
+        return cupy.from_dlpack(value)
+    address = value.__cuda_array_interface__["data"][0]
+    if not address:  # of nothing, on no device
+        return cupy.asarray(value)
+    # With another device current, asarray would copy to that.
+    with cupy.cuda.Device(cupy.cuda.UnownedMemory(address, 1, value).device_id):
+        return cupy.asarray(value)
 
 
 def cuda_problem() -> str | None:
@@ -42,18 +117,16 @@ def cuda_problem() -> str | None:
 
 
 def resolve_device(device: Any) -> str:
-    """'cpu' or 'cuda:<index>' from None, 'cpu', 'cuda' or 'cuda:<index>'.
+    """'cpu' or 'cuda:<index>' from None, 'cpu', 'cuda' (the current device) or 'cuda:<index>'.
 
     Raises ValueError for any other value, RuntimeError when a CUDA device is named and cannot be used.
     """
     if device is None or (isinstance(device, str) and device == "cpu"):
         return "cpu"
-    if not isinstance(device, str) or not re.fullmatch(r"cuda(:\d+)?", device):
+    if not isinstance(device, str) or not re.fullmatch(r"cuda(:[0-9]+)?", device):
         raise ValueError(f"device must be None, 'cpu', 'cuda' or 'cuda:<index>', got {device!r}")
     problem = cuda_problem()
     if problem:
-        if importlib.util.find_spec("rnnkit.backends.cupy") is None:  # or CuPy would be installed for nothing
-            problem = f"this version of rnnkit has no CUDA kernels yet; {problem}"
         raise RuntimeError(f"device {device!r} cannot be used: {problem}")
     import cupy
 
@@ -66,22 +139,28 @@ def resolve_device(device: Any) -> str:
 
 def to_device(array: Any, device: str) -> Any:
     """A copy of `array` on `device` ('cpu' or 'cuda:<index>'); the array itself when it is there already."""
-    if isinstance(array, np.ndarray) and device == "cpu":
+    if device_of(array) == device:
         return array
     if device == "cpu":
         return array.get()
     import cupy
 
-    with cupy.cuda.Device(int(device[5:])):
-        return cupy.asarray(array)
+    with current(device):
+        return cupy.asarray(array) if isinstance(array, np.ndarray) else array.copy()
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """`array` as NumPy: from NumPy, CuPy, torch, or anything with `__array__`."""
+    """`array` as NumPy: from NumPy, CuPy, torch, Numba's device arrays, or anything with `__array__`.
+
+    A torch tensor in bfloat16 stays that where ml_dtypes is installed; else float32 holds its values exactly.
+    """
     if hasattr(array, "detach"):  # a torch parameter refuses __array__ while it requires a gradient
         array = array.detach().cpu()
-        if str(array.dtype) == "torch.bfloat16":  # NumPy has no such dtype; float32 holds every value of it exactly
-            array = array.float()
-    if array_module(array) not in (None, np):
-        return array.get()
-    return np.asarray(array)
+        if str(array.dtype) == "torch.bfloat16":
+            if importlib.util.find_spec("ml_dtypes") is None:
+                return np.asarray(array.float())
+            import ml_dtypes
+
+            return array.contiguous().view(sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
+    array = adopted(array)
+    return np.asarray(array) if array_module(array) in (None, np) else array.get()

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit import _checks
-from rnnkit._device import array_module, device_of
+from rnnkit._device import array_module, device_of, on_own_device
+from rnnkit._wide import narrow, wide
 from rnnkit.module import Array, Module, grad_enabled
 from rnnkit.recurrent import Recurrent
 
@@ -41,7 +42,7 @@ class Bidirectional(Module):
         if layer.bidirectional:
             raise ValueError("layer must have one direction, got one with bidirectional=True")
         self.merge = _checks.one_of("merge", merge, MERGES)
-        super().__init__(layer.dtype, layer.device)
+        super().__init__(layer._dtype, layer.device)
         self.forward_layer, self.reverse_layer = layer, _mirror(layer)
         self.batch_first = layer.batch_first
         self._saved: _Call | None = None
@@ -63,6 +64,7 @@ class Bidirectional(Module):
         """Width of y (of each y with merge=None): 2*R for "concat", else R."""
         return self.forward_layer.output_size * (2 if self.merge == "concat" else 1)
 
+    @on_own_device
     def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
         """y, h_n = bidirectional(x, h0, lengths); for LSTM the state is a pair: y, (h_n, c_n).
 
@@ -75,6 +77,7 @@ class Bidirectional(Module):
         Raises ValueError or TypeError naming the argument.
         """
         layer = self.forward_layer
+        x = _checks.array("x", x, self.dtype, self.device)
         time_major, unbatched = layer._time_major("x", x, layer.input_size)
         T, B, _ = time_major.shape
         lengths = _checks.lengths(lengths, T, B, unbatched)
@@ -88,6 +91,7 @@ class Bidirectional(Module):
             self._saved = _Call(turn, B, y_forward, y_reverse, kept_by(self))
         return merged(self.merge, y_forward, y_reverse), _interleaved(end_forward, end_reverse)
 
+    @on_own_device
     def backward(self, dy: Any, dh_n: Any = None) -> Any:
         """dx, dh0 = bidirectional.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = ….backward(dy, (dh_n, dc_n)).
 
@@ -177,6 +181,8 @@ def _mirror(layer: Recurrent) -> Recurrent:
             f"{kind} does not keep {', '.join(lost)}"
         )
     arguments = {name: getattr(layer, name) for name in parameters}
+    if "dtype" in arguments:
+        arguments["dtype"] = layer._dtype.name  # "tf32" too, which the dtype of its arrays would not tell
     if "dropout" in arguments:
         arguments["dropout"] = 0.0  # set below: the layer itself has warned where it does nothing
     mirror = type(layer)(**arguments)
@@ -208,7 +214,7 @@ def merged(merge: str | None, forward: Array, reverse: Array) -> Any:
         return xp.concatenate((forward, reverse), axis=-1)
     if merge == "mul":
         return forward * reverse
-    return forward + reverse if merge == "sum" else 0.5 * (forward + reverse)
+    return forward + reverse if merge == "sum" else _halved(wide(forward) + wide(reverse), forward)
 
 
 def merge_gradients(
@@ -222,22 +228,29 @@ def merge_gradients(
         pair = (None, None) if d is None else d
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"{name} must be a pair, as the output is with merge=None, got {type(d).__name__}")
-        for k, part in enumerate(pair):
-            check_gradient(f"{name}[{k}]", part, forward, forward.shape[-1])
-        return pair[0], pair[1]
+        first, second = (
+            check_gradient(f"{name}[{k}]", part, forward, forward.shape[-1]) for k, part in enumerate(pair)
+        )
+        return first, second
     R = forward.shape[-1]
-    check_gradient(name, d, forward, 2 * R if merge == "concat" else R)
+    d = check_gradient(name, d, forward, 2 * R if merge == "concat" else R)
     if d is None:
         return None, None
     if merge == "concat":
         return d[..., :R], d[..., R:]
     if merge == "mul":
         return d * reverse, d * forward
-    return (d, d) if merge == "sum" else (0.5 * d, 0.5 * d)
+    half = d if merge == "sum" else _halved(wide(d), d)
+    return half, half
 
 
-def check_gradient(name: str, d: Any, output: Array, width: int) -> None:
-    """Raises unless d is None or an array of the output's dtype, device and shape, `width` wide."""
-    if d is not None:
-        shape = (*output.shape[:-1], width)
-        _checks.shaped(name, d, shape, output.dtype, device_of(output), "the output's shape")
+def _halved(total: Array, like: Array) -> Array:
+    return narrow(0.5 * total, like.dtype)
+
+
+def check_gradient(name: str, d: Any, output: Array, width: int) -> Array | None:
+    """d, when it is None or an array of the output's dtype, device and shape, `width` wide."""
+    if d is None:
+        return None
+    shape = (*output.shape[:-1], width)
+    return _checks.shaped(name, d, shape, output.dtype, device_of(output), "the output's shape")

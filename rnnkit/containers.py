@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rnnkit._device import array_module
+from rnnkit._device import array_module, on_own_device
 from rnnkit.bidirectional import Bidirectional, check_gradient, check_kept, kept_by, merge_gradients, merged
 from rnnkit.module import Array, Module, grad_enabled
 from rnnkit.recurrent import Recurrent
@@ -27,7 +27,7 @@ class Sequential(Module):
         _check_sequence(modules)
         self._modules = modules
         self._main = next((m for m in modules if m.params), modules[0])
-        super().__init__(self._main.dtype, self._main.device)
+        super().__init__(self._main._dtype, self._main.device)
         self.takes_lengths = any(module.takes_lengths for module in modules)
         self._saved: tuple[Any, ...] | None = None  # what every module kept of the last call
 
@@ -99,7 +99,7 @@ class LastState(Module):
         if not isinstance(layer, (Recurrent, Bidirectional)):
             raise TypeError(f"layer must be an RNN, GRU, LSTM or Bidirectional, got {type(layer).__name__}")
         self.layer = layer
-        super().__init__(layer.dtype, layer.device)
+        super().__init__(layer._dtype, layer.device)
         # A bidirectional=True layer's two last states stand side by side, as in its y.
         self.merge = layer.merge if isinstance(layer, Bidirectional) else "concat"
         self._directions = layer.num_directions if isinstance(layer, Recurrent) else 2
@@ -120,6 +120,7 @@ class LastState(Module):
     def _gathered(self, which: str, own: Any) -> Any:
         return getattr(self.layer, which)
 
+    @on_own_device
     def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
         """x, h0 and lengths as the layer takes them -> (B, D*R), or (D*R,) for unbatched x.
 
@@ -133,6 +134,7 @@ class LastState(Module):
             self._saved = _Call(tuple(h_n.shape), isinstance(state_n, tuple), last, kept_by(self))
         return last[0] if len(last) == 1 else merged(self.merge, *last)
 
+    @on_own_device
     def backward(self, dout: Any) -> Array:
         """dout as the output -> dx; None stands for zeros. Adds into the layer's grads.
 
@@ -144,8 +146,7 @@ class LastState(Module):
         shape, paired, last, kept = self._saved
         check_kept(self, kept)
         if len(last) == 1:
-            check_gradient("dout", dout, last[0], last[0].shape[-1])
-            dlast: tuple[Array | None, ...] = (dout,)
+            dlast: tuple[Array | None, ...] = (check_gradient("dout", dout, last[0], last[0].shape[-1]),)
         else:
             dlast = merge_gradients("dout", dout, self.merge, *last)
         xp: Any = array_module(last[0])

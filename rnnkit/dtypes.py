@@ -1,12 +1,18 @@
 """DTYPES: one row a dtype. What is stored, what the arithmetic runs in, and how close a result must be.
 
-Every tolerance of the project is here and nowhere else. They compare with a float64 oracle, element by
-element: ``|got - want| <= rtol * |want| + atol * max(1, max|want|)``, see `rnnkit.testing.assert_close`.
+Every tolerance of the project is here and nowhere else. They compare with a float64 oracle that starts from the same
+numbers, element by element: ``|got - want| <= rtol * |want| + atol * max(1, max|want|)``, see
+`rnnkit.testing.assert_close`.
+
+A row is asked for by its name, or by the NumPy dtype of the same name. "tf32" has no NumPy dtype of its own: its arrays
+are float32, and matrix products may round their operands to the 10 bits of NVIDIA's TF32, so it has to be named.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,37 +28,83 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class DType:
-    """One dtype: `storage` of parameters and activations, `compute` of the arithmetic in between, and tolerances."""
+    """One row: what arrays hold (`stored`), what the arithmetic between products runs in (`computed`), tolerances.
+
+    Sums of products, the cell state within a call and everything else between load and store are in `computed`.
+    """
 
     name: str
-    storage: np.dtype
-    compute: np.dtype
+    stored: str
+    computed: str
     forward: Tolerance
     backward: Tolerance
 
+    @cached_property
+    def storage(self) -> np.dtype:
+        """dtype of parameters, inputs and results. Raises ImportError for bfloat16 without the package ml_dtypes."""
+        if self.stored == "bfloat16":
+            import ml_dtypes
 
-def _row(name: str, compute: str, forward: Tolerance, backward: Tolerance) -> DType:
-    return DType(name, np.dtype(name), np.dtype(compute), forward, backward)
+            return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(self.stored)
+
+    @cached_property
+    def compute(self) -> np.dtype:
+        """dtype of the arithmetic, and of the cell state within a call."""
+        return np.dtype(self.computed)
 
 
+# The 16-bit rows: results and states are rounded to 11 and 8 bits at every step, tf32's operands to 11, and an error of
+# one step is carried through the next ones; so a few units in the last place, more after as many sums as backward has.
 DTYPES: dict[str, DType] = {
     row.name: row
     for row in (
-        _row("float64", "float64", Tolerance(1e-10, 1e-12), Tolerance(1e-9, 1e-11)),
-        _row("float32", "float32", Tolerance(1e-5, 2e-6), Tolerance(5e-5, 4e-6)),
+        DType("float64", "float64", "float64", Tolerance(1e-10, 1e-12), Tolerance(1e-9, 1e-11)),
+        DType("float32", "float32", "float32", Tolerance(1e-5, 2e-6), Tolerance(5e-5, 4e-6)),
+        DType("tf32", "float32", "float32", Tolerance(2e-3, 2e-3), Tolerance(4e-3, 4e-3)),
+        DType("float16", "float16", "float32", Tolerance(2e-3, 2e-3), Tolerance(4e-3, 4e-3)),
+        DType("bfloat16", "bfloat16", "float32", Tolerance(1.6e-2, 1.6e-2), Tolerance(3.2e-2, 3.2e-2)),
     )
 }
 
 
 def resolve_dtype(dtype: Any) -> DType:
     """The DTYPES row of a name, NumPy dtype or scalar type. Raises ValueError naming the ones that exist."""
+    if isinstance(dtype, DType):
+        return dtype
     error = ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if dtype is None:  # which NumPy reads as float64
         raise error
-    try:
-        wanted = np.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError):  # the last two from strings such as ","
-        raise error from None
-    if wanted.name not in DTYPES or not wanted.isnative:
-        raise error
-    return DTYPES[wanted.name]
+    if isinstance(dtype, str) and dtype in DTYPES:  # two of the names NumPy does not know
+        row = DTYPES[dtype]
+    else:
+        try:
+            wanted = np.dtype(dtype)
+        except (TypeError, ValueError, SyntaxError):  # the last two from strings such as ","
+            raise error from None
+        if wanted.name not in DTYPES or not wanted.isnative:
+            raise error
+        row = DTYPES[wanted.name]
+    if row.stored == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
+        raise ValueError("dtype bfloat16 needs the package ml_dtypes (pip install ml_dtypes)")
+    return row
+
+
+def resolve_precision(precision: Any, dtype: np.dtype) -> DType:
+    """The row for arrays of `dtype`: their own (precision None), or a named one that stores that dtype.
+
+    Raises TypeError for a dtype of no row, ValueError for a precision of another dtype.
+    """
+    names = tuple(DTYPES)
+    if dtype.name not in DTYPES or not dtype.isnative:
+        raise TypeError(
+            f"x must have dtype {' or '.join(r.name for r in DTYPES.values() if r.stored == r.name)}, got {dtype}"
+        )
+    if precision is None:
+        return DTYPES[dtype.name]
+    fitting = tuple(name for name in names if DTYPES[name].stored == dtype.name)
+    if not isinstance(precision, str) or precision not in fitting:
+        raise ValueError(
+            f"precision must be None or one of {', '.join(map(repr, fitting))} for {dtype} arrays, got {precision!r}"
+        )
+    return DTYPES[precision]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from rnnkit import _checks
-from rnnkit._device import array_module, device_of
+from rnnkit._device import array_module, on_own_device
+from rnnkit._wide import narrow, wide
 from rnnkit.module import Array, Module, grad_enabled, make_rng
 
 
@@ -34,52 +36,73 @@ class Embedding(Module):
         super().__init__(dtype, device)
         with _checks.memory_for(num_embeddings=self.num_embeddings, embedding_dim=self.embedding_dim):
             self._add_param("weight", self.rng.standard_normal((self.num_embeddings, self.embedding_dim)))
-        self._saved: tuple[Array, tuple[int, ...]] | None = None
+        self._saved: tuple[Array, Array | None, tuple[int, ...]] | None = None
 
     def __repr__(self) -> str:
-        return f"Embedding({self.num_embeddings}, {self.embedding_dim}, dtype={self.dtype})"
+        return f"Embedding({self.num_embeddings}, {self.embedding_dim}, dtype={self._dtype.name})"
 
+    @on_own_device
     def __call__(self, indices: Array) -> Array:
         """indices: whole numbers in [0, num_embeddings), of any shape and integer dtype -> (*shape, embedding_dim).
 
-        Raises TypeError for anything but an integer array, IndexError naming the range for an index outside it.
+        Raises TypeError for anything but an integer array, IndexError naming the range for an index outside it. On a
+        CUDA device indices are not read by the host, which would wait for it: one outside the range gives a row of
+        NaN, and no gradient.
         """
         N, E = self.num_embeddings, self.embedding_dim
-        flat = whole_numbers("indices", indices, N, self.device).reshape(-1)
+        indices = whole_numbers("indices", indices, self.device)
+        if self.device == "cpu":
+            check_range("indices", indices, N)
+        flat, inside = indices.reshape(-1).astype(np.int64), None  # a copy: the caller may write into indices
+        weight = self._params["weight"]
+        if self.device == "cpu":
+            y = weight.take(flat, axis=0)
+        else:
+            xp: Any = array_module(weight)
+            inside = (flat >= 0) & (flat < N)
+            flat = xp.where(inside, flat, 0)
+            y = xp.where(inside[:, None], weight.take(flat, axis=0), math.nan).astype(self.dtype, copy=False)
         shape = (*indices.shape, E)
-        self._saved = (flat.copy(), shape) if grad_enabled() else None
-        return self._params["weight"].take(flat, axis=0).reshape(shape)
+        self._saved = (flat, inside, shape) if grad_enabled() else None
+        return y.reshape(shape)
 
+    @on_own_device
     def backward(self, dy: Array) -> None:
         """Adds the sums of dy (*shape, embedding_dim) over equal indices into grads["weight"].
 
-        Indices have no gradient: returns None. The sums have one order on every device: no atomic additions.
-        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad dy.
+        Indices have no gradient: returns None. The sums have one order on every device: no atomic additions. 16-bit
+        gradients are summed in float32. Raises RuntimeError before any call or after one under `no_grad()`, ValueError
+        or TypeError for a bad dy.
         """
         if self._saved is None:
             raise RuntimeError("backward needs a call of this Embedding first, and one outside rnnkit.no_grad()")
-        flat, shape = self._saved
-        _checks.shaped("dy", dy, shape, self.dtype, self.device, "(*indices.shape, embedding_dim)")
-        if flat.size:
-            rows, sums = _sums_by_row(flat, dy.reshape(-1, self.embedding_dim))
-            self._grads["weight"][rows] += sums
+        flat, inside, shape = self._saved
+        dy = _checks.shaped("dy", dy, shape, self.dtype, self.device, "(*indices.shape, embedding_dim)")
+        if not flat.size:
+            return
+        dy, grad = wide(dy.reshape(-1, self.embedding_dim)), self._grads["weight"]
+        if inside is None:
+            rows, sums = _sums_by_row(flat, dy)
+        else:
+            xp: Any = array_module(dy)
+            rows, sums = _sums_by_row_unread(flat, xp.where(inside[:, None], dy, 0))
+        grad[rows] = narrow(grad[rows] + sums, self.dtype)
 
 
-def whole_numbers(name: str, value: Any, end: int, device: str) -> Array:
-    """`value` as an int64 array, when it is an integer array on `device` with every entry in [0, end).
-
-    Reads the smallest and largest entry, which on a CUDA device waits for it.
-    """
-    _checks.plain_array(name, value, "NumPy or CuPy array of whole numbers")
+def whole_numbers(name: str, value: Any, device: str) -> Array:
+    """`value`, when it is an integer array on `device`."""
+    value = _checks.located(name, value, device, "NumPy or CuPy array of whole numbers")
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
-    if device_of(value) != device:
-        raise ValueError(f"{name} must be on device {device}, got an array on {device_of(value)}")
+    return value
+
+
+def check_range(name: str, value: Array, end: int) -> None:
+    """Raises IndexError unless every entry is in [0, end). On a CUDA device this waits for it."""
     if value.size:
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= end:
             raise IndexError(f"{name} must be in [0, {end}), got {low if low < 0 else high}")
-    return value.astype(np.int64, copy=False)
 
 
 def _sums_by_row(flat: Array, dy: Array) -> tuple[Array, Array]:
@@ -105,3 +128,22 @@ def _sums_by_row(flat: Array, dy: Array) -> tuple[Array, Array]:
             return rows[starts], sums[starts]
         sums[heads] += sums[heads + step]
         step *= 2
+
+
+def _sums_by_row_unread(flat: Array, dy: Array) -> tuple[Array, Array]:
+    """As `_sums_by_row`, the same sums in the same order, but no size depends on a value: nothing is read by the host.
+
+    Gives flat's entries sorted (M,), repeats included, and beside each the sum of its row: equal ones have equal sums.
+    """
+    xp: Any = array_module(flat)
+    order = flat.argsort()  # CuPy's is stable
+    rows, sums = flat[order], dy[order]
+    start, end = (xp.searchsorted(rows, rows, side=side) for side in ("left", "right"))
+    position = xp.arange(rows.size)
+    rank, left = position - start, end - position
+    step = 1
+    while step < rows.size:
+        adds = (rank % (2 * step) == 0) & (left > step)
+        sums = sums + xp.where(adds[:, None], sums[xp.minimum(position + step, rows.size - 1)], 0)
+        step *= 2
+    return rows, sums[start]

@@ -60,7 +60,7 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         checked = _checks.lengths(lengths, T, B, unbatched)
         layers, directions, P = layer.num_layers, layer.num_directions, layer.proj_size
     elif isinstance(layer, StepCell):
-        layer._check_x(x)
+        x = layer._checked_x(x)
         if lengths is not None:
             raise TypeError("lengths must be None for a Cell, which takes one step")
         checked = None
@@ -71,7 +71,7 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
     steps = T * B if checked is None else int(checked.sum())
     H, R, size = layer.hidden_size, P or layer.hidden_size, layer.dtype.itemsize
     described = [
-        choice.backend.describe(layer.cell, layer.dtype.name, Sizes(T, B, I, H, R, steps), keep)
+        choice.backend.describe(layer.cell, choice.dtype, Sizes(T, B, I, H, R, steps), keep)
         for I in (layer.input_size, directions * R)[: min(layers, 2)]
     ]
     kernel, transient = described[0][0], max(d[1] for d in described)
@@ -83,15 +83,16 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
     running = max(transient, 0 if directions == 1 else directions * y)
     if layer_drops(layer) and layers > 1:
         # A mask for every output but the last layer's, drawn from float32 numbers by way of bools.
-        held += (layers - 1) * directions * y if keep else 0
-        running = max(running, directions * (y // size) * (max(4, size) + 1))
+        numbers, item = directions * T * B * R, choice.dtype.compute.itemsize
+        held += (layers - 1) * numbers * item if keep else 0
+        running = max(running, numbers * (max(4, item) + 1))
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
     return Explanation(
         layer=repr(layer),
         backend=choice.row.name,
         kernel=kernel,
         device=layer.device,
-        dtype=layer.dtype.name,
+        dtype=choice.dtype.name,
         threads=get_num_threads() if choice.row.name == "numba" else None,
         workspace_bytes=running + held + between + states + copied_x,
         kept_bytes=(held + between + copied_x) if keep else 0,

@@ -1,6 +1,6 @@
-"""RNN, GRU and LSTM: torch.nn's layers, by their names, shapes, defaults and semantics. NumPy arrays.
+"""RNN, GRU and LSTM: torch.nn's layers, by their names, shapes, defaults and semantics. NumPy or CuPy arrays.
 
-CUDA kernels, and CuPy arrays with them, are to come. What the three share is in `rnnkit.recurrent`.
+What the three share is in `rnnkit.recurrent`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ __all__ = ["GRU", "LSTM", "PARTS", "RNN", "Recurrent", "uniform_parameters"]
 class RNN(Recurrent):
     """Elman RNN: h = act(x W_ih^T + b_ih + h' W_hh^T + b_hh), act tanh or relu. As torch.nn.RNN.
 
-    dtype: "float32" or "float64"; every array given must have it. device: "cpu" or "cuda[:index]".
+    dtype: a row of `rnnkit.dtypes.DTYPES`: "float64", "float32", "tf32" (float32 whose products a card may round to
+    TF32), "float16" or "bfloat16" (sums and cell state in float32); every array given must hold it. device: "cpu" or
+    "cuda[:index]".
     backend: None for the first that serves, or a name in `rnnkit.backends.BACKENDS`. rng: a numpy Generator or a seed,
     for the initial parameters, U(-1/sqrt(H), 1/sqrt(H)), and for dropout between layers.
     Raises TypeError or ValueError naming a bad argument, RuntimeError for a device or backend that cannot be used here.

@@ -1,4 +1,7 @@
-"""Linear and Activation: what stands after the recurrent layers, on the last axis and on single numbers."""
+"""Linear and Activation: what stands after the recurrent layers, on the last axis and on single numbers.
+
+16-bit arrays are summed and computed in float32, and rounded once on the way out.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rnnkit import _checks
-from rnnkit._device import array_module, device_of
-from rnnkit.cells import sigmoid
+from rnnkit._device import array_module, current, device_of, on_own_device
+from rnnkit._wide import compute_dtype, narrow, product, wide
 from rnnkit.dtypes import resolve_dtype
 from rnnkit.module import Array, Module, grad_enabled, make_rng
 
@@ -45,23 +48,25 @@ class Linear(Module):
 
     def __repr__(self) -> str:
         said = "" if self.bias else ", bias=False"
-        return f"Linear({self.in_features}, {self.out_features}{said}, dtype={self.dtype})"
+        return f"Linear({self.in_features}, {self.out_features}{said}, dtype={self._dtype.name})"
 
+    @on_own_device
     def __call__(self, x: Array) -> Array:
         """x (..., in_features) -> (..., out_features). x is kept by reference until `backward`.
 
         Raises TypeError for another dtype than the layer's, ValueError for another last axis or device.
         """
-        _checks.array("x", x, self.dtype, self.device)
+        x = _checks.array("x", x, self.dtype, self.device)
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (..., in_features={self.in_features}), got {tuple(x.shape)}")
         # One product of two matrices: over stacked ones NumPy would call the BLAS once for each.
-        y = x.reshape(-1, self.in_features) @ self._params["weight"].T
+        y = product(x.reshape(-1, self.in_features), self._params["weight"].T)
         if self.bias:
             y += self._params["bias"]
         self._saved = x if grad_enabled() else None
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return narrow(y, self.dtype).reshape(*x.shape[:-1], self.out_features)
 
+    @on_own_device
     def backward(self, dy: Array) -> Array:
         """dy (..., out_features) -> dx (..., in_features); adds into grads["weight"] and grads["bias"].
 
@@ -71,12 +76,17 @@ class Linear(Module):
             raise RuntimeError("backward needs a call of this Linear first, and one outside rnnkit.no_grad()")
         x = self._saved
         shape = (*x.shape[:-1], self.out_features)
-        _checks.shaped("dy", dy, shape, self.dtype, self.device, "(..., out_features)")
+        dy = _checks.shaped("dy", dy, shape, self.dtype, self.device, "(..., out_features)")
         rows = dy.reshape(-1, self.out_features)
-        self._grads["weight"] += rows.T @ x.reshape(-1, self.in_features)
+        self._add_grad("weight", product(rows.T, x.reshape(-1, self.in_features)))
         if self.bias:
-            self._grads["bias"] += rows.sum(axis=0)
-        return (rows @ self._params["weight"]).reshape(x.shape)
+            self._add_grad("bias", wide(rows).sum(axis=0))
+        return narrow(product(rows, self._params["weight"]), self.dtype).reshape(x.shape)
+
+
+def _sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), by the half-angle identity so that no argument overflows."""
+    return 0.5 * (1 + array_module(x).tanh(0.5 * x))  # type: ignore[union-attr]
 
 
 def _tanh(x: Array) -> Array:
@@ -93,7 +103,7 @@ def _relu_gradient(y: Array, dy: Array) -> Array:
 
 # kind -> forward, and the gradient of its input from its output y and dy. The slope of relu at 0 is 0, as PyTorch's.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]] = {
-    "sigmoid": (sigmoid, lambda y, dy: dy * y * (1 - y)),
+    "sigmoid": (_sigmoid, lambda y, dy: dy * y * (1 - y)),
     "tanh": (_tanh, lambda y, dy: dy * (1 - y * y)),
     "relu": (_relu, _relu_gradient),
 }
@@ -119,9 +129,11 @@ class Activation(Module):
 
         Raises TypeError for no plain array, ValueError for a dtype not in DTYPES.
         """
-        xp: Any = _checks.plain_array("x", x)
+        x = _checks.adopt("x", x)
+        _checks.plain_array("x", x)
         resolve_dtype(x.dtype)
-        y = xp.asarray(ACTIVATIONS[self.kind][0](x))
+        with current(device_of(x)):
+            y = _computed(ACTIVATIONS[self.kind][0], x)
         self._saved = y if grad_enabled() else None
         return y
 
@@ -133,6 +145,14 @@ class Activation(Module):
         if self._saved is None:
             raise RuntimeError("backward needs a call of this Activation first, and one outside rnnkit.no_grad()")
         y = self._saved
-        _checks.shaped("dy", dy, y.shape, y.dtype, device_of(y), "y's shape")
-        xp: Any = array_module(y)
-        return xp.asarray(ACTIVATIONS[self.kind][1](y, dy))
+        dy = _checks.shaped("dy", dy, y.shape, y.dtype, device_of(y), "y's shape")
+        with current(device_of(y)):
+            return _computed(ACTIVATIONS[self.kind][1], y, dy)
+
+
+def _computed(function: Callable[..., Array], *arrays: Array) -> Array:
+    """`function` of arrays in the dtype they are computed in, rounded to the one they are stored in."""
+    xp: Any = array_module(arrays[0])
+    dtype = arrays[0].dtype
+    result = function(*(xp.asarray(a, compute_dtype(dtype)) for a in arrays))
+    return narrow(xp.asarray(result), dtype)  # of no dimensions NumPy makes a scalar

@@ -4,8 +4,10 @@
     loss_fn = MSELoss(); loss = loss_fn(pred, target); dpred = loss_fn.backward()
 
 reduction="mean" divides by the number of losses summed (all elements; all positions for cross-entropy), as PyTorch
-does; "sum" does not. The loss is a Python float, NaN for the mean of nothing. Padding of ragged rows counts unless the
-caller leaves it out: see `cross_entropy`.
+does; "sum" does not. The loss is a Python float, NaN for the mean of nothing: on a CUDA device a call waits for that
+number, and `backward` does not. 16-bit arrays are computed and summed in float32, and the gradient rounded once; in
+float16 small gradients vanish, so multiply dpred by a scale and divide the learning rate of SGD by it (Adam needs no
+division). Padding of ragged rows counts unless the caller leaves it out: see `cross_entropy`.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from rnnkit import _checks
-from rnnkit._device import array_module, device_of
+from rnnkit._device import array_module, current, device_of
+from rnnkit._wide import narrow, wide
 from rnnkit.dtypes import resolve_dtype
-from rnnkit.embedding import whole_numbers
+from rnnkit.embedding import check_range, whole_numbers
 from rnnkit.module import Array, grad_enabled
 
 REDUCTIONS = ("mean", "sum")
@@ -29,10 +32,11 @@ def mse(pred: Array, target: Array, reduction: str = "mean") -> tuple[float, Arr
 
     Nothing is broadcast: raises ValueError for different shapes, TypeError for different dtypes.
     """
-    _check_pair("pred", pred, target, reduction)
-    difference = pred - target
-    loss = float((difference * difference).sum())
-    return _reduced(loss, 2 * difference, pred.size, reduction)
+    pred, target = _checked_pair("pred", pred, target, reduction)
+    with current(device_of(pred)):
+        difference = wide(pred) - wide(target)
+        loss = float((difference * difference).sum())
+        return _reduced(loss, 2 * difference, pred, reduction)
 
 
 def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
@@ -42,13 +46,15 @@ def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tu
     infinite x included. target: probabilities in [0, 1].
     Raises ValueError for different shapes, TypeError for different dtypes.
     """
-    _check_pair("logits", logits, target, reduction)
+    logits, target = _checked_pair("logits", logits, target, reduction)
     xp: Any = array_module(logits)
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN where it is due, and no warning
-        small = xp.exp(-xp.abs(logits))
-        each = (1 - target) * logits - xp.minimum(logits, 0) + xp.log1p(small)
-        probability = xp.where(logits >= 0, 1, small) / (1 + small)
-        return _reduced(float(each.sum()), probability - target, logits.size, reduction)
+    # Infinite logits give NaN where it is due, and no warning.
+    with current(device_of(logits)), np.errstate(invalid="ignore"):
+        x, t = wide(logits), wide(target)
+        small = xp.exp(-xp.abs(x))
+        each = (1 - t) * x - xp.minimum(x, 0) + xp.log1p(small)
+        probability = xp.where(x >= 0, 1, small) / (1 + small)
+        return _reduced(float(each.sum()), probability - t, logits, reduction)
 
 
 def cross_entropy(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
@@ -60,26 +66,43 @@ def cross_entropy(logits: Array, target: Array, reduction: str = "mean") -> tupl
     Raises ValueError for shapes that do not fit, TypeError for wrong dtypes, IndexError for a target outside [0, K).
     """
     _checks.one_of("reduction", reduction, REDUCTIONS)
-    _check_float("logits", logits)
+    logits = _checked_float("logits", logits)
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits must have shape (..., K) with K of at least 1, got {tuple(logits.shape)}")
-    K = logits.shape[-1]
-    picked = whole_numbers("target", target, K, device_of(logits))
+    target = whole_numbers("target", target, device_of(logits))
     if tuple(target.shape) != tuple(logits.shape[:-1]):
         wanted = tuple(logits.shape[:-1])
         raise ValueError(f"target must have logits' shape but its last axis, {wanted}, got {tuple(target.shape)}")
+    if device_of(logits) == "cpu":
+        check_range("target", target, logits.shape[-1])
+    with current(device_of(logits)), np.errstate(invalid="ignore"):
+        total, d = _softmax_loss(logits, target)
+        return _reduced(total, d, logits, reduction, target.size)
+
+
+def _softmax_loss(logits: Array, target: Array) -> tuple[float, Array]:
+    """The sum of -log softmax(logits)[target], and its gradient. On a CUDA device the host waits once, for both checks
+    and sum."""
     xp: Any = array_module(logits)
-    with np.errstate(invalid="ignore"):
-        flat = logits.reshape(-1, K)
-        flat = flat - flat.max(axis=1, keepdims=True)
-        rows, picked = xp.arange(flat.shape[0]), picked.reshape(-1)
-        chosen = flat[rows, picked]
-        d = xp.exp(flat, out=flat)
-        total = d.sum(axis=1)
-        loss = float((xp.log(total) - chosen).sum())
-        d /= total[:, None]
-        d[rows, picked] -= 1
-        return _reduced(loss, d.reshape(logits.shape), rows.size, reduction)
+    K, picked = logits.shape[-1], target.reshape(-1).astype(np.int64, copy=False)
+    outside = None
+    if xp is not np:
+        outside = (picked < 0) | (picked >= K)
+        picked = xp.where(outside, 0, picked)
+    flat = wide(logits.reshape(-1, K))
+    flat = flat - flat.max(axis=1, keepdims=True)
+    rows = xp.arange(flat.shape[0])
+    chosen = flat[rows, picked]
+    d = xp.exp(flat, out=flat)
+    total = d.sum(axis=1)
+    loss = (xp.log(total) - chosen).sum()
+    if outside is not None:
+        loss, wrong = xp.stack((loss, outside.sum().astype(loss.dtype))).get()
+        if wrong:
+            check_range("target", target, K)
+    d /= total[:, None]
+    d[rows, picked] -= 1
+    return float(loss), d.reshape(logits.shape)
 
 
 class _Loss:
@@ -131,23 +154,25 @@ class CrossEntropyLoss(_Loss):
     function = staticmethod(cross_entropy)
 
 
-def _check_float(name: str, value: Any) -> None:
+def _checked_float(name: str, value: Any) -> Array:
+    value = _checks.adopt(name, value)
     _checks.plain_array(name, value)
     try:
         resolve_dtype(value.dtype)
     except ValueError as error:
         raise TypeError(f"{name}: {error}") from None
+    return value
 
 
-def _check_pair(name: str, value: Any, target: Any, reduction: str) -> None:
+def _checked_pair(name: str, value: Any, target: Any, reduction: str) -> tuple[Array, Array]:
     _checks.one_of("reduction", reduction, REDUCTIONS)
-    _check_float(name, value)
-    _checks.shaped("target", target, value.shape, value.dtype, device_of(value), f"{name}'s shape")
+    value = _checked_float(name, value)
+    return value, _checks.shaped("target", target, value.shape, value.dtype, device_of(value), f"{name}'s shape")
 
 
-def _reduced(total: float, d: Array, count: int, reduction: str) -> tuple[float, Array]:
-    if reduction == "sum":
-        return total, d
-    if not count:
-        return float("nan"), d
-    return total / count, d / count
+def _reduced(total: float, d: Array, pred: Array, reduction: str, count: int | None = None) -> tuple[float, Array]:
+    """The loss and the gradient in pred's dtype, from their sums. count: the losses summed, pred's size if None."""
+    count = pred.size if count is None else count
+    if reduction == "sum" or not count:
+        return (total if reduction == "sum" else float("nan")), narrow(d, pred.dtype)
+    return total / count, narrow(d / count, pred.dtype)

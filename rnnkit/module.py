@@ -98,12 +98,14 @@ class LoadedKeys(NamedTuple):
 class Module:
     """Base of layers and containers.
 
-    params, grads: dict name -> array of one shape and dtype. `backward` adds into grads; `zero_grad` clears them.
+    params, grads: dict name -> array of one shape and dtype, NumPy's, or on a CUDA device CuPy's. `backward` adds into
+    grads; `zero_grad` clears them.
     training: True after `train()` (the start), False after `eval()`, which turns dropout off and nothing else.
     takes_lengths: whether a call takes `lengths`, as the recurrent layers' do; a Sequential hands them on by it.
     """
 
     takes_lengths = False
+    _saved: Any = None  # what the last call keeps for `backward`
 
     def __init__(self, dtype: Any = "float32", device: Any = None) -> None:
         self._dtype: DType = resolve_dtype(dtype)
@@ -127,6 +129,11 @@ class Module:
         value = np.ascontiguousarray(value, dtype=self._dtype.storage)
         self._params._add(name, _device.to_device(value, self._device))
         self._grads._add(name, _device.to_device(np.zeros_like(value), self._device))
+
+    def _add_grad(self, name: str, value: Array) -> None:
+        """Adds into a gradient, in place; `value` may be of the wider dtype that it was computed in."""
+        grad = self._grads[name]
+        grad += value
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} defines no forward")
@@ -171,7 +178,8 @@ class Module:
     def zero_grad(self) -> None:
         """Sets every gradient to zero, in place."""
         for grad in self.grads.values():
-            grad[...] = 0
+            with _device.current(_device.device_of(grad)):
+                grad[...] = 0
 
     def train(self, mode: bool = True) -> Module:
         """Turns dropout on (or off, with mode=False) here and in every child. Returns the module."""
@@ -185,8 +193,14 @@ class Module:
         return self.train(False)
 
     def to(self, device: Any) -> Module:
-        """Moves parameters and gradients to a device ('cpu', 'cuda', 'cuda:<index>'). Returns the module."""
+        """Moves parameters and gradients to a device ('cpu', 'cuda', 'cuda:<index>'). Returns the module.
+
+        An optimizer's state follows at its next step. What the last call kept for `backward` does not: call the module
+        anew. Raises ValueError or RuntimeError for a device that is none or cannot be used.
+        """
         target = _device.resolve_device(device)
+        if target != self.device:
+            self._saved = None
         for child in self.children().values():
             child.to(target)
         for store in (self._params, self._grads):
@@ -240,7 +254,9 @@ class Module:
         # this layer's own arrays under other names.
         cast = {name: _cast(name, value, params[name].dtype) for name, value in arrays.items()}
         for name, host in cast.items():
-            params[name][...] = _device.to_device(host, _device.device_of(params[name]))
+            device = _device.device_of(params[name])
+            with _device.current(device):
+                params[name][...] = _device.to_device(host, device)
         return LoadedKeys(missing, extra)
 
 

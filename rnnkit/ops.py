@@ -4,6 +4,10 @@
     dx, dstate0, dweights = backward(saved, dy, (dh_n, dc_n), weights)
 
 Pure: what backward needs is in `saved` and nowhere else. Arguments are checked here, once; a backend computes.
+
+x decides the device. On a CUDA device x and the rest may be CuPy arrays or any library's that offer DLPack or
+`__cuda_array_interface__`, taken without a copy; results are CuPy arrays. Nothing waits for the device there, but for
+lengths that are on it.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit import _checks
-from rnnkit._device import array_module, device_of
+from rnnkit._device import array_module, current, device_of
 from rnnkit.backends import Choice, check_backend, select
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
-from rnnkit.dtypes import DTYPES
+from rnnkit.dtypes import resolve_precision
 
 __all__ = ["Saved", "Weights", "backward", "forward"]
 
@@ -42,23 +46,27 @@ def forward(
     lengths: Any = None,
     reverse: bool = False,
     backend: str | None = None,
+    precision: str | None = None,
     keep: bool = True,
 ) -> tuple[Array, State, Saved | None]:
     """One layer, one direction, whole sequence.
 
     x (T, B, I); state0 (h0 (B, R), and for LSTM c0 (B, H)), R = P under projection, else H; weights as PyTorch's.
     lengths: row lengths (B,), whole numbers in [0, T]. reverse: from each row's own end to its start.
+    precision: None, or for float32 arrays "tf32": products may round their operands to TF32, where the device has it.
     Returns y (T, B, R), zero past each row's end, the states at each row's end, and `saved` (None where keep is False).
     Raises ValueError or TypeError naming the argument; RuntimeError where the backend cannot run here.
     """
-    row, state0, weights = _check_forward(cell, x, state0, weights)
+    row, x, state0, weights = _check_forward(cell, x, state0, weights)
     reverse, keep = _checks.flag("reverse", reverse), _checks.flag("keep", keep)
     check_backend(backend)
     T, B, _ = x.shape
-    choice = select(device_of(x), x.dtype.name, cell, backend)
+    device, xp = device_of(x), array_module(x)
+    choice = select(device, resolve_precision(precision, x.dtype).name, cell, backend)
     checked = _checks.lengths(lengths, T, B)
-    x = array_module(x).ascontiguousarray(x)  # type: ignore[union-attr]
-    return run(row, choice, x, state0, weights, checked, reverse, keep)
+    with current(device):
+        x = xp.ascontiguousarray(x)  # type: ignore[union-attr]
+        return run(row, choice, x, state0, weights, checked, reverse, keep)
 
 
 def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
@@ -73,23 +81,27 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
     T, B, _ = saved.x_shape
     weights = _as_weights(weights)
     dtype, device = saved.dtype, saved.device
+    checked: list[Array | None] = []
     for name, w, shape in zip(Weights._fields, weights, saved.shapes, strict=True):
-        if shape is not None:
-            _checks.shaped(name, w, shape, dtype, device, "its shape in forward")
-        elif w is not None:
+        if shape is None and w is not None:
             raise ValueError(f"{name} must be None, as in forward, got {type(w).__name__}")
+        means = "its shape in forward"
+        checked.append(None if shape is None else _checks.shaped(name, w, shape, dtype, device, means))
+    weights = Weights(*checked)
     R, H = weights.w_hh.shape[1], weights.w_hh.shape[0] // saved.cell.n_gates
     if dy is not None:
-        _checks.shaped("dy", dy, (T, B, R), dtype, device, "(T, B, R)")
+        dy = _checks.shaped("dy", dy, (T, B, R), dtype, device, "(T, B, R)")
     if dstate_n is None:
         dstate_n = (None,) * len(saved.cell.states)
     given = tuple(dstate_n) if isinstance(dstate_n, (tuple, list)) else (dstate_n,)
     if len(given) != len(saved.cell.states):
         raise ValueError(f"dstate_n must be {len(saved.cell.states)} arrays, got {len(given)}")
-    for name, d, width in zip(saved.cell.states, given, (R, H), strict=False):
-        if d is not None:
-            _checks.shaped(f"d{name}_n", d, (B, width), dtype, device, "(B, width of the state)")
-    return run_backward(saved, dy, given, weights)
+    ends = tuple(
+        None if d is None else _checks.shaped(f"d{name}_n", d, (B, width), dtype, device, "(B, width of the state)")
+        for name, d, width in zip(saved.cell.states, given, (R, H), strict=False)
+    )
+    with current(device):
+        return run_backward(saved, dy, ends, weights)
 
 
 def run(
@@ -102,8 +114,10 @@ def run(
     reverse: bool,
     keep: bool,
 ) -> tuple[Array, State, Saved | None]:
-    """`forward` with every argument checked, x C-contiguous and the backend chosen."""
-    y, state_n, own = choice.backend.forward(cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep)
+    """`forward` with every argument checked, x C-contiguous, its device the current one and the backend chosen."""
+    y, state_n, own = choice.backend.forward(
+        cell, choice.dtype, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep
+    )
     if not keep:
         return y, state_n, None
     shapes = tuple(None if w is None else tuple(w.shape) for w in weights)
@@ -113,49 +127,59 @@ def run(
 def run_backward(
     saved: Saved, dy: Array | None, dstate_n: tuple[Array | None, ...], weights: Weights
 ) -> tuple[Array, State, Weights]:
-    """`backward` with every argument checked; a None among dstate_n stands for zeros."""
+    """`backward` with every argument checked and their device the current one; None in dstate_n stands for zeros."""
     xp: Any = array_module(weights.w_hh)
     B, (GH, R) = saved.x_shape[1], weights.w_hh.shape
     widths = (R, GH // saved.cell.n_gates)
     dstate = tuple(
         xp.zeros((B, width), saved.dtype) if d is None else d for d, width in zip(dstate_n, widths, strict=False)
     )
-    dx, dstate0, dweights = saved.choice.backend.backward(saved.cell, saved.own, dy, dstate, weights)
+    choice = saved.choice
+    dx, dstate0, dweights = choice.backend.backward(saved.cell, choice.dtype, saved.own, dy, dstate, weights)
     return dx, dstate0, dweights
 
 
-def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tuple[Cell, State, Weights]:
+def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tuple[Cell, Array, State, Weights]:
     row = CELLS[_checks.one_of("cell", cell, tuple(CELLS))]
+    x = _checks.adopt("x", x)
     _checks.plain_array("x", x)
-    if x.dtype.name not in DTYPES or not x.dtype.isnative:
-        raise TypeError(f"x must have dtype {' or '.join(DTYPES)}, got {x.dtype}")
+    resolve_precision(None, x.dtype)
     dtype, device = x.dtype, device_of(x)
     if x.ndim != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     _, B, I = x.shape
-    weights = _as_weights(weights)
-    _checks.array("w_hh", weights.w_hh, dtype, device)
-    if weights.w_hh.ndim != 2 or 0 in weights.w_hh.shape or weights.w_hh.shape[0] % row.n_gates:
-        means = f"(G*H, R) with G = {row.n_gates}, H and R at least 1"
-        raise ValueError(f"w_hh must have shape {means}, got {tuple(weights.w_hh.shape)}")
-    GH = weights.w_hh.shape[0]
-    H, R = GH // row.n_gates, weights.w_hh.shape[1]
-    _checks.shaped("w_ih", weights.w_ih, (GH, I), dtype, device, "(G*H, I)")
-    for name, bias in (("b_ih", weights.b_ih), ("b_hh", weights.b_hh)):
-        if bias is not None:
-            _checks.shaped(name, bias, (GH,), dtype, device, "(G*H,)")
-    if weights.w_hr is not None:
-        if not row.projects:
-            raise ValueError(f"w_hr must be None for {cell}, which has no projection")
-        _checks.shaped("w_hr", weights.w_hr, (R, H), dtype, device, "(P, H)")
-    elif R != H:
-        raise ValueError(f"w_hh must have shape (G*H, H) without w_hr, got {tuple(weights.w_hh.shape)}")
+    weights = _check_weights(row, _as_weights(weights), I, dtype, device)
+    H, R = weights.w_hh.shape[0] // row.n_gates, weights.w_hh.shape[1]
     state0 = tuple(state0) if isinstance(state0, (tuple, list)) else (state0,)
     if len(state0) != len(row.states):
         raise ValueError(f"state0 must be {len(row.states)} arrays ({', '.join(row.states)}), got {len(state0)}")
-    for name, s, width in zip(row.states, state0, (R, H), strict=False):
+    checked = tuple(
         _checks.shaped(f"{name}0", s, (B, width), dtype, device, "(B, width of the state)")
-    return row, state0, weights
+        for name, s, width in zip(row.states, state0, (R, H), strict=False)
+    )
+    return row, x, checked, weights
+
+
+def _check_weights(row: Cell, weights: Weights, I: int, dtype: np.dtype, device: str) -> Weights:
+    w_hh = _checks.array("w_hh", weights.w_hh, dtype, device)
+    if w_hh.ndim != 2 or 0 in w_hh.shape or w_hh.shape[0] % row.n_gates:
+        means = f"(G*H, R) with G = {row.n_gates}, H and R at least 1"
+        raise ValueError(f"w_hh must have shape {means}, got {tuple(w_hh.shape)}")
+    GH, R = w_hh.shape
+    H = GH // row.n_gates
+    w_ih = _checks.shaped("w_ih", weights.w_ih, (GH, I), dtype, device, "(G*H, I)")
+    b_ih, b_hh = (
+        None if bias is None else _checks.shaped(name, bias, (GH,), dtype, device, "(G*H,)")
+        for name, bias in (("b_ih", weights.b_ih), ("b_hh", weights.b_hh))
+    )
+    w_hr = weights.w_hr
+    if w_hr is not None:
+        if not row.projects:
+            raise ValueError(f"w_hr must be None for {row.name}, which has no projection")
+        w_hr = _checks.shaped("w_hr", w_hr, (R, H), dtype, device, "(P, H)")
+    elif R != H:
+        raise ValueError(f"w_hh must have shape (G*H, H) without w_hr, got {tuple(w_hh.shape)}")
+    return Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
 
 
 def _as_weights(weights: Any) -> Weights:

@@ -1,8 +1,12 @@
 """Optimizers: parameters moved in place by their gradients, with PyTorch's formulas; and gradient clipping.
 
 An optimizer reads `params` and `grads` of its modules anew at each step, so a module may be moved to another device
-in between. Beyond its state, one array a parameter and slot, it holds one scratch array that serves every parameter in
-turn, so a step allocates nothing of a parameter's size.
+in between. Beyond its state, one array a parameter and slot, it holds scratch arrays that serve every parameter in
+turn, so a step allocates nothing of a parameter's size. No step waits for a CUDA device.
+
+Of 16-bit parameters the state is float32, and among it is the parameter itself, "master": steps add up there, and the
+parameter is the master rounded. Of a bfloat16 weight near 1 a step below 0.002 would otherwise be no step at all. An
+entry that something else has written to since, as load_state_dict does, is taken as it was written.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from rnnkit import _checks, _device
+from rnnkit._wide import compute_dtype, narrow, wide
 from rnnkit.module import Array, Module
 
 Key = tuple[int, str]  # which module, which of its parameters
+MASTER = "master"  # the slot of a 16-bit parameter's float32 self
 
 
 class Optimizer:
@@ -29,7 +35,7 @@ class Optimizer:
         self._models = _modules(model)
         self.lr = lr
         self.state: dict[Key, dict[str, Array]] = {}
-        self._scratch: dict[tuple[str, str], Array] = {}
+        self._scratch: dict[tuple[str, str, str], Array] = {}
 
     @property
     def lr(self) -> float:
@@ -44,7 +50,26 @@ class Optimizer:
         """Moves every parameter once, by what its gradient holds now."""
         self._begin_step()
         for key, p, grad in _parameters(self._models):
-            self._update(p, grad, self._state_of(key, p), self._scratch_for(p))
+            with _device.current(_device.device_of(p)):
+                self._step_of(p, grad, self._state_of(key, p))
+
+    def _step_of(self, p: Array, grad: Array, state: dict[str, Array]) -> None:
+        compute = compute_dtype(p.dtype)
+        scratch = self._scratch_for("update", p, compute)
+        if MASTER not in state:
+            self._update(p, grad, state, scratch)
+            return
+        xp: Any = _device.array_module(p)
+        master, wide_one = state[MASTER], self._scratch_for("wide", p, compute)
+        rounded, written = self._scratch_for("rounded", p, p.dtype), self._scratch_for("written", p, np.dtype(bool))
+        with np.errstate(over="ignore"):  # beyond float16: infinite
+            rounded[...] = master
+            xp.not_equal(rounded, p, out=written)
+            wide_one[...] = p
+            xp.copyto(master, wide_one, where=written)
+            wide_one[...] = grad
+            self._update(master, wide_one, state, scratch)
+            p[...] = master
 
     def zero_grad(self) -> None:
         """Sets every gradient to zero, in place."""
@@ -61,18 +86,21 @@ class Optimizer:
         """The parameter's state, zeros at first, on the parameter's device wherever it has moved."""
         xp: Any = _device.array_module(p)
         if key not in self.state:
-            self.state[key] = {slot: xp.zeros_like(p) for slot in self.slots}
+            compute = compute_dtype(p.dtype)
+            self.state[key] = {slot: xp.zeros(p.shape, compute) for slot in self.slots}
+            if compute != p.dtype:
+                self.state[key][MASTER] = p.astype(compute)
         state = self.state[key]
         for slot, held in state.items():
-            if _device.device_of(held) != _device.device_of(p):
-                state[slot] = _device.to_device(_device.to_numpy(held), _device.device_of(p))
+            state[slot] = _device.to_device(held, _device.device_of(p))
         return state
 
-    def _scratch_for(self, p: Array) -> Array:
-        key = (_device.device_of(p), p.dtype.name)
+    def _scratch_for(self, role: str, p: Array, dtype: np.dtype) -> Array:
+        """An array of p's shape, on its device, which the next parameter will overwrite."""
+        key = (role, _device.device_of(p), dtype.name)
         if key not in self._scratch or self._scratch[key].size < p.size:
             xp: Any = _device.array_module(p)
-            self._scratch[key] = xp.empty_like(p).reshape(-1)
+            self._scratch[key] = xp.empty(p.size, dtype)
         return self._scratch[key][: p.size].reshape(p.shape)
 
 
@@ -173,20 +201,32 @@ def clip_grad_norm(model: Any, max_norm: float) -> float:
     Returns the norm before. The factor is max_norm / (norm + 1e-6) where that is below 1, as torch's clip_grad_norm_.
     max_norm: at least 0; infinity changes no gradient whose norm is finite. An infinite norm leaves zero, and NaN where
     the infinity was, or under an infinite max_norm NaN throughout; a norm of NaN leaves NaN throughout: look at what is
-    returned before a step. Raises TypeError or ValueError by name.
+    returned before a step. Reading it waits for a CUDA device. Raises TypeError or ValueError by name.
     """
     max_norm = _number("max_norm", max_norm, finite=False)
     grads = [grad for _, _, grad in _parameters(_modules(model))]
-    squares = 0.0
-    for grad in grads:
-        wide = grad.reshape(-1).astype(np.float64)
-        squares += float(wide @ wide)
-    norm = math.sqrt(squares)
+    norm = math.sqrt(_sum_of_squares(grads))
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1:  # also where it is NaN
         for grad in grads:
-            grad *= factor
+            with _device.current(_device.device_of(grad)):
+                if compute_dtype(grad.dtype) == grad.dtype:
+                    grad *= factor
+                else:  # 16 bits would round the factor, or lose it
+                    grad[...] = narrow(wide(grad) * factor, grad.dtype)
     return norm
+
+
+def _sum_of_squares(grads: list[Array]) -> float:
+    """In float64, whose range the square of no gradient leaves. Each device is read once."""
+    sums: dict[str, Array] = {}
+    for grad in grads:
+        device = _device.device_of(grad)
+        with _device.current(device):
+            all64 = grad.reshape(-1).astype(np.float64)
+            squares = all64 @ all64
+            sums[device] = sums[device] + squares if device in sums else squares
+    return sum(float(total) for total in sums.values())
 
 
 def clip_grad_value(model: Any, value: float) -> None:
@@ -197,7 +237,10 @@ def clip_grad_value(model: Any, value: float) -> None:
     value = _number("value", value, finite=False)
     for _, _, grad in _parameters(_modules(model)):
         xp: Any = _device.array_module(grad)
-        xp.clip(grad, -value, value, out=grad)
+        with _device.current(_device.device_of(grad)), np.errstate(over="ignore"):
+            bound = grad.dtype.type(value)  # beyond float16: infinite
+            xp.minimum(grad, bound, out=grad)
+            xp.maximum(grad, -bound, out=grad)
 
 
 def _modules(model: Any) -> tuple[Module, ...]:

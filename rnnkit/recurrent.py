@@ -1,6 +1,4 @@
-"""Recurrent: what RNN, GRU and LSTM share, by torch.nn's shapes, defaults and semantics. NumPy arrays.
-
-CUDA kernels, and CuPy arrays with them, are to come.
+"""Recurrent: what RNN, GRU and LSTM share, by torch.nn's shapes, defaults and semantics. NumPy or CuPy arrays.
 
 Layouts are PyTorch's. `weight_ih_l{k}[_reverse]` (G*H, I), `weight_hh_l{k}` (G*H, R), `weight_hr_l{k}` (P, H) under
 projection, two biases (G*H,) each; gate order i,f,g,o and r,z,n; R = P under projection, else H.
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit import _checks, stack
-from rnnkit._device import array_module
+from rnnkit._device import array_module, on_own_device
 from rnnkit.backends import Choice, check_backend, select
 from rnnkit.cells import CELLS, Cell, Weights
 from rnnkit.module import Array, Module, grad_enabled, make_rng
@@ -44,13 +42,13 @@ DEFAULTS = {
 
 
 def described(layer: Any) -> str:
-    """The repr of a recurrent layer or cell: its sizes, what is not as usual, and its dtype."""
+    """The repr of a recurrent layer or cell: its sizes, what is not as usual, and its row of DTYPES."""
     said = [str(layer.input_size), str(layer.hidden_size)]
     for name, usual in DEFAULTS.items():
         value = getattr(layer, name, usual)
         if value != usual:
             said.append(f"{name}={value!r}")
-    return f"{type(layer).__name__}({', '.join(said)}, dtype={layer.dtype})"
+    return f"{type(layer).__name__}({', '.join(said)}, dtype={layer._dtype.name})"
 
 
 def uniform_parameters(
@@ -152,6 +150,7 @@ class Recurrent(Module):
 
     # Calls
 
+    @on_own_device
     def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
         """y, h_n = layer(x, h0, lengths); for LSTM the state is a pair: y, (h_n, c_n) = layer(x, (h0, c0), lengths).
 
@@ -163,6 +162,11 @@ class Recurrent(Module):
 
         A reversed direction starts at each row's own end. x is kept by reference until `backward`: do not write into
         it in between. Raises ValueError or TypeError naming the argument.
+
+        On a CUDA device x and the states are CuPy arrays there, or any library's that offer DLPack or
+        `__cuda_array_interface__` (torch, Numba), taken without a copy and in order with CuPy's current stream; y and
+        the states are CuPy arrays, which `torch.from_dlpack` takes. A call waits for the device only to read lengths
+        that are on it: give them on the host.
         """
         x, unbatched = self._time_major("x", x, self.input_size)
         T, B, _ = x.shape
@@ -183,6 +187,7 @@ class Recurrent(Module):
         self._saved = None if saved is None else _Call(saved, unbatched)
         return self._user_layout(y, unbatched), self._user_state(state_n, unbatched)
 
+    @on_own_device
     def backward(self, dy: Array | None, dh_n: Any = None) -> Any:
         """dx, dh0 = layer.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = layer.backward(dy, (dh_n, dc_n)).
 
@@ -206,13 +211,13 @@ class Recurrent(Module):
             for part, name in PARTS:
                 grad = getattr(w, part)
                 if grad is not None:
-                    self._grads[name + _suffix(layer, direction)] += grad
+                    self._add_grad(name + _suffix(layer, direction), grad)
         return self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched)
 
     # Between the caller's layout and (T, B, ·)
 
     def _time_major(self, name: str, a: Array, width: int) -> tuple[Array, bool]:
-        _checks.array(name, a, self.dtype, self.device)
+        a = _checks.array(name, a, self.dtype, self.device)
         layout = "(B, T, {w})" if self.batch_first else "(T, B, {w})"
         letter = "input_size" if name == "x" else "width of y"
         if a.ndim not in (2, 3) or a.shape[-1] != width:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rnnkit import ops
 from rnnkit._device import array_module, device_of, to_device
+from rnnkit._wide import compute_dtype, narrow
 from rnnkit.backends import Choice
 from rnnkit.cells import Array, Cell, State, Weights
 
@@ -87,15 +88,18 @@ def backward(
         grads.insert(0, tuple(layer_grads))
         dy = dx
         if saved.masks and layer > 0:
-            dy = dy * saved.masks[layer - 1]
+            dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
     xp: Any = array_module(dy)
     return dy, tuple(xp.stack(d) for d in dstate0), grads
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
-    """0 with probability p, else 1 / (1 - p), of x's shape and dtype; drawn on the host: the same on every device."""
+    """0 with probability p, else 1 / (1 - p), of x's shape and the dtype x is computed in.
+
+    Drawn on the host: the same on every device, and in every dtype. 16 bits would not hold 1 / (1 - p).
+    """
     keep = rng.random(x.shape, dtype=np.float32) >= p
-    mask = keep.astype(x.dtype)
+    mask = keep.astype(compute_dtype(x.dtype))
     if p < 1:
         mask /= mask.dtype.type(1 - p)
     return to_device(mask, device_of(x))

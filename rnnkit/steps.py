@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from rnnkit import _checks, ops
-from rnnkit._device import array_module
+from rnnkit._device import array_module, on_own_device
 from rnnkit.backends import Choice, check_backend, select
 from rnnkit.cells import CELLS, Weights
 from rnnkit.module import Array, Module, grad_enabled, make_rng
@@ -56,13 +56,15 @@ class StepCell(Module):
     def _weights(self) -> Weights:
         return Weights(*(self._params.get(name) for _, name in PARTS))
 
+    @on_own_device
     def __call__(self, x: Array, h0: Any = None) -> Any:
         """h = cell(x, h0); for LSTMCell (h, c) = cell(x, (h0, c0)).
 
-        x (B, I) or (I,); h0, c0 (B, H) or (H,), zeros where not given. Returns states as given.
+        x (B, I) or (I,); h0, c0 (B, H) or (H,), zeros where not given. Returns states as given. On a CUDA device
+        arrays are taken and given as by the layers.
         Raises ValueError or TypeError naming the argument.
         """
-        self._check_x(x)
+        x = self._checked_x(x)
         unbatched = x.ndim == 1
         x = x[None] if unbatched else x
         state0 = self._states(h0, ("h0", "c0"), x.shape[0], unbatched)
@@ -80,6 +82,7 @@ class StepCell(Module):
         self._saved = None if saved is None else (saved, unbatched)
         return self._given_back(state, unbatched)
 
+    @on_own_device
     def backward(self, dh: Any, *extra: Any) -> Any:
         """dx, dh0 = cell.backward(dh); for LSTMCell dx, (dh0, dc0) = cell.backward((dh, dc)); a None stands for zeros.
 
@@ -95,14 +98,15 @@ class StepCell(Module):
         dx, dstate0, dweights = ops.run_backward(saved, None, dstate, self._weights())
         for name, grad in zip((name for _, name in PARTS), dweights, strict=True):
             if grad is not None:
-                self._grads[name] += grad
+                self._add_grad(name, grad)
         return (dx[0, 0] if unbatched else dx[0]), self._given_back(dstate0, unbatched)
 
-    def _check_x(self, x: Array) -> None:
-        _checks.array("x", x, self.dtype, self.device)
+    def _checked_x(self, x: Array) -> Array:
+        x = _checks.array("x", x, self.dtype, self.device)
         I = self.input_size
         if x.ndim not in (1, 2) or x.shape[-1] != I:
             raise ValueError(f"x must have shape (B, input_size={I}) or (input_size={I},), got {tuple(x.shape)}")
+        return x
 
     def _states(self, given: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
         """The states as (B, H) each, checked; None becomes zeros."""

@@ -56,7 +56,7 @@ CONSTRUCTOR = [
         for bad in ("tanh", "no", 1, 0, None)
     ),
     *(
-        (ValueError, {"dtype": bad}, ("dtype must be one of float64, float32, got", repr(bad)))
+        (ValueError, {"dtype": bad}, ("dtype must be one of float64, float32, tf32, float16, bfloat16, got", repr(bad)))
         for bad in ("complex64", "int32", int, None, ">f4", "nonsense")
     ),
     *(
@@ -151,19 +151,14 @@ def test_sizes_and_fractions_of_numpy_are_numbers() -> None:
     assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (3, 4, 2, 0.5)
 
 
-@pytest.mark.skipif(BACKENDS["cupy"].problem() is None, reason="this machine runs CUDA kernels")
-def test_cuda_without_kernels_says_so_before_it_asks_for_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = "CuPy is not installed"
-    monkeypatch.setattr("rnnkit._device.cuda_problem", lambda: problem)
+def test_cuda_without_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    missing, known = "this version of rnnkit has no CUDA kernels yet; ", "rnnkit.backends.cupy"
-    for there, said in ((None, missing + problem), (find("rnnkit"), problem)):
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name, there=there: there if name == known else find(name)
-        )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "cupy" else find(name, *more))
+    said = "CuPy is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
+    for named in ("cuda", "cuda:0"):
         with pytest.raises(RuntimeError) as caught:
-            rnnkit.Linear(2, 3, device="cuda")
-        assert str(caught.value) == f"device 'cuda' cannot be used: {said}"
+            rnnkit.Linear(2, 3, device=named)
+        assert str(caught.value) == f"device {named!r} cannot be used: {said}"
 
 
 @pytest.mark.parametrize("size", [2**62, 2**70])
@@ -182,7 +177,7 @@ def test_parameters_beyond_memory(size: int) -> None:
 
 def test_a_dtype_numpy_cannot_parse() -> None:
     for bad in (",", "f4,", "(2,)"):
-        with refused(ValueError, "dtype must be one of float64, float32, got", repr(bad)):
+        with refused(ValueError, "dtype must be one of float64, float32, tf32, float16, bfloat16, got", repr(bad)):
             rnnkit.GRU(I, H, dtype=bad)
 
 

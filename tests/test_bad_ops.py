@@ -31,8 +31,8 @@ def test_forward(cell: str) -> None:
     cases: list[tuple[type[Exception], dict[str, Any], tuple[str, ...]]] = [
         (ValueError, {"cell": "elman"}, ("cell must be one of", "'lstm'", "got 'elman'")),
         (TypeError, {"x": x.tolist()}, ("x must be a NumPy or CuPy array, got list",)),
-        (TypeError, {"x": x.astype(int)}, ("x must have dtype float64 or float32, got int64",)),
-        (TypeError, {"x": x.astype(">f4")}, ("x must have dtype float64 or float32, got >f4",)),
+        (TypeError, {"x": x.astype(int)}, ("x must have dtype float64 or float32 or float16 or bfloat16, got int64",)),
+        (TypeError, {"x": x.astype(">f4")}, ("x must have dtype float64 or float32 or float16 or bfloat16, got >f4",)),
         (ValueError, {"x": x[0]}, ("x must have shape (T, B, I), got (3, 4)",)),
         (ValueError, {"x": x[:, :, 1:]}, ("w_ih must have shape (G*H, I)", f"({GH}, 3), got ({GH}, 4)")),
         (TypeError, {"x": x.astype("float64")}, ("w_hh must have dtype float64, got float32",)),

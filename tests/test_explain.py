@@ -51,6 +51,26 @@ def test_workspace_is_what_the_allocator_sees(kind, options, shape, keep, cpu_ba
 
 
 @pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("kind", "options"), LAYERS)
+def test_workspace_in_16_bits_is_that_of_the_arithmetic_too(kind, options, shape, keep):
+    layer = kind(48, 64, dtype="float16", backend="numpy", rng=0, **options, **shape)
+    x = np.zeros((40, 16, 48), np.float16)
+    with contextlib.nullcontext() if keep else rnnkit.no_grad():
+        said = rnnkit.explain(layer, x)
+        layer(x)
+        layer._saved = None
+        tracemalloc.start()
+        y, state = layer(x)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        layer_kept = layer._saved
+    taken = peak - y.nbytes - sum(s.nbytes for s in (state if isinstance(state, tuple) else (state,)))
+    assert (layer_kept is not None) == (said.kept_bytes > 0) == keep
+    assert 0.9 * (taken - 8192) <= said.workspace_bytes <= 1.25 * taken
+
+
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 @pytest.mark.parametrize(("kind", "options"), LAYERS)
 def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend):

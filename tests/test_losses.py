@@ -183,7 +183,9 @@ def test_losses_refuse_bad_input() -> None:
             function(a, [[0.0] * 3] * 2)
         with refused(TypeError, name, "int64"):
             function(a.astype(int), b)
-        with refused(TypeError, name, "float16"):
+        with refused(TypeError, name, "complex64"):
+            function(a.astype(np.complex64), b)
+        with refused(TypeError, "target", "float16", "float64"):
             function(a.astype(np.float16), b)
     for wrong, said in ((np.array([0, 3]), "3"), (np.array([-100, 0]), "-100")):
         with refused(IndexError, "target", "[0, 3)", said):

@@ -1,7 +1,8 @@
-"""Every CPU backend against the float64 oracle, over the table of cases."""
+"""Every CPU backend against the float64 oracle, over the table of cases, in every dtype it serves."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,14 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rnnkit.backends import BACKENDS
 from rnnkit.cells import CELLS
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run
 from tests.helpers import CPU_BACKENDS, LAYERS, assert_same, randn, random_state, train_step
 
 Poison = Callable[[], AbstractContextManager[None]]
 
+needs_ml_dtypes = pytest.mark.skipif(
+    importlib.util.find_spec("ml_dtypes") is None, reason="bfloat16 needs the package ml_dtypes"
+)
 # float64 on the NumPy backend is the oracle itself.
-PAIRS = [(b, d) for b in CPU_BACKENDS for d in ("float32", "float64") if (b, d) != ("numpy", "float64")]
+PAIRS = [
+    pytest.param(backend, dtype, marks=needs_ml_dtypes if dtype == "bfloat16" else ())
+    for backend in CPU_BACKENDS
+    for dtype in BACKENDS[backend].dtypes
+    if (backend, dtype) != ("numpy", "float64")
+]
 
 
 def assert_within(worst: dict[str, float]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from rnnkit._device import cuda_problem
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
+from rnnkit.dtypes import DTYPES, DType
 
 
 class Sizes(NamedTuple):
@@ -55,6 +56,7 @@ class Backend(Protocol):
     def forward(
         self,
         cell: Cell,
+        dtype: DType,
         x: Array,
         state0: State,
         weights: Weights,
@@ -63,14 +65,19 @@ class Backend(Protocol):
         reverse: bool,
         keep: bool,
     ) -> Forward:
-        """x (T, B, I), C-contiguous and kept by reference; lengths (B,) on the host, or None for T everywhere."""
+        """x (T, B, I), C-contiguous and kept by reference; lengths (B,) on the host, or None for T everywhere.
+
+        Arrays are of dtype.storage; dtype says more than they do where it names a way to compute, as tf32.
+        """
         ...
 
-    def backward(self, cell: Cell, saved: Any, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+    def backward(
+        self, cell: Cell, dtype: DType, saved: Any, dy: Array | None, dstate_n: State, weights: Weights
+    ) -> Gradients:
         """dy (T, B, R), of any strides, or None for zeros; dstate_n one array a state. Neither is written to."""
         ...
 
-    def describe(self, cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+    def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
         """The kernel in words; the bytes a forward takes beyond x and its results while it runs, and those it keeps."""
         ...
 
@@ -93,32 +100,30 @@ def _no_problem() -> str | None:
     return None
 
 
-def _cuda_backend_problem(module: str) -> Callable[[], str | None]:
-    def problem() -> str | None:
-        if importlib.util.find_spec(f"rnnkit.backends.{module}") is None:
-            return f"this version of rnnkit has no CUDA kernels yet; {cuda_problem() or 'a CUDA device is present'}"
-        return cuda_problem()
-
-    return problem
+def _numba_cuda_problem() -> str | None:
+    if importlib.util.find_spec("numba_cuda") is None:
+        return "numba-cuda is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
+    return cuda_problem()
 
 
 # In order of preference for each kind of array.
 BACKENDS: dict[str, BackendRow] = {
     row.name: row
     for row in (
-        BackendRow("numba", "numpy", ("float32", "float64"), "fused CPU scan, compiled by Numba", _no_problem),
-        BackendRow("numpy", "numpy", ("float32", "float64"), "the NumPy oracle", _no_problem),
-        BackendRow("cupy", "cupy", ("float32", "float64"), "CUDA C++ through CuPy", _cuda_backend_problem("cupy")),
-        BackendRow("numba_cuda", "cupy", ("float32", "float64"), "Numba CUDA", _cuda_backend_problem("numba_cuda")),
+        BackendRow("numba", "numpy", ("float32", "float64", "tf32"), "fused CPU scan, compiled by Numba", _no_problem),
+        BackendRow("numpy", "numpy", tuple(DTYPES), "the NumPy oracle", _no_problem),
+        BackendRow("cupy", "cupy", tuple(DTYPES), "CUDA C++ through CuPy", cuda_problem),
+        BackendRow("numba_cuda", "cupy", ("float32", "float64", "float16"), "Numba CUDA", _numba_cuda_problem),
     )
 }
 
 
 class Choice(NamedTuple):
-    """A backend chosen for a call, and why."""
+    """A backend chosen for a call, the dtype it is to compute in, and why."""
 
     row: BackendRow
     backend: Backend
+    dtype: DType
     why: str
 
 
@@ -140,7 +145,9 @@ def check_backend(name: Any) -> None:
 
 @cache
 def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choice:
-    """The backend for arrays on `device` ('cpu' or 'cuda:<index>'); `name` asks for one.
+    """The backend for arrays on `device` ('cpu' or 'cuda:<index>') computed as the row `dtype` of DTYPES says.
+
+    `name` asks for one.
 
     Raises ValueError where the named backend does not fit the arrays, RuntimeError where none can run.
     """
@@ -152,7 +159,7 @@ def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choic
             raise ValueError(f"backend {name!r} takes {row.arrays} arrays, got {arrays} arrays on {device}")
         if dtype not in row.dtypes:
             raise ValueError(f"backend {name!r} serves {', '.join(row.dtypes)}, got dtype {dtype}")
-        return Choice(row, row.load(), f"backend={name!r} was asked for")
+        return Choice(row, row.load(), DTYPES[dtype], _with_precision(f"backend={name!r} was asked for", row, dtype))
     skipped: list[str] = []
     for row in BACKENDS.values():
         if row.arrays != arrays:
@@ -162,5 +169,12 @@ def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choic
             skipped.append(f"{row.name}: {problem}")
             continue
         why = f"first backend for {arrays} arrays that serves {dtype} {CELLS[cell].name}"
-        return Choice(row, row.load(), "; ".join([why, *(f"passed over {s}" for s in skipped)]))
+        why = "; ".join([why, *(f"passed over {s}" for s in skipped)])
+        return Choice(row, row.load(), DTYPES[dtype], _with_precision(why, row, dtype))
     raise RuntimeError(f"no backend can run {cell} in {dtype} on {device}: {'; '.join(skipped)}")
+
+
+def _with_precision(why: str, row: BackendRow, dtype: str) -> str:
+    return (
+        f"{why}; a CPU has no TF32: products are in full float32" if (row.arrays, dtype) == ("numpy", "tf32") else why
+    )

@@ -61,14 +61,19 @@ def forward(
     lengths: np.ndarray | None,
     reverse: bool,
     keep: bool,
+    compute: np.dtype | None = None,
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`.
 
     scan_forward(cell, gates_x, state0, weights, lengths=, reverse=, keep=) takes gates_x (T, B, G*H) = x W_ih^T,
-    without its bias, and may overwrite it.
+    without its bias, and may overwrite it. It is in x's dtype, or in `compute`: a product of float16 arrays would be
+    rounded to float16 before the other side is added to it.
     """
     live = None if lengths is None else _live_steps(x, lengths)
-    gates_x = _scatter(_steps(x, live) @ weights.w_ih.T, live, (*x.shape[:2], weights.w_ih.shape[0]))
+    steps, w_ih = _steps(x, live), weights.w_ih
+    if compute is not None:
+        steps, w_ih = steps.astype(compute, copy=False), w_ih.astype(compute, copy=False)
+    gates_x = _scatter(steps @ w_ih.T, live, (*x.shape[:2], w_ih.shape[0]))
     xp: Any = array_module(x)
     on_device = None if lengths is None else xp.asarray(lengths)
     scan = scan_forward(cell, gates_x, state0, weights, lengths=on_device, reverse=reverse, keep=keep)

@@ -19,6 +19,7 @@ from rnnkit._threads import get_num_threads, meeting, run_shares, shares_of
 from rnnkit.backends import Forward, Gradients, Sizes
 from rnnkit.backends.packing import Packing, packing
 from rnnkit.cells import Array, Cell, State, Weights
+from rnnkit.dtypes import DType
 from rnnkit.kernels import scan, scan_reset_before
 from rnnkit.kernels.large import large_products, room_of
 from rnnkit.kernels.pack import packer, padded, panels_of
@@ -122,6 +123,7 @@ def units_of(cell: Cell, B: int, H: int, dtype: str, alone: bool) -> list[int]:
 
 def forward(
     cell: Cell,
+    row: DType,
     x: Array,
     state0: State,
     weights: Weights,
@@ -213,9 +215,9 @@ def _projection(w: Array | None, dtype: np.dtype, transposed: bool = False) -> A
     return np.empty(0, dtype) if w is None else pack_weights(w, transposed)
 
 
-def backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+def backward(cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
-    p, dtype = saved.packing, weights.w_hh.dtype
+    p, dtype = saved.packing, row.storage
     GH, R = weights.w_hh.shape
     H, N = GH // cell.n_gates, p.steps
     dy = np.empty((0, R), dtype) if dy is None else _as_writable(p.pack(np.ascontiguousarray(dy)))
@@ -319,11 +321,12 @@ def _weight_gradients(
     return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr)
 
 
-def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+def describe(cell: Cell, row: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`."""
     T, B, I, H, R, N = sizes
     tile_rows, columns = tile_shape()
-    itemsize, GH, projected = np.dtype(dtype).itemsize, cell.n_gates * H, R != H
+    dtype = row.stored
+    itemsize, GH, projected = row.storage.itemsize, cell.n_gates * H, R != H
     reset_before, two_states = cell.name == RESET_BEFORE, len(cell.states) == 2
     width = 3 * H if reset_before else scan.kept_blocks(cell.name) * H
     extra = H if projected or reset_before else 0

@@ -14,7 +14,7 @@ import numpy as np
 from rnnkit.backends import Forward, Gradients, Sizes, by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.cells import Array, Cell, Kept, State, Weights
-from rnnkit.dtypes import DTYPES
+from rnnkit.dtypes import DType
 
 
 class Saved(NamedTuple):
@@ -90,6 +90,7 @@ def scan_backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, w
 
 def forward(
     cell: Cell,
+    dtype: DType,
     x: Array,
     state0: State,
     weights: Weights,
@@ -99,7 +100,7 @@ def forward(
     keep: bool,
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`. Computes in the dtype's `compute`, gives back its `storage`."""
-    storage, compute = x.dtype, DTYPES[x.dtype.name].compute
+    storage, compute = dtype.storage, dtype.compute
     x, state0, weights = _cast(x, compute), _cast_all(state0, compute), Weights(*_cast_all(weights, compute))
     y, state_n, saved = by_scan.forward(
         scan_forward, cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep
@@ -107,9 +108,11 @@ def forward(
     return Forward(_cast(y, storage), _cast_all(state_n, storage), saved)
 
 
-def backward(cell: Cell, saved: by_scan.Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+def backward(
+    cell: Cell, dtype: DType, saved: by_scan.Saved, dy: Array | None, dstate_n: State, weights: Weights
+) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
-    storage, compute = weights.w_hh.dtype, saved.x.dtype
+    storage, compute = dtype.storage, dtype.compute
     weights = Weights(*_cast_all(weights, compute))
     dx, dstate0, dweights = by_scan.backward(
         scan_backward, cell, saved, _cast(dy, compute), _cast_all(dstate_n, compute), weights
@@ -125,16 +128,20 @@ def _cast_all(arrays: tuple[Array | None, ...], dtype: np.dtype) -> tuple[Array,
     return tuple(_cast(a, dtype) for a in arrays)
 
 
-def describe(cell: Cell, dtype: str, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`."""
-    T, B, I, H, _, N = sizes
-    itemsize = np.dtype(dtype).itemsize
+    T, B, I, H, R, N = sizes
+    itemsize = dtype.compute.itemsize
     row = B * H * itemsize
     kept = T * _kept_values(cell) * row if keep else 0
     # With lengths, the live steps of x and their products are gathered, and found by way of an index.
     gathered = 0 if N == T * B else N * (I + cell.n_gates * H) * itemsize + 8 * N
     step = (3 * cell.n_gates + 4) * row
-    return f"{cell.name} in NumPy, one step at a time", T * cell.n_gates * row + gathered + step, kept
+    widened = 0
+    if dtype.storage != dtype.compute:  # x stays for backward; weights and y are there in both dtypes while it runs
+        kept += T * B * I * itemsize if keep else 0
+        widened = (T * B * (R + (0 if keep else I)) + cell.n_gates * H * (I + R + 2)) * itemsize
+    return f"{cell.name} in NumPy, one step at a time", T * cell.n_gates * row + gathered + step + widened, kept
 
 
 @cache
