@@ -1,0 +1,1 @@
+// Nothing: what it declares is known without it.
