@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import os
@@ -19,6 +20,7 @@ from matplotlib import image
 import rnnkit
 from rnnkit.examples import _common, char_rnn, keras_notebook, next_word
 from rnnkit.testing import assert_close
+from tests.standin import stand_in
 
 PROGRAMS = ("deep_classifier", "keras_notebook", "next_word", "char_rnn", "units_primer")
 ROOT = Path(__file__).parents[1]
@@ -274,9 +276,47 @@ def test_a_seed_decides_everything(monkeypatch: pytest.MonkeyPatch, run: Any, cp
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("named", [("--backend", "cupy"), ("--backend", "numba_cuda", "--device", "cuda:1")])
+def test_programs_run_on_a_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Any, program: str, named: tuple[str, ...]
+) -> None:
+    """On the fake of a card: everything a program computes is there, and the losses are the host's."""
+    monkeypatch.setattr(_common, "loss_curve", lambda path, *_, **__: path)
+    argv = [*named, "--out", str(tmp_path), *BRIEF[program], "--seed", "3"]
+    with stand_in(devices=2, names=("cupy", "numba_cuda")) as cp:
+        before = cp.fake.live_blocks(0)
+        found = importlib.import_module(f"rnnkit.examples.{program}").main(argv)
+        if "cuda:1" in named:
+            assert cp.fake.live_blocks(0) == before
+            assert cp.cuda.Device().id == 1
+    wanted = run(program, "numpy", *BRIEF[program], "--seed", "3")
+    assert_close("losses", all_losses(found), all_losses(wanted), "float32", "backward")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("options", [("--backend", "cupy"), ("--backend", "numba_cuda"), ("--device", "cuda")])
+def test_without_a_card_programs_say_so_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str, options: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("rnnkit._device.cuda_problem", lambda: "CuPy finds no CUDA device")
+    for name in ("cupy", "numba_cuda"):
+        row = dataclasses.replace(_common.BACKENDS[name], problem=lambda: "CuPy finds no CUDA device")
+        monkeypatch.setitem(_common.BACKENDS, name, row)
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"rnnkit.examples.{program}").main(list(options))
+    assert end.value.code == 2
+    said = {"--backend": f"backend {options[1]!r} cannot run here", "--device": "device 'cuda' cannot be used"}[
+        options[0]
+    ]
+    wanted = f"python -m rnnkit.examples.{program}: {said}: CuPy finds no CUDA device\n"
+    assert capsys.readouterr().err == wanted
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--device", "gpu"), "device must be None, 'cpu', 'cuda' or 'cuda:<index>', got 'gpu'"),
         (("--backend", "torch"), "backend must be None or one of 'numba', 'numpy', 'cupy', 'numba_cuda', got 'torch'"),
         (("--seed", "-1"), "--seed must be a whole number of at least 0, got -1"),
         (("--seed", "x"), "argument --seed: invalid int value: 'x'"),
@@ -344,5 +384,12 @@ def test_one_command_each(tmp_path: Path) -> None:
     for program in PROGRAMS:
         command = [sys.executable, "-m", f"rnnkit.examples.{program}", "--help"]
         shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        for option in ("--backend", "--seed", "--out"):
+        for option in ("--backend", "--device", "--seed", "--out"):
             assert option in shown.stdout
+
+
+def test_a_backend_and_a_device_must_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    with stand_in(), pytest.raises(SystemExit) as end:
+        next_word.main(["--backend", "numpy", "--device", "cuda"])
+    assert end.value.code == 2
+    assert "--backend numpy takes numpy arrays, which are not on --device cuda" in capsys.readouterr().err

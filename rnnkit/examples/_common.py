@@ -10,6 +10,7 @@ import argparse
 import importlib
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import rnnkit
+from rnnkit._device import resolve_device
 from rnnkit.backends import BACKENDS, check_backend
 
 # Module -> the name pip knows it by. All are in the extra `examples`; every program needs the first two.
@@ -59,7 +61,8 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--backend", help=f"{', '.join(BACKENDS)} (default: the first that serves here)")
+    options.add_argument("--backend", help=f"{', '.join(BACKENDS)} (default: the first that serves the device)")
+    options.add_argument("--device", help="cpu, cuda or cuda:<index> (default: that of the backend; cpu without one)")
     options.add_argument("--seed", type=int, default=0, help="of weights, splits and samples (default 0)")
     options.add_argument("--out", type=Path, default=Path("out"), help="folder of the figures (default ./out)")
     return options
@@ -70,15 +73,13 @@ def start(
     argv: Sequence[str] | None,
     needs: Callable[[argparse.Namespace], Sequence[str]] = lambda args: (),
 ) -> Run:
-    """Reads the options and checks, before any work, that the backend runs here and the extras are installed.
+    """Reads the options and checks, before any work, that backend and device are here and the extras are installed.
 
-    needs: options -> modules of EXTRAS that a run with them imports besides the usual.
+    needs: options -> modules of EXTRAS that a run with them imports besides the usual. Without what `--backend` or
+    `--device` name, as a GPU, the program says why in one line and ends with status 2.
     """
     args = options.parse_args(argv)
-    try:
-        check_backend(args.backend)
-    except (ValueError, RuntimeError) as problem:
-        options.error(str(problem))
+    device = _device_of(args, options)
     if args.seed < 0:
         options.error(f"--seed must be a whole number of at least 0, got {args.seed}")
     check_extras(*USUAL, *needs(args))
@@ -86,8 +87,25 @@ def start(
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         options.error(f"--out must be a folder that can be made or written to: {problem}")
-    device = "cuda" if args.backend and BACKENDS[args.backend].arrays == "cupy" else "cpu"
     return Run(args, args.backend, device, np.random.default_rng(args.seed), args.out)
+
+
+def _device_of(args: argparse.Namespace, options: argparse.ArgumentParser) -> str:
+    """The device of the run, made CuPy's current one, so that what a program computes itself is there too."""
+    try:
+        check_backend(args.backend)
+        arrays = BACKENDS[args.backend].arrays if args.backend else None
+        device = resolve_device(args.device or ("cuda" if arrays == "cupy" else "cpu"))
+    except ValueError as problem:
+        options.error(str(problem))
+    except RuntimeError as problem:
+        print(f"{options.prog}: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if arrays is not None and (arrays == "numpy") != (device == "cpu"):
+        options.error(f"--backend {args.backend} takes {arrays} arrays, which are not on --device {args.device}")
+    if device != "cpu":
+        importlib.import_module("cupy").cuda.Device(int(device[5:])).use()
+    return device
 
 
 def check_extras(*modules: str) -> None:
@@ -271,9 +289,11 @@ def learn_both_ways(
     """
     held_out, rest = np.split(codes, [len(codes) // 5])
     optimizer, losses = rnnkit.Adam(model, lr=lr), []
-    for _ in progress(range(run.args.steps), label):
-        x, as_written = both_ways(rest, length, 64, run.rng)
-        loss = loss_fn(model(run.array(x)), run.array(as_written[:, None], np.float32))
+    drawn = [both_ways(rest, length, 64, run.rng) for _ in range(run.args.steps)]
+    pieces, kinds = (run.array(np.stack(parts)) for parts in zip(*drawn, strict=True))  # to the device, once
+    kinds = kinds[:, :, None].astype(np.float32)
+    for step in progress(range(run.args.steps), label):
+        loss = loss_fn(model(pieces[step]), kinds[step])
         model.zero_grad()
         model.backward(loss_fn.backward())
         rnnkit.clip_grad_norm(model, max_norm)

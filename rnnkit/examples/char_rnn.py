@@ -144,7 +144,7 @@ def train(model: CharRNN, text: Text, run: common.Run, result: Result) -> None:
     streams = text.streams(args.batch)
     if len(streams) <= args.chunk:
         raise SystemExit(f"--batch {args.batch} makes streams of {len(streams)} characters: too short for --chunk")
-    one_of_k = run.array(np.eye(K, dtype=np.float32))
+    one_of_k, codes = run.array(np.eye(K, dtype=np.float32)), run.array(streams)  # to the device, once
     loss_fn, optimizer = rnnkit.CrossEntropyLoss(), rnnkit.Adagrad(model, lr=args.learning_rate)
     at = 0
     bar = common.progress(range(1, args.steps + 1), f"{args.cell}, hidden {args.hidden}")
@@ -152,8 +152,7 @@ def train(model: CharRNN, text: Text, run: common.Run, result: Result) -> None:
         if at + args.chunk + 1 > len(streams):
             at = 0
             model.set_states([None] * args.layers)  # back at the start of every stream
-        now = run.array(streams[at : at + args.chunk])
-        following = run.array(streams[at + 1 : at + args.chunk + 1])
+        now, following = codes[at : at + args.chunk], codes[at + 1 : at + args.chunk + 1]
         at += args.chunk
         loss = loss_fn(model(one_of_k[now]), following)
         model.zero_grad()
@@ -178,12 +177,12 @@ def sample(model: CharRNN, text: Text, begins: str, length: int, run: common.Run
     """
     kept = model.get_states()
     model.set_states([None] * len(kept))
-    one_of_k = np.eye(len(text.characters), dtype=np.float32)
+    one_of_k = run.array(np.eye(len(text.characters), dtype=np.float32))
     written = begins
     with rnnkit.no_grad():
         for at in range(len(begins) + length - 1):
             code = text.characters.index(written[at])
-            y = common.host(model.step(run.array(one_of_k[code : code + 1])))[0]
+            y = common.host(model.step(one_of_k[code : code + 1]))[0]
             if at < len(begins) - 1:
                 continue  # still reading what it is given
             logits = y.astype(np.float64) / run.args.temperature

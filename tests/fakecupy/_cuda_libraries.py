@@ -1,0 +1,63 @@
+"""Finding cuBLAS: code that asks NVIDIA's pathfinder for it, and opens it by ctypes, gets the fake one."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+PATH = "/nowhere/fake/libcublas.so"
+FINDER = "cuda.pathfinder"
+
+
+class Loaded(NamedTuple):
+    """pathfinder's LoadedDL, as far as anyone looks at it."""
+
+    abs_path: str
+    was_already_loaded_from_elsewhere: bool = False
+
+
+class _ByFamily(type):
+    """Makes isinstance(library, ctypes.CDLL) true of libraries that the class replaced by ours has opened."""
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.__mro__[1])
+
+
+@contextmanager
+def found(library: Any) -> Iterator[None]:
+    """Inside, `cuda.pathfinder` finds cuBLAS at PATH, and ctypes.CDLL(PATH) is `library`. Others are as ever."""
+    try:
+        real: Any = importlib.import_module(FINDER)
+    except ImportError:
+        real = None
+
+    def load_nvidia_dynamic_lib(name: str) -> Any:
+        if name == "cublas":
+            return Loaded(PATH)
+        if real is None:
+            raise RuntimeError(f'Failure finding "{name}"')
+        return real.load_nvidia_dynamic_lib(name)
+
+    finder = types.ModuleType(FINDER)
+    vars(finder).update({} if real is None else vars(real))
+    vars(finder).update(load_nvidia_dynamic_lib=load_nvidia_dynamic_lib)
+    before, opener = sys.modules.get(FINDER), ctypes.CDLL
+
+    class Opened(opener, metaclass=_ByFamily):  # type: ignore[misc, valid-type]
+        def __new__(cls, name: Any = None, *args: Any, **kwargs: Any) -> Any:
+            return library if name == PATH else super().__new__(cls)
+
+    sys.modules[FINDER], ctypes.CDLL = finder, Opened  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        ctypes.CDLL = opener  # type: ignore[misc]
+        if before is None:
+            del sys.modules[FINDER]
+        else:
+            sys.modules[FINDER] = before
