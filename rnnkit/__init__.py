@@ -1,4 +1,4 @@
-"""rnnkit: fused RNN, GRU and LSTM layers that drop in where torch.nn's stood, on NumPy arrays; CUDA kernels to come."""
+"""rnnkit: fused RNN, GRU and LSTM layers that drop in where torch.nn's stood, on NumPy and CuPy arrays."""
 
 from rnnkit._threads import get_num_threads, set_num_threads
 from rnnkit.bidirectional import Bidirectional

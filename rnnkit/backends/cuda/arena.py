@@ -1,0 +1,117 @@
+"""The arena: what a thread keeps on a stream between calls. Work space, a cuBLAS handle, and captured graphs.
+
+One an own (device, stream, thread), so nothing in it is ever shared and no lock is needed: two calls that use the same
+buffers are ordered by their stream. Work space only grows; a graph has addresses of it built in, so when it moves the
+graphs are dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from rnnkit.backends.cuda.cublas import WORKSPACE_BYTES, Handle
+from rnnkit.errors import DeviceError
+
+MOST_ARENAS, MOST_GRAPHS, MOST_SEEN = 16, 64, 1024
+ALIGNED = 256
+
+# Work space begins with room for small problems, and grows by a quarter at least, so that it seldom moves.
+LEAST_BYTES = 4 << 20
+
+_local = threading.local()
+
+
+class Arena:
+    """Work space, handle and graphs of one thread on one stream of one device."""
+
+    def __init__(self, stream: Any) -> None:
+        import cupy
+
+        self.stream = stream
+        self.handle = Handle()
+        self._scratch = cupy.empty(WORKSPACE_BYTES, dtype="uint8")
+        self._space: Any = cupy.empty(0, dtype="uint8")
+        self._capturing = cupy.cuda.Stream(non_blocking=True)
+        self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+
+    def reserve(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Addresses of buffers of so many bytes each, which hold until the next `reserve`. Their contents are not."""
+        import cupy
+
+        total = sum(_padded(size) for size in sizes.values())
+        if self._space.nbytes < total:
+            self._graphs.clear()
+            larger = max(total, self._space.nbytes * 5 // 4, LEAST_BYTES)
+            self._space = cupy.empty(0, dtype="uint8")  # what there was may make room for it
+            self._space = cupy.empty(larger, dtype="uint8")
+        places, address = {}, int(self._space.data.ptr)
+        for name, size in sizes.items():
+            places[name] = address
+            address += _padded(size)
+        return places
+
+    def begin(self) -> None:
+        """Products go to this arena's stream. Raises DeviceError while the stream is being captured."""
+        if self.stream.is_capturing():
+            raise DeviceError(
+                "the current stream is being captured: rnnkit captures its own graphs, and a call inside another "
+                "capture would leave its work space to both"
+            )
+        self.handle.use(self.stream.ptr, self._scratch.data.ptr)
+
+    def replay(self, key: Hashable, launch: Callable[[], None]) -> None:
+        """Runs `launch`, which does nothing but launches: as it stands the first time, from then on as a CUDA graph.
+
+        key: everything that the launches depend on, addresses of work space aside.
+        """
+        graph = self._graphs.get(key)
+        if graph is None:
+            if key not in self._seen:
+                # Also what makes lazily loaded code ready, which a capture should not have to.
+                _remember(self._seen, key, None, MOST_SEEN)
+                launch()
+                return
+            graph = self._capture(launch)
+            _remember(self._graphs, key, graph, MOST_GRAPHS)
+        self._graphs.move_to_end(key)
+        graph.launch(self.stream)
+
+    def _capture(self, launch: Callable[[], None]) -> Any:
+        self.handle.use(self._capturing.ptr, self._scratch.data.ptr)
+        try:
+            with self._capturing:
+                self._capturing.begin_capture()
+                try:
+                    launch()
+                finally:
+                    graph = self._capturing.end_capture()
+        finally:
+            self.handle.use(self.stream.ptr, self._scratch.data.ptr)
+        return graph
+
+
+def current() -> Arena:
+    """The arena of this thread for the current device and stream."""
+    import cupy
+
+    arenas: OrderedDict[tuple[int, int], Arena] = _local.__dict__.setdefault("arenas", OrderedDict())
+    stream = cupy.cuda.get_current_stream()
+    key = (cupy.cuda.runtime.getDevice(), stream.ptr)
+    if key not in arenas:
+        _remember(arenas, key, Arena(stream), MOST_ARENAS)
+    arenas.move_to_end(key)
+    return arenas[key]
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
+
+
+def _remember(entries: OrderedDict, key: Hashable, value: Any, most: int) -> None:
+    entries[key] = value
+    if len(entries) > most:
+        entries.popitem(last=False)

@@ -1,0 +1,122 @@
+"""Problem: one layer-direction as a schedule sees it. Sizes, how ragged rows are stored, and chunks of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkit.backends.packing import Packing, packing
+from rnnkit.cells import Array, Cell, Weights
+from rnnkit.dtypes import DType
+
+# A chunk of steps has its pre-activations computed at once, walks, and in backward has its weight gradients added at
+# once: so memory does not grow with T, and what one product writes is still in the L2 cache when the steps read it. It
+# is also what one CUDA graph holds.
+CHUNK_BYTES, CHUNK_STEPS = 32 << 20, 256
+
+
+class Step(NamedTuple):
+    """One step of a chunk: its time step and first live step, from the chunk's, and how many rows are live."""
+
+    t: int
+    n: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Time steps [t0, t0 + T): live steps [n0, n0 + N) in storage. `key` is equal where `steps` are."""
+
+    t0: int
+    T: int
+    n0: int
+    N: int
+    key: Any
+    packing: Packing
+    descending: bool
+
+    def steps(self, backward: bool = False) -> Iterator[Step]:
+        """The steps with live rows, in the order of the scan, or of its way back."""
+        times = range(self.t0, self.t0 + self.T)
+        for t in reversed(times) if self.descending != backward else times:
+            rows = int(self.packing.counts[t])
+            if rows:
+                yield Step(t - self.t0, int(self.packing.offsets[t]) - self.n0, rows)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes of one layer-direction; R = P under projection, else H. N is packing.steps."""
+
+    cell: Cell
+    dtype: DType
+    T: int
+    B: int
+    I: int
+    H: int
+    R: int
+    projected: bool
+    reverse: bool
+    packing: Packing
+
+    @classmethod
+    def of(
+        cls, cell: Cell, dtype: DType, x: Array, weights: Weights, lengths: np.ndarray | None, reverse: bool
+    ) -> Problem:
+        T, B, I = x.shape
+        GH, R = weights.w_hh.shape
+        H = GH // cell.n_gates
+        return cls(cell, dtype, T, B, I, H, R, weights.w_hr is not None, reverse, packing(T, B, lengths))
+
+    @property
+    def GH(self) -> int:
+        return self.cell.n_gates * self.H
+
+    @property
+    def N(self) -> int:
+        return self.packing.steps
+
+    @property
+    def two_states(self) -> bool:
+        return len(self.cell.states) == 2
+
+    @property
+    def ragged(self) -> bool:
+        return self.packing.order is not None
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a number as arrays hold it."""
+        return self.dtype.storage.itemsize
+
+    @property
+    def computed(self) -> int:
+        """Bytes of a number of the arithmetic."""
+        return self.dtype.compute.itemsize
+
+    @cached_property
+    def chunk_steps(self) -> int:
+        """Steps of a chunk: as many as fit, in chunks of about one length."""
+        most = max(1, min(CHUNK_STEPS, CHUNK_BYTES // max(1, self.B * self.GH * self.computed)))
+        chunks = max(1, -(-self.T // most))
+        return max(1, -(-self.T // chunks))
+
+    @property
+    def chunk_rows(self) -> int:
+        """The most live steps a chunk can have."""
+        return self.chunk_steps * self.B
+
+    def chunks(self, backward: bool = False) -> Iterator[Chunk]:
+        """The chunks with live steps, in the order of the scan, or of its way back."""
+        S, p = self.chunk_steps, self.packing
+        starts = range(0, self.T, S)
+        for t0 in reversed(starts) if self.reverse != backward else starts:
+            t1 = min(self.T, t0 + S)
+            n0, n1 = int(p.offsets[t0]), int(p.offsets[t1])
+            if n1 > n0:
+                key = (t1 - t0, p.counts[t0:t1].tobytes() if self.ragged else None)
+                yield Chunk(t0, t1 - t0, n0, n1 - n0, key, p, self.reverse)

@@ -1,0 +1,172 @@
+"""Schedule D, "stepwise": a cuBLAS product and one fused pointwise launch a step, a chunk of steps a CUDA graph.
+
+It serves every shape and dtype on every card, and is what the faster schedules are measured against. Of a chunk
+(`problem.Chunk`) the pre-activations x W_ih^T are one product before the steps; on the way back dW_ih, dW_hh, dx and
+the biases' gradients follow the steps of each chunk, so that memory does not grow with T. A step reads and writes
+buffers of the arena alone, and reaches what is this call's own through a Call in device memory: kernels/stepwise.cuh.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from rnnkit.backends import Gradients, Sizes
+from rnnkit.backends.cuda import arena as arenas
+from rnnkit.backends.cuda.cublas import Matrix
+from rnnkit.backends.cuda.modules import over, sums_down
+from rnnkit.backends.cuda.problem import Chunk, Problem
+from rnnkit.backends.cuda.stepwise_run import RESET_BEFORE, Kept, Run, address, i32, kept_blocks, sizes_of
+from rnnkit.backends.packing import packing
+from rnnkit.cells import Array, Cell, State, Weights
+from rnnkit.dtypes import DType
+
+
+class Saved(NamedTuple):
+    """What backward needs of a forward: x as (N, I), what the steps kept, and where ragged rows are."""
+
+    x: Array
+    kept: Kept
+    places: Array | None
+
+
+def forward(p: Problem, x: Array, state0: State, weights: Weights, keep: bool) -> tuple[Array, State, Saved]:
+    """y (T, B, R), the final states, and what `backward` needs."""
+    import cupy
+
+    storage = p.dtype.storage
+    y = (cupy.zeros if p.ragged or not p.N else cupy.empty)((p.T, p.B, p.R), storage)
+    state0, weights = _contiguous(state0), Weights(*_contiguous(weights))
+    kept = Kept.empty(p) if keep else Kept()
+    index = _index(p)
+    if not p.N:
+        return y, tuple(s.copy() for s in state0), Saved(x, kept, index)
+    run = Run(p, arenas.current(), sizes_of(p, backward=False), index)
+    x = run.packed(x)
+    state_n = tuple(cupy.empty_like(s) for s in state0)
+    h0, c0 = address(state0[0]), address(state0[1] if p.two_states else None)
+    biases = (address(weights.b_ih), address(weights.b_hh))
+    states = (run["h"], run["c"])
+    run.launch("forward_begin", over(p.B * max(p.H, p.R)), h0, c0, *biases, run.order, *states, run["bias"], *run.sizes)
+    for chunk in p.chunks():
+        gates, steps = run.computed("gates", p.GH), run.array(x).at(chunk.n0)
+        run.products.rows_by_weights(steps, run.array(weights.w_ih), gates, chunk.N, p.GH, p.I)
+        run.set_call(chunk, y, kept, None)
+        run.forward_steps(chunk, weights)
+    ends = (address(state_n[0]), address(state_n[1] if p.two_states else None))
+    run.launch("forward_end", over(p.B * max(p.H, p.R)), *states, run.order, *ends, *run.sizes[:3])
+    return y, state_n, Saved(x, kept, index)
+
+
+def backward(p: Problem, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+    """The gradients of one forward."""
+    import cupy
+
+    dstate_n, weights = _contiguous(dstate_n), Weights(*_contiguous(weights))
+    if not p.N:
+        dx = cupy.zeros((p.T, p.B, p.I), p.dtype.storage)
+        nothing = Weights(*(None if w is None else cupy.zeros_like(w) for w in weights))
+        return Gradients(dx, tuple(d.copy() for d in dstate_n), nothing)
+    dx = cupy.empty((p.T, p.B, p.I), p.dtype.storage)
+    run = Run(p, arenas.current(), sizes_of(p, backward=True), saved.places)
+    sums = _Sums(run, weights)
+    dstates = (run["dh"], run["dc"])
+    ends = (address(dstate_n[0]), address(dstate_n[1] if p.two_states else None))
+    run.launch("backward_begin", over(p.B * max(p.H, p.R)), *ends, run.order, *dstates, *run.sizes[:3])
+    if dy is not None and dy.strides[2] != p.stored:
+        dy = cupy.ascontiguousarray(dy)
+    dx_packed = cupy.empty((p.N, p.I), p.dtype.storage) if p.ragged else dx
+    for chunk in p.chunks(backward=True):
+        run.set_call(chunk, None, saved.kept, dy)
+        run.backward_steps(chunk, weights)
+        sums.add(chunk, saved)
+        dgates, w_ih = run.stored("dgates_x", p.GH), run.array(weights.w_ih)
+        run.products.rows_through(dgates, w_ih, run.array(dx_packed).at(chunk.n0), chunk.N, p.I, p.GH)
+    if p.ragged:
+        run.unpack(dx, dx_packed)
+    dstate0 = tuple(cupy.empty_like(d) for d in dstate_n)
+    begins = (address(dstate0[0]), address(dstate0[1] if p.two_states else None))
+    run.launch("backward_end", over(p.B * max(p.H, p.R)), *dstates, run.order, *begins, *run.sizes[:3])
+    return Gradients(dx, dstate0, sums.finished())
+
+
+class _Sums:
+    """The weights' gradients, summed chunk by chunk in the compute dtype."""
+
+    def __init__(self, run: Run, weights: Weights) -> None:
+        import cupy
+
+        self.run, self.first = run, True
+        # Of biases whose gradients are equal one is summed.
+        self.copies_bias = "dgates_h" not in run and weights.b_ih is not None and weights.b_hh is not None
+        summed = weights._replace(b_hh=None) if self.copies_bias else weights
+        self.results = Weights(*(None if w is None else cupy.empty_like(w) for w in summed))
+        self.totals: dict[str, Matrix] = {}
+        for name, result in zip(Weights._fields, self.results, strict=True):
+            if result is not None:
+                ld = max(1, result.shape[-1])
+                own = run.p.stored == run.p.computed  # the result can be summed in itself
+                self.totals[name] = run.array(result) if own else run.computed(f"d{name}", ld)
+
+    def add(self, chunk: Chunk, saved: Saved) -> None:
+        """What the chunk's steps, which have just run, give."""
+        run, p, kept = self.run, self.run.p, saved.kept
+        N, add, n0 = chunk.N, not self.first, chunk.n0
+        dgates_x = run.stored("dgates_x", p.GH)
+        dgates_h = run.stored("dgates_h", p.GH) if "dgates_h" in run else dgates_x
+        run.products.over_steps(dgates_x, run.array(saved.x).at(n0), self.totals["w_ih"], p.GH, p.I, N, add)
+        operands = {"h_prev": kept.h_prev, "rh": kept.extra}
+        for operand, first, end in p.cell.products:
+            a, d, out = run.array(operands[operand]).at(n0), dgates_h.at(0, first * p.H), self.totals["w_hh"]
+            run.products.over_steps(d, a, out.at(first * p.H), (end - first) * p.H, p.R, N, add)
+        if p.projected:
+            m = run.array(kept.extra).at(n0)
+            run.products.over_steps(run.stored("dprojected", p.R), m, self.totals["w_hr"], p.R, p.H, N, add)
+        for name, d in (("b_ih", dgates_x), ("b_hh", dgates_h)):
+            if name in self.totals:
+                self._add_columns(name, d, N)
+        self.first = False
+
+    def _add_columns(self, name: str, d: Matrix, N: int) -> None:
+        run, GH = self.run, self.run.p.GH
+        shape, parts = sums_down(N, GH)
+        run.launch("column_sums", shape, run["partials"], d.address, N, GH)
+        total = self.totals[name].address
+        run.launch("add_partials", over(GH), total, run["partials"], i32(parts), GH, i32(self.first))
+
+    def finished(self) -> Weights:
+        """The gradients, in the storage dtype."""
+        for name, result in zip(Weights._fields, self.results, strict=True):
+            if result is not None and self.totals[name].address != address(result):
+                total = self.totals[name].address
+                self.run.launch("round_to_storage", over(result.size), result, total, result.size)
+        if self.copies_bias and self.results.b_ih is not None:
+            return self.results._replace(b_hh=self.results.b_ih.copy())
+        return self.results
+
+
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+    """See `rnnkit.backends.Backend.describe`. Work space belongs to the stream: the larger of the two passes'."""
+    T, B, I, H, R, N = sizes
+    p = Problem(cell, dtype, T, B, I, H, R, R != H, False, packing(T, B, None))
+    passes = (False, True) if keep else (False,)
+    transient = max(sum(sizes_of(p, backward=way).values()) for way in passes)
+    extra = H if p.projected or cell.name == RESET_BEFORE else 0
+    kept = N * ((kept_blocks(cell) * H + R + extra) * p.stored + (H * p.computed if p.two_states else 0))
+    packed = N * I * p.stored + 8 * (B + T + 1) if N != T * B else 0
+    return f"{p.chunk_steps} steps a graph", transient + (0 if keep else packed), kept + packed if keep else 0
+
+
+def _contiguous(arrays: Any) -> tuple[Any, ...]:
+    import cupy
+
+    return tuple(None if a is None else cupy.ascontiguousarray(a) for a in arrays)
+
+
+def _index(p: Problem) -> Array | None:
+    """order (B,) and offsets (T+1,) one after the other on the device, or None where no row is shorter than T."""
+    import cupy
+    import numpy as np
+
+    if not p.ragged:
+        return None
+    return cupy.asarray(np.concatenate([p.packing.order, p.packing.offsets]).astype(np.int64))

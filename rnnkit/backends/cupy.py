@@ -1,0 +1,97 @@
+"""The CuPy backend: CUDA C++ kernels compiled by NVRTC, and cuBLAS. This file chooses a schedule and names what fails.
+
+See `rnnkit.backends.cuda.schedules` for the schedules. Everything is launched on CuPy's current stream, on the arrays'
+own device, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkit.backends import Forward, Gradients, Sizes
+from rnnkit.backends.cuda.problem import Problem
+from rnnkit.backends.cuda.schedules import Schedule, choose
+from rnnkit.cells import Array, Cell, State, Weights
+from rnnkit.dtypes import DType
+from rnnkit.errors import DeviceError, DeviceMemoryError
+
+
+class Saved(NamedTuple):
+    """What `backward` needs: the schedule that ran, the problem, and the schedule's own part."""
+
+    schedule: Schedule
+    problem: Problem
+    own: Any
+
+
+def forward(
+    cell: Cell,
+    dtype: DType,
+    x: Array,
+    state0: State,
+    weights: Weights,
+    *,
+    lengths: np.ndarray | None,
+    reverse: bool,
+    keep: bool,
+) -> Forward:
+    """See `rnnkit.backends.Backend.forward`.
+
+    Raises DeviceMemoryError, UnsupportedDeviceError or DeviceError, see `rnnkit.errors`.
+    """
+    problem = Problem.of(cell, dtype, x, weights, lengths, reverse)
+    with _on(x.device, problem):
+        schedule, _ = choose(cell, dtype, _sizes(problem), arch_of(x.device.id))
+        y, state_n, own = schedule.load().forward(problem, x, state0, weights, keep)
+    return Forward(y, state_n, Saved(schedule, problem, own) if keep else None)
+
+
+def backward(cell: Cell, dtype: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+    """See `rnnkit.backends.Backend.backward`. Raises as `forward`."""
+    with _on(weights.w_hh.device, saved.problem):
+        return saved.schedule.load().backward(saved.problem, saved.own, dy, dstate_n, weights)
+
+
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+    """See `rnnkit.backends.Backend.describe`; of the current device."""
+    import cupy
+
+    schedule, why = choose(cell, dtype, sizes, arch_of(cupy.cuda.Device().id))
+    detail, transient, kept = schedule.load().describe(cell, dtype, sizes, keep)
+    return f"{cell.name}, schedule {schedule.name}: {why}; {detail}", transient, kept
+
+
+@cache
+def arch_of(device: int) -> int:
+    """The compute capability of a device: 90 for 9.0."""
+    import cupy
+
+    return int(cupy.cuda.Device(device).compute_capability)
+
+
+def _sizes(p: Problem) -> Sizes:
+    return Sizes(p.T, p.B, p.I, p.H, p.R, p.N)
+
+
+@contextmanager
+def _on(device: Any, p: Problem) -> Iterator[None]:
+    """With `device` current, and CuPy's errors by rnnkit's names."""
+    import cupy
+
+    call = f"{p.cell.name} in {p.dtype.name} with T={p.T}, B={p.B}, I={p.I}, H={p.H} on cuda:{device.id}"
+    with device:
+        try:
+            yield
+        except cupy.cuda.memory.OutOfMemoryError as problem:
+            raise DeviceMemoryError(f"{call} does not fit the device's memory: {problem}") from problem
+        except cupy.cuda.compiler.CompileException as problem:
+            raise DeviceError(f"{call}: its kernels do not compile ({problem})") from problem
+        except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as problem:
+            raise DeviceError(f"{call} failed: {problem}") from problem
+        except DeviceError as problem:
+            raise DeviceError(f"{call}: {problem}") from problem
