@@ -48,7 +48,7 @@ _LOG2_E = 1.4426950408889634
 
 @cache
 def activations(dtype: str) -> SimpleNamespace:
-    """sigmoid(a), tanh(a), relu(a) and passed(h, dh), the gradient of relu, on Vecs of `dtype`."""
+    """sigmoid(a), tanh(a), relu(a), passed(h, dh), the gradient of relu, on Vecs of `dtype`; and one, the number."""
     v, row = vectors(dtype), _TABLE[dtype]
     magic, ln2_high, ln2_low, coefficients = row["round"], row["ln2_high"], row["ln2_low"], row["poly"]
     clamp_exp, clamp_tanh = v.clamp(row["low"], row["high"]), v.clamp(-2 * row["flat"], 2 * row["flat"])
@@ -74,4 +74,4 @@ def activations(dtype: str) -> SimpleNamespace:
         m = scale * p + (scale - 1.0)
         return m / (m + 2.0)
 
-    return SimpleNamespace(sigmoid=sigmoid, tanh=tanh, relu=v.relu, passed=v.passed)
+    return SimpleNamespace(sigmoid=sigmoid, tanh=tanh, relu=v.relu, passed=v.passed, one=1.0)

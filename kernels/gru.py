@@ -17,7 +17,7 @@ GATES, KEPT, SPLIT = 3, 4, True
 
 def make(jit, act) -> SimpleNamespace:
     """forward and backward of one unit, reset after; a number may be a scalar or a vector of units."""
-    sigmoid, tanh = act.sigmoid, act.tanh
+    sigmoid, tanh, one = act.sigmoid, act.tanh, act.one
 
     @jit
     def forward(x, u, h_prev, c_prev):
@@ -28,9 +28,9 @@ def make(jit, act) -> SimpleNamespace:
     @jit
     def backward(kept, h_prev, c_prev, dh, dc):
         r, z, n, u_n = kept
-        da_n = dh * (1.0 - z) * (1.0 - n * n)
-        da_z = dh * (h_prev - n) * z * (1.0 - z)
-        da_r = da_n * u_n * r * (1.0 - r)
+        da_n = dh * (one - z) * (one - n * n)
+        da_z = dh * (h_prev - n) * z * (one - z)
+        da_r = da_n * u_n * r * (one - r)
         return (da_r, da_z, da_n), (da_r, da_z, da_n * r), dh * z, dc
 
     return SimpleNamespace(forward=forward, backward=backward)
@@ -38,7 +38,7 @@ def make(jit, act) -> SimpleNamespace:
 
 def make_reset_before(jit, act) -> SimpleNamespace:
     """The four stages of one unit, reset before; a number may be a scalar or a vector of units."""
-    sigmoid, tanh = act.sigmoid, act.tanh
+    sigmoid, tanh, one = act.sigmoid, act.tanh, act.one
 
     @jit
     def gates(a_r, a_z, h_prev):
@@ -52,11 +52,11 @@ def make_reset_before(jit, act) -> SimpleNamespace:
 
     @jit
     def output_backward(z, n, h_prev, dh):
-        da_n = dh * (1.0 - z) * (1.0 - n * n)
-        return dh * (h_prev - n) * z * (1.0 - z), da_n
+        da_n = dh * (one - z) * (one - n * n)
+        return dh * (h_prev - n) * z * (one - z), da_n
 
     @jit
     def gates_backward(r, z, h_prev, dh, drh):
-        return drh * h_prev * r * (1.0 - r), dh * z + drh * r
+        return drh * h_prev * r * (one - r), dh * z + drh * r
 
     return SimpleNamespace(gates=gates, output=output, output_backward=output_backward, gates_backward=gates_backward)

@@ -13,7 +13,7 @@ GATES, KEPT, SPLIT = 4, 4, False
 
 def make(jit, act) -> SimpleNamespace:
     """forward and backward of one unit; a number may be a scalar or a vector of units."""
-    sigmoid, tanh = act.sigmoid, act.tanh
+    sigmoid, tanh, one = act.sigmoid, act.tanh, act.one
 
     @jit
     def forward(x, u, h_prev, c_prev):
@@ -26,12 +26,12 @@ def make(jit, act) -> SimpleNamespace:
     def backward(kept, h_prev, c_prev, dh, dc):
         i, f, g, o = kept
         tanh_c = tanh(f * c_prev + i * g)
-        dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
+        dc = dc + dh * o * (one - tanh_c * tanh_c)
         da = (
-            dc * g * i * (1.0 - i),
-            dc * c_prev * f * (1.0 - f),
-            dc * i * (1.0 - g * g),
-            dh * tanh_c * o * (1.0 - o),
+            dc * g * i * (one - i),
+            dc * c_prev * f * (one - f),
+            dc * i * (one - g * g),
+            dh * tanh_c * o * (one - o),
         )
         return da, da, 0.0, dc * f
 

@@ -13,7 +13,7 @@ GATES, KEPT, SPLIT = 1, 1, False
 def make(jit, act, nonlinearity: str) -> SimpleNamespace:
     """forward and backward of one unit; a number may be a scalar or a vector of units."""
     activation = act.tanh if nonlinearity == "tanh" else act.relu
-    passed = act.passed
+    passed, one = act.passed, act.one
 
     @jit
     def forward(x, u, h_prev, c_prev):
@@ -22,7 +22,7 @@ def make(jit, act, nonlinearity: str) -> SimpleNamespace:
 
     @jit
     def backward_tanh(kept, h_prev, c_prev, dh, dc):
-        da = dh * (1.0 - kept[0] * kept[0])
+        da = dh * (one - kept[0] * kept[0])
         return (da,), (da,), 0.0, dc
 
     @jit

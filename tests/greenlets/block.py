@@ -1,0 +1,90 @@
+"""The threads of a block, as greenlets that take turns between barriers."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+ENDED = 0  # no line has this number
+
+
+class KernelError(Exception):
+    """What a kernel must not do."""
+
+
+class Grid:
+    """One launch: `cuda`, as its threads see it, and the turns they take. `phase` counts the barriers of a block.
+
+    The greenlets serve one block after the other: to make new ones costs more than most blocks do.
+    """
+
+    def __init__(self, blocks: int, threads: int, seed: int | None) -> None:
+        self.blocks, self.threads = blocks, threads
+        self.block = self.thread = self.phase = 0
+        self._random = None if seed is None else random.Random(seed)
+        self._scheduler = getcurrent()
+        self._waits_at = [ENDED] * threads
+        self.cuda = _Cuda(self)
+
+    def run(self, body: Callable[[], Any]) -> None:
+        """`body` on every thread of every block."""
+
+        def serve() -> None:
+            while True:
+                body()
+                self.wait(ENDED)
+
+        threads = [greenlet(serve) for _ in range(self.threads)]
+        for block in self._order(self.blocks):
+            self.block, self.phase = block, 0
+            self._run_block(threads)
+        for thread in threads:
+            thread.throw()
+
+    def wait(self, line: int) -> None:
+        """The running thread's turn ends, at a barrier in `line` of the kernel or at its end."""
+        self._waits_at[self.thread] = line
+        self._scheduler.switch()
+
+    def _run_block(self, threads: list[greenlet]) -> None:
+        places: set[int] = set()
+        while places != {ENDED}:
+            for thread in self._order(self.threads):
+                self.thread = thread
+                threads[thread].switch()
+            places = set(self._waits_at)
+            if len(places) > 1:
+                ended = self._waits_at.count(ENDED)
+                where = f"{ended} threads have ended, the others wait" if ended else "threads wait"
+                raise KernelError(f"block {self.block}: {where} at barriers of lines {sorted(places - {ENDED})}")
+            self.phase += 1
+
+    def _order(self, count: int) -> list[int]:
+        order = list(range(count))
+        if self._random is not None:
+            self._random.shuffle(order)
+        return order
+
+
+class _Cuda:
+    """What kernels take from `numba.cuda`; anything else is an AttributeError."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.blockDim, self.gridDim = SimpleNamespace(x=grid.threads), SimpleNamespace(x=grid.blocks)
+
+    @property
+    def threadIdx(self) -> SimpleNamespace:
+        return SimpleNamespace(x=self._grid.thread)
+
+    @property
+    def blockIdx(self) -> SimpleNamespace:
+        return SimpleNamespace(x=self._grid.block)
+
+    def syncthreads(self) -> None:
+        self._grid.wait(sys._getframe(1).f_lineno)
