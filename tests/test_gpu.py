@@ -1,0 +1,215 @@
+"""On a CUDA card: both CUDA backends against the float64 oracle, and what they promise of streams, memory and graphs.
+
+Skipped, with the reason, where there is none; `make gpu` runs it on one. Nothing here needs PyTorch but what compares
+with it, which skips by itself. On a card the inline PTX of kernels/ptx.cuh and the like is reached through the kernels
+that use it; kernels/probes.cu has its own (`test_probes_hold`).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from bench.gpu import barriers
+from bench.grid import FORWARD_BACKWARD, Point
+from bench.peers.rnnkit import Rnnkit
+from bench.problem import Oracle, check, make_problem
+from rnnkit import ops
+from rnnkit._device import cuda_problem, to_device, to_numpy
+from rnnkit.backends import BACKENDS
+from rnnkit.cells import CELLS
+from rnnkit.dtypes import DTYPES, resolve_dtype
+from rnnkit.errors import DeviceMemoryError
+from rnnkit.testing import CASES, Case, assert_close, make_inputs, run, widened
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
+
+SERVED = [(name, dtype) for name, row in BACKENDS.items() if row.arrays == "cupy" for dtype in row.dtypes]
+CUPY_DTYPES = [dtype for name, dtype in SERVED if name == "cupy"]
+
+# Of the grid of schedules: several chunks, several blocks a row, sizes that are no multiple of anything.
+LARGE = [
+    Case(cell, T, B, I, H, reverse=reverse, ragged=ragged)
+    for cell in CELLS
+    for T, B, I, H, reverse, ragged in (
+        (64, 64, 256, 1024, False, False),
+        (256, 8, 64, 128, True, False),
+        (100, 33, 100, 250, True, True),
+        (256, 16, 128, 512, False, True),
+    )
+]
+
+
+def precision_of(dtype: str) -> str | None:
+    row = resolve_dtype(dtype)
+    return None if row.name == row.stored else row.name
+
+
+def served_here(backend: str, dtype: str) -> None:
+    """Skips what the card or the machine cannot do."""
+    import cupy
+
+    problem = BACKENDS[backend].problem()
+    if problem:
+        pytest.skip(problem)
+    if dtype == "bfloat16" and int(cupy.cuda.Device().compute_capability) < 80:
+        pytest.skip("bfloat16 needs compute capability 8.0")
+
+
+@lru_cache(maxsize=4)
+def wanted(case: Case, stored: str) -> dict[str, np.ndarray]:
+    """The oracle's answer to the numbers as a storage dtype holds them."""
+    return run(case, widened(make_inputs(case, stored)), "numpy")
+
+
+def assert_parity(backend: str, case: Case, dtype: str, times: int = 1) -> list[dict[str, np.ndarray]]:
+    """Every output and gradient within DTYPES, each time of `times`; gives what was found."""
+    inputs, want = make_inputs(case, dtype, device="cuda:0"), wanted(case, DTYPES[dtype].stored)
+    found = [run(case, inputs, backend, precision_of(dtype)) for _ in range(times)]
+    for got in found:
+        assert set(got) == set(want)
+        for name in want:
+            assert got[name].dtype == DTYPES[dtype].storage
+            assert_close(name, got[name], want[name], dtype, "forward" if name in ("y", "h_n", "c_n") else "backward")
+    return found
+
+
+def layer_on_card(dtype: str = "float32", **options: Any) -> tuple[Any, Any]:
+    """A small LSTM, and an input of it (T, B, I) = (12, 5, 9)."""
+    layer = rnnkit.LSTM(9, 20, dtype=dtype, device="cuda", rng=1, **options)
+    x = np.random.default_rng(2).standard_normal((12, 5, 9)).astype(layer.dtype)
+    return layer, to_device(x, "cuda:0")
+
+
+# Values
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), SERVED)
+def test_parity(backend: str, dtype: str, case: Case) -> None:
+    served_here(backend, dtype)
+    first, second = assert_parity(backend, case, dtype, times=2)  # launched, then replayed from a graph
+    for name in first:
+        assert first[name].tobytes() == second[name].tobytes(), f"{name} differs from call to call"
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("dtype", CUPY_DTYPES)
+def test_parity_of_large_cases(dtype: str, case: Case) -> None:
+    served_here("cupy", dtype)
+    assert_parity("cupy", case, dtype, times=2)
+
+
+@pytest.mark.parametrize("case", [case for case in LARGE if case.H <= 250], ids=str)
+def test_parity_of_large_cases_by_numba(case: Case) -> None:
+    served_here("numba_cuda", "float32")
+    assert_parity("numba_cuda", case, "float32")
+
+
+@pytest.mark.parametrize("backend", ["cupy", "numba_cuda"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_two_layers_in_both_directions(cell: str, dtype: str, backend: str) -> None:
+    served_here(backend, dtype)
+    projected = {"P": 40} if CELLS[cell].projects else {}
+    point = Point(cell, 20, 9, 30, 70, dtype, FORWARD_BACKWARD, layers=2, bidirectional=True, ragged=True, **projected)
+    prepared = Rnnkit(backend).prepare(make_problem(point), threads=1)
+    errors = check(point, Oracle(point), prepared.results(prepared.call()))
+    assert max(errors.values()) <= 1, errors
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
+def test_torch_on_the_card(cell: str, dtype: str) -> None:
+    pytest.importorskip("torch")
+    from bench.gpu import sides
+
+    served_here("cupy", dtype)
+    n = sides.for_check(sides.numbers(Point(cell, 24, 11, 50, 80, dtype, layers=2, bidirectional=True)))
+    ours = sides.Ours(n)
+    errors = sides.errors(n, ours.results(ours.forward_backward()), sides.truth(n))
+    assert max(errors.values()) <= 1, errors
+
+
+def test_probes_hold() -> None:
+    """grid.sync, a counter, a flag and cluster.sync order what is written before them."""
+    import cupy
+
+    from bench.gpu import small
+
+    small.probe()
+    assert barriers.grid_sync(8)["blocks"] == 8
+    assert cupy.cuda.Device().attributes["MultiProcessorCount"] > 0
+
+
+# Memory
+
+
+def poison_pool() -> None:
+    """Leaves the memory pool full of blocks that hold NaN in every dtype."""
+    import cupy
+
+    held = [cupy.full(size, 0xFF, np.uint8) for size in [512 * 2**k for k in range(15)] * 3]
+    del held
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("backend", ["cupy", "numba_cuda"])
+def test_nothing_is_read_before_it_is_written(backend: str, cell: str, dtype: str) -> None:
+    served_here(backend, dtype)
+    projection = 18 if CELLS[cell].projects else 0
+    for case in (Case(cell, 9, 6, 7, 35, ragged=True, reverse=True), Case(cell, 5, 3, 4, 33, P=projection)):
+        poison_pool()
+        assert_parity(backend, case, dtype)
+
+
+def test_no_memory_is_taken_beyond_the_outputs() -> None:
+    import cupy
+
+    case, pool = Case("lstm", 16, 8, 32, 64), cupy.get_default_memory_pool()
+    inputs = make_inputs(case, "float32", device="cuda:0")
+
+    def forward() -> Any:
+        return ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
+
+    for _ in range(3):
+        forward()
+    used, total = pool.used_bytes(), pool.total_bytes()
+    y, state_n, _ = forward()
+    outputs = sum(-(-a.nbytes // 512) * 512 for a in (y, *state_n))
+    assert pool.used_bytes() - used == outputs
+    assert pool.total_bytes() == total
+    del y, state_n
+    for _ in range(5):
+        _, _, saved = ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy")
+        ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+        del saved
+        steady = pool.total_bytes()
+    ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy")
+    assert pool.total_bytes() == steady
+
+
+def test_out_of_memory_has_a_name() -> None:
+    import cupy
+
+    layer, x = layer_on_card()
+    layer(x)
+    before = {name: to_numpy(p).copy() for name, p in layer.params.items()}
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    wide = cupy.zeros((4000, 500, 9), np.float32)
+    limit = pool.get_limit()
+    pool.set_limit(size=pool.total_bytes() + (1 << 20))
+    try:
+        with pytest.raises(DeviceMemoryError, match="does not fit"):
+            layer(wide)
+    finally:
+        pool.set_limit(size=limit)
+    for name, p in layer.params.items():
+        np.testing.assert_array_equal(to_numpy(p), before[name])
+    layer(x)
