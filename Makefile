@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help test test-peers lint bench bench-full bench-compare mutation clean
+.PHONY: help test test-peers test-kernels lint bench bench-full bench-compare build-report gpu mutation clean
 
 help:
 	@echo "make test           the tests, without PyTorch, Keras or JAX (a few minutes)"
 	@echo "make test-peers     parity with PyTorch, Keras and JAX, which it installs"
+	@echo "make test-kernels   every CUDA kernel compiled for seven architectures and emulated: no GPU (some minutes)"
+	@echo "make gpu            on a machine with a GPU: parity, sanitizer and throughput, into OUT"
 	@echo "make lint           ruff and mypy"
 	@echo "make mutation       plants bugs one by one; each must turn the tests red"
 	@echo "make bench          throughput beside the peers that are installed (about a minute)"
@@ -24,10 +26,25 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not peers and not gpu" $(ARGS)
+	$(PYTEST) -m "not peers and not gpu and not kernels" $(ARGS)
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
 	RNNKIT_PEERS=required $(PYTEST) -m peers tests/peers $(ARGS)
+
+# The tests of the CUDA backends that `make test` leaves out, and those that it skips where nothing compiles CUDA.
+KERNEL_TESTS := tests/test_cuda_build.py tests/test_cuda_occupancy.py tests/test_numba_ptx.py tests/test_emulator*.py \
+	tests/test_fakecupy*.py tests/test_cupy_*.py tests/test_numba_cuda*.py tests/test_greenlets.py
+
+test-kernels: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
+	RNNKIT_KERNELS=required $(PYTEST) -m "not peers and not gpu" $(KERNEL_TESTS) $(ARGS)
+	$(PYTEST) -m kernels tests/test_mutation.py $(ARGS)
+
+build-report: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
+	$(BIN)/python -m tests.build_report $(ARGS)
+
+# In place, with what PYTHON has: a machine with a GPU may have no network, and its own CuPy and PyTorch.
+gpu:
+	PYTHONPATH=. $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(ARGS)
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -6,6 +6,11 @@ equations. A row names the fewest tests that must see it, so that the table runs
 
 from __future__ import annotations
 
+from tests import emulator, greenlets
+from tests.mutants_cuda import CUDA_MUTANTS
+from tests.mutants_dtypes import DTYPE_MUTANTS
+from tests.mutants_interop import INTEROP_MUTANTS
+from tests.mutants_numba_cuda import NUMBA_CUDA_MUTANTS
 from tests.mutants_parts import PART_MUTANTS
 from tests.mutation import Edit, Mutant
 
@@ -392,4 +397,22 @@ NUMBA_MUTANTS = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *PART_MUTANTS, *NUMBA_MUTANTS)
+CACHE_MUTANTS = (
+    Mutant(
+        "kernels of different processes under one symbol",
+        (Edit("kernels/jit.py", '    function.__qualname__ += f".{name}"\n', ""),),
+        "tests/test_kernels.py",
+        "several_processes",
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (
+    *(*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *PART_MUTANTS, *NUMBA_MUTANTS, *CACHE_MUTANTS),
+    *(*DTYPE_MUTANTS, *INTEROP_MUTANTS),
+)
+
+# Those of the CUDA backends, with what keeps their tests from running here: `make test-kernels` has them.
+KERNEL_MUTANTS: tuple[tuple[tuple[Mutant, ...], str | None], ...] = (
+    (CUDA_MUTANTS, emulator.available()),
+    (NUMBA_CUDA_MUTANTS, greenlets.available()),
+)

@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
-from tests.mutants import MUTANTS
-from tests.mutation import Edit, Mutant, StaleMutant, main, mutated_copy, run_tests, try_mutant, try_unmutated
+from tests.mutants import KERNEL_MUTANTS, MUTANTS
+from tests.mutation import Edit, Mutant, StaleMutant, Verdict, main, mutated_copy, run_tests, try_mutant, try_unmutated
 
 pytestmark = pytest.mark.slow
 
+GROUPS = [pytest.param(MUTANTS, id="all but kernels")]
+PLANTED = [pytest.param(m, id=m.name) for m in MUTANTS]
+for _mutants, _problem in KERNEL_MUTANTS:
+    _marks = [pytest.mark.kernels, pytest.mark.skipif(_problem is not None, reason=str(_problem))]
+    GROUPS.append(pytest.param(_mutants, id=_mutants[0].name, marks=_marks))
+    PLANTED += [pytest.param(m, id=m.name, marks=_marks) for m in _mutants]
 
-def test_the_tree_as_it_is_stays_green() -> None:
-    control = try_unmutated(MUTANTS)
+
+@pytest.fixture(scope="module")
+def verdicts(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Verdict]]]:
+    """What the mutants of the selected tests come to, by name, as many at a time as there are cores."""
+    selected = [item.callspec.params["mutant"] for item in request.session.items if _plants(item)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {mutant.name: pool.submit(try_mutant, mutant) for mutant in selected}
+        pool.shutdown(cancel_futures=True)
+
+
+def _plants(item: Any) -> bool:
+    skipped = any(mark.args and mark.args[0] for mark in item.iter_markers("skipif"))
+    return getattr(item, "originalname", "") == "test_a_planted_bug_turns_its_tests_red" and not skipped
+
+
+@pytest.mark.parametrize("mutants", GROUPS)
+def test_the_tree_as_it_is_stays_green(mutants: tuple[Mutant, ...]) -> None:
+    control = try_unmutated(mutants)
     assert not control.red, control.first_failure
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_a_planted_bug_turns_its_tests_red(mutant: Mutant) -> None:
-    verdict = try_mutant(mutant)
+@pytest.mark.parametrize("mutant", PLANTED)
+def test_a_planted_bug_turns_its_tests_red(mutant: Mutant, verdicts: dict[str, Future[Verdict]]) -> None:
+    verdict = verdicts[mutant.name].result()
     assert verdict.red, f"{mutant.name}: {mutant.files} -k {mutant.pick!r} stayed green"
 
 
 def test_the_names_differ() -> None:
-    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
+    planted = [*MUTANTS, *(mutant for mutants, _ in KERNEL_MUTANTS for mutant in mutants)]
+    assert len({mutant.name for mutant in planted}) == len(planted)
 
 
 @pytest.mark.parametrize("edit", [Edit("rnnkit/cells.py", "no such text", ""), Edit("rnnkit/gone.py", "x", "y")])

@@ -149,7 +149,7 @@ def test_extras_that_are_named_exist() -> None:
         for extras in re.findall(r"(?:rnnkit|\.)\[([a-z0-9,]+)\]", path.read_text(encoding="utf-8")):
             named |= set(extras.split(","))
     assert "examples" in named
-    named |= set(re.findall(r"\.installed-([a-z0-9]+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    named |= set(re.findall(r"\.installed-([a-z0-9-]+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
     assert named <= set(PROJECT["optional-dependencies"])
 
 
