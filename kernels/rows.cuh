@@ -107,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 add_partials(Compute* total, const Compute* partial, int parts, Index K, int first) {
   for (Index k = first_index(); k < K; k += index_stride()) {
     Compute sum = first ? Compute(0) : total[k];
+#pragma unroll 8
     for (int p = 0; p < parts; ++p) sum += partial[p * K + k];
     total[k] = sum;
   }

@@ -54,14 +54,15 @@ class DType:
         return np.dtype(self.computed)
 
 
-# The 16-bit rows: results and states are rounded to 11 and 8 bits at every step, tf32's operands to 11, and an error of
-# one step is carried through the next ones; so a few units in the last place, more after as many sums as backward has.
+# The 16-bit rows: results and states are rounded to 11 and 8 bits at every step, and an error of one step is carried
+# through the next ones; so a few units in the last place, more after as many sums as backward has. tf32's operands are
+# cut to 11 bits, which some cards do by rounding and others by dropping the rest: twice the error of float16.
 DTYPES: dict[str, DType] = {
     row.name: row
     for row in (
         DType("float64", "float64", "float64", Tolerance(1e-10, 1e-12), Tolerance(1e-9, 1e-11)),
         DType("float32", "float32", "float32", Tolerance(1e-5, 2e-6), Tolerance(5e-5, 4e-6)),
-        DType("tf32", "float32", "float32", Tolerance(2e-3, 2e-3), Tolerance(4e-3, 4e-3)),
+        DType("tf32", "float32", "float32", Tolerance(4e-3, 4e-3), Tolerance(8e-3, 8e-3)),
         DType("float16", "float16", "float32", Tolerance(2e-3, 2e-3), Tolerance(4e-3, 4e-3)),
         DType("bfloat16", "bfloat16", "float32", Tolerance(1.6e-2, 1.6e-2), Tolerance(3.2e-2, 3.2e-2)),
     )

@@ -219,7 +219,7 @@ LAYER_MUTANTS = (
     _layers(
         "rnn_tanh",
         "dropout left out of backward",
-        Edit(STACK, "            dy = dy * saved.masks[layer - 1]\n", "            dy = dy * 1\n"),
+        Edit(STACK, "narrow(dx * saved.masks[layer - 1], dx.dtype)", "dx * 1"),
     ),
     Mutant(
         "dropout: another layer's mask in backward",
@@ -247,7 +247,7 @@ LAYER_MUTANTS = (
     ),
     Mutant(
         "gradients overwritten, not added",
-        (Edit(RECURRENT, "_suffix(layer, direction)] += grad", "_suffix(layer, direction)] = grad"),),
+        (Edit(MODULE, "        grad += value\n", "        grad[...] = value\n"),),
         "tests/test_layers.py",
         "gradients_add_up and numpy and gru",
     ),

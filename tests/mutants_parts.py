@@ -90,8 +90,8 @@ PART_MUTANTS = (
     _row(
         "Linear: the bias's gradient is a mean",
         LINEAR,
-        "rows.sum(axis=0)",
-        "rows.mean(axis=0)",
+        "wide(rows).sum(axis=0)",
+        "wide(rows).mean(axis=0)",
         "modules",
         "linear_gradients_by_differences",
     ),
@@ -106,8 +106,8 @@ PART_MUTANTS = (
     _row(
         "losses: the gradient of a mean is that of the sum",
         LOSSES,
-        "return total / count, d / count",
-        "return total / count, d",
+        "return total / count, narrow(d / count, pred.dtype)",
+        "return total / count, narrow(d, pred.dtype)",
         "losses",
         "gradients_by_differences and mean and mse",
     ),

@@ -122,6 +122,25 @@ def test_sources_that_do_not_compile() -> None:
     assert sources.source is not broken
 
 
+def test_memory_that_is_full_beside_the_pool() -> None:
+    """cuBLAS and the driver allocate for themselves: by the same name, after what the pool held back was given up."""
+    with cuda() as cp:
+        layer, x = a_layer()
+        with mock.patch.object(cp.fake.libcublas, "cublasCreate_v2", return_value=3), failing(layer, DeviceMemoryError):
+            layer(x)
+        real, answers = cp.fake.libcublas.cublasCreate_v2, iter([3])
+        once = mock.patch.object(cp.fake.libcublas, "cublasCreate_v2", lambda out: next(answers, None) or real(out))
+        with once:
+            layer(x)
+        from rnnkit.backends.cuda import stepwise_run
+
+        def full(*args: Any) -> Any:
+            raise cp.cuda.driver.CUDADriverError(2)
+
+        with mock.patch.object(stepwise_run.Run, "set_call", full), failing(layer, DeviceMemoryError, "lstm"):
+            layer(x)
+
+
 @pytest.mark.parametrize("name", ["cublasGemmEx", "cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"])
 def test_products_that_fail(name: str) -> None:
     with cuda() as cp:
@@ -182,6 +201,56 @@ def test_arenas_and_graphs_are_few() -> None:
                 for _ in range(3):
                     run(case, inputs, "cupy")
             assert len(arena.current()._graphs) == 3
+
+
+def test_more_shapes_than_graphs_are_not_captured_again_and_again() -> None:
+    with cuda() as cp:
+        from rnnkit.backends.cuda import arena
+
+        held = [make_inputs(Case("rnn_tanh", T=T), "float32", device="cuda:0") for T in range(1, 6)]
+        with mock.patch.object(arena, "MOST_GRAPHS", 4), cp.fake.counting() as counts:
+            for _ in range(10):
+                for T, inputs in enumerate(held, 1):
+                    run(Case("rnn_tanh", T=T), inputs, "cupy")
+        assert counts.captures <= 2 * 5 * 5
+
+
+def test_a_spoilt_capture_is_launched_instead() -> None:
+    """As by another thread that waits for the device: nothing of the capture has run, and the call is right."""
+    case = Case("lstm")
+    want = run(case, make_inputs(case, "float64"), "numpy")
+    with cuda() as cp:
+        inputs = make_inputs(case, "float32", device="cuda:0")
+        run(case, inputs, "cupy")
+        end = cp.cuda.Stream.end_capture
+
+        def spoilt(stream: Any) -> Any:
+            end(stream)
+            raise cp.cuda.runtime.CUDARuntimeError(901)
+
+        with mock.patch.object(cp.cuda.Stream, "end_capture", spoilt):
+            assert_matches(run(case, inputs, "cupy"), want)
+        assert_matches(run(case, inputs, "cupy"), want)
+
+
+def test_handles_are_kept_for_the_next_arena() -> None:
+    """Destroying one would wait for the device."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with cuda() as cp:
+        for seed in range(3):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(parity, "cupy", Case("rnn_tanh"), "float32", seed, "cuda:0").result()
+        assert len(cp.fake.handles()) == 1
+
+
+def test_no_features() -> None:
+    """I = 0: h is of the bias and the state alone."""
+    with cuda():
+        for cell in CELL_NAMES:
+            case = Case(cell, T=3, B=2, I=0, H=5)
+            inputs = make_inputs(case, "float32", device="cuda:0")
+            assert_matches(run(case, inputs, "cupy"), run(case, make_inputs(case, "float64"), "numpy"))
 
 
 def test_memory_does_not_grow_with_time() -> None:

@@ -80,3 +80,10 @@ def test_whole_layers_are_the_oracles(name: str, dtype: str, cpu_backend: str) -
     for what in want:
         forward = what == "y" or what.startswith("state_n")
         assert_close(what, got[what], want[what], dtype, "forward" if forward else "backward")
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_features(cell: str, ragged: bool, cpu_backend: str) -> None:
+    """I = 0: h is of the bias and the state alone."""
+    assert_within(parity(cpu_backend, Case(cell, T=4, B=3, I=0, H=5, ragged=ragged), "float32"))

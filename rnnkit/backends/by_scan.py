@@ -123,7 +123,7 @@ def _live_steps(x: Array, lengths: np.ndarray) -> Array:
 
 def _steps(a: Array, live: Array | None) -> Array:
     """a (T, B, K) as (N, K): all its steps, or the live ones alone."""
-    flat = a.reshape(-1, a.shape[2])
+    flat = a.reshape(a.shape[0] * a.shape[1], a.shape[2])
     return flat if live is None else flat[live]
 
 

@@ -20,6 +20,9 @@ from rnnkit.cells import Array, Cell, State, Weights
 from rnnkit.dtypes import DType
 from rnnkit.errors import DeviceError, DeviceMemoryError
 
+# cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY: what is allocated beside CuPy's pool fails so.
+OUT_OF_MEMORY = 2
+
 
 class Saved(NamedTuple):
     """What `backward` needs: the schedule that ran, the problem, and the schedule's own part."""
@@ -83,15 +86,19 @@ def _on(device: Any, p: Problem) -> Iterator[None]:
     """With `device` current, and CuPy's errors by rnnkit's names."""
     import cupy
 
-    call = f"{p.cell.name} in {p.dtype.name} with T={p.T}, B={p.B}, I={p.I}, H={p.H} on cuda:{device.id}"
+    def said(problem: Exception) -> str:
+        sizes = f"T={p.T}, B={p.B}, I={p.I}, H={p.H}"
+        return f"{p.cell.name} in {p.dtype.name} with {sizes} on cuda:{device.id}: {problem}"
+
     with device:
         try:
             yield
-        except cupy.cuda.memory.OutOfMemoryError as problem:
-            raise DeviceMemoryError(f"{call} does not fit the device's memory: {problem}") from problem
-        except cupy.cuda.compiler.CompileException as problem:
-            raise DeviceError(f"{call}: its kernels do not compile ({problem})") from problem
+        except (cupy.cuda.memory.OutOfMemoryError, DeviceMemoryError) as problem:
+            raise DeviceMemoryError(said(problem)) from problem
         except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as problem:
-            raise DeviceError(f"{call} failed: {problem}") from problem
+            kind = DeviceMemoryError if problem.status == OUT_OF_MEMORY else DeviceError
+            raise kind(said(problem)) from problem
+        except cupy.cuda.compiler.CompileException as problem:
+            raise DeviceError(f"{said(problem)} (a kernel does not compile for this card)") from problem
         except DeviceError as problem:
-            raise DeviceError(f"{call}: {problem}") from problem
+            raise DeviceError(said(problem)) from problem

@@ -6,15 +6,16 @@ the sum of the lengths. Without lengths that is (T, B, K) as it stands, and noth
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from rnnkit.cells import Array
 
 
-class Packing(NamedTuple):
+@dataclass(frozen=True)
+class Packing:
     """How rows are stored: sorted by length, longest first, without padding. See kernels/scan.py."""
 
     T: int
@@ -22,7 +23,14 @@ class Packing(NamedTuple):
     counts: np.ndarray  # (T,) rows that are live at each step
     offsets: np.ndarray  # (T+1,) where each step begins
     order: np.ndarray | None  # (B,) which row stands at each place; None where no row is shorter than T
-    source: np.ndarray | None  # (N,) which of the T*B steps stands at each place
+
+    @cached_property
+    def source(self) -> np.ndarray | None:
+        """(N,) which of the T*B steps stands at each place; None where no row is shorter than T."""
+        if self.order is None:
+            return None
+        live = np.arange(self.B)[None, :] < self.counts[:, None]
+        return (np.arange(self.T)[:, None] * self.B + self.order[None, :])[live]
 
     @property
     def steps(self) -> int:
@@ -65,7 +73,7 @@ class Packing(NamedTuple):
 
 @lru_cache(4)
 def _whole(T: int, B: int) -> Packing:
-    return Packing(T, B, np.full(T, B, np.int64), np.arange(T + 1, dtype=np.int64) * B, None, None)
+    return Packing(T, B, np.full(T, B, np.int64), np.arange(T + 1, dtype=np.int64) * B, None)
 
 
 def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
@@ -74,6 +82,4 @@ def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
         return _whole(T, B)
     order = np.argsort(-lengths, kind="stable")
     counts = np.count_nonzero(np.arange(T)[:, None] < lengths[None, :], axis=1)
-    live = np.arange(B)[None, :] < counts[:, None]
-    index = (np.arange(T)[:, None] * B + order[None, :])[live]
-    return Packing(T, B, counts, np.concatenate([[0], np.cumsum(counts)]), order, index)
+    return Packing(T, B, counts, np.concatenate([[0], np.cumsum(counts)]), order)

@@ -83,7 +83,8 @@ def create(device: int | None = None) -> int:
 
 
 def destroy(handle: int) -> None:
-    _handle(handle)
+    """Waits for the device, as cublasDestroy does: a capture under way there is spoilt."""
+    _state.machine().streams.synchronise_device(_handle(handle).device)
     del _handles[handle]
 
 

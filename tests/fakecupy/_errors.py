@@ -24,6 +24,7 @@ CUDA_STATUS = {
 }
 
 DRIVER_STATUS = {
+    2: ("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
     1: ("CUDA_ERROR_INVALID_VALUE", "invalid argument"),
     400: ("CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"),
     500: ("CUDA_ERROR_NOT_FOUND", "named symbol not found"),

@@ -12,10 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from rnnkit.backends.cuda.cublas import WORKSPACE_BYTES, Handle
+from rnnkit.backends.cuda.cublas import WORKSPACE_BYTES, Handle, quiet
 from rnnkit.errors import DeviceError
 
-MOST_ARENAS, MOST_GRAPHS, MOST_SEEN = 16, 64, 1024
+MOST_ARENAS, MOST_GRAPHS, MOST_SEEN = 16, 512, 4096
 ALIGNED = 256
 
 # Work space begins with room for small problems, and grows by a quarter at least, so that it seldom moves.
@@ -47,7 +47,10 @@ class Arena:
             self._graphs.clear()
             larger = max(total, self._space.nbytes * 5 // 4, LEAST_BYTES)
             self._space = cupy.empty(0, dtype="uint8")  # what there was may make room for it
-            self._space = cupy.empty(larger, dtype="uint8")
+            try:
+                self._space = cupy.empty(larger, dtype="uint8")
+            except cupy.cuda.memory.OutOfMemoryError:
+                self._space = cupy.empty(total, dtype="uint8")
         places, address = {}, int(self._space.data.ptr)
         for name, size in sizes.items():
             places[name] = address
@@ -55,12 +58,7 @@ class Arena:
         return places
 
     def begin(self) -> None:
-        """Products go to this arena's stream. Raises DeviceError while the stream is being captured."""
-        if self.stream.is_capturing():
-            raise DeviceError(
-                "the current stream is being captured: rnnkit captures its own graphs, and a call inside another "
-                "capture would leave its work space to both"
-            )
+        """Products go to this arena's stream."""
         self.handle.use(self.stream.ptr, self._scratch.data.ptr)
 
     def replay(self, key: Hashable, launch: Callable[[], None]) -> None:
@@ -76,30 +74,52 @@ class Arena:
                 launch()
                 return
             graph = self._capture(launch)
-            _remember(self._graphs, key, graph, MOST_GRAPHS)
+            if graph is None:
+                launch()
+                return
+            dropped = _remember(self._graphs, key, graph, MOST_GRAPHS)
+            self._seen.pop(dropped, None)  # or its next call would capture it again, to no use while there are too many
         self._graphs.move_to_end(key)
         graph.launch(self.stream)
 
     def _capture(self, launch: Callable[[], None]) -> Any:
+        """The launches as a graph; None where the capture was spoilt, as a wait for the device elsewhere spoils it.
+
+        Nothing has run then, and the caller launches. What `launch` itself raises it will raise again.
+        """
+        import cupy
+
         self.handle.use(self._capturing.ptr, self._scratch.data.ptr)
         try:
-            with self._capturing:
+            with quiet, self._capturing:
                 self._capturing.begin_capture()
                 try:
                     launch()
                 finally:
                     graph = self._capturing.end_capture()
+        except (cupy.cuda.runtime.CUDARuntimeError, DeviceError):
+            return None
         finally:
             self.handle.use(self.stream.ptr, self._scratch.data.ptr)
         return graph
 
 
 def current() -> Arena:
-    """The arena of this thread for the current device and stream."""
+    """The arena of this thread for the current device and stream.
+
+    Raises DeviceError while the stream is being captured: rnnkit captures its own graphs, and the work space of a call
+    inside another capture would belong to both.
+    """
     import cupy
 
     arenas: OrderedDict[tuple[int, int], Arena] = _local.__dict__.setdefault("arenas", OrderedDict())
     stream = cupy.cuda.get_current_stream()
+    try:
+        capturing = stream.is_capturing()
+    except RuntimeError:  # a capture that has failed and not ended
+        capturing = True
+    if capturing:
+        raise DeviceError("the current stream is being captured, and rnnkit captures graphs of its own")
     key = (cupy.cuda.runtime.getDevice(), stream.ptr)
     if key not in arenas:
         _remember(arenas, key, Arena(stream), MOST_ARENAS)
@@ -111,7 +131,7 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNED) * ALIGNED
 
 
-def _remember(entries: OrderedDict, key: Hashable, value: Any, most: int) -> None:
+def _remember(entries: OrderedDict, key: Hashable, value: Any, most: int) -> Hashable:
+    """Adds an entry; gives the key of the oldest one, dropped where there are more than `most`, else None."""
     entries[key] = value
-    if len(entries) > most:
-        entries.popitem(last=False)
+    return entries.popitem(last=False)[0] if len(entries) > most else None

@@ -8,17 +8,20 @@ here looks at an array.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+import threading
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from rnnkit.dtypes import DType
-from rnnkit.errors import DeviceError
+from rnnkit.errors import DeviceError, DeviceMemoryError
 
 # cudaDataType and cublasComputeType_t, as in library_types.h and cublas_api.h.
 REAL = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 COMPUTE = {"float64": 70, "float32": 68, "tf32": 77, "float16": 68, "bfloat16": 68}
 NO, TRANSPOSED, DEFAULT_ALGORITHM = 0, 1, -1
+
+# 16-bit results are summed in float32 to the end, also where a sum is split between blocks.
+DISALLOW_REDUCED_PRECISION_REDUCTION = 16
 
 # NVIDIA's advice for Hopper; more than enough elsewhere.
 WORKSPACE_BYTES = 32 << 20
@@ -37,7 +40,7 @@ STATUS = {
 _int, _pointer = ctypes.c_int, ctypes.c_void_p
 _SIGNATURES = {
     "cublasCreate_v2": (ctypes.POINTER(_pointer),),
-    "cublasDestroy_v2": (_pointer,),
+    "cublasSetMathMode": (_pointer, _int),
     "cublasSetStream_v2": (_pointer, _pointer),
     "cublasSetWorkspace_v2": (_pointer, _pointer, ctypes.c_size_t),
     "cublasGemmEx": (
@@ -70,17 +73,48 @@ def _check(name: str, status: int) -> None:
         raise DeviceError(f"{name} failed: {STATUS.get(status, f'status {status}')}")
 
 
+# Handles that no arena has any more, by device. None is ever destroyed: that would wait for the device, and spoil a
+# capture under way in another thread. Appending and popping are atomic.
+_idle: dict[int, list[Any]] = {}
+
+# Held while a handle is made, which may wait for the device, and while a graph is captured, which that would spoil.
+quiet = threading.Lock()
+
+
 class Handle:
     """A cuBLAS handle on the current device. Not for two threads at once."""
 
     def __init__(self) -> None:
+        import cupy
+
         self._library = library()
-        self._handle = _pointer()
-        _check("cublasCreate", self._library.cublasCreate_v2(ctypes.byref(self._handle)))
+        self._home = _idle.setdefault(cupy.cuda.runtime.getDevice(), [])
+        self._handle: Any = None
+        try:
+            self._handle = self._home.pop()
+        except IndexError:
+            with quiet:
+                self._handle = self._made()
+
+    def _made(self) -> Any:
+        import cupy
+
+        handle = _pointer()
+        for last in (False, True):
+            status = self._library.cublasCreate_v2(ctypes.byref(handle))
+            if status not in (1, 3):  # what cuBLAS says when its own allocation fails
+                break
+            if last:
+                raise DeviceMemoryError(f"cublasCreate failed: {STATUS[status]}, the device's memory may be full")
+            cupy.get_default_memory_pool().free_all_blocks()
+        _check("cublasCreate", status)
+        status = self._library.cublasSetMathMode(handle, DISALLOW_REDUCED_PRECISION_REDUCTION)
+        _check("cublasSetMathMode", status)
+        return handle
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self._library.cublasDestroy_v2(self._handle)
+        if self._handle:
+            self._home.append(self._handle)
 
     def use(self, stream: int, workspace: int) -> None:
         """Products go to `stream` from now on, with WORKSPACE_BYTES of scratch at the address `workspace`."""
@@ -90,8 +124,7 @@ class Handle:
         _check("cublasSetWorkspace", status)
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Matrix(NamedTuple):
     """A row-major matrix in device memory: where it begins, elements from row to row, and its dtype by name."""
 
     address: int
@@ -112,7 +145,8 @@ class Products:
     def __init__(self, handle: Handle, dtype: DType) -> None:
         self._handle, self._type = handle, COMPUTE[dtype.name]
         number: Any = ctypes.c_double if dtype.computed == "float64" else ctypes.c_float
-        self._one, self._zero = number(1), number(0)
+        self._scalars = number(0), number(1)
+        self._beta = tuple(map(ctypes.addressof, self._scalars))
 
     def rows_by_weights(self, a: Matrix, w: Matrix, out: Matrix, M: int, N: int, K: int, add: bool = False) -> None:
         """out (M, N) = a (M, K) w^T, of w (N, K); added to what is there if `add`."""
@@ -128,10 +162,23 @@ class Products:
 
     def _gemm(self, op_a: int, op_b: int, m: int, n: int, k: int, a: Matrix, b: Matrix, out: Matrix, add: bool) -> None:
         """cuBLAS reads columns where we write rows: out^T (m, n) = op(a) (m, k) op(b) (k, n)."""
+        if not k:  # x of no features: what cuBLAS would do with operands of nothing is nowhere said
+            if not add:
+                _zero(out, rows=n, columns=m)
+            return
+        if not (m and n):
+            return
         status = self._handle._library.cublasGemmEx(
-            *(self._handle._handle, op_a, op_b, m, n, k, ctypes.addressof(self._one)),
+            *(self._handle._handle, op_a, op_b, m, n, k, self._beta[True]),
             *(a.address, REAL[a.dtype], a.ld, b.address, REAL[b.dtype], b.ld),
-            ctypes.addressof(self._one if add else self._zero),
-            *(out.address, REAL[out.dtype], out.ld, self._type, DEFAULT_ALGORITHM),
+            *(self._beta[add], out.address, REAL[out.dtype], out.ld, self._type, DEFAULT_ALGORITHM),
         )
         _check("cublasGemmEx", status)
+
+
+def _zero(out: Matrix, rows: int, columns: int) -> None:
+    import cupy
+
+    size, stream = ITEMSIZE[out.dtype], cupy.cuda.get_current_stream().ptr
+    for row in range(rows):
+        cupy.cuda.runtime.memsetAsync(out.address + row * out.ld * size, 0, columns * size, stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from rnnkit.backends.cuda import sources
@@ -15,13 +15,16 @@ THREADS = 256
 # A block walks on where its grid ends: more of them than this would gain nothing. Along y the hardware has a limit.
 MOST_BLOCKS, MOST_ROWS = 4096, 65535
 
+# A grid of fewer blocks than this leaves parts of a large card idle: its blocks are made smaller, to this at least.
+FEW_BLOCKS, FEWEST_THREADS = 256, 64
+
 # Parts that a sum down columns is cut into, so that few columns still fill a card.
 MOST_PARTS, ROWS_OF_A_PART = 64, 128
 
 
 @cache
 def kernels(build: Build) -> dict[str, Any]:
-    """The kernels of a build by name. NVRTC compiles them, into CuPy's cache, at the first launch on a device."""
+    """The kernels of a build by name. NVRTC compiles them here, into CuPy's cache; for a further device at a launch."""
     import cupy
 
     module = cupy.RawModule(code=sources.source(build), options=sources.options(build), backend="nvrtc")
@@ -39,12 +42,16 @@ def over_steps(T: int, each: int) -> Shape:
     return (blocks, min(MOST_ROWS, T)), block
 
 
+@lru_cache(maxsize=4096)
 def rows_by_units(rows: int, units: int) -> Shape:
     """For (row, unit) pairs: units along x in whole warps, as many as a block takes; rows along y."""
+    threads, widest = THREADS, 32 * -(-units // 32)
+    while threads > FEWEST_THREADS and rows * widest < threads * FEW_BLOCKS:
+        threads //= 2
     across = 32
-    while across < min(units, THREADS):
+    while across < min(units, threads):
         across *= 2
-    down = THREADS // across
+    down = threads // across
     return (-(-units // across), min(MOST_ROWS, -(-rows // down))), (across, down)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,9 @@ from rnnkit.dtypes import DType
 # is also what one CUDA graph holds.
 CHUNK_BYTES, CHUNK_STEPS = 32 << 20, 256
 
+# Fewer steps than this are no chunk, however large: adding up the weights' gradients would cost as much as the steps.
+FEWEST_STEPS = 16
+
 
 class Step(NamedTuple):
     """One step of a chunk: its time step and first live step, from the chunk's, and how many rows are live."""
@@ -25,6 +28,12 @@ class Step(NamedTuple):
     t: int
     n: int
     rows: int
+
+
+@lru_cache(maxsize=16)
+def _packing(T: int, B: int, lengths: bytes) -> Packing:
+    """The packing of ragged rows, made once for the layers and directions that share them; lengths as int64."""
+    return packing(T, B, np.frombuffer(lengths, np.int64))
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,8 @@ class Problem:
         T, B, I = x.shape
         GH, R = weights.w_hh.shape
         H = GH // cell.n_gates
-        return cls(cell, dtype, T, B, I, H, R, weights.w_hr is not None, reverse, packing(T, B, lengths))
+        stored = packing(T, B, None) if lengths is None else _packing(T, B, lengths.tobytes())
+        return cls(cell, dtype, T, B, I, H, R, weights.w_hr is not None, reverse, stored)
 
     @property
     def GH(self) -> int:
@@ -101,7 +111,8 @@ class Problem:
     @cached_property
     def chunk_steps(self) -> int:
         """Steps of a chunk: as many as fit, in chunks of about one length."""
-        most = max(1, min(CHUNK_STEPS, CHUNK_BYTES // max(1, self.B * self.GH * self.computed)))
+        fit = CHUNK_BYTES // max(1, self.B * self.GH * self.computed)
+        most = min(CHUNK_STEPS, max(fit, FEWEST_STEPS))
         chunks = max(1, -(-self.T // most))
         return max(1, -(-self.T // chunks))
 

@@ -33,14 +33,14 @@ def forward(p: Problem, x: Array, state0: State, weights: Weights, keep: bool) -
     """y (T, B, R), the final states, and what `backward` needs."""
     import cupy
 
-    storage = p.dtype.storage
+    arena, storage = arenas.current(), p.dtype.storage
     y = (cupy.zeros if p.ragged or not p.N else cupy.empty)((p.T, p.B, p.R), storage)
     state0, weights = _contiguous(state0), Weights(*_contiguous(weights))
     kept = Kept.empty(p) if keep else Kept()
     index = _index(p)
     if not p.N:
         return y, tuple(s.copy() for s in state0), Saved(x, kept, index)
-    run = Run(p, arenas.current(), sizes_of(p, backward=False), index)
+    run = Run(p, arena, sizes_of(p, backward=False), index)
     x = run.packed(x)
     state_n = tuple(cupy.empty_like(s) for s in state0)
     h0, c0 = address(state0[0]), address(state0[1] if p.two_states else None)
@@ -61,13 +61,14 @@ def backward(p: Problem, saved: Saved, dy: Array | None, dstate_n: State, weight
     """The gradients of one forward."""
     import cupy
 
+    arena = arenas.current()
     dstate_n, weights = _contiguous(dstate_n), Weights(*_contiguous(weights))
     if not p.N:
         dx = cupy.zeros((p.T, p.B, p.I), p.dtype.storage)
         nothing = Weights(*(None if w is None else cupy.zeros_like(w) for w in weights))
         return Gradients(dx, tuple(d.copy() for d in dstate_n), nothing)
     dx = cupy.empty((p.T, p.B, p.I), p.dtype.storage)
-    run = Run(p, arenas.current(), sizes_of(p, backward=True), saved.places)
+    run = Run(p, arena, sizes_of(p, backward=True), saved.places)
     sums = _Sums(run, weights)
     dstates = (run["dh"], run["dc"])
     ends = (address(dstate_n[0]), address(dstate_n[1] if p.two_states else None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ CALL_BYTES = 256
 
 
 # Whole numbers that a kernel takes as int; Python's own it is given as 64 bits, pointers among them.
-i32 = np.int32
+i32 = lru_cache(maxsize=4096)(np.int32)
 
 
 def address(array: Any) -> int:
