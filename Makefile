@@ -15,6 +15,7 @@ help:
 	@echo "make mutation       plants bugs one by one; each must turn the tests red"
 	@echo "make bench          throughput beside the peers that are installed (about a minute)"
 	@echo "make bench-full     the same over the full grid; ARGS= is handed on, as for bench"
+	@echo "make build-report   ARGS=--write writes kernels/build-report.md anew"
 	@echo "make bench-compare  single operations against the last saved run (pytest-benchmark)"
 
 $(BIN)/python:
@@ -31,13 +32,12 @@ test: $(VENV)/.installed-test
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
 	RNNKIT_PEERS=required $(PYTEST) -m peers tests/peers $(ARGS)
 
-# The tests of the CUDA backends that `make test` leaves out, and those that it skips where nothing compiles CUDA.
-KERNEL_TESTS := tests/test_cuda_build.py tests/test_cuda_occupancy.py tests/test_numba_ptx.py tests/test_emulator*.py \
-	tests/test_fakecupy*.py tests/test_cupy_*.py tests/test_numba_cuda*.py tests/test_greenlets.py
+# What needs a compiler of CUDA or CuPy beside it, and what is marked `kernels`: all that `make test` skips or leaves out.
+COMPILING := tests/test_cuda_build.py tests/test_cuda_occupancy.py tests/test_numba_ptx.py tests/test_fakecupy_names.py
 
 test-kernels: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
-	RNNKIT_KERNELS=required $(PYTEST) -m "not peers and not gpu" $(KERNEL_TESTS) $(ARGS)
-	$(PYTEST) -m kernels tests/test_mutation.py $(ARGS)
+	RNNKIT_KERNELS=required $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
+	RNNKIT_KERNELS=required $(PYTEST) -m kernels tests $(addprefix --ignore=,$(COMPILING)) $(ARGS)
 
 build-report: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
 	$(BIN)/python -m tests.build_report $(ARGS)

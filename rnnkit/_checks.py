@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rnnkit._device import adopted, array_module, device_of, is_foreign_cuda
+from rnnkit.errors import DeviceMemoryError
 
 # What Python and NumPy count among the numbers and nobody means as one.
 NO_NUMBERS = (bool, np.bool_, np.timedelta64)
@@ -53,6 +54,8 @@ def memory_for(**sizes: int) -> Iterator[None]:
     """Around the drawing of parameters: what NumPy says of a shape beyond memory becomes a ValueError with `sizes`."""
     try:
         yield
+    except DeviceMemoryError:
+        raise
     except (MemoryError, OverflowError, ValueError) as problem:
         said = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(f"parameters of {said} do not fit memory ({problem})") from None

@@ -1,7 +1,8 @@
 """What a device may fail with, by name: out of its memory, of a kind that is not served, or a launch that failed.
 
 Each is a kind of the built-in error that NumPy code would catch. Whatever was under way returns nothing: parameters,
-gradients and states are as they were.
+gradients and states of the layer are as they were. In a Sequential or Bidirectional, layers that had finished keep what
+they added to their gradients, so call `zero_grad` before trying again; masks that were drawn are drawn.
 """
 
 

@@ -199,15 +199,22 @@ class Module:
         anew. Raises ValueError or RuntimeError for a device that is none or cannot be used.
         """
         target = _device.resolve_device(device)
-        if target != self.device:
-            self._saved = None
-        for child in self.children().values():
-            child.to(target)
-        for store in (self._params, self._grads):
-            for name in list(store):
-                store._add(name, _device.to_device(store[name], target))
-        self._device = target
+        for module in self._family():
+            module._check_device(target)
+        # Everything is copied before anything is replaced: a device that is full leaves all where it was.
+        stores = [store for module in self._family() for store in (module._params, module._grads)]
+        moved = [{name: _device.to_device(held, target) for name, held in store.items()} for store in stores]
+        for module in self._family():
+            if target != module.device:
+                module._saved = None
+            module._device = target
+        for store, arrays in zip(stores, moved, strict=True):
+            for name, array in arrays.items():
+                store._add(name, array)
         return self
+
+    def _check_device(self, device: str) -> None:
+        """Raises ValueError where the module, by the backend it names, could not run on `device`."""
 
     # State dicts
 
@@ -253,10 +260,10 @@ class Module:
         # Copy all before writing any: a cast may still fail, and then nothing has changed; and the mapping may hold
         # this layer's own arrays under other names.
         cast = {name: _cast(name, value, params[name].dtype) for name, value in arrays.items()}
-        for name, host in cast.items():
-            device = _device.device_of(params[name])
-            with _device.current(device):
-                params[name][...] = _device.to_device(host, device)
+        placed = {name: _device.to_device(host, _device.device_of(params[name])) for name, host in cast.items()}
+        for name, value in placed.items():
+            with _device.current(_device.device_of(value)):
+                params[name][...] = value
         return LoadedKeys(missing, extra)
 
 

@@ -48,10 +48,23 @@ class Optimizer:
 
     def step(self) -> None:
         """Moves every parameter once, by what its gradient holds now."""
-        self._begin_step()
-        for key, p, grad in _parameters(self._models):
+        parameters = list(_parameters(self._models))
+        for key, p, _ in parameters:  # all that is allocated, so that a full device stops no step half way
             with _device.current(_device.device_of(p)):
-                self._step_of(p, grad, self._state_of(key, p))
+                state = self._state_of(key, p)
+                for role, dtype in self._roles(p, state):
+                    self._scratch_for(role, p, dtype)
+        self._begin_step()
+        for key, p, grad in parameters:
+            with _device.current(_device.device_of(p)):
+                self._step_of(p, grad, self.state[key])
+
+    @staticmethod
+    def _roles(p: Array, state: dict[str, Array]) -> list[tuple[str, Any]]:
+        """What `_step_of` takes from `_scratch_for`, by role."""
+        compute = compute_dtype(p.dtype)
+        narrow_ones = [("wide", compute), ("rounded", p.dtype), ("written", np.dtype(bool))]
+        return [("update", compute), *(narrow_ones if MASTER in state else [])]
 
     def _step_of(self, p: Array, grad: Array, state: dict[str, Array]) -> None:
         compute = compute_dtype(p.dtype)

@@ -138,6 +138,9 @@ class Recurrent(Module):
     def _choice(self) -> Choice:
         return select(self.device, self._dtype.name, self.cell.name, self.backend)
 
+    def _check_device(self, device: str) -> None:
+        select(device, self._dtype.name, self.cell.name, self.backend)
+
     def _weights(self) -> list[stack.LayerWeights]:
         per_layer = []
         for layer in range(self.num_layers):

@@ -53,6 +53,9 @@ class StepCell(Module):
     def _choice(self) -> Choice:
         return select(self.device, self._dtype.name, self.cell.name, self.backend)
 
+    def _check_device(self, device: str) -> None:
+        select(device, self._dtype.name, self.cell.name, self.backend)
+
     def _weights(self) -> Weights:
         return Weights(*(self._params.get(name) for _, name in PARTS))
 

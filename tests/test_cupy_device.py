@@ -14,7 +14,7 @@ import rnnkit
 from rnnkit import ops
 from rnnkit.cells import CELLS
 from rnnkit.errors import DeviceError, DeviceMemoryError, UnsupportedDeviceError
-from rnnkit.testing import Case, make_inputs, parity, run
+from rnnkit.testing import Case, assert_close, make_inputs, parity, run
 from tests import emulator
 from tests.cuda_helpers import assert_matches, chunked, cuda, outputs
 from tests.helpers import assert_same
@@ -251,6 +251,61 @@ def test_no_features() -> None:
             case = Case(cell, T=3, B=2, I=0, H=5)
             inputs = make_inputs(case, "float32", device="cuda:0")
             assert_matches(run(case, inputs, "cupy"), run(case, make_inputs(case, "float64"), "numpy"))
+
+
+@pytest.mark.parametrize("limit", [0, 2 << 10, 16 << 10])
+def test_a_full_card_leaves_things_whole(limit: int) -> None:
+    """Moving a model there, an optimizer's step and a state dict happen whole or not at all, then are tried again."""
+    with cuda() as cp:
+
+        def on_full_card(action: Any) -> None:
+            cp.get_default_memory_pool().free_all_blocks()
+            cp.fake.limit_memory(limit)
+            with pytest.raises(DeviceMemoryError):
+                action()
+            cp.fake.limit_memory(None)
+
+        on_full_card(lambda: rnnkit.LSTM(30, 40, device="cuda"))
+        model = rnnkit.Sequential(rnnkit.LSTM(3, 40, rng=1), rnnkit.GRU(40, 20, rng=2))
+        on_full_card(lambda: model.to("cuda"))
+        assert {child.device for child in model.children().values()} == {"cpu"} == {model.device}
+        assert all(isinstance(a, np.ndarray) for store in (model.params, model.grads) for a in store.values())
+        twin = rnnkit.Sequential(rnnkit.LSTM(3, 40, rng=1), rnnkit.GRU(40, 20, rng=2))
+        model.to("cuda")
+        optimizers = [rnnkit.Adam(one, lr=0.1) for one in (model, twin)]
+        for one in (model, twin):
+            for grad in one.grads.values():
+                grad[...] = 0.5
+        on_full_card(optimizers[0].step)
+        assert optimizers[0].t == 0
+        for optimizer in optimizers:
+            optimizer.step()
+        for name, p in model.params.items():
+            assert_close(name, p, twin.params[name], "float32")
+        before = {name: p.get() for name, p in model.params.items()}
+        zeros = {name: np.zeros(p.shape, p.dtype) for name, p in before.items()}
+        on_full_card(lambda: model.load_state_dict(zeros))
+        assert_same({name: p.get() for name, p in model.params.items()}, before)
+
+
+def test_moving_a_layer_to_where_its_backend_is_not() -> None:
+    with cuda():
+        for layer in (rnnkit.LSTM(3, 4, backend="numba"), rnnkit.LSTMCell(3, 4, backend="numpy")):
+            with pytest.raises(ValueError, match="takes numpy arrays, got cupy arrays"):
+                layer.to("cuda")
+            assert layer.device == "cpu"
+
+
+def test_explain_counts_the_stream_s_work_space() -> None:
+    with cuda() as cp:
+        layer = rnnkit.LSTM(5, 7, 2, bidirectional=True, device="cuda")
+        x = cp.zeros((6, 3, 5), "float32")
+        said = rnnkit.explain(layer, x).workspace_bytes
+        with cp.fake.counting() as counts:
+            y, state_n = layer(x)
+        found = counts.allocated_bytes - y.nbytes - sum(s.nbytes for s in state_n)
+        assert found <= said * 1.01
+        assert said <= found * 1.5
 
 
 def test_memory_does_not_grow_with_time() -> None:

@@ -80,7 +80,7 @@ def product(dtype: str, M: int, N: int, K: int) -> Item:
     out = cupy.empty((M, N), row.compute)
     repeats = max(1, min(200, int(2e10 / (2 * M * N * K))))
     stream, handle, scratch = _capturing()
-    handle.use(stream.ptr, scratch.data.ptr)
+    handle.use(stream.ptr, scratch.data.ptr, scratch.nbytes)
     products = Products(handle, row)
     operands = (_matrix(a, row.stored), _matrix(w, row.stored), _matrix(out, row.computed), M, N, K)
     with stream:
@@ -141,9 +141,10 @@ def _capturing() -> tuple[Any, Any, Any]:
     """A stream to capture on, a cuBLAS handle, and its work space."""
     import cupy
 
-    from rnnkit.backends.cuda.cublas import WORKSPACE_BYTES, Handle
+    from rnnkit.backends.cuda.cublas import Handle, workspace_bytes
 
-    return cupy.cuda.Stream(non_blocking=True), Handle(), cupy.empty(WORKSPACE_BYTES, np.uint8)
+    scratch = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), np.uint8)
+    return cupy.cuda.Stream(non_blocking=True), Handle(), scratch
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _on(device: Any, p: Problem) -> Iterator[None]:
         try:
             yield
         except (cupy.cuda.memory.OutOfMemoryError, DeviceMemoryError) as problem:
-            raise DeviceMemoryError(said(problem)) from problem
+            raise DeviceMemoryError(f"{said(problem)} (it does not fit the device's memory)") from problem
         except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as problem:
             kind = DeviceMemoryError if problem.status == OUT_OF_MEMORY else DeviceError
             raise kind(said(problem)) from problem

@@ -20,6 +20,7 @@ from numba import cuda
 
 from rnnkit.backends import Forward, Gradients, Sizes, by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
+from rnnkit.backends.cuda.arena import refuse_capture
 from rnnkit.cells import Array, Cell, State, Weights
 from rnnkit.dtypes import DType
 from rnnkit.kernels.cuda_scan import is_split, kept_blocks, kernels, signatures
@@ -52,7 +53,8 @@ def forward(
     reverse: bool,
     keep: bool,
 ) -> Forward:
-    """See `rnnkit.backends.Backend.forward`."""
+    """See `rnnkit.backends.Backend.forward`. Raises DeviceError while the current stream is being captured."""
+    refuse_capture(cupy.cuda.get_current_stream())
     scan = partial(scan_forward, dtype)
     return by_scan.forward(
         scan, cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep, compute=dtype.compute
@@ -62,7 +64,8 @@ def forward(
 def backward(
     cell: Cell, dtype: DType, saved: by_scan.Saved, dy: Array | None, dstate_n: State, weights: Weights
 ) -> Gradients:
-    """See `rnnkit.backends.Backend.backward`."""
+    """See `rnnkit.backends.Backend.backward`. Raises as `forward`."""
+    refuse_capture(cupy.cuda.get_current_stream())
     return by_scan.backward(partial(scan_backward, dtype), cell, saved, dy, dstate_n, weights)
 
 

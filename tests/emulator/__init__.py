@@ -8,9 +8,15 @@
 README.md beside this file tells how it works and what it cannot see.
 """
 
-from tests.emulator.compile import available
+from tests.emulator.compile import available as _available
 from tests.emulator.errors import EmulatorError, RaceError
 from tests.emulator.launch import Function, Module, Stats
 from tests.emulator.memory import Memory
+from tests.required import unless_required
 
 __all__ = ["EmulatorError", "Function", "Memory", "Module", "RaceError", "Stats", "available"]
+
+
+def available() -> str | None:
+    """None, or the reason why no kernel can be run here."""
+    return unless_required(_available())

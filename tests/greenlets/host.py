@@ -13,6 +13,7 @@ import numpy as np
 from tests.greenlets.block import Grid, KernelError
 from tests.greenlets.clone import clone
 from tests.greenlets.watch import Log, Watched
+from tests.required import unless_required
 
 
 class Launch(NamedTuple):
@@ -43,7 +44,7 @@ def available() -> str | None:
     """Why there is nothing to run kernels with, or None."""
     for module, package in (("numba_cuda", "numba-cuda"), ("greenlet", "greenlet")):
         if importlib.util.find_spec(module) is None:
-            return f"{package} is not installed"
+            return unless_required(f"{package} is not installed")
     return None
 
 

@@ -12,10 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from rnnkit.backends.cuda.cublas import WORKSPACE_BYTES, Handle, quiet
+from rnnkit.backends.cuda.cublas import Handle, quiet, workspace_bytes
 from rnnkit.errors import DeviceError
 
-MOST_ARENAS, MOST_GRAPHS, MOST_SEEN = 16, 512, 4096
+MOST_ARENAS, MOST_GRAPHS, MOST_SEEN = 8, 512, 4096
 ALIGNED = 256
 
 # Work space begins with room for small problems, and grows by a quarter at least, so that it seldom moves.
@@ -32,7 +32,7 @@ class Arena:
 
         self.stream = stream
         self.handle = Handle()
-        self._scratch = cupy.empty(WORKSPACE_BYTES, dtype="uint8")
+        self._scratch = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
         self._space: Any = cupy.empty(0, dtype="uint8")
         self._capturing = cupy.cuda.Stream(non_blocking=True)
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
@@ -59,7 +59,10 @@ class Arena:
 
     def begin(self) -> None:
         """Products go to this arena's stream."""
-        self.handle.use(self.stream.ptr, self._scratch.data.ptr)
+        self._use(self.stream)
+
+    def _use(self, stream: Any) -> None:
+        self.handle.use(stream.ptr, self._scratch.data.ptr, self._scratch.nbytes)
 
     def replay(self, key: Hashable, launch: Callable[[], None]) -> None:
         """Runs `launch`, which does nothing but launches: as it stands the first time, from then on as a CUDA graph.
@@ -89,7 +92,7 @@ class Arena:
         """
         import cupy
 
-        self.handle.use(self._capturing.ptr, self._scratch.data.ptr)
+        self._use(self._capturing)
         try:
             with quiet, self._capturing:
                 self._capturing.begin_capture()
@@ -100,31 +103,40 @@ class Arena:
         except (cupy.cuda.runtime.CUDARuntimeError, DeviceError):
             return None
         finally:
-            self.handle.use(self.stream.ptr, self._scratch.data.ptr)
+            self._use(self.stream)
         return graph
 
 
-def current() -> Arena:
-    """The arena of this thread for the current device and stream.
+def refuse_capture(stream: Any) -> None:
+    """Raises DeviceError while the stream is being captured.
 
-    Raises DeviceError while the stream is being captured: rnnkit captures its own graphs, and the work space of a call
-    inside another capture would belong to both.
+    rnnkit captures graphs of its own, and the work space of a call inside another capture would belong to both.
     """
-    import cupy
-
-    arenas: OrderedDict[tuple[int, int], Arena] = _local.__dict__.setdefault("arenas", OrderedDict())
-    stream = cupy.cuda.get_current_stream()
     try:
         capturing = stream.is_capturing()
     except RuntimeError:  # a capture that has failed and not ended
         capturing = True
     if capturing:
         raise DeviceError("the current stream is being captured, and rnnkit captures graphs of its own")
+
+
+def current() -> Arena:
+    """The arena of this thread for the current device and stream. Raises as `refuse_capture`."""
+    import cupy
+
+    arenas: OrderedDict[tuple[int, int], Arena] = _local.__dict__.setdefault("arenas", OrderedDict())
+    stream = cupy.cuda.get_current_stream()
+    refuse_capture(stream)
     key = (cupy.cuda.runtime.getDevice(), stream.ptr)
     if key not in arenas:
         _remember(arenas, key, Arena(stream), MOST_ARENAS)
     arenas.move_to_end(key)
     return arenas[key]
+
+
+def bytes_of(work: int, device: int) -> int:
+    """What an arena holds at least, whose largest call needs `work` bytes."""
+    return max(work, LEAST_BYTES) + workspace_bytes(device)
 
 
 def _padded(size: int) -> int:

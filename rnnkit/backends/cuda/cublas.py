@@ -23,8 +23,14 @@ NO, TRANSPOSED, DEFAULT_ALGORITHM = 0, 1, -1
 # 16-bit results are summed in float32 to the end, also where a sum is split between blocks.
 DISALLOW_REDUCED_PRECISION_REDUCTION = 16
 
-# NVIDIA's advice for Hopper; more than enough elsewhere.
-WORKSPACE_BYTES = 32 << 20
+
+@cache
+def workspace_bytes(device: int) -> int:
+    """Scratch of a handle, as NVIDIA's documentation of cublasSetWorkspace advises for the card."""
+    import cupy
+
+    return (32 if int(cupy.cuda.Device(device).compute_capability) >= 90 else 4) << 20
+
 
 STATUS = {
     1: "not initialized",
@@ -116,11 +122,11 @@ class Handle:
         if self._handle:
             self._home.append(self._handle)
 
-    def use(self, stream: int, workspace: int) -> None:
-        """Products go to `stream` from now on, with WORKSPACE_BYTES of scratch at the address `workspace`."""
+    def use(self, stream: int, workspace: int, size: int) -> None:
+        """Products go to `stream` from now on, with `size` bytes of scratch at the address `workspace`."""
         _check("cublasSetStream", self._library.cublasSetStream_v2(self._handle, stream))
         # After the stream, for setting that resets it. Without one of our own a captured product would allocate.
-        status = self._library.cublasSetWorkspace_v2(self._handle, workspace, WORKSPACE_BYTES)
+        status = self._library.cublasSetWorkspace_v2(self._handle, workspace, size)
         _check("cublasSetWorkspace", status)
 
 

@@ -146,11 +146,14 @@ class _Sums:
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
-    """See `rnnkit.backends.Backend.describe`. Work space belongs to the stream: the larger of the two passes'."""
+    """See `rnnkit.backends.Backend.describe`. Work space is the stream's arena, for the larger of the two passes."""
+    import cupy
+
     T, B, I, H, R, N = sizes
     p = Problem(cell, dtype, T, B, I, H, R, R != H, False, packing(T, B, None))
     passes = (False, True) if keep else (False,)
-    transient = max(sum(sizes_of(p, backward=way).values()) for way in passes)
+    work = max(sum(sizes_of(p, backward=way).values()) for way in passes)
+    transient = arenas.bytes_of(work, cupy.cuda.runtime.getDevice())
     extra = H if p.projected or cell.name == RESET_BEFORE else 0
     kept = N * ((kept_blocks(cell) * H + R + extra) * p.stored + (H * p.computed if p.two_states else 0))
     packed = N * I * p.stored + 8 * (B + T + 1) if N != T * B else 0
