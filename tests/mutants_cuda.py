@@ -15,6 +15,8 @@ ARENA, CUBLAS = "rnnkit/backends/cuda/arena.py", "rnnkit/backends/cuda/cublas.py
 PROBLEM = "rnnkit/backends/cuda/problem.py"
 SOURCES, CHOICE = "rnnkit/backends/cuda/sources.py", "rnnkit/backends/cuda/schedules.py"
 
+MODULE, OPTIMIZERS = "rnnkit/module.py", "rnnkit/optimizers.py"
+
 PARITY, DEVICE = "tests/test_cupy_backend.py", "tests/test_cupy_device.py"
 
 
@@ -263,4 +265,36 @@ LAUNCH_MUTANTS = (
     ),
 )
 
-CUDA_MUTANTS = (*CELL_MUTANTS, *STEP_MUTANTS, *ROW_MUTANTS, *LAUNCH_MUTANTS)
+MEMORY_MUTANTS = (
+    Mutant(
+        "a full card has moved half of a model",
+        (
+            Edit(
+                MODULE,
+                "            module._check_device(target)\n",
+                "            module._check_device(target)\n            module._device = target\n",
+            ),
+        ),
+        "tests/test_cupy_device.py",
+        "full_card_leaves",
+    ),
+    Mutant(
+        "an optimizer's step counts before it has its memory",
+        (
+            Edit(
+                OPTIMIZERS,
+                "        parameters = list(_parameters",
+                "        self._begin_step()\n        parameters = list(_parameters",
+            ),
+            Edit(
+                OPTIMIZERS,
+                "        self._begin_step()\n        for key, p, grad in parameters:",
+                "        for key, p, grad in parameters:",
+            ),
+        ),
+        "tests/test_cupy_device.py",
+        "full_card_leaves",
+    ),
+)
+
+CUDA_MUTANTS = (*CELL_MUTANTS, *STEP_MUTANTS, *ROW_MUTANTS, *LAUNCH_MUTANTS, *MEMORY_MUTANTS)

@@ -30,14 +30,14 @@ INTEROP_MUTANTS = (
     _row(
         "an optimizer runs on whatever device is current",
         OPTIMIZERS,
-        "            with _device.current(_device.device_of(p)):\n",
-        "            with _device.current('cpu'):\n",
+        "            with _device.current(_device.device_of(p)):\n                self._step_of(",
+        "            with _device.current('cpu'):\n                self._step_of(",
         "every_module_runs_on_its_own_device",
     ),
     _row(
         "backward answers for a call on another device",
         MODULE,
-        "        if target != self.device:\n            self._saved = None\n",
+        "            if target != module.device:\n                module._saved = None\n",
         "",
         "to_moves_everything or back_and_forth",
     ),
