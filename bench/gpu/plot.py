@@ -11,6 +11,7 @@ from bench.gpu import report
 
 COLOURS = {"float32": "#1b1b1b", "tf32": "#2e86ab", "float16": "#d1495b", "bfloat16": "#4f9d69"}
 MARKERS = {"rnn_tanh": "o", "gru": "^", "lstm": "s"}
+SHAPES = {"o": "circle", "^": "triangle", "s": "square"}
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -29,7 +30,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
         above.axhline(1, color="black", linewidth=0.8)
         _scatter(below, [(row, row.floor_share) for row in chosen], "floor / our time")
     card = report.card_name(document)
-    figure.suptitle(f"rnnkit on {card}, {document['date']}; markers: {', '.join(MARKERS)}", fontsize=11)
+    cells = ", ".join(f"{cell} {SHAPES[marker]}" for cell, marker in MARKERS.items())
+    figure.suptitle(f"rnnkit on {card}, {document['date']}; {cells}", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 0.97))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

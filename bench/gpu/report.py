@@ -171,7 +171,7 @@ def render(document: Document) -> str:
         *_worst(document),
     ]
     found = problems(document)
-    parts += ["", f"{len(found)} problems" if found else "no problems"]
+    parts += ["", f"{len(found)} problem{'s'[: len(found) > 1]}" if found else "no problems"]
     parts += [f"  {line}"[:240] for line in found[:FAILURES_SHOWN]]
     if len(found) > FAILURES_SHOWN:
         parts.append(f"  and {len(found) - FAILURES_SHOWN} more, in gpu.json")
