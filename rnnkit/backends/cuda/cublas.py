@@ -90,12 +90,13 @@ quiet = threading.Lock()
 class Handle:
     """A cuBLAS handle on the current device. Not for two threads at once."""
 
+    _handle: Any = None  # until there is one, also for __del__
+
     def __init__(self) -> None:
         import cupy
 
         self._library = library()
         self._home = _idle.setdefault(cupy.cuda.runtime.getDevice(), [])
-        self._handle: Any = None
         try:
             self._handle = self._home.pop()
         except IndexError:
