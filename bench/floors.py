@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rnnkit.backends.cuda.stepwise_run import kept_blocks
 from rnnkit.cells import CELLS
 from rnnkit.dtypes import DTYPES
 
@@ -39,9 +40,6 @@ CARDS = (
 # after the one before it, and a small product or pointwise launch takes so long from start to end.
 NODE_S, PRODUCT_S, POINTWISE_S = 1.0e-6, 3.0e-6, 2.0e-6
 
-# Values that a unit and step keeps for backward, states aside: kKept of the headers.
-KEPT = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 4, "lstm": 4}
-
 
 class Step(NamedTuple):
     """Of one step: FLOP and bytes of the product's weights and of its rows, and bytes of the pointwise launch."""
@@ -61,10 +59,10 @@ def step_of(cell: str, dtype: str, B: int, H: int, backward: bool, keep: bool = 
     if not backward:
         rows = unit * s + G * unit * c
         point = 2 * G * unit * c + 2 * two * unit * c + (2 + (split or keep)) * unit * s
-        kept = (KEPT[cell] * s + s + two * c) * unit if keep else 0
+        kept = (kept_blocks(CELLS[cell]) * s + s + two * c) * unit if keep else 0
         return Step(2.0 * unit * G * H, weights, rows, point + kept)
     rows = G * unit * s + (2 if split else 1) * unit * c
-    reads = (KEPT[cell] * s + two * c + split * s + s) * unit + (1 + two) * unit * c
+    reads = (kept_blocks(CELLS[cell]) * s + two * c + split * s + s) * unit + (1 + two) * unit * c
     writes = G * (2 if split else 1) * unit * s + (two + split) * unit * c
     return Step(2.0 * unit * G * H, weights, rows, reads + writes)
 

@@ -8,6 +8,7 @@ graphs are dropped.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -88,7 +89,8 @@ class Arena:
     def _capture(self, launch: Callable[[], None]) -> Any:
         """The launches as a graph; None where the capture was spoilt, as a wait for the device elsewhere spoils it.
 
-        Nothing has run then, and the caller launches. What `launch` itself raises it will raise again.
+        Nothing has run then, a warning says so, and the caller launches. What `launch` itself raises it will raise
+        again.
         """
         import cupy
 
@@ -100,7 +102,12 @@ class Arena:
                     launch()
                 finally:
                     graph = self._capturing.end_capture()
-        except (cupy.cuda.runtime.CUDARuntimeError, DeviceError):
+        except (cupy.cuda.runtime.CUDARuntimeError, DeviceError) as problem:
+            warnings.warn(
+                f"a CUDA graph could not be captured, its steps are launched one by one: {problem}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
             return None
         finally:
             self._use(self.stream)

@@ -14,8 +14,8 @@ from rnnkit.cells import Array, Cell, Weights
 from rnnkit.dtypes import DType
 
 # A chunk of steps has its pre-activations computed at once, walks, and in backward has its weight gradients added at
-# once: so memory does not grow with T, and what one product writes is still in the L2 cache when the steps read it. It
-# is also what one CUDA graph holds.
+# once: so work space does not grow with T, and what one product writes is still in the L2 cache when the steps read
+# it. It is also what one CUDA graph holds.
 CHUNK_BYTES, CHUNK_STEPS = 32 << 20, 256
 
 # Fewer steps than this are no chunk, however large: adding up the weights' gradients would cost as much as the steps.

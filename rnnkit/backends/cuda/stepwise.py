@@ -2,13 +2,15 @@
 
 It serves every shape and dtype on every card, and is what the faster schedules are measured against. Of a chunk
 (`problem.Chunk`) the pre-activations x W_ih^T are one product before the steps; on the way back dW_ih, dW_hh, dx and
-the biases' gradients follow the steps of each chunk, so that memory does not grow with T. A step reads and writes
+the biases' gradients follow the steps of each chunk, so that work space does not grow with T. A step reads and writes
 buffers of the arena alone, and reaches what is this call's own through a Call in device memory: kernels/stepwise.cuh.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rnnkit.backends import Gradients, Sizes
 from rnnkit.backends.cuda import arena as arenas
@@ -169,7 +171,6 @@ def _contiguous(arrays: Any) -> tuple[Any, ...]:
 def _index(p: Problem) -> Array | None:
     """order (B,) and offsets (T+1,) one after the other on the device, or None where no row is shorter than T."""
     import cupy
-    import numpy as np
 
     if not p.ragged:
         return None
