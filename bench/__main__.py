@@ -2,6 +2,7 @@
 
 python -m bench [--grid quick|full|cpu] [...]    measure, print the table, write JSON and PNG
 python -m bench report FILE                      the table and the plot of a result file again
+python -m bench report FILE SECOND               two runs of one grid: the spread between them
 python -m bench compare BEFORE AFTER             the ratio of two result files, point by point
 """
 
@@ -14,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import document, machine, report
+from bench import document, machine, means, report
 from bench.grid import GRIDS, PASSES, points
 from bench.peers import ORACLE, PEERS
 from bench.pool import ROOT
@@ -40,11 +41,14 @@ def measure_command(arguments: list[str]) -> int:
     # A SystemExit, so that the workers are ended when the run is.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     grid, failed, show = GRIDS[options.grid], False, Progress()
+    end = time.monotonic() + 60 * options.budget if options.budget else math.inf
+    folder = Path(options.out) / machine.slug(machine.describe())
     names = options.peers or [n for n in PEERS if grid.oracle_too or n != ORACLE]
     for dtype in options.dtype:
-        chosen, left_out = points(grid.name, dtype, options.passes, options.cells)
+        chosen, left_out = points(grid.name, dtype, options.passes, options.cells, options.every)
         if not chosen:
             raise ValueError(f"--cells {' '.join(options.cells)} leaves no point of the {grid.name} grid")
+        path = folder / f"{grid.name}-{dtype}{'' if options.run == 1 else f'-{options.run}'}.json"
         settings = Settings(
             grid.name,
             dtype,
@@ -54,16 +58,20 @@ def measure_command(arguments: list[str]) -> int:
             options.seconds_per_point or grid.seconds,
             options.repeat or grid.rounds,
             [row for name, row in PEERS.items() if name in names],
+            options.every,
+            path if options.resume else None,
+            end,
         )
-        started, found, path = time.perf_counter(), None, None
+        if time.monotonic() > end:
+            print(f"no time left for {path}; --resume goes on")
+            continue
+        started, found = time.perf_counter(), None
         for found in run(settings, chosen, left_out, show):
-            if path is None:
-                path = Path(options.out) / machine.slug(found["machine"]) / f"{grid.name}-{dtype}.json"
             document.save(found, path)
         show.clear()
         assert found is not None
-        assert path is not None
         print(report.render(found))
+        print("\n".join(means.summary(found)))
         print(f"{time.perf_counter() - started:.0f} s; {path}, {draw(found, path)}\n")
         failed |= report.has_errors(found)
     return int(failed)
@@ -84,6 +92,16 @@ def measure_parser() -> argparse.ArgumentParser:
     add("--out", default=str(ROOT / "bench" / "results"), metavar="DIR")
     add("--threads", type=_positive, default=machine.usable_cores(), help="of every peer; default all cores")
     add("--seconds-per-point", type=_above_zero, metavar="S", help="of timed calls, a point and peer")
+    add("--every", type=_positive, default=1, metavar="N", help="about one shape in N, drawn by a checksum of its name")
+    add(
+        "--run",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="from 2 on part of the file's name; see report FILE SECOND",
+    )
+    add("--resume", action="store_true", help="go on with the file that is there, if it is of this commit and settings")
+    add("--budget", type=_above_zero, metavar="MINUTES", help="of the whole command: then end after the point at hand")
     add("--repeat", type=_positive, metavar="N", help="rounds over the peers at each point; default 3")
     return parser
 
@@ -91,9 +109,14 @@ def measure_parser() -> argparse.ArgumentParser:
 def report_command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m bench report")
     parser.add_argument("file", type=Path)
-    path = parser.parse_args(arguments).file
-    found = document.load(path)
+    parser.add_argument("second", type=Path, nargs="?")
+    options = parser.parse_args(arguments)
+    path, found = options.file, document.load(options.file)
+    if options.second is not None:
+        print(means.spread_of_runs(found, document.load(options.second)))
+        return 0
     print(report.render(found))
+    print("\n".join(means.summary(found)))
     print(draw(found, path))
     return int(report.has_errors(found))
 

@@ -1,13 +1,14 @@
-"""What the figures were measured on: the processor, its caches and vector flags, versions, and a measured ceiling.
+"""What the figures were measured on: the processor, its caches and vector flags, versions, and measured ceilings.
 
-The ceiling is a proxy, and named as one: the best rate of a large square np.matmul. It is what one good BLAS reaches
-here, below the multiply-add peak itself; a kernel written for thin products may pass it.
+The ceilings are those of bench.limits, the multiply-add peak and the reading rates, and beside them the best rate of a
+large square np.matmul: what one good BLAS makes of the peak here. A kernel written for thin products may pass it.
 
     python -m bench.machine DTYPE     prints that rate in GFLOP/s, on as many threads as the BLAS was started with
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -46,6 +47,14 @@ def slug(machine: dict[str, Any]) -> str:
     return f"{name or 'unknown'}-{machine['cores']}-cores"
 
 
+def cache_bytes(text: str) -> int:
+    """A cache's size as Linux writes it, such as 1024K, in bytes."""
+    found = re.fullmatch(r"(\d+)([KMG]?)", text)
+    if found is None:
+        raise ValueError(f"a cache's size must be a number and K, M or G, got {text!r}")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
+
+
 def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -67,18 +76,31 @@ def commit() -> str | None:
 
 
 def ceiling(dtype: str, threads: int) -> dict[str, Any]:
-    """np.matmul's best rate on one core and on `threads`, each measured in a fresh process."""
+    """np.matmul's best rate on one core and on `threads`, each in a fresh process; and bench.limits' figures."""
     counts = sorted({1, threads})
     return {
         "what": f"np.matmul of two {CEILING_SIZE}x{CEILING_SIZE} {dtype} matrices, best in {CEILING_SECONDS} s",
-        "gflops": {str(n): _matmul_in_child(dtype, n) for n in counts},
+        "gflops": {str(n): in_child("bench.machine", dtype, threads=n) for n in counts},
+        **in_child("bench.limits", dtype, str(threads), threads=threads),
     }
 
 
-def _matmul_in_child(dtype: str, threads: int) -> float:
-    command = [sys.executable, "-m", "bench.machine", dtype]
-    done = subprocess.run(command, env=environment(threads), cwd=ROOT, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+def in_child(module: str, *arguments: str, threads: int) -> Any:
+    """The JSON that `python -m module arguments` prints last, from a fresh process. Raises as `run_child`."""
+    return json.loads(run_child("-m", module, *arguments, threads=threads).splitlines()[-1])
+
+
+def run_child(*arguments: str, threads: int) -> str:
+    """What `python arguments` prints, from a fresh process whose pools have `threads` threads.
+
+    Raises ValueError with the end of what it said where the process fails.
+    """
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment(threads), cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        raise ValueError(f"python {' '.join(arguments[:2])} failed with {done.returncode}: {said}")
+    return done.stdout
 
 
 def matmul_gflops(dtype: str, size: int = CEILING_SIZE, seconds: float = CEILING_SECONDS) -> float:

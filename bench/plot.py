@@ -1,10 +1,14 @@
-"""The picture of a result file: how many times faster than each peer, and GFLOP/s against the measured ceiling."""
+"""The picture of a result file: how many times faster than each peer, and GFLOP/s against the measured ceiling.
+
+A grid over many widths and batches has a map of them instead, see bench.heat.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from bench import heat
 from bench.document import Document
 from bench.grid import MAIN_CELLS, Point
 from bench.report import Entry, headline, median, others, ratio, sections
@@ -16,6 +20,9 @@ LABELLED_POINTS = 60  # with more, labels would overlap, and the cells alone are
 
 def draw(document: Document, path: Path) -> None:
     """Writes the PNG: a column a pass, above the ratios and below the rates. Needs matplotlib."""
+    if heat.suits(document):
+        heat.draw(document, path)
+        return
     import matplotlib
 
     matplotlib.use("Agg")

@@ -36,7 +36,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class Worker:
-    """One running peer. `hello` waits for it to be up; `ask` wakes it, asks, and holds it again."""
+    """One running peer. `hello` waits for it to be up; `start` wakes it and asks, `finish` reads and holds it again."""
 
     def __init__(self, row: PeerRow, threads: int) -> None:
         self.row = row
@@ -58,13 +58,15 @@ class Worker:
         self._signal("SIGSTOP")
         return answer
 
-    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """The answer to one request. Raises WorkerDied."""
+    def start(self, request: dict[str, Any]) -> None:
         self._signal("SIGCONT")
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a dead worker is told by reading
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
+
+    def finish(self, timeout: float) -> dict[str, Any]:
+        """The answer to what was asked. Raises WorkerDied."""
         answer = self._read(timeout)
         self._signal("SIGSTOP")
         return answer
@@ -133,8 +135,17 @@ class Pool:
 
     def ask(self, name: str, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """One worker's answer; {"error": ...} where it died, and it is then started again."""
+        self.start(name, request)
+        return self.finish(name, timeout)
+
+    def start(self, name: str, request: dict[str, Any]) -> None:
+        """Asks without waiting: nothing may be timed before `finish` was called."""
+        self._workers[name].start(request)
+
+    def finish(self, name: str, timeout: float) -> dict[str, Any]:
+        """The answer to what `start` asked, as `ask` gives it."""
         try:
-            return self._workers[name].ask(request, timeout)
+            return self._workers[name].finish(timeout)
         except WorkerDied as died:
             self._workers[name].close()
             self._workers[name] = Worker(self.rows[name], self.threads)

@@ -1,7 +1,7 @@
 """A result file as tables for a terminal: a section a pass, a row a point, and the geometric means.
 
 ratio is the best other peer's time over ours (above 1 we are ahead); spread is the middle half of our calls as a share
-of their median, and a time marked * has one above 20%.
+of their median, and a time marked * has one above 20%. FMA and W_hh are the shares of bench.shares.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from bench import shares
 from bench.document import Document, spread
 from bench.grid import Point
+from bench.table import aligned
 
 NOISY, BUSY = 0.2, 1.0
 Entry = tuple[Point, dict[str, dict[str, Any]]]
@@ -68,12 +70,22 @@ def _head(document: Document) -> Iterator[str]:
     for name, peer in document["peers"].items():
         versions = ", ".join(f"{key} {version}" for key, version in peer.get("versions", {}).items())
         yield f"{name}: " + (f"absent: {peer['absent']}" if "absent" in peer else versions)
-    rates = ", ".join(f"{rate:.0f} on {n}" for n, rate in document["ceiling"]["gflops"].items())
-    yield f"np.matmul {document['dtype']} GFLOP/s, by threads: {rates}"
+    for what, key in (("np.matmul", "gflops"), ("multiply-add peak", "fma_gflops")):
+        rates = ", ".join(f"{rate:.0f} on {n}" for n, rate in document["ceiling"].get(key, {}).items())
+        if rates:
+            yield f"{what} {document['dtype']} GFLOP/s, by threads: {rates}"
+    reads = ", ".join(f"{level} {rate:.0f}" for level, rate in document["ceiling"].get("read_gb_s", {}).items())
+    if reads:
+        yield f"read by one core, GB/s: {reads}"
     said = f"grid {document['grid']}, {document['date']}, commit {document['commit'] or 'unknown'}"
     if (settings["load"] or 0) > BUSY:
         yield f"the machine was busy: load {settings['load']} before the run; these figures are not to be trusted"
+    if settings.get("every", 1) > 1:
+        said += f", about one shape in {settings['every']}"
     yield f"{said}, {settings['threads']} threads, {settings['rounds']} rounds in {settings['seconds']:g} s a peer"
+    planned, done = settings.get("planned", 0), len(document["points"])
+    if done < planned:
+        yield f"not finished: {done} of {planned} points; --resume goes on"
 
 
 def _table(document: Document, entries: list[Entry]) -> list[str]:
@@ -82,6 +94,8 @@ def _table(document: Document, entries: list[Entry]) -> list[str]:
     extras = any(point.extras for point, _ in entries)
     header = ["cell", "T", "B", "I", "H", *(["with"] if extras else []), *names]
     header += ["seq/s", "GFLOP/s", "ratio", "spread"]
+    told = "fma_gflops" in document["ceiling"]
+    header += ["FMA", "W_hh"] if told else []
     rows = [header]
     for point, results in entries:
         row = [point.cell, *map(str, (point.T, point.B, point.I, point.H))]
@@ -92,15 +106,11 @@ def _table(document: Document, entries: list[Entry]) -> list[str]:
             ahead = ratio(results, ours, others(document))
             row += [f"{own['sequences_per_s']:.0f}", f"{own['gflops']:.1f}"]
             row += ["-" if ahead is None else f"{ahead:.2f}", f"{100 * spread(own):.0f}%"]
+            row += [shares.fma_text(document, point, own), shares.stream_text(document, point, own)] if told else []
         else:
-            row += [own.get("status", "-"), *["-"] * 3]
+            row += [own.get("status", "-"), *["-"] * (len(header) - len(row) - 1)]
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = {"cell", "with"}
-    return [
-        "  ".join(v.ljust(w) if h in left else v.rjust(w) for v, w, h in zip(row, widths, header, strict=True)).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, {"cell", "with"})
 
 
 def _time(result: dict[str, Any] | None) -> str:

@@ -1,7 +1,11 @@
 """Runs a grid: for each point the oracle, then every peer's checked call, then rounds of timed calls, peer after peer.
 
 A peer is timed only where its result passed. The rounds go A B C A B C, so that a drift of the machine meets all alike.
-The document is given back after every point, so that what is measured is not lost.
+A turn lasts its share of `seconds`, and longer where that would leave fewer than LEAST_CALLS in all rounds together;
+calls above a tenth of a second are made once a turn, and a peer whose long call takes more than twice the fastest
+other peer's has no further turn, as it cannot be the best. Before anything is timed, a peer that compiles does so
+beside the oracle and the other peers' checks.
+The document is given back after every point, so that what is measured is not lost, and a run can be ended and resumed.
 """
 
 from __future__ import annotations
@@ -24,16 +28,23 @@ from bench.grid import Point
 from bench.peers import PeerRow
 from bench.pool import Pool
 from bench.problem import Oracle, check
+from bench.resume import begun, remaining
+from bench.worker import LONG_CALL
 
 PREPARE_SECONDS, TIME_SECONDS = 300.0, 120.0  # past these a worker is ended and the point counts as failed
 SETTLE_SECONDS = 0.01  # between two workers: a held one's cores are free before the next starts
+OUTRUN = 2.0  # times the fastest other peer's time, from where a long call is not repeated
+LEAST_CALLS = 7  # of a short call, a point and peer: quartiles of fewer say nothing
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Settings:
-    """How a run is done. seconds: of timed calls a point and peer, over all rounds."""
+    """How a run is done. seconds: of timed calls a point and peer, over all rounds; every: see grid.points.
+
+    resume: a result file to go on with, where it exists; end: the time.monotonic() after which no point is begun.
+    """
 
     grid: str
     dtype: str
@@ -43,75 +54,135 @@ class Settings:
     seconds: float
     rounds: int
     rows: list[PeerRow] = field(default_factory=list)
+    every: int = 1
+    resume: Path | None = None
+    end: float = math.inf
 
 
 def run(settings: Settings, points: list[Point], left_out: list[tuple[Point, str]], say: Say) -> Iterator[Document]:
-    """The document, again after every point; the last one is whole. `say` shows one line of progress."""
-    say("measuring the ceiling (np.matmul)")
-    document = _empty(settings, left_out)
+    """The document, again after every point; the last one is whole, or what there was time for.
+
+    `say` shows one line of progress. Raises ValueError where the file to resume is of another run.
+    """
+    document = _empty(settings, points, left_out)
     say(f"starting {', '.join(row.name for row in settings.rows)}")
-    oracle: Oracle | None = None
-    weights = [_weight(point, settings) for point in points]
     with Pool(settings.rows, settings.threads) as pool, tempfile.TemporaryDirectory() as folder:
         _note_peers(document, pool)
+        old = begun(settings.resume, document) if settings.resume else None
+        if old is None:
+            say("measuring the ceiling (multiply-adds, np.matmul, reading)")
+            document["ceiling"] = machine.ceiling(settings.dtype, settings.threads)
+        else:
+            document = old
         yield document
-        started = time.perf_counter()
-        for i, point in enumerate(points):
-            done = sum(weights[:i])
-            left = (time.perf_counter() - started) / done * sum(weights[i:]) if done else math.nan
-            where = f"[{i + 1}/{len(points)}] {point}"
-
-            def tell(what: str, where: str = where, left: float = left) -> None:
-                say(f"{where}: {what}" + ("" if math.isnan(left) else f", {left:.0f} s to go"))
-
-            tell("oracle")
-            if oracle is None or oracle.shape != point.shape:
-                oracle = Oracle(point)
-            results = measure_point(pool, point, oracle, settings, Path(folder) / "results.npz", tell)
-            rows_checked = point.B if oracle.rows is None else len(oracle.rows)
+        begin, oracles = time.monotonic(), Oracles()
+        spent = document["settings"].get("minutes", 0.0)
+        left = remaining(points, document)
+        for point, tell in _told(left, settings, say):
+            if time.monotonic() > settings.end:
+                return
+            results, rows_checked = measure_point(pool, point, oracles, settings, Path(folder), tell)
             document["points"].append(
                 {"point": point.to_dict(), "flop": point.flop(), "rows_checked": rows_checked, "results": results}
             )
+            document["settings"]["minutes"] = round(spent + (time.monotonic() - begin) / 60, 2)
             _note_peers(document, pool)
             yield document
 
 
+def _told(points: list[Point], settings: Settings, say: Say) -> Iterator[tuple[Point, Say]]:
+    """Each point with the function that says what is done at it and how long the rest may take."""
+    started = time.perf_counter()
+    weights = [0.5 + settings.seconds * len(settings.rows) + 12 * point.guessed_seconds() for point in points]
+    for i, point in enumerate(points):
+        done = sum(weights[:i])
+        left = (time.perf_counter() - started) / done * sum(weights[i:]) if done else math.nan
+        end = "" if math.isnan(left) else f", {left:.0f} s to go"
+        where = f"[{i + 1}/{len(points)}] {point}"
+
+        def tell(what: str, where: str = where, end: str = end) -> None:
+            say(f"{where}: {what}{end}")
+
+        yield point, tell
+
+
 def measure_point(
-    pool: Pool, point: Point, oracle: Oracle, settings: Settings, written: Path, tell: Say
-) -> dict[str, dict[str, Any]]:
-    """Every peer's result at a point; a time only for those whose result is right."""
-    results: dict[str, dict[str, Any]] = {}
-    rounds: dict[str, list[list[float]]] = {}
-    for name in pool.present:
-        tell(f"checking {name}")
-        results[name] = prepare_and_check(pool, name, point, oracle, written)
-        if results[name]["status"] == "ok":
-            rounds[name] = []
-    for _ in range(settings.rounds):
-        for name in list(rounds):
+    pool: Pool, point: Point, oracles: Oracles, settings: Settings, folder: Path, tell: Say
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Every peer's result at a point, a time only for those whose result is right; and how many rows were checked."""
+    errors, rows_checked = _checked(pool, point, oracles, folder, tell)
+    results = {name: errors[name] for name in pool.rows if name in errors}
+    rounds: dict[str, list[list[float]]] = {name: [] for name, r in results.items() if r["status"] == "ok"}
+    turns = list(rounds)
+    for i in range(settings.rounds):
+        for name in turns:
             tell(f"timing {name}")
             time.sleep(SETTLE_SECONDS)
-            request = {"do": "time", "seconds": settings.seconds / settings.rounds}
+            missing = LEAST_CALLS - sum(map(len, rounds[name]))
+            calls = max(1, math.ceil(missing / (settings.rounds - i)))
+            request = {"do": "time", "seconds": settings.seconds / settings.rounds, "calls": calls}
             answer = pool.ask(name, request, TIME_SECONDS)
             if "ms" in answer:
                 rounds[name].append(answer["ms"])
             else:
                 results[name] = {"status": "failed", "why": answer["error"]}
                 del rounds[name]
-    return results | {name: ok_result(point, results[name]["error"], r) for name, r in rounds.items()}
+        turns = [name for name in rounds if name not in _outrun(pool, rounds)]
+    timed = {name: ok_result(point, results[name]["error"], r) for name, r in rounds.items()}
+    return results | timed, rows_checked
 
 
-def prepare_and_check(pool: Pool, name: str, point: Point, oracle: Oracle, written: Path) -> dict[str, Any]:
-    """The gate: {"status": "ok", "error": ...} for a right result, else what to print in place of a time."""
-    written.unlink(missing_ok=True)
-    request = {"do": "prepare", "point": point.to_dict(), "write": str(written)}
-    answer = pool.ask(name, request, PREPARE_SECONDS)
+def _outrun(pool: Pool, rounds: dict[str, list[list[float]]]) -> list[str]:
+    """The peers that have shown enough: long calls, and far behind another that is not rnnkit."""
+    medians = {name: float(np.median(np.concatenate(r))) for name, r in rounds.items() if not pool.rows[name].ours}
+    return [name for name, ms in medians.items() if ms > max(1e3 * LONG_CALL, OUTRUN * min(medians.values()))]
+
+
+class Oracles:
+    """The oracle of a point's shape; the passes of one shape follow each other and share it."""
+
+    def __init__(self) -> None:
+        self._last: Oracle | None = None
+
+    def of(self, point: Point) -> Oracle:
+        if self._last is None or self._last.shape != point.shape:
+            self._last = None  # let go first: two may not fit
+            self._last = Oracle(point)
+        return self._last
+
+
+def _checked(
+    pool: Pool, point: Point, oracles: Oracles, folder: Path, tell: Say
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """The gate: for each peer {"status": "ok", "error": ...}, or what to print in place of a time."""
+    found, present = {}, list(pool.present)
+    first = [name for name in present if pool.rows[name].compiles]
+    files = {name: folder / f"{name}.npz" for name in present}
+
+    def ask(name: str) -> None:
+        pool.start(name, {"do": "prepare", "point": point.to_dict(), "write": str(files[name])})
+
+    tell("oracle")
+    for name in first:
+        ask(name)
+    oracle = oracles.of(point)
+    oracle.wanted(point)
+    for name in sorted(present, key=first.__contains__):
+        tell(f"checking {name}")
+        if name not in first:
+            ask(name)
+        found[name] = _verdict(pool.finish(name, PREPARE_SECONDS), point, oracle, files[name])
+    return found, point.B if oracle.rows is None else len(oracle.rows)
+
+
+def _verdict(answer: dict[str, Any], point: Point, oracle: Oracle, written: Path) -> dict[str, Any]:
     if "unsupported" in answer:
         return {"status": "unsupported", "why": answer["unsupported"]}
     if "error" in answer:
         return {"status": "failed", "why": answer["error"]}
     with np.load(written) as got:
         errors = check(point, oracle, dict(got))
+    written.unlink()  # a later point's check must not find it
     worst = max(errors, key=lambda n: errors[n])
     if errors[worst] <= 1:
         return {"status": "ok", "error": errors[worst]}
@@ -119,12 +190,7 @@ def prepare_and_check(pool: Pool, name: str, point: Point, oracle: Oracle, writt
     return {"status": "wrong", "why": f"{', '.join(wrong)}: up to {errors[worst]:.3g} times the tolerance ({worst})"}
 
 
-def _weight(point: Point, settings: Settings) -> float:
-    """Guessed time of a point relative to others, for the time to go."""
-    return 0.3 + settings.seconds + 6 * point.guessed_seconds()
-
-
-def _empty(settings: Settings, left_out: list[tuple[Point, str]]) -> Document:
+def _empty(settings: Settings, points: list[Point], left_out: list[tuple[Point, str]]) -> Document:
     return {
         "schema": SCHEMA,
         "grid": settings.grid,
@@ -137,10 +203,13 @@ def _empty(settings: Settings, left_out: list[tuple[Point, str]]) -> Document:
             "threads": settings.threads,
             "seconds": settings.seconds,
             "rounds": settings.rounds,
+            "calls": LEAST_CALLS,
+            "every": settings.every,
+            "planned": len(points),
             "load": machine.load(),
         },
         "machine": machine.describe(),
-        "ceiling": machine.ceiling(settings.dtype, settings.threads),
+        "ceiling": {},
         "peers": {row.name: {"ours": row.ours} for row in settings.rows},
         "left_out": [{"point": str(point), "reason": reason} for point, reason in left_out],
         "points": [],

@@ -2,9 +2,11 @@
 
     python -m bench.worker PEER|module:name THREADS
 
-    {"do": "prepare", "point": {...}, "write": path}  -> {"seconds": ...}  two calls; the second's results go to path
-    {"do": "time", "seconds": s}                      -> {"ms": [...]}     a warm-up call, then calls until s seconds
-                                                                           have passed
+    {"do": "prepare", "point": {...}, "write": path}   -> {"seconds": ...}  two calls; the second's results go to path.
+                                                                            One call where it is a long one
+    {"do": "time", "seconds": s, "calls": n}           -> {"ms": [...]}     a warm-up call, then calls until s seconds
+                                                                            have passed and, unless they are long, there
+                                                                            were n
 
 The first line, unasked, says {"versions": ...} or {"absent": reason}. An answer may be {"unsupported": reason} or
 {"error": text} instead. Whatever a library prints to stdout goes to stderr.
@@ -26,6 +28,8 @@ from bench.peers import PEERS, Absent, Peer, PeerRow, Prepared
 from bench.problem import make_problem, select_rows
 
 MOST_CALLS = 10_000
+LONG_CALL = 0.1  # seconds; one of these tells as much as several short ones
+CHECKED_ONCE = 0.1  # seconds by guess; a longer call is not made a second time before it is checked
 
 
 def limit_cores(threads: int) -> None:
@@ -51,8 +55,10 @@ class Bench:
         problem = make_problem(point)
         self.prepared = self.peer.prepare(problem, self.threads)
         # The second call is the one checked: the first may compile, fill caches or start from cleared buffers.
-        self.prepared.call()
-        results = self.prepared.results(self.prepared.call())
+        called = self.prepared.call()
+        if point.guessed_seconds() < CHECKED_ONCE:
+            called = self.prepared.call()
+        results = self.prepared.results(called)
         arrays: Any = select_rows(results, problem.rows)
         np.savez(request["write"], **arrays)
         return {"seconds": time.perf_counter() - started}
@@ -62,17 +68,21 @@ class Bench:
             return {"error": "nothing is prepared"}
         call, clock = self.prepared.call, time.perf_counter
         samples: list[float] = []
+        least = request.get("calls", 1)
         gc.collect()
         gc.disable()
-        warm, end = False, clock() + request["seconds"]
-        while len(samples) < MOST_CALLS and (not samples or clock() < end):
+        warm, took, end = False, 0.0, clock() + request["seconds"]
+        while len(samples) < MOST_CALLS and (
+            not samples or clock() < end or (len(samples) < least and took < LONG_CALL)
+        ):
             started = clock()
             call()
             ended = clock()
+            took = ended - started
             # The first call after the others' turn warms caches and wakes threads, and does not count; one that fills
             # the whole turn has warmed itself.
             if warm or ended >= end:
-                samples.append(1e3 * (ended - started))
+                samples.append(1e3 * took)
             warm = True
         gc.enable()
         return {"ms": samples}

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.ccallback import CFunc
 
 # `contract` lets a*b+c fuse; nothing else of fast-math, so NaN, infinities and the order of sums keep their meaning.
 # error_model: division by zero gives inf, as in NumPy, without a branch at each division.
@@ -57,6 +59,24 @@ def entry(key: tuple[str, ...]) -> Callable[[Callable], Any]:
         if stored is not None:
             dispatcher._cache = stored
         return dispatcher
+
+    return decorate
+
+
+def job(key: tuple[str, ...]) -> Callable[[Callable], CFunc]:
+    """A function of two whole numbers that native code calls by its `address`; compiled here, and cached as entries."""
+
+    def decorate(function: Callable) -> CFunc:
+        stored = None
+        with suppress(RuntimeError):
+            stored = _KernelCache(function, key)
+        signature = ((types.intp, types.intp), types.void)
+        options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
+        callback: Any = CFunc(_named_apart(function, "-".join(key)), signature, {}, options)
+        if stored is not None:
+            callback._cache = stored
+        callback.compile()
+        return callback
 
     return decorate
 

@@ -1,7 +1,9 @@
 """The products outside time, for a share of the rows of their result.
 
-x W^T       the rows of x in blocks that stay in the first-level cache while the panels of W pass by
+x W^T       the rows of x in blocks that stay in a cache while the panels of W pass by
 d^T x       K in blocks; each block of x packed as panels, each of d copied together, and C added to block by block
+
+What the next block will read is asked for while this one is multiplied: such operands often stand in memory.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from types import SimpleNamespace
 
-from rnnkit.kernels.jit import entry, inner
+from rnnkit.kernels.jit import inner
 from rnnkit.kernels.product import products, tile_shape
 from rnnkit.kernels.vector import vectors
 
@@ -17,6 +19,7 @@ from rnnkit.kernels.vector import vectors
 K_BLOCK, M_BLOCK = 256, 192
 # Rows of A that one pass over the panels of W covers.
 ROW_BLOCK = 96
+LINE = 64  # bytes of a cache line, near enough everywhere
 
 
 def room_of(N: int, dtype: str) -> int:
@@ -27,25 +30,30 @@ def room_of(N: int, dtype: str) -> int:
 
 @cache
 def large_products(dtype: str) -> SimpleNamespace:
-    """The entry points of a dtype. Arrays are C-contiguous.
+    """The products of a dtype, for other kernels: addresses, and strides in bytes.
 
-    rows_by_weights(x, w, y, r0, r1)                 rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
-    over_time(d, d0, x, out, sums, m0, m1, room)     rows [m0, m1) of out (M, N) = d[:, d0:]^T x, of d (K, ·), x (K, N),
-                                                     and of sums (M,), of d's columns, unless empty; room: room_of(N)
+    rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1)
+        rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
+    over_time(d, d_row, x, K, N, out, sums, m0, m1, room)
+        rows [m0, m1) of out (M, N) = d^T x, of d (K, M) and x (K, N), and of sums (M,), of d's columns, unless 0;
+        x and out without gaps; room: of room_of(N) elements
     """
-    v, product, product_steps = vectors(dtype), products(dtype).product, products(dtype).product_steps
+    v, product_ahead = vectors(dtype), products(dtype).product_ahead
     load, store, lanes, size = v.whole.load, v.whole.store, v.lanes, v.itemsize
-    load_first, store_first = v.first.load, v.first.store
+    load_first, store_first, zero, add_blocks = v.first.load, v.first.store, v.zero, v.add_blocks
+    load_blocks, store_blocks = v.whole.load_blocks, v.whole.store_blocks
     width = tile_shape()[1] * lanes
 
-    @entry(("rows_by_weights", dtype))
-    def rows_by_weights(x, w, y, r0, r1):
-        K, N = x.shape[1], y.shape[1]
-        row_x, row_y = K * size, N * size
+    @inner
+    def rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1):
         for r in range(r0, r1, ROW_BLOCK):
-            rows = min(ROW_BLOCK, r1 - r)
-            x_at, y_at = x.ctypes.data + r * row_x, y.ctypes.data + r * row_y
-            product(x_at, row_x, w.ctypes.data, K, y_at, row_y, N, rows, 0)
+            rows, following = min(ROW_BLOCK, r1 - r), r + ROW_BLOCK
+            # The rows of the next block are fetched meanwhile, a cache line for each k of a tile.
+            tiles = min(ROW_BLOCK, r1 - following) * x_row // max(K * LINE, 1) + 1 if following < r1 else 0
+            product_ahead(
+                x + r * x_row, 0, x_row, size, w, K, y + r * y_row, 0, y_row, N, 1, rows, 0, False,
+                x + following * x_row, K * LINE, LINE, tiles,
+            )  # fmt: skip
 
     @inner
     def copy_rows(source, source_row, target, target_row, K, count):
@@ -59,41 +67,55 @@ def large_products(dtype: str) -> SimpleNamespace:
                 store(load_first(a + whole * size, count - whole), b + whole * size, lanes)
 
     @inner
-    def add_columns(d, row, K, sums, M):
-        """sums (M,) += the sums over K rows of d, `row` bytes each."""
-        whole = M // lanes * lanes
-        for m in range(0, whole, lanes):
-            total = load(d + m * size, lanes)
-            for k in range(1, K):
-                total = total + load(d + k * row + m * size, lanes)
-            store(load(sums + m * size, lanes) + total, sums + m * size, lanes)
-        if whole < M:
-            n, at = M - whole, whole * size
-            total = load_first(d + at, n)
-            for k in range(1, K):
-                total = total + load_first(d + k * row + at, n)
-            store_first(load_first(sums + at, n) + total, sums + at, n)
+    def copy_and_sum(source, source_row, target, target_row, K, count, sums):
+        """copy_rows, and sums (count,) += the sums of the columns: on the way, four vectors of them in registers."""
+        whole = count // (4 * lanes) * 4 * lanes
+        for n in range(0, whole, 4 * lanes):
+            totals = (zero(), zero(), zero(), zero())
+            for k in range(K):
+                block = load_blocks(source + k * source_row + n * size, lanes * size, lanes, 4)
+                store_blocks(block, target + k * target_row + n * size, lanes * size, lanes)
+                totals = add_blocks(totals, block)
+            before = load_blocks(sums + n * size, lanes * size, lanes, 4)
+            store_blocks(add_blocks(before, totals), sums + n * size, lanes * size, lanes)
+        for n in range(whole, count, lanes):
+            total, left = zero(), min(lanes, count - n)
+            for k in range(K):
+                value = load_first(source + k * source_row + n * size, left)
+                store(value, target + k * target_row + n * size, lanes)
+                total = total + value
+            store_first(load_first(sums + n * size, left) + total, sums + n * size, left)
 
-    @entry(("over_time", dtype))
-    def over_time(d, d0, x, out, sums, m0, m1, room):
-        K, N = x.shape
-        d_row, x_row, out_row = d.shape[1] * size, N * size, N * size
-        panels = room.ctypes.data
+    @inner
+    def over_time(d, d_row, x, K, N, out, sums, m0, m1, room):
+        x_row, out_row = N * size, N * size
         # A row of the copy is one vector longer than it need be: powers of two would fall into one set of the cache.
-        together, together_row = panels + K_BLOCK * ((N + lanes - 1) // lanes * lanes) * size, (M_BLOCK + lanes) * size
-        for k in range(0, K, K_BLOCK):
+        together, together_row = room + K_BLOCK * ((N + lanes - 1) // lanes * lanes) * size, (M_BLOCK + lanes) * size
+        for m in range(m0, m1 if sums else m0):
+            store_first(0.0, sums + m * size, 1)
+        for k in range(0, max(K, 1), K_BLOCK):  # a sum over no steps is written too
             steps = min(K_BLOCK, K - k)
-            at = panels
-            for n in range(0, N, width):
-                columns = (min(width, N - n) + lanes - 1) // lanes * lanes
-                copy_rows(x.ctypes.data + k * x_row + n * size, x_row, at, columns * size, steps, min(width, N - n))
-                at += steps * columns * size
+            panels = room
+            if N % lanes == 0 and width >= N:
+                panels = x + k * x_row  # x is a panel as it stands
+            else:
+                at = room
+                for n in range(0, N, width):
+                    columns = (min(width, N - n) + lanes - 1) // lanes * lanes
+                    copy_rows(x + k * x_row + n * size, x_row, at, columns * size, steps, min(width, N - n))
+                    at += steps * columns * size
             for m in range(m0, m1, M_BLOCK):
-                count = min(M_BLOCK, m1 - m)
-                copy_rows(d.ctypes.data + k * d_row + (d0 + m) * size, d_row, together, together_row, steps, count)
-                c = out.ctypes.data + m * out_row
-                product_steps(together, 0, size, together_row, panels, steps, c, 0, out_row, N, 1, count, k)
-                if sums.size > 0:
-                    add_columns(together, together_row, steps, sums.ctypes.data + m * size, count)
+                count, source = min(M_BLOCK, m1 - m), d + k * d_row + m * size
+                if sums:
+                    copy_and_sum(source, d_row, together, together_row, steps, count, sums + m * size)
+                else:
+                    copy_rows(source, d_row, together, together_row, steps, count)
+                # While one block is multiplied the next is fetched, a vector of each of its rows during each tile.
+                next_k, next_m = (k, m + M_BLOCK) if m + M_BLOCK < m1 else (k + K_BLOCK, m0)
+                vectors_ahead = (min(M_BLOCK, m1 - next_m) + lanes - 1) // lanes if next_k < K else 0
+                product_ahead(
+                    together, 0, size, together_row, panels, steps, out + m * out_row, 0, out_row, N, 1, count, k,
+                    False, d + next_k * d_row + next_m * size, lanes * size, d_row, vectors_ahead,
+                )  # fmt: skip
 
     return SimpleNamespace(rows_by_weights=rows_by_weights, over_time=over_time)

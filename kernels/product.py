@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 
 from rnnkit.kernels.jit import inner, outer
 from rnnkit.kernels.vector import (
+    INT32,
     emit_load,
     emit_load_up_to,
     emit_store,
@@ -54,19 +55,36 @@ def not_unrolled(module: ir.Module) -> Any:
     return loop
 
 
+def emit_prefetch(builder: ir.IRBuilder, address: ir.Value, to_write: int, keep: int) -> None:
+    """Ask for the cache line at `address`; an address of nothing does no harm."""
+    byte = ir.IntType(8).as_pointer()
+    function_type = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
+    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, byte), *(ir.Constant(INT32, n) for n in (to_write, keep, 1))])
+
+
 @cache
 def products(dtype: str) -> SimpleNamespace:
     """The products of a dtype, for other kernels: addresses and strides in bytes.
 
-    product(a, a_row, w, K, c, c_row, N, rows, add)    C (rows, N) = A (rows, K) W^T, or C += where add is not 0
-    product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add)   for `steps` A's with one W
+    product(a, a_row, w, K, c, c_row, N, rows, add, turned)
+        C (rows, N) = A (rows, K) W^T, or C += where add is not 0
+    product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned)
+        the same for `steps` A's with one W
+
+    product_ahead(…, turned, ahead, ahead_tile, ahead_k, tiles)
+        product_steps; and the first `tiles` tiles ask for a cache line at each of their k's: tile t at
+        ahead + t * ahead_tile + k * ahead_k, which may be any address
+
+    turned: the panels of W are walked from the last to the first. Of weights larger than a cache, walked to and fro,
+    a part is still there at each turn; walked around, none is.
     """
     v = vectors(dtype)
     vec, itemsize, lanes = v.type, v.itemsize, v.lanes
     max_rows, max_columns = tile_shape()
-    vector_size = itemsize * lanes
+    vector_size, width = itemsize * lanes, max_columns * lanes
 
-    def emit_tile(builder: ir.IRBuilder, sums: list, a, a_row, a_k, w, K, c, c_row, last, add) -> None:
+    def emit_tile(builder: ir.IRBuilder, sums: list, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k) -> None:
         """One tile's code. sums[m][n] are stack slots, which LLVM keeps in registers; `last` lanes end C's rows."""
         columns = len(sums[0])
 
@@ -76,7 +94,12 @@ def products(dtype: str) -> SimpleNamespace:
         def c_at(m: int, n: int) -> ir.Value:
             return builder.add(builder.add(c, builder.mul(c_row, number(m))), number(n * vector_size))
 
-        fma = llvm_function(builder, "llvm.fma", vec.llvm, 3)
+        # Fused where the processor fuses: without FMA, llvm.fma would be a call of the C library for every lane.
+        fma = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
+        # C is touched after the whole walk of K: asked for now, it is there by then, from however far it comes.
+        for m in range(len(sums)):
+            for n in range(columns):
+                emit_prefetch(builder, c_at(m, n), 1, 3)
         for slot in (slot for row in sums for slot in row):
             builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
         before, body, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("k.end")
@@ -94,6 +117,8 @@ def products(dtype: str) -> SimpleNamespace:
             value = splat(builder, vec.llvm, scalar)
             for n, slot in enumerate(row):
                 builder.store(builder.call(fma, [value, weights[n], builder.load(slot)]), slot)
+        if len(sums) >= max_rows - 1:  # smaller ones have no time to spare, and products of few rows no next block
+            emit_prefetch(builder, builder.add(ahead, builder.mul(k, ahead_k)), 0, 2)
         following = builder.add(k, number(1))
         k.add_incoming(following, body)
         back = builder.cbranch(builder.icmp_signed("<", following, K), body, after)
@@ -113,13 +138,13 @@ def products(dtype: str) -> SimpleNamespace:
             emit_store_up_to(builder, vec, builder.load(row[-1]), c_at(m, columns - 1), last)
 
     @intrinsic
-    def tile(typing, rows, columns, a, a_row, a_k, w, K, c, c_row, last, add):
+    def tile(typing, rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
         """A tile of any shape up to the largest: a switch to the code of that shape."""
 
         def emit(context, builder, sig, args):
             # The tiles are most of a kernel's machine code: one copy of them, whatever LLVM thinks of inlining.
             builder.function.attributes.add("noinline")
-            rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add = args
+            rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k = args
             adding = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
             slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in range(max_columns)] for _ in range(max_rows)]
             done = builder.append_basic_block("tile.done")
@@ -131,42 +156,51 @@ def products(dtype: str) -> SimpleNamespace:
                     switch.add_case(ir.Constant(rows_.type, m * (max_columns + 1) + n), block)
                     builder.position_at_end(block)
                     sums = [row[:n] for row in slots[:m]]
-                    emit_tile(builder, sums, a, a_row, a_k, w, K, c, c_row, last, adding)
+                    emit_tile(builder, sums, a, a_row, a_k, w, K, c, c_row, last, adding, ahead, ahead_k)
                     builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 11), emit
+        return types.void(*[types.intp] * 13), emit
 
     run_tile: Any = tile  # typed by Numba, not by its Python signature
 
     word = types.intp  # every argument made one type, or each mix of types would compile the tiles again
 
     @outer
-    def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add):
-        run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add)
+    def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
+        run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k)
 
     @inner
-    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add):
-        left = N
-        blocks = (rows + max_rows - 1) // max_rows
-        while left > 0:
+    def product_ahead(
+        a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned, ahead, ahead_tile, ahead_k, tiles
+    ):
+        done = 0
+        panels, blocks = (N + width - 1) // width, (rows + max_rows - 1) // max_rows
+        for k in range(panels):
+            panel = panels - 1 - k if turned else k
+            left = N - panel * width
             columns = min((left + lanes - 1) // lanes, max_columns)
             last = min(left - (columns - 1) * lanes, lanes)
+            w_at, c_panel = w + panel * width * K * itemsize, c + panel * width * itemsize
             for step in range(steps):
                 for block in range(blocks):
                     first, end = rows * block // blocks, rows * (block + 1) // blocks
-                    a_at, c_at = a + step * a_step + first * a_row, c + step * c_step + first * c_row
+                    a_at, c_at = a + step * a_step + first * a_row, c_panel + step * c_step + first * c_row
+                    asks = done < tiles
                     one_tile(
-                        word(end - first), word(columns), word(a_at), word(a_row), word(a_k), word(w), word(K),
+                        word(end - first), word(columns), word(a_at), word(a_row), word(a_k), word(w_at), word(K),
                         word(c_at), word(c_row), word(last), word(add),
+                        word(ahead + done * ahead_tile if asks else c_at), word(ahead_k if asks else 0),
                     )  # fmt: skip
-            w += K * columns * vector_size
-            c += columns * vector_size
-            left -= columns * lanes
+                    done += 1
 
     @inner
-    def product(a, a_row, w, K, c, c_row, N, rows, add):
-        product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add)
+    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned):
+        product_ahead(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned, a, 0, 0, 0)
 
-    return SimpleNamespace(product=product, product_steps=product_steps)
+    @inner
+    def product(a, a_row, w, K, c, c_row, N, rows, add, turned):
+        product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add, turned)
+
+    return SimpleNamespace(product=product, product_steps=product_steps, product_ahead=product_ahead)

@@ -1,37 +1,24 @@
-"""The time loops of the CPU path: a whole sequence, for a share of the batch, in one compiled call.
+"""The time loops of the CPU path: a whole layer in one direction, weights packed, walked and differentiated in one job.
 
     forward     a chunk of steps at a time x W_ih^T; then per step += h W_hh^T, and the cell, 4 to 16 units at a time
-    backward    per step, last first: the cell, then dh += du W_hh
+    backward    per step, last first: the cell, then dh += du W_hh; afterwards dx, dW and db, one product each
 
-Rows are sorted by length, longest first, and stored packed: the steps of all rows one after the other in time order,
-step t holding rows 0 to counts[t] - 1, from offsets[t] on. N steps in all; without lengths that is plain (T, B, ·). So
-no work is done on padding, and what a step reads and writes is contiguous.
-
-Rows [b0, b1) and units [u0, u1) are this call's; no other is touched. Threads that share rows have rows of their own
-and all units. Threads that share units (`threads` > 1; all rows, no lengths, no projection) have weights packed for
-their own units, and meet once a step, at `meeting`, the address of a counter (kernels/barrier.py).
-
-All arrays are C-contiguous.
-
-    x (N, I)                            w_x, w, w_proj: W_ih, W_hh, W_hr as product.py packs them; w_proj may be empty
-    bias_x, bias_h (G*H)                h (B, R), c (B, H): in the initial, out the final states
-    y (N, R)                            kept (N, KEPT*H), h_prev (N, R), c_prev (N, H): as `keep`, else empty
-    m (N or B, H)                       what the projection multiplies, of every step with `keep`, else of one
-    gates (chunk, B, G*H), u (B, G*H)   scratch; u only where the cell takes its two sides apart
-    dy (N, R) or empty                  dgates_x, dgates_h (N, G*H): out, one array where the sides are not apart
-    dh (B, R), dc (B, H)                in the gradients of the final states, out those of the initial ones
-    dm (B, H), dprojected (N, R)        scratch and out, under projection
+Arguments, storage and the parts of threads are those of kernels/frame.py. The members of a group read each other's
+units of h at the next step, from the other of two states that are written in turn, so that one meeting a step is
+enough; under projection a second comes between the two products.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 from rnnkit.kernels import gru, lstm, rnn
 from rnnkit.kernels.activations import activations
-from rnnkit.kernels.barrier import wait
-from rnnkit.kernels.jit import entry, inner
+from rnnkit.kernels.frame import make_frame, meet, meet_all, part_of, read_backward, read_forward, read_shape
+from rnnkit.kernels.gradients import make_gradients
+from rnnkit.kernels.jit import inner, job
 from rnnkit.kernels.product import products
+from rnnkit.kernels.team import word
 from rnnkit.kernels.vector import vectors
 
 # cell: (the module with its constants, its pointwise pair, whether the pair reads h', whether it has c)
@@ -53,192 +40,149 @@ def is_split(cell: str) -> bool:
     return _CELLS[cell][0].SPLIT
 
 
-def make_input_product(dtype: str):
-    """input_product(b0, b1, low, steps, x, w_x, offsets, counts, gates): gates = x W_ih^T, steps [low, low + steps).
+def parts_of(cell: str) -> tuple[int, bool, bool]:
+    """How many gates the cell has, whether it `is_split`, and whether it has c."""
+    module, _, _, has_c = _CELLS[cell]
+    return module.GATES, module.SPLIT, has_c
 
-    Gives the rows from one step to the next in `gates`: B, or 0 for packed as x is, where the share is the whole batch.
+
+def make_pointwise(cell: str, dtype: str) -> Any:
+    """pointwise(g, u, apart, bias_x, bias_h, h, c, out, y, kept, c_prev, c_new, share, H, keep): one row.
+
+    `share` of its H units; the rest are addresses, of the first unit, and flags. g, and where the sides are apart u,
+    hold the gates' blocks `apart` bytes from each other; biases and kept H units. h goes to `out`, and y unless 0.
     """
-    product, product_steps, size = products(dtype).product, products(dtype).product_steps, vectors(dtype).itemsize
-
-    @inner
-    def input_product(b0, b1, low, steps, x, w_x, offsets, counts, gates):
-        _, B, GH = gates.shape
-        I = x.shape[1]
-        row, row_g, w, x_all, out = I * size, GH * size, w_x.ctypes.data, x.ctypes.data, gates.ctypes.data
-        x_low = x_all + offsets[low] * row
-        if b0 == 0 and b1 == B:
-            rows = offsets[low + steps] - offsets[low]
-            product(x_low, row, w, I, out, row_g, GH, rows, 0)
-            return 0
-        if counts[low + steps - 1] == B:
-            out += b0 * row_g
-            product_steps(
-                x_low + b0 * row, B * row, row, size, w, I, out, B * row_g, row_g, GH, steps, b1 - b0, 0
-            )  # fmt: skip
-            return B
-        for t in range(low, low + steps):
-            rows = min(b1, counts[t]) - b0
-            at = out + ((t - low) * B + b0) * row_g
-            product(x_all + (offsets[t] + b0) * row, row, w, I, at, row_g, GH, max(rows, 0), 0)
-        return B
-
-    return input_product
-
-
-def make_copy(dtype: str):
-    """copy(source, target, count): addresses, and how many values."""
-    v = vectors(dtype)
-    load, store, load_first, store_first = v.whole.load, v.whole.store, v.first.load, v.first.store
-    size, lanes = v.itemsize, v.lanes
-
-    @inner
-    def copy(source, target, count):
-        last = count // lanes * lanes
-        for j in range(0, last, lanes):
-            store(load(source + j * size, lanes), target + j * size, lanes)
-        if last < count:
-            n = count - last
-            store_first(load_first(source + last * size, n), target + last * size, n)
-
-    return copy
-
-
-def make_add_to(dtype: str):
-    """add_to(source, target, count): target += source."""
-    v = vectors(dtype)
-    load, store, load_first, store_first = v.whole.load, v.whole.store, v.first.load, v.first.store
-    size, lanes = v.itemsize, v.lanes
-
-    @inner
-    def add_to(source, target, count):
-        last = count // lanes * lanes
-        for j in range(0, last, lanes):
-            store(load(source + j * size, lanes) + load(target + j * size, lanes), target + j * size, lanes)
-        if last < count:
-            n, at = count - last, last * size
-            store_first(load_first(source + at, n) + load_first(target + at, n), target + at, n)
-
-    return add_to
-
-
-def make_clear(dtype: str):
-    """clear(target, count): target = 0."""
-    v = vectors(dtype)
-    store, store_first, size, lanes = v.whole.store, v.first.store, v.itemsize, v.lanes
-
-    @inner
-    def clear(target, count):
-        last = count // lanes * lanes
-        for j in range(0, last, lanes):
-            store(0.0, target + j * size, lanes)
-        if last < count:
-            store_first(0.0, target + last * size, count - last)
-
-    return clear
-
-
-def make_forward(cell: str, dtype: str):
-    """forward(b0, b1, reverse, keep, …): see the module's docstring."""
     module, make_pair, reads_h, has_c = _CELLS[cell]
-    pair, v, product = make_pair(activations(dtype)).forward, vectors(dtype), products(dtype).product
-    zero, add_blocks, copy, input_product = v.zero, v.add_blocks, make_copy(dtype), make_input_product(dtype)
-    size, lanes, G, KEPT, SPLIT = v.itemsize, v.lanes, module.GATES, module.KEPT, module.SPLIT
+    pair, v = make_pair(activations(dtype)).forward, vectors(dtype)
+    zero, add_blocks, size, lanes, G, SPLIT = v.zero, v.add_blocks, v.itemsize, v.lanes, module.GATES, module.SPLIT
 
     def units(memory):
-        """The cell on one vector of units, the j-th and on, of one row."""
+        """The cell on one vector of units, the j-th and on."""
         load, store, load_blocks, store_blocks = memory.load, memory.store, memory.load_blocks, memory.store_blocks
 
         @inner
-        def step(j, n, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y):
-            at, block, own = j * size, H * size, share * size
-            xs = add_blocks(load_blocks(g + at, own, n, G), load_blocks(bias_x + at, block, n, G))
+        def step(j, n, g, u, apart, bias_x, bias_h, h, c, out, y, kept, c_prev, c_new, H, keep):
+            at, block = j * size, H * size
+            xs = add_blocks(load_blocks(g + at, apart, n, G), load_blocks(bias_x + at, block, n, G))
             us = load_blocks(bias_h + at, block, n, G)
             if SPLIT:
-                us = add_blocks(us, load_blocks(u + at, own, n, G))
+                us = add_blocks(us, load_blocks(u + at, apart, n, G))
             c_before = load(c + at, n) if has_c else zero()
-            values, h_new, c_new = pair(xs, us, load(h + at, n) if reads_h else zero(), c_before)
+            values, h_value, c_value = pair(xs, us, load(h + at, n) if reads_h else zero(), c_before)
             if keep:
                 store_blocks(values, kept + at, block, n)
                 if has_c:
                     store(c_before, c_prev + at, n)
-            store(h_new, out + at, n)
-            if write_y:
-                store(h_new, y + at, n)
+            store(h_value, out + at, n)
+            if y:
+                store(h_value, y + at, n)
             if has_c:
-                store(c_new, c + at, n)
+                store(c_value, c_new + at, n)
 
         return step
 
     whole, ending = units(v.whole), units(v.first)
 
     @inner
-    def pointwise(g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y):
-        """One row: `share` units of H. The rest are addresses, and flags; h goes to `out` and, with write_y, to y."""
+    def pointwise(g, u, apart, bias_x, bias_h, h, c, out, y, kept, c_prev, c_new, share, H, keep):
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)
+            whole(j, lanes, g, u, apart, bias_x, bias_h, h, c, out, y, kept, c_prev, c_new, H, keep)
         if last < share:
-            ending(last, share - last, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)
+            ending(last, share - last, g, u, apart, bias_x, bias_h, h, c, out, y, kept, c_prev, c_new, H, keep)
 
-    @entry(("forward", cell, dtype))
-    def forward(
-        b0, b1, u0, u1, threads, meeting, reverse, keep, x, offsets, counts, w_x, bias_x, bias_h, w, w_proj,
-        h, c, y, kept, h_prev, c_prev, m, gates, u,
-    ):  # fmt: skip
-        chunk = gates.shape[0]
-        T, H, R, share = counts.shape[0], bias_x.shape[0] // G, y.shape[1], u1 - u0
-        projected, shared = w_proj.size > 0, threads > 1
-        row_g, row_h, row_c, row_kept = G * share * size, R * size, H * size, KEPT * H * size
-        first = u0 * size
-        h_rows = h.ctypes.data + b0 * row_h
-        for s0 in range(0, T, chunk):
-            steps = min(chunk, T - s0)
-            low = T - s0 - steps if reverse else s0
-            stride = input_product(b0, b1, low, steps, x, w_x, offsets, counts, gates)
-            for s in range(steps):
-                t = low + steps - 1 - s if reverse else low + s
-                end, at = min(b1, counts[t]), offsets[t]
-                if end <= b0:
+    return pointwise
+
+
+def make_forward(cell: str, dtype: str) -> Any:
+    """The forward job: forward(block, index), block a `Forward`."""
+    module, _, _, has_c = _CELLS[cell]
+    v, product, frame = vectors(dtype), products(dtype).product, make_frame(dtype)
+    pointwise, bound, copy = make_pointwise(cell, dtype), frame.bound, frame.copy
+    pack_share, input_product = frame.pack_share, frame.input_product
+    already_packed, note_packed = frame.already_packed, frame.note_packed
+    size, G, KEPT, SPLIT = v.itemsize, module.GATES, module.KEPT, module.SPLIT
+
+    @job(("forward", cell, dtype))
+    def forward(block, index):
+        a = read_forward(block)
+        s = read_shape(a.shape)
+        p = part_of(s, a.rows, a.meeting, index)
+        H, R, keep, projected = s.H, s.R, s.keep, a.w_hr != 0
+        u0, r0 = bound(H, s.members, p.member), bound(R, s.members, p.member)
+        share, own = bound(H, s.members, p.member + 1) - u0, bound(R, s.members, p.member + 1) - r0
+        first, first_r, GH = u0 * size, r0 * size, G * share
+        row_g, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
+        w_x, w_h, w_p = a.packed + s.w_x, a.packed + s.w_h, a.packed + s.w_p
+        there = already_packed(a, s, p, index, G)
+        if not there:
+            pack_share(a.w_ih, s.I, False, H, G, s, p, w_x)
+            pack_share(a.w_hh, R, False, H, G, s, p, w_h)
+            if projected:
+                pack_share(a.w_hr, H, False, R, 1, s, p, w_p)
+        w_x, w_h, w_p = w_x + u0 * G * s.I * size, w_h + u0 * G * R * size, w_p + r0 * H * size
+        states, m_rows = a.scratch + s.states, a.extra if keep else a.scratch + s.exchanged
+        for r in range(p.b0, p.b1):
+            for target in (states, states + s.B * row_h, a.h_n):
+                copy(a.h0 + r * row_h + first_r, target + r * row_h + first_r, own)
+            if has_c:
+                copy(a.c0 + r * row_c + first, a.c_n + r * row_c + first, share)
+        meet_all(p, 2 if a.digest else 1)
+        if not there:
+            note_packed(a, p, index)
+        gates, meetings = a.scratch + s.own + index * s.own_size, 0
+        u = gates + s.chunk * (p.b1 - p.b0) * row_g
+        for s0 in range(0, s.T, s.chunk):
+            steps = min(s.chunk, s.T - s0)
+            low = s.T - s0 - steps if s.reverse else s0
+            stride = input_product(s, p, low, steps, a.x, w_x, a.offsets, a.counts, gates, GH)
+            for k in range(steps):
+                t = low + steps - 1 - k if s.reverse else low + k
+                count, at = word(a.counts + 8 * t), word(a.offsets + 8 * t)
+                end = min(p.b1, count)
+                if end <= p.b0:
                     continue
-                g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g
-                into, add = (u.ctypes.data, 0) if SPLIT else (g, 1)
-                rows = end - b0
+                rows, odd = end - p.b0, (s0 + k) & 1
+                g = gates + ((t - low) * stride if stride else at - word(a.offsets + 8 * low)) * row_g
+                h, h_new = states + odd * s.B * row_h, states + (1 - odd) * s.B * row_h
                 if keep:
-                    own = R if projected else share
-                    for r in range(rows):
-                        copy(h_rows + r * row_h + first, h_prev.ctypes.data + (at + b0 + r) * row_h + first, own)
-                product(h_rows, row_h, w.ctypes.data, R, into + b0 * row_g, row_g, G * share, rows, add)
-                for r in range(b0, end):
-                    y_row = y.ctypes.data + (at + r) * row_h + first
-                    h_row = h_rows + (r - b0) * row_h + first
-                    m_row = m.ctypes.data + (at + r if keep else r) * row_c
+                    for r in range(p.b0, end):
+                        copy(h + r * row_h + first_r, a.h_prev + (at + r) * row_h + first_r, own)
+                product(h + p.b0 * row_h, row_h, w_h, R, u if SPLIT else g, row_g, GH, rows, 0 if SPLIT else 1, odd)
+                for r in range(p.b0, end):
+                    here, c = at + r, a.c_n + r * row_c + first
+                    m = m_rows + (here if keep else r) * row_c + first
                     pointwise(
-                        g + r * row_g, u.ctypes.data + r * row_g, bias_x.ctypes.data + first,
-                        bias_h.ctypes.data + first, h_row, c.ctypes.data + r * row_c + first,
-                        m_row if projected else (y_row if shared else h_row), y_row,
-                        kept.ctypes.data + (at + r) * row_kept + first, c_prev.ctypes.data + (at + r) * row_c + first,
-                        share, H, keep, not projected and not shared,
+                        g + (r - p.b0) * row_g, u + (r - p.b0) * row_g, share * size, a.b_ih + first, a.b_hh + first,
+                        h + r * row_h + first, c, m if projected else h_new + r * row_h + first,
+                        0 if projected else a.y + here * row_h + first, a.kept + here * row_kept + first,
+                        a.c_prev + here * row_c + first, c, share, H, keep,
                     )  # fmt: skip
                 if projected:
-                    m_rows = m.ctypes.data + (at + b0 if keep else b0) * row_c
-                    product(m_rows, row_c, w_proj.ctypes.data, H, h_rows, row_h, R, rows, 0)
-                    copy(h_rows, y.ctypes.data + (at + b0) * row_h, rows * R)
-                if shared:
-                    # The others read these units at the next step, from y: h itself keeps the initial state.
-                    wait(meeting, threads * (s0 + s + 1))
-                    h_rows = y.ctypes.data + at * row_h
-        if shared and T > 0:
-            for r in range(b0, b1):
-                copy(h_rows + r * row_h + first, h.ctypes.data + r * row_h + first, share)
+                    meetings += 1
+                    meet(s, p, meetings)
+                    m, out = m_rows + (at + p.b0 if keep else p.b0) * row_c, h_new + p.b0 * row_h + first_r
+                    product(m, row_c, w_p, H, out, row_h, own, rows, 0, odd)
+                    for r in range(p.b0, end):
+                        copy(h_new + r * row_h + first_r, a.y + (at + r) * row_h + first_r, own)
+                over = t == (0 if s.reverse else s.T - 1)
+                lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))
+                for r in range(max(p.b0, lasting), end):
+                    copy(h_new + r * row_h + first_r, a.h_n + r * row_h + first_r, own)
+                meetings += 1
+                meet(s, p, meetings)
 
     return forward
 
 
-def make_backward(cell: str, dtype: str):
-    """backward(b0, b1, reverse, …): see the module's docstring."""
+def make_backward(cell: str, dtype: str) -> Any:
+    """The backward job: backward(block, index), block a `Backward`."""
     module, make_pair, reads_h, has_c = _CELLS[cell]
     pair, v, product = make_pair(activations(dtype)).backward, vectors(dtype), products(dtype).product
-    zero, copy, add_to, clear = v.zero, make_copy(dtype), make_add_to(dtype), make_clear(dtype)
+    frame, gradients = make_frame(dtype), make_gradients(dtype)
+    zero, bound, copy, add_to, clear, pack_share = (
+        v.zero, frame.bound, frame.copy, frame.add_to, frame.clear, frame.pack_share,
+    )  # fmt: skip
     size, lanes, G, KEPT, SPLIT = v.itemsize, v.lanes, module.GATES, module.KEPT, module.SPLIT
 
     def units(memory):
@@ -278,46 +222,56 @@ def make_backward(cell: str, dtype: str):
         if last < share:
             ending(last, share - last, kept, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
 
-    @entry(("backward", cell, dtype))
-    def backward(
-        b0, b1, u0, u1, threads, meeting, reverse, dy, offsets, counts, w, w_proj, kept, h_prev, c_prev,
-        dgates_x, dgates_h, dh, dc, dm, dprojected,
-    ):  # fmt: skip
-        T, GH, R = counts.shape[0], dgates_x.shape[1], dh.shape[1]
-        H, share, first = GH // G, u1 - u0, u0 * size
-        projected, has_dy = w_proj.size > 0, dy.size > 0
+    @job(("backward", cell, dtype))
+    def backward(block, index):
+        a = read_backward(block)
+        s = read_shape(a.shape)
+        p = part_of(s, a.rows, a.meeting, index)
+        H, R, projected, has_dy = s.H, s.R, a.w_hr != 0, a.dy != 0
+        u0, r0 = bound(H, s.members, p.member), bound(R, s.members, p.member)
+        share, own, GH = bound(H, s.members, p.member + 1) - u0, bound(R, s.members, p.member + 1) - r0, G * H
+        first, first_r = u0 * size, r0 * size
         row_g, row_h, row_c, row_kept = GH * size, R * size, H * size, KEPT * H * size
-        for s in range(T):
-            t = s if reverse else T - 1 - s
-            end, at = min(b1, counts[t]), offsets[t]
-            if end <= b0:
+        w_h, w_p = a.scratch + s.w_h, a.scratch + s.w_p
+        pack_share(a.w_hh, GH, True, R, 1, s, p, w_h)
+        if projected:
+            pack_share(a.w_hr, R, True, H, 1, s, p, w_p)
+        w_h, w_p, dm_rows = w_h + r0 * GH * size, w_p + u0 * R * size, a.scratch + s.exchanged
+        meet_all(p, 1)
+        meetings = 0
+        for k in range(s.T):
+            t = k if s.reverse else s.T - 1 - k
+            at = word(a.offsets + 8 * t)
+            end = min(p.b1, word(a.counts + 8 * t))
+            if end <= p.b0:
                 continue
-            rows, dh_rows = end - b0, dh.ctypes.data + b0 * row_h
+            rows, odd, dh_rows = end - p.b0, k & 1, a.dh + p.b0 * row_h + first_r
             if projected:
-                dp = dprojected.ctypes.data + (at + b0) * row_h
-                copy(dh_rows, dp, rows * R)
-                if has_dy:
-                    add_to(dy.ctypes.data + (at + b0) * row_h, dp, rows * R)
-                clear(dh_rows, rows * R)
-                product(dp, row_h, w_proj.ctypes.data, R, dm.ctypes.data + b0 * row_c, row_c, H, rows, 0)
-            for r in range(b0, end):
+                for r in range(p.b0, end):
+                    dh, dp, dy = (
+                        a.dh + r * row_h + first_r, a.dprojected + (at + r) * row_h + first_r,
+                        a.dy + (at + r) * row_h + first_r,
+                    )  # fmt: skip
+                    copy(dh, dp, own)
+                    if has_dy:
+                        add_to(dy, dp, own)
+                    clear(dh, own)
+                meetings += 1
+                meet(s, p, meetings)
+                dm = dm_rows + p.b0 * row_c + first
+                product(a.dprojected + (at + p.b0) * row_h, row_h, w_p, R, dm, row_c, share, rows, 0, odd)
+            for r in range(p.b0, end):
+                here = at + r
                 pointwise(
-                    kept.ctypes.data + (at + r) * row_kept + first, h_prev.ctypes.data + (at + r) * row_h + first,
-                    c_prev.ctypes.data + (at + r) * row_c + first, dy.ctypes.data + (at + r) * row_h + first,
-                    has_dy and not projected,
-                    dm.ctypes.data + r * row_c if projected else dh.ctypes.data + r * row_h + first,
-                    dc.ctypes.data + r * row_c + first,
-                    dgates_x.ctypes.data + (at + r) * row_g + first, dgates_h.ctypes.data + (at + r) * row_g + first,
+                    a.kept + here * row_kept + first, a.h_prev + here * row_h + first,
+                    a.c_prev + here * row_c + first, a.dy + here * row_h + first, has_dy and not projected,
+                    dm_rows + r * row_c + first if projected else a.dh + r * row_h + first,
+                    a.dc + r * row_c + first, a.dgates_x + here * row_g + first, a.dgates_h + here * row_g + first,
                     share, H,
                 )  # fmt: skip
-            if threads > 1:  # the product takes the gates of every unit
-                wait(meeting, threads * (s + 1))
-            du, columns = dgates_h.ctypes.data + (at + b0) * row_g, R if projected else share
-            product(du, row_g, w.ctypes.data, GH, dh_rows + first, row_h, columns, rows, 1)
+            meetings += 1
+            meet(s, p, meetings)
+            product(a.dgates_h + (at + p.b0) * row_g, row_g, w_h, GH, dh_rows, row_h, own, rows, 1, odd)
+        gradients(a, s, p, index, G, a.h_prev, 0)
 
     return backward
-
-
-def make(cell: str, dtype: str) -> SimpleNamespace:
-    """The compiled pair of a cell and dtype."""
-    return SimpleNamespace(forward=make_forward(cell, dtype), backward=make_backward(cell, dtype))

@@ -1,30 +1,34 @@
 """The time loops of the GRU that resets before the product: two products and two pointwise stages a step, each way.
 
-Arrays, packing and shares are those of kernels/scan.py. Its own are the weights, w_rz and w_n (rows [0, 2H) and
-[2H, 3H) of W_hh, or back their transposes), kept (N, 3H) holding r,z,n, and rh (N, H), the operand of dW_hn; without
-`keep` these two hold one step, (B, ·).
+Arguments, storage and the parts of threads are those of kernels/frame.py. kept (N, 3H) holds r,z,n and extra (N, H)
+r h', the operand of dW_hn. r h' needs every unit of r before W_hn can multiply it, so members meet twice a step.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 from rnnkit.kernels import gru
 from rnnkit.kernels.activations import activations
-from rnnkit.kernels.jit import entry, inner
+from rnnkit.kernels.frame import make_frame, meet, meet_all, part_of, read_backward, read_forward, read_shape
+from rnnkit.kernels.gradients import make_gradients
+from rnnkit.kernels.jit import inner, job
 from rnnkit.kernels.product import products
-from rnnkit.kernels.scan import make_input_product
+from rnnkit.kernels.team import word
 from rnnkit.kernels.vector import vectors
 
 
-def make_forward(dtype: str):
-    """forward(b0, b1, reverse, keep, …)."""
-    stages, v, product = gru.make_reset_before(inner, activations(dtype)), vectors(dtype), products(dtype).product
-    size, lanes = v.itemsize, v.lanes
-    gates_of, output_of, input_product = stages.gates, stages.output, make_input_product(dtype)
+def make_stages(dtype: str) -> Any:
+    """The two pointwise stages of one row's `share` units; addresses of the first, and strides in bytes.
+
+    gates_row(g, apart, bias_x, bias_h, h, values, z_apart, rh, share, H)
+        r and z into `values`, z_apart bytes from each other; r h' into rh
+    output_row(g, bias_x, bias_h, h, z, n, out, y, h_n, share, keep): n into `n` where keep; h into out and y
+    """
+    stages, v = gru.make_reset_before(inner, activations(dtype)), vectors(dtype)
+    size, lanes, gates_of, output_of = v.itemsize, v.lanes, stages.gates, stages.output
 
     def units(memory):
-        """Both stages on one vector of units, the j-th and on, of one row."""
         load, store = memory.load, memory.store
 
         @inner
@@ -32,91 +36,136 @@ def make_forward(dtype: str):
             return load(g, n) + (load(bias_x, n) + load(bias_h, n))
 
         @inner
-        def gates_step(j, n, g, bx, bh, h, h_prev, kept, rh, H, keep):
-            r_at, z_at = j * size, (H + j) * size
-            h_before = load(h + r_at, n)
-            a_r = with_biases(g + r_at, bx + r_at, bh + r_at, n)
-            a_z = with_biases(g + z_at, bx + z_at, bh + z_at, n)
-            r, z, rh_new = gates_of(a_r, a_z, h_before)
-            store(r, kept + r_at, n)
-            store(z, kept + z_at, n)
-            store(rh_new, rh + r_at, n)
-            if keep:
-                store(h_before, h_prev + r_at, n)
+        def gates_step(j, n, g, apart, bx, bh, h, values, z_apart, rh, H):
+            at, z = j * size, H * size
+            a_r = with_biases(g + at, bx + at, bh + at, n)
+            a_z = with_biases(g + apart + at, bx + z + at, bh + z + at, n)
+            r, z_value, rh_value = gates_of(a_r, a_z, load(h + at, n))
+            store(r, values + at, n)
+            store(z_value, values + z_apart + at, n)
+            store(rh_value, rh + at, n)
 
         @inner
-        def output_step(j, n, g, bx, bh, h, kept, y, H):
-            at, n_at = j * size, (2 * H + j) * size
-            a_n = with_biases(g + n_at, bx + n_at, bh + n_at, n)
-            value, h_new = output_of(a_n, load(kept + (H + j) * size, n), load(h + at, n))
-            store(value, kept + n_at, n)
-            store(h_new, h + at, n)
-            store(h_new, y + at, n)
+        def output_step(j, m, g, bx, bh, h, z, n, out, y, keep):
+            at = j * size
+            value, h_value = output_of(with_biases(g + at, bx + at, bh + at, m), load(z + at, m), load(h + at, m))
+            if keep:
+                store(value, n + at, m)
+            store(h_value, out + at, m)
+            store(h_value, y + at, m)
 
         return gates_step, output_step
 
     (gates_whole, output_whole), (gates_ending, output_ending) = units(v.whole), units(v.first)
 
     @inner
-    def gates_row(g, bx, bh, h, h_prev, kept, rh, H, keep):
-        last = H // lanes * lanes
+    def gates_row(g, apart, bx, bh, h, values, z_apart, rh, share, H):
+        last = share // lanes * lanes
         for j in range(0, last, lanes):
-            gates_whole(j, lanes, g, bx, bh, h, h_prev, kept, rh, H, keep)
-        if last < H:
-            gates_ending(last, H - last, g, bx, bh, h, h_prev, kept, rh, H, keep)
+            gates_whole(j, lanes, g, apart, bx, bh, h, values, z_apart, rh, H)
+        if last < share:
+            gates_ending(last, share - last, g, apart, bx, bh, h, values, z_apart, rh, H)
 
     @inner
-    def output_row(g, bx, bh, h, kept, y, H):
-        last = H // lanes * lanes
+    def output_row(g, bx, bh, h, z, n, out, y, share, keep):
+        last = share // lanes * lanes
         for j in range(0, last, lanes):
-            output_whole(j, lanes, g, bx, bh, h, kept, y, H)
-        if last < H:
-            output_ending(last, H - last, g, bx, bh, h, kept, y, H)
+            output_whole(j, lanes, g, bx, bh, h, z, n, out, y, keep)
+        if last < share:
+            output_ending(last, share - last, g, bx, bh, h, z, n, out, y, keep)
 
-    @entry(("forward", "gru_reset_before", dtype))
-    def forward(
-        b0, b1, reverse, keep, x, offsets, counts, w_x, bias_x, bias_h, w_rz, w_n, h, y, kept, h_prev, rh, gates
-    ):
-        chunk, _, GH = gates.shape
-        T, H = counts.shape[0], GH // 3
-        row_g, row = GH * size, H * size
-        bx, bh = bias_x.ctypes.data, bias_h.ctypes.data
-        for s0 in range(0, T, chunk):
-            steps = min(chunk, T - s0)
-            low = T - s0 - steps if reverse else s0
-            stride = input_product(b0, b1, low, steps, x, w_x, offsets, counts, gates)
-            for s in range(steps):
-                t = low + steps - 1 - s if reverse else low + s
-                end, at = min(b1, counts[t]), offsets[t]
-                if end <= b0:
+    return gates_row, output_row
+
+
+def make_forward(dtype: str) -> Any:
+    """The forward job: forward(block, index), block a `Forward`."""
+    v, product, frame = vectors(dtype), products(dtype).product, make_frame(dtype)
+    gates_row, output_row = make_stages(dtype)
+    size, bound, copy, pack_share, input_product = (
+        v.itemsize, frame.bound, frame.copy, frame.pack_share, frame.input_product,
+    )  # fmt: skip
+
+    already_packed, note_packed = frame.already_packed, frame.note_packed
+
+    @job(("forward", "gru_reset_before", dtype))
+    def forward(block, index):
+        a = read_forward(block)
+        s = read_shape(a.shape)
+        p = part_of(s, a.rows, a.meeting, index)
+        H, keep, u0 = s.H, s.keep, bound(s.H, s.members, p.member)
+        share, first = bound(H, s.members, p.member + 1) - u0, u0 * size
+        GH, row = 3 * share, H * size
+        row_g, block_g, w_n_at = GH * size, share * size, a.w_hh + 2 * H * row
+        w_x, w_rz, w_n = a.packed + s.w_x, a.packed + s.w_h, a.packed + s.w_p
+        there = already_packed(a, s, p, index, 3)
+        if not there:
+            pack_share(a.w_ih, s.I, False, H, 3, s, p, w_x)
+            pack_share(a.w_hh, H, False, H, 2, s, p, w_rz)
+            pack_share(w_n_at, H, False, H, 1, s, p, w_n)
+        w_x, w_rz, w_n = w_x + u0 * 3 * s.I * size, w_rz + u0 * 2 * row, w_n + u0 * row
+        states, rh_rows = a.scratch + s.states, a.extra if keep else a.scratch + s.exchanged
+        for r in range(p.b0, p.b1):
+            for target in (states, states + s.B * row, a.h_n):
+                copy(a.h0 + r * row + first, target + r * row + first, share)
+        meet_all(p, 2 if a.digest else 1)
+        if not there:
+            note_packed(a, p, index)
+        gates, meetings = a.scratch + s.own + index * s.own_size, 0
+        for s0 in range(0, s.T, s.chunk):
+            steps = min(s.chunk, s.T - s0)
+            low = s.T - s0 - steps if s.reverse else s0
+            stride = input_product(s, p, low, steps, a.x, w_x, a.offsets, a.counts, gates, GH)
+            for k in range(steps):
+                t = low + steps - 1 - k if s.reverse else low + k
+                count, at = word(a.counts + 8 * t), word(a.offsets + 8 * t)
+                end = min(p.b1, count)
+                if end <= p.b0:
                     continue
-                rows, kept_at = end - b0, at if keep else 0
-                g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g
-                h_rows, rh_rows = h.ctypes.data + b0 * row, rh.ctypes.data + (kept_at + b0) * row
-                product(h_rows, row, w_rz.ctypes.data, H, g + b0 * row_g, row_g, 2 * H, rows, 1)
-                for r in range(b0, end):
+                rows, odd = end - p.b0, (s0 + k) & 1
+                g = gates + ((t - low) * stride if stride else at - word(a.offsets + 8 * low)) * row_g
+                h, h_new = states + odd * s.B * row + first, states + (1 - odd) * s.B * row + first
+                product(h - first + p.b0 * row, row, w_rz, H, g, row_g, 2 * share, rows, 1, odd)
+                for r in range(p.b0, end):
+                    # Without `keep`, r and z take the place of their pre-activations.
+                    g_row, here, rh = g + (r - p.b0) * row_g, at + r, rh_rows + (at + r if keep else r) * row + first
+                    values = a.kept + here * 3 * row + first if keep else g_row
                     gates_row(
-                        g + r * row_g, bx, bh, h.ctypes.data + r * row, h_prev.ctypes.data + (at + r) * row,
-                        kept.ctypes.data + (kept_at + r) * row_g, rh.ctypes.data + (kept_at + r) * row, H, keep,
+                        g_row, block_g, a.b_ih + first, a.b_hh + first, h + r * row, values,
+                        row if keep else block_g, rh, share, H,
                     )  # fmt: skip
-                product(rh_rows, row, w_n.ctypes.data, H, g + b0 * row_g + 2 * row, row_g, H, rows, 1)
-                for r in range(b0, end):
+                    if keep:
+                        copy(h + r * row, a.h_prev + here * row + first, share)
+                meet(s, p, meetings + 1)
+                rh = rh_rows + (at + p.b0 if keep else p.b0) * row
+                product(rh, row, w_n, H, g + 2 * block_g, row_g, share, rows, 1, odd)
+                for r in range(p.b0, end):
+                    g_row, here, bias = g + (r - p.b0) * row_g, at + r, 2 * row + first
+                    kept = a.kept + here * 3 * row + first
                     output_row(
-                        g + r * row_g, bx, bh, h.ctypes.data + r * row, kept.ctypes.data + (kept_at + r) * row_g,
-                        y.ctypes.data + (at + r) * row, H,
+                        g_row + 2 * block_g, a.b_ih + bias, a.b_hh + bias, h + r * row,
+                        kept + row if keep else g_row + block_g, kept + 2 * row,
+                        h_new + r * row, a.y + here * row + first, share, keep,
                     )  # fmt: skip
+                over = t == (0 if s.reverse else s.T - 1)
+                lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))
+                for r in range(max(p.b0, lasting), end):
+                    copy(h_new + r * row, a.h_n + r * row + first, share)
+                meetings += 2
+                meet(s, p, meetings)
 
     return forward
 
 
-def make_backward(dtype: str):
-    """backward(b0, b1, reverse, …). drh (B, H) is scratch."""
-    stages, v, product = gru.make_reset_before(inner, activations(dtype)), vectors(dtype), products(dtype).product
-    size, lanes = v.itemsize, v.lanes
-    output_backward, gates_backward = stages.output_backward, stages.gates_backward
+def make_stages_back(dtype: str) -> Any:
+    """The two pointwise stages back of one row's `share` units.
+
+    output_row(kept, h_prev, dy, has_dy, dh, dg, share, H): da_z and da_n into dg; dh + dy into dh
+    gates_row(kept, h_prev, drh, dh, dg, share, H): da_r into dg; what reaches h' past the r and z products into dh
+    """
+    stages, v = gru.make_reset_before(inner, activations(dtype)), vectors(dtype)
+    size, lanes, output_backward, gates_backward = v.itemsize, v.lanes, stages.output_backward, stages.gates_backward
 
     def units(memory):
-        """Both stages back on one vector of units, the j-th and on, of one row."""
         load, store = memory.load, memory.store
 
         @inner
@@ -144,52 +193,68 @@ def make_backward(dtype: str):
     (output_whole, gates_whole), (output_ending, gates_ending) = units(v.whole), units(v.first)
 
     @inner
-    def output_row(kept, h_prev, dy, has_dy, dh, dg, H):
-        """da_z and da_n into dg; dh + dy into dh."""
-        last = H // lanes * lanes
+    def output_row(kept, h_prev, dy, has_dy, dh, dg, share, H):
+        last = share // lanes * lanes
         for j in range(0, last, lanes):
             output_whole(j, lanes, kept, h_prev, dy, has_dy, dh, dg, H)
-        if last < H:
-            output_ending(last, H - last, kept, h_prev, dy, has_dy, dh, dg, H)
+        if last < share:
+            output_ending(last, share - last, kept, h_prev, dy, has_dy, dh, dg, H)
 
     @inner
-    def gates_row(kept, h_prev, drh, dh, dg, H):
-        """da_r into dg; what reaches h' past the r and z products into dh."""
-        last = H // lanes * lanes
+    def gates_row(kept, h_prev, drh, dh, dg, share, H):
+        last = share // lanes * lanes
         for j in range(0, last, lanes):
             gates_whole(j, lanes, kept, h_prev, drh, dh, dg, H)
-        if last < H:
-            gates_ending(last, H - last, kept, h_prev, drh, dh, dg, H)
+        if last < share:
+            gates_ending(last, share - last, kept, h_prev, drh, dh, dg, H)
 
-    @entry(("backward", "gru_reset_before", dtype))
-    def backward(b0, b1, reverse, dy, offsets, counts, w_rz, w_n, kept, h_prev, dgates, dh, drh):
-        T, GH = counts.shape[0], dgates.shape[1]
-        H = GH // 3
-        row_g, row = GH * size, H * size
-        has_dy = dy.size > 0
-        for s in range(T):
-            t = s if reverse else T - 1 - s
-            end, at = min(b1, counts[t]), offsets[t]
-            if end <= b0:
+    return output_row, gates_row
+
+
+def make_backward(dtype: str) -> Any:
+    """The backward job: backward(block, index), block a `Backward`."""
+    v, product, frame, gradients = vectors(dtype), products(dtype).product, make_frame(dtype), make_gradients(dtype)
+    output_row, gates_row = make_stages_back(dtype)
+    size, bound, pack_share = v.itemsize, frame.bound, frame.pack_share
+
+    @job(("backward", "gru_reset_before", dtype))
+    def backward(block, index):
+        a = read_backward(block)
+        s = read_shape(a.shape)
+        p = part_of(s, a.rows, a.meeting, index)
+        H, has_dy, u0 = s.H, a.dy != 0, bound(s.H, s.members, p.member)
+        share, first, row = bound(H, s.members, p.member + 1) - u0, u0 * size, H * size
+        row_g, w_n_at = 3 * row, a.w_hh + 2 * H * row
+        w_rz, w_n, drh_rows = a.scratch + s.w_h, a.scratch + s.w_p, a.scratch + s.exchanged
+        pack_share(a.w_hh, 2 * H, True, H, 1, s, p, w_rz)
+        pack_share(w_n_at, H, True, H, 1, s, p, w_n)
+        w_rz, w_n = w_rz + u0 * 2 * row, w_n + u0 * row
+        meet_all(p, 1)
+        meetings = 0
+        for k in range(s.T):
+            t = k if s.reverse else s.T - 1 - k
+            at = word(a.offsets + 8 * t)
+            end = min(p.b1, word(a.counts + 8 * t))
+            if end <= p.b0:
                 continue
-            rows, dg, dh_rows = end - b0, dgates.ctypes.data + at * row_g, dh.ctypes.data + b0 * row
-            for r in range(b0, end):
+            rows, odd, dg = end - p.b0, k & 1, a.dgates_x + (at + p.b0) * row_g
+            for r in range(p.b0, end):
+                here, dh = at + r, a.dh + r * row + first
                 output_row(
-                    kept.ctypes.data + (at + r) * row_g, h_prev.ctypes.data + (at + r) * row,
-                    dy.ctypes.data + (at + r) * row, has_dy, dh.ctypes.data + r * row, dg + r * row_g, H,
+                    a.kept + here * row_g + first, a.h_prev + here * row + first, a.dy + here * row + first, has_dy,
+                    dh, a.dgates_x + here * row_g + first, share, H,
                 )  # fmt: skip
-            da_n = dg + b0 * row_g + 2 * row
-            product(da_n, row_g, w_n.ctypes.data, H, drh.ctypes.data + b0 * row, row, H, rows, 0)
-            for r in range(b0, end):
+            meet(s, p, meetings + 1)
+            product(dg + 2 * row, row_g, w_n, H, drh_rows + p.b0 * row + first, row, share, rows, 0, odd)
+            for r in range(p.b0, end):
+                here = at + r
                 gates_row(
-                    kept.ctypes.data + (at + r) * row_g, h_prev.ctypes.data + (at + r) * row,
-                    drh.ctypes.data + r * row, dh.ctypes.data + r * row, dg + r * row_g, H,
+                    a.kept + here * row_g + first, a.h_prev + here * row + first, drh_rows + r * row + first,
+                    a.dh + r * row + first, a.dgates_x + here * row_g + first, share, H,
                 )  # fmt: skip
-            product(dg + b0 * row_g, row_g, w_rz.ctypes.data, 2 * H, dh_rows, row, H, rows, 1)
+            meetings += 2
+            meet(s, p, meetings)
+            product(dg, row_g, w_rz, 2 * H, a.dh + p.b0 * row + first, row, share, rows, 1, odd)
+        gradients(a, s, p, index, 3, a.h_prev, a.extra)
 
     return backward
-
-
-def make(dtype: str) -> SimpleNamespace:
-    """The compiled pair of a dtype."""
-    return SimpleNamespace(forward=make_forward(dtype), backward=make_backward(dtype))

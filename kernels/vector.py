@@ -56,6 +56,10 @@ class VecType(types.Type):
         """The vector of integers of the same width, for work on bits."""
         return ir.VectorType(INT32 if self.scalar == types.float32 else INT64, self.lanes)
 
+    def constant(self, value: float) -> ir.Constant:
+        """`value`, rounded to the scalar type, in every lane."""
+        return ir.Constant(self.llvm, [float(np.dtype(self.scalar.name).type(value))] * self.lanes)
+
 
 @register_model(VecType)
 class _VecModel(models.PrimitiveModel):
@@ -161,13 +165,13 @@ def _masked(builder: ir.IRBuilder, vec: VecType, kind: str) -> ir.Function:
     return cgutils.get_or_insert_function(builder.module, signature_, f"llvm.masked.{kind}.{suffix}.p0")
 
 
-def _load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+def load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
     zero = ir.Constant(vec.llvm, [0.0] * vec.lanes)
     arguments = [pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n), zero]
     return builder.call(_masked(builder, vec, "load"), arguments)
 
 
-def _store_first(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+def store_first(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
     arguments = [value, pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n)]
     builder.call(_masked(builder, vec, "store"), arguments)
 
@@ -188,7 +192,7 @@ def emit_load_up_to(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: i
             full = emit_load(builder, vec, address)
             full_block = builder.block
         with otherwise:
-            part = _load_first(builder, vec, address, n)
+            part = load_first(builder, vec, address, n)
             part_block = builder.block
     value = builder.phi(vec.llvm)
     value.add_incoming(full, full_block)
@@ -203,7 +207,7 @@ def emit_store_up_to(builder: ir.IRBuilder, vec: VecType, value: ir.Value, addre
         with then:
             emit_store(builder, value, address)
         with otherwise:
-            _store_first(builder, vec, value, address, n)
+            store_first(builder, vec, value, address, n)
 
 
 @cache
@@ -215,8 +219,6 @@ def vectors(dtype: str) -> SimpleNamespace:
         load_blocks(address, stride, n, count)                 a tuple of vectors `stride` bytes apart, count literal
         store_blocks(values, address, stride, n)               the tuple back
     zero(), add_blocks(left, right)                           two tuples, vector by vector
-    clamp(low, high)(a), relu(a), passed(h, dh)               NaN stays NaN; passed: 0 where h <= 0, else dh
-    polynomial(coefficients)(a), power_of_two(t)              by Horner's rule, highest power first; see activations.py
     """
     itemsize = np.dtype(dtype).itemsize
     vec = VecType(types.float32 if dtype == "float32" else types.float64, vector_bytes() // itemsize)
@@ -270,7 +272,7 @@ def vectors(dtype: str) -> SimpleNamespace:
     @intrinsic
     def zero(typing):
         def emit(context, builder, sig, args):
-            return constant(0)
+            return vec.constant(0.0)
 
         return vec(), emit
 
@@ -282,75 +284,13 @@ def vectors(dtype: str) -> SimpleNamespace:
 
         return left(left, left), emit
 
-    def constant(value: float) -> ir.Constant:
-        return ir.Constant(vec.llvm, [float(np.dtype(dtype).type(value))] * vec.lanes)
-
-    def clamp(low: float, high: float):
-        @intrinsic
-        def clamped(typing, a):
-            def emit(context, builder, sig, args):
-                lowest, highest = constant(low), constant(high)
-                value = builder.select(builder.fcmp_ordered("<", args[0], lowest), lowest, args[0])
-                return builder.select(builder.fcmp_ordered(">", value, highest), highest, value)
-
-            return vec(vec), emit
-
-        return clamped
-
-    def polynomial(coefficients: tuple[float, ...]):
-        @intrinsic
-        def evaluated(typing, r):
-            def emit(context, builder, sig, args):
-                fma = llvm_function(builder, "llvm.fma", vec.llvm, 3)
-                value = constant(coefficients[0])
-                for c in coefficients[1:]:
-                    value = builder.call(fma, [value, args[0], constant(c)])
-                return value
-
-            return vec(vec), emit
-
-        return evaluated
-
-    @intrinsic
-    def relu(typing, a):
-        def emit(context, builder, sig, args):
-            zero = constant(0)
-            return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[0])
-
-        return vec(vec), emit
-
-    @intrinsic
-    def passed(typing, h, dh):
-        def emit(context, builder, sig, args):
-            return builder.select(builder.fcmp_ordered("<=", args[0], constant(0)), constant(0), args[1])
-
-        return vec(vec, vec), emit
-
-    mantissa = 23 if dtype == "float32" else 52
-
-    @intrinsic
-    def power_of_two(typing, t):
-        """2^k, from t = k + 1.5 * 2^mantissa, whose low bits hold k as an integer."""
-
-        def emit(context, builder, sig, args):
-            ints = vec.llvm_int
-            k = builder.shl(builder.bitcast(args[0], ints), ir.Constant(ints, [mantissa] * vec.lanes))
-            return builder.bitcast(builder.add(k, builder.bitcast(constant(1), ints)), vec.llvm)
-
-        return vec(vec), emit
-
     return SimpleNamespace(
         dtype=dtype,
         type=vec,
         lanes=vec.lanes,
         itemsize=itemsize,
         whole=memory(_load_whole, _store_whole),
-        first=memory(_load_first, _store_first),
+        first=memory(load_first, store_first),
         zero=zero,
         add_blocks=add_blocks,
-        clamp=clamp,
-        relu=relu,
-        passed=passed,
-        power_of_two=power_of_two,
-        polynomial=polynomial,
     )

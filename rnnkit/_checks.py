@@ -101,6 +101,8 @@ def located(name: str, value: Any, device: str, wanted: str = "NumPy or CuPy arr
 
 def array(name: str, value: Any, dtype: np.dtype, device: str) -> Any:
     """`located`, when it is of `dtype` too; never cast."""
+    if type(value) is np.ndarray and device == "cpu" and value.dtype == dtype:
+        return value  # as nearly every call's: the rest takes microseconds
     value = located(name, value, device)
     if value.dtype != dtype:
         raise TypeError(
@@ -112,7 +114,7 @@ def array(name: str, value: Any, dtype: np.dtype, device: str) -> Any:
 def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, device: str, means: str) -> Any:
     """`array`, when it is of exactly `shape` too; `means` spells the shape in letters."""
     value = array(name, value, dtype, device)
-    if tuple(value.shape) != tuple(shape):
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {means} = {tuple(shape)}, got {tuple(value.shape)}")
     return value
 
@@ -124,13 +126,15 @@ def states(
     if given is None:
         return (None,) * len(shapes)
     if len(shapes) == 1:
-        given = (given,)
-    elif not isinstance(given, (tuple, list)) or len(given) != 2:
+        return (shaped(names[0], given, shapes[0], dtype, device, means),)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
         was = f"{len(given)} arrays" if isinstance(given, (tuple, list)) else type(given).__name__
         raise TypeError(f"the state of an LSTM must be a pair ({', '.join(names)}), got {was}")
     return tuple(
-        None if state is None else shaped(name, state, shape, dtype, device, means)
-        for name, state, shape in zip(names, given, shapes, strict=False)
+        [
+            None if state is None else shaped(name, state, shape, dtype, device, means)
+            for name, state, shape in zip(names, given, shapes, strict=False)
+        ]
     )
 
 

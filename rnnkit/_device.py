@@ -32,7 +32,8 @@ def array_module(array: Any) -> ModuleType | None:
     A subclass of NumPy's is something else: np.matrix has another product, a masked array another sum. np.memmap has
     not.
     """
-    if type(array) in (np.ndarray, np.memmap):
+    kind = type(array)
+    if kind is np.ndarray or kind is np.memmap:
         return np
     cupy = sys.modules.get("cupy")
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else None
@@ -67,7 +68,9 @@ def on_own_device(method: Method) -> Method:
 
     @functools.wraps(method)
     def inside(module: Any, *args: Any, **kwargs: Any) -> Any:
-        with current(module.device):
+        if module._device == "cpu":
+            return method(module, *args, **kwargs)
+        with current(module._device):
             return method(module, *args, **kwargs)
 
     return inside  # type: ignore[return-value]

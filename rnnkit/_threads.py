@@ -1,29 +1,27 @@
-"""One pool of threads for the compiled CPU kernels, which run without the GIL.
+"""The team of threads behind the compiled CPU kernels: started, woken and put to bed here; at work in kernels/team.py.
 
-A pool of our own, not Numba's parallel loops: its default layer aborts the process when two Python threads enter it at
-once, and a layer may be called from any thread. The calling thread takes the first share itself.
+One team a process, and one call at a time has it: a second caller works alone, as its kernels give the same bits on
+any number of threads. A team of our own, not Numba's parallel loops: its default layer aborts the process when two
+Python threads enter it at once, and hands work over in tens of microseconds.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
-from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
 
 from rnnkit._checks import positive_int
 
 _threads = 0
-_lock = threading.Lock()
-_meetings = threading.Lock()
-_jobs: SimpleQueue[_Job] = SimpleQueue()
-_workers = 0
 
-# Handing a share to another thread costs about 50 us, the time of some 5 MFLOP a core:
-# below twice that it does not pay.
-SHARED_FROM = 1e7
+# Guessed microseconds of one thread's work from which it is shared: with threads that are awake, and with threads that
+# must be woken, which takes them about 50 us.
+SHARED_FROM, WOKEN_FROM = 15.0, 100.0
 
 
 def _usable_cores() -> int:
@@ -41,102 +39,130 @@ def set_num_threads(threads: int) -> None:
     _threads = positive_int("threads", threads)
 
 
-def shares_of(work: float, most: int) -> int:
-    """Among how many threads to share `work` (FLOP) that splits into at most `most` parts."""
-    return max(1, min(get_num_threads(), most)) if work >= SHARED_FROM else 1
+def threads_for(microseconds: float) -> int:
+    """Among how many threads to share work that one would do in so long."""
+    return get_num_threads() if microseconds >= SHARED_FROM else 1
 
 
-class _Job:
-    """One share on its way to a worker. It holds all it needs, so it may outlive the call that an interrupt ended."""
+class Team:
+    """Threads 1, 2, … beside whoever calls, each in `serve` or asleep at its own semaphore."""
 
-    def __init__(self, function: Callable[[int, int], None], low: int, high: int) -> None:
-        self.function, self.low, self.high = function, low, high
-        self.error: BaseException | None = None
-        self.running = threading.Lock()
-        self.running.acquire()
+    MOST = 256
 
-    def run(self) -> None:
+    def __init__(self) -> None:
+        from rnnkit.kernels import team
+
+        self._kernels = team
+        room = np.zeros(team.state_bytes(self.MOST) // 8 + 8, np.int64)
+        start = -room.ctypes.data % team.LINE // 8
+        self._state = room[start:]
+        self.address = int(self._state.ctypes.data)
+        self._taken = threading.Lock()
+        self._beds: list[threading.Semaphore] = [threading.Semaphore(0)]  # one a thread; the caller's is not used
+        self._workers: list[threading.Thread] = []
+        self._ended = False
+
+    def gather(self, threads: int, microseconds: float) -> int:
+        """How many threads, the caller's among them, will run a job: call `dismiss` after it where more than one.
+
+        One where the team is taken by another caller, cannot be started, or is asleep and the work not worth the wait;
+        it is then woken all the same, for the call after this one.
+        """
+        threads = min(threads, self.MOST)
+        if threads < 2 or self._ended or not self._taken.acquire(blocking=False):
+            return 1
         try:
-            self.function(self.low, self.high)
-        except BaseException as error:
-            self.error = error
-        finally:
-            self.running.release()
+            threads = self._started(threads)
+            if not self._kernels.book(self.address, threads):
+                return threads
+            self._wake(threads)
+            if microseconds >= WOKEN_FROM:
+                return threads
+        except BaseException:
+            self.dismiss()
+            raise
+        self.dismiss()
+        return 1
 
+    def dismiss(self) -> None:
+        """After a job, done or not: the threads may sleep, and another caller may have them."""
+        self._state[self._kernels.BOOKED // 8] = 0
+        self._taken.release()
 
-def _work(jobs: SimpleQueue[_Job]) -> None:
-    while True:
-        jobs.get().run()
+    def _wake(self, threads: int) -> None:
+        for k in range(1, threads):
+            flag = (self._kernels.ASLEEP + self._kernels.LINE * k) // 8 + 1
+            if self._state[flag]:
+                self._state[flag] = 0
+                self._beds[k].release()
 
-
-def _start_workers() -> int:
-    """How many workers there are: one a core, started at the first need and when the process is given more cores.
-
-    Daemons on a plain queue, not a ThreadPoolExecutor: that refuses work once the main thread has ended, and an
-    interrupt inside its `submit` can leave it locked.
-    """
-    global _workers
-    with _lock:
-        while _workers < _usable_cores():
-            worker = threading.Thread(target=_work, args=(_jobs,), name=f"rnnkit-{_workers}", daemon=True)
+    def _started(self, threads: int) -> int:
+        """Starts those that are missing. How many there are: fewer where the system gives no more."""
+        while len(self._workers) < threads - 1:
+            k = len(self._workers) + 1
+            self._beds.append(threading.Semaphore(0))
+            worker = threading.Thread(target=self._work, args=(k,), name=f"rnnkit-{k}", daemon=True)
             try:
                 worker.start()
             except RuntimeError:  # none can be started any more: the interpreter is shutting down
-                break
-            _workers += 1
-        return _workers
+                self._beds.pop()
+                return k
+            self._workers.append(worker)
+        return threads
+
+    def _work(self, k: int) -> None:
+        seen = 0
+        while not self._ended:
+            seen = self._kernels.serve(self.address, k, seen)
+            self._beds[k].acquire()
+
+    def end(self) -> None:
+        """Before the interpreter ends: none is left in native code, where it could not be stopped."""
+        self._ended = True
+        for bed in self._beds:
+            bed.release()
+        for worker in self._workers:
+            worker.join(1.0)
+
+
+_team: Team | None = None
+_starting = threading.Lock()
+
+
+def the_team() -> Team:
+    """The process's team, made at the first need."""
+    global _team
+    if _team is None:
+        with _starting:
+            _team = _team or Team()
+    return _team
+
+
+def run(threads: int, microseconds: float, launch: Any) -> None:
+    """launch(team's address, members), with as many threads as can be had; see `Team.gather`."""
+    if threads < 2:
+        launch(0, 1)
+        return
+    team = the_team()
+    members = team.gather(threads, microseconds)
+    try:
+        launch(team.address, members)
+    finally:
+        if members > 1:
+            team.dismiss()
 
 
 def _start_anew() -> None:
     """In a forked child: its parent's threads do not exist there, and its locks may be held by them."""
-    global _jobs, _workers, _lock, _meetings
-    _jobs, _workers, _lock, _meetings = SimpleQueue(), 0, threading.Lock(), threading.Lock()
+    global _team, _starting
+    _team, _starting = None, threading.Lock()
 
 
+def _end() -> None:
+    if _team is not None and not sys.is_finalizing():
+        _team.end()
+
+
+atexit.register(_end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
-
-
-def run_shares(
-    function: Callable[[int, int], None], bounds: list[int], abandon: Callable[[], None] | None = None
-) -> None:
-    """function(low, high) for each two neighbours in `bounds`, at the same time; returns when all are done.
-
-    abandon is called when this thread's share fails or is interrupted, so that others which wait for it need not.
-    """
-    if len(bounds) == 2 or not _start_workers():
-        for low, high in pairwise(bounds):
-            function(low, high)
-        return
-    jobs = [_Job(function, low, high) for low, high in pairwise(bounds[1:])]
-    sent = 0
-    try:
-        for job in jobs:
-            _jobs.put(job)
-            sent += 1
-        function(bounds[0], bounds[1])
-    except BaseException:
-        if abandon is not None:
-            abandon()
-        raise
-    finally:
-        for job in jobs[:sent]:
-            job.running.acquire()
-    for job in jobs:
-        if job.error is not None:
-            raise job.error
-
-
-@contextmanager
-def meeting(threads: int) -> Iterator[bool]:
-    """Whether so many shares may run that wait for each other: True for one caller at a time.
-
-    Shares that meet at a barrier must all be running. With two such calls at once each could hold the worker that the
-    other waits for, so a second caller is told no, and shares out its work some other way.
-    """
-    granted = 1 < threads <= _start_workers() and _meetings.acquire(blocking=False)
-    try:
-        yield granted
-    finally:
-        if granted:
-            _meetings.release()

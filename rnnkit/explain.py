@@ -17,7 +17,9 @@ from rnnkit.steps import StepCell
 class Explanation:
     """What will run and why. Bytes are of one call; print it for a table.
 
-    workspace_bytes  the most that is allocated at one time beyond what the call returns
+    workspace_bytes  the most that is allocated at one time beyond what the call returns; of the compiled CPU path's,
+                     scratch memory and (under no_grad) packed weights stay for later calls, in bounds: see
+                     rnnkit/backends/memory.py
     kept_bytes       the part of it that stays until `backward` has run or the next call is made; 0 under no_grad()
     """
 
@@ -74,18 +76,20 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         choice.backend.describe(layer.cell, choice.dtype, Sizes(T, B, I, H, R, steps), keep)
         for I in (layer.input_size, directions * R)[: min(layers, 2)]
     ]
-    kernel, transient = described[0][0], max(d[1] for d in described)
+    kernel, resident = described[0].kernel, max(d.resident for d in described)
+    transient = max(d.transient - d.resident for d in described)
     y = T * B * R * size
     states = 2 * layers * directions * B * (R + (H if len(layer.cell.states) == 2 else 0)) * size
-    held = directions * (described[0][2] + (layers - 1) * described[-1][2])
+    held = directions * (described[0].kept + (layers - 1) * described[-1].kept)
+    own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # One layer's y is the next one's x. Two directions hold theirs until they are joined, after both have run.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
     running = max(transient, 0 if directions == 1 else directions * y)
     if layer_drops(layer) and layers > 1:
-        # A mask for every output but the last layer's, drawn from float32 numbers by way of bools.
+        # A mask for every output but the last layer's, drawn from float32 numbers by way of bools; y is not there yet.
         numbers, item = directions * T * B * R, choice.dtype.compute.itemsize
         held += (layers - 1) * numbers * item if keep else 0
-        running = max(running, numbers * (max(4, item) + 1))
+        running = max(running, numbers * (max(4, item) + 1) - directions * y)
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
     return Explanation(
         layer=repr(layer),
@@ -94,7 +98,7 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         device=layer.device,
         dtype=choice.dtype.name,
         threads=get_num_threads() if choice.row.name == "numba" else None,
-        workspace_bytes=running + held + between + states + copied_x,
+        workspace_bytes=resident + own + running + held + between + states + copied_x,
         kept_bytes=(held + between + copied_x) if keep else 0,
         why=choice.why,
     )

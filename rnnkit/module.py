@@ -178,8 +178,11 @@ class Module:
     def zero_grad(self) -> None:
         """Sets every gradient to zero, in place."""
         for grad in self.grads.values():
-            with _device.current(_device.device_of(grad)):
-                grad[...] = 0
+            if type(grad) is np.ndarray:
+                grad.fill(0)
+            else:
+                with _device.current(_device.device_of(grad)):
+                    grad[...] = 0
 
     def train(self, mode: bool = True) -> Module:
         """Turns dropout on (or off, with mode=False) here and in every child. Returns the module."""

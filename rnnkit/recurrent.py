@@ -104,6 +104,11 @@ class Recurrent(Module):
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: it does nothing with num_layers=1", stacklevel=3)
         self._saved: _Call | None = None
+        # Of each layer and direction, in the order of Weights.
+        self._weight_names = [
+            [tuple(name + _suffix(layer, d) for _, name in PARTS) for d in range(self.num_directions)]
+            for layer in range(self.num_layers)
+        ]
         for layer, direction in self._slots():
             I = self.input_size if layer == 0 else self.output_size
             suffix = _suffix(layer, direction)
@@ -142,14 +147,8 @@ class Recurrent(Module):
         select(device, self._dtype.name, self.cell.name, self.backend)
 
     def _weights(self) -> list[stack.LayerWeights]:
-        per_layer = []
-        for layer in range(self.num_layers):
-            row = []
-            for direction in range(self.num_directions):
-                suffix = _suffix(layer, direction)
-                row.append(Weights(*(self._params.get(name + suffix) for _, name in PARTS)))
-            per_layer.append(tuple(row))
-        return per_layer
+        get = self._params.get
+        return [tuple(Weights._make(map(get, names)) for names in row) for row in self._weight_names]
 
     # Calls
 
@@ -235,6 +234,15 @@ class Recurrent(Module):
     ) -> tuple[Array | None, ...]:
         """The states as (L*D, B, ·) each, checked; None becomes zeros or stays, as asked."""
         widths, slots = self._state_widths(), self.num_layers * self.num_directions
+        if self._device == "cpu" and not unbatched and given is not None:
+            # What is nearly always given; anything else is looked at one by one.
+            states, dtype = given if type(given) is tuple else (given,), self._dtype.storage
+            if len(states) == len(widths):
+                for s, width in zip(states, widths, strict=True):
+                    if type(s) is not np.ndarray or s.shape != (slots, B, width) or s.dtype != dtype:
+                        break
+                else:
+                    return states
         lead, means = ((slots,), "(L*D, width)") if unbatched else ((slots, B), "(L*D, B, width)")
         checked = _checks.states(given, names, [(*lead, w) for w in widths], self.dtype, self.device, means)
         xp: Any = array_module(next(iter(self._params.values())))

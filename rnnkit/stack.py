@@ -43,6 +43,12 @@ def forward(
     xp: Any = array_module(x)
     x = xp.ascontiguousarray(x)
     directions = len(weights[0])
+    if directions == len(weights) == 1:
+        y, end, saved = ops.run(
+            cell, choice, x, tuple([s[0] for s in state0]), weights[0][0], lengths, False, keep
+        )  # fmt: skip
+        state_n = tuple([s[None] for s in end])
+        return y, state_n, Saved([(saved,)], [], y.shape) if keep else None  # type: ignore[list-item]
     state_n = tuple(xp.empty_like(s) for s in state0)
     scans, masks = [], []
     for layer, layer_weights in enumerate(weights):

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rnnkit import _checks, ops
 from rnnkit._device import array_module, on_own_device
 from rnnkit.backends import Choice, check_backend, select
 from rnnkit.cells import CELLS, Weights
 from rnnkit.module import Array, Module, grad_enabled, make_rng
 from rnnkit.recurrent import PARTS, described, uniform_parameters
+
+_NAMES = tuple(name for _, name in PARTS)
 
 
 class StepCell(Module):
@@ -57,7 +61,7 @@ class StepCell(Module):
         select(device, self._dtype.name, self.cell.name, self.backend)
 
     def _weights(self) -> Weights:
-        return Weights(*(self._params.get(name) for _, name in PARTS))
+        return Weights._make(map(self._params.get, _NAMES))
 
     @on_own_device
     def __call__(self, x: Array, h0: Any = None) -> Any:
@@ -75,7 +79,7 @@ class StepCell(Module):
         _, state, saved = ops.run(
             self.cell,
             self._choice(),
-            xp.ascontiguousarray(x[None]),
+            x[None] if x.flags.c_contiguous else xp.ascontiguousarray(x[None]),
             state0,
             self._weights(),
             None,
@@ -113,12 +117,20 @@ class StepCell(Module):
 
     def _states(self, given: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
         """The states as (B, H) each, checked; None becomes zeros."""
-        H = self.hidden_size
+        H, dtype = self.hidden_size, self._dtype.storage
+        if self._device == "cpu" and not unbatched:
+            # What streaming gives at each step; anything else is looked at one by one.
+            states = given if type(given) is tuple else (given,)
+            if len(states) == len(self.cell.states):
+                for s in states:
+                    if type(s) is not np.ndarray or s.shape != (B, H) or s.dtype != dtype:
+                        break
+                else:
+                    return states
         shape, means = ((H,), "(H,)") if unbatched else ((B, H), "(B, H)")
-        shapes = [shape] * len(self.cell.states)
-        checked = _checks.states(given, names, shapes, self.dtype, self.device, means)
+        checked = _checks.states(given, names, (shape,) * len(self.cell.states), dtype, self._device, means)
         xp: Any = array_module(self._params["weight_hh"])
-        return tuple(xp.zeros((B, H), self.dtype) if s is None else s.reshape(B, H) for s in checked)
+        return tuple([xp.zeros((B, H), dtype) if s is None else s.reshape(B, H) if unbatched else s for s in checked])
 
     @staticmethod
     def _given_back(state: tuple[Array, ...], unbatched: bool) -> Any:

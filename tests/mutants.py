@@ -7,6 +7,7 @@ equations. A row names the fewest tests that must see it, so that the table runs
 from __future__ import annotations
 
 from tests import emulator, greenlets
+from tests.mutants_cpu import CPU_KERNEL_MUTANTS, HOST_MUTANTS
 from tests.mutants_cuda import CUDA_MUTANTS
 from tests.mutants_dtypes import DTYPE_MUTANTS
 from tests.mutants_interop import INTEROP_MUTANTS
@@ -15,7 +16,7 @@ from tests.mutants_parts import PART_MUTANTS
 from tests.mutation import Edit, Mutant
 
 CELLS, BY_SCAN = "rnnkit/cells.py", "rnnkit/backends/by_scan.py"
-NUMPY, NUMBA = "rnnkit/backends/numpy.py", "rnnkit/backends/numba.py"
+NUMPY = "rnnkit/backends/numpy.py"
 STACK, CHECKS = "rnnkit/stack.py", "rnnkit/_checks.py"
 MODULE, RECURRENT = "rnnkit/module.py", "rnnkit/recurrent.py"
 
@@ -302,101 +303,6 @@ LAYER_MUTANTS = (
 )
 
 
-def _numba(name: str, old: str, new: str, pick: str, file: str = NUMBA) -> Mutant:
-    return Mutant(f"numba: {name}", (Edit(file, old, new),), "tests/test_parity.py", f"numba and float64 and {pick}")
-
-
-NUMBA_MUTANTS = (
-    _numba(
-        "sorted states given back in the order of storage",
-        "        rows[self.order] = state\n",
-        "        rows[...] = state\n",
-        "lstm-T5",
-        "rnnkit/backends/packing.py",
-    ),
-    _numba(
-        "the final gradient of c forgotten",
-        "p.sorted(dstate_n[1]) if len(dstate_n) == 2",
-        "p.sorted(0 * dstate_n[1]) if len(dstate_n) == 2",
-        "lstm-T5",
-    ),
-    _numba(
-        "W_hh not transposed on the way back",
-        "pack_weights(weights.w_hh, True, u0, u1 - u0)",
-        "pack_weights(weights.w_hh.reshape(weights.w_hh.shape[::-1]), False, u0, u1 - u0)",
-        "lstm-T5",
-    ),
-    _numba(
-        "dy not put in the order of storage",
-        "_as_writable(p.pack(np.ascontiguousarray(dy)))",
-        "np.ascontiguousarray(dy).reshape(-1, R)[:N]",
-        "rnn_tanh-T5",
-    ),
-    _numba(
-        "bias_hh given the input side's gradient",
-        "None if same or db_hh is None else db_hh[gates]",
-        "None",
-        "gru-T5",
-    ),
-    Mutant(
-        "numba: y past a row's end never written",
-        (Edit("rnnkit/backends/packing.py", "whole = np.zeros((self.T", "whole = np.empty((self.T"),),
-        "tests/test_parity.py",
-        "read_before_it_is_written and numba and gru",
-    ),
-    # From here on each compiles its own kernels: some seconds each.
-    _numba(
-        "dc not multiplied by f on its way back",
-        "return da, da, 0.0, dc * f",
-        "return da, da, 0.0, dc",
-        "lstm-T5",
-        "kernels/lstm.py",
-    ),
-    _numba(
-        "gates f and g swapped in the kernel",
-        "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])\n        g, o = tanh(x[2] + u[2])",
-        "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])\n        g, o = tanh(x[1] + u[1])",
-        "lstm-T5",
-        "kernels/lstm.py",
-    ),
-    _numba(
-        "r left out of the hidden side's gradient",
-        "(da_r, da_z, da_n * r), dh * z",
-        "(da_r, da_z, da_n), dh * z",
-        "gru-T5",
-        "kernels/gru.py",
-    ),
-    _numba(
-        "a reversed scan runs forward within its chunk",
-        "t = low + steps - 1 - s if reverse else low + s\n                end, at = min(b1, counts[t]), offsets[t]\n"
-        "                if end <= b0:\n                    continue\n"
-        "                g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g\n"
-        "                into",
-        "t = low + s\n                end, at = min(b1, counts[t]), offsets[t]\n"
-        "                if end <= b0:\n                    continue\n"
-        "                g = gates.ctypes.data + ((t - low) * stride if stride else at - offsets[low]) * row_g\n"
-        "                into",
-        "rnn_tanh-T5",
-        "kernels/scan.py",
-    ),
-    _numba(
-        "the last unit of a row left out",
-        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)\n"
-        "        if last < share:\n",
-        "            whole(j, lanes, g, u, bias_x, bias_h, h, c, out, y, kept, c_prev, share, H, keep, write_y)\n"
-        "        if last < share - 1:\n",
-        "rnn_tanh-T3",
-        "kernels/scan.py",
-    ),
-    _numba(
-        "the last row of a product's last block left out",
-        "first, end = rows * block // blocks, rows * (block + 1) // blocks",
-        "first, end = rows * block // blocks, max(1, rows * (block + 1) // blocks - block // 2)",
-        "rnn_tanh-T2-B25",
-        "kernels/product.py",
-    ),
-)
-
 CACHE_MUTANTS = (
     Mutant(
         "kernels of different processes under one symbol",
@@ -407,7 +313,7 @@ CACHE_MUTANTS = (
 )
 
 MUTANTS: tuple[Mutant, ...] = (
-    *(*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *PART_MUTANTS, *NUMBA_MUTANTS, *CACHE_MUTANTS),
+    *(*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *PART_MUTANTS, *HOST_MUTANTS, *CACHE_MUTANTS),
     *(*DTYPE_MUTANTS, *INTEROP_MUTANTS),
 )
 
@@ -415,4 +321,5 @@ MUTANTS: tuple[Mutant, ...] = (
 KERNEL_MUTANTS: tuple[tuple[tuple[Mutant, ...], str | None], ...] = (
     (CUDA_MUTANTS, emulator.available()),
     (NUMBA_CUDA_MUTANTS, greenlets.available()),
+    (CPU_KERNEL_MUTANTS, None),
 )

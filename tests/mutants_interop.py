@@ -16,7 +16,7 @@ INTEROP_MUTANTS = (
     _row(
         "a layer runs on whatever device is current",
         DEVICE,
-        "        with current(module.device):\n            return method(",
+        "        with current(module._device):\n            return method(",
         "        with current('cpu'):\n            return method(",
         "a_layer_runs_on_its_own_device",
     ),

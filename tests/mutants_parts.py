@@ -32,12 +32,12 @@ PART_MUTANTS = (
         "values_and_gradients and numpy and LSTM",
     ),
     _row(
-        "threads: the last share skipped",
+        "threads: who fails leaves the team taken",
         THREADS,
-        "in pairwise(bounds[1:])",
-        "in pairwise(bounds[1:-1])",
+        "        except BaseException:\n            self.dismiss()\n",
+        "        except BaseException:\n",
         "sharing",
-        "bits_do_not_depend and True and options2",
+        "leaves_the_team_free",
     ),
     _row(
         "Bidirectional: a row's last step not turned round",

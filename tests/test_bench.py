@@ -177,7 +177,9 @@ def test_cpu_grid_covers_what_it_promises() -> None:
     for cell in grid.MAIN_CELLS:
         for H in (32, 64, 100, 128, 256, 512, 1024):
             for B in (1, 4, 8, 32, 64, 128):
-                assert {Point(cell, T, B, I, H) for T in (64, 256) for I in (H, 40)} <= everything
+                assert {Point(cell, 64, B, H, H), Point(cell, 256, B, 40, H)} <= everything
+                if H == 128:
+                    assert {Point(cell, T, B, I, H) for T in (64, 256) for I in (H, 40)} <= everything
     assert {p.cell for p in everything} == set(CELLS)
     for feature in ("ragged", "bidirectional", "P"):
         assert any(getattr(p, feature) for p in everything)
@@ -187,6 +189,16 @@ def test_grid_is_narrowed_by_cell_and_pass() -> None:
     kept, _ = grid.points("cpu", "float64", [FORWARD_BACKWARD], ["gru", "rnn_relu"])
     assert {p.cell for p in kept} == {"gru", "gru_reset_before", "rnn_relu"}
     assert {(p.passes, p.dtype) for p in kept} == {(FORWARD_BACKWARD, "float64")}
+
+
+def test_one_in_so_many_is_of_every_length_and_pass() -> None:
+    whole, _ = grid.points("cpu", "float32")
+    some, _ = grid.points("cpu", "float32", every=4)
+    assert set(map(str, some)) < set(map(str, whole))
+    assert len(whole) / 6 < len(some) < len(whole) / 3
+    assert {(p.T, p.passes, p.cell) for p in some} >= {
+        (T, passes, cell) for T in (64, 256) for passes in grid.PASSES for cell in grid.MAIN_CELLS
+    }
 
 
 # A run, with peers planted in it

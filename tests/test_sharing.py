@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import pytest
 import rnnkit
 from rnnkit import _threads
 from rnnkit.backends import numba as backend
+from rnnkit.backends import plan
+from rnnkit.kernels import team as team_kernels
 from rnnkit.testing import Case, parity
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
@@ -20,33 +24,77 @@ CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three threads whatever the machine has, every amount of work shared, and units wherever they may be."""
+    """Three threads whatever the machine has, and every amount of work shared."""
     monkeypatch.setattr(_threads, "_usable_cores", lambda: 3)
     monkeypatch.setattr(_threads, "_threads", 0)
     monkeypatch.setattr(_threads, "SHARED_FROM", 0)
-    monkeypatch.setattr(backend, "UNITS_FROM", 0)
-    monkeypatch.setattr(backend, "UNITS_BELOW_ROWS", 1000)
+    monkeypatch.setattr(_threads, "WOKEN_FROM", 0)
+
+
+def divide(monkeypatch: pytest.MonkeyPatch, groups: int, members: int) -> None:
+    """Every call divided so, or as nearly as its sizes allow."""
+
+    def division(sizes: plan.Sizes, threads: int) -> tuple[int, int]:
+        units = min(members, threads, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
+        return max(1, min(groups, threads // units, sizes.B)), units
+
+    forget()
+    monkeypatch.setattr(plan, "division", division)
+
+
+@pytest.fixture(autouse=True)
+def plans_made_anew() -> Iterator[None]:
+    yield
+    forget()
+
+
+def forget() -> None:
+    plan.forget()
+    backend._prepared.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_sharing_units_is_the_oracle(cell, reverse, dtype, three_threads):
+def test_sharing_units_is_the_oracle(cell, reverse, dtype, three_threads, monkeypatch):
+    divide(monkeypatch, 1, 3)
     for T, B, I, H in ((5, 3, 4, 40), (1, 1, 3, 70), (7, 1, 5, 53), (4, 13, 9, 100), (0, 2, 3, 50), (3, 0, 3, 50)):
         worst = parity("numba", Case(cell, T, B, I, H, reverse=reverse), dtype)
         assert max(worst.values()) <= 1, worst
 
 
-def test_a_square_projection_is_the_oracle(three_threads):
-    """P = H, which only the functional form allows: shapes alone do not show the projection."""
-    worst = parity("numba", Case("lstm", 5, 2, 4, 50, P=50), "float64")
+@pytest.mark.parametrize(("groups", "members"), [(1, 3), (3, 1), (1, 2)])
+@pytest.mark.parametrize("P", [50, 7, 33])
+def test_a_projection_is_the_oracle_however_it_is_shared(P, groups, members, three_threads, monkeypatch):
+    """P = H only the functional form allows: shapes alone do not show the projection. P = 7 leaves members none."""
+    divide(monkeypatch, groups, members)
+    for reverse in (False, True):
+        worst = parity("numba", Case("lstm", 5, 4, 4, 50, P=P, reverse=reverse), "float64")
+        assert max(worst.values()) <= 1, worst
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_ragged_rows_are_the_oracle_when_units_are_shared(cell, reverse, three_threads, monkeypatch):
+    divide(monkeypatch, 1, 3)
+    worst = parity("numba", Case(cell, 7, 5, 6, 53, ragged=True, reverse=reverse), "float64")
     assert max(worst.values()) <= 1, worst
 
 
-def test_explain_tells_when_units_are_shared(three_threads):
-    x = np.zeros((20, 2, 16), np.float32)
-    assert "3 of 3 threads, sharing units" in rnnkit.explain(rnnkit.LSTM(16, 64, backend="numba"), x).kernel
-    assert "sharing units" not in rnnkit.explain(rnnkit.LSTM(16, 64, backend="numba"), x, [20, 3]).kernel
+def test_groups_and_members_at_once_are_the_oracle(three_threads, monkeypatch):
+    monkeypatch.setattr(_threads, "_usable_cores", lambda: 4)
+    divide(monkeypatch, 2, 2)
+    for cell in CELLS:
+        worst = parity("numba", Case(cell, 6, 5, 6, 53, ragged=True), "float64")
+        assert max(worst.values()) <= 1, worst
+
+
+def test_explain_tells_when_units_are_shared(three_threads, monkeypatch):
+    x, layer = np.zeros((20, 3, 16), np.float32), rnnkit.LSTM(16, 64, backend="numba")
+    divide(monkeypatch, 1, 3)
+    assert "3 of 3 threads, sharing units" in rnnkit.explain(layer, x).kernel
+    divide(monkeypatch, 3, 1)
+    assert rnnkit.explain(layer, x).kernel.endswith("3 of 3 threads")
 
 
 def everything(layer: rnnkit.Module, x: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:
@@ -73,11 +121,13 @@ def test_the_bits_do_not_depend_on_how_work_is_shared(kind, options, ragged, thr
     layer = kind(21, 70, 2, bidirectional=True, backend="numba", rng=1, **options)
     x = rng.standard_normal((9, 14, 21)).astype(np.float32)
     lengths = rng.integers(0, 10, 14) if ragged else None
-    shared = everything(layer, x, lengths)
-    monkeypatch.setattr(backend, "UNITS_FROM", np.inf)
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(_threads, "_threads", threads)
-        for a, b in zip(shared, everything(layer, x, lengths), strict=True):
+    monkeypatch.setattr(_threads, "_usable_cores", lambda: 4)
+    found = []
+    for groups, members in ((1, 1), (2, 1), (3, 1), (1, 2), (1, 3), (2, 2), (1, 4)):
+        divide(monkeypatch, groups, members)
+        found.append(everything(layer, x, lengths))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -110,7 +160,7 @@ def test_a_forked_child_has_threads_of_its_own(three_threads):
     layer = rnnkit.GRU(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    with _threads.meeting(3):  # held by the parent at the moment of the fork
+    with _threads.the_team()._taken:  # held by the parent at the moment of the fork
         child = os.fork()
         if child == 0:
             os._exit(0 if np.array_equal(layer(x)[0], want) else 1)
@@ -129,68 +179,71 @@ def test_set_num_threads(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_share_that_does_not_come_is_not_waited_for(error, three_threads, monkeypatch):
-    """The caller's own share is interrupted before it starts: the others leave the barrier, the error comes out."""
+def test_a_job_that_is_never_posted_leaves_the_team_free(error, three_threads, monkeypatch):
+    """The caller is interrupted between booking its threads and the launch."""
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    original = backend.run_shares
 
-    def interrupted(function, bounds, *abandon):
-        def share(low: int, high: int) -> None:
-            if abandon and low == 0:
-                raise error
-            function(low, high)
-
-        original(share, bounds, *abandon)
+    def interrupted(*_):
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "run_shares", interrupted)
+        patch.setattr(backend, "launch_forward", interrupted)
         with pytest.raises(error):
             layer(x)
+    assert not _threads.the_team()._taken.locked()
     np.testing.assert_array_equal(layer(x)[0], want)
+
+
+def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads, monkeypatch):
+    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    x = np.ones((20, 2, 16), np.float32)
+    want = layer(x)[0]
+    team = _threads.the_team()
+    wake = team._wake
+
+    def interrupted(threads):
+        wake(threads)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(team, "_wake", interrupted)
+        time.sleep(0.2)  # until all are asleep
+        with pytest.raises(KeyboardInterrupt):
+            layer(x)
+    assert not team._taken.locked()
+    for _ in range(3):
+        np.testing.assert_array_equal(layer(x)[0], want)
+        time.sleep(0.05)
+
+
+def test_threads_sleep_between_calls_and_wake(three_threads):
+    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    x = np.ones((20, 3, 16), np.float32)
+    want = layer(x)[0]
+    for pause in (0, 0.01, 0.3, 0):
+        for _ in range(20 if not pause else 2):
+            time.sleep(pause)
+            np.testing.assert_array_equal(layer(x)[0], want)
+    time.sleep(0.5)
+    state, line = _threads.the_team()._state, team_kernels.LINE // 8
+    asleep = [state[team_kernels.ASLEEP // 8 + line * k] for k in (1, 2)]
+    assert asleep == [1, 1], "threads still spin, half a second after the last call"
 
 
 def test_read_only_arrays_compile_nothing_anew():
     layer = rnnkit.GRU(5, 7, backend="numba", rng=0)
     x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
     want = layer(x)[0], layer.backward(np.ones((4, 3, 7), np.float32))[0]
-    compiled = backend.kernels("gru", "float32")
-    before = len(compiled.forward.signatures), len(compiled.backward.signatures)
+    launches = backend.launch_forward, backend.launch_backward
+    before = [len(launch.signatures) for launch in launches]
     dy = np.ones((4, 3, 7), np.float32)
     for a in (x, dy, *layer.params.values()):
         a.flags.writeable = False
     np.testing.assert_array_equal(layer(x)[0], want[0])
     np.testing.assert_array_equal(layer.backward(dy)[0], want[1])
-    assert (len(compiled.forward.signatures), len(compiled.backward.signatures)) == before
-
-
-@pytest.mark.parametrize("after", [0, 1])
-def test_an_interrupt_while_shares_are_handed_out_leaves_nobody_waiting(after, three_threads, monkeypatch):
-    """Ctrl-C just after a share was queued, which then waits for shares that never come."""
-    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
-    x = np.ones((20, 2, 16), np.float32)
-    want = layer(x)[0]
-    jobs, meetings = _threads._jobs, []
-
-    class Interrupted:
-        def put(self, job):
-            jobs.put(job)
-            if job.function.__qualname__.startswith("_run_forward"):
-                meetings.append(job)
-                if len(meetings) == after + 1:
-                    raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_threads, "_jobs", Interrupted())
-        with pytest.raises(KeyboardInterrupt):
-            layer(x)
-    assert len(meetings) == after + 1
-    done = threading.Thread(target=lambda: meetings[-1].running.acquire(), daemon=True)
-    done.start()
-    done.join(30)
-    assert not done.is_alive(), "the share that was queued last still waits"
-    np.testing.assert_array_equal(layer(x)[0], want)
+    assert [len(launch.signatures) for launch in launches] == before
 
 
 def test_more_cores_may_come_later(three_threads, monkeypatch):
@@ -199,7 +252,7 @@ def test_more_cores_may_come_later(three_threads, monkeypatch):
     want = layer(x)[0]
     monkeypatch.setattr(_threads, "_usable_cores", lambda: 6)
     np.testing.assert_array_equal(layer(x)[0], want)
-    assert _threads._workers >= 6
+    assert len(_threads.the_team()._workers) >= 5
 
 
 def test_layers_serve_in_a_thread_that_outlives_the_main_one():
@@ -207,7 +260,7 @@ def test_layers_serve_in_a_thread_that_outlives_the_main_one():
 import atexit, threading, time
 import numpy as np, rnnkit
 from rnnkit import _threads
-_threads.SHARED_FROM = 0
+_threads.SHARED_FROM = _threads.WOKEN_FROM = 0
 layer, x = rnnkit.LSTM(16, 16, rng=0), np.ones((5, 8, 16), np.float32)
 want = layer(x)[0]
 atexit.register(lambda: print("atexit", np.array_equal(layer(x)[0], want), flush=True))

@@ -102,3 +102,19 @@ def test_gradients_add_up_over_calls():
     for name, grad in cell.grads.items():
         np.testing.assert_array_equal(grad, 2 * once[name])
         assert once[name].any()
+
+
+@pytest.mark.parametrize("kind", [rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM])
+def test_a_layer_of_one_step_leaves_rows_of_no_length_as_they_were(kind, cpu_backend):
+    rng = np.random.default_rng(0)
+    layer = kind(5, 20, backend=cpu_backend, rng=0)
+    x = rng.standard_normal((1, 4, 5)).astype(np.float32)
+    states = tuple(rng.standard_normal((1, 4, 20)).astype(np.float32) for _ in layer.cell.states)
+    given = states if len(states) == 2 else states[0]
+    whole, ragged = layer(x, given), layer(x, given, lengths=[0, 1, 0, 1])
+    ends = [s if isinstance(s, tuple) else (s,) for s in (whole[1], ragged[1])]
+    assert not ragged[0][:, ::2].any()
+    np.testing.assert_array_equal(ragged[0][:, 1::2], whole[0][:, 1::2])
+    for before, full, end in zip(states, *ends, strict=True):
+        np.testing.assert_array_equal(end[:, ::2], before[:, ::2])
+        np.testing.assert_array_equal(end[:, 1::2], full[:, 1::2])

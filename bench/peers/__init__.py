@@ -46,11 +46,15 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class PeerRow:
-    """One row of PEERS: its name, its file, and whether it is rnnkit itself."""
+    """One row of PEERS: its name, its file, whether it is rnnkit itself, and whether it compiles for every point.
+
+    One that does is asked to prepare before the others, and compiles while they are checked.
+    """
 
     name: str
     module: str
     ours: bool = False
+    compiles: bool = False
 
     def load(self) -> Peer:
         return importlib.import_module(self.module).make(self.name)
@@ -63,7 +67,7 @@ PEERS: dict[str, PeerRow] = {
         *(PeerRow(name, "bench.peers.rnnkit", ours=True) for name in BACKENDS),
         PeerRow("torch", "bench.peers.torch"),
         PeerRow("onnxruntime", "bench.peers.onnxruntime"),
-        PeerRow("jax", "bench.peers.jax"),
+        PeerRow("jax", "bench.peers.jax", compiles=True),
     )
 }
 ORACLE = "numpy"  # a backend of rnnkit that is there to be right

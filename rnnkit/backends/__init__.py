@@ -47,6 +47,22 @@ class Gradients(NamedTuple):
     dweights: Weights
 
 
+class Description(NamedTuple):
+    """A kernel in words, and bytes that a forward takes beyond x and its results: see `explain`.
+
+    transient  while it runs
+    kept       until its backward has run
+    resident   those of `transient` that stay with the backend, for its next call, whatever that is
+    own        others that stay, for the next call of the same layer
+    """
+
+    kernel: str
+    transient: int
+    kept: int
+    resident: int = 0
+    own: int = 0
+
+
 class Backend(Protocol):
     """What a backend module provides: one layer in one direction. No argument is checked here: `ops` has done it.
 
@@ -77,8 +93,8 @@ class Backend(Protocol):
         """dy (T, B, R), of any strides, or None for zeros; dstate_n one array a state. Neither is written to."""
         ...
 
-    def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
-        """The kernel in words; the bytes a forward takes beyond x and its results while it runs, and those it keeps."""
+    def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
+        """What a forward of these sizes would run, and the memory it takes."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Forward, Gradients, Sizes
+from rnnkit.backends import Description, Forward, Gradients, Sizes
 from rnnkit.backends.cuda.problem import Problem
 from rnnkit.backends.cuda.schedules import Schedule, choose
 from rnnkit.cells import Array, Cell, State, Weights
@@ -60,13 +60,13 @@ def backward(cell: Cell, dtype: DType, saved: Saved, dy: Array | None, dstate_n:
         return saved.schedule.load().backward(saved.problem, saved.own, dy, dstate_n, weights)
 
 
-def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     """See `rnnkit.backends.Backend.describe`; of the current device."""
     import cupy
 
     schedule, why = choose(cell, dtype, sizes, arch_of(cupy.cuda.Device().id))
     detail, transient, kept = schedule.load().describe(cell, dtype, sizes, keep)
-    return f"{cell.name}, schedule {schedule.name}: {why}; {detail}", transient, kept
+    return Description(f"{cell.name}, schedule {schedule.name}: {why}; {detail}", transient, kept)
 
 
 @cache

@@ -18,7 +18,7 @@ import cupy
 import numpy as np
 from numba import cuda
 
-from rnnkit.backends import Forward, Gradients, Sizes, by_scan
+from rnnkit.backends import Description, Forward, Gradients, Sizes, by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.backends.cuda.arena import refuse_capture
 from rnnkit.cells import Array, Cell, State, Weights
@@ -153,7 +153,7 @@ def _argument(value: Any, kind: Any) -> Any:
     return cuda.as_cuda_array(array, sync=False)
 
 
-def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     """See `rnnkit.backends.Backend.describe`."""
     T, B, I, H, R, N = sizes
     S, C, GH = dtype.storage.itemsize, dtype.compute.itemsize, cell.n_gates * H
@@ -166,4 +166,5 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     step = 0 if keep else 8 * B + (projected + 4 * reset_before) * B * H * S
     _, threads = launch_shape(B, H)
     words = f"{cell.name} in Numba CUDA, one launch a sequence, a block of {threads} threads a row"
-    return words, T * B * GH * C + gathered + widened + weights + step, kept + (8 * N if keep and N != T * B else 0)
+    kept += 8 * N if keep and N != T * B else 0
+    return Description(words, T * B * GH * C + gathered + widened + weights + step, kept)

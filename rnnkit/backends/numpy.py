@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Forward, Gradients, Sizes, by_scan
+from rnnkit.backends import Description, Forward, Gradients, Sizes, by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.cells import Array, Cell, Kept, State, Weights
 from rnnkit.dtypes import DType
@@ -128,7 +128,7 @@ def _cast_all(arrays: tuple[Array | None, ...], dtype: np.dtype) -> tuple[Array,
     return tuple(_cast(a, dtype) for a in arrays)
 
 
-def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     """See `rnnkit.backends.Backend.describe`."""
     T, B, I, H, R, N = sizes
     itemsize = dtype.compute.itemsize
@@ -141,7 +141,8 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     if dtype.storage != dtype.compute:  # x stays for backward; weights and y are there in both dtypes while it runs
         kept += T * B * I * itemsize if keep else 0
         widened = (T * B * (R + (0 if keep else I)) + cell.n_gates * H * (I + R + 2)) * itemsize
-    return f"{cell.name} in NumPy, one step at a time", T * cell.n_gates * row + gathered + step + widened, kept
+    transient = T * cell.n_gates * row + gathered + step + widened
+    return Description(f"{cell.name} in NumPy, one step at a time", transient, kept)
 
 
 @cache

@@ -16,7 +16,7 @@ from rnnkit.cells import Array
 
 @dataclass(frozen=True)
 class Packing:
-    """How rows are stored: sorted by length, longest first, without padding. See kernels/scan.py."""
+    """How rows are stored: sorted by length, longest first, without padding. See kernels/frame.py."""
 
     T: int
     B: int
@@ -53,6 +53,10 @@ class Packing:
     def sorted(self, state: Array) -> Array:
         """A copy of state (B, K), in the order of storage."""
         return np.array(state, order="C") if self.order is None else state[self.order]
+
+    def ordered(self, state: Array) -> Array:
+        """`sorted`, or state itself where its order is the same."""
+        return state if self.order is None else state[self.order]
 
     def unsorted(self, state: Array) -> Array:
         """The inverse."""

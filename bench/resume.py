@@ -1,0 +1,49 @@
+"""Going on with a run that was interrupted, from the file it left: same commit, settings and versions, or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.document import Document, load
+from bench.grid import Point
+
+# Of the settings; how busy the machine was and how long it took may differ.
+SAME_SETTINGS = ("passes", "cells", "threads", "seconds", "rounds", "calls", "every")
+
+
+def begun(path: Path, fresh: Document) -> Document | None:
+    """The document at `path`, which `fresh` (a new one, with no points) may continue; None where there is no file.
+
+    Raises ValueError naming the first thing that is not the same in both.
+    """
+    if not path.exists():
+        return None
+    old = load(path)
+    for what, was, now in _pairs(old, fresh):
+        if was != now:
+            raise ValueError(f"{path} cannot be resumed: its {what} is {was!r}, and now it would be {now!r}")
+    return old
+
+
+def remaining(points: list[Point], document: Document) -> list[Point]:
+    """Those of the points that the document does not have yet, in order."""
+    done = {str(Point.from_dict(entry["point"])) for entry in document["points"]}
+    return [point for point in points if str(point) not in done]
+
+
+def _pairs(old: Document, fresh: Document) -> list[tuple[str, Any, Any]]:
+    pairs = [(key, old[key], fresh[key]) for key in ("grid", "dtype", "commit")]
+    pairs += [(f"setting {key}", old["settings"].get(key), fresh["settings"].get(key)) for key in SAME_SETTINGS]
+    pairs += [("processor", old["machine"]["cpu"], fresh["machine"]["cpu"])]
+    pairs += [("list of peers", _peers(old), _peers(fresh))]
+    versions = [(name, peer.get("versions"), fresh["peers"][name].get("versions")) for name, peer in _both(old, fresh)]
+    return pairs + [(f"version of {name}", was, now) for name, was, now in versions]
+
+
+def _peers(document: Document) -> list[str]:
+    return list(document["peers"])
+
+
+def _both(old: Document, fresh: Document) -> list[tuple[str, Any]]:
+    return [(name, peer) for name, peer in old["peers"].items() if name in fresh["peers"]]

@@ -1,0 +1,303 @@
+"""What the time loops share: their arguments, how threads divide a call, and the work before the first step.
+
+A call's threads form `groups` groups of `members`. A group has rows [b0, b1) of the batch, from a table, and walks the
+sequence without looking at the others; inside a group each member has units [u0, u1) of every row, and they meet once
+a step or twice. Bits do not depend on either number.
+
+Rows are sorted by length, longest first, and stored packed: the steps of all rows one after the other in time order,
+step t holding rows 0 to counts[t] - 1, from offsets[t] on. N steps in all; without lengths that is plain (T, B, ·). So
+no work is done on padding, and what a step reads and writes is contiguous.
+
+A job gets the address of a block of words: those of `Forward` or `Backward`, the first of which is the address of a
+`Shape`, which does not change from call to call. All arrays are C-contiguous; what a cell does not have is any array.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from rnnkit.kernels.digest import digest
+from rnnkit.kernels.jit import inner, outer
+from rnnkit.kernels.pack import packer
+from rnnkit.kernels.product import products, tile_shape
+from rnnkit.kernels.team import LINE, add, set_word, wait, word
+from rnnkit.kernels.vector import INT64, vectors
+
+
+class Shape(NamedTuple):
+    """Numbers of a call that its arguments' shapes decide. R is P under projection, else H; `chunk` in steps.
+
+    The rest are places in bytes: of the packed weights, w_x, w_h and w_p in their own memory; in the scratch memory
+    of two states h (B, R) in turn, operands (B, H) that members exchange, and `own_size` for each thread from `own` on.
+    """
+
+    T: int
+    B: int
+    I: int
+    H: int
+    R: int
+    N: int
+    chunk: int
+    groups: int
+    members: int
+    reverse: int
+    keep: int
+    w_x: int
+    w_h: int
+    w_p: int
+    states: int
+    exchanged: int
+    own: int
+    own_size: int
+
+
+class Forward(NamedTuple):
+    """Addresses of a forward call.
+
+    x (N, I); w_ih, w_hh, w_hr, b_ih, b_hh as PyTorch's; h0 (B, R), c0 (B, H); out: y (N, R), h_n, c_n. As `keep`:
+    kept (N, KEPT*H), h_prev (N, R), c_prev (N, H), and extra (N, H): what the projection multiplies, or r h'.
+    packed: the packed weights; digest: 0, or of two words the digest of the weights that are there already, and 1 where
+    some are (kernels/digest.py).
+    """
+
+    shape: int
+    x: int
+    offsets: int
+    counts: int
+    rows: int
+    w_ih: int
+    w_hh: int
+    w_hr: int
+    b_ih: int
+    b_hh: int
+    h0: int
+    c0: int
+    y: int
+    h_n: int
+    c_n: int
+    kept: int
+    h_prev: int
+    c_prev: int
+    extra: int
+    packed: int
+    digest: int
+    scratch: int
+    meeting: int
+
+
+class Backward(NamedTuple):
+    """Addresses of a backward call.
+
+    dy (N, R) or 0; dh (B, R), dc (B, H): in the gradients of the final states, out those of the initial ones;
+    dgates_x, dgates_h (N, G*H), one array where the sides are not apart; dprojected (N, R); x and what forward kept.
+    Out: dx (N, I), dw_ih, dw_hh, dw_hr as the weights, db_ih, db_hh (G*H,).
+    """
+
+    shape: int
+    x: int
+    offsets: int
+    counts: int
+    rows: int
+    w_ih: int
+    w_hh: int
+    w_hr: int
+    kept: int
+    h_prev: int
+    c_prev: int
+    extra: int
+    dy: int
+    dh: int
+    dc: int
+    dgates_x: int
+    dgates_h: int
+    dprojected: int
+    dx: int
+    dw_ih: int
+    dw_hh: int
+    dw_hr: int
+    db_ih: int
+    db_hh: int
+    scratch: int
+    meeting: int
+
+
+def _reader(kind: type) -> Any:
+    """read(address): the words there as a `kind`."""
+    count = len(kind._fields)  # type: ignore[attr-defined]
+    fields = types.NamedUniTuple(types.intp, count, kind)
+
+    @intrinsic
+    def read(typing, address):
+        def emit(context, builder, sig, args):
+            words = builder.inttoptr(args[0], INT64.as_pointer())
+            values = [builder.load(builder.gep(words, [ir.Constant(INT64, k)])) for k in range(count)]
+            return context.make_tuple(builder, fields, values)
+
+        return fields(types.intp), emit
+
+    return read
+
+
+read_shape: Any = _reader(Shape)
+read_forward: Any = _reader(Forward)
+read_backward: Any = _reader(Backward)
+
+
+class Part(NamedTuple):
+    """A thread's part of a call: its group, its place there, its rows, and where its group meets."""
+
+    group: int
+    member: int
+    b0: int
+    b1: int
+    threads: int
+    everyone: int
+    together: int
+
+
+@inner
+def part_of(s, rows, meeting, index):
+    group, member = index // s.members, index % s.members
+    return Part(
+        group,
+        member,
+        word(rows + 8 * group),
+        word(rows + 8 * group + 8),
+        s.groups * s.members,
+        meeting,
+        meeting + LINE * (1 + group),
+    )
+
+
+@inner
+def meet_all(p, times):
+    """All threads of the call, for the `times`-th time."""
+    if p.threads > 1:
+        wait(p.everyone, p.threads * times)
+
+
+@inner
+def meet(s, p, times):
+    """The members of a group, for the `times`-th time."""
+    if s.members > 1:
+        wait(p.together, s.members * times)
+
+
+@cache
+def make_frame(dtype: str) -> SimpleNamespace:
+    """The functions of a dtype; addresses, and sizes in elements or, where said, in bytes.
+
+    bound(width, members, member)   where a member's share of `width` columns begins: at a whole vector
+    copy(source, target, count), add_to(source, target, count), clear(target, count)
+    already_packed(a, s, p, index, gates)
+        whether the packed weights are there; all meet once in it where there may be some. Else, after all have packed
+        and met, note_packed(a, p, index)
+    pack_share(w, K, transposed, width, blocks, s, p, packed)
+        packs, with the other groups, the rows of W (blocks * width, K) that this member needs: its share of each block
+    input_product(s, p, low, steps, x, w_x, offsets, counts, gates, GH)
+        gates = x W_ih^T, steps [low, low + steps) of the thread's own rows; returns the rows from one step to the next
+        in `gates`, or 0 for packed as x is, where the share is the whole batch
+    """
+    v, pack, lib = vectors(dtype), packer(dtype), products(dtype)
+    load, store, load_first, store_first = v.whole.load, v.whole.store, v.first.load, v.first.store
+    size, lanes, panel_width = v.itemsize, v.lanes, tile_shape()[1] * v.lanes
+    product, product_steps = lib.product, lib.product_steps
+
+    @inner
+    def bound(width, members, member):
+        return width if member == members else width * member // members // lanes * lanes
+
+    @inner
+    def copy(source, target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(load(source + j * size, lanes), target + j * size, lanes)
+        if last < count:
+            n = count - last
+            store_first(load_first(source + last * size, n), target + last * size, n)
+
+    @inner
+    def add_to(source, target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(load(source + j * size, lanes) + load(target + j * size, lanes), target + j * size, lanes)
+        if last < count:
+            n, at = count - last, last * size
+            store_first(load_first(source + at, n) + load_first(target + at, n), target + at, n)
+
+    @inner
+    def clear(target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(0.0, target + j * size, lanes)
+        if last < count:
+            store_first(0.0, target + last * size, count - last)
+
+    @outer
+    def already_packed(a, s, p, index, gates):
+        if not a.digest:
+            return False
+        sum_at = p.everyone + 8
+        part = digest(a.w_ih, gates * s.H * s.I * size, 1, index, p.threads)
+        part += digest(a.w_hh, gates * s.H * s.R * size, 2, index, p.threads)
+        if a.w_hr:
+            part += digest(a.w_hr, s.R * s.H * size, 3, index, p.threads)
+        add(sum_at, part)
+        meet_all(p, 1)
+        found = word(sum_at)
+        there = word(a.digest) == found and word(a.digest + 8) == 1
+        return there
+
+    @outer
+    def pack_share(w, K, transposed, width, blocks, s, p, packed):
+        first = bound(width, s.members, p.member)
+        share = bound(width, s.members, p.member + 1) - first
+        N = blocks * share
+        panels = (N + panel_width - 1) // panel_width
+        begin, end = panels * p.group // s.groups, panels * (p.group + 1) // s.groups
+        row = (blocks * width if transposed else K) * size
+        pack(w, row, K, transposed, first, share, width, N, begin, end, packed + blocks * first * K * size)
+
+    @inner
+    def note_packed(a, p, index):
+        """After all have packed."""
+        if a.digest and index == 0:
+            set_word(a.digest, word(p.everyone + 8))
+            set_word(a.digest + 8, 1)
+
+    @outer
+    def input_product(s, p, low, steps, x, w_x, offsets, counts, gates, GH):
+        I, B, row_x, row_g, rows = s.I, s.B, s.I * size, GH * size, p.b1 - p.b0
+        first = word(offsets + 8 * low)
+        if rows == B:
+            total = word(offsets + 8 * (low + steps)) - first
+            product(x + first * row_x, row_x, w_x, I, gates, row_g, GH, total, 0, False)
+            return 0
+        if word(counts + 8 * (low + steps - 1)) == B:
+            x_low = x + (first + p.b0) * row_x
+            product_steps(
+                x_low, B * row_x, row_x, size, w_x, I, gates, rows * row_g, row_g, GH, steps, rows, 0, False
+            )  # fmt: skip
+            return rows
+        for t in range(low, low + steps):
+            live, at = min(p.b1, word(counts + 8 * t)) - p.b0, gates + (t - low) * rows * row_g
+            x_step = x + (word(offsets + 8 * t) + p.b0) * row_x
+            product(x_step, row_x, w_x, I, at, row_g, GH, max(live, 0), 0, False)
+        return rows
+
+    return SimpleNamespace(
+        bound=bound,
+        already_packed=already_packed,
+        note_packed=note_packed,
+        copy=copy,
+        add_to=add_to,
+        clear=clear,
+        pack_share=pack_share,
+        input_product=input_product,
+    )

@@ -1,0 +1,96 @@
+"""Memory that the Numba backend keeps between calls: a thread's scratch, and weights packed for inference.
+
+Packed weights are looked up by the arrays they came from and stay good while those hold what they held: the kernels
+read a digest of the weights at every call (kernels/digest.py), which takes a fraction of packing them anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+# Scratch memory stays with a thread for its next call, up to this many bytes: fresh memory costs a page fault for each
+# 4 KiB, which is as long as packing the weights takes.
+KEPT_SCRATCH = 64 << 20
+# Packed weights are kept from so many bytes on, below which packing costs what a digest does; and so many in all, those
+# used last.
+KEPT_PACKED_FROM, KEPT_PACKED = 96 << 10, 128 << 20
+LINE = 64
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def aligned(size: int) -> np.ndarray:
+    """`size` bytes of any contents, from an address that vectors do not straddle."""
+    whole = np.empty(size + LINE, np.uint8)
+    start = -whole.ctypes.data % LINE
+    return whole[start : start + size]
+
+
+class Scratch(threading.local):
+    """Each thread's scratch memory."""
+
+    def __init__(self) -> None:
+        self.room = _NOTHING
+
+    def get(self, size: int) -> np.ndarray:
+        """`size` bytes, or more."""
+        room = self.room
+        if room.nbytes < size:
+            del room
+            self.room = _NOTHING  # the old memory goes before the new comes
+            room = aligned(size)
+            if size <= KEPT_SCRATCH:
+                self.room = room
+        return room
+
+    def clear(self) -> None:
+        """Gives the calling thread's memory back."""
+        self.room = _NOTHING
+
+
+class Packed:
+    """One layer's packed weights: a line for their digest, then themselves. One call at a time may have them."""
+
+    def __init__(self, size: int) -> None:
+        self.taken = threading.Lock()
+        self.room = aligned(LINE + size)
+        self.room[:LINE] = 0
+
+
+class PackedWeights:
+    """Those used last, by any hashable key that decides their size and layout."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[Hashable, Packed] = OrderedDict()
+        self._bytes = 0
+
+    def take(self, key: Hashable, size: int) -> Packed | None:
+        """The memory under `key`, taken: release it by `.taken.release()`. None where another call has it."""
+        with self._lock:
+            found = self._held.get(key)
+            if found is None:
+                found = self._held[key] = Packed(size)
+                self._bytes += found.room.nbytes
+                while self._bytes > KEPT_PACKED and len(self._held) > 1:
+                    _, gone = self._held.popitem(last=False)
+                    self._bytes -= gone.room.nbytes
+            else:
+                self._held.move_to_end(key)
+        return found if found.taken.acquire(blocking=False) else None
+
+    def clear(self) -> None:
+        """Gives all of it back."""
+        with self._lock:
+            self._held.clear()
+            self._bytes = 0
+
+
+def is_kept(size: Any) -> bool:
+    """Whether packed weights of so many bytes stay between calls."""
+    return KEPT_PACKED_FROM <= size <= KEPT_PACKED

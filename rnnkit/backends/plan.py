@@ -1,0 +1,198 @@
+"""How the Numba backend divides a call over threads and lays out its scratch memory: decided from shapes alone, once.
+
+The table below holds what the decisions rest on. They are guesses of time, and never change a bit of a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from rnnkit.backends.packing import Packing
+from rnnkit.kernels import scan
+from rnnkit.kernels.frame import Shape
+from rnnkit.kernels.large import room_of
+from rnnkit.kernels.pack import padded
+from rnnkit.kernels.vector import vector_bytes, vectors
+
+RESET_BEFORE = "gru_reset_before"
+
+# One core's FLOP a microsecond in float32, by the width of its vectors: one multiply-add a cycle at 3.5 GHz.
+FLOP_US = {64: 112e3, 32: 100e3, 16: 25e3}
+# How fast weights of up to so many bytes come, bytes a microsecond for one core: the caches' and the memory's rates. As
+# long as that is no longer than the arithmetic it hides behind it.
+STREAM = ((24 << 10, 200e3), (768 << 10, 110e3), (20 << 20, 80e3), (1 << 62, 28e3))
+# A meeting of the members of a group, which come at slightly different times; the cell on one vector of units.
+MEETING_US, VECTOR_US = 0.3, 0.02
+# The input's products are computed this many bytes at a time for each thread: what stays in its second-level cache
+# beside the weights' panel in use.
+CHUNK_BYTES = 1 << 18
+
+
+class Sizes(NamedTuple):
+    """What a plan is made from. R is P under projection, else H; N the steps of all rows."""
+
+    cell: str
+    dtype: str
+    gates: int
+    T: int
+    B: int
+    I: int
+    H: int
+    R: int
+    N: int
+    projected: bool
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self.dtype == "float32" else 8
+
+    @property
+    def meetings(self) -> int:
+        """Of the members of a group, a step."""
+        return 2 if self.projected or self.cell == RESET_BEFORE else 1
+
+
+class Plan(NamedTuple):
+    """groups and members (kernels/frame.py), the bounds of the groups' rows (groups + 1,), steps of a chunk.
+
+    words: the `Shape` as a job reads it. packed, scratch: bytes of memory for packed weights and of scratch memory.
+    """
+
+    groups: int
+    members: int
+    rows: np.ndarray
+    chunk: int
+    words: np.ndarray
+    packed: int
+    scratch: int
+
+
+def step_us(sizes: Sizes, groups: int, members: int) -> float:
+    """Guessed microseconds of one forward step, shared so."""
+    rows = -(-sizes.N // max(1, sizes.T)) / groups
+    units, width = sizes.H / members, sizes.itemsize / 4
+    flop = 2 * rows * sizes.gates * units * sizes.R + (2 * rows * sizes.H * sizes.R / members if sizes.projected else 0)
+    weights = sizes.gates * units * sizes.R * sizes.itemsize
+    time = max(width * flop / FLOP_US[vector_bytes()], weights / _rate(weights))
+    time += VECTOR_US * width * rows * sizes.gates * units / 64
+    return time + (MEETING_US * sizes.meetings if members > 1 else 0)
+
+
+@lru_cache(4096)
+def call_us(sizes: Sizes) -> float:
+    """Guessed microseconds of a forward call on one thread."""
+    width, weights = sizes.itemsize / 4, sizes.gates * sizes.H * sizes.I * sizes.itemsize
+    outside = width * 2 * sizes.N * sizes.gates * sizes.H * sizes.I / FLOP_US[vector_bytes()]
+    if sizes.T == 1:
+        outside = max(outside, weights / _rate(weights))
+    return sizes.T * step_us(sizes, 1, 1) + outside
+
+
+def _rate(size: float) -> float:
+    return next(rate for most, rate in STREAM if size <= most)
+
+
+def divisions(sizes: Sizes, threads: int) -> Iterator[tuple[int, int]]:
+    """Every (groups, members) of at most `threads` threads, all of which have work."""
+    whole_vectors = max(1, sizes.H // vectors(sizes.dtype).lanes)
+    for members in range(1, min(threads, whole_vectors) + 1):
+        yield max(1, min(threads // members, sizes.B)), members
+
+
+@lru_cache(4096)
+def division(sizes: Sizes, threads: int) -> tuple[int, int]:
+    """(groups, members) of the least guessed time."""
+    return min(divisions(sizes, threads), key=lambda d: (step_us(sizes, *d), d))
+
+
+def threads_of(sizes: Sizes, threads: int) -> int:
+    """How many of so many threads would be used."""
+    groups, members = division(sizes, threads)
+    return groups * members
+
+
+def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse: bool, keep: bool) -> Plan:
+    """The plan of a division, and where everything stands in memory. rows: the bounds of the groups' rows."""
+    if single(sizes) and not backward:
+        return _step_layout(sizes, members, rows, keep)
+    cell, dtype, G, T, B, I, H, R, N, projected = sizes
+    item, at, places = sizes.itemsize, 0, []
+
+    def place(elements: int) -> None:
+        nonlocal at
+        places.append(at)
+        at += _lines(elements * item)
+
+    GH, reset_before, most_rows, groups = G * H, cell == RESET_BEFORE, int(np.diff(rows).max()), len(rows) - 1
+    share = max(_share(H, members, dtype))
+    chunk = max(1, min(T, CHUNK_BYTES // max(1, most_rows * G * share * item)))
+    packed = 0
+    if backward:
+        place(padded(I, dtype) * GH)
+        place(padded(R, dtype) * (2 * H if reset_before else GH))
+        place(padded(H, dtype) * (H if reset_before else R if projected else 0))
+        place(0)
+        own = room_of(max(I, R, H), dtype)
+    else:
+        place(padded(GH, dtype) * I)
+        place(padded(2 * H if reset_before else GH, dtype) * R)
+        place(padded(H, dtype) * H if reset_before else padded(R, dtype) * H if projected else 0)
+        packed, at = at, 0
+        place(2 * B * R)
+        own = most_rows * G * share * (chunk + (1 if not reset_before and scan.is_split(cell) else 0))
+    place(B * H if projected or reset_before else 0)
+    own_size = _lines(own * item)
+    numbers = Shape._make([T, B, I, H, R, N, chunk, groups, members, reverse, keep, *places, at, own_size])
+    scratch = at + groups * members * own_size
+    return Plan(groups, members, rows, chunk, np.array(numbers, np.int64), packed, scratch)
+
+
+def _step_layout(sizes: Sizes, members: int, rows: np.ndarray, keep: bool) -> Plan:
+    """The same for kernels/step.py, which packs nothing: the gates of a vector of units; and of rows r, z and r h'."""
+    cell, dtype, G, T, B, I, H, R, N, _ = sizes
+    groups, before = len(rows) - 1, cell == RESET_BEFORE and not keep
+    own = _lines((2 * G * vectors(dtype).lanes + (2 * B * H if before else 0)) * sizes.itemsize)
+    at = _lines((B * H if before else 0) * sizes.itemsize)
+    numbers = Shape(T, B, I, H, R, N, 1, groups, members, False, keep, 0, 0, 0, 0, 0, at, own)
+    return Plan(groups, members, rows, 1, np.array(numbers, np.int64), 0, at + groups * members * own)
+
+
+def _lines(size: int) -> int:
+    """A size in bytes, in whole cache lines."""
+    return -(-size // 64) * 64
+
+
+def _share(width: int, members: int, dtype: str) -> list[int]:
+    """How many of `width` units each member has, as kernels/frame.py's `bound` divides them."""
+    lanes = vectors(dtype).lanes
+    return [b - a for a, b in pairwise([*(width * k // members // lanes * lanes for k in range(members)), width])]
+
+
+def single(sizes: Sizes) -> bool:
+    """Whether a forward is one step by itself (kernels/step.py)."""
+    return sizes.T == 1 and not sizes.projected
+
+
+@lru_cache(512)
+def _whole_plan(sizes: Sizes, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
+    groups, members = division(sizes, threads) if threads > 1 else (1, 1)
+    rows = np.array([sizes.B * k // groups for k in range(groups + 1)], np.int64)
+    return layout(sizes, members, rows, backward, reverse, keep)
+
+
+def plan_for(sizes: Sizes, p: Packing, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
+    """The plan of a call on so many threads. Ragged rows are divided into about equal numbers of steps."""
+    if p.order is None or (single(sizes) and not backward):
+        return _whole_plan(sizes, threads, backward, reverse, keep)
+    groups, members = division(sizes, threads) if threads > 1 else (1, 1)
+    return layout(sizes, members, np.array(p.bounds(groups), np.int64), backward, reverse, keep)
+
+
+def forget() -> None:
+    """Plans are made anew from here on."""
+    _whole_plan.cache_clear()

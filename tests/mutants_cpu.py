@@ -1,0 +1,247 @@
+"""Planted bugs of the compiled CPU path: its host side, its loops and their pieces, and the team of threads."""
+
+from __future__ import annotations
+
+from tests.mutation import Edit, Mutant
+
+NUMBA, PLAN, SCAN = "rnnkit/backends/numba.py", "rnnkit/backends/plan.py", "kernels/scan.py"
+FRAME, PRODUCT, PACK, LARGE = "kernels/frame.py", "kernels/product.py", "kernels/pack.py", "kernels/large.py"
+STEP, DIGEST, ACTIVATIONS = "kernels/step.py", "kernels/digest.py", "kernels/activations.py"
+
+
+def _numba(name: str, old: str, new: str, pick: str, file: str = NUMBA) -> Mutant:
+    return Mutant(f"numba: {name}", (Edit(file, old, new),), "tests/test_parity.py", f"numba and float64 and {pick}")
+
+
+def _piece(name: str, file: str, old: str, new: str, tests: str, pick: str) -> Mutant:
+    return Mutant(f"numba: {name}", (Edit(file, old, new),), tests, pick)
+
+
+HOST_MUTANTS = (
+    _numba(
+        "sorted states given back in the order of storage",
+        "        rows[self.order] = state\n",
+        "        rows[...] = state\n",
+        "lstm-T5",
+        "rnnkit/backends/packing.py",
+    ),
+    _numba(
+        "the final gradient of c forgotten",
+        "p.sorted(dstate_n[1]) if two",
+        "p.sorted(0 * dstate_n[1]) if two",
+        "lstm-T5",
+    ),
+    _numba(
+        "dy not put in the order of storage",
+        "_ready(p.pack(np.ascontiguousarray(dy)))",
+        "np.ascontiguousarray(dy).reshape(-1, R)[:N]",
+        "rnn_tanh-T5",
+    ),
+    _numba(
+        "bias_hh given the input side's gradient",
+        "if dgates_h is dgates_x and weights.b_hh is not None",
+        "if weights.b_hh is not None",
+        "gru-T5",
+    ),
+    Mutant(
+        "numba: y past a row's end never written",
+        (Edit("rnnkit/backends/packing.py", "whole = np.zeros((self.T", "whole = np.empty((self.T"),),
+        "tests/test_parity.py",
+        "read_before_it_is_written and numba and gru",
+    ),
+    _piece(
+        "weights packed for other shares are taken",
+        NUMBA,
+        "id(weights.w_hr), plan.members, w_ih.shape",
+        "id(weights.w_hr), w_ih.shape",
+        "tests/test_packed_weights.py",
+        "other_shares",
+    ),
+)
+
+# Each compiles its own kernels: some ten seconds each.
+LOOP_MUTANTS = (
+    _numba(
+        "W_hh not transposed on the way back",
+        "pack_share(a.w_hh, GH, True, R, 1, s, p, w_h)",
+        "pack_share(a.w_hh, GH, False, R, 1, s, p, w_h)",
+        "lstm-T5",
+        SCAN,
+    ),
+    _numba(
+        "dc not multiplied by f on its way back",
+        "return da, da, 0.0, dc * f",
+        "return da, da, 0.0, dc",
+        "lstm-T5",
+        "kernels/lstm.py",
+    ),
+    _numba(
+        "gates f and g swapped in the kernel",
+        "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])\n        g, o = tanh(x[2] + u[2])",
+        "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])\n        g, o = tanh(x[1] + u[1])",
+        "lstm-T5",
+        "kernels/lstm.py",
+    ),
+    _numba(
+        "r left out of the hidden side's gradient",
+        "(da_r, da_z, da_n * r), dh * z",
+        "(da_r, da_z, da_n), dh * z",
+        "gru-T5",
+        "kernels/gru.py",
+    ),
+    _numba(
+        "a reversed scan runs forward within its chunk",
+        "t = low + steps - 1 - k if s.reverse else low + k",
+        "t = low + k",
+        "rnn_tanh-T5",
+        SCAN,
+    ),
+    _numba(
+        "the last unit of a row left out",
+        "        if last < share:\n            ending(last, share - last, g, u, apart",
+        "        if last < share - 1:\n            ending(last, share - last, g, u, apart",
+        "rnn_tanh-T3",
+        SCAN,
+    ),
+    _numba(
+        "a row's last state taken one step late",
+        "lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))",
+        "lasting = 0 if over else count",
+        "gru-T5",
+        SCAN,
+    ),
+    _numba(
+        "the last row of a product's last block left out",
+        "first, end = rows * block // blocks, rows * (block + 1) // blocks",
+        "first, end = rows * block // blocks, max(1, rows * (block + 1) // blocks - block // 2)",
+        "rnn_tanh-T2-B25",
+        PRODUCT,
+    ),
+    _piece(
+        "members read the state that others are writing",
+        SCAN,
+        "rows, odd = end - p.b0, (s0 + k) & 1\n                g =",
+        "rows, odd = end - p.b0, s0 & 1\n                g =",
+        "tests/test_sharing.py",
+        "units_is_the_oracle and lstm and float32",
+    ),
+    _piece(
+        "a projection's operand read before all have written it",
+        FRAME,
+        "        wait(p.together, s.members * times)",
+        "        wait(p.together, s.members * (times - 1))",
+        "tests/test_sharing.py",
+        "bits_do_not_depend or projection_is",
+    ),
+    _piece(
+        "a single step forgets what K leaves past whole vectors",
+        STEP,
+        'builder.icmp_signed(">", left, number(0))',
+        'builder.icmp_signed(">", left, number(1))',
+        "tests/test_parity.py",
+        "numba and T1-",
+    ),
+    _piece(
+        "a single step gives rows of no length zeros",
+        STEP,
+        "        for r in range(max(p.b0, live), p.b1):\n"
+        "            copy(a.h0 + r * row_h + u0 * size, a.h_n + r * row_h + u0 * size, u1 - u0)\n"
+        "            if has_c:",
+        "        for r in range(max(p.b0, live), p.b1):\n            if has_c:",
+        "tests/test_steps.py",
+        "no_length",
+    ),
+    _piece(
+        "a change of W_hh is not seen",
+        FRAME,
+        "part += digest(a.w_hh, gates * s.H * s.R * size, 2, index, p.threads)",
+        "part += 0",
+        "tests/test_packed_weights.py",
+        "every_change and RNN",
+    ),
+    _piece(
+        "the digest does not tell where a word stands",
+        DIGEST,
+        "builder.mul(block, _number(_GOLDEN))",
+        "builder.mul(block, _number(0))",
+        "tests/test_packed_weights.py",
+        "every_change and RNN",
+    ),
+    _piece(
+        "the digest forgets the last words",
+        DIGEST,
+        "for at in range(whole * BLOCK, size, 4):",
+        "for at in range(whole * BLOCK, size - 4, 4):",
+        "tests/test_packed_weights.py",
+        "digest_depends",
+    ),
+)
+
+PIECE_MUTANTS = (
+    _piece(
+        "panels walked back one too far",
+        PRODUCT,
+        "panel = panels - 1 - k if turned else k",
+        "panel = panels - k if turned else k",
+        "tests/test_products.py",
+        "float32",
+    ),
+    _piece(
+        "the last vector of C written whole",
+        PRODUCT,
+        "last = min(left - (columns - 1) * lanes, lanes)",
+        "last = lanes",
+        "tests/test_products.py",
+        "float32",
+    ),
+    _piece(
+        "packing goes on in the wrong gate",
+        PACK,
+        "row += (stride - each) * w_row",
+        "row += stride * w_row",
+        "tests/test_products.py",
+        "float32",
+    ),
+    _piece(
+        "a sum over steps begun anew at each block",
+        LARGE,
+        "out_row, N, 1, count, k,",
+        "out_row, N, 1, count, 0,",
+        "tests/test_products.py",
+        "float32",
+    ),
+    _piece(
+        "a digit of tanh's polynomial",
+        ACTIVATIONS,
+        "-0.33331276261387518",
+        "-0.33332276261387518",
+        "tests/test_activations.py",
+        "float32",
+    ),
+    _piece(
+        "tanh flat too early",
+        ACTIVATIONS,
+        '"flat": -10.0',
+        '"flat": -8.0',
+        "tests/test_activations.py",
+        "float32",
+    ),
+    _piece(
+        "sigmoid flushes what is subnormal",
+        ACTIVATIONS,
+        '"low": -105.0',
+        '"low": -87.0',
+        "tests/test_activations.py",
+        "float32",
+    ),
+    _piece(
+        "a limit swallows NaN",
+        "kernels/elementwise.py",
+        "builder.fcmp_ordered(relation,",
+        "builder.fcmp_unordered(relation,",
+        "tests/test_activations.py",
+        "float32",
+    ),
+)
+
+CPU_KERNEL_MUTANTS: tuple[Mutant, ...] = (*LOOP_MUTANTS, *PIECE_MUTANTS)

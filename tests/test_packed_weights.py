@@ -1,0 +1,139 @@
+"""Weights that stay packed between calls under `no_grad`: used while they hold what they held, and never after."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit.backends import memory, plan
+from rnnkit.backends import numba as backend
+from rnnkit.kernels.digest import digest
+from rnnkit.kernels.jit import entry
+
+KINDS = (
+    (rnnkit.RNN, {}),
+    (rnnkit.GRU, {}),
+    (rnnkit.GRU, {"reset_after": False}),
+    (rnnkit.LSTM, {}),
+    (rnnkit.LSTM, {"proj_size": 50}),
+)
+
+
+@pytest.fixture(autouse=True)
+def all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "KEPT_PACKED_FROM", 0)
+    backend.packed_weights.clear()
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((6, 3, 37)).astype(np.float32)
+
+
+def without_grad(layer: rnnkit.Module, x: np.ndarray) -> np.ndarray:
+    with rnnkit.no_grad():
+        return layer(x)[0]
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_every_change_is_seen(kind, options, x):
+    """Also of one element, the last one, and of two that change places."""
+    layer = kind(37, 53, backend="numba", rng=0, **options)
+    assert len(backend.packed_weights._held) == 0
+    for name in [n for n in layer.params if n.startswith("weight")]:
+        w = layer.params[name]
+        before, first = w.copy(), without_grad(layer, x)
+        np.testing.assert_array_equal(without_grad(layer, x), first)
+        for row, column in ((0, 0), (-1, -1), (7, 20)):
+            w[row, column] += 0.25
+            changed = without_grad(layer, x)
+            assert not np.array_equal(changed, first)
+            np.testing.assert_array_equal(changed, layer(x)[0])
+            w[...] = before
+        for a, b in (((0, 0), (0, 16)), ((0, 1), (5, 1)), ((3, 2), (3, 3))):
+            w[a], w[b] = w[b], w[a]
+            np.testing.assert_array_equal(without_grad(layer, x), layer(x)[0])
+            w[...] = before
+        np.testing.assert_array_equal(without_grad(layer, x), first)
+    assert len(backend.packed_weights._held) == 1
+
+
+def test_weights_packed_for_other_shares_are_not_used(x, monkeypatch):
+    from rnnkit import _threads
+
+    monkeypatch.setattr(_threads, "_usable_cores", lambda: 3)
+    for name, value in (("_threads", 0), ("SHARED_FROM", 0), ("WOKEN_FROM", 0)):
+        monkeypatch.setattr(_threads, name, value)
+    layer = rnnkit.LSTM(37, 70, backend="numba", rng=0)
+    want = layer(x)[0]
+    for members in (1, 2, 3, 2, 1):
+        monkeypatch.setattr(plan, "division", lambda sizes, threads, members=members: (1, members))
+        plan.forget()
+        backend._prepared.cache_clear()
+        np.testing.assert_array_equal(without_grad(layer, x), want)
+    plan.forget()
+    backend._prepared.cache_clear()
+
+
+def test_what_is_kept_is_bounded_and_forgets_the_oldest(x, monkeypatch):
+    layers = [rnnkit.GRU(37, 40, backend="numba", rng=k) for k in range(4)]
+    first = without_grad(layers[0], x)
+    size = backend.packed_weights._bytes
+    monkeypatch.setattr(memory, "KEPT_PACKED", 3 * size)
+    for layer in layers:
+        without_grad(layer, x)
+    assert len(backend.packed_weights._held) == 3
+    assert backend.packed_weights._bytes == 3 * size
+    np.testing.assert_array_equal(without_grad(layers[0], x), first)
+    monkeypatch.setattr(memory, "KEPT_PACKED", size // 2)
+    backend.packed_weights.clear()
+    np.testing.assert_array_equal(without_grad(layers[0], x), first)
+    assert len(backend.packed_weights._held) == 0
+
+
+def test_training_keeps_none(x):
+    layer = rnnkit.GRU(37, 40, backend="numba", rng=0)
+    layer.backward(np.ones_like(layer(x)[0]))
+    assert len(backend.packed_weights._held) == 0
+
+
+def test_one_layer_from_many_threads(x):
+    layer = rnnkit.LSTM(37, 64, backend="numba", rng=0)
+    want, wrong = layer(x)[0], []
+
+    def call() -> None:
+        for _ in range(50):
+            if not np.array_equal(without_grad(layer, x), want):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("size", [4, 8, 60, 64, 68, 4096, 4100])
+def test_a_digest_depends_on_every_bit_and_on_no_division(size):
+    @entry(("test", "digest"))
+    def whole(a, shares):
+        total = 0
+        for k in range(shares):
+            total += digest(a.ctypes.data, a.nbytes, 1, k, shares)
+        return total
+
+    a = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    want = whole(a, 1)
+    assert all(whole(a, shares) == want for shares in (2, 3, 7))
+    seen = {want}
+    for at in {0, size // 3, size // 2, size - 1}:
+        for bit in range(8):
+            a[at] ^= 1 << bit
+            seen.add(whole(a, 1))
+            a[at] ^= 1 << bit
+    assert len(seen) == 1 + 8 * len({0, size // 3, size // 2, size - 1})
+    assert whole(np.zeros(size, np.uint8), 1) != whole(np.zeros(size + 4, np.uint8), 1)
