@@ -90,7 +90,7 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
         from rnnkit.backends import numba
         layer = rnnkit.RNN(3, 4, rng=0)
         layer(np.ones((2, 1, 3), "float32"))
-        launch, job = numba.launch_forward.stats, numba.job("rnn_tanh", "float32", False)
+        launch, job = numba.launch_forward.stats, numba.job("rnn_tanh", "float32", False, False)
         print(sum(launch.cache_misses.values()), sum(launch.cache_hits.values()), job.cache_hits)
     """)
 

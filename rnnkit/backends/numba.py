@@ -67,7 +67,7 @@ def _ready(a: Array) -> Array:
 
 
 @cache
-def job(cell: str, dtype: str, backward: bool, single: bool = False) -> Any:
+def job(cell: str, dtype: str, backward: bool, single: bool) -> Any:
     """The compiled loop of a cell and dtype, or the single step."""
     if single:
         return step.make_step_reset_before(dtype) if cell == RESET_BEFORE else step.make_step(cell, dtype)
@@ -216,7 +216,7 @@ def backward(cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: S
     biased = weights.b_ih is not None or weights.b_hh is not None
     db_ih, db_hh = (np.empty(GH if biased else 0, dtype) for _ in range(2))
     sizes = Sizes(cell.name, name, G, p.T, p.B, I, H, R, N, projected)
-    compiled, arrays, around = job(cell.name, name, True), _ready_weights(weights), (p.offsets, p.counts)
+    compiled, arrays, around = job(cell.name, name, True, False), _ready_weights(weights), (p.offsets, p.counts)
 
     def launch(state: int, members: int) -> None:
         plan = plan_for(sizes, p, members, True, saved.reverse, False)
