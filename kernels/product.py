@@ -4,8 +4,8 @@ A tile holds rows x columns accumulators in registers (columns counted in vector
 is loaded once and multiplied by one element of each row, which may stand anywhere (`a_row`, `a_k` bytes apart), so that
 A and A^T are the same to it. Weights are packed (kernels/pack.py) so that the walk streams memory.
 
-Every element of C sums over k in one order, whatever tile it falls in: a row's bits depend neither on the rows beside
-it nor on the number of threads.
+Every element of C sums over k in one order, in blocks of at most LONGEST_SUM, whatever tile it falls in: a row's bits
+depend neither on the rows beside it nor on the number of threads.
 
 Tile shapes by the host's registers, accumulators + weights + one broadcast value: AVX-512 has 32 registers, 6 x 4 + 4 +
 1; AVX2 has 16, 6 x 2 + 2 + 1; SSE2 has 16 too, NEON 32, and the smaller shape serves both.
@@ -61,6 +61,10 @@ def emit_prefetch(builder: ir.IRBuilder, address: ir.Value, to_write: int, keep:
     function_type = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
     builder.call(function, [builder.inttoptr(address, byte), *(ir.Constant(INT32, n) for n in (to_write, keep, 1))])
+
+
+# Terms that are added one after the other; longer sums are sums of such ones, which round less.
+LONGEST_SUM = 256
 
 
 @cache
@@ -177,23 +181,27 @@ def products(dtype: str) -> SimpleNamespace:
     ):
         done = 0
         panels, blocks = (N + width - 1) // width, (rows + max_rows - 1) // max_rows
+        parts = max(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
         for k in range(panels):
             panel = panels - 1 - k if turned else k
             left = N - panel * width
             columns = min((left + lanes - 1) // lanes, max_columns)
             last = min(left - (columns - 1) * lanes, lanes)
-            w_at, c_panel = w + panel * width * K * itemsize, c + panel * width * itemsize
-            for step in range(steps):
-                for block in range(blocks):
-                    first, end = rows * block // blocks, rows * (block + 1) // blocks
-                    a_at, c_at = a + step * a_step + first * a_row, c_panel + step * c_step + first * c_row
-                    asks = done < tiles
-                    one_tile(
-                        word(end - first), word(columns), word(a_at), word(a_row), word(a_k), word(w_at), word(K),
-                        word(c_at), word(c_row), word(last), word(add),
-                        word(ahead + done * ahead_tile if asks else c_at), word(ahead_k if asks else 0),
-                    )  # fmt: skip
-                    done += 1
+            w_panel, c_panel = w + panel * width * K * itemsize, c + panel * width * itemsize
+            for part in range(parts):
+                k0, k1 = K * part // parts, K * (part + 1) // parts
+                w_at, a_part, adds = w_panel + k0 * columns * vector_size, a + k0 * a_k, 1 if add or part else 0
+                for step in range(steps):
+                    for block in range(blocks):
+                        first, end = rows * block // blocks, rows * (block + 1) // blocks
+                        a_at, c_at = a_part + step * a_step + first * a_row, c_panel + step * c_step + first * c_row
+                        asks = done < tiles
+                        one_tile(
+                            word(end - first), word(columns), word(a_at), word(a_row), word(a_k), word(w_at),
+                            word(k1 - k0), word(c_at), word(c_row), word(last), word(adds),
+                            word(ahead + done * ahead_tile if asks else c_at), word(ahead_k if asks else 0),
+                        )  # fmt: skip
+                        done += 1
 
     @inner
     def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned):
