@@ -2,9 +2,10 @@
 
     digest(address, size, seed, share, shares)      this share's part; the digest is the sum of all parts
 
-Every 8 bytes w at position p give lo * hi + w, where lo and hi are the halves of w xor a key of p (the scheme of NH:
-Black et al., UMAC, CRYPTO 1999), and the sum wraps. A sum does not mind who adds which part, or in what order. It is
-no cryptographic digest: nobody is kept from making two arrays of one digest; that two do by chance has 1 in 2^64.
+Every 8 bytes w at position p give m = lo * hi + w, where lo and hi are the halves of w xor a key of p and of the array
+(as in NH: Black et al., UMAC, CRYPTO 1999), mixed once more so that changes of two words do not cancel; the digest is
+the wrapping sum of all. A sum does not mind who adds which part, or in what order. It is no cryptographic digest:
+nobody is kept from making two arrays of one digest, but it takes intent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from rnnkit.kernels.vector import INT64, splat
 WORDS = 8
 BLOCK = 8 * WORDS
 _GOLDEN = 0x9E3779B97F4A7C15
-_LANES = [(_GOLDEN * (2 * lane + 1) ** 3) & (2**64 - 1) for lane in range(WORDS)]
+_OF_ARRAY, _MIX = 0xD1B54A32D192ED03, 0xFF51AFD7ED558CCD
+
+
+def _scattered(n: int) -> int:
+    """The n-th number of splitmix64 (Steele et al., OOPSLA 2014): keys of one lattice would meet again and again."""
+    z = n * _GOLDEN % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+_LANES = [_scattered(lane + 1) for lane in range(WORDS)]
 _VECTOR = ir.VectorType(INT64, WORDS)
 
 
@@ -31,11 +43,13 @@ def _number(value: int) -> ir.Constant:
 
 
 def _mixed(builder: ir.IRBuilder, words: ir.Value, keys: ir.Value) -> ir.Value:
-    """lo * hi + w of each word."""
+    """m of each word, and its upper half brought into the lower one before it is spread again."""
     halves = builder.xor(words, keys)
     low = builder.and_(halves, splat(builder, _VECTOR, _number(2**32 - 1)))
     high = builder.lshr(halves, splat(builder, _VECTOR, _number(32)))
-    return builder.add(builder.mul(low, high), words)
+    m = builder.add(builder.mul(low, high), words)
+    m = builder.xor(m, builder.lshr(m, splat(builder, _VECTOR, _number(32))))
+    return builder.mul(m, splat(builder, _VECTOR, _number(_MIX)))
 
 
 @intrinsic
@@ -45,7 +59,9 @@ def _blocks(typing, address, first, end, seed):
     def emit(context, builder, sig, args):
         address, first, end, seed = args
         total = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0] * WORDS))
-        lanes = builder.add(ir.Constant(_VECTOR, _LANES), splat(builder, _VECTOR, seed))
+        lanes = builder.add(
+            ir.Constant(_VECTOR, _LANES), splat(builder, _VECTOR, builder.mul(seed, _number(_OF_ARRAY)))
+        )
         with cgutils.for_range_slice(builder, first, end, _number(1), intp=INT64) as (block, _):
             keys = builder.add(lanes, splat(builder, _VECTOR, builder.mul(block, _number(_GOLDEN))))
             at = builder.add(address, builder.mul(block, _number(BLOCK)))
@@ -82,5 +98,6 @@ def digest(address, size, seed, share, shares):
     if share == shares - 1:
         for at in range(whole * BLOCK, size, 4):
             word = four_bytes(address + at)
-            total += (word + 1) * (2 * (at + seed) + 1) * 0x9E3779B97F4A7C1
+            m = (word + 1) * (2 * (at + seed * 1000003) + 1) * 0x9E3779B97F4A7C1
+            total += (m ^ (m >> 29)) * 0x2545F4914F6CDD1D
     return total

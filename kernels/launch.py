@@ -64,7 +64,7 @@ def launch_forward(
             w_ih.ctypes.data, w_hh.ctypes.data, w_hr.ctypes.data if projected else 0, b_ih.ctypes.data,
             b_hh.ctypes.data, h0.ctypes.data, c0.ctypes.data, y.ctypes.data, h_n.ctypes.data, c_n.ctypes.data,
             kept.ctypes.data, h_prev.ctypes.data, c_prev.ctypes.data, extra.ctypes.data,
-            number(packed.ctypes.data) + (LINE if kept_packed else 0), packed.ctypes.data if kept_packed else 0,
+            number(packed.ctypes.data) + (LINE if kept_packed else 0), number(packed.ctypes.data) if kept_packed else 0,
             scratch.ctypes.data, meeting_of(block, _FORWARD),
         ),
     )  # fmt: skip

@@ -163,30 +163,34 @@ def serve(state, index, seen):
             if index < posted & ((1 << MEMBER_BITS) - 1):
                 call(word(state + JOB), word(state + JOB + 8), index)
                 add(state + FINISHED, 1)
-            idle = 0
+                idle = 0
         elif idle < SPINS:
             idle += 1
             pause()
-        elif idle < PATIENCE or look(state + BOOKED):
+        elif idle < PATIENCE or look(state + BOOKED) > index:
             idle += 1
             give_way()
         else:
             # Said before BOOKED is read, as a caller says BOOKED before it reads this: one of the two sees the other.
             exchange(asleep, 1)
-            if not look(state + BOOKED) or not exchange(asleep, 0):
+            if look(state + BOOKED) <= index or not exchange(asleep, 0):
                 return seen
             idle = 0
 
 
 @entry(("book",))
 def book(state, members):
-    """How many of the members were asleep. They count as awake now, and the word after theirs says: wake me."""
-    exchange(state + BOOKED, 1)
+    """How many of the members were asleep. They count as awake now, and the word after theirs says: wake me.
+
+    It says so until that is done: who is interrupted before leaves it to the next caller.
+    """
+    exchange(state + BOOKED, members)
     found = 0
     for k in range(1, members):
+        flag = state + ASLEEP + LINE * k + 8
         if exchange(state + ASLEEP + LINE * k, 0):
-            set_word(state + ASLEEP + LINE * k + 8, 1)
-            found += 1
+            set_word(flag, 1)
+        found += word(flag)
     return found
 
 

@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,10 @@ class Team:
         self._taken = threading.Lock()
         self._beds: list[threading.Semaphore] = [threading.Semaphore(0)]  # one a thread; the caller's is not used
         self._workers: list[threading.Thread] = []
-        self._ended = False
+        self._ended = self.broken = False
+        # Compiled here, not by the threads: what goes wrong is then told to the caller.
+        team.serve.compile("(int64, int64, int64)")
+        team.book.compile("(int64, int64)")
 
     def gather(self, threads: int, microseconds: float) -> int:
         """How many threads, the caller's among them, will run a job: call `dismiss` after it where more than one.
@@ -73,11 +77,12 @@ class Team:
             return 1
         try:
             threads = self._started(threads)
-            if not self._kernels.book(self.address, threads):
-                return threads
-            self._wake(threads)
-            if microseconds >= WOKEN_FROM:
-                return threads
+            if threads > 1:
+                if not self._kernels.book(self.address, threads):
+                    return threads
+                self._wake(threads)
+                if microseconds >= WOKEN_FROM:
+                    return threads
         except BaseException:
             self.dismiss()
             raise
@@ -93,8 +98,8 @@ class Team:
         for k in range(1, threads):
             flag = (self._kernels.ASLEEP + self._kernels.LINE * k) // 8 + 1
             if self._state[flag]:
+                self._beds[k].release()  # once too often, if interrupted here: one look more
                 self._state[flag] = 0
-                self._beds[k].release()
 
     def _started(self, threads: int) -> int:
         """Starts those that are missing. How many there are: fewer where the system gives no more."""
@@ -107,6 +112,9 @@ class Team:
             except RuntimeError:  # none can be started any more: the interpreter is shutting down
                 self._beds.pop()
                 return k
+            except BaseException:  # it may run all the same, and a second of its number must not
+                self.broken = True
+                raise
             self._workers.append(worker)
         return threads
 
@@ -121,8 +129,9 @@ class Team:
         self._ended = True
         for bed in self._beds:
             bed.release()
+        until = time.monotonic() + 1.0
         for worker in self._workers:
-            worker.join(1.0)
+            worker.join(max(0.0, until - time.monotonic()))
 
 
 _team: Team | None = None
@@ -132,10 +141,13 @@ _starting = threading.Lock()
 def the_team() -> Team:
     """The process's team, made at the first need."""
     global _team
-    if _team is None:
+    team = _team
+    if team is None or team.broken:
         with _starting:
-            _team = _team or Team()
-    return _team
+            if _team is None or _team.broken:
+                _team = Team()
+            team = _team
+    return team
 
 
 def run(threads: int, microseconds: float, launch: Any) -> None:

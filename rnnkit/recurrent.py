@@ -236,8 +236,8 @@ class Recurrent(Module):
         widths, slots = self._state_widths(), self.num_layers * self.num_directions
         if self._device == "cpu" and not unbatched and given is not None:
             # What is nearly always given; anything else is looked at one by one.
-            states, dtype = given if type(given) is tuple else (given,), self._dtype.storage
-            if len(states) == len(widths):
+            states, dtype = given if len(widths) == 2 else (given,), self._dtype.storage
+            if type(states) is tuple and len(states) == len(widths):
                 for s, width in zip(states, widths, strict=True):
                     if type(s) is not np.ndarray or s.shape != (slots, B, width) or s.dtype != dtype:
                         break

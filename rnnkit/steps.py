@@ -120,8 +120,9 @@ class StepCell(Module):
         H, dtype = self.hidden_size, self._dtype.storage
         if self._device == "cpu" and not unbatched:
             # What streaming gives at each step; anything else is looked at one by one.
-            states = given if type(given) is tuple else (given,)
-            if len(states) == len(self.cell.states):
+            count = len(self.cell.states)
+            states = given if count == 2 else (given,)
+            if type(states) is tuple and len(states) == count:
                 for s in states:
                     if type(s) is not np.ndarray or s.shape != (B, H) or s.dtype != dtype:
                         break

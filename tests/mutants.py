@@ -7,7 +7,7 @@ equations. A row names the fewest tests that must see it, so that the table runs
 from __future__ import annotations
 
 from tests import emulator, greenlets
-from tests.mutants_cpu import CPU_KERNEL_MUTANTS, HOST_MUTANTS
+from tests.mutants_cpu import CPU_KERNEL_MUTANTS, CPU_OTHER_MUTANTS, HOST_MUTANTS
 from tests.mutants_cuda import CUDA_MUTANTS
 from tests.mutants_dtypes import DTYPE_MUTANTS
 from tests.mutants_interop import INTEROP_MUTANTS
@@ -323,3 +323,6 @@ KERNEL_MUTANTS: tuple[tuple[tuple[Mutant, ...], str | None], ...] = (
     (NUMBA_CUDA_MUTANTS, greenlets.available()),
     (CPU_KERNEL_MUTANTS, None),
 )
+
+# Those that `make mutation` alone plants.
+OTHER_MUTANTS: tuple[Mutant, ...] = CPU_OTHER_MUTANTS

@@ -125,9 +125,9 @@ def try_unmutated(mutants: Iterable[Mutant]) -> Verdict:
 
 def main(words: list[str]) -> int:
     """A table of the mutants whose name has one of the words; 1 when one survives, 2 where no name has any."""
-    from tests.mutants import KERNEL_MUTANTS, MUTANTS
+    from tests.mutants import KERNEL_MUTANTS, MUTANTS, OTHER_MUTANTS
 
-    planted = list(MUTANTS)
+    planted = [*MUTANTS, *OTHER_MUTANTS]
     for mutants, problem in KERNEL_MUTANTS:
         if problem:
             print(f"left out, {problem}: {len(mutants)} mutants from {mutants[0].name!r} on", file=sys.stderr)

@@ -98,6 +98,14 @@ def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend):
     assert low * (taken - 8192) <= said.workspace_bytes <= high * taken
 
 
+def test_a_single_step_is_told_from_a_scan():
+    x = np.zeros((3, 8), np.float32)
+    assert "step, weights as they are" in rnnkit.explain(rnnkit.LSTMCell(8, 16, backend="numba"), x).kernel
+    layer = rnnkit.LSTM(8, 16, backend="numba")
+    assert "step, weights as they are" in rnnkit.explain(layer, x[None]).kernel
+    assert "scan, " in rnnkit.explain(layer, np.stack([x, x])).kernel
+
+
 def test_inference_keeps_nothing_that_grows_with_time():
     layer = rnnkit.LSTM(8, 64, backend="numba", rng=0)
     with rnnkit.no_grad():

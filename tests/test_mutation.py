@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutants import KERNEL_MUTANTS, MUTANTS
+from tests.mutants import KERNEL_MUTANTS, MUTANTS, OTHER_MUTANTS
 from tests.mutation import Edit, Mutant, StaleMutant, Verdict, main, mutated_copy, run_tests, try_mutant, try_unmutated
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_planted_bug_turns_its_tests_red(mutant: Mutant, verdicts: dict[str, F
 
 
 def test_the_names_differ() -> None:
-    planted = [*MUTANTS, *(mutant for mutants, _ in KERNEL_MUTANTS for mutant in mutants)]
+    planted = [*MUTANTS, *OTHER_MUTANTS, *(mutant for mutants, _ in KERNEL_MUTANTS for mutant in mutants)]
     assert len({mutant.name for mutant in planted}) == len(planted)
 
 

@@ -133,7 +133,7 @@ def test_the_bytes_that_explain_tells_are_those_that_are_taken(cell: str, dtype:
                     cell, held.x, held.state0, held.weights, lengths=held.lengths, backend="numba_cuda", keep=keep
                 )
             results = sum(a.nbytes for a in (y, *state_n))
-            _, transient, kept, _ = numba_cuda.describe(CELLS[cell], ROWS[dtype], sizes, keep)
+            _, transient, kept, *_ = numba_cuda.describe(CELLS[cell], ROWS[dtype], sizes, keep)
             rounding = 4 * 512  # the pool's, of the few whose size is no multiple
             assert kept + results <= used() - before <= kept + results + rounding
             taken = counts.allocated_bytes - kept - results

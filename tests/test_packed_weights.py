@@ -117,6 +117,39 @@ def test_one_layer_from_many_threads(x):
     assert not wrong
 
 
+@entry(("test", "digest", "seeds"))
+def of_array(a, seed):
+    return digest(a.ctypes.data, a.nbytes, seed, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_number_among_zeros_is_told_by_its_place_and_its_array(dtype):
+    """Sparse weights, and layers probed unit by unit: what keys on a lattice do not tell apart."""
+    a, seen = np.zeros(3000, dtype), set()
+    for seed in (1, 2, 3):
+        for at in range(a.size):
+            a[at] = 1
+            seen.add(of_array(a, seed))
+            a[at] = 0
+    assert len(seen) == 3 * a.size
+
+
+def test_exchanges_and_changes_that_cancel_are_seen():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal(4096)
+    want = of_array(a, 1)
+    for _ in range(3000):
+        k, m = rng.choice(a.size, 2, replace=False)
+        a[k], a[m] = a[m], a[k]
+        assert of_array(a, 1) != want
+        a[k], a[m] = -a[m], -a[k]
+        assert of_array(a, 1) != want
+        a[k], a[m] = -a[k], -a[m]
+    assert of_array(a, 1) == want
+    a[1], a[208] = a[208], a[1]
+    assert of_array(a, 1) != want
+
+
 @pytest.mark.parametrize("size", [4, 8, 60, 64, 68, 4096, 4100])
 def test_a_digest_depends_on_every_bit_and_on_no_division(size):
     @entry(("test", "digest"))

@@ -207,15 +207,43 @@ def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads
         wake(threads)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(team, "_wake", interrupted)
-        time.sleep(0.2)  # until all are asleep
-        with pytest.raises(KeyboardInterrupt):
-            layer(x)
-    assert not team._taken.locked()
+    def before(threads):
+        raise KeyboardInterrupt
+
+    for moment in (interrupted, before):
+        with monkeypatch.context() as patch:
+            patch.setattr(team, "_wake", moment)
+            time.sleep(0.2)  # until all are asleep
+            with pytest.raises(KeyboardInterrupt):
+                layer(x)
+        assert not team._taken.locked()
+        np.testing.assert_array_equal(layer(x)[0], want)
     for _ in range(3):
         np.testing.assert_array_equal(layer(x)[0], want)
         time.sleep(0.05)
+
+
+def test_a_system_that_gives_no_threads_leaves_the_caller_alone(three_threads, monkeypatch):
+    """One that raises in between has a new team made, since the thread may have come to be."""
+    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    x = np.ones((20, 2, 16), np.float32)
+    want = layer(x)[0]
+    for error in (RuntimeError("can't start new thread"), KeyboardInterrupt()):
+        monkeypatch.setattr(_threads, "_team", None)
+
+        def start(self, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            if isinstance(error, RuntimeError):
+                np.testing.assert_array_equal(layer(x)[0], want)
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    layer(x)
+        assert not _threads.the_team()._taken.locked()
+        np.testing.assert_array_equal(layer(x)[0], want)
+        assert len(_threads.the_team()._workers) == 2
 
 
 def test_threads_sleep_between_calls_and_wake(three_threads):

@@ -66,7 +66,7 @@ class PackedWeights:
     """Those used last, by any hashable key that decides their size and layout."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._held: OrderedDict[Hashable, Packed] = OrderedDict()
         self._bytes = 0
 
@@ -89,6 +89,10 @@ class PackedWeights:
         with self._lock:
             self._held.clear()
             self._bytes = 0
+
+    def start_anew(self) -> None:
+        """In a forked child: locks may be held, and weights half packed, by threads that do not exist there."""
+        self._lock, self._held, self._bytes = threading.RLock(), OrderedDict(), 0
 
 
 def is_kept(size: Any) -> bool:

@@ -8,6 +8,7 @@ the number of threads.
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ class Saved(NamedTuple):
 
 
 scratch_memory, packed_weights = memory.Scratch(), memory.PackedWeights()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=packed_weights.start_anew)
 
 
 def _as_writable(a: Array) -> Array:
@@ -264,9 +267,8 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
     if resident > memory.KEPT_SCRATCH:
         resident = 0
     rows, columns = tile_shape()
-    name = (
-        f"{cell.name} scan, {rows} x {columns * vectors(row.stored).lanes} register tiles, {plan.chunk} steps a chunk"
-    )
+    tiles = f"{rows} x {columns * vectors(row.stored).lanes} register tiles, {plan.chunk} steps a chunk"
+    name = f"{cell.name} " + ("step, weights as they are" if single(sizes) else f"scan, {tiles}")
     shared = f"{plan.groups * plan.members} of {_threads.get_num_threads()} threads"
     shared += ", sharing units" if plan.members > 1 else ""
     return Description(f"{name}, {shared}", transient, kept, resident, own)

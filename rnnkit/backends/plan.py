@@ -21,7 +21,7 @@ from rnnkit.kernels.vector import vector_bytes, vectors
 
 RESET_BEFORE = "gru_reset_before"
 
-# One core's FLOP a microsecond in float32, by the width of its vectors: one multiply-add a cycle at 3.5 GHz.
+# One core's FLOP a microsecond in float32, by the width of its vectors: a multiply-add a cycle of 64 bytes, two of 32.
 FLOP_US = {64: 112e3, 32: 100e3, 16: 25e3}
 # How fast weights of up to so many bytes come, bytes a microsecond for one core: the caches' and the memory's rates. As
 # long as that is no longer than the arithmetic it hides behind it.
