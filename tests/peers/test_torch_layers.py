@@ -175,6 +175,7 @@ def test_dropout_where_chance_has_no_part(kind: str, p: float, batch_first: bool
 def test_the_two_start_alike(kind: str) -> None:
     """Names, shapes and order of the parameters, and the bound they are drawn under."""
     config = Config(kind, 1, 1, 7, 25, 2, bidirectional=True, P=3 if kind == "LSTM" else 0)
+    torch.manual_seed(1)  # of 25 numbers drawn anew one time in sixty none would come near the bound
     theirs = getattr(torch.nn, kind)(config.I, config.H, **config.kwargs())
     ours = rnn_layer(config, "numpy")
     assert {n: tuple(p.shape) for n, p in theirs.named_parameters()} == {n: p.shape for n, p in ours.params.items()}
