@@ -107,7 +107,7 @@ LOOP_MUTANTS = (
         "a row's last state taken one step late",
         "lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))",
         "lasting = 0 if over else count",
-        "gru-T5",
+        "lstm-T5",
         SCAN,
     ),
     _numba(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("rnnkit", "kernels", "tests", "pyproject.toml")
+COPIED = ("rnnkit", "kernels", "tests", "bench", "pyproject.toml")
 TIMEOUT_S = 180
 
 
