@@ -9,13 +9,15 @@
     two callers        two Python threads, each calling a layer of its own over and over
 
 Only rnnkit's calls are timed, each from right after the other library's work, while that library's threads may still be
-spinning for more. A median like alone's with a far p95 or maximum is a stall. Two callers share the cores, so that
+spinning for more. What spins holds a core, so beside other libraries the same calls are measured on one thread too: to
+be slower than that on all threads is a stall, and so is a far p95 or maximum. Two callers share the cores, so that
 twice the time of alone is what is due. Every scenario is a fresh process, and its last result is checked.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import threading
@@ -46,15 +48,23 @@ POINTS = [
 def measure(
     points: list[Point], threads: int, seconds: float, scenarios: tuple[str, ...] = SCENARIOS, peer: str = "numba"
 ) -> dict[str, Any]:
-    """{"results": [{"point", "scenario", "status", "ms"}]}; seconds: of calls, a point and scenario."""
+    """{"results": [{"point", "scenario", "threads", "status", "ms"}]}; seconds: of calls, for each of these.
+
+    A result's threads are rnnkit's own; the other libraries always have all.
+    """
     results = []
-    for point in points:
-        for scenario in scenarios:
-            request = json.dumps({"point": point.to_dict(), "scenario": scenario, "seconds": seconds, "peer": peer})
+    for point, scenario in itertools.product(points, scenarios):
+        for own in sorted({threads, 1} if _beside_others(scenario) else {threads}, reverse=True):
+            about = {"point": point.to_dict(), "scenario": scenario, "threads": own}
+            request = json.dumps({**about, "seconds": seconds, "peer": peer})
             answer = machine.in_child("bench.neighbours", "--child", request, str(threads), threads=threads)
             told = answer if "absent" in answer else side.timed(answer["error"], {"ms": answer["ms"]})
-            results.append({"point": point.to_dict(), "scenario": scenario, "status": "absent", **told})
+            results.append({**about, "status": "absent", **told})
     return side.document(threads=threads, seconds=seconds, results=results)
+
+
+def _beside_others(scenario: str) -> bool:
+    return "torch" in scenario or "blas" in scenario
 
 
 def child(request: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -65,7 +75,9 @@ def child(request: dict[str, Any], threads: int) -> dict[str, Any]:
         return {"absent": str(error)}
     point = Point.from_dict(request["point"])
     problem, peer = make_problem(point), find_row(request["peer"]).load()
-    callers = [peer.prepare(problem, threads) for _ in range(2 if request["scenario"] == "two callers" else 1)]
+    callers = [
+        peer.prepare(problem, request["threads"]) for _ in range(2 if request["scenario"] == "two callers" else 1)
+    ]
     for prepared in callers:
         prepared.call()
     spans: list[list[float]] = [[] for _ in callers]
@@ -109,18 +121,18 @@ def neighbours(scenario: str, threads: int) -> Callable[[], None]:
 
 
 def render(found: dict[str, Any]) -> str:
-    rows = [["point", "scenario", "median ms", "p95", "max", "calls", "median to alone's"]]
+    rows = [["point", "scenario", "threads", "median ms", "p95", "max", "calls", "median to alone's"]]
     alone: dict[str, float] = {}
     for result in found["results"]:
         point = str(Point.from_dict(result["point"]))
         if result["status"] != "ok":
-            rows.append([point, result["scenario"], result["status"], *["-"] * 4])
+            rows.append([point, result["scenario"], str(result["threads"]), result["status"], *["-"] * 4])
             continue
         ms = result["ms"]
         alone.setdefault(point, ms["median"])
-        row = [f"{ms[key]:.3g}" for key in ("median", "p95", "max")]
+        row = [str(result["threads"]), *(f"{ms[key]:.3g}" for key in ("median", "p95", "max"))]
         rows.append([point, result["scenario"], *row, str(ms["count"]), f"{ms['median'] / alone[point]:.2f}"])
-    return "\n".join([f"{found['threads']} threads everywhere", *aligned(rows, {"point", "scenario"})])
+    return "\n".join([f"other libraries on {found['threads']} threads", *aligned(rows, {"point", "scenario"})])
 
 
 def main(arguments: list[str] | None = None) -> int:

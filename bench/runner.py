@@ -2,9 +2,9 @@
 
 A peer is timed only where its result passed. The rounds go A B C A B C, so that a drift of the machine meets all alike.
 A turn lasts its share of `seconds`, and longer where that would leave fewer than LEAST_CALLS in all rounds together;
-calls above a tenth of a second are made once a turn, and a peer whose long call takes more than twice the fastest
-other peer's has no further turn, as it cannot be the best. Before anything is timed, a peer that compiles does so
-beside the oracle and the other peers' checks.
+calls above a tenth of a second are made once a turn, and a peer whose call takes more than 20 ms and more than twice
+the fastest other peer's has no further turn, as it cannot be the best. Before anything is timed, a peer that compiles
+does so beside the oracle and the other peers' checks.
 The document is given back after every point, so that what is measured is not lost, and a run can be ended and resumed.
 """
 
@@ -29,11 +29,10 @@ from bench.peers import PeerRow
 from bench.pool import Pool
 from bench.problem import Oracle, check
 from bench.resume import begun, remaining
-from bench.worker import LONG_CALL
 
 PREPARE_SECONDS, TIME_SECONDS = 300.0, 120.0  # past these a worker is ended and the point counts as failed
 SETTLE_SECONDS = 0.01  # between two workers: a held one's cores are free before the next starts
-OUTRUN = 2.0  # times the fastest other peer's time, from where a long call is not repeated
+OUTRUN, OUTRUN_FROM = 2.0, 20.0  # times the fastest other peer's time, and ms of a call, from where it has one turn
 LEAST_CALLS = 7  # of a short call, a point and peer: quartiles of fewer say nothing
 
 Say = Callable[[str], None]
@@ -133,9 +132,9 @@ def measure_point(
 
 
 def _outrun(pool: Pool, rounds: dict[str, list[list[float]]]) -> list[str]:
-    """The peers that have shown enough: long calls, and far behind another that is not rnnkit."""
+    """The peers that have shown enough: not short, and far behind another that is not rnnkit."""
     medians = {name: float(np.median(np.concatenate(r))) for name, r in rounds.items() if not pool.rows[name].ours}
-    return [name for name, ms in medians.items() if ms > max(1e3 * LONG_CALL, OUTRUN * min(medians.values()))]
+    return [name for name, ms in medians.items() if ms > max(OUTRUN_FROM, OUTRUN * min(medians.values()))]
 
 
 class Oracles:

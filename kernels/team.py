@@ -2,15 +2,20 @@
 
     run(state, members, function, block)    calls function(block, k) for k in [0, members), 0 here; back when all are
     serve(state, index, seen)               what the thread `index` does: jobs as they come; back when idle too long
-    book(state, members)                    before run: how many are asleep and must be woken; who is awake stays so
+    book(state, members, looks)             before run: whether any is asleep and must be woken; who is awake stays so
+    call_roll(state, members, looks)        and after that, how many of them are there
     wait(counter, goal)                     a barrier between the threads of one job
 
 Threads that have just worked look for the next job for some 100 us before they sleep, so that the calls of a training
 loop or of a stack of layers hand over within a microsecond, where waking a thread takes fifty. They give their core
 away between looks after the first few, for whoever else wants it. Sleeping and waking is Python's (rnnkit/_threads.py).
 
-`state` is the address of zeros, one cache line a word that different threads write. What is posted is a job's number
-and its members in one word: a thread that is none of them must not look at the rest, which may be a later job's.
+A thread that has no core, because another library's thread spins on it, would be waited for at every barrier. So none
+gets a share before it has answered a roll call, and each notes when its core was taken from it while it worked.
+
+`state` is the address of zeros, one cache line a word that different threads write. What is posted is a number and the
+members it is for in one word, and whether it is a roll call: a thread that is none of them must not look at the rest,
+which may be a later job's.
 """
 
 from __future__ import annotations
@@ -28,11 +33,20 @@ from rnnkit.kernels.jit import entry, inner
 from rnnkit.kernels.vector import INT64
 
 LINE = 64
-POSTED, BOOKED, FINISHED, JOB, ASLEEP = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE  # offsets of words; ASLEEP a line each
-MEMBER_BITS = 16
+# Offsets of words. From ASLEEP on a thread has a line: whether it is asleep, whether it is to be woken, the number of
+# the last roll call it heard, and for how many nanoseconds its core was taken from it, until that is dealt with.
+POSTED, BOOKED, FINISHED, JOB, ASLEEP = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
+WAKE, HEARD, ROBBED = 8, 16, 24
+MEMBER_BITS, ROLL_CALL = 16, 1 << 15
+# What is found beside how many are there.
+SOME_ASLEEP, CROWDED = -1, 1 << 20
+# A core was taken where its thread had none for so many nanoseconds of a job, and for one part in so many of it: time
+# slices are a few milliseconds, interrupts some ten microseconds.
+ROBBED_NS, ROBBED_PART = 200_000, 8
 # Looks before giving the core away, and before going to sleep. A look is a pause instruction (10 to 40 ns), or later a
-# system call of about 300 ns.
-SPINS, PATIENCE = 1500, 1800
+# system call of about 300 ns. A job's threads wait longer for each other: a core given to a thread that spins comes
+# back after a time slice.
+SPINS, PATIENCE, SPINS_AT_WORK = 1500, 1800, 4000
 
 
 def state_bytes(workers: int) -> int:
@@ -123,6 +137,25 @@ def _give_way(typing):
     return types.void(), emit
 
 
+@intrinsic
+def _nanoseconds(typing, of_thread):
+    """The system's clock, or this thread's time on a core; 0 where the system has no POSIX clocks."""
+
+    def emit(context, builder, sig, args):
+        if sys.platform == "win32":
+            return ir.Constant(INT64, 0)
+        monotonic, own = (6, 16) if sys.platform == "darwin" else (1, 3)
+        int32 = ir.IntType(32)
+        clock = builder.select(args[0], ir.Constant(int32, own), ir.Constant(int32, monotonic))
+        found = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(INT64, 2), [0, 0]))
+        function_type = ir.FunctionType(int32, [int32, found.type])
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, "clock_gettime"), [clock, found])
+        seconds, rest = (builder.extract_value(builder.load(found), k) for k in range(2))
+        return builder.add(builder.mul(seconds, ir.Constant(INT64, 10**9)), rest)
+
+    return types.int64(types.boolean), emit
+
+
 add: Any = _atomic("add")  # typed by Numba, not by their Python signatures
 exchange: Any = _atomic("xchg")
 look: Any = _look
@@ -131,6 +164,7 @@ set_word: Any = _set_word
 call: Any = _call
 pause: Any = _pause
 give_way: Any = _give_way
+nanoseconds: Any = _nanoseconds
 
 
 @inner
@@ -139,7 +173,7 @@ def await_count(counter, goal):
     spins = 0
     while look(counter) < goal:
         spins += 1
-        if spins < SPINS:
+        if spins < SPINS_AT_WORK:
             pause()
         else:
             give_way()
@@ -152,18 +186,34 @@ def wait(counter, goal):
     await_count(counter, goal)
 
 
+@inner
+def note_if_robbed(own, since, worked):
+    """Where this thread had no core for much of the time from `since`, when it had `worked` so long."""
+    took = nanoseconds(False) - since
+    if took > ROBBED_NS:
+        lost = took - (nanoseconds(True) - worked)
+        if lost > ROBBED_NS and lost * ROBBED_PART > took:
+            exchange(own + ROBBED, lost)
+
+
 @entry(("serve",))
 def serve(state, index, seen):
     """Does this thread's share of every job after the one numbered `seen`. Returns the last one's number, to sleep."""
-    asleep, idle = state + ASLEEP + LINE * index, 0
+    own, idle = state + ASLEEP + LINE * index, 0
+    since = worked = nanoseconds(False)
     while True:
         posted = look(state + POSTED)
         if posted != seen:
             seen = posted
-            if index < posted & ((1 << MEMBER_BITS) - 1):
+            if index < posted & (ROLL_CALL - 1):
+                idle = 0
+                if posted & ROLL_CALL:
+                    exchange(own + HEARD, posted)
+                    since, worked = nanoseconds(False), nanoseconds(True)
+                    continue
                 call(word(state + JOB), word(state + JOB + 8), index)
                 add(state + FINISHED, 1)
-                idle = 0
+                note_if_robbed(own, since, worked)
         elif idle < SPINS:
             idle += 1
             pause()
@@ -172,38 +222,76 @@ def serve(state, index, seen):
             give_way()
         else:
             # Said before BOOKED is read, as a caller says BOOKED before it reads this: one of the two sees the other.
-            exchange(asleep, 1)
-            if look(state + BOOKED) <= index or not exchange(asleep, 0):
+            exchange(own, 1)
+            if look(state + BOOKED) <= index or not exchange(own, 0):
                 return seen
             idle = 0
 
 
-@entry(("book",))
-def book(state, members):
-    """How many of the members were asleep. They count as awake now, and the word after theirs says: wake me.
+@inner
+def post(state, members):
+    """Posts the next number for so many, and whether it is a roll call. Returns what was posted."""
+    posted = (((word(state + POSTED) >> MEMBER_BITS) + 1) << MEMBER_BITS) | members
+    exchange(state + POSTED, posted)
+    return posted
 
-    It says so until that is done: who is interrupted before leaves it to the next caller.
+
+@inner
+def answers(state, members, looks):
+    """Calls the roll. After at most so many looks: how many are there, counted in order from the caller on.
+
+    Plus CROWDED for each that had lost its core in an earlier job.
+    """
+    posted, present, crowded, far = post(state, members | ROLL_CALL), 1, 0, looks - SPINS
+    for k in range(members):
+        crowded += CROWDED * (word(state + ASLEEP + LINE * k + ROBBED) != 0)
+    while present < members and looks > 0:
+        if look(state + ASLEEP + LINE * present + HEARD) == posted:
+            present += 1
+        elif looks > far:
+            looks -= 1
+            pause()
+        else:
+            looks -= 10
+            give_way()
+    return present + crowded
+
+
+@entry(("book",))
+def book(state, members, looks):
+    """The members' answers, or SOME_ASLEEP without calling the roll.
+
+    Those asleep count as awake now, and the word after theirs says: wake me. It says so until that is done: who is
+    interrupted before leaves it to the next caller.
     """
     exchange(state + BOOKED, members)
-    found = 0
+    asleep = 0
     for k in range(1, members):
-        flag = state + ASLEEP + LINE * k + 8
-        if exchange(state + ASLEEP + LINE * k, 0):
-            set_word(flag, 1)
-        found += word(flag)
-    return found
+        own = state + ASLEEP + LINE * k
+        if exchange(own, 0):
+            set_word(own + WAKE, 1)
+        asleep += word(own + WAKE)
+    return SOME_ASLEEP if asleep else answers(state, members, looks)
+
+
+@entry(("call_roll",))
+def call_roll(state, members, looks):
+    """The members' answers, after those that `book` found asleep were woken."""
+    return answers(state, members, looks)
 
 
 @inner
 def run(state, members, function, block):
     """See the module's docstring. The members are booked and awake, or being woken."""
+    since = worked = nanoseconds(False)
     if members > 1:
         set_word(state + JOB, function)
         set_word(state + JOB + 8, block)
         set_word(state + FINISHED, 0)
-        number = (word(state + POSTED) >> MEMBER_BITS) + 1
-        exchange(state + POSTED, (number << MEMBER_BITS) | members)
+        post(state, members)
+        worked = nanoseconds(True)
     call(function, block, 0)
     if members > 1:
         await_count(state + FINISHED, members - 1)
         exchange(state + BOOKED, 0)
+        note_if_robbed(state + ASLEEP, since, worked)

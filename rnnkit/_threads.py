@@ -22,7 +22,14 @@ _threads = 0
 
 # Guessed microseconds of one thread's work from which it is shared: with threads that are awake, and with threads that
 # must be woken, which takes them about 50 us.
-SHARED_FROM, WOKEN_FROM = 15.0, 100.0
+SHARED_FROM, WOKEN_FROM = 15.0, 200.0
+# How long a thread is waited for that does not answer, since something else has its core: so many microseconds, or so
+# large a part of the work. The first is for one that is awake, the second for one that was woken.
+AWAITED, AWAITED_WOKEN, AWAITED_PART = 3.0, 100.0, 1 / 16
+LOOKS_US = 30.0  # looks of kernels/team.py a microsecond, about: a look is 25 to 60 ns
+# Seconds, at least and at most, that jobs have fewer threads after one had no core, and how many times what was lost:
+# doubled if it happens again, halved if not when all are tried.
+SPELLS, SPELL_LOSSES = (4e-3, 1.0), 20
 
 
 def _usable_cores() -> int:
@@ -62,32 +69,65 @@ class Team:
         self._beds: list[threading.Semaphore] = [threading.Semaphore(0)]  # one a thread; the caller's is not used
         self._workers: list[threading.Thread] = []
         self._ended = self.broken = False
+        self._spell = self._spell_ends = 0.0  # seconds, and a time of time.monotonic()
+        self._fewer = 1  # threads for that long
         # Compiled here, not by the threads: what goes wrong is then told to the caller.
         team.serve.compile("(int64, int64, int64)")
-        team.book.compile("(int64, int64)")
+        team.book.compile("(int64, int64, int64)")
+        team.call_roll.compile("(int64, int64, int64)")
 
     def gather(self, threads: int, microseconds: float) -> int:
         """How many threads, the caller's among them, will run a job: call `dismiss` after it where more than one.
 
-        One where the team is taken by another caller, cannot be started, or is asleep and the work not worth the wait;
-        it is then woken all the same, for the call after this one.
+        One where the team is taken by another caller, or cannot be started; where it is asleep and the work not worth
+        the wait: it is then woken all the same, for the call after this one. Fewer than asked for, for a while, after
+        some had no core because another library's threads are on it (kernels/team.py).
         """
         threads = min(threads, self.MOST)
         if threads < 2 or self._ended or not self._taken.acquire(blocking=False):
             return 1
         try:
-            threads = self._started(threads)
-            if threads > 1:
-                if not self._kernels.book(self.address, threads):
-                    return threads
-                self._wake(threads)
-                if microseconds >= WOKEN_FROM:
-                    return threads
+            threads = self._ready(threads, microseconds)
         except BaseException:
             self.dismiss()
             raise
-        self.dismiss()
-        return 1
+        if threads < 2:
+            self.dismiss()
+        return threads
+
+    def _ready(self, threads: int, microseconds: float) -> int:
+        """How many threads are there to work, of a team that is taken."""
+        asked = threads
+        if self._spell and time.monotonic() < self._spell_ends:
+            threads = min(threads, self._fewer)
+        threads = self._started(threads)
+        if threads < 2:
+            return 1
+        patience = microseconds * AWAITED_PART
+        found = self._kernels.book(self.address, threads, int(LOOKS_US * max(AWAITED, patience)))
+        if found == self._kernels.SOME_ASLEEP:
+            self._wake(threads)
+            if microseconds < WOKEN_FROM:
+                return 1
+            found = self._kernels.call_roll(self.address, threads, int(LOOKS_US * max(AWAITED_WOKEN, patience)))
+        if found == threads:
+            if self._spell and threads == asked:
+                self._spell = self._spell / 2 if self._spell > SPELLS[0] else 0.0
+            return threads
+        robbed, present = divmod(found, self._kernels.CROWDED)
+        self._fewer = max(1, threads - robbed - (present < threads))
+        longest = max(2 * self._spell, SPELLS[0], SPELL_LOSSES * 1e-9 * self._losses(threads))
+        self._spell = min(longest, SPELLS[1])
+        self._spell_ends = time.monotonic() + self._spell
+        return min(present, self._fewer) if self._spell else present
+
+    def _losses(self, threads: int) -> int:
+        """For how many nanoseconds a thread had no core in earlier jobs, at most. They are dealt with by this."""
+        first, line = (self._kernels.ASLEEP + self._kernels.ROBBED) // 8, self._kernels.LINE // 8
+        losses = self._state[first : first + line * threads : line]
+        most = int(losses.max())
+        losses[...] = 0
+        return most
 
     def dismiss(self) -> None:
         """After a job, done or not: the threads may sleep, and another caller may have them."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import rnnkit
+from rnnkit import _threads
 from rnnkit.backends import BACKENDS
 
 CPU_BACKENDS = [
@@ -116,3 +117,10 @@ def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None
     assert not missing, f"the message does not say {missing}: {message}"
     if before is not None:
         assert_same(record(by), before)
+
+
+def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
+    """Every amount of work shared among so many threads, whatever the machine has and whoever holds its cores."""
+    settings = {"_threads": threads, "SHARED_FROM": 0, "WOKEN_FROM": 0, "SPELLS": (0.0, 0.0)}
+    for name, value in (settings | dict.fromkeys(("AWAITED", "AWAITED_WOKEN"), 1e7)).items():
+        patch.setattr(_threads, name, value)

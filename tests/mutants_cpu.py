@@ -7,6 +7,7 @@ from tests.mutation import Edit, Mutant
 NUMBA, PLAN, SCAN = "rnnkit/backends/numba.py", "rnnkit/backends/plan.py", "kernels/scan.py"
 FRAME, PRODUCT, PACK, LARGE = "kernels/frame.py", "kernels/product.py", "kernels/pack.py", "kernels/large.py"
 STEP, DIGEST, ACTIVATIONS = "kernels/step.py", "kernels/digest.py", "kernels/activations.py"
+TEAM = "kernels/team.py"
 
 
 def _numba(name: str, old: str, new: str, pick: str, file: str = NUMBA) -> Mutant:
@@ -178,6 +179,14 @@ LOOP_MUTANTS = (
 )
 
 PIECE_MUTANTS = (
+    _piece(
+        "an answer to an earlier roll call counts",
+        TEAM,
+        "+ HEARD) == posted",
+        "+ HEARD) != 0",
+        "tests/test_crowding.py",
+        "only_this_roll_calls",
+    ),
     _piece(
         "panels walked back one too far",
         PRODUCT,

@@ -40,6 +40,14 @@ PART_MUTANTS = (
         "leaves_the_team_free",
     ),
     _row(
+        "threads: who lost its core is given a share again",
+        THREADS,
+        "return min(present, self._fewer) if self._spell else present",
+        "return present",
+        "crowding",
+        "left_out_for_a_spell",
+    ),
+    _row(
         "Bidirectional: a row's last step not turned round",
         BIDIRECTIONAL,
         "np.where(steps < self.lengths,",

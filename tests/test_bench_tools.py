@@ -175,8 +175,14 @@ def test_neighbours_tell_every_scenario() -> None:
         callers = 2 if result["scenario"] == "two callers" else 1
         assert result["ms"]["count"] >= callers * neighbours.LEAST_CALLS
     text = neighbours.render(found)
-    assert text.startswith("1 threads everywhere")
+    assert text.startswith("other libraries on 1 threads")
     assert len(text.splitlines()) == 2 + len(scenarios)
+
+
+def test_neighbours_are_met_on_one_thread_too() -> None:
+    found = neighbours.measure([Point("gru", 3, 2, 4, 4)], 2, 0.01, ("alone", "blas"), "numpy")
+    met = [(result["scenario"], result["threads"], result["status"]) for result in found["results"]]
+    assert met == [("alone", 2, "ok"), ("blas", 2, "ok"), ("blas", 1, "ok")]
 
 
 def test_neighbours_give_a_wrong_call_no_time(wrong_peer: str) -> None:

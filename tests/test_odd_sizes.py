@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnkit import _threads
 from rnnkit.backends import numba as backend
 from rnnkit.backends import plan
 from rnnkit.cells import CELLS
 from rnnkit.testing import Case, parity
+from tests.helpers import share_everything
 
 # About vectors (8 and 16 lanes), panels (32 and 64), blocks of rows (6) and what lies between.
 UNITS = st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 31, 33, 63, 64, 65, 96, 113, 128, 130]))
@@ -31,8 +31,7 @@ def cases(draw: Any) -> Case:
 def four_threads() -> Iterator[None]:
     """Whatever the machine has, and every amount of work shared."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("_threads", 4), ("SHARED_FROM", 0), ("WOKEN_FROM", 0)):
-            patch.setattr(_threads, name, value)
+        share_everything(patch, 4)
         yield
 
 

@@ -12,6 +12,7 @@ from rnnkit.backends import memory, plan
 from rnnkit.backends import numba as backend
 from rnnkit.kernels.digest import digest
 from rnnkit.kernels.jit import entry
+from tests.helpers import share_everything
 
 KINDS = (
     (rnnkit.RNN, {}),
@@ -62,11 +63,7 @@ def test_every_change_is_seen(kind, options, x):
 
 
 def test_weights_packed_for_other_shares_are_not_used(x, monkeypatch):
-    from rnnkit import _threads
-
-    monkeypatch.setattr(_threads, "_usable_cores", lambda: 3)
-    for name, value in (("_threads", 0), ("SHARED_FROM", 0), ("WOKEN_FROM", 0)):
-        monkeypatch.setattr(_threads, name, value)
+    share_everything(monkeypatch, 3)
     layer = rnnkit.LSTM(37, 70, backend="numba", rng=0)
     want = layer(x)[0]
     for members in (1, 2, 3, 2, 1):

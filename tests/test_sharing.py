@@ -18,6 +18,7 @@ from rnnkit.backends import numba as backend
 from rnnkit.backends import plan
 from rnnkit.kernels import team as team_kernels
 from rnnkit.testing import Case, parity
+from tests.helpers import share_everything
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 
@@ -25,10 +26,7 @@ CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three threads whatever the machine has, and every amount of work shared."""
-    monkeypatch.setattr(_threads, "_usable_cores", lambda: 3)
-    monkeypatch.setattr(_threads, "_threads", 0)
-    monkeypatch.setattr(_threads, "SHARED_FROM", 0)
-    monkeypatch.setattr(_threads, "WOKEN_FROM", 0)
+    share_everything(monkeypatch, 3)
 
 
 def divide(monkeypatch: pytest.MonkeyPatch, groups: int, members: int) -> None:
@@ -82,7 +80,7 @@ def test_ragged_rows_are_the_oracle_when_units_are_shared(cell, reverse, three_t
 
 
 def test_groups_and_members_at_once_are_the_oracle(three_threads, monkeypatch):
-    monkeypatch.setattr(_threads, "_usable_cores", lambda: 4)
+    monkeypatch.setattr(_threads, "_threads", 4)
     divide(monkeypatch, 2, 2)
     for cell in CELLS:
         worst = parity("numba", Case(cell, 6, 5, 6, 53, ragged=True), "float64")
@@ -121,7 +119,7 @@ def test_the_bits_do_not_depend_on_how_work_is_shared(kind, options, ragged, thr
     layer = kind(21, 70, 2, bidirectional=True, backend="numba", rng=1, **options)
     x = rng.standard_normal((9, 14, 21)).astype(np.float32)
     lengths = rng.integers(0, 10, 14) if ragged else None
-    monkeypatch.setattr(_threads, "_usable_cores", lambda: 4)
+    monkeypatch.setattr(_threads, "_threads", 4)
     found = []
     for groups, members in ((1, 1), (2, 1), (3, 1), (1, 2), (1, 3), (2, 2), (1, 4)):
         divide(monkeypatch, groups, members)
@@ -278,7 +276,7 @@ def test_more_cores_may_come_later(three_threads, monkeypatch):
     layer = rnnkit.LSTM(16, 128, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    monkeypatch.setattr(_threads, "_usable_cores", lambda: 6)
+    monkeypatch.setattr(_threads, "_threads", 6)
     np.testing.assert_array_equal(layer(x)[0], want)
     assert len(_threads.the_team()._workers) >= 5
 
@@ -289,6 +287,7 @@ import atexit, threading, time
 import numpy as np, rnnkit
 from rnnkit import _threads
 _threads.SHARED_FROM = _threads.WOKEN_FROM = 0
+_threads.AWAITED = _threads.AWAITED_WOKEN = 1e6
 layer, x = rnnkit.LSTM(16, 16, rng=0), np.ones((5, 8, 16), np.float32)
 want = layer(x)[0]
 atexit.register(lambda: print("atexit", np.array_equal(layer(x)[0], want), flush=True))

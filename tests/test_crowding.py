@@ -1,0 +1,127 @@
+"""A thread without a core gets no share: what a roll call finds, and what becomes of the next calls."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit import _threads
+from rnnkit.kernels import team as kernels
+from tests.helpers import share_everything
+
+WORD = 8
+
+
+@pytest.fixture
+def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[_threads.Team]:
+    """A team of its own for this test, of three threads that are waited for."""
+    share_everything(monkeypatch, 3)
+    team = _threads.Team()
+    monkeypatch.setattr(_threads, "_team", team)
+    yield team
+    team.end()
+
+
+def rob(team: _threads.Team, *threads: int) -> None:
+    """As the threads note it who lost their core in a job."""
+    for k in threads:
+        team._state[(kernels.ASLEEP + kernels.LINE * k + kernels.ROBBED) // WORD] = 1
+
+
+def gathered(team: _threads.Team, threads: int = 3) -> int:
+    found = team.gather(threads, 1e4)
+    if found > 1:
+        team.dismiss()
+    assert not team._taken.locked()
+    return found
+
+
+def unanswered(members: int) -> tuple[int, np.ndarray]:
+    """The state of a team whose threads are awake but never come, and its address."""
+    state = np.zeros(kernels.state_bytes(members) // WORD + kernels.LINE // WORD, np.int64)
+    return int(-(-state.ctypes.data // kernels.LINE) * kernels.LINE), state
+
+
+def test_who_does_not_answer_is_not_there():
+    address, _room = unanswered(4)
+    assert kernels.book(address, 4, 5000) == 1
+    assert kernels.call_roll(address, 4, 0) == 1
+
+
+def test_only_this_roll_calls_answers_count():
+    address, room = unanswered(4)
+    words = room[(address - room.ctypes.data) // WORD :]
+    heard = [(kernels.ASLEEP + kernels.LINE * k + kernels.HEARD) // WORD for k in range(4)]
+    following = ((int(words[0]) >> kernels.MEMBER_BITS) + 1) << kernels.MEMBER_BITS | kernels.ROLL_CALL | 4
+    words[heard[1]] = following
+    words[heard[3]] = following  # counted in order: 2 is missing
+    assert kernels.call_roll(address, 4, 1000) == 2
+    assert kernels.call_roll(address, 4, 1000) == 1  # an answer to the roll call before
+
+
+def test_all_come_and_some_are_woken(team):
+    for pause in (0.0, 0.0, 0.3):  # the last from sleep
+        time.sleep(pause)
+        assert gathered(team) == 3
+
+
+def test_a_robbed_thread_is_left_out_for_a_spell(team, monkeypatch):
+    monkeypatch.setattr(_threads, "SPELLS", (50.0, 150.0))
+    assert gathered(team) == 3
+    rob(team, 2)
+    assert gathered(team) == 2
+    assert (gathered(team), team._spell) == (2, 50)
+    rob(team, 1)
+    assert (gathered(team), team._spell) == (1, 100)
+    rob(team, 1, 2)
+    assert gathered(team) == 1  # alone: nobody is asked
+    team._spell_ends = 0.0
+    assert (gathered(team), team._spell) == (1, 150)  # all were asked again, and two had been robbed
+    team._spell_ends = 0.0
+    assert (gathered(team), team._spell) == (3, 75)
+    assert (gathered(team), team._spell) == (3, 37.5)
+    assert (gathered(team), team._spell) == (3, 0)
+
+
+def test_results_are_the_same_in_a_crowd(team, monkeypatch):
+    monkeypatch.setattr(_threads, "SPELLS", (0.01, 0.02))
+    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    x = np.random.default_rng(0).standard_normal((20, 3, 16)).astype(np.float32)
+    want, want_dx = layer(x)[0], layer.backward(np.ones((20, 3, 64), np.float32))[0]
+    for robbed in ((1,), (), (2,), (1, 2), (), ()):
+        rob(team, *robbed)
+        np.testing.assert_array_equal(layer(x)[0], want)
+        np.testing.assert_array_equal(layer.backward(np.ones((20, 3, 64), np.float32))[0], want_dx)
+
+
+def test_what_was_lost_decides_the_spell(team, monkeypatch):
+    monkeypatch.setattr(_threads, "SPELLS", (0.5, 100.0))
+    assert gathered(team) == 3
+    rob(team, 0)  # the caller itself
+    assert (gathered(team), team._spell) == (2, 0.5)
+    team._state[(kernels.ASLEEP + kernels.LINE + kernels.ROBBED) // WORD] = 2_000_000_000
+    assert (gathered(team), team._spell) == (1, 40.0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs threads bound to a core")
+def test_a_thread_notices_that_its_core_was_taken(team):
+    """All on one core: in a long job each has it for a part of the time, and the workers say so."""
+    layer = rnnkit.LSTM(64, 256, backend="numba", rng=0)
+    x = np.ones((200, 30, 64), np.float32)
+    want = layer(x)[0]
+    cores = os.sched_getaffinity(0)
+    tasks = [int(task) for task in os.listdir("/proc/self/task")]
+    try:
+        for task in tasks:
+            os.sched_setaffinity(task, {min(cores)})
+        np.testing.assert_array_equal(layer(x)[0], want)
+        robbed = [team._state[(kernels.ASLEEP + kernels.LINE * k + kernels.ROBBED) // WORD] for k in (0, 1, 2)]
+    finally:
+        for task in tasks:
+            os.sched_setaffinity(task, cores)
+    assert max(robbed) > kernels.ROBBED_NS
