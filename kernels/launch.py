@@ -1,7 +1,15 @@
 """From Python into native code: an argument block is filled from arrays, and a team runs the job on it.
 
 One entry each way for every cell and shape of call: what differs is in the job, a compiled function given by its
-address. `state` and `members` are the team's (kernels/team.py).
+address. `state` is the team's (kernels/team.py). Each array that Python hands over takes some 50 ns, so that what is
+the same from call to call comes in few:
+
+    words    a `Shape`, then the bounds of the groups' rows (groups + 1,)
+    table    where each step begins (T + 1,), then the rows that are live at each (T,)
+    weights  the addresses of w_ih, w_hh, w_hr, b_ih, b_hh, as `addresses` puts them there
+
+scratch and digest are addresses; h_prev, c_prev and extra are told from `kept` on, in bytes: they stand in it,
+or in memory of their own.
 """
 
 from __future__ import annotations
@@ -13,13 +21,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rnnkit.kernels.frame import Backward, Forward
+from rnnkit.kernels.frame import Backward, Forward, Shape
 from rnnkit.kernels.jit import entry, inner
 from rnnkit.kernels.team import LINE, run
 from rnnkit.kernels.vector import INT64
 
 number = types.intp  # an address is unsigned to Numba, and with a signed number it would make a float
-_FORWARD, _BACKWARD = len(Forward._fields), len(Backward._fields)
+_FORWARD, _BACKWARD, _SHAPE = len(Forward._fields), len(Backward._fields), len(Shape._fields)
+_T, _GROUPS, _MEMBERS, _OWN, _OWN_SIZE = map(Shape._fields.index, ("T", "groups", "members", "own", "own_size"))
 
 
 @intrinsic
@@ -40,9 +49,10 @@ write: Any = _write  # typed by Numba, not by its Python signature
 
 
 @inner
-def room_for(words, groups):
-    """An argument block of so many words with, behind it, a line for all threads to meet at and one for each group."""
-    return np.zeros(words + (groups + 2) * LINE // 8, np.int64)
+def room_for(words, groups, scratch):
+    """An argument block of so many words. Behind it a line for all threads to meet at and one for each group, and so
+    many bytes of scratch memory."""
+    return np.zeros(words + (groups + 2) * LINE // 8 + scratch // 8, np.int64)
 
 
 @inner
@@ -50,47 +60,65 @@ def meeting_of(block, words):
     return (number(block.ctypes.data) + 8 * words + LINE - 1) // LINE * LINE
 
 
+@entry(("addresses",))
+def addresses(found, w_ih, w_hh, w_hr, b_ih, b_hh, projected):
+    """Puts the weights' addresses into found (5,); for w_hr 0 where not `projected`."""
+    write(
+        found.ctypes.data,
+        (
+            w_ih.ctypes.data, w_hh.ctypes.data, w_hr.ctypes.data if projected else 0, b_ih.ctypes.data,
+            b_hh.ctypes.data,
+        ),
+    )  # fmt: skip
+
+
 @entry(("launch_forward",))
 def launch_forward(
-    state, members, job, groups, shape, offsets, counts, rows, scratch, packed, kept_packed, projected,
-    x, w_ih, w_hh, w_hr, b_ih, b_hh, h0, c0, y, h_n, c_n, kept, h_prev, c_prev, extra,
+    state, job, words, table, weights, scratch, digest, h_prev, c_prev, extra,
+    x, h0, c0, y, h_n, c_n, kept,
 ):  # fmt: skip
-    """See `Forward`; w_hr counts where `projected`. kept_packed: `packed` begins with a line for the digest."""
-    block = room_for(_FORWARD, groups)
+    """See `Forward`. Packed weights are behind the line of their digest, or else behind the scratch memory.
+
+    Where `scratch` is 0 the block has room for it: a few lines, for a single step.
+    """
+    groups, threads = words[_GROUPS], words[_GROUPS] * words[_MEMBERS]
+    size = words[_OWN] + threads * words[_OWN_SIZE]
+    block = room_for(_FORWARD, groups, 0 if scratch else size)
+    meeting = meeting_of(block, _FORWARD)
+    shape, steps, keep = number(words.ctypes.data), number(table.ctypes.data), number(kept.ctypes.data)
     write(
         block.ctypes.data,
         (
-            shape.ctypes.data, x.ctypes.data, offsets.ctypes.data, counts.ctypes.data, rows.ctypes.data,
-            w_ih.ctypes.data, w_hh.ctypes.data, w_hr.ctypes.data if projected else 0, b_ih.ctypes.data,
-            b_hh.ctypes.data, h0.ctypes.data, c0.ctypes.data, y.ctypes.data, h_n.ctypes.data, c_n.ctypes.data,
-            kept.ctypes.data, h_prev.ctypes.data, c_prev.ctypes.data, extra.ctypes.data,
-            number(packed.ctypes.data) + (LINE if kept_packed else 0), number(packed.ctypes.data) if kept_packed else 0,
-            scratch.ctypes.data, meeting_of(block, _FORWARD),
+            shape, x.ctypes.data, steps, steps + 8 * (words[_T] + 1), shape + 8 * _SHAPE, weights[0], weights[1],
+            weights[2], weights[3], weights[4], h0.ctypes.data, c0.ctypes.data, y.ctypes.data, h_n.ctypes.data,
+            c_n.ctypes.data, keep, keep + h_prev, keep + c_prev, keep + extra,
+            digest + LINE if digest else scratch + size, digest,
+            scratch if scratch else meeting + LINE * (groups + 1), meeting,
         ),
     )  # fmt: skip
-    run(state, members, job, block.ctypes.data)
+    run(state, threads, job, block.ctypes.data)
     return block[0]  # read after the job: the block must outlive it
 
 
 @entry(("launch_backward",))
 def launch_backward(
-    state, members, job, groups, shape, offsets, counts, rows, scratch, projected, has_dy, biased,
-    x, w_ih, w_hh, w_hr, kept, h_prev, c_prev, extra, dy, dh, dc, dgates_x, dgates_h, dprojected,
-    dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+    state, job, words, table, weights, scratch, h_prev, c_prev, extra, has_dy, biased,
+    x, kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
 ):  # fmt: skip
-    """See `Backward`; w_hr, dy and the biases' gradients count where `projected`, `has_dy` and `biased`."""
-    block = room_for(_BACKWARD, groups)
+    """See `Backward`; dy and the biases' gradients count where `has_dy` and `biased`."""
+    groups = words[_GROUPS]
+    block = room_for(_BACKWARD, groups, 0)
+    shape, steps, keep = number(words.ctypes.data), number(table.ctypes.data), number(kept.ctypes.data)
     write(
         block.ctypes.data,
         (
-            shape.ctypes.data, x.ctypes.data, offsets.ctypes.data, counts.ctypes.data, rows.ctypes.data,
-            w_ih.ctypes.data, w_hh.ctypes.data, w_hr.ctypes.data if projected else 0, kept.ctypes.data,
-            h_prev.ctypes.data, c_prev.ctypes.data, extra.ctypes.data, dy.ctypes.data if has_dy else 0,
+            shape, x.ctypes.data, steps, steps + 8 * (words[_T] + 1), shape + 8 * _SHAPE, weights[0], weights[1],
+            weights[2], keep, keep + h_prev, keep + c_prev, keep + extra, dy.ctypes.data if has_dy else 0,
             dh.ctypes.data, dc.ctypes.data, dgates_x.ctypes.data, dgates_h.ctypes.data, dprojected.ctypes.data,
             dx.ctypes.data, dw_ih.ctypes.data, dw_hh.ctypes.data, dw_hr.ctypes.data,
-            db_ih.ctypes.data if biased else 0, db_hh.ctypes.data if biased else 0, scratch.ctypes.data,
+            db_ih.ctypes.data if biased else 0, db_hh.ctypes.data if biased else 0, scratch,
             meeting_of(block, _BACKWARD),
         ),
     )  # fmt: skip
-    run(state, members, job, block.ctypes.data)
+    run(state, groups * words[_MEMBERS], job, block.ctypes.data)
     return block[0]  # read after the job: the block must outlive it

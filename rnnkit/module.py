@@ -55,6 +55,9 @@ class _NoGrad:
         return inside  # type: ignore[return-value]
 
 
+_NO_GRAD = _NoGrad()  # it holds nothing: one serves all
+
+
 @overload
 def no_grad() -> _NoGrad: ...
 @overload
@@ -65,7 +68,7 @@ def no_grad(function: Any = None) -> Any:
     `with no_grad():`, or over a function `@no_grad` or `@no_grad()`. Raises TypeError for what is no plain function:
     a generator or coroutine takes the `with` inside.
     """
-    return _NoGrad() if function is None else _NoGrad()(function)
+    return _NO_GRAD if function is None else _NO_GRAD(function)
 
 
 def grad_enabled() -> bool:
@@ -106,6 +109,7 @@ class Module:
 
     takes_lengths = False
     _saved: Any = None  # what the last call keeps for `backward`
+    _held: Any = None  # what is made of the parameters' arrays once, until others take their place
 
     def __init__(self, dtype: Any = "float32", device: Any = None) -> None:
         self._dtype: DType = resolve_dtype(dtype)
@@ -129,6 +133,7 @@ class Module:
         value = np.ascontiguousarray(value, dtype=self._dtype.storage)
         self._params._add(name, _device.to_device(value, self._device))
         self._grads._add(name, _device.to_device(np.zeros_like(value), self._device))
+        self._held = None
 
     def _add_grad(self, name: str, value: Array) -> None:
         """Adds into a gradient, in place; `value` may be of the wider dtype that it was computed in."""
@@ -143,8 +148,8 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no backward")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: everything but what the last call kept for backward."""
-        return {name: None if name == "_saved" else value for name, value in self.__dict__.items()}
+        """For copy and pickle: everything but what calls have kept."""
+        return {name: None if name in ("_saved", "_held") else value for name, value in self.__dict__.items()}
 
     # Parameters
 
@@ -210,7 +215,7 @@ class Module:
         for module in self._family():
             if target != module.device:
                 module._saved = None
-            module._device = target
+            module._device, module._held = target, None
         for store, arrays in zip(stores, moved, strict=True):
             for name, array in arrays.items():
                 store._add(name, array)

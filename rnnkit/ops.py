@@ -26,7 +26,10 @@ __all__ = ["Saved", "Weights", "backward", "forward"]
 
 
 class Saved(NamedTuple):
-    """What `backward` needs of one forward: what ran it, the shapes it ran on, and the backend's own part."""
+    """What `backward` needs of one forward: what ran it, the shapes it ran on, and the backend's own part.
+
+    shapes: of the weights, for `backward` to check. Of `run`, whose caller has checked them, none.
+    """
 
     cell: Cell
     choice: Choice
@@ -66,7 +69,10 @@ def forward(
     checked = _checks.lengths(lengths, T, B)
     with current(device):
         x = xp.ascontiguousarray(x)  # type: ignore[union-attr]
-        return run(row, choice, x, state0, weights, checked, reverse, keep)
+        y, state_n, saved = run(row, choice, x, state0, weights, checked, reverse, keep)
+    if saved is not None:
+        saved = saved._replace(shapes=tuple([None if w is None else tuple(w.shape) for w in weights]))
+    return y, state_n, saved
 
 
 def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
@@ -120,8 +126,7 @@ def run(
     )
     if not keep:
         return y, state_n, None
-    shapes = tuple(None if w is None else tuple(w.shape) for w in weights)
-    return y, state_n, Saved(cell, choice, tuple(x.shape), shapes, x.dtype, device_of(x), own)
+    return y, state_n, Saved(cell, choice, x.shape, (), x.dtype, device_of(x), own)
 
 
 def run_backward(

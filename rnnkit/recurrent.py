@@ -147,8 +147,11 @@ class Recurrent(Module):
         select(device, self._dtype.name, self.cell.name, self.backend)
 
     def _weights(self) -> list[stack.LayerWeights]:
-        get = self._params.get
-        return [tuple(Weights._make(map(get, names)) for names in row) for row in self._weight_names]
+        held = self._held
+        if held is None:
+            get = self._params.get
+            held = self._held = [tuple(HeldWeights(*map(get, names)) for names in row) for row in self._weight_names]
+        return held
 
     # Calls
 

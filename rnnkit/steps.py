@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from rnnkit import _checks, ops
-from rnnkit._device import array_module, on_own_device
-from rnnkit.backends import Choice, check_backend, select
-from rnnkit.cells import CELLS, Weights
+from rnnkit._device import array_module, current, on_own_device
+from rnnkit.backends import Choice, HeldWeights, check_backend, select
+from rnnkit.cells import CELLS
 from rnnkit.module import Array, Module, grad_enabled, make_rng
 from rnnkit.recurrent import PARTS, described, uniform_parameters
 
@@ -55,15 +55,17 @@ class StepCell(Module):
         return described(self)
 
     def _choice(self) -> Choice:
-        return select(self.device, self._dtype.name, self.cell.name, self.backend)
+        return select(self._device, self._dtype.name, self.cell.name, self.backend)
 
     def _check_device(self, device: str) -> None:
         select(device, self._dtype.name, self.cell.name, self.backend)
 
-    def _weights(self) -> Weights:
-        return Weights._make(map(self._params.get, _NAMES))
+    def _weights(self) -> HeldWeights:
+        held = self._held
+        if held is None:
+            held = self._held = HeldWeights(*map(self._params.get, _NAMES))
+        return held
 
-    @on_own_device
     def __call__(self, x: Array, h0: Any = None) -> Any:
         """h = cell(x, h0); for LSTMCell (h, c) = cell(x, (h0, c0)).
 
@@ -71,23 +73,26 @@ class StepCell(Module):
         arrays are taken and given as by the layers.
         Raises ValueError or TypeError naming the argument.
         """
+        if self._device == "cpu":
+            return self._step(x, h0)
+        with current(self._device):
+            return self._step(x, h0)
+
+    def _step(self, x: Array, h0: Any) -> Any:
         x = self._checked_x(x)
-        unbatched = x.ndim == 1
-        x = x[None] if unbatched else x
-        state0 = self._states(h0, ("h0", "c0"), x.shape[0], unbatched)
-        xp: Any = array_module(x)
+        unbatched = len(x.shape) == 1
+        x = x[None, None] if unbatched else x[None]
+        state0 = self._states(h0, ("h0", "c0"), x.shape[1], unbatched)
+        if not x.flags.c_contiguous:
+            xp: Any = array_module(x)
+            x = xp.ascontiguousarray(x)
         _, state, saved = ops.run(
-            self.cell,
-            self._choice(),
-            x[None] if x.flags.c_contiguous else xp.ascontiguousarray(x[None]),
-            state0,
-            self._weights(),
-            None,
-            False,
-            grad_enabled(),
-        )
+            self.cell, self._choice(), x, state0, self._weights(), None, False, grad_enabled()
+        )  # fmt: skip
         self._saved = None if saved is None else (saved, unbatched)
-        return self._given_back(state, unbatched)
+        if unbatched:
+            return self._given_back(state, unbatched)
+        return state[0] if len(state) == 1 else state
 
     @on_own_device
     def backward(self, dh: Any, *extra: Any) -> Any:
@@ -109,9 +114,9 @@ class StepCell(Module):
         return (dx[0, 0] if unbatched else dx[0]), self._given_back(dstate0, unbatched)
 
     def _checked_x(self, x: Array) -> Array:
-        x = _checks.array("x", x, self.dtype, self.device)
-        I = self.input_size
-        if x.ndim not in (1, 2) or x.shape[-1] != I:
+        x = _checks.array("x", x, self._dtype.storage, self._device)
+        I, shape = self.input_size, x.shape
+        if len(shape) not in (1, 2) or shape[-1] != I:
             raise ValueError(f"x must have shape (B, input_size={I}) or (input_size={I},), got {tuple(x.shape)}")
         return x
 
@@ -123,13 +128,14 @@ class StepCell(Module):
             count = len(self.cell.states)
             states = given if count == 2 else (given,)
             if type(states) is tuple and len(states) == count:
+                shape = (B, H)
                 for s in states:
-                    if type(s) is not np.ndarray or s.shape != (B, H) or s.dtype != dtype:
+                    if type(s) is not np.ndarray or s.shape != shape or s.dtype != dtype:
                         break
                 else:
                     return states
-        shape, means = ((H,), "(H,)") if unbatched else ((B, H), "(B, H)")
-        checked = _checks.states(given, names, (shape,) * len(self.cell.states), dtype, self._device, means)
+        wanted, means = ((H,), "(H,)") if unbatched else ((B, H), "(B, H)")
+        checked = _checks.states(given, names, (wanted,) * len(self.cell.states), dtype, self._device, means)
         xp: Any = array_module(self._params["weight_hh"])
         return tuple([xp.zeros((B, H), dtype) if s is None else s.reshape(B, H) if unbatched else s for s in checked])
 

@@ -31,6 +31,15 @@ class Sizes(NamedTuple):
     N: int
 
 
+class HeldWeights(Weights):
+    """Weights of a layer that are the same arrays at every call, C-contiguous, whatever is written into them.
+
+    A backend leaves in `found` what it has found out of where they stand.
+    """
+
+    found: Any = None
+
+
 class Forward(NamedTuple):
     """What a backend's forward gives: y (T, B, R), the final states, and what its own backward needs or None."""
 

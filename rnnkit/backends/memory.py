@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,28 +21,36 @@ KEPT_SCRATCH = 64 << 20
 KEPT_PACKED_FROM, KEPT_PACKED = 96 << 10, 128 << 20
 LINE = 64
 
-_NOTHING = np.empty(0, np.uint8)
+
+class Room(NamedTuple):
+    """Memory and its address, which is good as long as the memory is held."""
+
+    memory: np.ndarray
+    address: int
 
 
-def aligned(size: int) -> np.ndarray:
+NOTHING = Room(np.empty(0, np.uint8), 0)
+
+
+def aligned(size: int) -> Room:
     """`size` bytes of any contents, from an address that vectors do not straddle."""
     whole = np.empty(size + LINE, np.uint8)
     start = -whole.ctypes.data % LINE
-    return whole[start : start + size]
+    return Room(whole[start : start + size], whole.ctypes.data + start)
 
 
 class Scratch(threading.local):
     """Each thread's scratch memory."""
 
     def __init__(self) -> None:
-        self.room = _NOTHING
+        self.room = NOTHING
 
-    def get(self, size: int) -> np.ndarray:
+    def get(self, size: int) -> Room:
         """`size` bytes, or more."""
         room = self.room
-        if room.nbytes < size:
+        if room.memory.nbytes < size:
             del room
-            self.room = _NOTHING  # the old memory goes before the new comes
+            self.room = NOTHING  # the old memory goes before the new comes
             room = aligned(size)
             if size <= KEPT_SCRATCH:
                 self.room = room
@@ -50,7 +58,7 @@ class Scratch(threading.local):
 
     def clear(self) -> None:
         """Gives the calling thread's memory back."""
-        self.room = _NOTHING
+        self.room = NOTHING
 
 
 class Packed:
@@ -59,7 +67,7 @@ class Packed:
     def __init__(self, size: int) -> None:
         self.taken = threading.Lock()
         self.room = aligned(LINE + size)
-        self.room[:LINE] = 0
+        self.room.memory[:LINE] = 0
 
 
 class PackedWeights:
@@ -76,10 +84,10 @@ class PackedWeights:
             found = self._held.get(key)
             if found is None:
                 found = self._held[key] = Packed(size)
-                self._bytes += found.room.nbytes
+                self._bytes += found.room.memory.nbytes
                 while self._bytes > KEPT_PACKED and len(self._held) > 1:
                     _, gone = self._held.popitem(last=False)
-                    self._bytes -= gone.room.nbytes
+                    self._bytes -= gone.room.memory.nbytes
             else:
                 self._held.move_to_end(key)
         return found if found.taken.acquire(blocking=False) else None

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import ctypes
 import os
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnkit import _threads
-from rnnkit.backends import Description, Forward, Gradients, memory
+from rnnkit.backends import Description, Forward, Gradients, HeldWeights, memory
 from rnnkit.backends import Sizes as CallSizes
 from rnnkit.backends.packing import Packing, packing
 from rnnkit.backends.plan import RESET_BEFORE, Plan, Sizes, call_us, plan_for, single, threads_of
-from rnnkit.cells import Array, Cell, State, Weights
+from rnnkit.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.dtypes import DType
 from rnnkit.kernels import scan, scan_reset_before, step
-from rnnkit.kernels.launch import launch_backward, launch_forward
+from rnnkit.kernels.launch import addresses, launch_backward, launch_forward
 from rnnkit.kernels.product import tile_shape
 from rnnkit.kernels.vector import vectors
 
@@ -32,16 +33,26 @@ BACKWARD_SHARE = 2.0
 _NAMES = {"f": "float32", "d": "float64"}
 _NONE = {dtype: np.empty((0, 0), dtype) for dtype in _NAMES.values()}
 
+# What a forward keeps is one array up to so many bytes. Of larger ones malloc gives back to the system what is freed,
+# and takes page faults anew, the sooner the larger.
+TOGETHER = 2 << 20
+# Scratch memory of so many bytes is part of the launch's own.
+OWN_SCRATCH = 4 << 10
+
 
 class Saved(NamedTuple):
-    """One forward: x packed, what the cell kept, its states before each step, and the other operand."""
+    """One forward: x packed (·, ·, I), and what it kept of N steps, flat.
+
+    kept (N, KEPT*H) is the cell's. places tells, in bytes from there, where its states before each step are, h_prev
+    (N, R) and c_prev (N, H), and m (N, H) under projection or rh (N, H) for a GRU that resets before: in the same
+    array, or in `others`.
+    """
 
     packing: Packing
     x: Array
     kept: Array
-    h_prev: Array
-    c_prev: Array
-    extra: Array  # m (N, H) under projection, rh (N, H) for a GRU that resets before, else empty
+    places: tuple[int, int, int]
+    others: tuple[Array, ...]
     reverse: bool
 
 
@@ -65,8 +76,7 @@ def _as_writable(a: Array) -> Array:
 
 def _ready(a: Array) -> Array:
     """a as the kernels take it: C-contiguous and writable."""
-    flags = a.flags
-    return a if flags.c_contiguous and flags.writeable else _as_writable(np.ascontiguousarray(a))
+    return a if a.flags.carray else _as_writable(np.ascontiguousarray(a))
 
 
 @cache
@@ -89,32 +99,76 @@ def _kept_width(cell: str, H: int) -> int:
     return (3 if cell == RESET_BEFORE else scan.kept_blocks(cell)) * H
 
 
-def _ready_weights(weights: Weights) -> tuple[Array, Array, Array]:
-    """w_ih, w_hh and w_hr, of which the last is any array where there is none."""
+def _addresses(weights: Weights) -> tuple[Array, tuple[Array, ...]]:
+    """Where the weights stand (5,), as kernels/launch.py says, and what must be held as long as that is used."""
+    held = type(weights) is HeldWeights
+    if held and weights.found is not None:  # type: ignore[attr-defined]
+        return weights.found  # type: ignore[attr-defined]
     w_hh = _ready(weights.w_hh)
-    return _ready(weights.w_ih), w_hh, w_hh if weights.w_hr is None else _ready(weights.w_hr)
+    no_bias = _zeros(w_hh.shape[0], _NAMES[w_hh.dtype.char])
+    arrays = (
+        *(_ready(weights.w_ih), w_hh, w_hh if weights.w_hr is None else _ready(weights.w_hr)),
+        *(no_bias if b is None else _ready(b) for b in (weights.b_ih, weights.b_hh)),
+    )
+    found = np.empty(5, np.int64)
+    addresses(found, *arrays, weights.w_hr is not None)
+    if held:
+        weights.found = found, arrays  # type: ignore[attr-defined]
+    return found, arrays
 
 
 class _Prepared(NamedTuple):
-    """What the sizes of a forward decide. plans: by number of threads, as they are needed."""
+    """What the sizes of a forward decide. job: its address; plans: by number of threads, as they are needed.
 
+    kept_widths: of what `Saved` keeps; together: elements of the one array for it, and `places` there.
+    """
+
+    sizes: Sizes
     packing: Packing
-    job: Any
+    job: int
     microseconds: float
     plans: dict[int, Plan]
-    no_bias: Array
-    kept_width: int
+    y_shape: tuple[int, int, int]
+    none: Array
+    nothing_kept: tuple[Array, tuple[int, int, int], tuple[Array, ...]]
+    kept_widths: tuple[int, ...]
+    together: tuple[int, tuple[int, int, int]] | None
 
 
 def _prepare(sizes: Sizes, p: Packing) -> _Prepared:
-    compiled, width = job(sizes.cell, sizes.dtype, False, single(sizes)), _kept_width(sizes.cell, sizes.H)
-    return _Prepared(p, compiled, call_us(sizes), {}, _zeros(sizes.gates * sizes.H, sizes.dtype), width)
+    cell, dtype, _, T, B, _, H, R, N, projected = sizes
+    compiled, two = job(cell, dtype, False, single(sizes)), len(CELLS[cell].states) == 2
+    widths = (_kept_width(cell, H), R, H if two else 0, H if projected or cell == RESET_BEFORE else 0)
+    first, second, third, whole = (N * width for width in accumulate(widths))
+    item = sizes.itemsize
+    together = (whole, (item * first, item * second, item * third)) if whole * item <= TOGETHER else None
+    y_shape = (T, B, R) if p.order is None else (1, N, R)
+    nothing = np.empty(0, dtype), (0, 0, 0), ()
+    return _Prepared(sizes, p, compiled.address, call_us(sizes), {}, y_shape, _NONE[dtype], nothing, widths, together)
+
+
+def _sizes(cell: str, char: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], projected: bool, N: int) -> Sizes:
+    (T, B, I), (GH, R), G = x_shape, w_shape, CELLS[cell].n_gates
+    return Sizes(cell, _NAMES[char], G, T, B, I, GH // G, R, N, projected)
 
 
 @lru_cache(512)
-def _prepared(sizes: Sizes, reverse: bool, keep: bool) -> _Prepared:
+def _prepared(
+    cell: str, char: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], projected: bool, reverse: bool, keep: bool
+) -> _Prepared:
     """Without lengths. Streaming calls a step at a time: whatever need not be done at each is done here."""
-    return _prepare(sizes, packing(sizes.T, sizes.B, None))
+    T, B, _ = x_shape
+    return _prepare(_sizes(cell, char, x_shape, w_shape, projected, T * B), packing(T, B, None))
+
+
+def _memory_to_keep(ready: _Prepared, dtype: np.dtype) -> tuple[Array, tuple[int, int, int], tuple[Array, ...]]:
+    """kept, places and others of a `Saved`."""
+    if ready.together is not None:
+        size, places = ready.together
+        return np.empty(size, dtype), places, ()
+    values, *others = [np.empty(ready.sizes.N * width, dtype) for width in ready.kept_widths]
+    h_prev, c_prev, extra = (a.ctypes.data - values.ctypes.data for a in others)
+    return values, (h_prev, c_prev, extra), tuple(others)
 
 
 def forward(
@@ -129,70 +183,47 @@ def forward(
     keep: bool,
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
-    T, B, I = x.shape
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    (GH, R), dtype, two, projected = w_hh.shape, x.dtype, len(state0) == 2, w_hr is not None
-    name, G = _NAMES[dtype.char], len(cell.gates)
-    H, none = GH // G, _NONE[name]
+    dtype, two, shapes = x.dtype, len(state0) == 2, (x.shape, weights.w_hh.shape, weights.w_hr is not None)
     if lengths is None:
-        N = T * B
-        sizes = Sizes(cell.name, name, G, T, B, I, H, R, N, projected)
-        ready = _prepared(sizes, reverse, keep)
-        p, h0, c0 = ready.packing, _ready(state0[0]), _ready(state0[1]) if two else none
-        x = _ready(x)
+        ready = _prepared(cell.name, dtype.char, *shapes, reverse, keep)
+        p, none = ready.packing, ready.none
+        x, h0, c0 = _ready(x), _ready(state0[0]), _ready(state0[1]) if two else none
     else:
-        p = packing(T, B, lengths)
-        N = p.steps
-        sizes = Sizes(cell.name, name, G, T, B, I, H, R, N, projected)
-        ready = _prepare(sizes, p)
+        p = packing(x.shape[0], x.shape[1], lengths)
+        ready = _prepare(_sizes(cell.name, dtype.char, *shapes, p.steps), p)
+        none = ready.none
+        x = _ready(p.pack(x))[None]
         h0, c0 = _ready(p.ordered(state0[0])), _ready(p.ordered(state0[1])) if two else none
-        x = _ready(p.pack(x))
-    y, h_n = np.empty((T, B, R) if lengths is None else (N, R), dtype), np.empty((B, R), dtype)
-    c_n = np.empty((B, H), dtype) if two else none
-    kept = h_prev = c_prev = extra = none
-    if keep:
-        kept, h_prev = np.empty((N, ready.kept_width), dtype), np.empty((N, R), dtype)
-        c_prev = np.empty((N, H), dtype) if two else none
-        extra = np.empty((N, H), dtype) if projected or cell.name == RESET_BEFORE else none
-    w_hh = _ready(w_hh)
-    operands = (
-        *(x if x.ndim == 3 else x[None], _ready(w_ih), w_hh, _ready(w_hr) if projected else w_hh),
-        *(ready.no_bias if b is None else _ready(b) for b in (b_ih, b_hh)),
-        *(h0, c0, y if y.ndim == 3 else y[None], h_n, c_n, kept, h_prev, c_prev, extra),
-    )
-
-    def launch(state: int, threads: int) -> None:
-        plan = ready.plans.get(threads)
-        if plan is None:
-            plan = ready.plans[threads] = plan_for(sizes, p, threads, False, reverse, keep)
-        _launch(state, plan, ready, weights, keep, operands)
-
-    _run(sizes, ready.microseconds, launch)
+    y, h_n, c_n = np.empty(ready.y_shape, dtype), np.empty(h0.shape, dtype), np.empty(c0.shape, dtype) if two else none
+    kept, places, others = _memory_to_keep(ready, dtype) if keep else ready.nothing_kept
+    operands = (*places, x, h0, c0, y, h_n, c_n, kept)
+    _run(ready.sizes, ready.microseconds, partial(_launch, ready, weights, reverse, keep, operands))
     if lengths is not None:
-        h_n, c_n, y = p.unsorted(h_n), p.unsorted(c_n) if two else none, p.unpack(y)
-    saved = Saved(p, x.reshape(N, I), kept, h_prev, c_prev, extra, reverse) if keep else None
-    return Forward(y, (h_n, c_n) if two else (h_n,), saved)
+        h_n, c_n, y = p.unsorted(h_n), p.unsorted(c_n) if two else none, p.unpack(y[0])
+    return Forward(y, (h_n, c_n) if two else (h_n,), Saved(p, x, kept, places, others, reverse) if keep else None)
 
 
-def _launch(state: int, plan: Plan, ready: _Prepared, weights: Weights, keep: bool, operands: tuple) -> None:
+def _launch(
+    ready: _Prepared, weights: Weights, reverse: bool, keep: bool, operands: tuple, state: int, threads: int
+) -> None:
     """The forward job, with weights packed for this call, or in inference for this and later ones."""
-    p, held, packed = ready.packing, None, None
-    projected = weights.w_hr is not None
-    if not keep and memory.is_kept(plan.packed):
+    held, plan = None, ready.plans.get(threads)
+    if plan is None:
+        plan = ready.plans[threads] = plan_for(ready.sizes, ready.packing, threads, False, reverse, keep)
+    if plan.packed and not keep and memory.is_kept(plan.packed):
         w_ih, w_hh = weights.w_ih, weights.w_hh
         # An id may come again, for another array: then the digest is another.
-        key = (ready.job.address, id(w_ih), id(w_hh), id(weights.w_hr), plan.members, w_ih.shape, w_hh.shape)
+        key = (ready.job, id(w_ih), id(w_hh), id(weights.w_hr), plan.members, w_ih.shape, w_hh.shape)
         held = packed_weights.take(key, plan.packed)
-    if held is None:
-        scratch = scratch_memory.get(plan.scratch + plan.packed)
-        packed = scratch[plan.scratch :] if plan.packed else scratch
-    else:
-        scratch, packed = scratch_memory.get(plan.scratch), held.room
     try:
-        launch_forward(
-            state, plan.groups * plan.members, ready.job.address, plan.groups, plan.words, p.offsets, p.counts,
-            plan.rows, scratch, packed, held is not None, projected, *operands,
-        )  # fmt: skip
+        if held is not None:
+            scratch, digest = scratch_memory.get(plan.scratch), held.room.address
+        else:
+            own = plan.scratch <= OWN_SCRATCH and not plan.packed
+            scratch = memory.NOTHING if own else scratch_memory.get(plan.scratch + plan.packed)
+            digest = 0
+        standing, _arrays = _addresses(weights)
+        launch_forward(state, ready.job, plan.words, ready.packing.table, standing, scratch.address, digest, *operands)
     finally:
         if held is not None:
             held.taken.release()
@@ -219,15 +250,14 @@ def backward(cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: S
     biased = weights.b_ih is not None or weights.b_hh is not None
     db_ih, db_hh = (np.empty(GH if biased else 0, dtype) for _ in range(2))
     sizes = Sizes(cell.name, name, G, p.T, p.B, I, H, R, N, projected)
-    compiled, arrays, around = job(cell.name, name, True, False), _ready_weights(weights), (p.offsets, p.counts)
+    compiled, (standing, _arrays) = job(cell.name, name, True, False), _addresses(weights)
 
     def launch(state: int, members: int) -> None:
         plan = plan_for(sizes, p, members, True, saved.reverse, False)
+        scratch = scratch_memory.get(plan.scratch)
         launch_backward(
-            state, plan.groups * plan.members, compiled.address, plan.groups, plan.words, *around, plan.rows,
-            scratch_memory.get(plan.scratch), projected, has_dy, biased, saved.x, *arrays, saved.kept, saved.h_prev,
-            saved.c_prev, saved.extra, dy, dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih,
-            db_hh,
+            state, compiled.address, plan.words, p.table, standing, scratch.address, *saved.places, has_dy, biased,
+            saved.x, saved.kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 
     _run(sizes, BACKWARD_SHARE * call_us(sizes), launch)
@@ -264,7 +294,7 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
         y, packed_y = T * B * R * item, N * R * item
         states = 2 * B * (R + (H if two else 0)) * item
         transient += max(states + packed_y - y, packed_y, 17 * T * B - y) + (0 if keep else around)
-    if resident > memory.KEPT_SCRATCH:
+    if resident > memory.KEPT_SCRATCH or (plan.scratch <= OWN_SCRATCH and not plan.packed):
         resident = 0
     rows, columns = tile_shape()
     tiles = f"{rows} x {columns * vectors(row.stored).lanes} register tiles, {plan.chunk} steps a chunk"

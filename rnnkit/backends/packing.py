@@ -20,8 +20,7 @@ class Packing:
 
     T: int
     B: int
-    counts: np.ndarray  # (T,) rows that are live at each step
-    offsets: np.ndarray  # (T+1,) where each step begins
+    table: np.ndarray  # (2*T+1,) where each step begins, T+1 numbers, then the rows that are live at each
     order: np.ndarray | None  # (B,) which row stands at each place; None where no row is shorter than T
 
     @cached_property
@@ -33,8 +32,19 @@ class Packing:
         return (np.arange(self.T)[:, None] * self.B + self.order[None, :])[live]
 
     @property
+    def offsets(self) -> np.ndarray:
+        """(T+1,) where each step begins."""
+        return self.table[: self.T + 1]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(T,) rows that are live at each step."""
+        return self.table[self.T + 1 :]
+
+    @property
     def steps(self) -> int:
-        return int(self.offsets[-1])
+        """N."""
+        return int(self.table[self.T])
 
     def pack(self, a: Array) -> Array:
         """a (T, B, K) as (N, K)."""
@@ -77,7 +87,7 @@ class Packing:
 
 @lru_cache(4)
 def _whole(T: int, B: int) -> Packing:
-    return Packing(T, B, np.full(T, B, np.int64), np.arange(T + 1, dtype=np.int64) * B, None)
+    return Packing(T, B, np.concatenate([np.arange(T + 1, dtype=np.int64) * B, np.full(T, B, np.int64)]), None)
 
 
 def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
@@ -86,4 +96,4 @@ def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
         return _whole(T, B)
     order = np.argsort(-lengths, kind="stable")
     counts = np.count_nonzero(np.arange(T)[:, None] < lengths[None, :], axis=1)
-    return Packing(T, B, counts, np.concatenate([[0], np.cumsum(counts)]), order)
+    return Packing(T, B, np.concatenate([[0], np.cumsum(counts), counts]), order)

@@ -60,7 +60,8 @@ class Sizes(NamedTuple):
 class Plan(NamedTuple):
     """groups and members (kernels/frame.py), the bounds of the groups' rows (groups + 1,), steps of a chunk.
 
-    words: the `Shape` as a job reads it. packed, scratch: bytes of memory for packed weights and of scratch memory.
+    words: the `Shape` as a job reads it, then `rows`. packed, scratch: bytes of memory for packed weights and of
+    scratch memory.
     """
 
     groups: int
@@ -149,7 +150,7 @@ def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse
     own_size = _lines(own * item)
     numbers = Shape._make([T, B, I, H, R, N, chunk, groups, members, reverse, keep, *places, at, own_size])
     scratch = at + groups * members * own_size
-    return Plan(groups, members, rows, chunk, np.array(numbers, np.int64), packed, scratch)
+    return Plan(groups, members, rows, chunk, np.array([*numbers, *rows], np.int64), packed, scratch)
 
 
 def _step_layout(sizes: Sizes, members: int, rows: np.ndarray, keep: bool) -> Plan:
@@ -159,7 +160,7 @@ def _step_layout(sizes: Sizes, members: int, rows: np.ndarray, keep: bool) -> Pl
     own = _lines((2 * G * vectors(dtype).lanes + (2 * B * H if before else 0)) * sizes.itemsize)
     at = _lines((B * H if before else 0) * sizes.itemsize)
     numbers = Shape(T, B, I, H, R, N, 1, groups, members, False, keep, 0, 0, 0, 0, 0, at, own)
-    return Plan(groups, members, rows, 1, np.array(numbers, np.int64), 0, at + groups * members * own)
+    return Plan(groups, members, rows, 1, np.array([*numbers, *rows], np.int64), 0, at + groups * members * own)
 
 
 def _lines(size: int) -> int:
