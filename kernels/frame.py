@@ -26,7 +26,7 @@ from rnnkit.kernels.digest import digest
 from rnnkit.kernels.jit import inner, outer
 from rnnkit.kernels.pack import packer
 from rnnkit.kernels.product import products, tile_shape
-from rnnkit.kernels.team import LINE, add, set_word, wait, word
+from rnnkit.kernels.team import LINE, add, await_count, set_word, wait, word
 from rnnkit.kernels.vector import INT64, vectors
 
 
@@ -187,6 +187,20 @@ def meet(s, p, times):
     """The members of a group, for the `times`-th time."""
     if s.members > 1:
         wait(p.together, s.members * times)
+
+
+@inner
+def arrive(s, p):
+    """The first half of `meet`: what others need is there. Work that needs nothing of theirs may follow."""
+    if s.members > 1:
+        add(p.together, 1)
+
+
+@inner
+def await_members(s, p, times):
+    """The second half of `meet`."""
+    if s.members > 1:
+        await_count(p.together, s.members * times)
 
 
 @cache

@@ -5,7 +5,8 @@ b_hh. Kept: r,z,n and u_n. The hidden side's gradient differs from the input sid
 SPLIT.
 
 Reset before (`make_reset_before`): u_n = (r h') W_hn^T + b_hn waits for r, so a step is two products with a
-pointwise stage after each: `gates` and `output` forward, `output_backward` and `gates_backward` back.
+pointwise stage after each: `gates` and `output` forward, `output_backward` and `gates_backward` back. z waits for
+nothing and nothing but `output` for it: `gates` may as well be `reset` before r h' is used and `update` at any time.
 """
 
 from __future__ import annotations
@@ -37,13 +38,18 @@ def make(jit, act) -> SimpleNamespace:
 
 
 def make_reset_before(jit, act) -> SimpleNamespace:
-    """The four stages of one unit, reset before; a number may be a scalar or a vector of units."""
+    """The stages of one unit, reset before; a number may be a scalar or a vector of units."""
     sigmoid, tanh, one = act.sigmoid, act.tanh, act.one
 
     @jit
-    def gates(a_r, a_z, h_prev):
+    def reset(a_r, h_prev):
         r = sigmoid(a_r)
-        return r, sigmoid(a_z), r * h_prev
+        return r, r * h_prev
+
+    @jit
+    def gates(a_r, a_z, h_prev):
+        r, rh = reset(a_r, h_prev)
+        return r, sigmoid(a_z), rh
 
     @jit
     def output(a_n, z, h_prev):
@@ -59,4 +65,11 @@ def make_reset_before(jit, act) -> SimpleNamespace:
     def gates_backward(r, z, h_prev, dh, drh):
         return drh * h_prev * r * (one - r), dh * z + drh * r
 
-    return SimpleNamespace(gates=gates, output=output, output_backward=output_backward, gates_backward=gates_backward)
+    return SimpleNamespace(
+        reset=reset,
+        update=sigmoid,
+        gates=gates,
+        output=output,
+        output_backward=output_backward,
+        gates_backward=gates_backward,
+    )

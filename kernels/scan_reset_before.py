@@ -1,7 +1,8 @@
 """The time loops of the GRU that resets before the product: two products and two pointwise stages a step, each way.
 
 Arguments, storage and the parts of threads are those of kernels/frame.py. kept (N, 3H) holds r,z,n and extra (N, H)
-r h', the operand of dW_hn. r h' needs every unit of r before W_hn can multiply it, so members meet twice a step.
+r h', the operand of dW_hn. r h' needs every unit of r before W_hn can multiply it, so members meet twice a step. While
+they wait for each other's r h' they compute what z needs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from typing import Any
 
 from rnnkit.kernels import gru
 from rnnkit.kernels.activations import activations
-from rnnkit.kernels.frame import make_frame, meet, meet_all, part_of, read_backward, read_forward, read_shape
+from rnnkit.kernels.frame import (
+    arrive,
+    await_members,
+    make_frame,
+    meet,
+    meet_all,
+    part_of,
+    read_backward,
+    read_forward,
+    read_shape,
+)
 from rnnkit.kernels.gradients import make_gradients
 from rnnkit.kernels.jit import inner, job
 from rnnkit.kernels.product import products
@@ -21,12 +32,14 @@ from rnnkit.kernels.vector import vectors
 def make_stages(dtype: str) -> Any:
     """The two pointwise stages of one row's `share` units; addresses of the first, and strides in bytes.
 
-    gates_row(g, apart, bias_x, bias_h, h, values, z_apart, rh, share, H)
-        r and z into `values`, z_apart bytes from each other; r h' into rh
-    output_row(g, bias_x, bias_h, h, z, n, out, y, h_n, share, keep): n into `n` where keep; h into out and y
+    reset_row(g, bias_x, bias_h, h, r, rh, share, keep)
+        g holds r's pre-activations; r into `r` where keep, r h' into rh
+    output_row(g, apart, bias_x, bias_h, h, z, out, y, share, H, keep)
+        g holds those of z, and `apart` bytes on those of n; biases those of z, n's H on; z into `z` where keep, and n
+        H units on; h into out and y
     """
     stages, v = gru.make_reset_before(inner, activations(dtype)), vectors(dtype)
-    size, lanes, gates_of, output_of = v.itemsize, v.lanes, stages.gates, stages.output
+    size, lanes, reset, update, output = v.itemsize, v.lanes, stages.reset, stages.update, stages.output
 
     def units(memory):
         load, store = memory.load, memory.store
@@ -36,53 +49,53 @@ def make_stages(dtype: str) -> Any:
             return load(g, n) + (load(bias_x, n) + load(bias_h, n))
 
         @inner
-        def gates_step(j, n, g, apart, bx, bh, h, values, z_apart, rh, H):
-            at, z = j * size, H * size
-            a_r = with_biases(g + at, bx + at, bh + at, n)
-            a_z = with_biases(g + apart + at, bx + z + at, bh + z + at, n)
-            r, z_value, rh_value = gates_of(a_r, a_z, load(h + at, n))
-            store(r, values + at, n)
-            store(z_value, values + z_apart + at, n)
+        def reset_step(j, n, g, bx, bh, h, r, rh, keep):
+            at = j * size
+            r_value, rh_value = reset(with_biases(g + at, bx + at, bh + at, n), load(h + at, n))
+            if keep:
+                store(r_value, r + at, n)
             store(rh_value, rh + at, n)
 
         @inner
-        def output_step(j, m, g, bx, bh, h, z, n, out, y, keep):
-            at = j * size
-            value, h_value = output_of(with_biases(g + at, bx + at, bh + at, m), load(z + at, m), load(h + at, m))
+        def output_step(j, n, g, apart, bx, bh, h, z, out, y, H, keep):
+            at, after = j * size, (H + j) * size
+            z_value = update(with_biases(g + at, bx + at, bh + at, n))
+            n_value, h_value = output(with_biases(g + apart + at, bx + after, bh + after, n), z_value, load(h + at, n))
             if keep:
-                store(value, n + at, m)
-            store(h_value, out + at, m)
-            store(h_value, y + at, m)
+                store(z_value, z + at, n)
+                store(n_value, z + after, n)
+            store(h_value, out + at, n)
+            store(h_value, y + at, n)
 
-        return gates_step, output_step
+        return reset_step, output_step
 
-    (gates_whole, output_whole), (gates_ending, output_ending) = units(v.whole), units(v.first)
-
-    @inner
-    def gates_row(g, apart, bx, bh, h, values, z_apart, rh, share, H):
-        last = share // lanes * lanes
-        for j in range(0, last, lanes):
-            gates_whole(j, lanes, g, apart, bx, bh, h, values, z_apart, rh, H)
-        if last < share:
-            gates_ending(last, share - last, g, apart, bx, bh, h, values, z_apart, rh, H)
+    (reset_whole, output_whole), (reset_ending, output_ending) = units(v.whole), units(v.first)
 
     @inner
-    def output_row(g, bx, bh, h, z, n, out, y, share, keep):
+    def reset_row(g, bx, bh, h, r, rh, share, keep):
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            output_whole(j, lanes, g, bx, bh, h, z, n, out, y, keep)
+            reset_whole(j, lanes, g, bx, bh, h, r, rh, keep)
         if last < share:
-            output_ending(last, share - last, g, bx, bh, h, z, n, out, y, keep)
+            reset_ending(last, share - last, g, bx, bh, h, r, rh, keep)
 
-    return gates_row, output_row
+    @inner
+    def output_row(g, apart, bx, bh, h, z, out, y, share, H, keep):
+        last = share // lanes * lanes
+        for j in range(0, last, lanes):
+            output_whole(j, lanes, g, apart, bx, bh, h, z, out, y, H, keep)
+        if last < share:
+            output_ending(last, share - last, g, apart, bx, bh, h, z, out, y, H, keep)
+
+    return reset_row, output_row
 
 
 def make_forward(dtype: str) -> Any:
     """The forward job: forward(block, index), block a `Forward`."""
     v, product, frame = vectors(dtype), products(dtype).product, make_frame(dtype)
-    gates_row, output_row = make_stages(dtype)
-    size, bound, copy, pack_share, input_product = (
-        v.itemsize, frame.bound, frame.copy, frame.pack_share, frame.input_product,
+    reset_row, output_row = make_stages(dtype)
+    size, lanes, bound, copy, pack_share, input_product = (
+        v.itemsize, v.lanes, frame.bound, frame.copy, frame.pack_share, frame.input_product,
     )  # fmt: skip
 
     already_packed, note_packed = frame.already_packed, frame.note_packed
@@ -97,12 +110,17 @@ def make_forward(dtype: str) -> Any:
         GH, row = 3 * share, H * size
         row_g, block_g, w_n_at = GH * size, share * size, a.w_hh + 2 * H * row
         w_x, w_rz, w_n = a.packed + s.w_x, a.packed + s.w_h, a.packed + s.w_p
+        # Where members wait for each other, r comes first; else r and z together, which fill wider tiles.
+        apart, w_z = s.members > 1, w_rz + (H + lanes - 1) // lanes * lanes * row
         there = already_packed(a, s, p, index, 3)
         if not there:
             pack_share(a.w_ih, s.I, False, H, 3, s, p, w_x)
-            pack_share(a.w_hh, H, False, H, 2, s, p, w_rz)
+            pack_share(a.w_hh, H, False, H, 1 if apart else 2, s, p, w_rz)
+            if apart:
+                pack_share(a.w_hh + H * row, H, False, H, 1, s, p, w_z)
             pack_share(w_n_at, H, False, H, 1, s, p, w_n)
-        w_x, w_rz, w_n = w_x + u0 * 3 * s.I * size, w_rz + u0 * 2 * row, w_n + u0 * row
+        # Not apart u0 is 0.
+        w_x, w_rz, w_z, w_n = w_x + u0 * 3 * s.I * size, w_rz + u0 * row, w_z + u0 * row, w_n + u0 * row
         states, rh_rows = a.scratch + s.states, a.extra if keep else a.scratch + s.exchanged
         for r in range(p.b0, p.b1):
             for target in (states, states + s.B * row, a.h_n):
@@ -124,27 +142,28 @@ def make_forward(dtype: str) -> Any:
                 rows, odd = end - p.b0, (s0 + k) & 1
                 g = gates + ((t - low) * stride if stride else at - word(a.offsets + 8 * low)) * row_g
                 h, h_new = states + odd * s.B * row + first, states + (1 - odd) * s.B * row + first
-                product(h - first + p.b0 * row, row, w_rz, H, g, row_g, 2 * share, rows, 1, odd)
+                h_rows = h - first + p.b0 * row
+                product(h_rows, row, w_rz, H, g, row_g, share if apart else 2 * share, rows, 1, odd)
                 for r in range(p.b0, end):
-                    # Without `keep`, r and z take the place of their pre-activations.
-                    g_row, here, rh = g + (r - p.b0) * row_g, at + r, rh_rows + (at + r if keep else r) * row + first
-                    values = a.kept + here * 3 * row + first if keep else g_row
-                    gates_row(
-                        g_row, block_g, a.b_ih + first, a.b_hh + first, h + r * row, values,
-                        row if keep else block_g, rh, share, H,
+                    here = at + r
+                    reset_row(
+                        g + (r - p.b0) * row_g, a.b_ih + first, a.b_hh + first, h + r * row,
+                        a.kept + here * 3 * row + first, rh_rows + (here if keep else r) * row + first, share, keep,
                     )  # fmt: skip
-                    if keep:
-                        copy(h + r * row, a.h_prev + here * row + first, share)
-                meet(s, p, meetings + 1)
+                if apart:
+                    arrive(s, p)
+                    product(h_rows, row, w_z, H, g + block_g, row_g, share, rows, 1, odd)
+                if keep:
+                    for r in range(p.b0, end):
+                        copy(h + r * row, a.h_prev + (at + r) * row + first, share)
+                await_members(s, p, meetings + 1)
                 rh = rh_rows + (at + p.b0 if keep else p.b0) * row
                 product(rh, row, w_n, H, g + 2 * block_g, row_g, share, rows, 1, odd)
                 for r in range(p.b0, end):
-                    g_row, here, bias = g + (r - p.b0) * row_g, at + r, 2 * row + first
-                    kept = a.kept + here * 3 * row + first
+                    here, z = at + r, row + first
                     output_row(
-                        g_row + 2 * block_g, a.b_ih + bias, a.b_hh + bias, h + r * row,
-                        kept + row if keep else g_row + block_g, kept + 2 * row,
-                        h_new + r * row, a.y + here * row + first, share, keep,
+                        g + (r - p.b0) * row_g + block_g, block_g, a.b_ih + z, a.b_hh + z, h + r * row,
+                        a.kept + here * 3 * row + z, h_new + r * row, a.y + here * row + first, share, H, keep,
                     )  # fmt: skip
                 over = t == (0 if s.reverse else s.T - 1)
                 lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))

@@ -144,7 +144,7 @@ def make_step(cell: str, dtype: str) -> Any:
 
 def make_step_reset_before(dtype: str) -> Any:
     """The forward job of one step of the GRU that resets before."""
-    v, dots, frame, (gates_row, output_row) = vectors(dtype), dot_products(dtype), make_frame(dtype), make_stages(dtype)
+    v, dots, frame, (reset_row, output_row) = vectors(dtype), dot_products(dtype), make_frame(dtype), make_stages(dtype)
     size, lanes, store, bound, copy = v.itemsize, v.lanes, v.whole.store, frame.bound, frame.copy
 
     @job(("step", "gru_reset_before", dtype))
@@ -156,32 +156,30 @@ def make_step_reset_before(dtype: str) -> Any:
         u0, u1 = bound(H, s.members, p.member), bound(H, s.members, p.member + 1)
         row_h, row_x, vector = H * size, I * size, lanes * size
         g = a.scratch + s.own + index * s.own_size
-        rz, rh_rows = g + 2 * vector, a.extra if keep else a.scratch + s.exchanged
+        rh_rows = a.extra if keep else a.scratch + s.exchanged
         for j in range(u0, u1, lanes):
             n, at = min(lanes, u1 - j), j * size
             for r in range(p.b0, live):
-                x, h = a.x + r * row_x, a.h0 + r * row_h
-                for gate in range(2):
-                    unit = gate * H + j
-                    x_side = dots(x, a.w_ih + unit * row_x, row_x, I, n)
-                    store(x_side + dots(h, a.w_hh + unit * row_h, row_h, H, n), g + gate * vector, lanes)
-                values = (a.kept + 3 * r * row_h if keep else rz + 2 * (r - p.b0) * row_h) + at
-                gates_row(
-                    g, vector, a.b_ih + at, a.b_hh + at, h + at, values, row_h, rh_rows + r * row_h + at, n, H
+                h, x_side = a.h0 + r * row_h, dots(a.x + r * row_x, a.w_ih + j * row_x, row_x, I, n)
+                store(x_side + dots(h, a.w_hh + j * row_h, row_h, H, n), g, lanes)
+                reset_row(
+                    g, a.b_ih + at, a.b_hh + at, h + at, a.kept + 3 * r * row_h + at, rh_rows + r * row_h + at, n, keep
                 )  # fmt: skip
                 if keep:
                     copy(h + at, a.h_prev + r * row_h + at, n)
         meet(s, p, 1)
         for j in range(u0, u1, lanes):
-            n, at, unit = min(lanes, u1 - j), j * size, 2 * H + j
+            n, at, z = min(lanes, u1 - j), j * size, row_h + j * size
             for r in range(p.b0, live):
-                x_side = dots(a.x + r * row_x, a.w_ih + unit * row_x, row_x, I, n)
-                store(x_side + dots(rh_rows + r * row_h, a.w_hh + unit * row_h, row_h, H, n), g, lanes)
-                kept, own = a.kept + 3 * r * row_h + at, r * row_h + at
-                z = kept + row_h if keep else rz + (2 * (r - p.b0) + 1) * row_h + at
+                for gate in range(1, 3):
+                    unit, operand = gate * H + j, (a.h0 if gate == 1 else rh_rows) + r * row_h
+                    x_side = dots(a.x + r * row_x, a.w_ih + unit * row_x, row_x, I, n)
+                    h_side = dots(operand, a.w_hh + unit * row_h, row_h, H, n)
+                    store(x_side + h_side, g + (gate - 1) * vector, lanes)
+                own = r * row_h + at
                 output_row(
-                    g, a.b_ih + unit * size, a.b_hh + unit * size, a.h0 + own, z, kept + 2 * row_h, a.h_n + own,
-                    a.y + own, n, keep,
+                    g, vector, a.b_ih + z, a.b_hh + z, a.h0 + own, a.kept + 3 * r * row_h + z, a.h_n + own,
+                    a.y + own, n, H, keep,
                 )  # fmt: skip
         for r in range(max(p.b0, live), p.b1):
             copy(a.h0 + r * row_h + u0 * size, a.h_n + r * row_h + u0 * size, u1 - u0)

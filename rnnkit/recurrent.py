@@ -14,8 +14,8 @@ import numpy as np
 
 from rnnkit import _checks, stack
 from rnnkit._device import array_module, on_own_device
-from rnnkit.backends import Choice, check_backend, select
-from rnnkit.cells import CELLS, Cell, Weights
+from rnnkit.backends import Choice, HeldWeights, check_backend, select
+from rnnkit.cells import CELLS, Cell
 from rnnkit.module import Array, Module, grad_enabled, make_rng
 
 # Weights' fields beside the names PyTorch gives them.

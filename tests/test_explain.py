@@ -10,6 +10,7 @@ import pytest
 
 import rnnkit
 from rnnkit.backends import numba
+from tests.helpers import share_everything
 
 LAYERS = (
     (rnnkit.RNN, {}),
@@ -30,7 +31,8 @@ SHAPES = (
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), LAYERS)
-def test_workspace_is_what_the_allocator_sees(kind, options, shape, keep, cpu_backend):
+def test_workspace_is_what_the_allocator_sees(kind, options, shape, keep, cpu_backend, monkeypatch):
+    share_everything(monkeypatch, 2)  # with fewer threads, where others hold the cores, it takes less
     layer = kind(48, 64, backend=cpu_backend, rng=0, **options, **shape)
     x = np.zeros((40, 16, 48), np.float32)
     with contextlib.nullcontext() if keep else rnnkit.no_grad():

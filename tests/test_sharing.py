@@ -223,7 +223,7 @@ def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads
 
 def test_a_system_that_gives_no_threads_leaves_the_caller_alone(three_threads, monkeypatch):
     """One that raises in between has a new team made, since the thread may have come to be."""
-    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    layer = rnnkit.LSTM(16, 96, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
     for error in (RuntimeError("can't start new thread"), KeyboardInterrupt()):

@@ -23,8 +23,10 @@ RESET_BEFORE = "gru_reset_before"
 
 # One core's FLOP a microsecond in float32, by the width of its vectors: a multiply-add a cycle of 64 bytes, two of 32.
 FLOP_US = {64: 112e3, 32: 100e3, 16: 25e3}
-# How fast weights of up to so many bytes come, bytes a microsecond for one core: the caches' and the memory's rates. As
-# long as that is no longer than the arithmetic it hides behind it.
+# How fast weights of up to so many bytes come, bytes a microsecond for one core: the caches' and the memory's rates. Of
+# the arithmetic and the stream the shorter hides behind the longer, all of it up to three quarters of that; where they
+# are equal, so much of it shows.
+NOT_HIDDEN = 0.2
 STREAM = ((24 << 10, 200e3), (768 << 10, 110e3), (20 << 20, 80e3), (1 << 62, 28e3))
 # A meeting of the members of a group, which come at slightly different times; the cell on one vector of units.
 MEETING_US, VECTOR_US = 0.3, 0.02
@@ -53,8 +55,8 @@ class Sizes(NamedTuple):
 
     @property
     def meetings(self) -> int:
-        """Of the members of a group, a step."""
-        return 2 if self.projected or self.cell == RESET_BEFORE else 1
+        """Of the members of a group, a step, that are waited for: of a GRU that resets before, z hides one of two."""
+        return 2 if self.projected else 1
 
 
 class Plan(NamedTuple):
@@ -76,22 +78,32 @@ class Plan(NamedTuple):
 def step_us(sizes: Sizes, groups: int, members: int) -> float:
     """Guessed microseconds of one forward step, shared so."""
     rows = -(-sizes.N // max(1, sizes.T)) / groups
-    units, width = sizes.H / members, sizes.itemsize / 4
+    units, width = max(_share(sizes.H, members, sizes.dtype)), sizes.itemsize / 4
     flop = 2 * rows * sizes.gates * units * sizes.R + (2 * rows * sizes.H * sizes.R / members if sizes.projected else 0)
     weights = sizes.gates * units * sizes.R * sizes.itemsize
-    time = max(width * flop / FLOP_US[vector_bytes()], weights / _rate(weights))
+    arithmetic, stream = width * flop / FLOP_US[vector_bytes()], weights / _rate(weights)
+    longer, shorter = max(arithmetic, stream), min(arithmetic, stream)
+    time = longer + NOT_HIDDEN * max(0.0, 4 * shorter - 3 * longer)
     time += VECTOR_US * width * rows * sizes.gates * units / 64
     return time + (MEETING_US * sizes.meetings if members > 1 else 0)
+
+
+def input_us(sizes: Sizes) -> float:
+    """Guessed microseconds of the input's product, which all threads share evenly, on one."""
+    width, weights = sizes.itemsize / 4, sizes.gates * sizes.H * sizes.I * sizes.itemsize
+    time = width * 2 * sizes.N * sizes.gates * sizes.H * sizes.I / FLOP_US[vector_bytes()]
+    return max(time, weights / _rate(weights)) if sizes.T == 1 else time
+
+
+def shared_us(sizes: Sizes, groups: int, members: int) -> float:
+    """Guessed microseconds of a forward call, shared so."""
+    return sizes.T * step_us(sizes, groups, members) + input_us(sizes) / (groups * members)
 
 
 @lru_cache(4096)
 def call_us(sizes: Sizes) -> float:
     """Guessed microseconds of a forward call on one thread."""
-    width, weights = sizes.itemsize / 4, sizes.gates * sizes.H * sizes.I * sizes.itemsize
-    outside = width * 2 * sizes.N * sizes.gates * sizes.H * sizes.I / FLOP_US[vector_bytes()]
-    if sizes.T == 1:
-        outside = max(outside, weights / _rate(weights))
-    return sizes.T * step_us(sizes, 1, 1) + outside
+    return shared_us(sizes, 1, 1)
 
 
 def _rate(size: float) -> float:
@@ -108,7 +120,7 @@ def divisions(sizes: Sizes, threads: int) -> Iterator[tuple[int, int]]:
 @lru_cache(4096)
 def division(sizes: Sizes, threads: int) -> tuple[int, int]:
     """(groups, members) of the least guessed time."""
-    return min(divisions(sizes, threads), key=lambda d: (step_us(sizes, *d), d))
+    return min(divisions(sizes, threads), key=lambda d: (shared_us(sizes, *d), d))
 
 
 def threads_of(sizes: Sizes, threads: int) -> int:
@@ -141,7 +153,7 @@ def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse
         own = room_of(max(I, R, H), dtype)
     else:
         place(padded(GH, dtype) * I)
-        place(padded(2 * H if reset_before else GH, dtype) * R)
+        place(2 * padded(H, dtype) * H if reset_before else padded(GH, dtype) * R)
         place(padded(H, dtype) * H if reset_before else padded(R, dtype) * H if projected else 0)
         packed, at = at, 0
         place(2 * B * R)
@@ -154,10 +166,10 @@ def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse
 
 
 def _step_layout(sizes: Sizes, members: int, rows: np.ndarray, keep: bool) -> Plan:
-    """The same for kernels/step.py, which packs nothing: the gates of a vector of units; and of rows r, z and r h'."""
+    """The same for kernels/step.py, which packs nothing: the gates of a vector of units; and of rows r h'."""
     cell, dtype, G, T, B, I, H, R, N, _ = sizes
     groups, before = len(rows) - 1, cell == RESET_BEFORE and not keep
-    own = _lines((2 * G * vectors(dtype).lanes + (2 * B * H if before else 0)) * sizes.itemsize)
+    own = _lines(2 * G * vectors(dtype).lanes * sizes.itemsize)
     at = _lines((B * H if before else 0) * sizes.itemsize)
     numbers = Shape(T, B, I, H, R, N, 1, groups, members, False, keep, 0, 0, 0, 0, 0, at, own)
     return Plan(groups, members, rows, 1, np.array([*numbers, *rows], np.int64), 0, at + groups * members * own)
