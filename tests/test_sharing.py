@@ -56,7 +56,15 @@ def forget() -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 def test_sharing_units_is_the_oracle(cell, reverse, dtype, three_threads, monkeypatch):
     divide(monkeypatch, 1, 3)
-    for T, B, I, H in ((5, 3, 4, 40), (1, 1, 3, 70), (7, 1, 5, 53), (4, 13, 9, 100), (0, 2, 3, 50), (3, 0, 3, 50)):
+    for T, B, I, H in (
+        (5, 3, 4, 40),
+        (1, 1, 3, 70),
+        (1, 59, 6, 40),
+        (7, 1, 5, 53),
+        (4, 13, 9, 100),
+        (0, 2, 3, 50),
+        (3, 0, 3, 50),
+    ):
         worst = parity("numba", Case(cell, T, B, I, H, reverse=reverse), dtype)
         assert max(worst.values()) <= 1, worst
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnkit.backends.packing import Packing
-from rnnkit.kernels import scan
+from rnnkit.kernels import scan, step
 from rnnkit.kernels.frame import Shape
 from rnnkit.kernels.large import room_of
 from rnnkit.kernels.pack import padded
@@ -166,10 +166,10 @@ def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse
 
 
 def _step_layout(sizes: Sizes, members: int, rows: np.ndarray, keep: bool) -> Plan:
-    """The same for kernels/step.py, which packs nothing: the gates of a vector of units; and of rows r h'."""
+    """The same for kernels/step.py, which packs nothing: of some rows the gates of a vector of units; and r h'."""
     cell, dtype, G, T, B, I, H, R, N, _ = sizes
     groups, before = len(rows) - 1, cell == RESET_BEFORE and not keep
-    own = _lines(2 * G * vectors(dtype).lanes * sizes.itemsize)
+    own = _lines(min(B, step.AT_ONCE) * 2 * G * vectors(dtype).lanes * sizes.itemsize)
     at = _lines((B * H if before else 0) * sizes.itemsize)
     numbers = Shape(T, B, I, H, R, N, 1, groups, members, False, keep, 0, 0, 0, 0, 0, at, own)
     return Plan(groups, members, rows, 1, np.array([*numbers, *rows], np.int64), 0, at + groups * members * own)
