@@ -2,8 +2,8 @@
 
     run(state, members, function, block)    calls function(block, k) for k in [0, members), 0 here; back when all are
     serve(state, index, seen)               what the thread `index` does: jobs as they come; back when idle too long
-    book(state, members, looks)             before run: whether any is asleep and must be woken; who is awake stays so
-    call_roll(state, members, looks)        and after that, how many of them are there
+    book(state, members, patience)          before run: whether any is asleep and must be woken; who is awake stays so
+    call_roll(state, members, patience)     and after that, how many of them are there
     wait(counter, goal)                     a barrier between the threads of one job
 
 Threads that have just worked look for the next job for some 100 us before they sleep, so that the calls of a training
@@ -14,8 +14,8 @@ A thread that has no core, because another library's thread spins on it, would b
 gets a share before it has answered a roll call, and each notes when its core was taken from it while it worked.
 
 `state` is the address of zeros, one cache line a word that different threads write. What is posted is a number and the
-members it is for in one word, and whether it is a roll call: a thread that is none of them must not look at the rest,
-which may be a later job's.
+members it is for in one word, and whether it is a roll call. Who answered a roll call is numbered for the job after it,
+by a word that names that roll call: a thread without such a number must not look at the job, which may be a later one.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from rnnkit.kernels.vector import INT64
 
 LINE = 64
 # Offsets of words. From ASLEEP on a thread has a line: whether it is asleep, whether it is to be woken, the number of
-# the last roll call it heard, and for how many nanoseconds its core was taken from it, until that is dealt with.
+# the last roll call it heard, for how many nanoseconds its core was taken from it, until that is dealt with, and its
+# place among those who answered a roll call, added to what was posted for that.
 POSTED, BOOKED, FINISHED, JOB, ASLEEP = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-WAKE, HEARD, ROBBED = 8, 16, 24
+WAKE, HEARD, ROBBED, PLACE = 8, 16, 24, 32
 MEMBER_BITS, ROLL_CALL = 16, 1 << 15
 # What is found beside how many are there.
 SOME_ASLEEP, CROWDED = -1, 1 << 20
@@ -47,6 +48,7 @@ ROBBED_NS, ROBBED_PART = 200_000, 8
 # system call of about 300 ns. A job's threads wait longer for each other: a core given to a thread that spins comes
 # back after a time slice.
 SPINS, PATIENCE, SPINS_AT_WORK = 1500, 1800, 4000
+LOOK_NS = 30  # where there is no clock
 
 
 def state_bytes(workers: int) -> int:
@@ -204,14 +206,18 @@ def serve(state, index, seen):
     while True:
         posted = look(state + POSTED)
         if posted != seen:
-            seen = posted
-            if index < posted & (ROLL_CALL - 1):
-                idle = 0
-                if posted & ROLL_CALL:
+            before, seen = seen, posted
+            if posted & ROLL_CALL:
+                if index < posted & (ROLL_CALL - 1):
+                    idle = 0
                     exchange(own + HEARD, posted)
                     since, worked = nanoseconds(False), nanoseconds(True)
-                    continue
-                call(word(state + JOB), word(state + JOB + 8), index)
+                continue
+            follows = before & ROLL_CALL and posted >> MEMBER_BITS == (before >> MEMBER_BITS) + 1
+            place = word(own + PLACE) - before if follows else 0
+            if 0 < place < posted & (ROLL_CALL - 1):
+                idle = 0
+                call(word(state + JOB), word(state + JOB + 8), place)
                 add(state + FINISHED, 1)
                 note_if_robbed(own, since, worked)
         elif idle < SPINS:
@@ -237,28 +243,40 @@ def post(state, members):
 
 
 @inner
-def answers(state, members, looks):
-    """Calls the roll. After at most so many looks: how many are there, counted in order from the caller on.
+def answers(state, members, patience):
+    """Calls the roll. After at most so many nanoseconds: how many are there with the caller, each with its place.
 
     Plus CROWDED for each that had lost its core in an earlier job.
     """
-    posted, present, crowded, far = post(state, members | ROLL_CALL), 1, 0, looks - SPINS
-    for k in range(members):
-        crowded += CROWDED * (word(state + ASLEEP + LINE * k + ROBBED) != 0)
-    while present < members and looks > 0:
-        if look(state + ASLEEP + LINE * present + HEARD) == posted:
-            present += 1
-        elif looks > far:
-            looks -= 1
+    began, spins, present = nanoseconds(False), 0, 1
+    posted = post(state, members | ROLL_CALL)
+    while True:
+        present = 1
+        for k in range(1, members):
+            present += look(state + ASLEEP + LINE * k + HEARD) == posted
+        if present == members:
+            break
+        spins += 1
+        if spins < SPINS:
             pause()
         else:
-            looks -= 10
             give_way()
+        if spins % 16 == 0:
+            waited = nanoseconds(False) - began if began else LOOK_NS * spins
+            if waited > patience:
+                break
+    present, crowded = 1, CROWDED * (word(state + ASLEEP + ROBBED) != 0)
+    for k in range(1, members):
+        own = state + ASLEEP + LINE * k
+        crowded += CROWDED * (word(own + ROBBED) != 0)
+        if look(own + HEARD) == posted:
+            set_word(own + PLACE, posted + present)
+            present += 1
     return present + crowded
 
 
 @entry(("book",))
-def book(state, members, looks):
+def book(state, members, patience):
     """The members' answers, or SOME_ASLEEP without calling the roll.
 
     Those asleep count as awake now, and the word after theirs says: wake me. It says so until that is done: who is
@@ -271,13 +289,13 @@ def book(state, members, looks):
         if exchange(own, 0):
             set_word(own + WAKE, 1)
         asleep += word(own + WAKE)
-    return SOME_ASLEEP if asleep else answers(state, members, looks)
+    return SOME_ASLEEP if asleep else answers(state, members, patience)
 
 
 @entry(("call_roll",))
-def call_roll(state, members, looks):
+def call_roll(state, members, patience):
     """The members' answers, after those that `book` found asleep were woken."""
-    return answers(state, members, looks)
+    return answers(state, members, patience)
 
 
 @inner

@@ -24,11 +24,10 @@ _threads = 0
 # must be woken, which takes them about 50 us.
 SHARED_FROM, WOKEN_FROM = 15.0, 200.0
 # How long a thread is waited for that does not answer, since something else has its core: so many microseconds, or so
-# large a part of the work. The first is for one that is awake, the second for one that was woken.
+# large a part of the work. The first is for one that is awake, the second for one that was woken or started.
 AWAITED, AWAITED_WOKEN, AWAITED_PART = 3.0, 100.0, 1 / 16
-LOOKS_US = 30.0  # looks of kernels/team.py a microsecond, about: a look is 25 to 60 ns
-# Seconds, at least and at most, that jobs have fewer threads after one had no core, and how many times what was lost:
-# doubled if it happens again, halved if not when all are tried.
+# Seconds, at least and at most, that jobs have fewer threads after one did not answer, or had no core in a job, and
+# then how many times what was lost: doubled if that happens again, halved if not when more are tried.
 SPELLS, SPELL_LOSSES = (4e-3, 1.0), 20
 
 
@@ -100,31 +99,32 @@ class Team:
         asked = threads
         if self._spell and time.monotonic() < self._spell_ends:
             threads = min(threads, self._fewer)
+        before = len(self._workers)
         threads = self._started(threads)
         if threads < 2:
             return 1
-        patience = microseconds * AWAITED_PART
-        found = self._kernels.book(self.address, threads, int(LOOKS_US * max(AWAITED, patience)))
+        patience, new = microseconds * AWAITED_PART, len(self._workers) > before
+        found = self._kernels.book(self.address, threads, int(1e3 * max(AWAITED_WOKEN if new else AWAITED, patience)))
         if found == self._kernels.SOME_ASLEEP:
             self._wake(threads)
             if microseconds < WOKEN_FROM:
                 return 1
-            found = self._kernels.call_roll(self.address, threads, int(LOOKS_US * max(AWAITED_WOKEN, patience)))
+            found = self._kernels.call_roll(self.address, threads, int(1e3 * max(AWAITED_WOKEN, patience)))
         if found == threads:
-            if self._spell and threads == asked:
+            if self._spell and threads == asked and threads > self._fewer:
                 self._spell = self._spell / 2 if self._spell > SPELLS[0] else 0.0
             return threads
         robbed, present = divmod(found, self._kernels.CROWDED)
-        self._fewer = max(1, threads - robbed - (present < threads))
-        longest = max(2 * self._spell, SPELLS[0], SPELL_LOSSES * 1e-9 * self._losses(threads))
-        self._spell = min(longest, SPELLS[1])
+        self._fewer = max(1, min(present, threads - robbed))
+        again = 2 * self._spell if robbed else self._spell
+        self._spell = min(max(again, SPELLS[0], SPELL_LOSSES * 1e-9 * self._losses()), SPELLS[1])
         self._spell_ends = time.monotonic() + self._spell
-        return min(present, self._fewer) if self._spell else present
+        return self._fewer if self._spell else present
 
-    def _losses(self, threads: int) -> int:
+    def _losses(self) -> int:
         """For how many nanoseconds a thread had no core in earlier jobs, at most. They are dealt with by this."""
         first, line = (self._kernels.ASLEEP + self._kernels.ROBBED) // 8, self._kernels.LINE // 8
-        losses = self._state[first : first + line * threads : line]
+        losses = self._state[first : first + line * (len(self._workers) + 1) : line]
         most = int(losses.max())
         losses[...] = 0
         return most

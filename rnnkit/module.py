@@ -215,10 +215,12 @@ class Module:
         for module in self._family():
             if target != module.device:
                 module._saved = None
-            module._device, module._held = target, None
+            module._device = target
         for store, arrays in zip(stores, moved, strict=True):
             for name, array in arrays.items():
                 store._add(name, array)
+        for module in self._family():
+            module._held = None
         return self
 
     def _check_device(self, device: str) -> None:

@@ -182,8 +182,8 @@ PIECE_MUTANTS = (
     _piece(
         "an answer to an earlier roll call counts",
         TEAM,
-        "+ HEARD) == posted",
-        "+ HEARD) != 0",
+        "if look(own + HEARD) == posted",
+        "if look(own + HEARD) != 0",
         "tests/test_crowding.py",
         "only_this_roll_calls",
     ),

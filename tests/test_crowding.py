@@ -11,10 +11,12 @@ import pytest
 
 import rnnkit
 from rnnkit import _threads
+from rnnkit.backends import numba as backend
 from rnnkit.kernels import team as kernels
+from rnnkit.kernels.frame import Shape
 from tests.helpers import share_everything
 
-WORD = 8
+WORD, SHAPE = 8, Shape._fields
 
 
 @pytest.fixture
@@ -56,11 +58,16 @@ def test_who_does_not_answer_is_not_there():
 def test_only_this_roll_calls_answers_count():
     address, room = unanswered(4)
     words = room[(address - room.ctypes.data) // WORD :]
-    heard = [(kernels.ASLEEP + kernels.LINE * k + kernels.HEARD) // WORD for k in range(4)]
+    line = [(kernels.ASLEEP + kernels.LINE * k) // WORD for k in range(4)]
+    heard, place = kernels.HEARD // WORD, kernels.PLACE // WORD
     following = ((int(words[0]) >> kernels.MEMBER_BITS) + 1) << kernels.MEMBER_BITS | kernels.ROLL_CALL | 4
-    words[heard[1]] = following
-    words[heard[3]] = following  # counted in order: 2 is missing
-    assert kernels.call_roll(address, 4, 1000) == 2
+    words[line[1] + heard] = words[line[3] + heard] = following
+    assert kernels.call_roll(address, 4, 1000) == 3
+    assert [int(words[k + place]) - following for k in line[1:]] == [
+        1,
+        -following,
+        2,
+    ]  # numbered without who is missing
     assert kernels.call_roll(address, 4, 1000) == 1  # an answer to the roll call before
 
 
@@ -78,12 +85,13 @@ def test_a_robbed_thread_is_left_out_for_a_spell(team, monkeypatch):
     assert (gathered(team), team._spell) == (2, 50)
     rob(team, 1)
     assert (gathered(team), team._spell) == (1, 100)
+    assert gathered(team, 2) == 1
     rob(team, 1, 2)
     assert gathered(team) == 1  # alone: nobody is asked
     team._spell_ends = 0.0
     assert (gathered(team), team._spell) == (1, 150)  # all were asked again, and two had been robbed
     team._spell_ends = 0.0
-    assert (gathered(team), team._spell) == (3, 75)
+    assert (gathered(team), team._spell) == (3, 75)  # all there
     assert (gathered(team), team._spell) == (3, 37.5)
     assert (gathered(team), team._spell) == (3, 0)
 
@@ -106,6 +114,41 @@ def test_what_was_lost_decides_the_spell(team, monkeypatch):
     assert (gathered(team), team._spell) == (2, 0.5)
     team._state[(kernels.ASLEEP + kernels.LINE + kernels.ROBBED) // WORD] = 2_000_000_000
     assert (gathered(team), team._spell) == (1, 40.0)
+
+
+def test_small_calls_do_not_end_a_spell(team, monkeypatch):
+    monkeypatch.setattr(_threads, "SPELLS", (50.0, 150.0))
+    assert gathered(team) == 3
+    rob(team, 2)
+    for asked in (3, 2, 2, 2):
+        assert (gathered(team, asked), team._spell) == (2, 50)
+
+
+def test_who_is_missing_is_left_out_and_the_others_work(team, monkeypatch):
+    """A thread that hears nothing any more: those after it take its place."""
+    assert gathered(team) == 3
+    layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
+    x = np.random.default_rng(0).standard_normal((20, 6, 16)).astype(np.float32)
+    want = layer(x)[0]
+    time.sleep(0.3)  # until all are asleep
+    monkeypatch.setattr(team._beds[1], "release", lambda: None)
+    for name in ("AWAITED", "AWAITED_WOKEN"):
+        monkeypatch.setattr(_threads, name, 2e5)
+    monkeypatch.setattr(_threads, "SPELLS", (50.0, 150.0))
+    present = []
+    launch = backend.launch_forward
+
+    def counted(state, job, words, *rest):
+        present.append(int(words[SHAPE.index("groups")] * words[SHAPE.index("members")]))
+        return launch(state, job, words, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "launch_forward", counted)
+        np.testing.assert_array_equal(layer(x)[0], want)
+    monkeypatch.undo()
+    team._beds[1].release()
+    assert present == [2]
+    assert team._fewer == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs threads bound to a core")

@@ -75,8 +75,8 @@ def _as_writable(a: Array) -> Array:
 
 
 def _ready(a: Array) -> Array:
-    """a as the kernels take it: C-contiguous and writable."""
-    return a if a.flags.carray else _as_writable(np.ascontiguousarray(a))
+    """a as the kernels take it: C-contiguous, aligned and writable."""
+    return a if a.flags.carray else _as_writable(np.require(a, None, "CA"))
 
 
 @cache
