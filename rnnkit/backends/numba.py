@@ -76,7 +76,7 @@ def _as_writable(a: Array) -> Array:
 
 def _ready(a: Array) -> Array:
     """a as the kernels take it: C-contiguous, aligned and writable."""
-    return a if a.flags.carray else _as_writable(np.require(a, None, "CA"))
+    return a if a.flags.carray else _as_writable(np.require(a, None, ("C", "A")))
 
 
 @cache
