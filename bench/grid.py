@@ -190,7 +190,7 @@ GRIDS: dict[str, Grid] = {
     for grid in (
         Grid("quick", "about a minute", _quick, 0.1, 3, True),
         Grid("full", "the whole grid, an hour or two a dtype", _full, 0.6, 3, False),
-        Grid("cpu", "what a CPU backend is held to, 15 to 25 minutes a dtype", _cpu, 0.08, 3, False),
+        Grid("cpu", "what a CPU backend is held to, half an hour to an hour a dtype", _cpu, 0.08, 3, False),
     )
 }
 

@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser("python -m bench.neighbours", description=__doc__)
     parser.add_argument("--threads", type=int, default=machine.usable_cores())
-    parser.add_argument("--seconds", type=float, default=1.0, help="of calls, a point and scenario")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of calls, a point, scenario and number of threads")
     parser.add_argument("--out", type=Path, help="a folder; the file is under it by the machine's name")
     options = parser.parse_args(arguments)
     found = measure(POINTS, options.threads, options.seconds)

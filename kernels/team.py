@@ -201,8 +201,7 @@ def note_if_robbed(own, since, worked):
 @entry(("serve",))
 def serve(state, index, seen):
     """Does this thread's share of every job after the one numbered `seen`. Returns the last one's number, to sleep."""
-    own, idle = state + ASLEEP + LINE * index, 0
-    since = worked = nanoseconds(False)
+    own, idle, since, worked = state + ASLEEP + LINE * index, 0, 0, 0
     while True:
         posted = look(state + POSTED)
         if posted != seen:
@@ -248,7 +247,7 @@ def answers(state, members, patience):
 
     Plus CROWDED for each that had lost its core in an earlier job.
     """
-    began, spins, present = nanoseconds(False), 0, 1
+    began, spins = nanoseconds(False), 0
     posted = post(state, members | ROLL_CALL)
     while True:
         present = 1
@@ -300,16 +299,17 @@ def call_roll(state, members, patience):
 
 @inner
 def run(state, members, function, block):
-    """See the module's docstring. The members are booked and awake, or being woken."""
-    since = worked = nanoseconds(False)
-    if members > 1:
-        set_word(state + JOB, function)
-        set_word(state + JOB + 8, block)
-        set_word(state + FINISHED, 0)
-        post(state, members)
-        worked = nanoseconds(True)
+    """See the module's docstring. The members have answered the roll call before it."""
+    if members < 2:
+        call(function, block, 0)
+        return
+    since = nanoseconds(False)
+    set_word(state + JOB, function)
+    set_word(state + JOB + 8, block)
+    set_word(state + FINISHED, 0)
+    post(state, members)
+    worked = nanoseconds(True)
     call(function, block, 0)
-    if members > 1:
-        await_count(state + FINISHED, members - 1)
-        exchange(state + BOOKED, 0)
-        note_if_robbed(state + ASLEEP, since, worked)
+    await_count(state + FINISHED, members - 1)
+    exchange(state + BOOKED, 0)
+    note_if_robbed(state + ASLEEP, since, worked)

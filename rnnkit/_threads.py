@@ -36,12 +36,15 @@ def _usable_cores() -> int:
 
 
 def get_num_threads() -> int:
-    """How many threads the CPU kernels use: as many as cores this process may use, unless set otherwise."""
+    """How many threads the CPU kernels use at most: as many as cores this process may use, unless set otherwise.
+
+    A call takes fewer where it is small, and for a while where other threads hold the cores.
+    """
     return _threads or _usable_cores()
 
 
 def set_num_threads(threads: int) -> None:
-    """Sets how many threads the CPU kernels use, for the whole process. It does not change a bit of the results."""
+    """Sets how many threads the CPU kernels use at most, for the whole process. Results do not change by a bit."""
     global _threads
     _threads = positive_int("threads", threads)
 
