@@ -68,6 +68,7 @@ def test_kernels_of_the_ceilings_do_what_is_counted(dtype: str) -> None:
 def test_ceilings_are_told_for_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SECONDS", 1e-4)
     monkeypatch.setattr(limits, "REPEATS", 1)
+    monkeypatch.setattr(limits, "PAUSE", 0.0)
     monkeypatch.setattr(machine, "describe", lambda: {"caches": {"L1": "4K", "L2": "16K", "L3": "64K"}})
     found = limits.limits("float32", 2)
     assert found["read_bytes"] == {"L1": 2048, "L2": 8192, "L3": 32768, "memory": 262144}
@@ -77,6 +78,17 @@ def test_ceilings_are_told_for_every_level(monkeypatch: pytest.MonkeyPatch) -> N
     assert machine.cache_bytes("32M") == 2**25
     with pytest.raises(ValueError, match="must be a number and K, M or G, got '1 MB'"):
         machine.cache_bytes("1 MB")
+
+
+def test_peak_is_the_most_of_several_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PAUSE", 0.0)
+    told = iter([100.0, 100.0, 90.0, 120.0, 101.0, 199.0, 1.0, 1.0])
+    monkeypatch.setattr(limits, "fma_gflops", lambda add_up, dtype, threads: next(told))
+    assert limits.peaks(None, "float32", 2) == {1: 101.0, 2: 199.0}  # the third moment has both cores
+    monkeypatch.setattr(limits, "MOMENTS", 2)
+    told = iter([100.0, 120.0, 90.0, 110.0])
+    assert limits.peaks(None, "float32", 2) == {1: 100.0, 2: 120.0}
+    assert list(told) == []
 
 
 def test_document_s_ceiling_has_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
