@@ -27,8 +27,9 @@ SHARED_FROM, WOKEN_FROM = 15.0, 200.0
 # large a part of the work. The first is for one that is awake, the second for one that was woken or started.
 AWAITED, AWAITED_WOKEN, AWAITED_PART = 3.0, 100.0, 1 / 16
 # Seconds, at least and at most, that jobs have fewer threads after one did not answer, or had no core in a job, and
-# then how many times what was lost: doubled if that happens again, halved if not when more are tried.
-SPELLS, SPELL_LOSSES = (4e-3, 1.0), 20
+# then how many times what was lost: doubled if that happens again, halved if not when more are tried. Where the cores
+# are free again at once, twice the loss is as much again lost to having half of them.
+SPELLS, SPELL_LOSSES = (4e-3, 1.0), 2
 
 
 def _usable_cores() -> int:
@@ -71,7 +72,7 @@ class Team:
         self._beds: list[threading.Semaphore] = [threading.Semaphore(0)]  # one a thread; the caller's is not used
         self._workers: list[threading.Thread] = []
         self._ended = self.broken = False
-        self._spell = self._spell_ends = 0.0  # seconds, and a time of time.monotonic()
+        self._spell = self._spell_ends = self._dismissed = 0.0  # seconds, and times of time.monotonic()
         self._fewer = 1  # threads for that long
         # Compiled here, not by the threads: what goes wrong is then told to the caller.
         team.serve.compile("(int64, int64, int64)")
@@ -121,8 +122,10 @@ class Team:
         self._fewer = max(1, min(present, threads - robbed))
         again = 2 * self._spell if robbed else self._spell
         self._spell = min(max(again, SPELLS[0], SPELL_LOSSES * 1e-9 * self._losses()), SPELLS[1])
-        self._spell_ends = time.monotonic() + self._spell
-        return self._fewer if self._spell else present
+        # What was lost in a job, was by its end: it may be long ago. Who does not answer has no core now.
+        now = time.monotonic()
+        self._spell_ends = (self._dismissed if present == threads else now) + self._spell
+        return self._fewer if now < self._spell_ends else present
 
     def _losses(self) -> int:
         """For how many nanoseconds a thread had no core in earlier jobs, at most. They are dealt with by this."""
@@ -134,6 +137,7 @@ class Team:
 
     def dismiss(self) -> None:
         """After a job, done or not: the threads may sleep, and another caller may have them."""
+        self._dismissed = time.monotonic()
         self._state[self._kernels.BOOKED // 8] = 0
         self._taken.release()
 

@@ -42,7 +42,7 @@ PART_MUTANTS = (
     _row(
         "threads: who lost its core is given a share again",
         THREADS,
-        "return self._fewer if self._spell else present",
+        "return self._fewer if now < self._spell_ends else present",
         "return present",
         "crowding",
         "left_out_for_a_spell",

@@ -111,7 +111,17 @@ def test_what_was_lost_decides_the_spell(team, monkeypatch):
     rob(team, 0)  # the caller itself
     assert (gathered(team), team._spell) == (2, 0.5)
     team._state[(kernels.ASLEEP + kernels.LINE + kernels.ROBBED) // WORD] = 2_000_000_000
-    assert (gathered(team), team._spell) == (1, 40.0)
+    assert (gathered(team), team._spell) == (1, 4.0)
+
+
+def test_what_was_lost_long_ago_is_no_reason(team, monkeypatch):
+    monkeypatch.setattr(_threads, "SPELLS", (0.05, 100.0))
+    assert gathered(team) == 3
+    rob(team, 2)
+    time.sleep(0.1)
+    assert (gathered(team), team._spell) == (3, 0.05)  # that core has come back, or will be missed again
+    rob(team, 2)
+    assert (gathered(team), team._spell) == (2, 0.1)
 
 
 def test_small_calls_do_not_end_a_spell(team, monkeypatch):
