@@ -96,7 +96,7 @@ class Backward(NamedTuple):
 
     dy (N, R) or 0; dh (B, R), dc (B, H): in the gradients of the final states, out those of the initial ones;
     dgates_x, dgates_h (N, G*H), one array where the sides are not apart; dprojected (N, R); x and what forward kept.
-    Out: dx (N, I), dw_ih, dw_hh, dw_hr as the weights, db_ih, db_hh (G*H,).
+    Out: dx (N, I), dw_ih, dw_hh, dw_hr as the weights, which are added to where `adds` is not 0; db_ih, db_hh (G*H,).
     """
 
     shape: int
@@ -123,6 +123,7 @@ class Backward(NamedTuple):
     dw_hr: int
     db_ih: int
     db_hh: int
+    adds: int
     scratch: int
     meeting: int
 

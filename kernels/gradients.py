@@ -29,15 +29,16 @@ def make_gradients(dtype: str) -> Any:
     rows_by_weights, over_time = lib.rows_by_weights, lib.over_time
 
     @outer
-    def share_over_time(d, d_row, x, N, width_x, out, sums, M, index, threads, room):
-        """This thread's rows of out (M, width_x) = d^T x over N steps, and of sums (M,)."""
+    def share_over_time(d, d_row, x, N, width_x, out, sums, M, index, threads, room, adds):
+        """This thread's rows of out (M, width_x) = d^T x over N steps, or += where `adds`, and of sums (M,)."""
         m0, m1 = M * index // threads, M * (index + 1) // threads
         if N == 0:
-            clear(out + m0 * width_x * size, (m1 - m0) * width_x)
+            if not adds:
+                clear(out + m0 * width_x * size, (m1 - m0) * width_x)
             if sums:
                 clear(sums + m0 * size, m1 - m0)
         elif m0 < m1:
-            over_time(d, d_row, x, N, width_x, out, sums, m0, m1, room)
+            over_time(d, d_row, x, N, width_x, out, sums, m0, m1, room, adds)
 
     @outer
     def gradients(a, s, p, index, G, operand, last):
@@ -49,16 +50,16 @@ def make_gradients(dtype: str) -> Any:
         meet_all(p, 2)
         n0, n1 = N * index // threads, N * (index + 1) // threads
         rows_by_weights(a.dgates_x, row, w_x, GH, a.dx, I * size, I, n0, n1)
-        share_over_time(a.dgates_x, row, a.x, N, I, a.dw_ih, a.db_ih, GH, index, threads, room)
+        share_over_time(a.dgates_x, row, a.x, N, I, a.dw_ih, a.db_ih, GH, index, threads, room, a.adds)
         apart = a.db_hh if a.dgates_h != a.dgates_x else 0
         first = GH - s.H if last else GH
-        share_over_time(a.dgates_h, row, operand, N, s.R, a.dw_hh, apart, first, index, threads, room)
+        share_over_time(a.dgates_h, row, operand, N, s.R, a.dw_hh, apart, first, index, threads, room, a.adds)
         if last:
             d, out = a.dgates_h + first * size, a.dw_hh + first * s.R * size
-            share_over_time(d, row, last, N, s.R, out, 0, s.H, index, threads, room)
+            share_over_time(d, row, last, N, s.R, out, 0, s.H, index, threads, room, a.adds)
         if a.w_hr:
             share_over_time(
-                a.dprojected, s.R * size, a.extra, N, s.H, a.dw_hr, 0, s.R, index, threads, room
+                a.dprojected, s.R * size, a.extra, N, s.H, a.dw_hr, 0, s.R, index, threads, room, a.adds
             )  # fmt: skip
 
     return gradients

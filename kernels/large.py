@@ -34,9 +34,9 @@ def large_products(dtype: str) -> SimpleNamespace:
 
     rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1)
         rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
-    over_time(d, d_row, x, K, N, out, sums, m0, m1, room)
-        rows [m0, m1) of out (M, N) = d^T x, of d (K, M) and x (K, N), and of sums (M,), of d's columns, unless 0;
-        x and out without gaps; room: of room_of(N) elements
+    over_time(d, d_row, x, K, N, out, sums, m0, m1, room, adds)
+        rows [m0, m1) of out (M, N) = d^T x, or += where adds is not 0, of d (K, M) and x (K, N); and of sums (M,), of
+        d's columns, unless 0; x and out without gaps; room: of room_of(N) elements
     """
     v, product_ahead = vectors(dtype), products(dtype).product_ahead
     load, store, lanes, size = v.whole.load, v.whole.store, v.lanes, v.itemsize
@@ -87,7 +87,7 @@ def large_products(dtype: str) -> SimpleNamespace:
             store_first(load_first(sums + n * size, left) + total, sums + n * size, left)
 
     @inner
-    def over_time(d, d_row, x, K, N, out, sums, m0, m1, room):
+    def over_time(d, d_row, x, K, N, out, sums, m0, m1, room, adds):
         x_row, out_row = N * size, N * size
         # A row of the copy is one vector longer than it need be: powers of two would fall into one set of the cache.
         together, together_row = room + K_BLOCK * ((N + lanes - 1) // lanes * lanes) * size, (M_BLOCK + lanes) * size
@@ -114,8 +114,8 @@ def large_products(dtype: str) -> SimpleNamespace:
                 next_k, next_m = (k, m + M_BLOCK) if m + M_BLOCK < m1 else (k + K_BLOCK, m0)
                 vectors_ahead = (min(M_BLOCK, m1 - next_m) + lanes - 1) // lanes if next_k < K else 0
                 product_ahead(
-                    together, 0, size, together_row, panels, steps, out + m * out_row, 0, out_row, N, 1, count, k,
-                    False, d + next_k * d_row + next_m * size, lanes * size, d_row, vectors_ahead,
+                    together, 0, size, together_row, panels, steps, out + m * out_row, 0, out_row, N, 1,
+                    count, k + adds, False, d + next_k * d_row + next_m * size, lanes * size, d_row, vectors_ahead,
                 )  # fmt: skip
 
     return SimpleNamespace(rows_by_weights=rows_by_weights, over_time=over_time)

@@ -102,10 +102,10 @@ def launch_forward(
 
 @entry(("launch_backward",))
 def launch_backward(
-    state, job, words, table, weights, scratch, h_prev, c_prev, extra, has_dy, biased,
+    state, job, words, table, weights, scratch, h_prev, c_prev, extra, has_dy, biased, adds,
     x, kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
 ):  # fmt: skip
-    """See `Backward`; dy and the biases' gradients count where `has_dy` and `biased`."""
+    """See `Backward`; dy and the biases' gradients count where `has_dy` and `biased`; adds: True or False."""
     groups = words[_GROUPS]
     block = room_for(_BACKWARD, groups, 0)
     shape, steps, keep = number(words.ctypes.data), number(table.ctypes.data), number(kept.ctypes.data)
@@ -116,7 +116,7 @@ def launch_backward(
             weights[2], keep, keep + h_prev, keep + c_prev, keep + extra, dy.ctypes.data if has_dy else 0,
             dh.ctypes.data, dc.ctypes.data, dgates_x.ctypes.data, dgates_h.ctypes.data, dprojected.ctypes.data,
             dx.ctypes.data, dw_ih.ctypes.data, dw_hh.ctypes.data, dw_hr.ctypes.data,
-            db_ih.ctypes.data if biased else 0, db_hh.ctypes.data if biased else 0, scratch,
+            db_ih.ctypes.data if biased else 0, db_hh.ctypes.data if biased else 0, number(adds), scratch,
             meeting_of(block, _BACKWARD),
         ),
     )  # fmt: skip

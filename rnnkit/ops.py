@@ -130,9 +130,17 @@ def run(
 
 
 def run_backward(
-    saved: Saved, dy: Array | None, dstate_n: tuple[Array | None, ...], weights: Weights
+    saved: Saved,
+    dy: Array | None,
+    dstate_n: tuple[Array | None, ...],
+    weights: Weights,
+    into: Weights | None = None,
 ) -> tuple[Array, State, Weights]:
-    """`backward` with every argument checked and their device the current one; None in dstate_n stands for zeros."""
+    """`backward` with every argument checked and their device the current one; None in dstate_n stands for zeros.
+
+    into: arrays that the caller will add the weights' gradients to. What the backend has added itself is None in what
+    is given back.
+    """
     xp: Any = array_module(weights.w_hh)
     B, (GH, R) = saved.x_shape[1], weights.w_hh.shape
     widths = (R, GH // saved.cell.n_gates)
@@ -140,7 +148,7 @@ def run_backward(
         xp.zeros((B, width), saved.dtype) if d is None else d for d, width in zip(dstate_n, widths, strict=False)
     )
     choice = saved.choice
-    dx, dstate0, dweights = choice.backend.backward(saved.cell, choice.dtype, saved.own, dy, dstate, weights)
+    dx, dstate0, dweights = choice.backend.backward(saved.cell, choice.dtype, saved.own, dy, dstate, weights, into)
     return dx, dstate0, dweights
 
 

@@ -146,12 +146,14 @@ class Recurrent(Module):
     def _check_device(self, device: str) -> None:
         select(device, self._dtype.name, self.cell.name, self.backend)
 
-    def _weights(self) -> list[stack.LayerWeights]:
-        held = self._held
-        if held is None:
-            get = self._params.get
-            held = self._held = [tuple(HeldWeights(*map(get, names)) for names in row) for row in self._weight_names]
-        return held
+    def _weights(self) -> tuple[list[stack.LayerWeights], list[stack.LayerWeights]]:
+        """The weights of each layer and direction, and their gradients: the arrays themselves."""
+        if self._held is None:
+            self._held = tuple(
+                [tuple(HeldWeights(*map(arrays.get, names)) for names in row) for row in self._weight_names]
+                for arrays in (self._params, self._grads)
+            )
+        return self._held
 
     # Calls
 
@@ -183,7 +185,7 @@ class Recurrent(Module):
             self._choice(),
             x,
             state0,
-            self._weights(),
+            self._weights()[0],
             lengths=checked,
             dropout=self.dropout,
             rng=rng,
@@ -211,7 +213,7 @@ class Recurrent(Module):
                 y_shape = (T, width) if unbatched else ((B, T, width) if self.batch_first else (T, B, width))
                 raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_as_given(dy, flat, self)}")
         dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched, zeros=False)
-        dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._weights())
+        dx, dstate0, grads = stack.backward(saved, dy, dstate_n, *self._weights())
         for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
             for part, name in PARTS:
                 grad = getattr(w, part)

@@ -72,9 +72,16 @@ def forward(
 
 
 def backward(
-    saved: Saved, dy: Array | None, dstate_n: tuple[Array | None, ...], weights: list[LayerWeights]
+    saved: Saved,
+    dy: Array | None,
+    dstate_n: tuple[Array | None, ...],
+    weights: list[LayerWeights],
+    into: list[LayerWeights],
 ) -> tuple[Array, State, list[LayerWeights]]:
-    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and gradients shaped as `weights`."""
+    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and gradients shaped as `weights`.
+
+    into: as of `ops.run_backward`.
+    """
     directions = len(weights[0])
     dstate0: list[list[Array]] = [[] for _ in dstate_n]
     grads: list[LayerWeights] = []
@@ -85,7 +92,9 @@ def backward(
             R = w.w_hh.shape[1]
             dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
             ends = tuple(None if d is None else d[slot] for d in dstate_n)
-            dx_part, dstart, dw = ops.run_backward(saved.scans[layer][direction], dy_part, ends, w)
+            dx_part, dstart, dw = ops.run_backward(
+                saved.scans[layer][direction], dy_part, ends, w, into[layer][direction]
+            )
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)

@@ -60,10 +60,11 @@ class StepCell(Module):
     def _check_device(self, device: str) -> None:
         select(device, self._dtype.name, self.cell.name, self.backend)
 
-    def _weights(self) -> HeldWeights:
+    def _weights(self) -> tuple[HeldWeights, HeldWeights]:
+        """The weights and their gradients: the arrays themselves."""
         held = self._held
         if held is None:
-            held = self._held = HeldWeights(*map(self._params.get, _NAMES))
+            held = self._held = tuple(HeldWeights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
         return held
 
     def __call__(self, x: Array, h0: Any = None) -> Any:
@@ -87,7 +88,7 @@ class StepCell(Module):
             xp: Any = array_module(x)
             x = xp.ascontiguousarray(x)
         _, state, saved = ops.run(
-            self.cell, self._choice(), x, state0, self._weights(), None, False, grad_enabled()
+            self.cell, self._choice(), x, state0, self._weights()[0], None, False, grad_enabled()
         )  # fmt: skip
         self._saved = None if saved is None else (saved, unbatched)
         if unbatched:
@@ -107,7 +108,7 @@ class StepCell(Module):
         if extra:
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
         dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
-        dx, dstate0, dweights = ops.run_backward(saved, None, dstate, self._weights())
+        dx, dstate0, dweights = ops.run_backward(saved, None, dstate, *self._weights())
         for name, grad in zip((name for _, name in PARTS), dweights, strict=True):
             if grad is not None:
                 self._add_grad(name, grad)

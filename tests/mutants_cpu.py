@@ -214,10 +214,26 @@ PIECE_MUTANTS = (
     _piece(
         "a sum over steps begun anew at each block",
         LARGE,
-        "out_row, N, 1, count, k,",
-        "out_row, N, 1, count, 0,",
+        "count, k + adds, False,",
+        "count, adds, False,",
         "tests/test_products.py",
         "float32",
+    ),
+    _piece(
+        "what a gradient was is lost where it is added to",
+        LARGE,
+        "count, k + adds, False,",
+        "count, k, False,",
+        "tests/test_layers.py",
+        "add_up_until and numba and GRU",
+    ),
+    _piece(
+        "a gradient is cleared where no step adds to it",
+        "kernels/gradients.py",
+        "if not adds:",
+        "if True:",
+        "tests/test_layers.py",
+        "added_to_where_they_are and lstm_projected",
     ),
     _piece(
         "a digit of tanh's polynomial",

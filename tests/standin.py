@@ -61,9 +61,9 @@ def _forward(
     return Forward(_up(y), _all(_up, state_n), saved)
 
 
-def _backward(cell: Any, dtype: Any, saved: Any, dy: Any, dstate_n: Any, weights: Any) -> Gradients:
+def _backward(cell: Any, dtype: Any, saved: Any, dy: Any, dstate_n: Any, weights: Any, into: Any) -> Gradients:
     down = (_down(dy), _all(_down, dstate_n), Weights(*_all(_down, weights)))
-    dx, dstate0, dweights = oracle.backward(cell, dtype, saved, *down)
+    dx, dstate0, dweights = oracle.backward(cell, dtype, saved, *down, None)
     return Gradients(_up(dx), _all(_up, dstate0), Weights(*_all(_up, dweights)))
 
 

@@ -223,6 +223,34 @@ def test_gradients_add_up_until_they_are_cleared(name: str, cpu_backend: str, rn
     assert all(layer.grads[n] is g for n, g in arrays.items()), "a gradient was rebound, not written to"
 
 
+@pytest.mark.parametrize("name", [*LAYERS, "lstm_projected"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_are_added_to_where_they_are(name: str, dtype: str, cpu_backend: str, rng: Any) -> None:
+    """Over so many steps that a sum has several blocks; and nothing is lost where there is no step."""
+    sizes = {"proj_size": 4} if name == "lstm_projected" else {}
+    kind = LAYERS[name.removesuffix("_projected")]
+    layer = kind(3, 7, dtype=dtype, backend=cpu_backend, rng=1, **sizes)
+    oracle = kind(3, 7, dtype="float64", backend="numpy", **sizes)
+    oracle.load_state_dict({n: p.astype("float64") for n, p in layer.params.items()})
+    T, B, R = 180, 3, layer.output_size
+    x, dy = (0.3 * randn(rng, T, B, width, dtype=dtype) for width in (3, R))
+    before = {n: randn(rng, *g.shape, dtype=dtype) for n, g in layer.grads.items()}
+    layer.grads.update({n: g.copy() for n, g in before.items()})
+    for each, cast in ((layer, dtype), (oracle, "float64")):
+        each(x.astype(cast))
+        each.backward(dy.astype(cast))
+    for n, g in layer.grads.items():
+        assert_close(n, g, before[n] + oracle.grads[n], dtype, "backward")
+    held = {n: g.copy() for n, g in layer.grads.items()}
+    layer(x, lengths=[0] * B)
+    layer.backward(dy)
+    assert_same(layer.grads, held)
+    layer.grads["weight_hh_l0"].flags.writeable = False
+    layer(x)
+    with pytest.raises(ValueError, match="read-only"):
+        layer.backward(dy)
+
+
 @pytest.mark.parametrize(
     ("layer", "said"),
     [

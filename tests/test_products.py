@@ -47,8 +47,8 @@ def entries(dtype: str) -> SimpleNamespace:
         by_weights(x, x_row, w, K, y, y_row, N, r0, r1)
 
     @entry(("test", "over_time", dtype))
-    def over_time(d, d_row, x, K, N, out, sums, m0, m1, room):
-        of_time(d, d_row, x, K, N, out, sums, m0, m1, room)
+    def over_time(d, d_row, x, K, N, out, sums, m0, m1, room, adds):
+        of_time(d, d_row, x, K, N, out, sums, m0, m1, room, adds)
 
     return SimpleNamespace(
         product=product, product_steps=product_steps, pack=pack, rows_by_weights=rows_by_weights, over_time=over_time
@@ -222,7 +222,10 @@ def test_product_of_rows_by_weights_in_shares(dtype):
 @pytest.mark.parametrize("K", [0, 1, 5, K_BLOCK - 1, K_BLOCK, K_BLOCK + 1, 2 * K_BLOCK + 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_over_time_in_shares(dtype, K):
-    """d^T x and d's column sums, whole and in shares of their rows, over several blocks of K and of columns of d."""
+    """d^T x and d's column sums, whole and in shares of their rows, over several blocks of K and of columns of d.
+
+    And added to what is there, which stays where there is nothing to add.
+    """
     rng = np.random.default_rng(6)
     size = np.dtype(dtype).itemsize
     for M, N in ((1, 1), (7, 3), (5, vectors(dtype).lanes), (19, 70), (M_BLOCK + 1, 40), (2 * M_BLOCK + 7, 129)):
@@ -234,7 +237,7 @@ def test_products_over_time_in_shares(dtype, K):
             for low, high in pairwise(cuts):
                 entries(dtype).over_time(
                     d.ctypes.data, (M + 3) * size, x.ctypes.data, K, N, dw.ctypes.data,
-                    sums.ctypes.data if summed else 0, low, high, room.ctypes.data,
+                    sums.ctypes.data if summed else 0, low, high, room.ctypes.data, 0,
                 )  # fmt: skip
             assert all((past == GUARD).all() for past in (dw[M * N :], sums[M if summed else 0 :], room[-64:]))
             results.append((dw, sums))
@@ -244,6 +247,12 @@ def test_products_over_time_in_shares(dtype, K):
         dw, sums = results[0]
         assert close_to_product(dw[: M * N].reshape(M, N), d.T, x)
         assert close_to_product(sums[:M, None], d.T, np.ones((K, 1)))
+        before = rng.standard_normal((M, N)).astype(dtype)
+        after = before.copy()
+        entries(dtype).over_time(
+            d.ctypes.data, (M + 3) * size, x.ctypes.data, K, N, after.ctypes.data, 0, 0, M, room.ctypes.data, 1
+        )
+        assert close_to_product(after, d.T, x, before)
 
 
 # vector_bytes is asked as the kernels are made, so it must be told before any of them is.

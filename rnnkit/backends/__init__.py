@@ -97,9 +97,20 @@ class Backend(Protocol):
         ...
 
     def backward(
-        self, cell: Cell, dtype: DType, saved: Any, dy: Array | None, dstate_n: State, weights: Weights
+        self,
+        cell: Cell,
+        dtype: DType,
+        saved: Any,
+        dy: Array | None,
+        dstate_n: State,
+        weights: Weights,
+        into: Weights | None,
     ) -> Gradients:
-        """dy (T, B, R), of any strides, or None for zeros; dstate_n one array a state. Neither is written to."""
+        """dy (T, B, R), of any strides, or None for zeros; dstate_n one array a state. Neither is written to.
+
+        into: where the caller will add the weights' gradients. A backend may do so itself, and gives None for those it
+        has added.
+        """
         ...
 
     def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:

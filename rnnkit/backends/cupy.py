@@ -54,7 +54,9 @@ def forward(
     return Forward(y, state_n, Saved(schedule, problem, own) if keep else None)
 
 
-def backward(cell: Cell, dtype: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+def backward(
+    cell: Cell, dtype: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights, into: Weights | None
+) -> Gradients:
     """See `rnnkit.backends.Backend.backward`. Raises as `forward`."""
     with _on(weights.w_hh.device, saved.problem):
         return saved.schedule.load().backward(saved.problem, saved.own, dy, dstate_n, weights)

@@ -235,7 +235,9 @@ def _run(sizes: Sizes, microseconds: float, launch: Any) -> None:
     _threads.run(threads_of(sizes, threads) if threads > 1 else 1, microseconds, launch)
 
 
-def backward(cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
+def backward(
+    cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights, into: Weights | None
+) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
     p, dtype = saved.packing, row.storage
     (GH, R), I = weights.w_hh.shape, weights.w_ih.shape[1]
@@ -245,8 +247,12 @@ def backward(cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: S
     dh, dc = p.sorted(dstate_n[0]), p.sorted(dstate_n[1]) if two else none
     dgates_x = np.empty((N, GH), dtype)
     dgates_h = np.empty((N, GH), dtype) if cell.name == "gru" else dgates_x
-    dprojected, dw_hr = (np.empty((N, R), dtype), np.empty((R, H), dtype)) if projected else (none, none)
-    dx, dw_ih, dw_hh = np.empty((N, I), dtype), np.empty((GH, I), dtype), np.empty((GH, R), dtype)
+    dx, dprojected = np.empty((N, I), dtype), np.empty((N, R), dtype) if projected else none
+    # Added to where they are: fresh memory would cost its pages, and the sum a pass more over both.
+    adds = into is not None and all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr))
+    if into is None or not adds:
+        into = Weights(*(None if w is None else np.empty(w.shape, dtype) for w in weights))
+    dw_ih, dw_hh, dw_hr = into.w_ih, into.w_hh, into.w_hr if projected else none
     biased = weights.b_ih is not None or weights.b_hh is not None
     db_ih, db_hh = (np.empty(GH if biased else 0, dtype) for _ in range(2))
     sizes = Sizes(cell.name, name, G, p.T, p.B, I, H, R, N, projected)
@@ -256,21 +262,17 @@ def backward(cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: S
         plan = plan_for(sizes, p, members, True, saved.reverse, False)
         scratch = scratch_memory.get(plan.scratch)
         launch_backward(
-            state, compiled.address, plan.words, p.table, standing, scratch.address, *saved.places, has_dy, biased,
-            saved.x, saved.kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+            state, compiled.address, plan.words, p.table, standing, scratch.address, *saved.places,
+            has_dy, biased, adds, saved.x, saved.kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx,
+            dw_ih, dw_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 
     _run(sizes, BACKWARD_SHARE * call_us(sizes), launch)
     if dgates_h is dgates_x and weights.b_hh is not None:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
     dstate0 = (p.unsorted(dh), p.unsorted(dc)) if two else (p.unsorted(dh),)
-    dweights = Weights(
-        dw_ih,
-        dw_hh,
-        None if weights.b_ih is None else db_ih,
-        None if weights.b_hh is None else db_hh,
-        dw_hr if projected else None,
-    )
+    biases = None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh
+    dweights = Weights(None, None, *biases, None) if adds else Weights(dw_ih, dw_hh, *biases, into.w_hr)
     return Gradients(p.unpack(dx), dstate0, dweights)
 
 

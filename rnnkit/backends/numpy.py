@@ -109,7 +109,13 @@ def forward(
 
 
 def backward(
-    cell: Cell, dtype: DType, saved: by_scan.Saved, dy: Array | None, dstate_n: State, weights: Weights
+    cell: Cell,
+    dtype: DType,
+    saved: by_scan.Saved,
+    dy: Array | None,
+    dstate_n: State,
+    weights: Weights,
+    into: Weights | None,
 ) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
     storage, compute = dtype.storage, dtype.compute
