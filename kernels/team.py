@@ -41,9 +41,10 @@ WAKE, HEARD, ROBBED, PLACE = 8, 16, 24, 32
 MEMBER_BITS, ROLL_CALL = 16, 1 << 15
 # What is found beside how many are there.
 SOME_ASLEEP, CROWDED = -1, 1 << 20
-# A core was taken where its thread had none for so many nanoseconds of a job, and for one part in so many of it: time
-# slices are a few milliseconds, interrupts some ten microseconds.
-ROBBED_NS, ROBBED_PART = 200_000, 8
+# A core was taken where its thread had none for so many nanoseconds of a job (interrupts take some ten microseconds,
+# time slices a few milliseconds), and for more of it than one part in as many as it has members. Then members - 1
+# would have been as fast: work W takes W / members and what was lost, or W / (members - 1).
+ROBBED_NS = 200_000
 # Looks before giving the core away, and before going to sleep. A look is a pause instruction (10 to 40 ns), or later a
 # system call of about 300 ns. A job's threads wait longer for each other: a core given to a thread that spins comes
 # back after a time slice.
@@ -189,12 +190,12 @@ def wait(counter, goal):
 
 
 @inner
-def note_if_robbed(own, since, worked):
-    """Where this thread had no core for much of the time from `since`, when it had `worked` so long."""
+def note_if_robbed(own, since, worked, members):
+    """Where this thread had no core for much of the job that began at `since`, when it had `worked` so long."""
     took = nanoseconds(False) - since
     if took > ROBBED_NS:
         lost = took - (nanoseconds(True) - worked)
-        if lost > ROBBED_NS and lost * ROBBED_PART > took:
+        if lost > ROBBED_NS and lost * members > took:
             exchange(own + ROBBED, lost)
 
 
@@ -218,7 +219,7 @@ def serve(state, index, seen):
                 idle = 0
                 call(word(state + JOB), word(state + JOB + 8), place)
                 add(state + FINISHED, 1)
-                note_if_robbed(own, since, worked)
+                note_if_robbed(own, since, worked, posted & (ROLL_CALL - 1))
         elif idle < SPINS:
             idle += 1
             pause()
@@ -312,4 +313,4 @@ def run(state, members, function, block):
     call(function, block, 0)
     await_count(state + FINISHED, members - 1)
     exchange(state + BOOKED, 0)
-    note_if_robbed(state + ASLEEP, since, worked)
+    note_if_robbed(state + ASLEEP, since, worked, members)

@@ -29,7 +29,7 @@ AWAITED, AWAITED_WOKEN, AWAITED_PART = 3.0, 100.0, 1 / 16
 # Seconds, at least and at most, that jobs have fewer threads after one did not answer, or had no core in a job, and
 # then how many times what was lost: doubled if that happens again, halved if not when more are tried. Where the cores
 # are free again at once, twice the loss is as much again lost to having half of them.
-SPELLS, SPELL_LOSSES = (4e-3, 1.0), 2
+SPELLS, SPELL_LOSSES = (4e-3, 0.1), 2
 
 
 def _usable_cores() -> int:

@@ -6,15 +6,20 @@ the sum of the lengths. Without lengths that is (T, B, K) as it stands, and noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 from rnnkit.cells import Array
 
+# Packings of batches of at most so many steps, with their padding, are kept, and so many of them: the layers and
+# directions of a stack ask for the same one.
+KEPT_STEPS, KEPT = 1 << 16, 4
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Packing:
     """How rows are stored: sorted by length, longest first, without padding. See kernels/frame.py."""
 
@@ -22,6 +27,7 @@ class Packing:
     B: int
     table: np.ndarray  # (2*T+1,) where each step begins, T+1 numbers, then the rows that are live at each
     order: np.ndarray | None  # (B,) which row stands at each place; None where no row is shorter than T
+    plans: dict[Any, Any] = field(default_factory=dict)  # of ragged rows: rnnkit/backends/plan.py
 
     @cached_property
     def source(self) -> np.ndarray | None:
@@ -49,7 +55,7 @@ class Packing:
     def pack(self, a: Array) -> Array:
         """a (T, B, K) as (N, K)."""
         flat = a.reshape(self.T * self.B, a.shape[2])
-        return flat if self.source is None else flat[self.source]
+        return flat if self.source is None else flat.take(self.source, 0)
 
     def unpack(self, flat: Array) -> Array:
         """The inverse, zero past each row's end."""
@@ -62,11 +68,11 @@ class Packing:
 
     def sorted(self, state: Array) -> Array:
         """A copy of state (B, K), in the order of storage."""
-        return np.array(state, order="C") if self.order is None else state[self.order]
+        return np.array(state, order="C") if self.order is None else state.take(self.order, 0)
 
     def ordered(self, state: Array) -> Array:
         """`sorted`, or state itself where its order is the same."""
-        return state if self.order is None else state[self.order]
+        return state if self.order is None else state.take(self.order, 0)
 
     def unsorted(self, state: Array) -> Array:
         """The inverse."""
@@ -80,7 +86,7 @@ class Packing:
         """Rows split into `shares` of about equal numbers of steps."""
         if self.order is None:
             return [self.B * k // shares for k in range(shares + 1)]
-        done = np.cumsum((np.arange(self.B)[:, None] < self.counts[None, :]).sum(1))
+        done = np.cumsum(np.searchsorted(-self.counts, -np.arange(self.B)))
         inner = [int(np.searchsorted(done, done[-1] * k / shares)) + 1 for k in range(1, shares)]
         return [0, *(min(b, self.B) for b in inner), self.B]
 
@@ -94,6 +100,20 @@ def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
     """The packing of a batch; lengths (B,) or None."""
     if lengths is None:
         return _whole(T, B)
+    return _kept(T, B, lengths.tobytes()) if T * B <= KEPT_STEPS else _ragged(T, B, lengths)
+
+
+@lru_cache(KEPT)
+def _kept(T: int, B: int, lengths: bytes) -> Packing:
+    return _ragged(T, B, np.frombuffer(lengths, np.int64))
+
+
+def _ragged(T: int, B: int, lengths: np.ndarray) -> Packing:
     order = np.argsort(-lengths, kind="stable")
     counts = np.count_nonzero(np.arange(T)[:, None] < lengths[None, :], axis=1)
     return Packing(T, B, np.concatenate([[0], np.cumsum(counts), counts]), order)
+
+
+def forget_packings() -> None:
+    """No packing is kept."""
+    _kept.cache_clear()

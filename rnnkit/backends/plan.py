@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.packing import Packing
+from rnnkit.backends.packing import Packing, forget_packings
 from rnnkit.kernels import scan, step
 from rnnkit.kernels.frame import Shape
 from rnnkit.kernels.large import room_of
@@ -30,9 +30,10 @@ NOT_HIDDEN = 0.2
 STREAM = ((24 << 10, 200e3), (768 << 10, 110e3), (20 << 20, 80e3), (1 << 62, 28e3))
 # A meeting of the members of a group, which come at slightly different times; the cell on one vector of units.
 MEETING_US, VECTOR_US = 0.3, 0.02
-# The input's products are computed this many bytes at a time for each thread: what stays in its second-level cache
-# beside the weights' panel in use.
-CHUNK_BYTES = 1 << 18
+# The input's products are computed so many bytes at a time for each thread, by the bytes of the weights: what stays in
+# its second-level cache beside the weights' panel in use; but where W_ih and W_hh do not fit the last cache together,
+# every chunk fetches W_ih anew and drives W_hh out, and there should be few.
+CHUNKS = ((20 << 20, 256 << 10), (1 << 62, 2 << 20))
 
 
 class Sizes(NamedTuple):
@@ -143,7 +144,8 @@ def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse
 
     GH, reset_before, most_rows, groups = G * H, cell == RESET_BEFORE, int(np.diff(rows).max()), len(rows) - 1
     share = max(_share(H, members, dtype))
-    chunk = max(1, min(T, CHUNK_BYTES // max(1, most_rows * G * share * item)))
+    chunk_bytes = next(size for most, size in CHUNKS if GH * (I + R) * item <= most)
+    chunk = max(1, min(T, chunk_bytes // max(1, most_rows * G * share * item)))
     packed = 0
     if backward:
         place(padded(I, dtype) * GH)
@@ -202,10 +204,16 @@ def plan_for(sizes: Sizes, p: Packing, threads: int, backward: bool, reverse: bo
     """The plan of a call on so many threads. Ragged rows are divided into about equal numbers of steps."""
     if p.order is None or (single(sizes) and not backward):
         return _whole_plan(sizes, threads, backward, reverse, keep)
-    groups, members = division(sizes, threads) if threads > 1 else (1, 1)
-    return layout(sizes, members, np.array(p.bounds(groups), np.int64), backward, reverse, keep)
+    key = sizes, threads, backward, reverse, keep
+    plan = p.plans.get(key)
+    if plan is None:
+        groups, members = division(sizes, threads) if threads > 1 else (1, 1)
+        rows = np.array(p.bounds(groups), np.int64)
+        plan = p.plans[key] = layout(sizes, members, rows, backward, reverse, keep)
+    return plan
 
 
 def forget() -> None:
     """Plans are made anew from here on."""
+    forget_packings()
     _whole_plan.cache_clear()
