@@ -138,7 +138,10 @@ def test_who_is_missing_is_left_out_and_the_others_work(team, monkeypatch):
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.random.default_rng(0).standard_normal((20, 6, 16)).astype(np.float32)
     want = layer(x)[0]
-    time.sleep(0.3)  # until all are asleep
+    until = time.monotonic() + 60
+    while not all(team._state[(kernels.ASLEEP + kernels.LINE * k) // WORD] for k in (1, 2)):
+        assert time.monotonic() < until, "they do not go to sleep"
+        time.sleep(0.01)
     team._losses()  # what was lost to other programs just now is not what this is about
     team._spell = 0.0
     monkeypatch.setattr(team._beds[1], "release", lambda: None)
