@@ -6,8 +6,8 @@
     call_roll(state, members, patience)     and after that, how many of them are there
     wait(counter, goal)                     a barrier between the threads of one job
 
-Threads that have just worked look for the next job for some 100 us before they sleep, so that the calls of a training
-loop or of a stack of layers hand over within a microsecond, where waking a thread takes fifty. They give their core
+Threads that have just worked look for the next job for 200 to 400 us before they sleep, so that the calls of a training
+loop or of a stack of layers hand over within a microsecond, where waking a thread takes ninety. They give their core
 away between looks after the first few, for whoever else wants it. Sleeping and waking is Python's (rnnkit/_threads.py).
 
 A thread that has no core, because another library's thread spins on it, would be waited for at every barrier. So none
@@ -48,7 +48,7 @@ ROBBED_NS = 200_000
 # Looks before giving the core away, and before going to sleep. A look is a pause instruction (10 to 40 ns), or later a
 # system call of about 300 ns. A job's threads wait longer for each other: a core given to a thread that spins comes
 # back after a time slice.
-SPINS, PATIENCE, SPINS_AT_WORK = 1500, 1800, 4000
+SPINS, PATIENCE, SPINS_AT_WORK = 1500, 2000, 4000
 LOOK_NS = 30  # where there is no clock
 
 

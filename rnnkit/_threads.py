@@ -21,11 +21,12 @@ from rnnkit._checks import positive_int
 _threads = 0
 
 # Guessed microseconds of one thread's work from which it is shared: with threads that are awake, and with threads that
-# must be woken, which takes them about 50 us.
+# must be woken, which takes them 50 to 90 us.
 SHARED_FROM, WOKEN_FROM = 15.0, 200.0
 # How long a thread is waited for that does not answer, since something else has its core: so many microseconds, or so
-# large a part of the work. The first is for one that is awake, the second for one that was woken or started.
-AWAITED, AWAITED_WOKEN, AWAITED_PART = 3.0, 100.0, 1 / 16
+# large a part of the work. The first is for one that is awake, the second for one that was woken or started: on a
+# virtual machine that takes 90 us, and 160 to 190 after 10 ms of rest.
+AWAITED, AWAITED_WOKEN, AWAITED_PART = 3.0, 300.0, 1 / 16
 # Seconds, at least and at most, that jobs have fewer threads after one did not answer, or had no core in a job, and
 # then how many times what was lost: doubled if that happens again, halved if not when more are tried. Where the cores
 # are free again at once, twice the loss is as much again lost to having half of them.
