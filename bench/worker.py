@@ -4,9 +4,9 @@
 
     {"do": "prepare", "point": {...}, "write": path}   -> {"seconds": ...}  two calls; the second's results go to path.
                                                                             One call where it is a long one
-    {"do": "time", "seconds": s, "calls": n}           -> {"ms": [...]}     a warm-up call, then calls until s seconds
-                                                                            have passed and, unless they are long, there
-                                                                            were n
+    {"do": "time", "seconds": s, "calls": n}           -> {"ms": [...]}     calls that warm up, then calls until s
+                                                                            seconds have passed and, unless they are
+                                                                            long, there were n
 
 The first line, unasked, says {"versions": ...} or {"absent": reason}. An answer may be {"unsupported": reason} or
 {"error": text} instead. Whatever a library prints to stdout goes to stderr.
@@ -30,6 +30,9 @@ from bench.problem import Problem, make_problem, select_rows
 
 MOST_CALLS = 10_000
 LONG_CALL = 0.1  # seconds; one of these tells as much as several short ones
+# Seconds of calls, and one at least, that do not count after the others' turn: they warm caches, wake threads, and the
+# core of a virtual machine that has rested may be given back ten milliseconds late.
+WARM_UP = 0.02
 CHECKED_ONCE = 0.1  # seconds by guess; a longer call is not made a second time before it is checked
 
 
@@ -80,7 +83,8 @@ class Bench:
         least = request.get("calls", 1)
         gc.collect()
         gc.disable()
-        warm, took, end = False, 0.0, clock() + request["seconds"]
+        warm, took, warm_from = False, 0.0, clock() + WARM_UP
+        end = warm_from + request["seconds"]
         while len(samples) < MOST_CALLS and (
             not samples or clock() < end or (len(samples) < least and took < LONG_CALL)
         ):
@@ -88,11 +92,9 @@ class Bench:
             call()
             ended = clock()
             took = ended - started
-            # The first call after the others' turn warms caches and wakes threads, and does not count; one that fills
-            # the whole turn has warmed itself.
-            if warm or ended >= end:
+            if warm or ended >= end:  # one that fills the whole turn has warmed itself
                 samples.append(1e3 * took)
-            warm = True
+            warm = ended >= warm_from
         gc.enable()
         return {"ms": samples}
 

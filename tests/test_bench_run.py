@@ -62,8 +62,8 @@ class Clock:
 @pytest.mark.parametrize(
     ("seconds", "samples"),
     [
-        (0.004, 4),  # 0.02 s of calls, the first of them a warm-up
-        (0.015, 3),  # the second has passed 0.02 s, and two more are due
+        (0.004, 5),  # 0.02 s of calls after as many that warm up
+        (0.015, 3),  # two warm up, the third has passed 0.04 s, and two more are due
         (0.05, 3),  # each fills the turn; none is a warm-up
         (0.2, 1),  # long
     ],
