@@ -26,8 +26,9 @@ from rnnkit.kernels.digest import digest
 from rnnkit.kernels.jit import inner, outer
 from rnnkit.kernels.pack import packer
 from rnnkit.kernels.product import products, tile_shape
-from rnnkit.kernels.team import LINE, add, await_count, set_word, wait, word
+from rnnkit.kernels.team import LINE, await_count, wait
 from rnnkit.kernels.vector import INT64, vectors
+from rnnkit.kernels.words import add, set_word, word
 
 
 class Shape(NamedTuple):

@@ -18,8 +18,8 @@ from rnnkit.kernels.frame import make_frame, meet, meet_all, part_of, read_backw
 from rnnkit.kernels.gradients import make_gradients
 from rnnkit.kernels.jit import inner, job
 from rnnkit.kernels.product import products
-from rnnkit.kernels.team import word
 from rnnkit.kernels.vector import vectors
+from rnnkit.kernels.words import word
 
 # cell: (the module with its constants, its pointwise pair, whether the pair reads h', whether it has c)
 _CELLS = {

@@ -25,8 +25,8 @@ from rnnkit.kernels.frame import (
 from rnnkit.kernels.gradients import make_gradients
 from rnnkit.kernels.jit import inner, job
 from rnnkit.kernels.product import products
-from rnnkit.kernels.team import word
 from rnnkit.kernels.vector import vectors
+from rnnkit.kernels.words import word
 
 
 def make_stages(dtype: str) -> Any:

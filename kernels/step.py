@@ -19,8 +19,8 @@ from rnnkit.kernels.frame import make_frame, meet, part_of, read_forward, read_s
 from rnnkit.kernels.jit import job, outer
 from rnnkit.kernels.scan import kept_blocks, make_pointwise, parts_of
 from rnnkit.kernels.scan_reset_before import make_stages
-from rnnkit.kernels.team import word
 from rnnkit.kernels.vector import INT32, emit_load, emit_store, llvm_function, load_first, vectors
+from rnnkit.kernels.words import word
 
 # Rows of a batch that a vector of units' gates are computed for before the cell is.
 AT_ONCE = 16

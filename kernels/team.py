@@ -20,24 +20,16 @@ by a word that names that roll call: a thread without such a number must not loo
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
-import llvmlite.binding as llvm
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
 from rnnkit.kernels.jit import entry, inner
-from rnnkit.kernels.vector import INT64
+from rnnkit.kernels.system import core, give_way, leave_cores, nanoseconds, pause
+from rnnkit.kernels.words import add, call, exchange, look, set_word, word
 
 LINE = 64
 # Offsets of words. From ASLEEP on a thread has a line: whether it is asleep, whether it is to be woken, the number of
-# the last roll call it heard, for how many nanoseconds its core was taken from it, until that is dealt with, and its
-# place among those who answered a roll call, added to what was posted for that.
+# the last roll call it heard, for how many nanoseconds its core was taken from it, until that is dealt with, its place
+# among those who answered a roll call, added to what was posted for that, and one more than the core it was on.
 POSTED, BOOKED, FINISHED, JOB, ASLEEP = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-WAKE, HEARD, ROBBED, PLACE = 8, 16, 24, 32
+WAKE, HEARD, ROBBED, PLACE, CORE = 8, 16, 24, 32, 40
 MEMBER_BITS, ROLL_CALL = 16, 1 << 15
 # What is found beside how many are there.
 SOME_ASLEEP, CROWDED = -1, 1 << 20
@@ -55,119 +47,6 @@ LOOK_NS = 30  # where there is no clock
 def state_bytes(workers: int) -> int:
     """Size of `state` for so many threads besides the caller's."""
     return ASLEEP + LINE * (workers + 1)
-
-
-def _address(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    return builder.inttoptr(value, INT64.as_pointer())
-
-
-def _atomic(operation: str):
-    """operation(address, value) -> the word's value before."""
-
-    @intrinsic
-    def atomic(typing, address, value):
-        def emit(context, builder, sig, args):
-            number = context.cast(builder, args[1], sig.args[1], types.int64)
-            return builder.atomic_rmw(operation, _address(builder, args[0]), number, "seq_cst")
-
-        return types.int64(types.intp, value), emit
-
-    return atomic
-
-
-@intrinsic
-def _look(typing, address):
-    """The word's value, and what was written before it was."""
-
-    def emit(context, builder, sig, args):
-        return builder.load_atomic(_address(builder, args[0]), "seq_cst", 8)
-
-    return types.int64(types.intp), emit
-
-
-@intrinsic
-def _word(typing, address):
-    def emit(context, builder, sig, args):
-        return builder.load(_address(builder, args[0]))
-
-    return types.int64(types.intp), emit
-
-
-@intrinsic
-def _set_word(typing, address, value):
-    def emit(context, builder, sig, args):
-        builder.store(context.cast(builder, args[1], sig.args[1], types.int64), _address(builder, args[0]))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, value), emit
-
-
-@intrinsic
-def _call(typing, function, block, index):
-    """function(block, index), of a compiled function's address."""
-
-    def emit(context, builder, sig, args):
-        function_type = ir.FunctionType(ir.VoidType(), [INT64, INT64])
-        builder.call(builder.inttoptr(args[0], function_type.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), emit
-
-
-@intrinsic
-def _pause(typing):
-    """The processor's hint that this is a spin loop, where it has one."""
-
-    def emit(context, builder, sig, args):
-        if llvm.get_process_triple().startswith(("x86_64", "i686")):
-            function_type = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.sse2.pause"), [])
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
-@intrinsic
-def _give_way(typing):
-    """Lets another thread have this core: sched_yield, or Windows' SwitchToThread."""
-
-    def emit(context, builder, sig, args):
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        function_type = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
-@intrinsic
-def _nanoseconds(typing, of_thread):
-    """The system's clock, or this thread's time on a core; 0 where the system has no POSIX clocks."""
-
-    def emit(context, builder, sig, args):
-        if sys.platform == "win32":
-            return ir.Constant(INT64, 0)
-        monotonic, own = (6, 16) if sys.platform == "darwin" else (1, 3)
-        int32 = ir.IntType(32)
-        clock = builder.select(args[0], ir.Constant(int32, own), ir.Constant(int32, monotonic))
-        found = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(INT64, 2), [0, 0]))
-        function_type = ir.FunctionType(int32, [int32, found.type])
-        builder.call(cgutils.get_or_insert_function(builder.module, function_type, "clock_gettime"), [clock, found])
-        seconds, rest = (builder.extract_value(builder.load(found), k) for k in range(2))
-        return builder.add(builder.mul(seconds, ir.Constant(INT64, 10**9)), rest)
-
-    return types.int64(types.boolean), emit
-
-
-add: Any = _atomic("add")  # typed by Numba, not by their Python signatures
-exchange: Any = _atomic("xchg")
-look: Any = _look
-word: Any = _word
-set_word: Any = _set_word
-call: Any = _call
-pause: Any = _pause
-give_way: Any = _give_way
-nanoseconds: Any = _nanoseconds
 
 
 @inner
@@ -199,6 +78,22 @@ def note_if_robbed(own, since, worked, members):
             exchange(own + ROBBED, lost)
 
 
+@inner
+def note_core(state, index):
+    """Notes which core this thread is on, and leaves it where a member numbered lower is on it too.
+
+    A woken thread may be put on the core of who woke it, and stay there for tens of milliseconds beside idle ones.
+    """
+    here, first = core() + 1, state + ASLEEP + CORE
+    shared = False
+    for k in range(index):
+        shared |= here > 0 and word(first + LINE * k) == here
+    if shared:
+        leave_cores(first, LINE, index)
+        here = core() + 1
+    set_word(first + LINE * index, here)
+
+
 @entry(("serve",))
 def serve(state, index, seen):
     """Does this thread's share of every job after the one numbered `seen`. Returns the last one's number, to sleep."""
@@ -211,6 +106,7 @@ def serve(state, index, seen):
                 if index < posted & (ROLL_CALL - 1):
                     idle = 0
                     exchange(own + HEARD, posted)
+                    note_core(state, index)
                     since, worked = nanoseconds(False), nanoseconds(True)
                 continue
             follows = before & ROLL_CALL and posted >> MEMBER_BITS == (before >> MEMBER_BITS) + 1
@@ -228,6 +124,7 @@ def serve(state, index, seen):
             give_way()
         else:
             # Said before BOOKED is read, as a caller says BOOKED before it reads this: one of the two sees the other.
+            set_word(own + CORE, 0)
             exchange(own, 1)
             if look(state + BOOKED) <= index or not exchange(own, 0):
                 return seen
@@ -249,6 +146,7 @@ def answers(state, members, patience):
     Plus CROWDED for each that had lost its core in an earlier job.
     """
     began, spins = nanoseconds(False), 0
+    note_core(state, 0)
     posted = post(state, members | ROLL_CALL)
     while True:
         present = 1

@@ -24,9 +24,10 @@ _threads = 0
 # must be woken, which takes them 50 to 90 us.
 SHARED_FROM, WOKEN_FROM = 15.0, 200.0
 # How long a thread is waited for that does not answer, since something else has its core: so many microseconds, or so
-# large a part of the work. The first is for one that is awake, the second for one that was woken or started: on a
-# virtual machine that takes 90 us, and 160 to 190 after 10 ms of rest.
-AWAITED, AWAITED_WOKEN, AWAITED_PART = 3.0, 300.0, 1 / 16
+# large a part of the work. The first is for one that is awake: it answers within one, an interrupt takes some ten, and
+# what is waited in vain is little beside a spell. The second is for one that was woken or started: on a virtual machine
+# that takes 90 us, and 160 to 190 after 10 ms of rest.
+AWAITED, AWAITED_WOKEN, AWAITED_PART = 100.0, 300.0, 1 / 16
 # Seconds, at least and at most, that jobs have fewer threads after one did not answer, or had no core in a job, and
 # then how many times what was lost: doubled if that happens again, halved if not when more are tried. Where the cores
 # are free again at once, twice the loss is as much again lost to having half of them.
@@ -75,6 +76,7 @@ class Team:
         self._ended = self.broken = False
         self._spell = self._spell_ends = self._dismissed = 0.0  # seconds, and times of time.monotonic()
         self._fewer = 1  # threads for that long
+        self._woken = -1.0  # a time, too
         # Compiled here, not by the threads: what goes wrong is then told to the caller.
         team.serve.compile("(int64, int64, int64)")
         team.book.compile("(int64, int64, int64)")
@@ -120,6 +122,8 @@ class Team:
                 self._spell = self._spell / 2 if self._spell > SPELLS[0] else 0.0
             return threads
         robbed, present = divmod(found, self._kernels.CROWDED)
+        if not robbed and time.monotonic() < self._woken + 1e-6 * AWAITED_WOKEN:
+            return present  # the others are on their way
         self._fewer = max(1, min(present, threads - robbed))
         again = 2 * self._spell if robbed else self._spell
         self._spell = min(max(again, SPELLS[0], SPELL_LOSSES * 1e-9 * self._losses()), SPELLS[1])
@@ -148,6 +152,7 @@ class Team:
             if self._state[flag]:
                 self._beds[k].release()  # once too often, if interrupted here: one look more
                 self._state[flag] = 0
+        self._woken = time.monotonic()
 
     def _started(self, threads: int) -> int:
         """Starts those that are missing. How many there are: fewer where the system gives no more."""

@@ -58,6 +58,14 @@ HOST_MUTANTS = (
         "tests/test_packed_weights.py",
         "other_shares",
     ),
+    _piece(
+        "ragged rows are given the plan of the other direction",
+        PLAN,
+        "key = sizes, threads, backward, reverse, keep",
+        "key = sizes, threads, backward, keep",
+        "tests/test_parity.py",
+        "whole_layers and numba and float64",
+    ),
 )
 
 # Each compiles its own kernels: some ten seconds each.
@@ -186,6 +194,30 @@ PIECE_MUTANTS = (
         "if look(own + HEARD) != 0",
         "tests/test_crowding.py",
         "only_this_roll_calls",
+    ),
+    _piece(
+        "a core that was away for a moment counts as lost",
+        TEAM,
+        "if lost > ROBBED_NS and lost * members > took:",
+        "if lost > ROBBED_NS:",
+        "tests/test_crowding.py",
+        "fewer_would_be_as_fast",
+    ),
+    _piece(
+        "members stay on one core",
+        TEAM,
+        "    if shared:\n",
+        "    if False:\n",
+        "tests/test_crowding.py",
+        "leaves_a_core",
+    ),
+    _piece(
+        "a thread that left a core is kept from it",
+        "kernels/system.py",
+        "        set_usable(usable)\n",
+        "        set_usable(others)\n",
+        "tests/test_crowding.py",
+        "leaves_a_core",
     ),
     _piece(
         "panels walked back one too far",

@@ -14,9 +14,28 @@ from rnnkit import _threads
 from rnnkit.backends import numba as backend
 from rnnkit.kernels import team as kernels
 from rnnkit.kernels.frame import Shape
+from rnnkit.kernels.jit import entry
+from rnnkit.kernels.system import core, nanoseconds
+from rnnkit.kernels.words import set_word
 from tests.helpers import share_everything
 
 WORD, SHAPE = 8, Shape._fields
+
+
+@entry(("test", "ends"))
+def ends(own, took, lost, members):
+    """A job of so many nanoseconds ends, in which its thread had no core for so many."""
+    now, worked = nanoseconds(False), nanoseconds(True)
+    kernels.note_if_robbed(own, now - took, worked - (took - lost), members)
+
+
+@entry(("test", "meets"))
+def meets(state):
+    """The core this thread was on, and the one it is on once it found that the caller is noted there."""
+    before = core()
+    set_word(state + kernels.ASLEEP + kernels.CORE, before + 1)
+    kernels.note_core(state, 1)
+    return before, core()
 
 
 @pytest.fixture
@@ -164,6 +183,18 @@ def test_who_is_missing_is_left_out_and_the_others_work(team, monkeypatch):
     assert team._fewer == 2
 
 
+@pytest.mark.parametrize(
+    ("took_ms", "lost_ms", "members", "noted"),
+    [(900, 600, 2, True), (900, 300, 2, False), (900, 300, 4, True), (900, 150, 4, False)],
+)
+def test_a_core_is_lost_where_one_thread_fewer_would_be_as_fast(took_ms, lost_ms, members, noted):
+    address, room = unanswered(1)
+    ends(address, int(1e6 * took_ms), int(1e6 * lost_ms), members)
+    told = int(room[(address - room.ctypes.data + kernels.ROBBED) // WORD])
+    assert (told > 0) == noted
+    assert not noted or told == pytest.approx(1e6 * lost_ms, rel=0.5)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs threads bound to a core")
 def test_a_thread_notices_that_its_core_was_taken(team):
     """All on one core: in a long job each has it for a part of the time, and the workers say so."""
@@ -181,3 +212,24 @@ def test_a_thread_notices_that_its_core_was_taken(team):
         for task in tasks:
             os.sched_setaffinity(task, cores)
     assert max(robbed) > kernels.ROBBED_NS
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs the numbers of cores")
+def test_a_thread_leaves_a_core_that_another_member_is_on():
+    address, room = unanswered(2)
+    noted = (address - room.ctypes.data + kernels.ASLEEP + kernels.LINE + kernels.CORE) // WORD
+    usable = os.sched_getaffinity(0)
+    parted = 0
+    for _ in range(20):
+        before, after = meets(address)
+        assert room[noted] > 0
+        parted += before != after
+    assert os.sched_getaffinity(0) == usable  # it may go back there
+    assert parted > 15 or len(usable) == 1
+    os.sched_setaffinity(0, {min(usable)})
+    try:
+        assert meets(address) == (min(usable), min(usable))
+        assert os.sched_getaffinity(0) == {min(usable)}
+        assert room[noted] == min(usable) + 1
+    finally:
+        os.sched_setaffinity(0, usable)
