@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help test test-peers test-kernels lint bench bench-full bench-compare build-report gpu mutation clean
+.PHONY: help test test-peers test-kernels test-arm lint bench bench-full bench-compare build-report gpu mutation clean
 
 help:
 	@echo "make test           the tests, without PyTorch, Keras or JAX (a few minutes)"
 	@echo "make test-peers     parity with PyTorch, Keras and JAX, which it installs"
 	@echo "make test-kernels   every CUDA kernel compiled for seven architectures and emulated: no GPU (some minutes)"
+	@echo "make test-arm       the CPU kernels as 64-bit ARM would run them, in QEMU (needs it and a cross compiler)"
 	@echo "make gpu            on a machine with a GPU: parity, sanitizer and throughput, into OUT"
 	@echo "make lint           ruff and mypy"
 	@echo "make mutation       plants bugs one by one; each must turn the tests red"
@@ -38,6 +39,9 @@ COMPILING := tests/test_cuda_build.py tests/test_cuda_occupancy.py tests/test_nu
 test-kernels: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
 	RNNKIT_KERNELS=required $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
 	RNNKIT_KERNELS=required $(PYTEST) -m kernels tests $(addprefix --ignore=,$(COMPILING)) $(ARGS)
+
+test-arm: $(VENV)/.installed-test
+	$(BIN)/python -m tests.arm $(ARGS)
 
 build-report: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
 	$(BIN)/python -m tests.build_report $(ARGS)
