@@ -174,7 +174,7 @@ LOOP_MUTANTS = (
         "builder.mul(block, _number(_GOLDEN))",
         "builder.mul(block, _number(0))",
         "tests/test_packed_weights.py",
-        "every_change and RNN",
+        "where_a_word_stands",
     ),
     _piece(
         "the digest forgets the last words",

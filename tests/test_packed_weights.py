@@ -147,15 +147,16 @@ def test_exchanges_and_changes_that_cancel_are_seen():
     assert of_array(a, 1) != want
 
 
+@entry(("test", "digest"))
+def whole(a, shares):
+    total = 0
+    for k in range(shares):
+        total += digest(a.ctypes.data, a.nbytes, 1, k, shares)
+    return total
+
+
 @pytest.mark.parametrize("size", [4, 8, 60, 64, 68, 4096, 4100])
 def test_a_digest_depends_on_every_bit_and_on_no_division(size):
-    @entry(("test", "digest"))
-    def whole(a, shares):
-        total = 0
-        for k in range(shares):
-            total += digest(a.ctypes.data, a.nbytes, 1, k, shares)
-        return total
-
     a = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
     want = whole(a, 1)
     assert all(whole(a, shares) == want for shares in (2, 3, 7))
@@ -167,3 +168,14 @@ def test_a_digest_depends_on_every_bit_and_on_no_division(size):
             a[at] ^= 1 << bit
     assert len(seen) == 1 + 8 * len({0, size // 3, size // 2, size - 1})
     assert whole(np.zeros(size, np.uint8), 1) != whole(np.zeros(size + 4, np.uint8), 1)
+
+
+@pytest.mark.parametrize("apart", [1, 8, 24])
+def test_a_digest_tells_where_a_word_stands(apart):
+    """Eight words are read together: two of them change places, of one such block or at one place of two blocks."""
+    a = np.random.default_rng(3).integers(0, 1 << 62, 32)
+    want = whole(a, 1)
+    for at in range(32 - apart):
+        a[[at, at + apart]] = a[[at + apart, at]]
+        assert whole(a, 1) != want
+        a[[at, at + apart]] = a[[at + apart, at]]
