@@ -1,6 +1,6 @@
 """The numba backend's tests with its jobs compiled for 64-bit ARM (NEON) and run in QEMU's user mode.
 
-    python -m tests.arm [pytest arguments]     by default the parity, odd sizes and sharing of the numba backend
+    python -m tests.arm [pytest arguments]     by default the numba backend's parity with the oracle, some three minutes
 
 Python, and what launches a job, run here; the job itself, with its threads, in QEMU. Needs qemu-aarch64 or
 qemu-aarch64-static and aarch64-linux-gnu-gcc (Debian: qemu-user-static, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross).
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 TRIPLE, PROCESSOR, PAGE = "aarch64-linux-gnu", "cortex-a72", 1 << 12
-DEFAULT = ["tests/test_parity.py", "tests/test_odd_sizes.py", "-k", "numba"]
+DEFAULT = ["tests/test_parity.py", "-k", "numba"]
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 GCC = shutil.which("aarch64-linux-gnu-gcc")
 
