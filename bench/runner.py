@@ -1,10 +1,10 @@
 """Runs a grid: for each point the oracle, then every peer's checked call, then rounds of timed calls, peer after peer.
 
 A peer is timed only where its result passed. The rounds go A B C A B C, so that a drift of the machine meets all alike.
-A turn lasts its share of `seconds`, and longer where that would leave fewer than LEAST_CALLS in all rounds together;
-calls above a tenth of a second are made once a turn, and a peer whose call takes more than 20 ms and more than twice
-the fastest other peer's has no further turn, as it cannot be the best. Before anything is timed, a peer that compiles
-does so beside the oracle and the other peers' checks.
+After what warms up a turn lasts its share of `seconds`, and longer where that would leave fewer than LEAST_CALLS in all
+rounds together; calls above a tenth of a second are made once a turn, and a peer whose call takes more than 20 ms and
+more than twice the fastest other peer's has no further turn, as it cannot be the best. Before anything is timed, a peer
+that compiles does so beside the oracle and the other peers' checks.
 The document is given back after every point, so that what is measured is not lost, and a run can be ended and resumed.
 """
 

@@ -21,7 +21,7 @@ from rnnkit._checks import positive_int
 _threads = 0
 
 # Guessed microseconds of one thread's work from which it is shared: with threads that are awake, and with threads that
-# must be woken, which takes them 50 to 90 us.
+# must be woken.
 SHARED_FROM, WOKEN_FROM = 15.0, 200.0
 # How long a thread is waited for that does not answer, since something else has its core: so many microseconds, or so
 # large a part of the work. The first is for one that is awake: it answers within one, an interrupt takes some ten, and
