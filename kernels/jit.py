@@ -20,6 +20,7 @@ import numba
 from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 
 # `contract` lets a*b+c fuse; nothing else of fast-math, so NaN, infinities and the order of sums keep their meaning.
 # error_model: division by zero gives inf, as in NumPy, without a branch at each division.
@@ -98,6 +99,17 @@ class _KernelCache(FunctionCache):
         self._key = key
         name = "-".join((self._impl.filename_base, *key))
         self._cache_file = IndexDataCacheFile(self._cache_path, name, sources_digest())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What is stored under `sig`, or None.
+
+        Numba's own would first have its context take in all that Numba compiles from, SciPy's linear algebra where that
+        is installed: 0.2 s and more that only compiling needs, which sees to it by itself. Machine code needs Numba's
+        runtime, whose functions it calls.
+        """
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
         return sig, codegen.magic_tuple(), self._key

@@ -125,3 +125,23 @@ def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> No
     root = Path(__file__).resolve().parent.parent
     for dtypes in (["float32"], ["float64"], ["float32", "float64"]):
         subprocess.run([sys.executable, "-c", script, *dtypes], cwd=root, env=environment, check=True)
+
+
+def test_loading_compiled_code_imports_nothing_that_only_compiling_needs(tmp_path: Path) -> None:
+    """Of Numba, and so of SciPy: half of a first call's time. What is compiled afterwards gets it all the same."""
+    script = textwrap.dedent("""
+        import sys
+        import numpy as np
+        import rnnkit
+        layer = rnnkit.RNN(3, 4, backend="numba")
+        layer(np.ones((1, 2, 3), np.float32))
+        print(int("numba.np.arraymath" in sys.modules))
+        import numba
+        total = numba.njit(lambda a: a.sum() + np.sort(a)[0])
+        assert total(np.arange(3.0)) == 3
+    """)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", script]
+    runs = [subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True) for _ in range(2)]
+    assert [int(done.stdout) for done in runs] == [1, 0]
