@@ -2,10 +2,14 @@
 
     digest(address, size, seed, share, shares)      this share's part; the digest is the sum of all parts
 
-Every 8 bytes w at position p give m = lo * hi + w, where lo and hi are the halves of w xor a key of p and of the array
-(as in NH: Black et al., UMAC, CRYPTO 1999), mixed once more so that changes of two words do not cancel; the digest is
-the wrapping sum of all. A sum does not mind who adds which part, or in what order. It is no cryptographic digest:
+Bytes are taken as pages of 64 blocks of 8 lanes, each a word w of 64 bits. Each lane of a page has two sums over its
+blocks: of lo * hi, the halves of w xor a key of the block and lane (as in NH: Black et al., UMAC, CRYPTO 1999), and of
+w itself. The first tells words that change places or make up for each other, except by a chance of 2^-32; the second
+any single one that changes. Both are mixed with a key of the page, the lane and the array into 64 bits, and the digest
+is the wrapping sum of those: a sum does not mind who adds which part, or in what order. It is no cryptographic digest:
 nobody is kept from making two arrays of one digest, but it takes intent.
+
+That is five operations for 64 bytes, so that two vector units read faster than a third-level cache gives.
 """
 
 from __future__ import annotations
@@ -18,9 +22,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnkit.kernels.jit import outer
-from rnnkit.kernels.vector import INT64, splat
+from rnnkit.kernels.vector import INT32, INT64, splat
 
-WORDS = 8
+WORDS, PAGE = 8, 64  # words of a block, blocks of a page
 BLOCK = 8 * WORDS
 _GOLDEN = 0x9E3779B97F4A7C15
 _OF_ARRAY, _MIX = 0xD1B54A32D192ED03, 0xFF51AFD7ED558CCD
@@ -35,6 +39,7 @@ def _scattered(n: int) -> int:
 
 
 _LANES = [_scattered(lane + 1) for lane in range(WORDS)]
+_KEYS = [[_scattered(100 + WORDS * block + lane) for lane in range(WORDS)] for block in range(PAGE)]
 _VECTOR = ir.VectorType(INT64, WORDS)
 
 
@@ -42,36 +47,47 @@ def _number(value: int) -> ir.Constant:
     return ir.Constant(INT64, value)
 
 
-def _mixed(builder: ir.IRBuilder, words: ir.Value, keys: ir.Value) -> ir.Value:
-    """m of each word, and its upper half brought into the lower one before it is spread again."""
-    halves = builder.xor(words, keys)
-    low = builder.and_(halves, splat(builder, _VECTOR, _number(2**32 - 1)))
-    high = builder.lshr(halves, splat(builder, _VECTOR, _number(32)))
-    m = builder.add(builder.mul(low, high), words)
-    m = builder.xor(m, builder.lshr(m, splat(builder, _VECTOR, _number(32))))
-    return builder.mul(m, splat(builder, _VECTOR, _number(_MIX)))
+def _all(builder: ir.IRBuilder, value: int) -> ir.Value:
+    return splat(builder, _VECTOR, _number(value))
+
+
+def _keys(module: ir.Module) -> ir.Value:
+    """The keys of a page's blocks, in the machine code's own data."""
+    table = ir.ArrayType(_VECTOR, PAGE)
+    return cgutils.global_constant(module, "digest_keys", ir.Constant(table, [ir.Constant(_VECTOR, k) for k in _KEYS]))
+
+
+def _emit_sums(builder: ir.IRBuilder, address: ir.Value, blocks: ir.Value) -> list[ir.Value]:
+    """The two sums of each lane over so many blocks."""
+    keys, sums = _keys(builder.module), [cgutils.alloca_once_value(builder, _all(builder, 0)) for _ in range(2)]
+    with cgutils.for_range(builder, blocks) as loop:
+        at = builder.add(address, builder.mul(loop.index, _number(BLOCK)))
+        words = builder.load(builder.inttoptr(at, _VECTOR.as_pointer()))
+        words.align = 4
+        halves = builder.xor(words, builder.load(builder.gep(keys, [_number(0), loop.index])))
+        low = builder.and_(halves, _all(builder, 2**32 - 1))
+        product = builder.mul(low, builder.lshr(halves, _all(builder, 32)))
+        for total, value in zip(sums, (product, words), strict=True):
+            builder.store(builder.add(builder.load(total), value), total)
+    return [builder.load(total) for total in sums]
 
 
 @intrinsic
-def _blocks(typing, address, first, end, seed):
-    """The sum over the blocks [first, end) of 64 bytes each."""
+def _page(typing, address, blocks, index, seed):
+    """Of the index-th page, which has so many blocks."""
 
     def emit(context, builder, sig, args):
-        address, first, end, seed = args
-        total = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0] * WORDS))
-        lanes = builder.add(
-            ir.Constant(_VECTOR, _LANES), splat(builder, _VECTOR, builder.mul(seed, _number(_OF_ARRAY)))
-        )
-        with cgutils.for_range_slice(builder, first, end, _number(1), intp=INT64) as (block, _):
-            keys = builder.add(lanes, splat(builder, _VECTOR, builder.mul(block, _number(_GOLDEN))))
-            at = builder.add(address, builder.mul(block, _number(BLOCK)))
-            words = builder.load(builder.inttoptr(at, _VECTOR.as_pointer()))
-            words.align = 4
-            builder.store(builder.add(builder.load(total), _mixed(builder, words, keys)), total)
-        last = builder.load(total)
+        address, blocks, index, seed = args
+        products, words = _emit_sums(builder, address, blocks)
+        key = builder.add(builder.mul(index, _number(_GOLDEN)), builder.mul(seed, _number(_OF_ARRAY)))
+        mixed = builder.xor(products, builder.add(ir.Constant(_VECTOR, _LANES), splat(builder, _VECTOR, key)))
+        for value, shift in ((words, 32), (_all(builder, 0), 29)):
+            mixed = builder.xor(mixed, builder.lshr(mixed, _all(builder, shift)))
+            mixed = builder.add(builder.mul(mixed, _all(builder, _MIX)), value)
+        mixed = builder.xor(mixed, builder.lshr(mixed, _all(builder, 32)))
         result = _number(0)
         for lane in range(WORDS):
-            result = builder.add(result, builder.extract_element(last, ir.Constant(ir.IntType(32), lane)))
+            result = builder.add(result, builder.extract_element(mixed, ir.Constant(INT32, lane)))
         return result
 
     return types.int64(*[types.int64] * 4), emit
@@ -80,13 +96,13 @@ def _blocks(typing, address, first, end, seed):
 @intrinsic
 def _four_bytes(typing, address):
     def emit(context, builder, sig, args):
-        word = builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
+        word = builder.load(builder.inttoptr(args[0], INT32.as_pointer()))
         return builder.zext(word, INT64)
 
     return types.int64(types.int64), emit
 
 
-blocks: Any = _blocks  # typed by Numba, not by their Python signatures
+page_of: Any = _page  # typed by Numba, not by their Python signatures
 four_bytes: Any = _four_bytes
 
 
@@ -94,7 +110,9 @@ four_bytes: Any = _four_bytes
 def digest(address, size, seed, share, shares):
     """See the module's docstring. size: bytes, a multiple of 4."""
     whole = size // BLOCK
-    total = blocks(address, whole * share // shares, whole * (share + 1) // shares, seed)
+    pages, total = (whole + PAGE - 1) // PAGE, 0
+    for page in range(pages * share // shares, pages * (share + 1) // shares):
+        total += page_of(address + page * PAGE * BLOCK, min(PAGE, whole - page * PAGE), page, seed)
     if share == shares - 1:
         for at in range(whole * BLOCK, size, 4):
             word = four_bytes(address + at)

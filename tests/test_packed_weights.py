@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import rnnkit
 from rnnkit.backends import memory, plan
 from rnnkit.backends import numba as backend
-from rnnkit.kernels.digest import digest
+from rnnkit.kernels.digest import PAGE, WORDS, digest
 from rnnkit.kernels.jit import entry
 from tests.helpers import share_everything
 
@@ -155,7 +156,7 @@ def whole(a, shares):
     return total
 
 
-@pytest.mark.parametrize("size", [4, 8, 60, 64, 68, 4096, 4100])
+@pytest.mark.parametrize("size", [4, 8, 60, 64, 68, 4096, 4100, 4160, 20000])
 def test_a_digest_depends_on_every_bit_and_on_no_division(size):
     a = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
     want = whole(a, 1)
@@ -179,3 +180,22 @@ def test_a_digest_tells_where_a_word_stands(apart):
         a[[at, at + apart]] = a[[at + apart, at]]
         assert whole(a, 1) != want
         a[[at, at + apart]] = a[[at + apart, at]]
+
+
+def test_a_digest_tells_where_a_page_stands():
+    a = np.random.default_rng(4).integers(0, 1 << 62, (3, PAGE * WORDS))
+    digests = {whole(np.ascontiguousarray(a[list(order)]), 1) for order in permutations(range(3))}
+    assert len(digests) == 6
+
+
+def test_any_single_word_that_changes_is_seen():
+    """Whatever the other half of its products is: a change of sign, of one bit, to zero, of both halves."""
+    rng = np.random.default_rng(5)
+    a = rng.integers(0, 1 << 62, 2000)
+    want = whole(a, 1)
+    for at in range(a.size):
+        before = a[at]
+        for after in (-before, before ^ 1, before ^ (1 << 31), before ^ (1 << 32), 0, rng.integers(0, 1 << 62)):
+            a[at] = after
+            assert whole(a, 1) != want
+        a[at] = before
