@@ -5,8 +5,10 @@ sequence without looking at the others; inside a group each member has units [u0
 a step or twice. Bits do not depend on either number.
 
 Rows are sorted by length, longest first, and stored packed: the steps of all rows one after the other in time order,
-step t holding rows 0 to counts[t] - 1, from offsets[t] on. N steps in all; without lengths that is plain (T, B, ·). So
-no work is done on padding, and what a step reads and writes is contiguous.
+step t holding rows 0 to counts[t] - 1, from offsets[t] on. N steps in all; where no row is shorter than T that is plain
+(T, B, ·). So no work is done on padding, and what a product reads is contiguous. What is copied to be so, x and dx,
+the job's threads copy; everything else that the caller has in its own order, where row r of ours is row order[r], is
+read and written where it is.
 
 A job gets the address of a block of words: those of `Forward` or `Backward`, the first of which is the address of a
 `Shape`, which does not change from call to call. All arrays are C-contiguous; what a cell does not have is any array.
@@ -34,8 +36,9 @@ from rnnkit.kernels.words import add, set_word, word
 class Shape(NamedTuple):
     """Numbers of a call that its arguments' shapes decide. R is P under projection, else H; `chunk` in steps.
 
-    The rest are places in bytes: of the packed weights, w_x, w_h and w_p in their own memory; in the scratch memory
-    of two states h (B, R) in turn, operands (B, H) that members exchange, and `own_size` for each thread from `own` on.
+    The rest are places in bytes: of the packed weights, w_x, w_h and w_p in their own memory; in the scratch memory of
+    two states h (B, R) in turn or of one dh, operands (B, H) that members exchange, and `own_size` for each thread
+    from `own` on.
     """
 
     T: int
@@ -61,16 +64,19 @@ class Shape(NamedTuple):
 class Forward(NamedTuple):
     """Addresses of a forward call.
 
-    x (N, I); w_ih, w_hh, w_hr, b_ih, b_hh as PyTorch's; h0 (B, R), c0 (B, H); out: y (N, R), h_n, c_n. As `keep`:
-    kept (N, KEPT*H), h_prev (N, R), c_prev (N, H), and extra (N, H): what the projection multiplies, or r h'.
+    x (T, B, I), and x_rows (N, I) to pack it into, or x again where N is T*B; w_ih, w_hh, w_hr, b_ih, b_hh as
+    PyTorch's; h0 (B, R), c0 (B, H); out: y (T, B, R), its rows y_row bytes apart, h_n, c_n. As `keep`: kept
+    (N, KEPT*H), h_prev (N, R), c_prev (N, H), and extra (N, H): what the projection multiplies, or r h'.
     packed: the packed weights; digest: 0, or of two words the digest of the weights that are there already, and 1 where
     some are (kernels/digest.py).
     """
 
     shape: int
     x: int
+    x_rows: int
     offsets: int
     counts: int
+    order: int
     rows: int
     w_ih: int
     w_hh: int
@@ -80,6 +86,7 @@ class Forward(NamedTuple):
     h0: int
     c0: int
     y: int
+    y_row: int
     h_n: int
     c_n: int
     kept: int
@@ -95,15 +102,17 @@ class Forward(NamedTuple):
 class Backward(NamedTuple):
     """Addresses of a backward call.
 
-    dy (N, R) or 0; dh (B, R), dc (B, H): in the gradients of the final states, out those of the initial ones;
-    dgates_x, dgates_h (N, G*H), one array where the sides are not apart; dprojected (N, R); x and what forward kept.
-    Out: dx (N, I), dw_ih, dw_hh, dw_hr as the weights, which are added to where `adds` is not 0; db_ih, db_hh (G*H,).
+    dy (T, B, R), its rows y_row bytes apart, or 0; dh_n (B, R), dc_n (B, H); dgates_x, dgates_h (N, G*H), one array
+    where the sides are not apart; dprojected (N, R); x_rows and what forward kept. Out: dh0, dc0; dx (T, B, I), by way
+    of dx_rows (N, I), which is dx where N is T*B; dw_ih, dw_hh, dw_hr as the weights, which are added to where `adds`
+    is not 0; db_ih, db_hh (G*H,).
     """
 
     shape: int
-    x: int
+    x_rows: int
     offsets: int
     counts: int
+    order: int
     rows: int
     w_ih: int
     w_hh: int
@@ -113,11 +122,15 @@ class Backward(NamedTuple):
     c_prev: int
     extra: int
     dy: int
-    dh: int
-    dc: int
+    y_row: int
+    dh_n: int
+    dc_n: int
+    dh0: int
+    dc0: int
     dgates_x: int
     dgates_h: int
     dprojected: int
+    dx_rows: int
     dx: int
     dw_ih: int
     dw_hh: int
@@ -211,6 +224,9 @@ def make_frame(dtype: str) -> SimpleNamespace:
 
     bound(width, members, member)   where a member's share of `width` columns begins: at a whole vector
     copy(source, target, count), add_to(source, target, count), clear(target, count)
+    home(a, r), place(a, s, t, r)   which row of the caller's row r is; which of its T*B steps
+    take_rows(a, s, p, index), give_rows(a, s, p, index)
+        this thread's part of x_rows from x; of dx from dx_rows, zero past the rows' ends
     already_packed(a, s, p, index, gates)
         whether the packed weights are there; all meet once in it where there may be some. Else, after all have packed
         and met, note_packed(a, p, index)
@@ -254,6 +270,39 @@ def make_frame(dtype: str) -> SimpleNamespace:
             store(0.0, target + j * size, lanes)
         if last < count:
             store_first(0.0, target + last * size, count - last)
+
+    @inner
+    def home(a, r):
+        return word(a.order + 8 * r)
+
+    @inner
+    def place(a, s, t, r):
+        return t * s.B + home(a, r)
+
+    @inner
+    def part_of_rows(a, s, p, index, t):
+        """Of step t, the rows [low, high) that are this thread's where all N steps are shared evenly."""
+        n0, n1, at = s.N * index // p.threads, s.N * (index + 1) // p.threads, word(a.offsets + 8 * t)
+        return at, max(n0 - at, 0), min(n1 - at, word(a.counts + 8 * t))
+
+    @outer
+    def take_rows(a, s, p, index):
+        row = s.I * size
+        for t in range(s.T):
+            at, low, high = part_of_rows(a, s, p, index, t)
+            for r in range(low, high):
+                copy(a.x + place(a, s, t, r) * row, a.x_rows + (at + r) * row, s.I)
+
+    @outer
+    def give_rows(a, s, p, index):
+        row = s.I * size
+        for t in range(s.T):
+            at, low, high = part_of_rows(a, s, p, index, t)
+            for r in range(low, high):
+                copy(a.dx_rows + (at + r) * row, a.dx + place(a, s, t, r) * row, s.I)
+        for t in range(s.T * index // p.threads, s.T * (index + 1) // p.threads):
+            for r in range(word(a.counts + 8 * t), s.B):
+                clear(a.dx + place(a, s, t, r) * row, s.I)
 
     @outer
     def already_packed(a, s, p, index, gates):
@@ -314,6 +363,10 @@ def make_frame(dtype: str) -> SimpleNamespace:
         copy=copy,
         add_to=add_to,
         clear=clear,
+        home=home,
+        place=place,
+        take_rows=take_rows,
+        give_rows=give_rows,
         pack_share=pack_share,
         input_product=input_product,
     )

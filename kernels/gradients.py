@@ -24,7 +24,8 @@ def make_gradients(dtype: str) -> Any:
     operand (N, R): what the recurrent weights multiplied, and for the last gate `last` (N, R) instead, unless 0.
     dh_side's sums are db_hh where the two sides are apart; else db_hh is db_ih, which the caller copies.
     """
-    v, pack, lib, clear = vectors(dtype), packer(dtype), large_products(dtype), make_frame(dtype).clear
+    v, pack, lib, frame = vectors(dtype), packer(dtype), large_products(dtype), make_frame(dtype)
+    clear, give_rows = frame.clear, frame.give_rows
     size, width = v.itemsize, tile_shape()[1] * v.lanes
     rows_by_weights, over_time = lib.rows_by_weights, lib.over_time
 
@@ -49,8 +50,10 @@ def make_gradients(dtype: str) -> Any:
         )  # fmt: skip
         meet_all(p, 2)
         n0, n1 = N * index // threads, N * (index + 1) // threads
-        rows_by_weights(a.dgates_x, row, w_x, GH, a.dx, I * size, I, n0, n1)
-        share_over_time(a.dgates_x, row, a.x, N, I, a.dw_ih, a.db_ih, GH, index, threads, room, a.adds)
+        rows_by_weights(a.dgates_x, row, w_x, GH, a.dx_rows, I * size, I, n0, n1)
+        if N < s.T * s.B:
+            give_rows(a, s, p, index)
+        share_over_time(a.dgates_x, row, a.x_rows, N, I, a.dw_ih, a.db_ih, GH, index, threads, room, a.adds)
         apart = a.db_hh if a.dgates_h != a.dgates_x else 0
         first = GH - s.H if last else GH
         share_over_time(a.dgates_h, row, operand, N, s.R, a.dw_hh, apart, first, index, threads, room, a.adds)

@@ -5,7 +5,7 @@ address. `state` is the team's (kernels/team.py). Each array that Python hands o
 the same from call to call comes in few:
 
     words    a `Shape`, then the bounds of the groups' rows (groups + 1,)
-    table    where each step begins (T + 1,), then the rows that are live at each (T,)
+    table    where each step begins (T + 1,), the rows that are live at each (T,), and the rows' order (B,)
     weights  the addresses of w_ih, w_hh, w_hr, b_ih, b_hh, as `addresses` puts them there
 
 scratch and digest are addresses; h_prev, c_prev and extra are told from `kept` on, in bytes: they stand in it,
@@ -74,11 +74,12 @@ def addresses(found, w_ih, w_hh, w_hr, b_ih, b_hh, projected):
 
 @entry(("launch_forward",))
 def launch_forward(
-    state, job, words, table, weights, scratch, digest, h_prev, c_prev, extra,
-    x, h0, c0, y, h_n, c_n, kept,
+    state, job, words, table, weights, scratch, digest, h_prev, c_prev, extra, y_row,
+    x, x_rows, h0, c0, y, h_n, c_n, kept,
 ):  # fmt: skip
-    """See `Forward`. Packed weights are behind the line of their digest, or else behind the scratch memory.
+    """See `Forward`. Of y the first value will do: y_row tells where the others are.
 
+    Packed weights are behind the line of their digest, or else behind the scratch memory.
     Where `scratch` is 0 the block has room for it: a few lines, for a single step.
     """
     groups, threads = words[_GROUPS], words[_GROUPS] * words[_MEMBERS]
@@ -86,12 +87,13 @@ def launch_forward(
     block = room_for(_FORWARD, groups, 0 if scratch else size)
     meeting = meeting_of(block, _FORWARD)
     shape, steps, keep = number(words.ctypes.data), number(table.ctypes.data), number(kept.ctypes.data)
+    counts = steps + 8 * (words[_T] + 1)
     write(
         block.ctypes.data,
         (
-            shape, x.ctypes.data, steps, steps + 8 * (words[_T] + 1), shape + 8 * _SHAPE, weights[0], weights[1],
-            weights[2], weights[3], weights[4], h0.ctypes.data, c0.ctypes.data, y.ctypes.data, h_n.ctypes.data,
-            c_n.ctypes.data, keep, keep + h_prev, keep + c_prev, keep + extra,
+            shape, x.ctypes.data, x_rows.ctypes.data, steps, counts, counts + 8 * words[_T], shape + 8 * _SHAPE,
+            weights[0], weights[1], weights[2], weights[3], weights[4], h0.ctypes.data, c0.ctypes.data, y.ctypes.data,
+            y_row, h_n.ctypes.data, c_n.ctypes.data, keep, keep + h_prev, keep + c_prev, keep + extra,
             digest + LINE if digest else scratch + size, digest,
             scratch if scratch else meeting + LINE * (groups + 1), meeting,
         ),
@@ -102,23 +104,28 @@ def launch_forward(
 
 @entry(("launch_backward",))
 def launch_backward(
-    state, job, words, table, weights, scratch, h_prev, c_prev, extra, has_dy, biased, adds,
-    x, kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+    state, job, words, table, weights, scratch, h_prev, c_prev, extra, y_row, has_dy, biased, adds,
+    x_rows, kept, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_rows, dx, dw_ih, dw_hh, dw_hr, db_ih,
+    db_hh,
 ):  # fmt: skip
-    """See `Backward`; dy and the biases' gradients count where `has_dy` and `biased`; adds: True or False."""
+    """See `Backward`. Of dy, too, the first value will do; it and the biases' gradients count where `has_dy` and
+    `biased`; adds: True or False."""
     groups = words[_GROUPS]
     block = room_for(_BACKWARD, groups, 0)
     shape, steps, keep = number(words.ctypes.data), number(table.ctypes.data), number(kept.ctypes.data)
-    write(
-        block.ctypes.data,
-        (
-            shape, x.ctypes.data, steps, steps + 8 * (words[_T] + 1), shape + 8 * _SHAPE, weights[0], weights[1],
-            weights[2], keep, keep + h_prev, keep + c_prev, keep + extra, dy.ctypes.data if has_dy else 0,
-            dh.ctypes.data, dc.ctypes.data, dgates_x.ctypes.data, dgates_h.ctypes.data, dprojected.ctypes.data,
-            dx.ctypes.data, dw_ih.ctypes.data, dw_hh.ctypes.data, dw_hr.ctypes.data,
-            db_ih.ctypes.data if biased else 0, db_hh.ctypes.data if biased else 0, number(adds), scratch,
-            meeting_of(block, _BACKWARD),
-        ),
+    counts = steps + 8 * (words[_T] + 1)
+    given = (
+        shape, x_rows.ctypes.data, steps, counts, counts + 8 * words[_T], shape + 8 * _SHAPE, weights[0], weights[1],
+        weights[2], keep, keep + h_prev, keep + c_prev, keep + extra, dy.ctypes.data if has_dy else 0, y_row,
+        dh_n.ctypes.data, dc_n.ctypes.data,
     )  # fmt: skip
+    found = (  # apart: of 31 values and more Python makes a list first, which Numba does not know
+        dh0.ctypes.data, dc0.ctypes.data, dgates_x.ctypes.data, dgates_h.ctypes.data, dprojected.ctypes.data,
+        dx_rows.ctypes.data, dx.ctypes.data, dw_ih.ctypes.data, dw_hh.ctypes.data, dw_hr.ctypes.data,
+        db_ih.ctypes.data if biased else 0, db_hh.ctypes.data if biased else 0, number(adds), scratch,
+        meeting_of(block, _BACKWARD),
+    )  # fmt: skip
+    write(block.ctypes.data, given)
+    write(block.ctypes.data + 8 * len(given), found)
     run(state, groups * words[_MEMBERS], job, block.ctypes.data)
     return block[0]  # read after the job: the block must outlive it

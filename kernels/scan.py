@@ -40,10 +40,10 @@ def is_split(cell: str) -> bool:
     return _CELLS[cell][0].SPLIT
 
 
-def parts_of(cell: str) -> tuple[int, bool, bool]:
-    """How many gates the cell has, whether it `is_split`, and whether it has c."""
-    module, _, _, has_c = _CELLS[cell]
-    return module.GATES, module.SPLIT, has_c
+def parts_of(cell: str) -> tuple[int, bool]:
+    """How many gates the cell has, and whether it `is_split`."""
+    module = _CELLS[cell][0]
+    return module.GATES, module.SPLIT
 
 
 def make_pointwise(cell: str, dtype: str) -> Any:
@@ -99,7 +99,8 @@ def make_forward(cell: str, dtype: str) -> Any:
     module, _, _, has_c = _CELLS[cell]
     v, product, frame = vectors(dtype), products(dtype).product, make_frame(dtype)
     pointwise, bound, copy = make_pointwise(cell, dtype), frame.bound, frame.copy
-    pack_share, input_product = frame.pack_share, frame.input_product
+    pack_share, input_product, clear = frame.pack_share, frame.input_product, frame.clear
+    home, place, take_rows = frame.home, frame.place, frame.take_rows
     already_packed, note_packed = frame.already_packed, frame.note_packed
     size, G, KEPT, SPLIT = v.itemsize, module.GATES, module.KEPT, module.SPLIT
 
@@ -123,10 +124,13 @@ def make_forward(cell: str, dtype: str) -> Any:
         w_x, w_h, w_p = w_x + u0 * G * s.I * size, w_h + u0 * G * R * size, w_p + r0 * H * size
         states, m_rows = a.scratch + s.states, a.extra if keep else a.scratch + s.exchanged
         for r in range(p.b0, p.b1):
-            for target in (states, states + s.B * row_h, a.h_n):
-                copy(a.h0 + r * row_h + first_r, target + r * row_h + first_r, own)
+            h0, h_n = a.h0 + home(a, r) * row_h + first_r, a.h_n + home(a, r) * row_h + first_r
+            for target in (states + r * row_h + first_r, states + (s.B + r) * row_h + first_r, h_n):
+                copy(h0, target, own)
             if has_c:
-                copy(a.c0 + r * row_c + first, a.c_n + r * row_c + first, share)
+                copy(a.c0 + home(a, r) * row_c + first, a.c_n + home(a, r) * row_c + first, share)
+        if s.N < s.T * s.B:
+            take_rows(a, s, p, index)
         meet_all(p, 2 if a.digest else 1)
         if not there:
             note_packed(a, p, index)
@@ -135,11 +139,13 @@ def make_forward(cell: str, dtype: str) -> Any:
         for s0 in range(0, s.T, s.chunk):
             steps = min(s.chunk, s.T - s0)
             low = s.T - s0 - steps if s.reverse else s0
-            stride = input_product(s, p, low, steps, a.x, w_x, a.offsets, a.counts, gates, GH)
+            stride = input_product(s, p, low, steps, a.x_rows, w_x, a.offsets, a.counts, gates, GH)
             for k in range(steps):
                 t = low + steps - 1 - k if s.reverse else low + k
                 count, at = word(a.counts + 8 * t), word(a.offsets + 8 * t)
                 end = min(p.b1, count)
+                for r in range(max(p.b0, end), p.b1):
+                    clear(a.y + place(a, s, t, r) * a.y_row + first_r, own)
                 if end <= p.b0:
                     continue
                 rows, odd = end - p.b0, (s0 + k) & 1
@@ -150,12 +156,12 @@ def make_forward(cell: str, dtype: str) -> Any:
                         copy(h + r * row_h + first_r, a.h_prev + (at + r) * row_h + first_r, own)
                 product(h + p.b0 * row_h, row_h, w_h, R, u if SPLIT else g, row_g, GH, rows, 0 if SPLIT else 1, odd)
                 for r in range(p.b0, end):
-                    here, c = at + r, a.c_n + r * row_c + first
+                    here, c, y = at + r, a.c_n + home(a, r) * row_c + first, a.y + place(a, s, t, r) * a.y_row + first
                     m = m_rows + (here if keep else r) * row_c + first
                     pointwise(
                         g + (r - p.b0) * row_g, u + (r - p.b0) * row_g, share * size, a.b_ih + first, a.b_hh + first,
                         h + r * row_h + first, c, m if projected else h_new + r * row_h + first,
-                        0 if projected else a.y + here * row_h + first, a.kept + here * row_kept + first,
+                        0 if projected else y, a.kept + here * row_kept + first,
                         a.c_prev + here * row_c + first, c, share, H, keep,
                     )  # fmt: skip
                 if projected:
@@ -164,11 +170,11 @@ def make_forward(cell: str, dtype: str) -> Any:
                     m, out = m_rows + (at + p.b0 if keep else p.b0) * row_c, h_new + p.b0 * row_h + first_r
                     product(m, row_c, w_p, H, out, row_h, own, rows, 0, odd)
                     for r in range(p.b0, end):
-                        copy(h_new + r * row_h + first_r, a.y + (at + r) * row_h + first_r, own)
+                        copy(h_new + r * row_h + first_r, a.y + place(a, s, t, r) * a.y_row + first_r, own)
                 over = t == (0 if s.reverse else s.T - 1)
                 lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))
                 for r in range(max(p.b0, lasting), end):
-                    copy(h_new + r * row_h + first_r, a.h_n + r * row_h + first_r, own)
+                    copy(h_new + r * row_h + first_r, a.h_n + home(a, r) * row_h + first_r, own)
                 meetings += 1
                 meet(s, p, meetings)
 
@@ -183,6 +189,7 @@ def make_backward(cell: str, dtype: str) -> Any:
     zero, bound, copy, add_to, clear, pack_share = (
         v.zero, frame.bound, frame.copy, frame.add_to, frame.clear, frame.pack_share,
     )  # fmt: skip
+    home, place = frame.home, frame.place
     size, lanes, G, KEPT, SPLIT = v.itemsize, v.lanes, module.GATES, module.KEPT, module.SPLIT
 
     def units(memory):
@@ -237,6 +244,11 @@ def make_backward(cell: str, dtype: str) -> Any:
         if projected:
             pack_share(a.w_hr, R, True, H, 1, s, p, w_p)
         w_h, w_p, dm_rows = w_h + r0 * GH * size, w_p + u0 * R * size, a.scratch + s.exchanged
+        dhs = a.scratch + s.states + first_r
+        for r in range(p.b0, p.b1):
+            copy(a.dh_n + home(a, r) * row_h + first_r, dhs + r * row_h, own)
+            if has_c:
+                copy(a.dc_n + home(a, r) * row_c + first, a.dc0 + home(a, r) * row_c + first, share)
         meet_all(p, 1)
         meetings = 0
         for k in range(s.T):
@@ -245,12 +257,12 @@ def make_backward(cell: str, dtype: str) -> Any:
             end = min(p.b1, word(a.counts + 8 * t))
             if end <= p.b0:
                 continue
-            rows, odd, dh_rows = end - p.b0, k & 1, a.dh + p.b0 * row_h + first_r
+            rows, odd = end - p.b0, k & 1
             if projected:
                 for r in range(p.b0, end):
                     dh, dp, dy = (
-                        a.dh + r * row_h + first_r, a.dprojected + (at + r) * row_h + first_r,
-                        a.dy + (at + r) * row_h + first_r,
+                        dhs + r * row_h, a.dprojected + (at + r) * row_h + first_r,
+                        a.dy + place(a, s, t, r) * a.y_row + first_r,
                     )  # fmt: skip
                     copy(dh, dp, own)
                     if has_dy:
@@ -264,14 +276,16 @@ def make_backward(cell: str, dtype: str) -> Any:
                 here = at + r
                 pointwise(
                     a.kept + here * row_kept + first, a.h_prev + here * row_h + first,
-                    a.c_prev + here * row_c + first, a.dy + here * row_h + first, has_dy and not projected,
-                    dm_rows + r * row_c + first if projected else a.dh + r * row_h + first,
-                    a.dc + r * row_c + first, a.dgates_x + here * row_g + first, a.dgates_h + here * row_g + first,
-                    share, H,
+                    a.c_prev + here * row_c + first, a.dy + place(a, s, t, r) * a.y_row + first,
+                    has_dy and not projected, dm_rows + r * row_c + first if projected else dhs + r * row_h,
+                    a.dc0 + home(a, r) * row_c + first, a.dgates_x + here * row_g + first,
+                    a.dgates_h + here * row_g + first, share, H,
                 )  # fmt: skip
             meetings += 1
             meet(s, p, meetings)
-            product(a.dgates_h + (at + p.b0) * row_g, row_g, w_h, GH, dh_rows, row_h, own, rows, 1, odd)
+            product(a.dgates_h + (at + p.b0) * row_g, row_g, w_h, GH, dhs + p.b0 * row_h, row_h, own, rows, 1, odd)
+        for r in range(p.b0, p.b1):
+            copy(dhs + r * row_h, a.dh0 + home(a, r) * row_h + first_r, own)
         gradients(a, s, p, index, G, a.h_prev, 0)
 
     return backward

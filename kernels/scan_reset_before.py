@@ -98,7 +98,8 @@ def make_forward(dtype: str) -> Any:
         v.itemsize, v.lanes, frame.bound, frame.copy, frame.pack_share, frame.input_product,
     )  # fmt: skip
 
-    already_packed, note_packed = frame.already_packed, frame.note_packed
+    already_packed, note_packed, clear = frame.already_packed, frame.note_packed, frame.clear
+    home, place, take_rows = frame.home, frame.place, frame.take_rows
 
     @job(("forward", "gru_reset_before", dtype))
     def forward(block, index):
@@ -123,8 +124,11 @@ def make_forward(dtype: str) -> Any:
         w_x, w_rz, w_z, w_n = w_x + u0 * 3 * s.I * size, w_rz + u0 * row, w_z + u0 * row, w_n + u0 * row
         states, rh_rows = a.scratch + s.states, a.extra if keep else a.scratch + s.exchanged
         for r in range(p.b0, p.b1):
-            for target in (states, states + s.B * row, a.h_n):
-                copy(a.h0 + r * row + first, target + r * row + first, share)
+            h0, h_n = a.h0 + home(a, r) * row + first, a.h_n + home(a, r) * row + first
+            for target in (states + r * row + first, states + (s.B + r) * row + first, h_n):
+                copy(h0, target, share)
+        if s.N < s.T * s.B:
+            take_rows(a, s, p, index)
         meet_all(p, 2 if a.digest else 1)
         if not there:
             note_packed(a, p, index)
@@ -132,11 +136,13 @@ def make_forward(dtype: str) -> Any:
         for s0 in range(0, s.T, s.chunk):
             steps = min(s.chunk, s.T - s0)
             low = s.T - s0 - steps if s.reverse else s0
-            stride = input_product(s, p, low, steps, a.x, w_x, a.offsets, a.counts, gates, GH)
+            stride = input_product(s, p, low, steps, a.x_rows, w_x, a.offsets, a.counts, gates, GH)
             for k in range(steps):
                 t = low + steps - 1 - k if s.reverse else low + k
                 count, at = word(a.counts + 8 * t), word(a.offsets + 8 * t)
                 end = min(p.b1, count)
+                for r in range(max(p.b0, end), p.b1):
+                    clear(a.y + place(a, s, t, r) * a.y_row + first, share)
                 if end <= p.b0:
                     continue
                 rows, odd = end - p.b0, (s0 + k) & 1
@@ -163,12 +169,13 @@ def make_forward(dtype: str) -> Any:
                     here, z = at + r, row + first
                     output_row(
                         g + (r - p.b0) * row_g + block_g, block_g, a.b_ih + z, a.b_hh + z, h + r * row,
-                        a.kept + here * 3 * row + z, h_new + r * row, a.y + here * row + first, share, H, keep,
+                        a.kept + here * 3 * row + z, h_new + r * row,
+                        a.y + place(a, s, t, r) * a.y_row + first, share, H, keep,
                     )  # fmt: skip
                 over = t == (0 if s.reverse else s.T - 1)
                 lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))
                 for r in range(max(p.b0, lasting), end):
-                    copy(h_new + r * row, a.h_n + r * row + first, share)
+                    copy(h_new + r * row, a.h_n + home(a, r) * row + first, share)
                 meetings += 2
                 meet(s, p, meetings)
 
@@ -234,7 +241,9 @@ def make_backward(dtype: str) -> Any:
     """The backward job: backward(block, index), block a `Backward`."""
     v, product, frame, gradients = vectors(dtype), products(dtype).product, make_frame(dtype), make_gradients(dtype)
     output_row, gates_row = make_stages_back(dtype)
-    size, bound, pack_share = v.itemsize, frame.bound, frame.pack_share
+    size, bound, pack_share, copy, home, place = (
+        v.itemsize, frame.bound, frame.pack_share, frame.copy, frame.home, frame.place,
+    )  # fmt: skip
 
     @job(("backward", "gru_reset_before", dtype))
     def backward(block, index):
@@ -248,6 +257,9 @@ def make_backward(dtype: str) -> Any:
         pack_share(a.w_hh, 2 * H, True, H, 1, s, p, w_rz)
         pack_share(w_n_at, H, True, H, 1, s, p, w_n)
         w_rz, w_n = w_rz + u0 * 2 * row, w_n + u0 * row
+        dhs = a.scratch + s.states + first
+        for r in range(p.b0, p.b1):
+            copy(a.dh_n + home(a, r) * row + first, dhs + r * row, share)
         meet_all(p, 1)
         meetings = 0
         for k in range(s.T):
@@ -258,10 +270,10 @@ def make_backward(dtype: str) -> Any:
                 continue
             rows, odd, dg = end - p.b0, k & 1, a.dgates_x + (at + p.b0) * row_g
             for r in range(p.b0, end):
-                here, dh = at + r, a.dh + r * row + first
+                here, dy = at + r, a.dy + place(a, s, t, r) * a.y_row + first
                 output_row(
-                    a.kept + here * row_g + first, a.h_prev + here * row + first, a.dy + here * row + first, has_dy,
-                    dh, a.dgates_x + here * row_g + first, share, H,
+                    a.kept + here * row_g + first, a.h_prev + here * row + first, dy, has_dy, dhs + r * row,
+                    a.dgates_x + here * row_g + first, share, H,
                 )  # fmt: skip
             meet(s, p, meetings + 1)
             product(dg + 2 * row, row_g, w_n, H, drh_rows + p.b0 * row + first, row, share, rows, 0, odd)
@@ -269,11 +281,13 @@ def make_backward(dtype: str) -> Any:
                 here = at + r
                 gates_row(
                     a.kept + here * row_g + first, a.h_prev + here * row + first, drh_rows + r * row + first,
-                    a.dh + r * row + first, a.dgates_x + here * row_g + first, share, H,
+                    dhs + r * row, a.dgates_x + here * row_g + first, share, H,
                 )  # fmt: skip
             meetings += 2
             meet(s, p, meetings)
-            product(dg, row_g, w_rz, 2 * H, a.dh + p.b0 * row + first, row, share, rows, 1, odd)
+            product(dg, row_g, w_rz, 2 * H, dhs + p.b0 * row, row, share, rows, 1, odd)
+        for r in range(p.b0, p.b1):
+            copy(dhs + r * row, a.dh0 + home(a, r) * row + first, share)
         gradients(a, s, p, index, 3, a.h_prev, a.extra)
 
     return backward

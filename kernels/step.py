@@ -2,7 +2,8 @@
 
 A vector of gates is `lanes` dot products side by side: as many accumulators, each over the K values of a row of W, then
 added up crosswise into one vector. Sums run in another order than in the loops of many steps, and in the same one
-for every row, batch and number of threads. Arguments are those of kernels/frame.py, for T = 1 and no projection.
+for every row, batch and number of threads. Arguments are those of kernels/frame.py, for T = 1, no projection and no row
+without a step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from rnnkit.kernels.jit import job, outer
 from rnnkit.kernels.scan import kept_blocks, make_pointwise, parts_of
 from rnnkit.kernels.scan_reset_before import make_stages
 from rnnkit.kernels.vector import INT32, emit_load, emit_store, llvm_function, load_first, vectors
-from rnnkit.kernels.words import word
 
 # Rows of a batch that a vector of units' gates are computed for before the cell is.
 AT_ONCE = 16
@@ -129,7 +129,7 @@ def dot_products(dtype: str) -> Any:
 def make_step(cell: str, dtype: str) -> Any:
     """The forward job of one step: step(block, index), block a `Forward`."""
     v, dots, frame, pointwise = vectors(dtype), dot_products(dtype), make_frame(dtype), make_pointwise(cell, dtype)
-    G, SPLIT, has_c = parts_of(cell)
+    G, SPLIT = parts_of(cell)
     size, lanes, bound, copy, add_to = v.itemsize, v.lanes, frame.bound, frame.copy, frame.add_to
     KEPT = kept_blocks(cell)
 
@@ -138,14 +138,14 @@ def make_step(cell: str, dtype: str) -> Any:
         a = read_forward(block)
         s = read_shape(a.shape)
         p = part_of(s, a.rows, a.meeting, index)
-        H, I, keep, live = s.H, s.I, s.keep, min(p.b1, word(a.counts))
+        H, I, keep = s.H, s.I, s.keep
         u0, u1 = bound(H, s.members, p.member), bound(H, s.members, p.member + 1)
         row_h, row_x, vector = H * size, I * size, lanes * size
         sides, row_g = a.scratch + s.own + index * s.own_size, 2 * G * vector
         for j in range(u0, u1, lanes):
             n, at = min(lanes, u1 - j), j * size
-            for first in range(p.b0, live, AT_ONCE):
-                count = min(AT_ONCE, live - first)
+            for first in range(p.b0, p.b1, AT_ONCE):
+                count = min(AT_ONCE, p.b1 - first)
                 x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
                 for gate in range(G):
                     unit, out = gate * H + j, sides + gate * vector
@@ -158,13 +158,10 @@ def make_step(cell: str, dtype: str) -> Any:
                     if keep:
                         copy(h, a.h_prev + own, n)
                     pointwise(
-                        g, g + G * vector, vector, a.b_ih + at, a.b_hh + at, h, a.c0 + own, a.h_n + own, a.y + own,
+                        g, g + G * vector, vector, a.b_ih + at, a.b_hh + at, h, a.c0 + own, a.h_n + own,
+                        a.y + r * a.y_row + at,
                         a.kept + KEPT * r * row_h + at, a.c_prev + own, a.c_n + own, n, H, keep,
                     )  # fmt: skip
-        for r in range(max(p.b0, live), p.b1):
-            copy(a.h0 + r * row_h + u0 * size, a.h_n + r * row_h + u0 * size, u1 - u0)
-            if has_c:
-                copy(a.c0 + r * row_h + u0 * size, a.c_n + r * row_h + u0 * size, u1 - u0)
 
     return step
 
@@ -179,15 +176,15 @@ def make_step_reset_before(dtype: str) -> Any:
         a = read_forward(block)
         s = read_shape(a.shape)
         p = part_of(s, a.rows, a.meeting, index)
-        H, I, keep, live = s.H, s.I, s.keep, min(p.b1, word(a.counts))
+        H, I, keep = s.H, s.I, s.keep
         u0, u1 = bound(H, s.members, p.member), bound(H, s.members, p.member + 1)
         row_h, row_x, vector = H * size, I * size, lanes * size
         sides, row_g = a.scratch + s.own + index * s.own_size, 4 * vector
         rh_rows = a.extra if keep else a.scratch + s.exchanged
         for j in range(u0, u1, lanes):
             n, at = min(lanes, u1 - j), j * size
-            for first in range(p.b0, live, AT_ONCE):
-                count = min(AT_ONCE, live - first)
+            for first in range(p.b0, p.b1, AT_ONCE):
+                count = min(AT_ONCE, p.b1 - first)
                 x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
                 dots(x_rows, row_x, count, a.w_ih + j * row_x, row_x, I, n, sides, row_g)
                 dots(h_rows, row_h, count, a.w_hh + j * row_h, row_h, H, n, sides + vector, row_g)
@@ -202,8 +199,8 @@ def make_step_reset_before(dtype: str) -> Any:
         meet(s, p, 1)
         for j in range(u0, u1, lanes):
             n, z = min(lanes, u1 - j), row_h + j * size
-            for first in range(p.b0, live, AT_ONCE):
-                count = min(AT_ONCE, live - first)
+            for first in range(p.b0, p.b1, AT_ONCE):
+                count = min(AT_ONCE, p.b1 - first)
                 for gate in range(1, 3):
                     unit, out = gate * H + j, sides + (gate - 1) * vector
                     h_rows = (a.h0 if gate == 1 else rh_rows) + first * row_h
@@ -214,9 +211,7 @@ def make_step_reset_before(dtype: str) -> Any:
                     add_to(g + 2 * vector, g, 2 * lanes)
                     output_row(
                         g, vector, a.b_ih + z, a.b_hh + z, a.h0 + own, a.kept + 3 * r * row_h + z, a.h_n + own,
-                        a.y + own, n, H, keep,
+                        a.y + r * a.y_row + j * size, n, H, keep,
                     )  # fmt: skip
-        for r in range(max(p.b0, live), p.b1):
-            copy(a.h0 + r * row_h + u0 * size, a.h_n + r * row_h + u0 * size, u1 - u0)
 
     return step

@@ -82,9 +82,9 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
     states = 2 * layers * directions * B * (R + (H if len(layer.cell.states) == 2 else 0)) * size
     held = directions * (described[0].kept + (layers - 1) * described[-1].kept)
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
-    # One layer's y is the next one's x. Two directions hold theirs until they are joined, after both have run.
+    # One layer's y is the next one's x. Two directions stand in one array, some by way of one of their own.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
-    running = max(transient, 0 if directions == 1 else directions * y)
+    running = transient + (0 if directions == 1 or described[0].placed else y)
     if layer_drops(layer) and layers > 1:
         # A mask for every output but the last layer's, drawn from float32 numbers by way of bools; y is not there yet.
         numbers, item = directions * T * B * R, choice.dtype.compute.itemsize

@@ -119,11 +119,18 @@ def run(
     lengths: np.ndarray | None,
     reverse: bool,
     keep: bool,
+    out: Array | None = None,
 ) -> tuple[Array, State, Saved | None]:
-    """`forward` with every argument checked, x C-contiguous, its device the current one and the backend chosen."""
+    """`forward` with every argument checked, x C-contiguous, its device the current one and the backend chosen.
+
+    out: an array (T, B, R), or part of a wider one, that y is to stand in.
+    """
     y, state_n, own = choice.backend.forward(
-        cell, choice.dtype, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep
+        cell, choice.dtype, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep, out=out
     )
+    if out is not None and y is not out:
+        out[...] = y
+        y = out
     if not keep:
         return y, state_n, None
     return y, state_n, Saved(cell, choice, x.shape, (), x.dtype, device_of(x), own)

@@ -52,15 +52,16 @@ def forward(
     state_n = tuple(xp.empty_like(s) for s in state0)
     scans, masks = [], []
     for layer, layer_weights in enumerate(weights):
-        outputs, saveds = [], []
+        saveds, R = [], layer_weights[0].w_hh.shape[1]
+        beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
         for direction, w in enumerate(layer_weights):
-            slot = layer * directions + direction
-            y, end, saved = ops.run(cell, choice, x, tuple(s[slot] for s in state0), w, lengths, direction == 1, keep)
+            slot, first = layer * directions + direction, direction * R
+            start, place = tuple(s[slot] for s in state0), None if beside is None else beside[:, :, first : first + R]
+            y, end, saved = ops.run(cell, choice, x, start, w, lengths, direction == 1, keep, place)
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
-            outputs.append(y)
             saveds.append(saved)
-        x = outputs[0] if directions == 1 else xp.concatenate(outputs, axis=2)
+        x = y if beside is None else beside
         scans.append(tuple(saveds))
         if dropout and rng is not None and layer < len(weights) - 1:
             mask = dropout_mask(x, dropout, rng)

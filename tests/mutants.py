@@ -197,10 +197,10 @@ LAYER_MUTANTS = (
         *(
             Edit(
                 STACK,
-                f"slot = layer * directions + direction\n{after}",
-                f"slot = direction * len(weights) + layer\n{after}",
+                f"{before} = layer * directions + direction{after}",
+                f"{before} = direction * len(weights) + layer{after}",
             )
-            for after in ("            y, end", "            R = ")
+            for before, after in (("slot, first", ","), ("slot", "\n"))
         ),
     ),
     Mutant(
@@ -208,10 +208,10 @@ LAYER_MUTANTS = (
         tuple(
             Edit(
                 STACK,
-                f"slot = layer * directions + direction\n{after}",
-                f"slot = direction * len(weights) + layer\n{after}",
+                f"{before} = layer * directions + direction{after}",
+                f"{before} = direction * len(weights) + layer{after}",
             )
-            for after in ("            y, end", "            R = ")
+            for before, after in (("slot, first", ","), ("slot", "\n"))
         ),
         "tests/test_layers.py",
         "state_is_the_output and numpy",

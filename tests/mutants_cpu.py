@@ -21,22 +21,38 @@ def _piece(name: str, file: str, old: str, new: str, tests: str, pick: str) -> M
 HOST_MUTANTS = (
     _numba(
         "sorted states given back in the order of storage",
-        "        rows[self.order] = state\n",
-        "        rows[...] = state\n",
+        "a.h_n + home(a, r) * row_h + first_r, own)",
+        "a.h_n + r * row_h + first_r, own)",
         "lstm-T5",
-        "rnnkit/backends/packing.py",
+        SCAN,
     ),
     _numba(
         "the final gradient of c forgotten",
-        "p.sorted(dstate_n[1]) if two",
-        "p.sorted(0 * dstate_n[1]) if two",
+        "_ready(dstate_n[1]) if two",
+        "_ready(0 * dstate_n[1]) if two",
         "lstm-T5",
     ),
     _numba(
-        "dy not put in the order of storage",
-        "_ready(p.pack(np.ascontiguousarray(dy)))",
-        "np.ascontiguousarray(dy).reshape(-1, R)[:N]",
+        "dy taken in the order of storage",
+        "a.c_prev + here * row_c + first, a.dy + place(a, s, t, r) * a.y_row",
+        "a.c_prev + here * row_c + first, a.dy + (at + r) * a.y_row",
         "rnn_tanh-T5",
+        SCAN,
+    ),
+    _numba(
+        "x taken in the order of storage",
+        "copy(a.x + place(a, s, t, r) * row",
+        "copy(a.x + (at + r) * row",
+        "rnn_tanh-T5",
+        FRAME,
+    ),
+    _piece(
+        "a part of wider rows read as if it were whole",
+        NUMBA,
+        "return _as_writable(a[:1, :1, :1]), row",
+        "return _as_writable(a[:1, :1, :1]), K * item",
+        "tests/test_layers.py",
+        "numba and both_directions and whole",
     ),
     _numba(
         "bias_hh given the input side's gradient",
@@ -46,9 +62,23 @@ HOST_MUTANTS = (
     ),
     Mutant(
         "numba: y past a row's end never written",
-        (Edit("rnnkit/backends/packing.py", "whole = np.zeros((self.T", "whole = np.empty((self.T"),),
+        (Edit(SCAN, "for r in range(max(p.b0, end), p.b1):", "for r in range(p.b1, p.b1):"),),
         "tests/test_parity.py",
         "read_before_it_is_written and numba and gru",
+    ),
+    Mutant(
+        "numba: dx past a row's end never written",
+        (Edit(FRAME, "for r in range(word(a.counts + 8 * t), s.B):", "for r in range(s.B, s.B):"),),
+        "tests/test_parity.py",
+        "read_before_it_is_written and numba and gru",
+    ),
+    _piece(
+        "loading compiled code imports what compiles",
+        "kernels/jit.py",
+        "rtsys.initialize(target_context)",
+        "target_context.refresh()",
+        "tests/test_kernels.py",
+        "imports_nothing",
     ),
     _piece(
         "weights packed for other shares are taken",
@@ -152,11 +182,9 @@ LOOP_MUTANTS = (
     ),
     _piece(
         "a single step gives rows of no length zeros",
-        STEP,
-        "        for r in range(max(p.b0, live), p.b1):\n"
-        "            copy(a.h0 + r * row_h + u0 * size, a.h_n + r * row_h + u0 * size, u1 - u0)\n"
-        "            if has_c:",
-        "        for r in range(max(p.b0, live), p.b1):\n            if has_c:",
+        NUMBA,
+        "tuple(np.array(s) for s in state0)",
+        "tuple(np.zeros_like(s) for s in state0)",
         "tests/test_steps.py",
         "no_length",
     ),
@@ -171,10 +199,18 @@ LOOP_MUTANTS = (
     _piece(
         "the digest does not tell where a word stands",
         DIGEST,
-        "builder.mul(block, _number(_GOLDEN))",
-        "builder.mul(block, _number(0))",
+        "builder.gep(keys, [_number(0), loop.index])",
+        "builder.gep(keys, [_number(0), _number(0)])",
         "tests/test_packed_weights.py",
         "where_a_word_stands",
+    ),
+    _piece(
+        "the digest does not tell where a page stands",
+        DIGEST,
+        "builder.mul(index, _number(_GOLDEN))",
+        "builder.mul(index, _number(0))",
+        "tests/test_packed_weights.py",
+        "where_a_page_stands",
     ),
     _piece(
         "the digest forgets the last words",

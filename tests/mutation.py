@@ -120,7 +120,7 @@ def try_unmutated(mutants: Iterable[Mutant]) -> Verdict:
     files = sorted({file for m in mutants for file in m.files.split()})
     picks = sorted({m.pick for m in mutants})
     with mutated_copy() as copy:
-        return run_tests(copy, " ".join(files), " or ".join(f"({pick})" for pick in picks))
+        return run_tests(copy, " ".join(files), " or ".join(f"({pick})" for pick in picks), 10 * TIMEOUT_S)
 
 
 def main(words: list[str]) -> int:

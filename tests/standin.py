@@ -52,7 +52,7 @@ def _all(move: Any, arrays: Any) -> Any:
 
 
 def _forward(
-    cell: Any, dtype: Any, x: Any, state0: Any, weights: Any, *, lengths: Any, reverse: bool, keep: bool
+    cell: Any, dtype: Any, x: Any, state0: Any, weights: Any, *, lengths: Any, reverse: bool, keep: bool, out: Any
 ) -> Forward:
     assert x.flags.c_contiguous
     assert lengths is None or isinstance(lengths, np.ndarray)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import rnnkit
+from rnnkit import ops
 from rnnkit.testing import assert_close
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
 
@@ -151,6 +152,35 @@ def test_a_bidirectional_layer_is_two_layers_and_one_flipped(name: str, cpu_back
         assert_close("y", y[:, :, 6 * direction :][:, :, :6], np.flip(y_one, 0) if direction else y_one, "float64")
         for got, want in zip(parts(state_n), parts(end), strict=True):
             assert_close("state_n", got[direction], want[0], "float64")
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("lengths", [None, [2, 5, 0]], ids=["whole", "ragged"])
+def test_both_directions_have_the_gradients_of_a_layer_each(
+    name: str, lengths: Any, cpu_backend: str, rng: Any
+) -> None:
+    """The second of them a reversed one: each is given its half of dy."""
+    both = LAYERS[name](4, 6, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
+    x, dy = randn(rng, 5, 3, 4), randn(rng, 5, 3, 12)
+    state, dstate = random_state(both, 3, rng), random_state(both, 3, rng)
+    both(x, state, lengths)
+    dx, dstate0 = both.backward(dy, dstate)
+    total = np.zeros_like(dx)
+    for direction, suffix in enumerate(("", "_reverse")):
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = ops.Weights(*(both.params[f"{n}_l0{suffix}"] for n in names))
+        own = tuple(s[direction] for s in parts(state))
+        _, _, saved = ops.forward(
+            both.cell.name, x, own, weights, lengths=lengths, reverse=direction == 1, backend="numpy"
+        )
+        half = np.ascontiguousarray(dy[:, :, 6 * direction :][:, :, :6])
+        dx_one, dstart, grads = ops.backward(saved, half, tuple(d[direction] for d in parts(dstate)), weights)
+        total += dx_one
+        for n, want in zip(names, grads, strict=False):
+            assert_close("d" + n, both.grads[f"{n}_l0{suffix}"], want, "float64", "backward")
+        for got, want in zip(parts(dstate0), dstart, strict=True):
+            assert_close("dh0", got[direction], want, "float64", "backward")
+    assert_close("dx", dx, total, "float64", "backward")
 
 
 @EVERY_LAYER

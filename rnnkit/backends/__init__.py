@@ -63,6 +63,7 @@ class Description(NamedTuple):
     kept       until its backward has run
     resident   those of `transient` that stay with the backend, for its next call, whatever that is
     own        others that stay, for the next call of the same layer
+    placed     whether it writes y into a wider array itself
     """
 
     kernel: str
@@ -70,6 +71,7 @@ class Description(NamedTuple):
     kept: int
     resident: int = 0
     own: int = 0
+    placed: bool = False
 
 
 class Backend(Protocol):
@@ -89,8 +91,12 @@ class Backend(Protocol):
         lengths: np.ndarray | None,
         reverse: bool,
         keep: bool,
+        out: Array | None,
     ) -> Forward:
         """x (T, B, I), C-contiguous and kept by reference; lengths (B,) on the host, or None for T everywhere.
+
+        out: where the caller will copy y to (T, B, R), part of a wider array or None. A backend may write y there
+        itself, and then gives `out` as y.
 
         Arrays are of dtype.storage; dtype says more than they do where it names a way to compute, as tf32.
         """

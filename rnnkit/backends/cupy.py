@@ -42,6 +42,7 @@ def forward(
     lengths: np.ndarray | None,
     reverse: bool,
     keep: bool,
+    out: Array | None = None,
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`.
 

@@ -41,7 +41,7 @@ OWN_SCRATCH = 4 << 10
 
 
 class Saved(NamedTuple):
-    """One forward: x packed (·, ·, I), and what it kept of N steps, flat.
+    """One forward: x without padding, N steps of it, and what it kept of them, flat.
 
     kept (N, KEPT*H) is the cell's. places tells, in bytes from there, where its states before each step are, h_prev
     (N, R) and c_prev (N, H), and m (N, H) under projection or rh (N, H) for a GRU that resets before: in the same
@@ -49,7 +49,7 @@ class Saved(NamedTuple):
     """
 
     packing: Packing
-    x: Array
+    x_rows: Array
     kept: Array
     places: tuple[int, int, int]
     others: tuple[Array, ...]
@@ -128,7 +128,6 @@ class _Prepared(NamedTuple):
     job: int
     microseconds: float
     plans: dict[int, Plan]
-    y_shape: tuple[int, int, int]
     none: Array
     nothing_kept: tuple[Array, tuple[int, int, int], tuple[Array, ...]]
     kept_widths: tuple[int, ...]
@@ -136,15 +135,14 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(sizes: Sizes, p: Packing) -> _Prepared:
-    cell, dtype, _, T, B, _, H, R, N, projected = sizes
+    cell, dtype, _, _, _, _, H, R, N, projected = sizes
     compiled, two = job(cell, dtype, False, single(sizes)), len(CELLS[cell].states) == 2
     widths = (_kept_width(cell, H), R, H if two else 0, H if projected or cell == RESET_BEFORE else 0)
     first, second, third, whole = (N * width for width in accumulate(widths))
     item = sizes.itemsize
     together = (whole, (item * first, item * second, item * third)) if whole * item <= TOGETHER else None
-    y_shape = (T, B, R) if p.order is None else (1, N, R)
     nothing = np.empty(0, dtype), (0, 0, 0), ()
-    return _Prepared(sizes, p, compiled.address, call_us(sizes), {}, y_shape, _NONE[dtype], nothing, widths, together)
+    return _Prepared(sizes, p, compiled.address, call_us(sizes), {}, _NONE[dtype], nothing, widths, together)
 
 
 def _sizes(cell: str, char: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], projected: bool, N: int) -> Sizes:
@@ -181,26 +179,53 @@ def forward(
     lengths: np.ndarray | None,
     reverse: bool,
     keep: bool,
+    out: Array | None = None,
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
     dtype, two, shapes = x.dtype, len(state0) == 2, (x.shape, weights.w_hh.shape, weights.w_hr is not None)
-    if lengths is None:
+    p = None if lengths is None else packing(x.shape[0], x.shape[1], lengths)
+    if p is None or p.order is None:
         ready = _prepared(cell.name, dtype.char, *shapes, reverse, keep)
-        p, none = ready.packing, ready.none
-        x, h0, c0 = _ready(x), _ready(state0[0]), _ready(state0[1]) if two else none
     else:
-        p = packing(x.shape[0], x.shape[1], lengths)
         ready = _prepare(_sizes(cell.name, dtype.char, *shapes, p.steps), p)
-        none = ready.none
-        x = _ready(p.pack(x))[None]
-        h0, c0 = _ready(p.ordered(state0[0])), _ready(p.ordered(state0[1])) if two else none
-    y, h_n, c_n = np.empty(ready.y_shape, dtype), np.empty(h0.shape, dtype), np.empty(c0.shape, dtype) if two else none
+        if single(ready.sizes):
+            return _live_rows(p, cell, row, x, state0, weights, reverse=reverse, keep=keep)
+    p, none, x = ready.packing, ready.none, _ready(x)
+    x_rows = x if p.order is None else np.empty((p.steps, x.shape[2]), dtype)
+    h0, c0 = _ready(state0[0]), _ready(state0[1]) if two else none
+    y = np.empty((*x.shape[:2], h0.shape[1]), dtype) if out is None else out  # whose rows may be parts of longer ones
+    h_n = np.empty(h0.shape, dtype)
+    c_n = np.empty(c0.shape, dtype) if two else none
     kept, places, others = _memory_to_keep(ready, dtype) if keep else ready.nothing_kept
-    operands = (*places, x, h0, c0, y, h_n, c_n, kept)
+    operands = (*places, y.strides[1], x, x_rows, h0, c0, y if out is None else y[:1, :1, :1], h_n, c_n, kept)
     _run(ready.sizes, ready.microseconds, partial(_launch, ready, weights, reverse, keep, operands))
-    if lengths is not None:
-        h_n, c_n, y = p.unsorted(h_n), p.unsorted(c_n) if two else none, p.unpack(y[0])
-    return Forward(y, (h_n, c_n) if two else (h_n,), Saved(p, x, kept, places, others, reverse) if keep else None)
+    return Forward(y, (h_n, c_n) if two else (h_n,), Saved(p, x_rows, kept, places, others, reverse) if keep else None)
+
+
+def _even_rows(a: Array) -> tuple[Array, int]:
+    """a (T, B, K), its first value at least, and bytes from row to row: a copy, unless rows stand evenly apart."""
+    T, B, K = a.shape
+    step, row, item = a.strides
+    if B == 1:
+        row = step  # a dimension of 1 may have any stride
+    if a.flags.aligned and item == a.itemsize and row >= K * item and (T == 1 or step == B * row):
+        return _as_writable(a[:1, :1, :1]), row
+    return _ready(a), K * a.itemsize
+
+
+def _live_rows(
+    p: Packing, cell: Cell, row: DType, x: Array, state0: State, weights: Weights, *, reverse: bool, keep: bool
+) -> Forward:
+    """A single step that not every row has: that of the batch of those that do."""
+    assert p.order is not None
+    live = p.order[: p.steps]
+    states = tuple(s[live] for s in state0)
+    found = forward(cell, row, x[:, live], states, weights, lengths=None, reverse=reverse, keep=keep)
+    y, state = np.zeros((*x.shape[:2], found.y.shape[2]), x.dtype), tuple(np.array(s) for s in state0)
+    y[:, live] = found.y
+    for whole, part in zip(state, found.state_n, strict=True):
+        whole[live] = part
+    return Forward(y, state, found.saved._replace(packing=p) if keep else None)
 
 
 def _launch(
@@ -243,11 +268,13 @@ def backward(
     (GH, R), I = weights.w_hh.shape, weights.w_ih.shape[1]
     name, G, N, projected = _NAMES[dtype.char], cell.n_gates, p.steps, weights.w_hr is not None
     H, none, has_dy, two = GH // G, _NONE[name], dy is not None, len(dstate_n) == 2
-    dy = none if dy is None else _ready(p.pack(np.ascontiguousarray(dy)))
-    dh, dc = p.sorted(dstate_n[0]), p.sorted(dstate_n[1]) if two else none
+    dy, y_row = (none, 0) if dy is None else _even_rows(dy)
+    dh_n, dc_n = _ready(dstate_n[0]), _ready(dstate_n[1]) if two else none
+    dh0, dc0 = np.empty(dh_n.shape, dtype), np.empty(dc_n.shape, dtype) if two else none
     dgates_x = np.empty((N, GH), dtype)
     dgates_h = np.empty((N, GH), dtype) if cell.name == "gru" else dgates_x
-    dx, dprojected = np.empty((N, I), dtype), np.empty((N, R), dtype) if projected else none
+    dx, dprojected = np.empty((p.T, p.B, I), dtype), np.empty((N, R), dtype) if projected else none
+    dx_rows = dx if p.order is None else np.empty((N, I), dtype)
     # Added to where they are: fresh memory would cost its pages, and the sum a pass more over both.
     adds = into is not None and all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr))
     if into is None or not adds:
@@ -263,17 +290,16 @@ def backward(
         scratch = scratch_memory.get(plan.scratch)
         launch_backward(
             state, compiled.address, plan.words, p.table, standing, scratch.address, *saved.places,
-            has_dy, biased, adds, saved.x, saved.kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx,
-            dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+            y_row, has_dy, biased, adds, saved.x_rows, saved.kept, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h,
+            dprojected, dx_rows, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 
     _run(sizes, BACKWARD_SHARE * call_us(sizes), launch)
     if dgates_h is dgates_x and weights.b_hh is not None:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
-    dstate0 = (p.unsorted(dh), p.unsorted(dc)) if two else (p.unsorted(dh),)
     biases = None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh
     dweights = Weights(None, None, *biases, None) if adds else Weights(dw_ih, dw_hh, *biases, into.w_hr)
-    return Gradients(p.unpack(dx), dstate0, dweights)
+    return Gradients(dx, (dh0, dc0) if two else (dh0,), dweights)
 
 
 def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description:
@@ -290,12 +316,9 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
     resident = plan.scratch + (0 if stays else plan.packed) + memory.LINE
     transient = resident
     if N != T * B:
-        # With lengths x and y are packed, by an index made by way of (T, B) whole numbers; y as returned comes last.
-        around = N * I * item + 8 * (N + 4 * B + 2 * T)
-        kept += around if keep else 0
-        y, packed_y = T * B * R * item, N * R * item
-        states = 2 * B * (R + (H if two else 0)) * item
-        transient += max(states + packed_y - y, packed_y, 17 * T * B - y) + (0 if keep else around)
+        packed = N * I * item + 8 * (2 * T + 2 * B)  # x, and the packing's tables
+        kept += packed if keep else 0
+        transient += 0 if keep else packed
     if resident > memory.KEPT_SCRATCH or (plan.scratch <= OWN_SCRATCH and not plan.packed):
         resident = 0
     rows, columns = tile_shape()
@@ -303,4 +326,4 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
     name = f"{cell.name} " + ("step, weights as they are" if single(sizes) else f"scan, {tiles}")
     shared = f"{plan.groups * plan.members} of {_threads.get_num_threads()} threads"
     shared += ", sharing units" if plan.members > 1 else ""
-    return Description(f"{name}, {shared}", transient, kept, resident, own)
+    return Description(f"{name}, {shared}", transient, kept, resident, own, placed=True)

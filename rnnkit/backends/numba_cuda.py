@@ -52,6 +52,7 @@ def forward(
     lengths: np.ndarray | None,
     reverse: bool,
     keep: bool,
+    out: Array | None = None,
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`. Raises DeviceError while the current stream is being captured."""
     refuse_capture(cupy.cuda.get_current_stream())

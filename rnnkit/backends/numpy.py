@@ -98,6 +98,7 @@ def forward(
     lengths: np.ndarray | None,
     reverse: bool,
     keep: bool,
+    out: Array | None = None,
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`. Computes in the dtype's `compute`, gives back its `storage`."""
     storage, compute = dtype.storage, dtype.compute

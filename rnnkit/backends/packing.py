@@ -1,18 +1,16 @@
-"""How the compiled CPU path stores a batch: rows sorted by length, longest first, and without their padding.
+"""How a batch is stored that is walked without its padding: rows sorted by length, longest first.
 
 Step t holds the rows that are still live, one after the other, so that all steps of all rows are one array (N, K), N
-the sum of the lengths. Without lengths that is (T, B, K) as it stands, and nothing is copied.
+the sum of the lengths. Where no row is shorter than T that is (T, B, K) as it stands. Kernels do the copying.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-
-from rnnkit.cells import Array
 
 # Packings of batches of at most so many steps, with their padding, are kept, and so many of them: the layers and
 # directions of a stack ask for the same one.
@@ -25,17 +23,9 @@ class Packing:
 
     T: int
     B: int
-    table: np.ndarray  # (2*T+1,) where each step begins, T+1 numbers, then the rows that are live at each
+    table: np.ndarray  # (2*T+1+B,) where each step begins, T+1 numbers; the rows that are live at each; the order
     order: np.ndarray | None  # (B,) which row stands at each place; None where no row is shorter than T
     plans: dict[Any, Any] = field(default_factory=dict)  # of ragged rows: rnnkit/backends/plan.py
-
-    @cached_property
-    def source(self) -> np.ndarray | None:
-        """(N,) which of the T*B steps stands at each place; None where no row is shorter than T."""
-        if self.order is None:
-            return None
-        live = np.arange(self.B)[None, :] < self.counts[:, None]
-        return (np.arange(self.T)[:, None] * self.B + self.order[None, :])[live]
 
     @property
     def offsets(self) -> np.ndarray:
@@ -45,42 +35,12 @@ class Packing:
     @property
     def counts(self) -> np.ndarray:
         """(T,) rows that are live at each step."""
-        return self.table[self.T + 1 :]
+        return self.table[self.T + 1 : 2 * self.T + 1]
 
     @property
     def steps(self) -> int:
         """N."""
         return int(self.table[self.T])
-
-    def pack(self, a: Array) -> Array:
-        """a (T, B, K) as (N, K)."""
-        flat = a.reshape(self.T * self.B, a.shape[2])
-        return flat if self.source is None else flat.take(self.source, 0)
-
-    def unpack(self, flat: Array) -> Array:
-        """The inverse, zero past each row's end."""
-        shape = (self.T, self.B, flat.shape[1])
-        if self.source is None:
-            return flat.reshape(shape)
-        whole = np.zeros((self.T * self.B, flat.shape[1]), flat.dtype)
-        whole[self.source] = flat
-        return whole.reshape(shape)
-
-    def sorted(self, state: Array) -> Array:
-        """A copy of state (B, K), in the order of storage."""
-        return np.array(state, order="C") if self.order is None else state.take(self.order, 0)
-
-    def ordered(self, state: Array) -> Array:
-        """`sorted`, or state itself where its order is the same."""
-        return state if self.order is None else state.take(self.order, 0)
-
-    def unsorted(self, state: Array) -> Array:
-        """The inverse."""
-        if self.order is None:
-            return state
-        rows = np.empty_like(state)
-        rows[self.order] = state
-        return rows
 
     def bounds(self, shares: int) -> list[int]:
         """Rows split into `shares` of about equal numbers of steps."""
@@ -93,12 +53,13 @@ class Packing:
 
 @lru_cache(4)
 def _whole(T: int, B: int) -> Packing:
-    return Packing(T, B, np.concatenate([np.arange(T + 1, dtype=np.int64) * B, np.full(T, B, np.int64)]), None)
+    table = np.concatenate([np.arange(T + 1) * B, np.full(T, B), np.arange(B)])
+    return Packing(T, B, table.astype(np.int64, copy=False), None)
 
 
 def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
     """The packing of a batch; lengths (B,) or None."""
-    if lengths is None:
+    if lengths is None or (lengths == T).all():
         return _whole(T, B)
     return _kept(T, B, lengths.tobytes()) if T * B <= KEPT_STEPS else _ragged(T, B, lengths)
 
@@ -111,7 +72,7 @@ def _kept(T: int, B: int, lengths: bytes) -> Packing:
 def _ragged(T: int, B: int, lengths: np.ndarray) -> Packing:
     order = np.argsort(-lengths, kind="stable")
     counts = np.count_nonzero(np.arange(T)[:, None] < lengths[None, :], axis=1)
-    return Packing(T, B, np.concatenate([[0], np.cumsum(counts), counts]), order)
+    return Packing(T, B, np.concatenate([[0], np.cumsum(counts), counts, order]).astype(np.int64, copy=False), order)
 
 
 def forget_packings() -> None:

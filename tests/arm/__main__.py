@@ -93,7 +93,8 @@ class Arm:
         return a
 
     def launch_forward(
-        self, state, job, words, table, weights, scratch, digest, h_prev, c_prev, extra, x, h0, c0, y, h_n, c_n, kept
+        self, state, job, words, table, weights, scratch, digest, h_prev, c_prev, extra, y_row,
+        x, x_rows, h0, c0, y, h_n, c_n, kept,
     ):  # fmt: skip
         """kernels/launch.py's, of the same name."""
         from rnnkit.backends import memory
@@ -104,32 +105,37 @@ class Arm:
         room = self.known[scratch] if scratch else memory.aligned(size).memory
         rooms = [room] + ([self.known[digest]] if digest else [])
         at, steps, keep = words.ctypes.data, table.ctypes.data, kept.ctypes.data
-        scratch = room.ctypes.data
+        scratch, counts = room.ctypes.data, steps + 8 * (s.T + 1)
         block[: len(Forward._fields)] = Forward(
-            at, x.ctypes.data, steps, steps + 8 * (s.T + 1), at + 8 * len(s), *map(int, weights), h0.ctypes.data,
-            c0.ctypes.data, y.ctypes.data, h_n.ctypes.data, c_n.ctypes.data, keep, keep + h_prev, keep + c_prev,
-            keep + extra, digest + 64 if digest else scratch + size, digest, scratch, meeting,
+            at, x.ctypes.data, x_rows.ctypes.data, steps, counts, counts + 8 * s.T, at + 8 * len(s),
+            *map(int, weights), h0.ctypes.data, c0.ctypes.data, y.ctypes.data, y_row, h_n.ctypes.data,
+            c_n.ctypes.data, keep, keep + h_prev, keep + c_prev, keep + extra,
+            digest + 64 if digest else scratch + size, digest, scratch, meeting,
         )  # fmt: skip
-        self.run(job, block, threads, [words, table, *self._held(weights), x, h0, c0], [y, h_n, c_n, kept, *rooms])
+        packed_x = [] if x_rows.ctypes.data == x.ctypes.data else [x_rows]
+        read, written = [words, table, *self._held(weights), x, h0, c0], [_whole(y), h_n, c_n, kept, *packed_x]
+        self.run(job, block, threads, read, [*written, *rooms])
 
     def launch_backward(
-        self, state, job, words, table, weights, scratch, h_prev, c_prev, extra, has_dy, biased, adds,
-        x, kept, dy, dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+        self, state, job, words, table, weights, scratch, h_prev, c_prev, extra, y_row, has_dy, biased, adds,
+        x_rows, kept, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_rows, dx, dw_ih, dw_hh, dw_hr,
+        db_ih, db_hh,
     ):  # fmt: skip
         """The same."""
         from rnnkit.kernels.frame import Backward
 
         s, threads, block, meeting = self._begin(Backward, words)
         at, steps, keep = words.ctypes.data, table.ctypes.data, kept.ctypes.data
-        written = [dh, dc, dgates_x, dgates_h, dprojected, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]
+        counts = steps + 8 * (s.T + 1)
+        written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_rows, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]
         block[: len(Backward._fields)] = Backward(
-            at, x.ctypes.data, steps, steps + 8 * (s.T + 1), at + 8 * len(s), *map(int, weights[:3]), keep,
-            keep + h_prev, keep + c_prev, keep + extra, dy.ctypes.data if has_dy else 0,
-            *(a.ctypes.data for a in written[:9]), *(a.ctypes.data if biased else 0 for a in written[9:]), int(adds),
-            scratch, meeting,
+            at, x_rows.ctypes.data, steps, counts, counts + 8 * s.T, at + 8 * len(s), *map(int, weights[:3]), keep,
+            keep + h_prev, keep + c_prev, keep + extra, dy.ctypes.data if has_dy else 0, y_row, dh_n.ctypes.data,
+            dc_n.ctypes.data, *(a.ctypes.data for a in written[:10]),
+            *(a.ctypes.data if biased else 0 for a in written[10:]), int(adds), scratch, meeting,
         )  # fmt: skip
         written = list({a.ctypes.data: a for a in written if a.nbytes}.values())
-        read = [words, table, *self._held(weights), x, kept, dy]
+        read = [words, table, *self._held(weights), x_rows, kept, _whole(dy), dh_n, dc_n]
         self.run(job, block, threads, read, [*written, self.known[scratch]])
 
     def _begin(self, kind: Any, words: np.ndarray) -> tuple[Any, int, np.ndarray, int]:
@@ -143,6 +149,13 @@ class Arm:
 
     def _held(self, weights: np.ndarray) -> list[np.ndarray]:
         return list({int(a): self.known[int(a)] for a in weights if a and int(a) in self.known}.values())
+
+
+def _whole(a: np.ndarray) -> np.ndarray:
+    """The array that `a` is a part of."""
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a
 
 
 def plant(arm: Arm) -> None:
