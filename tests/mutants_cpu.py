@@ -28,8 +28,8 @@ HOST_MUTANTS = (
     ),
     _numba(
         "the final gradient of c forgotten",
-        "_ready(dstate_n[1]) if two",
-        "_ready(0 * dstate_n[1]) if two",
+        "ready_array(dstate_n[1]) if two",
+        "ready_array(0 * dstate_n[1]) if two",
         "lstm-T5",
     ),
     _numba(
@@ -48,9 +48,9 @@ HOST_MUTANTS = (
     ),
     _piece(
         "a part of wider rows read as if it were whole",
-        NUMBA,
-        "return _as_writable(a[:1, :1, :1]), row",
-        "return _as_writable(a[:1, :1, :1]), K * item",
+        "rnnkit/backends/operands.py",
+        "return as_writable(a[:1, :1, :1]), row",
+        "return as_writable(a[:1, :1, :1]), K * item",
         "tests/test_layers.py",
         "numba and both_directions and whole",
     ),

@@ -7,7 +7,6 @@ the number of threads.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from functools import cache, lru_cache, partial
 from itertools import accumulate
@@ -18,6 +17,7 @@ import numpy as np
 from rnnkit import _threads
 from rnnkit.backends import Description, Forward, Gradients, HeldWeights, memory
 from rnnkit.backends import Sizes as CallSizes
+from rnnkit.backends.operands import even_rows, ready_array
 from rnnkit.backends.packing import Packing, packing
 from rnnkit.backends.plan import RESET_BEFORE, Plan, Sizes, call_us, plan_for, single, threads_of
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
@@ -61,24 +61,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=packed_weights.start_anew)
 
 
-def _as_writable(a: Array) -> Array:
-    """a itself, or for a read-only array a writable one over its memory, which no kernel writes to.
-
-    Numba takes read-only arrays for another type, and would compile every kernel again for each mix of the two.
-    """
-    if a.flags.writeable:
-        return a
-    memory = (ctypes.c_char * a.nbytes).from_address(a.ctypes.data)
-    alias = np.ndarray(a.shape, a.dtype, memory)
-    memory.owner = a  # kept alive as long as its alias
-    return alias
-
-
-def _ready(a: Array) -> Array:
-    """a as the kernels take it: C-contiguous, aligned and writable."""
-    return a if a.flags.carray else _as_writable(np.require(a, None, ("C", "A")))
-
-
 @cache
 def job(cell: str, dtype: str, backward: bool, single: bool) -> Any:
     """The compiled loop of a cell and dtype, or the single step."""
@@ -104,11 +86,11 @@ def _addresses(weights: Weights) -> tuple[Array, tuple[Array, ...]]:
     held = type(weights) is HeldWeights
     if held and weights.found is not None:  # type: ignore[attr-defined]
         return weights.found  # type: ignore[attr-defined]
-    w_hh = _ready(weights.w_hh)
+    w_hh = ready_array(weights.w_hh)
     no_bias = _zeros(w_hh.shape[0], _NAMES[w_hh.dtype.char])
     arrays = (
-        *(_ready(weights.w_ih), w_hh, w_hh if weights.w_hr is None else _ready(weights.w_hr)),
-        *(no_bias if b is None else _ready(b) for b in (weights.b_ih, weights.b_hh)),
+        *(ready_array(weights.w_ih), w_hh, w_hh if weights.w_hr is None else ready_array(weights.w_hr)),
+        *(no_bias if b is None else ready_array(b) for b in (weights.b_ih, weights.b_hh)),
     )
     found = np.empty(5, np.int64)
     addresses(found, *arrays, weights.w_hr is not None)
@@ -190,9 +172,9 @@ def forward(
         ready = _prepare(_sizes(cell.name, dtype.char, *shapes, p.steps), p)
         if single(ready.sizes):
             return _live_rows(p, cell, row, x, state0, weights, reverse=reverse, keep=keep)
-    p, none, x = ready.packing, ready.none, _ready(x)
+    p, none, x = ready.packing, ready.none, ready_array(x)
     x_rows = x if p.order is None else np.empty((p.steps, x.shape[2]), dtype)
-    h0, c0 = _ready(state0[0]), _ready(state0[1]) if two else none
+    h0, c0 = ready_array(state0[0]), ready_array(state0[1]) if two else none
     y = np.empty((*x.shape[:2], h0.shape[1]), dtype) if out is None else out  # whose rows may be parts of longer ones
     h_n = np.empty(h0.shape, dtype)
     c_n = np.empty(c0.shape, dtype) if two else none
@@ -200,17 +182,6 @@ def forward(
     operands = (*places, y.strides[1], x, x_rows, h0, c0, y if out is None else y[:1, :1, :1], h_n, c_n, kept)
     _run(ready.sizes, ready.microseconds, partial(_launch, ready, weights, reverse, keep, operands))
     return Forward(y, (h_n, c_n) if two else (h_n,), Saved(p, x_rows, kept, places, others, reverse) if keep else None)
-
-
-def _even_rows(a: Array) -> tuple[Array, int]:
-    """a (T, B, K), its first value at least, and bytes from row to row: a copy, unless rows stand evenly apart."""
-    T, B, K = a.shape
-    step, row, item = a.strides
-    if B == 1:
-        row = step  # a dimension of 1 may have any stride
-    if a.flags.aligned and item == a.itemsize and row >= K * item and (T == 1 or step == B * row):
-        return _as_writable(a[:1, :1, :1]), row
-    return _ready(a), K * a.itemsize
 
 
 def _live_rows(
@@ -268,8 +239,8 @@ def backward(
     (GH, R), I = weights.w_hh.shape, weights.w_ih.shape[1]
     name, G, N, projected = _NAMES[dtype.char], cell.n_gates, p.steps, weights.w_hr is not None
     H, none, has_dy, two = GH // G, _NONE[name], dy is not None, len(dstate_n) == 2
-    dy, y_row = (none, 0) if dy is None else _even_rows(dy)
-    dh_n, dc_n = _ready(dstate_n[0]), _ready(dstate_n[1]) if two else none
+    dy, y_row = (none, 0) if dy is None else even_rows(dy)
+    dh_n, dc_n = ready_array(dstate_n[0]), ready_array(dstate_n[1]) if two else none
     dh0, dc0 = np.empty(dh_n.shape, dtype), np.empty(dc_n.shape, dtype) if two else none
     dgates_x = np.empty((N, GH), dtype)
     dgates_h = np.empty((N, GH), dtype) if cell.name == "gru" else dgates_x
