@@ -20,31 +20,10 @@ def _piece(name: str, file: str, old: str, new: str, tests: str, pick: str) -> M
 
 HOST_MUTANTS = (
     _numba(
-        "sorted states given back in the order of storage",
-        "a.h_n + home(a, r) * row_h + first_r, own)",
-        "a.h_n + r * row_h + first_r, own)",
-        "lstm-T5",
-        SCAN,
-    ),
-    _numba(
         "the final gradient of c forgotten",
         "ready_array(dstate_n[1]) if two",
         "ready_array(0 * dstate_n[1]) if two",
         "lstm-T5",
-    ),
-    _numba(
-        "dy taken in the order of storage",
-        "a.c_prev + here * row_c + first, a.dy + place(a, s, t, r) * a.y_row",
-        "a.c_prev + here * row_c + first, a.dy + (at + r) * a.y_row",
-        "rnn_tanh-T5",
-        SCAN,
-    ),
-    _numba(
-        "x taken in the order of storage",
-        "copy(a.x + place(a, s, t, r) * row",
-        "copy(a.x + (at + r) * row",
-        "rnn_tanh-T5",
-        FRAME,
     ),
     _piece(
         "a part of wider rows read as if it were whole",
@@ -59,26 +38,6 @@ HOST_MUTANTS = (
         "if dgates_h is dgates_x and weights.b_hh is not None",
         "if weights.b_hh is not None",
         "gru-T5",
-    ),
-    Mutant(
-        "numba: y past a row's end never written",
-        (Edit(SCAN, "for r in range(max(p.b0, end), p.b1):", "for r in range(p.b1, p.b1):"),),
-        "tests/test_parity.py",
-        "read_before_it_is_written and numba and gru",
-    ),
-    Mutant(
-        "numba: dx past a row's end never written",
-        (Edit(FRAME, "for r in range(word(a.counts + 8 * t), s.B):", "for r in range(s.B, s.B):"),),
-        "tests/test_parity.py",
-        "read_before_it_is_written and numba and gru",
-    ),
-    _piece(
-        "loading compiled code imports what compiles",
-        "kernels/jit.py",
-        "rtsys.initialize(target_context)",
-        "target_context.refresh()",
-        "tests/test_kernels.py",
-        "imports_nothing",
     ),
     _piece(
         "weights packed for other shares are taken",
@@ -100,6 +59,47 @@ HOST_MUTANTS = (
 
 # Each compiles its own kernels: some ten seconds each.
 LOOP_MUTANTS = (
+    _numba(
+        "sorted states given back in the order of storage",
+        "a.h_n + home(a, r) * row_h + first_r, own)",
+        "a.h_n + r * row_h + first_r, own)",
+        "lstm-T5",
+        SCAN,
+    ),
+    _numba(
+        "dy taken in the order of storage",
+        "a.c_prev + here * row_c + first, a.dy + place(a, s, t, r) * a.y_row",
+        "a.c_prev + here * row_c + first, a.dy + (at + r) * a.y_row",
+        "rnn_tanh-T5",
+        SCAN,
+    ),
+    _numba(
+        "x taken in the order of storage",
+        "copy(a.x + place(a, s, t, r) * row",
+        "copy(a.x + (at + r) * row",
+        "rnn_tanh-T5",
+        FRAME,
+    ),
+    Mutant(
+        "numba: y past a row's end never written",
+        (Edit(SCAN, "for r in range(max(p.b0, end), p.b1):", "for r in range(p.b1, p.b1):"),),
+        "tests/test_parity.py",
+        "read_before_it_is_written and numba and gru",
+    ),
+    Mutant(
+        "numba: dx past a row's end never written",
+        (Edit(FRAME, "for r in range(word(a.counts + 8 * t), s.B):", "for r in range(s.B, s.B):"),),
+        "tests/test_parity.py",
+        "read_before_it_is_written and numba and gru",
+    ),
+    _piece(
+        "loading compiled code imports what compiles",
+        "kernels/jit.py",
+        "rtsys.initialize(target_context)",
+        "target_context.refresh()",
+        "tests/test_kernels.py",
+        "imports_nothing",
+    ),
     _numba(
         "W_hh not transposed on the way back",
         "pack_share(a.w_hh, GH, True, R, 1, s, p, w_h)",
@@ -340,6 +340,7 @@ PIECE_MUTANTS = (
 # Every one compiles for ten seconds and more: the tests have a few, `make mutation` all.
 _TESTED = (
     "row's last state",
+    "x taken",
     "members read",
     "single step forgets",
     "change of W_hh",
