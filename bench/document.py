@@ -5,7 +5,8 @@
     machine    see bench.machine.describe;   ceiling   see bench.machine.ceiling
     peers      name -> {"ours": bool, "versions": {...}} or {"ours": bool, "absent": reason}
     left_out   [{"point": name, "reason": text}]
-    points     [{"point": {...}, "flop": int, "rows_checked": int, "results": {peer: result}}]
+    points     [{"point": {...}, "flop": int, "rows_checked": int, "turns": {"again": int, "unsure": int}, "results":
+               {peer: result}}]; turns, which older files lack: see bench.runner.Turns
 
 A result is {"status": "ok", "error": worst share of its tolerance, "ms": {median, p25, p75, min, max, calls},
 "round_ms": [median of each round], "sequences_per_s", "steps_per_s", "gflops"}; or {"status": "wrong" | "failed" |

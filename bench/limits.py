@@ -15,6 +15,7 @@ import json
 import sys
 import threading
 import time
+from functools import cache
 from typing import Any
 
 import numba
@@ -34,7 +35,7 @@ DEFAULT_SIZES = {"L1": 2**15, "L2": 2**20, "L3": 2**24}  # where the system tell
 
 def limits(dtype: str, threads: int) -> dict[str, Any]:
     """{"fma_gflops": {threads: rate}, "vector_bytes", "read_gb_s": {level: one core's rate}, "read_bytes": {level}}."""
-    add_up, read = _kernels(dtype)
+    add_up, read = make_kernels(dtype)
     sizes = read_sizes(machine.describe()["caches"])
     return {
         "fma_gflops": {str(n): round(rate, 1) for n, rate in peaks(add_up, dtype, threads).items()},
@@ -114,7 +115,8 @@ def read_gb_s(read: Any, size: int) -> float:
     return best
 
 
-def _kernels(dtype: str) -> tuple[Any, Any]:
+@cache
+def make_kernels(dtype: str) -> tuple[Any, Any]:
     """add_up(address, times): ACCUMULATORS multiply-adds `times` over; read(start, bytes, times, out)."""
     vec = vectors(dtype).type
     step = READERS * vector_bytes()

@@ -83,6 +83,10 @@ def _head(document: Document) -> Iterator[str]:
     if settings.get("every", 1) > 1:
         said += f", about one shape in {settings['every']}"
     yield f"{said}, {settings['threads']} threads, {settings['rounds']} rounds in {settings['seconds']:g} s a peer"
+    turns = [entry["turns"] for entry in document["points"] if "turns" in entry]
+    if turns:
+        again, unsure = (sum(t[key] for t in turns) for key in ("again", "unsure"))
+        yield f"{again} turns repeated as not all cores were at hand, {unsure} kept though they may not have been"
     planned, done = settings.get("planned", 0), len(document["points"])
     if done < planned:
         yield f"not finished: {done} of {planned} points; --resume goes on"

@@ -3,8 +3,10 @@
 A peer is timed only where its result passed. The rounds go A B C A B C, so that a drift of the machine meets all alike.
 After what warms up a turn lasts its share of `seconds`, and longer where that would leave fewer than LEAST_CALLS in all
 rounds together; calls above a tenth of a second are made once a turn, and a peer whose call takes more than 20 ms and
-more than twice the fastest other peer's has no further turn, as it cannot be the best. Before anything is timed, a peer
-that compiles does so beside the oracle and the other peers' checks.
+more than twice the fastest other peer's has no further turn, as it cannot be the best. A turn stands between two looks
+at the cores (bench/cores.py), and is repeated where they were not whole at both, for PATIENCE seconds a point; how many
+were, and how many remained unsure, stands with the point. Before anything is timed, a peer that compiles does so beside
+the oracle and the other peers' checks.
 The document is given back after every point, so that what is measured is not lost, and a run can be ended and resumed.
 """
 
@@ -16,6 +18,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from bench import machine
+from bench.cores import Cores
 from bench.document import SCHEMA, Document, ok_result
 from bench.grid import Point
 from bench.peers import PeerRow
@@ -33,6 +37,7 @@ from bench.resume import begun, remaining
 PREPARE_SECONDS, TIME_SECONDS = 300.0, 120.0  # past these a worker is ended and the point counts as failed
 SETTLE_SECONDS = 0.01  # between two workers: a held one's cores are free before the next starts
 OUTRUN, OUTRUN_FROM = 2.0, 20.0  # times the fastest other peer's time, and ms of a call, from where it has one turn
+PATIENCE = 3.0  # seconds a point that are given to waiting for whole cores and to turns that are repeated
 LEAST_CALLS = 7  # of a short call, a point and peer: quartiles of fewer say nothing
 
 Say = Callable[[str], None]
@@ -65,7 +70,11 @@ def run(settings: Settings, points: list[Point], left_out: list[tuple[Point, str
     """
     document = _empty(settings, points, left_out)
     say(f"starting {', '.join(row.name for row in settings.rows)}")
-    with Pool(settings.rows, settings.threads) as pool, tempfile.TemporaryDirectory() as folder:
+    with (
+        Pool(settings.rows, settings.threads) as pool,
+        tempfile.TemporaryDirectory() as folder,
+        closing(Cores(settings.threads)) as cores,
+    ):
         _note_peers(document, pool)
         old = begun(settings.resume, document) if settings.resume else None
         if old is None:
@@ -80,10 +89,11 @@ def run(settings: Settings, points: list[Point], left_out: list[tuple[Point, str
         for point, tell in _told(left, settings, say):
             if time.monotonic() > settings.end:
                 return
-            results, rows_checked = measure_point(pool, point, oracles, settings, Path(folder), tell)
-            document["points"].append(
-                {"point": point.to_dict(), "flop": point.flop(), "rows_checked": rows_checked, "results": results}
-            )
+            turns = Turns(pool, cores)
+            results, rows_checked = measure_point(pool, point, oracles, settings, turns, Path(folder), tell)
+            looked = {"again": turns.again, "unsure": turns.unsure}
+            about = {"point": point.to_dict(), "flop": point.flop(), "rows_checked": rows_checked, "turns": looked}
+            document["points"].append({**about, "results": results})
             document["settings"]["minutes"] = round(spent + (time.monotonic() - begin) / 60, 2)
             _note_peers(document, pool)
             yield document
@@ -106,29 +116,53 @@ def _told(points: list[Point], settings: Settings, say: Say) -> Iterator[tuple[P
 
 
 def measure_point(
-    pool: Pool, point: Point, oracles: Oracles, settings: Settings, folder: Path, tell: Say
+    pool: Pool, point: Point, oracles: Oracles, settings: Settings, turns: Turns, folder: Path, tell: Say
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Every peer's result at a point, a time only for those whose result is right; and how many rows were checked."""
     errors, rows_checked = _checked(pool, point, oracles, folder, tell)
     results = {name: errors[name] for name in pool.rows if name in errors}
     rounds: dict[str, list[list[float]]] = {name: [] for name, r in results.items() if r["status"] == "ok"}
-    turns = list(rounds)
+    left = list(rounds)
     for i in range(settings.rounds):
-        for name in turns:
+        for name in left:
             tell(f"timing {name}")
-            time.sleep(SETTLE_SECONDS)
             missing = LEAST_CALLS - sum(map(len, rounds[name]))
             calls = max(1, math.ceil(missing / (settings.rounds - i)))
             request = {"do": "time", "seconds": settings.seconds / settings.rounds, "calls": calls}
-            answer = pool.ask(name, request, TIME_SECONDS)
+            answer = turns.take(name, request)
             if "ms" in answer:
                 rounds[name].append(answer["ms"])
             else:
                 results[name] = {"status": "failed", "why": answer["error"]}
                 del rounds[name]
-        turns = [name for name in rounds if name not in _outrun(pool, rounds)]
+        left = [name for name in rounds if name not in _outrun(pool, rounds)]
     timed = {name: ok_result(point, results[name]["error"], r) for name, r in rounds.items()}
     return results | timed, rows_checked
+
+
+class Turns:
+    """The turns of a point. again: how many were repeated; unsure: those that count though the cores were not whole."""
+
+    def __init__(self, pool: Any, cores: Any) -> None:
+        self._pool, self._cores = pool, cores
+        self._lost = 0.0
+        self.again = self.unsure = 0
+
+    def take(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        """The peer's answer, of a turn with whole cores before and after it if there is one in time."""
+        while True:
+            started = time.monotonic()
+            time.sleep(SETTLE_SECONDS)
+            whole = self._cores.whole()
+            patient = self._lost < PATIENCE
+            if whole or not patient:
+                answer = self._pool.ask(name, request, TIME_SECONDS)
+                whole = whole and self._cores.whole()
+                if whole or not patient or "ms" not in answer:
+                    self.unsure += not whole
+                    return answer
+                self.again += 1
+            self._lost += time.monotonic() - started
 
 
 def _outrun(pool: Pool, rounds: dict[str, list[list[float]]]) -> list[str]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ import pytest
 
 from bench import document, grid, machine, means, report, runner, shares, worker
 from bench.__main__ import main
+from bench.cores import Cores
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PEERS, PeerRow, Prepared
 from bench.runner import Settings, run
@@ -33,6 +36,24 @@ def planted_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "ceiling", lambda dtype, threads: copy.deepcopy(CEILING))
 
 
+class PlantedCores:
+    """Whole at every look but those told; the last of them holds for ever after."""
+
+    def __init__(self, looks: list[bool] | None = None) -> None:
+        self.looks = looks or [True]
+
+    def whole(self) -> bool:
+        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def planted_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Cores", lambda threads: PlantedCores())
+
+
 def settings(**changed: Any) -> Settings:
     return replace(Settings("quick", "float32", grid.PASSES, (), 1, 0.003, 2, [PEERS["numpy"]]), **changed)
 
@@ -43,6 +64,58 @@ def finished(chosen: list[Point], **changed: Any) -> document.Document:
 
 
 # A turn
+
+
+@pytest.mark.parametrize(
+    ("looks", "asked", "again", "unsure"),
+    [
+        ([True], 1, 0, 0),
+        ([False, False, True], 1, 0, 0),  # waited for
+        ([True, False, True], 2, 1, 0),  # gone during the turn
+        ([True, False, False, True, False, True], 3, 2, 0),
+        ([False], 1, 0, 1),  # never there: the turn counts once patience is at its end
+        ([True, False], 2, 1, 1),
+    ],
+)
+def test_a_turn_is_repeated_until_the_cores_were_whole(looks, asked, again, unsure, monkeypatch) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 0.05)
+    answers = []
+
+    class Peer:
+        def ask(self, name: str, request: Any, timeout: float) -> dict[str, Any]:
+            answers.append({"ms": [len(answers)]})
+            return answers[-1]
+
+    turns = runner.Turns(Peer(), PlantedCores(looks))
+    assert turns.take("numba", {}) is answers[-1]
+    assert (len(answers), turns.again, turns.unsure) == (asked, again, unsure)
+
+
+def test_what_a_peer_answers_in_place_of_a_time_is_not_asked_for_twice() -> None:
+    turns = runner.Turns(SimpleNamespace(ask=lambda *request: {"error": "gone"}), PlantedCores([True, False]))
+    assert turns.take("numba", {}) == {"error": "gone"}
+
+
+def test_a_run_tells_how_often_it_looked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 0.0)
+    monkeypatch.setattr(runner, "Cores", lambda threads: PlantedCores([False]))
+    last = finished(POINTS[:1])
+    assert last["points"][0]["turns"] == {"again": 0, "unsure": 2}
+    assert "0 turns repeated as not all cores were at hand, 2 kept" in report.render(last)
+
+
+def test_the_cores_are_looked_at_each_in_its_place_and_let_go() -> None:
+    before = {t.ident for t in threading.enumerate()}
+    cores = Cores(2)
+    assert all(0 < cores.look() <= 1 for _ in range(3))
+    assert len({t.ident for t in threading.enumerate()} - before) == 2
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cores.close()
+    for thread in threading.enumerate():
+        if thread.ident not in before:
+            thread.join(5)
+    assert {t.ident for t in threading.enumerate()} == before
+    assert own is None or os.sched_getaffinity(0) == own
 
 
 class Clock:

@@ -52,7 +52,7 @@ def wrong_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_kernels_of_the_ceilings_do_what_is_counted(dtype: str) -> None:
-    add_up, read = limits._kernels(dtype)
+    add_up, read = limits.make_kernels(dtype)
     lanes = limits.vector_bytes() // np.dtype(dtype).itemsize
     out = np.full(64, 0.25, dtype)
     add_up(out.ctypes.data, 3)
