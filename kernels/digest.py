@@ -1,15 +1,15 @@
-"""Whether weights are still those that were packed: a 64-bit digest of their bytes, as fast as they can be read.
+"""Whether weights are still those that were packed: a 64-bit digest of their bytes, nearly as fast as they are read.
 
     digest(address, size, seed, share, shares)      this share's part; the digest is the sum of all parts
 
 Bytes are taken as pages of 64 blocks of 8 lanes, each a word w of 64 bits. Each lane of a page has two sums over its
 blocks: of lo * hi, the halves of w xor a key of the block and lane (as in NH: Black et al., UMAC, CRYPTO 1999), and of
-w itself. The first tells words that change places or make up for each other, except by a chance of 2^-32; the second
-any single one that changes. Both are mixed with a key of the page, the lane and the array into 64 bits, and the digest
-is the wrapping sum of those: a sum does not mind who adds which part, or in what order. It is no cryptographic digest:
-nobody is kept from making two arrays of one digest, but it takes intent.
+w itself. The first tells words that change places or make up for each other, except by a chance of 2^-32; the second is
+another number for any single one that changes. Both are mixed with a key of the page, the lane and the array into 64
+bits, and the digest is the wrapping sum of those: a sum does not mind who adds which part, or in what order. It is no
+cryptographic digest: nobody is kept from making two arrays of one digest, but it takes intent.
 
-That is five operations for 64 bytes, so that two vector units read faster than a third-level cache gives.
+That is five operations for 64 bytes, 64 to 74 GB/s on the core it was measured on.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
     resident = plan.scratch + (0 if stays else plan.packed) + memory.LINE
     transient = resident
     if N != T * B:
-        packed = N * I * item + 8 * (2 * T + 2 * B)  # x, and the packing's tables
+        packed = N * I * item + 8 * (2 * T + 1 + 2 * B)  # x, and the packing's tables
         kept += packed if keep else 0
         transient += 0 if keep else packed
     if resident > memory.KEPT_SCRATCH or (plan.scratch <= OWN_SCRATCH and not plan.packed):
