@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rnnkit._device import array_module
+from rnnkit._frozen import check_writable
 
 Array = Any
 
@@ -32,6 +33,7 @@ class Params(dict[str, Array]):
             raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(np.shape(value))}")
         if getattr(value, "dtype", own.dtype) != own.dtype:
             raise TypeError(f"{name} must have dtype {own.dtype}, got {value.dtype}")
+        check_writable(name, own)
         own[...] = value
 
     def update(self, *args: Any, **kwargs: Any) -> None:

@@ -91,6 +91,11 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         held += (layers - 1) * numbers * item if keep else 0
         running = max(running, numbers * (max(4, item) + 1) - directions * y)
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
+    why = choice.why
+    if own:
+        why += "; weights stay packed, " + (
+            "frozen" if layer.frozen else "and each call sees whether they have changed"
+        )
     return Explanation(
         layer=repr(layer),
         backend=choice.row.name,
@@ -100,5 +105,5 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         threads=get_num_threads() if choice.row.name == "numba" else None,
         workspace_bytes=resident + own + running + held + between + states + copied_x,
         kept_bytes=(held + between + copied_x) if keep else 0,
-        why=choice.why,
+        why=why,
     )

@@ -1,7 +1,7 @@
 """Module: what every rnnkit layer is. Named parameters, named gradients, train and eval, state dicts, devices.
 
 A leaf layer fills `self.params` by `_add_param`; a container lists its children, whose parameters it shows under
-`<child>.<name>`. Arrays are written in place; only `to` replaces them.
+`<child>.<name>`. Arrays are written in place; only `to`, `freeze` and `unfreeze` replace them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 
 from rnnkit import _checks, _device
+from rnnkit._frozen import check_writable, constant, is_constant
 from rnnkit._named import Params, StateDict
 from rnnkit.dtypes import DType, resolve_dtype
 
@@ -223,6 +224,40 @@ class Module:
             module._held = None
         return self
 
+    def freeze(self) -> Module:
+        """Makes every parameter read-only, for inference: a copy that nothing can write to takes its place.
+
+        Where the compiled CPU path keeps weights packed, under `no_grad()`, it then need not read them at each call to
+        see that they are what was packed. Until `unfreeze()` writing to a parameter, `load_state_dict` and an
+        optimizer's step raise ValueError; `backward` works as before. What was taken from `params` before belongs to
+        the module no more; a copy, an unpickled module and one moved to a CUDA device are not frozen. Returns the
+        module. Raises ValueError for a module on a CUDA device, whose arrays cannot be made read-only.
+        """
+        for module in self._family():
+            if module.device != "cpu":
+                raise ValueError(f"freeze needs parameters on 'cpu', got {type(module).__name__} on {module.device!r}")
+        self._replace_params(lambda p: p if is_constant(p) else constant(p))
+        return self
+
+    def unfreeze(self) -> Module:
+        """Makes parameters that were frozen writable again. Returns the module."""
+        self._replace_params(lambda p: np.array(p) if is_constant(p) else p)
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the module has parameters and all are frozen."""
+        params = self.params
+        return bool(params) and all(map(is_constant, params.values()))
+
+    def _replace_params(self, by: Callable[[Array], Array]) -> None:
+        # All are made before any takes its place, as in `to`.
+        made = [(module, {name: by(p) for name, p in module._params.items()}) for module in self._family()]
+        for module, arrays in made:
+            for name, array in arrays.items():
+                module._params._add(name, array)
+            module._held = None
+
     def _check_device(self, device: str) -> None:
         """Raises ValueError where the module, by the backend it names, could not run on `device`."""
 
@@ -267,6 +302,7 @@ class Module:
                 raise ValueError(f"{name} must have shape {tuple(params[name].shape)}, got {value.shape}")
             if value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
                 raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
+            check_writable(name, params[name])
         # Copy all before writing any: a cast may still fail, and then nothing has changed; and the mapping may hold
         # this layer's own arrays under other names.
         cast = {name: _cast(name, value, params[name].dtype) for name, value in arrays.items()}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from rnnkit import _checks, _device
+from rnnkit._frozen import check_writable
 from rnnkit._wide import compute_dtype, narrow, wide
 from rnnkit.module import Array, Module
 
@@ -47,8 +48,10 @@ class Optimizer:
         self._lr = _number("lr", value)
 
     def step(self) -> None:
-        """Moves every parameter once, by what its gradient holds now."""
+        """Moves every parameter once, by what its gradient holds now. Raises ValueError where one is frozen."""
         parameters = list(_parameters(self._models))
+        for (_, name), p, _ in parameters:
+            check_writable(name, p)
         for key, p, _ in parameters:  # all that is allocated, so that a full device stops no step half way
             with _device.current(_device.device_of(p)):
                 state = self._state_of(key, p)

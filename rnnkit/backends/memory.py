@@ -1,12 +1,14 @@
 """Memory that the Numba backend keeps between calls: a thread's scratch, and weights packed for inference.
 
 Packed weights are looked up by the arrays they came from and stay good while those hold what they held: the kernels
-read a digest of the weights at every call (kernels/digest.py), which takes a fraction of packing them anew.
+read a digest of the weights at every call (kernels/digest.py), which takes a fraction of packing them anew. Of arrays
+that nothing can write to (rnnkit/_frozen.py) they need none.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ KEPT_SCRATCH = 64 << 20
 # used last.
 KEPT_PACKED_FROM, KEPT_PACKED = 96 << 10, 128 << 20
 LINE = 64
+TRUSTED = 2  # the word of that line which says that no digest is needed
 
 
 class Room(NamedTuple):
@@ -67,7 +70,21 @@ class Packed:
     def __init__(self, size: int) -> None:
         self.taken = threading.Lock()
         self.room = aligned(LINE + size)
-        self.room.memory[:LINE] = 0
+        self._line = self.room.memory[:LINE].view(np.int64)
+        self._line[:] = 0
+        self._packed: tuple[weakref.ref[np.ndarray], ...] = ()
+
+    def trust(self, arrays: tuple[np.ndarray, ...]) -> None:
+        """Before a call: tells the kernels whether these constant arrays are those of `note_packed`."""
+        packed = self._packed
+        self._line[TRUSTED] = len(packed) == len(arrays) > 0 and all(
+            r() is a for r, a in zip(packed, arrays, strict=True)
+        )
+
+    def note_packed(self, arrays: tuple[np.ndarray, ...]) -> None:
+        """After a call with them. Held weakly: an array that is gone is no other one, whatever that one's id."""
+        if not self._line[TRUSTED]:
+            self._packed = tuple(map(weakref.ref, arrays))
 
 
 class PackedWeights:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit import _threads
+from rnnkit._frozen import is_constant
 from rnnkit.backends import Description, Forward, Gradients, HeldWeights, memory
 from rnnkit.backends import Sizes as CallSizes
 from rnnkit.backends.operands import even_rows, ready_array
@@ -81,8 +82,18 @@ def _kept_width(cell: str, H: int) -> int:
     return (3 if cell == RESET_BEFORE else scan.kept_blocks(cell)) * H
 
 
-def _addresses(weights: Weights) -> tuple[Array, tuple[Array, ...]]:
-    """Where the weights stand (5,), as kernels/launch.py says, and what must be held as long as that is used."""
+class _Standing(NamedTuple):
+    """Where weights stand (5,), as kernels/launch.py says, and what must be held as long as that is used.
+
+    constant: the matrices, where nothing can write to any of them.
+    """
+
+    found: Array
+    arrays: tuple[Array, ...]
+    constant: tuple[Array, ...]
+
+
+def _addresses(weights: Weights) -> _Standing:
     held = type(weights) is HeldWeights
     if held and weights.found is not None:  # type: ignore[attr-defined]
         return weights.found  # type: ignore[attr-defined]
@@ -94,9 +105,11 @@ def _addresses(weights: Weights) -> tuple[Array, tuple[Array, ...]]:
     )
     found = np.empty(5, np.int64)
     addresses(found, *arrays, weights.w_hr is not None)
+    matrices = tuple(w for w in (weights.w_ih, weights.w_hh, weights.w_hr) if w is not None)
+    standing = _Standing(found, arrays, matrices if all(map(is_constant, matrices)) else ())
     if held:
-        weights.found = found, arrays  # type: ignore[attr-defined]
-    return found, arrays
+        weights.found = standing  # type: ignore[attr-defined]
+    return standing
 
 
 class _Prepared(NamedTuple):
@@ -203,7 +216,7 @@ def _launch(
     ready: _Prepared, weights: Weights, reverse: bool, keep: bool, operands: tuple, state: int, threads: int
 ) -> None:
     """The forward job, with weights packed for this call, or in inference for this and later ones."""
-    held, plan = None, ready.plans.get(threads)
+    held, plan, standing = None, ready.plans.get(threads), _addresses(weights)
     if plan is None:
         plan = ready.plans[threads] = plan_for(ready.sizes, ready.packing, threads, False, reverse, keep)
     if plan.packed and not keep and memory.is_kept(plan.packed):
@@ -214,12 +227,15 @@ def _launch(
     try:
         if held is not None:
             scratch, digest = scratch_memory.get(plan.scratch), held.room.address
+            held.trust(standing.constant)
         else:
             own = plan.scratch <= OWN_SCRATCH and not plan.packed
             scratch = memory.NOTHING if own else scratch_memory.get(plan.scratch + plan.packed)
             digest = 0
-        standing, _arrays = _addresses(weights)
-        launch_forward(state, ready.job, plan.words, ready.packing.table, standing, scratch.address, digest, *operands)
+        table, where = ready.packing.table, standing.found
+        launch_forward(state, ready.job, plan.words, table, where, scratch.address, digest, *operands)
+        if held is not None:
+            held.note_packed(standing.constant)
     finally:
         if held is not None:
             held.taken.release()
@@ -254,13 +270,13 @@ def backward(
     biased = weights.b_ih is not None or weights.b_hh is not None
     db_ih, db_hh = (np.empty(GH if biased else 0, dtype) for _ in range(2))
     sizes = Sizes(cell.name, name, G, p.T, p.B, I, H, R, N, projected)
-    compiled, (standing, _arrays) = job(cell.name, name, True, False), _addresses(weights)
+    compiled, standing = job(cell.name, name, True, False), _addresses(weights)
 
     def launch(state: int, members: int) -> None:
         plan = plan_for(sizes, p, members, True, saved.reverse, False)
         scratch = scratch_memory.get(plan.scratch)
         launch_backward(
-            state, compiled.address, plan.words, p.table, standing, scratch.address, *saved.places,
+            state, compiled.address, plan.words, p.table, standing.found, scratch.address, *saved.places,
             y_row, has_dy, biased, adds, saved.x_rows, saved.kept, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h,
             dprojected, dx_rows, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
