@@ -1,7 +1,7 @@
 """rnnkit on one of its backends, through its public layers.
 
-forward runs under `no_grad`; forward+backward clears the gradients first, so that what it leaves is this call's alone,
-as what torch.autograd.grad returns is.
+forward runs under `no_grad`, on the CPU with frozen parameters, as an ONNX Runtime session has them. forward+backward
+clears the gradients first, so that what it leaves is this call's alone, as what torch.autograd.grad returns is.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Rnnkit:
         point = problem.point
         layer: Any = make_layer(point, self.backend, point.dtype, self.device)
         layer.load_state_dict(problem.params)
+        if self.device == "cpu" and not point.backward:
+            layer.freeze()
         x, dy = self._put(problem.x), self._put(problem.dy)
         states = tuple(map(self._put, problem.state0))
         ends = tuple(map(self._put, problem.dstate_n))
