@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from rnnkit._device import array_module
-from rnnkit._frozen import check_writable
+from rnnkit._frozen import check_writable, writable
 
 Array = Any
 
 
 class Params(dict[str, Array]):
-    """name -> array. Assigning to a name that exists copies into its array, after checking shape and dtype."""
+    """name -> array. Assigning to a name that exists copies into its array, after checking shape, dtype and that it is
+    not frozen."""
 
     def __setitem__(self, name: str, value: Array) -> None:
         if name not in self:
@@ -63,6 +64,12 @@ class Params(dict[str, Array]):
     def __reduce__(self) -> tuple[Any, ...]:
         return _params_of, (dict(self),)
 
+    def _shallow(self) -> Params:
+        """The same arrays under the same names."""
+        other = Params()
+        dict.update(other, self)
+        return other
+
     def _add(self, name: str, value: Array) -> None:
         dict.__setitem__(self, name, value)
 
@@ -70,7 +77,7 @@ class Params(dict[str, Array]):
 def _params_of(arrays: dict[str, Array]) -> Params:
     params = Params()
     for name, value in arrays.items():
-        params._add(name, value)
+        params._add(name, writable(value))  # a frozen one comes out of some pickles read-only
     return params
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 
 from rnnkit import _checks, _device
-from rnnkit._frozen import check_writable, constant, is_constant
+from rnnkit._frozen import check_writable, constant, is_constant, writable
 from rnnkit._named import Params, StateDict
 from rnnkit.dtypes import DType, resolve_dtype
 
@@ -149,8 +149,9 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no backward")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: everything but what calls have kept."""
-        return {name: None if name in ("_saved", "_held") else value for name, value in self.__dict__.items()}
+        """For copy and pickle: all but what calls keep. A shallow copy shares arrays until one is moved or frozen."""
+        own = {"_saved": None, "_held": None, "_params": self._params._shallow(), "_grads": self._grads._shallow()}
+        return self.__dict__ | own
 
     # Parameters
 
@@ -229,9 +230,10 @@ class Module:
 
         Where the compiled CPU path keeps weights packed, under `no_grad()`, it then need not read them at each call to
         see that they are what was packed. Until `unfreeze()` writing to a parameter, `load_state_dict` and an
-        optimizer's step raise ValueError; `backward` works as before. What was taken from `params` before belongs to
-        the module no more; a copy, an unpickled module and one moved to a CUDA device are not frozen. Returns the
-        module. Raises ValueError for a module on a CUDA device, whose arrays cannot be made read-only.
+        optimizer's step raise ValueError (none passes over them); `backward` works as before. What was taken from
+        `params` before belongs to the module no more; a deep copy, an unpickled module and one moved to a CUDA device
+        are not frozen. No call of the module may be running. Returns the module. Raises ValueError for a module on a
+        CUDA device, whose arrays cannot be made read-only.
         """
         for module in self._family():
             if module.device != "cpu":
@@ -240,8 +242,8 @@ class Module:
         return self
 
     def unfreeze(self) -> Module:
-        """Makes parameters that were frozen writable again. Returns the module."""
-        self._replace_params(lambda p: np.array(p) if is_constant(p) else p)
+        """Makes parameters that were frozen writable again: copies take their place. Returns the module."""
+        self._replace_params(writable)
         return self
 
     @property
@@ -279,8 +281,8 @@ class Module:
 
         Returns the names passed over, (missing_keys, unexpected_keys): without strict there may be some.
         Everything is checked before anything is written. Raises KeyError for missing or extra names (unless strict is
-        False), ValueError for a wrong shape, for numbers too large for the dtype or for another cell's weights (where
-        the mapping is a `StateDict`, which says so), TypeError for values that are no real numbers.
+        False), ValueError for a frozen parameter, a wrong shape, numbers too large for the dtype or another cell's
+        weights (where the mapping is a `StateDict`, which says so), TypeError for values that are no real numbers.
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")

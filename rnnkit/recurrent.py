@@ -148,12 +148,13 @@ class Recurrent(Module):
 
     def _weights(self) -> tuple[list[stack.LayerWeights], list[stack.LayerWeights]]:
         """The weights of each layer and direction, and their gradients: the arrays themselves."""
-        if self._held is None:
-            self._held = tuple(
+        held = self._held
+        if held is None:
+            held = self._held = tuple(
                 [tuple(HeldWeights(*map(arrays.get, names)) for names in row) for row in self._weight_names]
                 for arrays in (self._params, self._grads)
             )
-        return self._held
+        return held
 
     # Calls
 

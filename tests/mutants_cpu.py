@@ -58,10 +58,18 @@ HOST_MUTANTS = (
     _piece(
         "read-only views are taken for constant",
         "rnnkit/_frozen.py",
-        'return type(getattr(a, "base", None)) is bytes',
+        'return type(getattr(a, "base", None)) is _Memory',
         "return not a.flags.writeable",
         "tests/test_frozen.py",
         "read_only_view",
+    ),
+    _piece(
+        "unpickled arrays are taken for constant",
+        "rnnkit/_frozen.py",
+        'return type(getattr(a, "base", None)) is _Memory',
+        'return isinstance(getattr(a, "base", None), bytes)',
+        "tests/test_frozen.py",
+        "unpickled",
     ),
     _piece(
         "an optimizer's step stops half way at a frozen parameter",

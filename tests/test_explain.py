@@ -80,7 +80,8 @@ def test_workspace_in_16_bits_is_that_of_the_arithmetic_too(kind, options, shape
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 @pytest.mark.parametrize(("kind", "options"), LAYERS)
-def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend):
+def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend, monkeypatch):
+    share_everything(monkeypatch, 2)
     layer = kind(48, 64, backend=cpu_backend, rng=0, **options, **shape)
     x = np.zeros((400, 16, 48), np.float32)
     lengths = np.random.default_rng(0).integers(0, 401, 16)

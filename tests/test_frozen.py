@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.backends import memory
+from rnnkit.backends import memory, plan
 from rnnkit.backends import numba as backend
+from tests.helpers import share_everything
 from tests.test_packed_weights import KINDS, without_grad
 
 
@@ -178,17 +180,114 @@ def test_containers_freeze_what_they_hold_and_copies_are_free():
     assert model.freeze().freeze().frozen
     assert all(layer.frozen for layer in model.children().values())
     np.testing.assert_array_equal(model(ids), want)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert not other.frozen
-        np.testing.assert_array_equal(other(ids), want)
-        for p in other.params.values():
-            p[...] = 0
+    other = copy.deepcopy(model)
+    assert not other.frozen
+    np.testing.assert_array_equal(other(ids), want)
+    for p in other.params.values():
+        p[...] = 0
     np.testing.assert_array_equal(model(ids), want)
     next(iter(model.children().values())).unfreeze()
     assert not model.frozen
     assert not rnnkit.Activation("tanh").freeze().frozen
     state = model.unfreeze().state_dict()
     model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_an_unpickled_layer_is_writable_and_looked_at(protocol, frozen, x):
+    """Of more than a few values NumPy's older pickles make arrays over bytes, and its newest read-only ones again."""
+    layer = make()
+    want = layer(x)[0]
+    if frozen:
+        layer.freeze()
+    other = pickle.loads(pickle.dumps(layer, protocol))
+    assert not other.frozen
+    for _ in range(2):
+        np.testing.assert_array_equal(without_grad(other, x), want)
+    other.params["weight_hh_l0"][3, 5] += 0.25
+    changed = without_grad(other, x)
+    assert not np.array_equal(changed, want)
+    np.testing.assert_array_equal(changed, other(x)[0])
+    other.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(without_grad(other, x), want)
+    other.backward(np.ones_like(other(x)[0]))
+    rnnkit.SGD(other, lr=0.1).step()
+    assert not np.array_equal(without_grad(other, x), want)
+    np.testing.assert_array_equal(layer(x)[0], want)
+
+
+def test_a_shallow_copy_shares_arrays_until_one_is_frozen(x):
+    layer = make()
+    want = layer(x)[0]
+    other = copy.copy(layer)
+    assert other.params["weight_hh_l0"] is layer.params["weight_hh_l0"]
+    other.freeze()
+    assert other.frozen
+    assert not layer.frozen
+    layer.params["weight_hh_l0"][...] = 0
+    np.testing.assert_array_equal(without_grad(other, x), want)
+    assert not np.array_equal(without_grad(layer, x), want)
+    np.testing.assert_array_equal(without_grad(layer, x), layer(x)[0])
+
+
+def test_read_only_parameters_are_refused_before_a_step(x):
+    layer = make()
+    layer.backward(np.ones_like(layer(x)[0]))
+    adam, before = rnnkit.Adam(layer, lr=0.1), layer.state_dict()
+    layer.params["bias_hh_l0"].flags.writeable = False
+    for attempt in (adam.step, lambda: layer.load_state_dict(before)):
+        with pytest.raises(ValueError, match="bias_hh_l0 is read-only and cannot be written to"):
+            attempt()
+    assert adam.t == 0
+    np.testing.assert_array_equal(layer.params["weight_ih_l0"], before["weight_ih_l0"])
+    layer.unfreeze()
+    adam.step()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, monkeypatch):
+    share_everything(monkeypatch, 3)
+    layer = rnnkit.LSTM(37, 70, num_layers=2, bidirectional=True, backend="numba", rng=0, dtype=dtype)
+    x = x.astype(dtype)
+    with rnnkit.no_grad():
+        want = [layer(x, lengths=lengths)[0] for lengths in (None, [6, 2, 4])]
+    layer.freeze()
+    for members in (1, 2, 3, 3, 2, 2, 1, 1):
+        monkeypatch.setattr(plan, "division", lambda sizes, threads, members=members: (1, members))
+        plan.forget()
+        backend._prepared.cache_clear()
+        with rnnkit.no_grad():
+            found = [layer(x, lengths=lengths)[0] for lengths in (None, [6, 2, 4])]
+        for a, b in zip(found, want, strict=True):
+            np.testing.assert_array_equal(a, b)
+    trusted = [
+        p.room.memory[: memory.LINE].view(np.int64)[memory.TRUSTED] for p in backend.packed_weights._held.values()
+    ]
+    assert trusted[-12:] == [1] * 12
+    plan.forget()
+    backend._prepared.cache_clear()
+
+
+def test_one_frozen_layer_from_many_threads(x):
+    layers = [make(k).freeze() for k in range(2)]
+    want, wrong = [layer(x)[0] for layer in layers], []
+
+    def call() -> None:
+        for k in range(50):
+            if not np.array_equal(without_grad(layers[k % 2], x), want[k % 2]):
+                wrong.append(k)
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_a_frozen_module_stays_so_where_it_is():
+    assert make().freeze().to("cpu").frozen
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
