@@ -43,7 +43,7 @@ def measure_command(arguments: list[str]) -> int:
     grid, failed, show = GRIDS[options.grid], False, Progress()
     end = time.monotonic() + 60 * options.budget if options.budget else math.inf
     folder = Path(options.out) / machine.slug(machine.describe())
-    names = options.peers or [n for n in PEERS if grid.oracle_too or n != ORACLE]
+    names = options.peers or [n for n in PEERS if ":" not in n and (grid.oracle_too or n != ORACLE)]
     for dtype in options.dtype:
         chosen, left_out = points(grid.name, dtype, options.passes, options.cells, options.every)
         if not chosen:
@@ -87,7 +87,7 @@ def measure_parser() -> argparse.ArgumentParser:
     add("--cells", nargs="+", default=[], metavar="CELL", help=f"of {', '.join(CELLS)}, or beginnings of them")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="a result file each")
     add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
-    peers = f"of {', '.join(PEERS)}; default all, but {ORACLE} in the quick grid alone"
+    peers = f"of {', '.join(PEERS)}; default all without a colon, but {ORACLE} in the quick grid alone"
     add("--peers", nargs="+", choices=PEERS, metavar="PEER", help=peers)
     add("--out", default=str(ROOT / "bench" / "results"), metavar="DIR")
     add("--threads", type=_positive, default=machine.usable_cores(), help="of every peer; default all cores")

@@ -19,7 +19,8 @@ class RNN(Recurrent):
     dtype: a row of `rnnkit.dtypes.DTYPES`: "float64", "float32", "tf32" (float32 whose products a card may round to
     TF32), "float16" or "bfloat16" (sums and cell state in float32); every array given must hold it. device: "cpu" or
     "cuda[:index]".
-    backend: None for the first that serves, or a name in `rnnkit.backends.BACKENDS`. rng: a numpy Generator or a seed,
+    backend: None for the first that serves, a name in `rnnkit.backends.BACKENDS`, or "cupy:<schedule>" for one schedule
+    of the CuPy backend. rng: a numpy Generator or a seed,
     for the initial parameters, U(-1/sqrt(H), 1/sqrt(H)), and for dropout between layers.
     Raises TypeError or ValueError naming a bad argument, RuntimeError for a device or backend that cannot be used here.
     """

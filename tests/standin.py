@@ -26,7 +26,7 @@ from tests.helpers import LAYERS
 class StandIn(BackendRow):
     """The row of a backend that computes with NumPy on arrays of the fake."""
 
-    def load(self) -> Any:
+    def load(self, schedule: str | None = None) -> Any:
         return types.SimpleNamespace(forward=_forward, backward=_backward, describe=oracle.describe)
 
 

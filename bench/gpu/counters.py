@@ -101,8 +101,8 @@ def graph_nodes() -> list[dict[str, int]]:
     from rnnkit.backends.cuda import arena
 
     found = []
-    for graph in arena.current()._graphs.values():
-        handle = runtime.cudaGraph_t(graph.graph)
+    for captured in arena.current()._graphs.values():
+        handle = runtime.cudaGraph_t(captured.graph.graph)
         status, _, size = runtime.cudaGraphGetNodes(handle)
         status, nodes, _ = runtime.cudaGraphGetNodes(handle, size)
         if int(status):

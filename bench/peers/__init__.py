@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.grid import Point
 from bench.problem import Problem
-from rnnkit.backends import BACKENDS
+from rnnkit.backends import BACKENDS, pinned_names
 
 
 class Absent(Exception):
@@ -60,7 +60,7 @@ class PeerRow:
         return importlib.import_module(self.module).make(self.name)
 
 
-# rnnkit's own backends in their order of preference, then the others.
+# rnnkit's own backends in their order of preference, then the others; last, backends with one schedule pinned.
 PEERS: dict[str, PeerRow] = {
     row.name: row
     for row in (
@@ -68,6 +68,7 @@ PEERS: dict[str, PeerRow] = {
         PeerRow("torch", "bench.peers.torch"),
         PeerRow("onnxruntime", "bench.peers.onnxruntime"),
         PeerRow("jax", "bench.peers.jax", compiles=True),
+        *(PeerRow(name, "bench.peers.rnnkit", ours=True) for name in pinned_names() if ":" in name),
     )
 }
 ORACLE = "numpy"  # a backend of rnnkit that is there to be right

@@ -15,11 +15,11 @@ from bench.grid import Point
 from bench.peers import Absent, Prepared
 from bench.problem import Problem, make_layer, name_states
 from rnnkit._device import to_device, to_numpy
-from rnnkit.backends import BACKENDS
+from rnnkit.backends import backend_row
 
 
 def make(name: str) -> Rnnkit:
-    problem = BACKENDS[name].problem()
+    problem = backend_row(name)[0].problem()
     if problem:
         raise Absent(problem)
     return Rnnkit(name)
@@ -27,15 +27,16 @@ def make(name: str) -> Rnnkit:
 
 class Rnnkit:
     def __init__(self, backend: str) -> None:
-        self.backend, self.row = backend, BACKENDS[backend]
-        self.row.load()
+        self.row, schedule = backend_row(backend)
+        self.backend = backend
+        self.row.load(schedule)
         self.device = "cpu" if self.row.arrays == "numpy" else "cuda"
         self.versions = {"rnnkit": rnnkit.__version__, "numpy": np.__version__}
         if self.device == "cuda":
             import cupy
 
             self.versions["cupy"] = cupy.__version__
-        elif backend == "numba":
+        elif self.row.name == "numba":
             import numba
 
             self.versions["numba"] = numba.__version__

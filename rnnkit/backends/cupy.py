@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -43,16 +44,17 @@ def forward(
     reverse: bool,
     keep: bool,
     out: Array | None = None,
+    schedule: str | None = None,
 ) -> Forward:
-    """See `rnnkit.backends.Backend.forward`.
+    """See `rnnkit.backends.Backend.forward`. schedule: the name of the one to run, None for the first that serves.
 
     Raises DeviceMemoryError, UnsupportedDeviceError or DeviceError, see `rnnkit.errors`.
     """
     problem = Problem.of(cell, dtype, x, weights, lengths, reverse)
     with _on(x.device, problem):
-        schedule, _ = choose(cell, dtype, _sizes(problem), arch_of(x.device.id))
-        y, state_n, own = schedule.load().forward(problem, x, state0, weights, keep)
-    return Forward(y, state_n, Saved(schedule, problem, own) if keep else None)
+        chosen, _ = choose(cell, dtype, _sizes(problem), arch_of(x.device.id), schedule)
+        y, state_n, own = chosen.load().forward(problem, x, state0, weights, keep)
+    return Forward(y, state_n, Saved(chosen, problem, own) if keep else None)
 
 
 def backward(
@@ -63,13 +65,32 @@ def backward(
         return saved.schedule.load().backward(saved.problem, saved.own, dy, dstate_n, weights)
 
 
-def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
-    """See `rnnkit.backends.Backend.describe`; of the current device."""
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None = None) -> Description:
+    """See `rnnkit.backends.Backend.describe`; of the current device. schedule: as `forward`."""
     import cupy
 
-    schedule, why = choose(cell, dtype, sizes, arch_of(cupy.cuda.Device().id))
-    detail, transient, kept = schedule.load().describe(cell, dtype, sizes, keep)
-    return Description(f"{cell.name}, schedule {schedule.name}: {why}; {detail}", transient, kept)
+    chosen, why = choose(cell, dtype, sizes, arch_of(cupy.cuda.Device().id), schedule)
+    detail, transient, kept = chosen.load().describe(cell, dtype, sizes, keep)
+    return Description(f"{cell.name}, schedule {chosen.name}: {why}; {detail}", transient, kept)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """This backend with one schedule for every call. `backward` follows what the forward ran."""
+
+    schedule: str
+
+    def forward(self, *args: Any, **options: Any) -> Forward:
+        return forward(*args, **options, schedule=self.schedule)
+
+    def backward(self, *args: Any) -> Gradients:
+        return backward(*args)
+
+    def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
+        return describe(cell, dtype, sizes, keep, self.schedule)
+
+
+pinned = Pinned
 
 
 @cache

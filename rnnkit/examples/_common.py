@@ -20,7 +20,7 @@ import numpy as np
 
 import rnnkit
 from rnnkit._device import resolve_device
-from rnnkit.backends import BACKENDS, check_backend
+from rnnkit.backends import BACKENDS, backend_row, check_backend
 
 # Module -> the name pip knows it by. All are in the extra `examples`; every program needs the first two.
 EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
@@ -94,7 +94,7 @@ def _device_of(args: argparse.Namespace, options: argparse.ArgumentParser) -> st
     """The device of the run, made CuPy's current one, so that what a program computes itself is there too."""
     try:
         check_backend(args.backend)
-        arrays = BACKENDS[args.backend].arrays if args.backend else None
+        arrays = backend_row(args.backend)[0].arrays if args.backend else None
         device = resolve_device(args.device or ("cuda" if arrays == "cupy" else "cpu"))
     except ValueError as problem:
         options.error(str(problem))

@@ -11,7 +11,8 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from rnnkit.backends.cuda.cublas import Handle, quiet, workspace_bytes
 from rnnkit.errors import DeviceError
@@ -25,18 +26,44 @@ LEAST_BYTES = 4 << 20
 _local = threading.local()
 
 
+@dataclass
+class Counts:
+    """What an arena has handed to the driver since it was made: benchmarks and tests take differences.
+
+    launches  kernels and products that were launched one by one
+    replays   CUDA graphs that were launched
+    nodes     kernels and products inside those graphs
+    captures  graphs that were made
+    refused   captures that failed, whose steps were launched one by one instead
+    """
+
+    launches: int = 0
+    replays: int = 0
+    nodes: int = 0
+    captures: int = 0
+    refused: int = 0
+
+
+class Captured(NamedTuple):
+    """A graph, and how many kernels and products are in it."""
+
+    graph: Any
+    nodes: int
+
+
 class Arena:
-    """Work space, handle and graphs of one thread on one stream of one device."""
+    """Work space, handle, graphs and counts of one thread on one stream of one device."""
 
     def __init__(self, stream: Any) -> None:
         import cupy
 
         self.stream = stream
-        self.handle = Handle()
+        self.counts = Counts()
+        self.handle = Handle(self.counts)
         self._scratch = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
         self._space: Any = cupy.empty(0, dtype="uint8")
         self._capturing = cupy.cuda.Stream(non_blocking=True)
-        self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
     def reserve(self, sizes: dict[str, int]) -> dict[str, int]:
@@ -70,23 +97,25 @@ class Arena:
 
         key: everything that the launches depend on, addresses of work space aside.
         """
-        graph = self._graphs.get(key)
-        if graph is None:
+        captured = self._graphs.get(key)
+        if captured is None:
             if key not in self._seen:
                 # Also what makes lazily loaded code ready, which a capture should not have to.
                 _remember(self._seen, key, None, MOST_SEEN)
                 launch()
                 return
-            graph = self._capture(launch)
-            if graph is None:
+            captured = self._capture(launch)
+            if captured is None:
                 launch()
                 return
-            dropped = _remember(self._graphs, key, graph, MOST_GRAPHS)
+            dropped = _remember(self._graphs, key, captured, MOST_GRAPHS)
             self._seen.pop(dropped, None)  # or its next call would capture it again, to no use while there are too many
         self._graphs.move_to_end(key)
-        graph.launch(self.stream)
+        captured.graph.launch(self.stream)
+        self.counts.replays += 1
+        self.counts.nodes += captured.nodes
 
-    def _capture(self, launch: Callable[[], None]) -> Any:
+    def _capture(self, launch: Callable[[], None]) -> Captured | None:
         """The launches as a graph; None where the capture was spoilt, as a wait for the device elsewhere spoils it.
 
         Nothing has run then, a warning says so, and the caller launches. What `launch` itself raises it will raise
@@ -94,6 +123,7 @@ class Arena:
         """
         import cupy
 
+        before = self.counts.launches
         self._use(self._capturing)
         try:
             with quiet, self._capturing:
@@ -103,6 +133,7 @@ class Arena:
                 finally:
                     graph = self._capturing.end_capture()
         except (cupy.cuda.runtime.CUDARuntimeError, DeviceError) as problem:
+            self.counts.refused += 1
             warnings.warn(
                 f"a CUDA graph could not be captured, its steps are launched one by one: {problem}",
                 RuntimeWarning,
@@ -110,8 +141,12 @@ class Arena:
             )
             return None
         finally:
+            # What was captured has not run.
+            nodes = self.counts.launches - before
+            self.counts.launches = before
             self._use(self.stream)
-        return graph
+        self.counts.captures += 1
+        return Captured(graph, nodes)
 
 
 def refuse_capture(stream: Any) -> None:
@@ -139,6 +174,11 @@ def current() -> Arena:
         _remember(arenas, key, Arena(stream), MOST_ARENAS)
     arenas.move_to_end(key)
     return arenas[key]
+
+
+def counts() -> Counts:
+    """The counts so far of this thread's arena for the current device and stream, as a copy."""
+    return replace(current().counts)
 
 
 def bytes_of(work: int, device: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rnnkit.dtypes import DType
 from rnnkit.errors import DeviceError, DeviceMemoryError
@@ -87,14 +87,21 @@ _idle: dict[int, list[Any]] = {}
 quiet = threading.Lock()
 
 
+class Launches(Protocol):
+    """What a product adds one to: see `rnnkit.backends.cuda.arena.Counts`."""
+
+    launches: int
+
+
 class Handle:
-    """A cuBLAS handle on the current device. Not for two threads at once."""
+    """A cuBLAS handle on the current device. Not for two threads at once. counts: where its products are counted."""
 
     _handle: Any = None  # until there is one, also for __del__
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Launches | None = None) -> None:
         import cupy
 
+        self._counts = counts
         self._library = library()
         self._home = _idle.setdefault(cupy.cuda.runtime.getDevice(), [])
         try:
@@ -181,6 +188,8 @@ class Products:
             *(self._beta[add], out.address, REAL[out.dtype], out.ld, self._type, DEFAULT_ALGORITHM),
         )
         _check("cublasGemmEx", status)
+        if self._handle._counts is not None:
+            self._handle._counts.launches += 1
 
 
 def _zero(out: Matrix, rows: int, columns: int) -> None:

@@ -41,10 +41,12 @@ SCHEDULES: tuple[Schedule, ...] = (
 )
 
 
-def choose(cell: Cell, dtype: DType, sizes: Sizes, arch: int) -> tuple[Schedule, str]:
+def choose(cell: Cell, dtype: DType, sizes: Sizes, arch: int, pinned: str | None = None) -> tuple[Schedule, str]:
     """The schedule for a call on a card of compute capability `arch` (90 for 9.0), and why.
 
-    Raises UnsupportedDeviceError for a card, or a dtype on a card, that no schedule serves.
+    pinned: the name of the one schedule to consider, or None for all of them in order.
+    Raises UnsupportedDeviceError for a card, or a dtype on a card, that no schedule serves, and where the pinned one
+    does not serve the call.
     """
     if arch < OLDEST_ARCH:
         oldest = f"{OLDEST_ARCH // 10}.{OLDEST_ARCH % 10}"
@@ -59,8 +61,13 @@ def choose(cell: Cell, dtype: DType, sizes: Sizes, arch: int) -> tuple[Schedule,
         )
     passed_over: list[str] = []
     for schedule in SCHEDULES:
+        if pinned is not None and schedule.name != pinned:
+            continue
         problem = schedule.problem(cell, dtype, sizes, arch)
         if problem is None:
-            return schedule, "; ".join([schedule.about, *passed_over])
+            asked_for = [] if pinned is None else ["pinned"]
+            return schedule, "; ".join([schedule.about, *asked_for, *passed_over])
         passed_over.append(f"passed over {schedule.name}: {problem}")
+    if pinned is not None:
+        raise UnsupportedDeviceError(f"the pinned schedule cannot run: {passed_over[0].removeprefix('passed over ')}")
     raise UnsupportedDeviceError("; ".join(passed_over))

@@ -102,6 +102,7 @@ class Run:
     def launch(self, name: str, shape: tuple[tuple[int, ...], tuple[int, ...]], *args: Any) -> None:
         """Launches a kernel on the current stream."""
         self.kernels[name](*shape, args)
+        self.arena.counts.launches += 1
 
     def computed(self, name: str, ld: int) -> Matrix:
         return Matrix(self[name], ld, self.p.dtype.computed)
