@@ -20,7 +20,7 @@ import rnnkit
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What a build may read. Not the whole folder, which may hold environments of any size.
-TREE = ("rnnkit", "kernels", "tests", "bench", ".ci", "Makefile", "MANIFEST.in", "pyproject.toml", "LICENSE")
+TREE = ("rnnkit", "kernels", "tests", "bench", "docs", ".ci", "Makefile", "MANIFEST.in", "pyproject.toml", "LICENSE")
 TREE += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 
 

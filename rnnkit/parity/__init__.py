@@ -1,0 +1,20 @@
+"""Parity: every cell, dtype, shape, schedule and device of a machine against the float64 oracle, as a tool.
+
+    python -m rnnkit.parity                    # everything that can run here; the exit status says pass or fail
+
+    for check in plan(cells=["lstm"]).checks:  # the same from Python
+        print(check, run(check).status)
+    outcome = check_layer(layer, x)            # a layer with its own weights, on its own device
+
+A check runs forward and backward of one case on one backend, compares every output and gradient with the oracle that
+starts from the same numbers, and repeats the call: the library promises the same bits each time. Errors are shares of
+the bound that `rnnkit.dtypes.DTYPES` gives each element: at most 1 passes. docs/parity.md has the whole story.
+`rnnkit.parity.pytest_plugin` has a pytest fixture.
+"""
+
+from rnnkit.parity.checks import Check, LayerCheck, Plan, plan
+from rnnkit.parity.layer import check_layer
+from rnnkit.parity.measure import run
+from rnnkit.parity.outcome import Outcome
+
+__all__ = ["Check", "LayerCheck", "Outcome", "Plan", "check_layer", "plan", "run"]

@@ -1,0 +1,138 @@
+"""A pytest fixture that holds a layer, or a shape, to the float64 oracle. In conftest.py:
+
+    pytest_plugins = ["rnnkit.parity.pytest_plugin"]
+
+It is not an entry point of pytest: that would import rnnkit in every pytest run of an environment that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from rnnkit import _checks
+from rnnkit._device import resolve_device
+from rnnkit.backends import backend_row, check_backend, select
+from rnnkit.cells import CELLS
+from rnnkit.dtypes import DTYPES
+from rnnkit.parity import text
+from rnnkit.parity.checks import Check, plan
+from rnnkit.parity.layer import check_layer
+from rnnkit.parity.measure import run
+from rnnkit.parity.outcome import Outcome
+from rnnkit.testing import Case
+
+USUAL_SIZES = {"T": 50, "B": 8, "I": 32, "H": 64}
+
+
+@pytest.fixture
+def rnnkit_parity() -> Callable[..., Outcome]:
+    """`assert_parity`: raises AssertionError where a layer or a shape is not the oracle's."""
+    return assert_parity
+
+
+def assert_parity(
+    layer: Any = None,
+    x: Any = None,
+    state: Any = None,
+    lengths: Any = None,
+    *,
+    backend: str | None = None,
+    device: Any = None,
+    required: bool = False,
+    **options: Any,
+) -> Outcome:
+    """Checks a layer for one input, or one direction of a cell for one shape; gives the Outcome that passed.
+
+        rnnkit_parity(layer, x, lengths=lengths)
+        rnnkit_parity(cell="lstm", dtype="float32", backend="numba", T=50, B=8, I=32, H=64)
+
+    layer, x, state, lengths: as of `rnnkit.parity.check_layer`, with its option `seed`.
+    Else the options are the fields of `rnnkit.testing.Case` (cell, T, B, I, H, P, bias, reverse, ragged) and `dtype`, a
+    name in DTYPES, "float32" by default.
+    backend, device: where to run; by default where the layer is, or the first backend that serves, on the CPU.
+    required: whether a backend or device that cannot be used here fails the test; it skips the test otherwise.
+    Raises AssertionError with every array's worst and RMS share, worst first; TypeError or ValueError for a bad
+    argument.
+    """
+    __tracebackhide__ = True
+    _checks.flag("required", required)
+    try:
+        check_backend(backend)
+        wanted = _device_of(layer, backend, device)
+    except RuntimeError as problem:
+        return _cannot(str(problem), required)
+    if layer is not None:
+        if set(options) - {"seed"}:
+            raise TypeError(f"with a layer the only other option is seed, got {', '.join(sorted(options))}")
+        return _passed(check_layer(layer, x, state, lengths, backend=backend, device=wanted, **options))
+    if any(given is not None for given in (x, state, lengths)):
+        raise TypeError("x, state and lengths go with a layer, got them without one")
+    case, dtype = _case_of(options)
+    if DTYPES[dtype].stored == "bfloat16":
+        absent = plan(["numpy"], [dtype], [case.cell], ["cpu"], [case]).unavailable.get(dtype)
+        if absent:
+            return _cannot(f"dtype {dtype} {absent}", required)
+    try:
+        name = backend or select(wanted, dtype, case.cell, None).row.name
+        select(wanted, dtype, case.cell, name)
+    except RuntimeError as problem:
+        return _cannot(str(problem), required)
+    planned = plan([name], [dtype], [case.cell], [wanted], [case])
+    if not planned.checks:
+        return _cannot("; ".join(f"{what}: {why}" for what, why in planned.unavailable.items()), required)
+    return _passed(run(Check(name, dtype, case, wanted)))
+
+
+def _device_of(layer: Any, backend: str | None, device: Any) -> str:
+    """The device to run on: the one named, else the layer's or the CPU, where the backend named takes arrays there."""
+    if device is not None:
+        return resolve_device(device)
+    own = getattr(layer, "device", "cpu")
+    if backend is None:
+        return own
+    arrays = backend_row(backend)[0].arrays
+    if (arrays == "numpy") == (own == "cpu"):
+        return own
+    return resolve_device("cpu" if arrays == "numpy" else "cuda")
+
+
+def _case_of(options: dict[str, Any]) -> tuple[Case, str]:
+    """The case and the dtype of keyword options."""
+    options = dict(options)
+    dtype = options.pop("dtype", "float32")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    known = [f.name for f in fields(Case)]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"the options of a shape are dtype, {', '.join(known)}; got {name!r}")
+    if options.get("cell") not in CELLS:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {options.get('cell')!r}")
+    case = Case(**(USUAL_SIZES | options))
+    for name in USUAL_SIZES:
+        _checks.positive_int(name, getattr(case, name))
+    for name in ("bias", "reverse", "ragged"):
+        _checks.flag(name, getattr(case, name))
+    largest = case.H - 1 if CELLS[case.cell].projects else 0
+    if isinstance(case.P, _checks.NO_NUMBERS) or not isinstance(case.P, int) or not 0 <= case.P <= largest:
+        raise ValueError(f"P must be a whole number from 0 to {largest} for {case.cell}, got {case.P!r}")
+    return case, dtype
+
+
+def _cannot(reason: str, required: bool) -> Any:
+    __tracebackhide__ = True
+    if required:
+        raise AssertionError(f"required, and cannot be checked here: {reason}")
+    pytest.skip(reason)
+
+
+def _passed(outcome: Outcome) -> Outcome:
+    __tracebackhide__ = True
+    if outcome.ok:
+        return outcome
+    table = f"\n{text.arrays(outcome)}" if outcome.arrays else ""
+    raise AssertionError(f"{outcome.check} is {outcome.status}: {outcome.why}{table}")
