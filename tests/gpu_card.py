@@ -20,22 +20,28 @@ def stand_in_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     problem = emulator.available()
     if problem:
         pytest.skip(problem)
-    from bench.gpu import barriers, ceilings, timing
+    from bench.gpu import barriers, ceilings, hops, timing
     from tests import fakecupy
 
     monkeypatch.setattr(timing, "FEWEST", 1)
     monkeypatch.setattr(timing, "MOST", 2)
-    for name, value in {"ROUNDS": (1, 3), "REPEATS": 1, "CHAIN": 5, "CLUSTERS": (2,), "BLOCK": 32}.items():
+    short = {"ROUNDS": (1, 3), "REPEATS": 1, "CHAIN": 6, "SMALL": 64, "CLUSTERS": (2,), "BLOCK": 32}
+    for name, value in short.items():
         monkeypatch.setattr(barriers, name, value)
-    for name, value in {"COPY_BYTES": (4096, 8192), "STEPS": ((2, 8),), "POINTWISE": ((3, 32),)}.items():
+    monkeypatch.setattr(hops, "VECTORS", (64,))
+    sizes = {"COPY_BYTES": (4096, 8192), "STEPS": ((2, 8),), "POINTWISE": ((3, 32),), "MEMBERS": (2, 8)}
+    for name, value in sizes.items():
         monkeypatch.setattr(ceilings, name, value)
     monkeypatch.setattr(ceilings, "LARGE", dict.fromkeys(DTYPES, 16))
-    barriers.module.cache_clear()
+    for kept in (barriers.module, barriers.resident):
+        kept.cache_clear()
     with fakecupy.installed(attributes={"MultiProcessorCount": 4}) as cupy:
         yield cupy
-    barriers.module.cache_clear()
+    for kept in (barriers.module, barriers.resident):
+        kept.cache_clear()
 
 
 def part_items(module: Any, path: Path, seconds: float = 100.0) -> dict[str, dict[str, Any]]:
-    assert module.main(["--lines", str(path), "--seconds", str(seconds)]) == 0
-    return {item["item"]: item for item in lines.items(lines.read_lines(path), "ended")}
+    """The items that a part writes, by key."""
+    assert module.main(["--items", str(path), "--part", "part", "--seconds", str(seconds)]) == 0
+    return lines.ended(lines.read_lines(path))["part"]

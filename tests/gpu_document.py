@@ -38,13 +38,26 @@ def measured(point: Point, paths: list[str], ours: float, eager: float, graph: f
 CEILINGS = [
     {"item": "copy 8 MiB", "status": "ok", "gb_per_s": 5000.0},
     {"item": "copy 4096 MiB", "status": "ok", "gb_per_s": 4000.0},
-    {"item": "product float32 8192", "status": "ok", "tflops": 50.0},
-    {"item": "launches", "status": "ok", "count_up": {"eager_us": 2.0, "graph_us": 1.0}},
+    {"item": "product float32 TN 8192", "status": "ok", "tflops": 50.0},
+    {"item": "product float32 NN 8192", "status": "ok", "tflops": 45.0},
+    {"item": "launches", "status": "ok", "count_up": {"eager_us": 2.0, "graph_us": 1.0}, "nothing": {"graph_us": 0.9}},
     {"item": "pointwise float32 B=1 H=2", "status": "ok", "gb_per_s": 900.0},
-    {"item": "grid.sync 8", "status": "ok", "alone": {"us": 1.0}, "with_exchange": {"us": 1.5}},
-    {"item": "cluster.sync 4", "status": "ok", "one": {"us": 0.5}, "all": {"us": 0.6}},
+    {"item": "grid.sync 8", "status": "ok", "blocks": 8, "alone": {"us": 1.0}, "with_exchange": {"us": 1.5}},
+    {"item": "cluster.sync 4", "status": "ok", "cluster": 4, "resident": 30, "one": {"us": 0.5}, "all": {"us": 0.6}},
     {"item": "flag handoff", "status": "ok", "one_way_us": 0.2},
-    {"item": "step bfloat16", "status": "wrong", "why": "planted"},
+    {"item": "hop tag", "status": "ok", "one_way_us": 0.3, "least_us": 0.25, "most_us": 0.4},
+    {"item": "all-gather tag N=8 words=512", "status": "ok", "members": 8, "words": 512, "us": 1.2, "full_us": 1.4},
+    {"item": "DSMEM hop pull C=4", "status": "ok", "cluster": 4, "one_way_us": 0.7},
+    {
+        "item": "DSMEM all-gather push C=4 words=512",
+        "status": "ok",
+        "cluster": 4,
+        "words": 512,
+        "us": 0.8,
+        "full_us": 0.9,
+    },
+    {"item": "step float32 TN B=1 H=1024", "status": "ok", "ms": {"median": 0.005}},
+    {"item": "step bfloat16 TN B=1 H=1024", "status": "wrong", "why": "planted"},
 ]
 
 

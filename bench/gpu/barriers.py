@@ -1,14 +1,13 @@
-"""What the probes of kernels/probes.cu measure: the cost of a launch, of a meeting of blocks, and of a flag.
+"""What launches, barriers and a flag cost on a card, by the probes of kernels/probes.cu and probes_cluster.cu.
 
-A cost is the slope between two numbers of rounds, so that the launch around them is not in it. Every probe is run once
-with its check switched on before it is timed: a barrier that does not hold has no cost.
+A cost is the slope between two numbers of rounds, so the launch around them is not in it. Every probe runs once with
+its check on before it is timed: a barrier that does not hold has no time. `bench.gpu.hops` measures hand-overs of data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,27 +16,40 @@ from bench.gpu import timing
 from bench.gpu.lines import Item
 from bench.pool import ROOT
 
-SOURCE = ROOT / "kernels" / "probes.cu"
+KERNELS = ROOT / "kernels"
 ROUNDS, REPEATS = (200, 2200), 5
-CHAIN = 1000
+# Rounds of a probe that is checked and not timed.
+CHECKED = 7
+# Kernels of a chain, and threads in all of one of its small kernels: a pointwise step of B = 32, H = 256.
+CHAIN, SMALL = 1000, 32 * 256
 CLUSTERS = (2, 4, 8)
 BLOCK = 256
+# Shared memory of a block that has its multiprocessor to itself, as the blocks of a schedule with weights in it do.
+WHOLE = 120 << 10
+# A launch that takes so many times as long as one cluster does has run them in two waves.
+TWO_WAVES = 1.7
 
 
 @cache
 def module(cooperative: bool = False, cluster: int = 0) -> Any:
-    """The probes. cooperative: every block of a launch is on the card at once, or the launch is refused."""
+    """The probes: of clusters of that size, or the others.
+
+    cooperative: every block of a launch is on the card at once, or the launch is refused.
+    """
     import cupy
 
-    options = ("-std=c++17", *((f"-DRK_CLUSTER={cluster}",) if cluster else ()))
-    code = Path(SOURCE).read_text(encoding="utf-8")
+    files: tuple[str, ...] = ("probes.cuh", "probes.cu")
+    options: tuple[str, ...] = ("-std=c++17",)
+    if cluster:
+        files, options = ("probes.cuh", "probes_cluster.cu"), ("-std=c++17", f"-DRK_CLUSTER={cluster}")
+    code = "".join(f'#line 1 "{file}"\n{(KERNELS / file).read_text(encoding="utf-8")}\n' for file in files)
     return cupy.RawModule(code=code, options=options, backend="nvrtc", enable_cooperative_groups=cooperative)
 
 
-def _slope(launch: Callable[[int], None], rounds: Sequence[int] = ROUNDS) -> dict[str, float]:
-    """Microseconds a round: medians at two numbers of rounds, and the difference over the difference."""
-    few, many = (float(np.median(timing.measure(lambda n=n: launch(n), 0.0, REPEATS).device)) * 1e3 for n in rounds)
-    return {"us": (many - few) / (rounds[1] - rounds[0]), "launch_us": few}
+def slope(launch: Callable[[int], None]) -> dict[str, float]:
+    """Microseconds per round: medians at two numbers of rounds, and the difference over the difference."""
+    few, many = (float(np.median(timing.measure(partial(launch, n), 0.0, REPEATS).device)) * 1e3 for n in ROUNDS)
+    return {"us": (many - few) / (ROUNDS[1] - ROUNDS[0]), "launch_us": few}
 
 
 def _meeting(kernel: Any, blocks: int, extra: tuple[Any, ...], reset: Callable[[], None]) -> Item:
@@ -50,14 +62,14 @@ def _meeting(kernel: Any, blocks: int, extra: tuple[Any, ...], reset: Callable[[
         reset()
         kernel((blocks,), (BLOCK,), (*extra, seen if exchange else np.uint64(0), wrong, np.int32(rounds)))
 
-    launch(7, True)
+    launch(CHECKED, True)
     missed = int(wrong.get()[0])
     if missed:
         return {"status": "wrong", "why": f"{missed} blocks saw an earlier round"}
     return {
         "blocks": blocks,
-        "alone": _slope(lambda rounds: launch(rounds, False)),
-        "with_exchange": _slope(lambda rounds: launch(rounds, True)),
+        "alone": slope(lambda rounds: launch(rounds, False)),
+        "with_exchange": slope(lambda rounds: launch(rounds, True)),
     }
 
 
@@ -85,62 +97,105 @@ def flag_handoff() -> Item:
         flags.fill(0)
         kernel((2,), (1,), (flags, wrong, np.int32(rounds)))
 
-    launch(7)
-    if int(wrong.get()[0]) or int(flags.get()[1, 0]) != 7:
+    launch(CHECKED)
+    if int(wrong.get()[0]) or int(flags.get()[1, 0]) != CHECKED:
         return {"status": "wrong", "why": "a flag came out of turn"}
-    return {"one_way_us": _slope(launch)["us"] / 2}
+    return {"one_way_us": slope(launch)["us"] / 2}
+
+
+def cluster_kernel(name: str, cluster: int) -> Any:
+    """A kernel of clusters that may be launched with WHOLE bytes of shared memory."""
+    kernel = module(cluster=cluster).get_function(name)
+    kernel.max_dynamic_shared_size_bytes = WHOLE
+    return kernel
+
+
+@cache
+def resident(cluster: int, multiprocessors: int) -> int:
+    """How many clusters of such blocks run at once; more of them take turns, and the launch takes twice as long."""
+    import cupy
+
+    kernel, wrong = cluster_kernel("cluster_sync", cluster), cupy.zeros(1, np.uint32)
+    arguments = (wrong, np.int32(ROUNDS[1]), np.int32(0))
+
+    def ms(clusters: int) -> float:
+        grid, block = (clusters * cluster,), (BLOCK,)
+        samples = timing.measure(lambda: kernel(grid, block, arguments, shared_mem=WHOLE), 0.0, REPEATS)
+        return float(np.median(samples.device))
+
+    one, most = ms(1), max(1, multiprocessors // cluster)
+    while most > 1 and ms(most) > TWO_WAVES * one:
+        most -= 1
+    return most
 
 
 def cluster_sync(cluster: int, multiprocessors: int) -> Item:
-    """cluster.sync() of so many blocks, one cluster alone and as many as the card holds."""
+    """cluster.sync() of so many blocks: one cluster, and as many as the card holds at once."""
     import cupy
 
     wrong = cupy.zeros(1, np.uint32)
-    kernel = module(cluster=cluster).get_function("cluster_sync")
+    kernel = cluster_kernel("cluster_sync", cluster)
 
     def launch(rounds: int, clusters: int, exchange: bool) -> None:
-        kernel((clusters * cluster,), (BLOCK,), (wrong, np.int32(rounds), np.int32(exchange)))
+        arguments = (wrong, np.int32(rounds), np.int32(exchange))
+        kernel((clusters * cluster,), (BLOCK,), arguments, shared_mem=WHOLE)
 
-    launch(7, 2, True)
+    launch(CHECKED, 2, True)
     missed = int(wrong.get()[0])
     if missed:
         return {"status": "wrong", "why": f"{missed} blocks saw an earlier round"}
-    many = max(1, multiprocessors // cluster)
+    many = resident(cluster, multiprocessors)
     return {
         "cluster": cluster,
-        "one": _slope(lambda rounds: launch(rounds, 1, False)),
-        "all": _slope(lambda rounds: launch(rounds, many, False)),
-        "all_with_exchange": _slope(lambda rounds: launch(rounds, many, True)),
+        "resident": many,
+        "one": slope(lambda rounds: launch(rounds, 1, False)),
+        "all": slope(lambda rounds: launch(rounds, many, False)),
+        "all_with_exchange": slope(lambda rounds: launch(rounds, many, True)),
     }
 
 
 def launches() -> Item:
-    """Microseconds a launch in a chain of CHAIN: one after the other from the host, and in a CUDA graph."""
+    """Microseconds per launch in a chain of CHAIN, each after the one before: from the host, and in a CUDA graph.
+
+    nothing: an empty kernel. count_up: one thread adds to what the kernel before wrote. pass_on: SMALL threads each
+    read what another block of the kernel before wrote, so the node's cost has the fill and the drain of a grid in it.
+    """
     import cupy
 
     value = cupy.zeros(1, np.uint32)
+    vectors = cupy.zeros((2, SMALL), np.uint32)
+    n, grid = np.int32(SMALL), (SMALL // BLOCK,)
+    there, back = (vectors[0], vectors[1], n), (vectors[1], vectors[0], n)
     found: Item = {"chain": CHAIN}
-    for name, arguments in (("nothing", ()), ("count_up", (value,))):
-        kernel = module().get_function(name)
+    found["nothing"] = _chain("nothing", (1,), 32, ((),))
+    found["count_up"] = _chain("count_up", (1,), 32, ((value,),))
+    found["pass_on"] = _chain("pass_on", grid, BLOCK, (there, back))
+    # Every chain ran a number of times, and none of its kernels may be lost.
+    found["counted"], last = int(value.get()[0]), vectors[0].get()
+    whole = bool((last == last[0]).all()) and all(int(n) and int(n) % CHAIN == 0 for n in (found["counted"], last[0]))
+    return {**found, "status": "ok"} if whole else {"status": "wrong", "why": "a kernel of a chain was lost"}
 
-        def chain(kernel: Any = kernel, arguments: tuple[Any, ...] = arguments) -> None:
-            for _ in range(CHAIN):
-                kernel((1,), (32,), arguments)
 
+def _chain(name: str, grid: tuple[int, ...], block: int, arguments: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+    """A chain of CHAIN launches of one kernel, whose arguments take turns."""
+    import cupy
+
+    kernel = module().get_function(name)
+
+    def chain() -> None:
+        for i in range(CHAIN):
+            kernel(grid, (block,), arguments[i % len(arguments)])
+
+    chain()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    timing.wait()
+    with stream:
+        stream.begin_capture()
         chain()
-        stream = cupy.cuda.Stream(non_blocking=True)
-        timing.wait()
-        with stream:
-            stream.begin_capture()
-            chain()
-            graph = stream.end_capture()
-        replay = graph.launch
-        eager, captured = timing.measure(chain, 0.0), timing.measure(replay, 0.0)
-        found[name] = {
-            "eager_us": float(np.median(eager.device)) * 1e3 / CHAIN,
-            "host_us": eager.host * 1e3 / CHAIN,
-            "graph_us": float(np.median(captured.device)) * 1e3 / CHAIN,
-        }
-    # A chain ran once by itself, then in each of the calls above: none may be lost.
-    found["counted"] = int(value.get()[0])
-    return {**found, "status": "ok" if found["counted"] % CHAIN == 0 and found["counted"] else "wrong"}
+        graph = stream.end_capture()
+    eager, captured = timing.measure(chain, 0.0), timing.measure(graph.launch, 0.0)
+    return {
+        "eager_us": float(np.median(eager.device)) * 1e3 / CHAIN,
+        "host_us": eager.host * 1e3 / CHAIN,
+        "graph_us": float(np.median(captured.device)) * 1e3 / CHAIN,
+    }

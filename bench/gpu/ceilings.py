@@ -1,13 +1,19 @@
-"""The card's ceilings: python -m bench.gpu.ceilings. Copy bandwidth, matrix rates, pointwise kernels, barriers."""
+"""What the card can do at most, and what a step costs beside its arithmetic: python -m bench.gpu.ceilings.
+
+Launches, copies and large products come first, for the model needs them, then barriers and hand-overs of data, then
+the products of single steps. The part may be cut at any item.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.gpu import barriers, timing
+from bench.gpu import barriers, hops, timing
 from bench.gpu.card import CLOCKS, smi
 from bench.gpu.lines import Item, Lines
 from rnnkit.dtypes import DTYPES
@@ -15,10 +21,17 @@ from rnnkit.dtypes import DTYPES
 # One that lies in the L2 cache of a large card, and one out of memory.
 COPY_BYTES = (8 << 20, 4 << 30)
 LARGE = {"float64": 4096, "float32": 8192, "tf32": 8192, "float16": 8192, "bfloat16": 8192}
-# A step's product: (B, H) by (H, 4H), as an LSTM's.
-STEPS = ((1, 1024), (32, 256), (32, 1024), (128, 512), (128, 1024), (512, 2048))
+# (B, H) of a step of an LSTM, and the steps of a chunk for the weights' gradient.
+STEPS, CHUNK = ((1, 1024), (32, 256), (32, 1024), (128, 512), (512, 2048)), 16
 POINTWISE = ((32, 256), (128, 1024), (512, 2048))
-SECONDS = 0.1
+# Seconds of timing for a large thing and for a product of a step; seconds that a product may take with its check.
+SECONDS, STEP_SECONDS, NEEDS = 0.1, 0.03, 1.0
+# Members of an all-gather, besides all multiprocessors.
+MEMBERS = (2, 8, 32)
+# Products by cuBLAS's operations on its column-major operands, and the method of `Products` that calls each.
+LAYOUTS = {"TN": "rows_by_weights", "NN": "rows_through", "NT": "over_steps"}
+# Rows that repeat down an operand, and columns of a product that are compared with float64.
+BLOCK_ROWS, COLUMNS = 256, 64
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,31 +40,75 @@ def main(arguments: list[str] | None = None) -> int:
 
     device = cupy.cuda.Device()
     arch, multiprocessors = int(device.compute_capability), device.attributes["MultiProcessorCount"]
-    lines.write({"clocks": smi(CLOCKS)})
-    for size in COPY_BYTES:
-        lines.item(f"copy {size >> 20} MiB", lambda size=size: copy(size))
     served = [name for name in DTYPES if name != "bfloat16" or arch >= 80]
-    for dtype in served:
-        n = LARGE[dtype]
-        lines.item(f"product {dtype} {n}", lambda dtype=dtype, n=n: product(dtype, n, n, n))
-    for dtype in served:
-        for B, H in STEPS:
-            lines.item(f"step {dtype} B={B} H={H}", lambda d=dtype, B=B, H=H: product(d, B, 4 * H, H))
-    for B, H in POINTWISE:
-        lines.item(f"pointwise float32 B={B} H={H}", lambda B=B, H=H: pointwise("float32", B, H))
+    lines.item("clocks before", lambda: {"smi": smi(CLOCKS)})
     lines.item("launches", barriers.launches)
-    for blocks in sorted({2, 8, 32, multiprocessors}):
-        lines.item(f"grid.sync {blocks}", lambda blocks=blocks: barriers.grid_sync(blocks))
-        lines.item(f"grid counter {blocks}", lambda blocks=blocks: barriers.grid_counter(blocks))
+    for size in COPY_BYTES:
+        lines.item(f"copy {size >> 20} MiB", partial(copy, size))
+    large(lines, served, "TN")
+    grid(lines, multiprocessors)
+    clusters(lines, arch, multiprocessors)
+    for layout in LAYOUTS:
+        steps(lines, served, layout)
+    for layout in ("NN", "NT"):
+        large(lines, served, layout)
+    for B, H in POINTWISE:
+        lines.item(f"pointwise float32 B={B} H={H}", partial(pointwise, "float32", B, H))
+    lines.item("clocks after", lambda: {"smi": smi(CLOCKS)})
+    return 0
+
+
+def grid(lines: Lines, multiprocessors: int) -> None:
+    """Barriers of the grid, and hand-overs through the L2 cache."""
+    counts = sorted({*MEMBERS, multiprocessors})
     lines.item("flag handoff", barriers.flag_handoff)
-    for cluster in barriers.CLUSTERS:
-        key = f"cluster.sync {cluster}"
+    for way in hops.L2_WAYS:
+        lines.item(f"hop {way}", partial(hops.hop, way))
+    for blocks in counts:
+        lines.item(f"grid.sync {blocks}", partial(barriers.grid_sync, blocks))
+        lines.item(f"grid counter {blocks}", partial(barriers.grid_counter, blocks))
+    for words in hops.VECTORS:
+        for members in counts:
+            for way in hops.L2_WAYS:
+                key = f"all-gather {way} N={members} words={words}"
+                lines.item(key, partial(hops.all_gather, way, members, words, multiprocessors))
+
+
+def clusters(lines: Lines, arch: int, multiprocessors: int) -> None:
+    """Barriers of clusters, and hand-overs through distributed shared memory."""
+
+    def item(key: str, work: Callable[[], Item]) -> None:
         if arch < 90:
             lines.skip(key, "thread-block clusters need compute capability 9.0")
         else:
-            lines.item(key, lambda cluster=cluster: barriers.cluster_sync(cluster, multiprocessors))
-    lines.write({"clocks": smi(CLOCKS)})
-    return 0
+            lines.item(key, work)
+
+    for size in barriers.CLUSTERS:
+        item(f"cluster.sync {size}", partial(barriers.cluster_sync, size, multiprocessors))
+        for way in ("push", "pull"):
+            item(f"DSMEM hop {way} C={size}", partial(hops.cluster_hop, way, size))
+        for words in hops.VECTORS:
+            for way in hops.CLUSTER_WAYS:
+                key = f"DSMEM all-gather {way} C={size} words={words}"
+                item(key, partial(hops.cluster_gather, way, size, words, multiprocessors))
+
+
+def large(lines: Lines, dtypes: list[str], layout: str) -> None:
+    for dtype in dtypes:
+        n = LARGE[dtype]
+        lines.item(f"product {dtype} {layout} {n}", partial(product, dtype, layout, n, n, n, SECONDS), NEEDS)
+
+
+def steps(lines: Lines, dtypes: list[str], layout: str) -> None:
+    for dtype in dtypes:
+        for B, H in STEPS:
+            work = partial(product, dtype, layout, *step_shape(layout, B, H), STEP_SECONDS)
+            lines.item(f"step {dtype} {layout} B={B} H={H}", work, NEEDS)
+
+
+def step_shape(layout: str, B: int, H: int) -> tuple[int, int, int]:
+    """(M, N, K) of an LSTM's products: h W_hh^T, dgates W_hh, and W_hh's gradient over CHUNK steps."""
+    return {"TN": (B, 4 * H, H), "NN": (B, H, 4 * H), "NT": (4 * H, H, B * CHUNK)}[layout]
 
 
 def copy(size: int) -> Item:
@@ -66,37 +123,66 @@ def copy(size: int) -> Item:
     return {"bytes": size, "ms": times, "gb_per_s": 2 * size / times["median"] / 1e6}
 
 
-def product(dtype: str, M: int, N: int, K: int) -> Item:
-    """The rate of (M, K) by (N, K) transposed through the library's own cuBLAS path, with random numbers.
+class Operand(NamedTuple):
+    """A matrix on the device, and the rows that it repeats."""
 
-    A step's product is too short for an event of its own, so a graph of many is timed, as schedule D runs it.
+    array: Any
+    block: np.ndarray
+
+    def part(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.block[np.ix_(rows % len(self.block), columns)].astype(np.float64)
+
+
+def product(dtype: str, layout: str, M: int, N: int, K: int, seconds: float) -> Item:
+    """The rate of an (M, N) product over K through the library's own cuBLAS path, with random numbers.
+
+    A step's product is too short for an event of its own, so a graph of many is timed, as schedule D runs it. NT adds
+    to what is there, as the library's does from the second chunk on. The error is that of a product into NaN, and of
+    one more that is added to it.
     """
     import cupy
 
     from rnnkit.backends.cuda.cublas import Products
 
     row = DTYPES[dtype]
-    a, w = _random((M, K), row), _random((N, K), row)
+    shapes = {"TN": ((M, K), (N, K)), "NN": ((M, K), (K, N)), "NT": ((K, M), (K, N))}[layout]
+    a, b = (_operand(shape, row, seed) for seed, shape in enumerate(shapes))
     out = cupy.empty((M, N), row.compute)
+    out.data.memset_async(0xFF, out.nbytes)  # NaN in every dtype
     repeats = max(1, min(200, int(2e10 / (2 * M * N * K))))
     stream, handle, scratch = _capturing()
     handle.use(stream.ptr, scratch.data.ptr, scratch.nbytes)
-    products = Products(handle, row)
-    operands = (_matrix(a, row.stored), _matrix(w, row.stored), _matrix(out, row.computed), M, N, K)
+    method, adds = getattr(Products(handle, row), LAYOUTS[layout]), layout == "NT"
+    operands = (_matrix(a.array, row.stored), _matrix(b.array, row.stored), _matrix(out, row.computed), M, N, K)
+    timing.wait()
     with stream:
-        products.rows_by_weights(*operands)
-        stream.synchronize()
+        worst = 0.0
+        for times in (1, 2):
+            method(*operands, add=times == 2)
+            stream.synchronize()
+            worst = max(worst, _error(layout, a, b, out, K, times))
         stream.begin_capture()
         for _ in range(repeats):
-            products.rows_by_weights(*operands)
+            method(*operands, add=adds)
         graph = stream.end_capture()
-    times = timing.summary([ms / repeats for ms in timing.measure(graph.launch, SECONDS).device])
-    some = min(N, 64)
-    want = a[:1].get().astype(np.float64) @ w[:some].get().astype(np.float64).T
-    worst = float(np.abs(out[:1, :some].get() - want).max() / np.abs(want).max())
-    status = "ok" if worst < 10 * row.forward.rtol + 10 * row.forward.atol else "wrong"
-    tflops = 2 * M * N * K / times["median"] / 1e9
-    return {"status": status, "error": worst, "ms": times, "tflops": tflops, "repeats": repeats}
+    if not worst < 10 * row.forward.rtol + 10 * row.forward.atol:
+        return {"status": "wrong", "why": f"the error is {worst:.3g} of the largest element", "error": worst}
+    ms = timing.summary([all_ms / repeats for all_ms in timing.measure(graph.launch, seconds).device])
+    tflops = 2 * M * N * K / ms["median"] / 1e9
+    return {"error": worst, "ms": ms, "tflops": tflops, "repeats": repeats, "shape": (M, N, K)}
+
+
+def _error(layout: str, a: Operand, b: Operand, out: Any, K: int, times: int) -> float:
+    """The largest difference from `times` float64 products, over the largest element: first and last row of `out`."""
+    M, N = out.shape
+    rows, columns = np.array([0, M - 1]), np.unique(np.linspace(0, N - 1, COLUMNS).astype(int))
+    k = np.arange(K)
+    left = a.part(k, rows).T if layout == "NT" else a.part(rows, k)
+    right = b.part(columns, k).T if layout == "TN" else b.part(k, columns)
+    want = times * (left @ right)
+    got = np.stack([out[int(r)].get()[columns] for r in rows])
+    error = float(np.abs(got - want).max() / np.abs(want).max())
+    return error if np.isfinite(error) else float("inf")
 
 
 def pointwise(dtype: str, B: int, H: int) -> Item:
@@ -122,13 +208,21 @@ def pointwise(dtype: str, B: int, H: int) -> Item:
     return {"bytes": moved, "ms": times, "gb_per_s": moved / times["median"] / 1e6}
 
 
-def _random(shape: tuple[int, ...], row: Any) -> Any:
-    """Random numbers on the device: zeros would run faster than data does."""
+@lru_cache(maxsize=4)
+def _block(columns: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((BLOCK_ROWS, columns), dtype=np.float32)
+
+
+def _operand(shape: tuple[int, int], row: Any, seed: int) -> Operand:
+    """Random numbers on the device: zeros would run faster than data does. Few are drawn, and copied down the rows."""
     import cupy
 
-    block = np.random.default_rng(0).standard_normal((min(shape[0], 256), shape[1]), dtype=np.float32)
-    repeats = -(-shape[0] // block.shape[0])
-    return cupy.asarray(np.tile(block, (repeats, 1))[: shape[0]].astype(row.storage))
+    block = _block(shape[1], seed)[: shape[0]].astype(row.storage)
+    source, array = cupy.asarray(block), cupy.empty(shape, row.storage)
+    for first in range(0, shape[0], len(block)):
+        size = block[: shape[0] - first].nbytes
+        (array.data + first * block.strides[0]).copy_from_device_async(source.data, size)
+    return Operand(array, block)
 
 
 def _matrix(array: Any, dtype: str) -> Any:

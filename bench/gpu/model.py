@@ -26,7 +26,11 @@ def rates(name: str, l2_bytes: float, ceilings: list[dict[str, Any]]) -> Rates |
     """From the items of `bench.gpu.ceilings`; None where bandwidth or a node's time is missing."""
     ok = {item["item"]: item for item in ceilings if item["status"] == "ok"}
     copies = [item["gb_per_s"] * 1e9 for key, item in ok.items() if key.startswith("copy ")]
-    products = {key.split()[1]: item["tflops"] * 1e12 for key, item in ok.items() if key.startswith("product ")}
+    products = {
+        key.split()[1]: item["tflops"] * 1e12
+        for key, item in ok.items()
+        if key.startswith("product ") and " TN " in key
+    }
     if not copies or "launches" not in ok:
         return None
     # The last copy is the largest, out of memory; the first lies in the L2 cache.
