@@ -45,9 +45,10 @@ class Problem:
     rows: np.ndarray | None
 
 
-def make_layer(point: Point, backend: str | None, dtype: str, device: str | None = None) -> rnnkit.Module:
+def make_layer(point: Point, backend: str | None, dtype: str, device: str | None = None, rng: Any = 0) -> rnnkit.Module:
     """The rnnkit layer of a point; its weights are set by `load_state_dict`."""
-    common: Any = {"bidirectional": point.bidirectional, "dtype": dtype, "backend": backend, "device": device, "rng": 0}
+    common: Any = {"dtype": dtype, "backend": backend, "device": device, "rng": rng}
+    common["bidirectional"] = point.bidirectional
     sizes = (point.I, point.H, point.layers)
     if point.cell.startswith("rnn_"):
         return rnnkit.RNN(*sizes, nonlinearity=point.cell.removeprefix("rnn_"), **common)
@@ -93,7 +94,8 @@ def make_problem(point: Point, dtype: str | None = None) -> Problem:
         for name, shape in param_shapes(point).items()
     }
     widths = (R, point.H)[: len(CELLS[point.cell].states)]
-    state0 = tuple(np.float32(0.5) * draw(slots, B, width) for width in widths)
+    # NumPy 2 makes float32 of a float32 scalar times 16-bit numbers.
+    state0 = tuple((np.float32(0.5) * draw(slots, B, width)).astype(storage, copy=False) for width in widths)
     dstate_n = tuple(draw(slots, B, width) for width in widths)
     x, dy = draw(T, B, point.I), draw(T, B, R * point.directions)
     lengths, rows = point.lengths(), checked_rows(point)

@@ -10,6 +10,7 @@ from tests import emulator, greenlets
 from tests.mutants_cpu import CPU_KERNEL_MUTANTS, CPU_OTHER_MUTANTS, HOST_MUTANTS
 from tests.mutants_cuda import CUDA_MUTANTS
 from tests.mutants_dtypes import DTYPE_MUTANTS
+from tests.mutants_gpu import GPU_RUN_MUTANTS
 from tests.mutants_interop import INTEROP_MUTANTS
 from tests.mutants_numba_cuda import NUMBA_CUDA_MUTANTS
 from tests.mutants_parts import PART_MUTANTS
@@ -325,4 +326,4 @@ KERNEL_MUTANTS: tuple[tuple[tuple[Mutant, ...], str | None], ...] = (
 )
 
 # Those that `make mutation` alone plants.
-OTHER_MUTANTS: tuple[Mutant, ...] = CPU_OTHER_MUTANTS
+OTHER_MUTANTS: tuple[Mutant, ...] = (*CPU_OTHER_MUTANTS, *GPU_RUN_MUTANTS)

@@ -60,16 +60,40 @@ def test_cublas_version_is_asked_of_the_library(monkeypatch: pytest.MonkeyPatch)
         module.cublas_version()
 
 
-def test_ceilings_are_measured(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import ceilings
+def test_ceilings_are_measured(card: Any, tmp_path: Path) -> None:
+    from bench.gpu import ceilings, ceilings_table
 
     found = part_items(ceilings, tmp_path / "lines")
     assert {key: item["why"] for key, item in found.items() if item["status"] != "ok"} == {}
-    assert {"launches", "flag handoff", "grid.sync 4", "grid counter 8", "cluster.sync 2"} <= set(found)
-    assert found["launches"]["counted"] % 5 == 0 < found["launches"]["counted"]
-    assert found["product float64 16"]["tflops"] > 0
+    assert {"launches", "flag handoff", "hop flag", "hop tag", "grid.sync 4", "grid counter 8"} <= set(found)
+    assert {f"all-gather {way} N={n} words=64" for way in ("flag", "tag") for n in (2, 4, 8)} <= set(found)
+    assert {"cluster.sync 2", "DSMEM hop push C=2", "DSMEM hop pull C=2"} <= set(found)
+    assert {f"DSMEM all-gather {way} C=2 words=64" for way in ("push", "mbarrier", "pull")} <= set(found)
+    assert {f"product {d} {layout} 16" for d in DTYPES for layout in ("TN", "NN", "NT")} <= set(found)
+    assert {f"step {d} {layout} B=2 H=8" for d in DTYPES for layout in ("TN", "NN", "NT")} <= set(found)
+    assert found["step float32 TN B=2 H=8"]["shape"] == [2, 32, 8]
+    assert found["step float32 NN B=2 H=8"]["shape"] == [2, 8, 32]
+    assert found["step float32 NT B=2 H=8"]["shape"] == [32, 8, 32]
+    assert found["launches"]["counted"] % 6 == 0 < found["launches"]["counted"]
+    assert found["all-gather tag N=2 words=64"]["groups"] == 2
     assert found["pointwise float32 B=3 H=32"]["bytes"] == 4 * (2 * 3 * 128 + 2 * 128 + 4 * 3 * 32)
-    assert model.rates("fake", 1e6, list(found.values())) is not None
+    rates = model.rates("fake", 1e6, list(found.values()))
+    assert rates is not None
+    assert rates.card.products == {d: found[f"product {d} TN 16"]["tflops"] * 1e12 for d in DTYPES}
+    # The figures that the model needs come before what could cost the part its time.
+    order = list(found)
+    assert max(map(order.index, ("launches", "copy 0 MiB", "product bfloat16 TN 16"))) < order.index("grid.sync 2")
+    text = "\n".join(ceilings_table.lines(list(found.values())))
+    for kind in (
+        "launch:",
+        "copy,",
+        "grid.sync,",
+        "all-gather, 8 blocks",
+        "DSMEM hop",
+        "DSMEM all-gather, 2 blocks",
+        "step tf32 NT",
+    ):
+        assert kind in text
 
 
 def test_older_cards_have_no_clusters(card: Any, tmp_path: Path) -> None:
@@ -78,25 +102,65 @@ def test_older_cards_have_no_clusters(card: Any, tmp_path: Path) -> None:
 
     with fakecupy.installed(arch="75", attributes={"MultiProcessorCount": 4}):
         found = part_items(ceilings, tmp_path / "lines")
-    assert found["cluster.sync 2"]["why"] == "thread-block clusters need compute capability 9.0"
+    skipped = {key for key, item in found.items() if item["status"] == "skipped"}
+    assert skipped == {key for key in found if key.startswith(("cluster.sync", "DSMEM"))} != set()
+    assert {found[key]["why"] for key in skipped} == {"thread-block clusters need compute capability 9.0"}
     assert {key.split()[1] for key in found if key.startswith("product")} == set(DTYPES) - {"bfloat16"}
 
 
-def test_a_barrier_that_does_not_hold_is_not_timed(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import barriers
+def test_table_of_ceilings_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every item of a real card, and one of a kind missing."""
+    from bench.gpu import barriers, ceilings, ceilings_table, hops
+    from tests import fakecupy
 
-    broken = tmp_path / "probes.cu"
-    text = barriers.SOURCE.read_text()
-    assert text.count("grid.sync();") == text.count("store_release(mine, round);\n    unsigned") == 1
-    broken.write_text(
-        text.replace("grid.sync();", "").replace(
-            "store_release(mine, round);\n    unsigned", "store_release(mine, round + 1);\n    unsigned"
-        )
+    us = {"us": 1.0}
+    canned: dict[str, Any] = {
+        "launches": lambda: {name: {"eager_us": 1.0, "graph_us": 1.0} for name in ("nothing", "count_up", "pass_on")},
+        "grid_sync": lambda blocks: {"blocks": blocks, "alone": us, "with_exchange": us},
+        "grid_counter": lambda blocks: {"blocks": blocks, "alone": us, "with_exchange": us},
+        "flag_handoff": lambda: {"one_way_us": 1.0},
+        "cluster_sync": lambda cluster, sms: {"cluster": cluster, "resident": sms // cluster, "one": us, "all": us},
+        "hop": lambda way: {"one_way_us": 1.0, "least_us": 0.5, "most_us": 1.5},
+        "all_gather": lambda way, n, words, sms: {"members": n, "words": words, **us, "full_us": 1.0},
+        "cluster_hop": lambda way, cluster: {"cluster": cluster, "one_way_us": 1.0},
+        "cluster_gather": lambda way, cluster, words, sms: {"cluster": cluster, "words": words, **us, "full_us": 1.0},
+        "copy": lambda size: {"gb_per_s": 1000.0},
+        "pointwise": lambda dtype, B, H: {"gb_per_s": 1000.0},
+        "product": lambda *given: {"tflops": 500.0, "ms": {"median": 0.1}},
+    }
+    for name, work in canned.items():
+        for module in (barriers, hops, ceilings):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, work)
+    with fakecupy.installed():
+        found = part_items(ceilings, tmp_path / "lines")
+    assert all(item["status"] == "ok" for item in found.values())
+    assert len(found) < 200
+    lines = ceilings_table.lines(list(found.values()))
+    assert len(lines) <= 40
+    assert max(map(len, lines)) < 160
+    del found["all-gather tag N=8 words=512"]
+    assert any(
+        "8 blocks" in line and "512 words 1.00 (1.00) / -" in line for line in ceilings_table.lines([*found.values()])
     )
-    monkeypatch.setattr(barriers, "SOURCE", broken)
-    for found in (barriers.grid_sync(4), barriers.flag_handoff()):
+
+
+@pytest.mark.parametrize("fault", ["no sum", "a short sum"])
+def test_a_wrong_product_is_not_timed(card: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.gpu import ceilings
+    from rnnkit.backends.cuda.cublas import Products
+
+    right = Products._gemm
+
+    def wrong(self: Any, op_a: int, op_b: int, m: int, n: int, k: int, a: Any, b: Any, out: Any, add: bool) -> None:
+        right(self, op_a, op_b, m, n, k - (fault == "a short sum"), a, b, out, add and fault != "no sum")
+
+    assert {ceilings.product("float32", layout, 5, 12, 7, 0.0).get("status") for layout in ceilings.LAYOUTS} == {None}
+    monkeypatch.setattr(Products, "_gemm", wrong)
+    for layout in ceilings.LAYOUTS:
+        found = ceilings.product("float32", layout, 5, 12, 7, 0.0)
         assert found["status"] == "wrong"
-        assert set(found) == {"status", "why"}
+        assert set(found) == {"status", "why", "error"}
 
 
 def test_small_program_launches_every_kernel(card: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,9 +170,8 @@ def test_small_program_launches_every_kernel(card: Any, capsys: pytest.CaptureFi
         assert small.main(["--backends", "cupy", "--dtypes", "float16"]) == 0
     want = {kernel.name for build in sources.builds() if build.name.endswith("-float16") for kernel in build.kernels}
     assert want <= set(counts.launches) | set(counts.replayed)
-    assert {"grid_sync", "grid_counter", "flag_handoff", "cluster_sync"} <= set(counts.launches)
     said = capsys.readouterr().out
-    assert "probes done\nsmall: 11 of 11 cases done" in said
+    assert "small: 11 of 11 cases done, 0 failed, probes not wanted" in said
     assert small.main(["--backends", "cupy", "--dtypes", "float16", "--seconds", "-1"]) == 0
     assert "small: 0 of 11 cases done" in capsys.readouterr().out
     assert {(b, d) for d, b, _ in small.work(["numba_cuda"], ["float16", "bfloat16"])} == {("numba_cuda", "float16")}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.gpu import cudnn, lines, model, plot, report, sample, sanitizer
+from bench.gpu import cudnn, lines, model, plot, report, sample, sanitizer, tables
 from bench.grid import FORWARD_BACKWARD, Point
+from rnnkit.backends.cuda import sources
 from tests.gpu_document import CARD, CEILINGS, document, measured
 
 # The report
@@ -23,7 +25,7 @@ def test_means_are_over_torch_at_its_faster_and_the_bar_over_the_standard_path()
     assert (mean["dtype"], mean["passes"], mean["rows"], mean["bar_rows"]) == ("float32", "forward", 2, 1)
     assert mean["mean"] == pytest.approx(2.0)
     assert (mean["bar_mean"], mean["least"]) == (pytest.approx(4.0), 1.0)
-    text = report.render(found)
+    text = tables.render(found)
     assert "launch: 2.00 us from the host, 1.00 us in a graph" in text
     assert f"2 of {len(list(sample.ordered()))} points of the grid were measured" in text
     assert "1.00  lstm-T64-B32-I128-H128-float32 forward: 2.000 ms, torch 2.000 (eager, small-H)" in text
@@ -38,7 +40,7 @@ def test_counts_are_told() -> None:
     moved = {"forward_step": {"lts__t_bytes.sum": 4000.0}}
     predicted = {"forward": {"pointwise_bytes": 5000}, "backward": {"pointwise_bytes": 1}}
     by_ncu = {"item": "bytes lstm", "status": "ok", "kernels": moved, "predicted_step": predicted}
-    text = report.render(document([], counters=[launches, counted, by_ncu]))
+    text = tables.render(document([], counters=[launches, counted, by_ncu]))
     assert "launches lstm: ? kernels, ? others; predicted 66, 65 products" in text
     assert "launches lstm: 66 kernels, 70 others; predicted 66, 65 products" in text
     assert "bytes lstm forward_step: 4 kB through L2; predicted 5" in text
@@ -48,7 +50,7 @@ def test_table_is_short_whatever_went_wrong() -> None:
     found = document([], parity=[{"item": f"test {i}", "status": "failed", "why": "x" * 500} for i in range(1000)])
     found["parts"]["hung"] = {**CARD, "status": "failed", "why": "y" * 500, "last_lines": ["z" * 200] * 15, "items": []}
     found["parts"]["sanitizer"] = {**CARD, "items": [{"item": "memcheck", "status": "skipped", "why": "w" * 400}]}
-    text = report.render(found)
+    text = tables.render(found)
     assert len(text) < 9000
     assert "1002 problems" in text
     assert "memcheck: skipped" in text
@@ -140,43 +142,84 @@ def test_cudnn_s_choice_follows_card_and_version() -> None:
 # The sanitizer, by its output
 
 
-MEMCHECK = """========= COMPUTE-SANITIZER
+ERRORS = """========= COMPUTE-SANITIZER
 ========= Invalid __global__ read of size 4 bytes
 =========     at forward_step+0x1a0
 =========     by thread (3,0,0) in block (0,0,0)
-small: 20 of 22 cases done
-probes done
-========= ERROR SUMMARY: {errors} errors
 """
-RACECHECK = "small: 9 of 9 cases done\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+MEMCHECK = "small: {counts}, probes {probes}\n========= ERROR SUMMARY: {errors} errors\n"
+RACECHECK = """small: 9 of 9 cases done, 0 failed, probes not wanted
+========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)
+"""
+WHOLE, SOME = "22 of 22 cases done, 0 failed", "20 of 22 cases done, 0 failed"
+
+
+def memcheck(counts: str = WHOLE, probes: str = "done", errors: int = 0) -> dict[str, Any]:
+    return sanitizer.parse(
+        ERRORS * (errors > 0) + MEMCHECK.format(counts=counts, probes=probes, errors=errors), "exit 0"
+    )
 
 
 def test_sanitizer_s_summary_is_read() -> None:
-    bad = sanitizer.parse(MEMCHECK.format(errors=3), "exit status 0")
+    bad = memcheck(SOME, errors=3)
     assert (bad["status"], bad["errors"], bad["kernels"], bad["cases"]) == ("wrong", 3, ["forward_step"], "20 of 22")
     assert "========= Invalid __global__ read of size 4 bytes" in bad["said"]
-    assert sanitizer.parse(MEMCHECK.format(errors=0), "")["status"] == "ok"
-    good = sanitizer.parse(RACECHECK, "exit status 0")
-    assert (good["status"], good["cases"], good["probes"]) == ("ok", "9 of 9", "not done")
-    refused = sanitizer.parse("========= Error: Device not supported. Please refer\n", "exit status 1")
-    assert refused["status"] == "skipped"
-    assert "Device not supported" in refused["why"]
+    good = memcheck()
+    assert (good["status"], good["cases"], good["probes"]) == ("ok", "22 of 22", "done")
+    assert sanitizer.parse(RACECHECK, "exit status 0")["status"] == "ok"
     assert sanitizer.parse("Traceback\nKeyError: 3\n", "exit status 1")["why"] == (
         "no summary, exit status 1: Traceback | KeyError: 3"
     )
 
 
+def test_cases_that_did_not_run_are_not_ok() -> None:
+    late = memcheck(SOME)
+    assert (late["status"], late["why"]) == ("not run", "no errors in 20 of 22 cases, probes done")
+    assert memcheck(probes="not done")["status"] == "not run"
+    failed = sanitizer.parse(
+        "small: case cupy float32 lstm: KeyError: 3\n"
+        + MEMCHECK.format(counts="21 of 22 cases done, 1 failed", probes="done", errors=0),
+        "exit status 1",
+    )
+    assert (failed["status"], failed["failed_cases"]) == ("failed", 1)
+    assert "KeyError: 3" in failed["why"]
+    died = sanitizer.parse("========= ERROR SUMMARY: 0 errors\n", "exit status 139")
+    assert died["status"] == "failed"
+    assert "did not come to its end" in died["why"]
+
+
+def test_sanitizer_that_refuses_the_machine_is_not_available() -> None:
+    with pytest.raises(lines.Unavailable, match="Device not supported"):
+        sanitizer.parse("========= Error: Device not supported. Please refer\n", "exit status 1")
+
+
 def test_sanitizer_runs_its_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool, tail = tmp_path / "compute-sanitizer", "small: 1 of 1 cases done\n========= ERROR SUMMARY: 0 errors\n"
+    tool = tmp_path / "compute-sanitizer"
+    tail = "small: 1 of 1 cases done, 0 failed, probes done\n========= ERROR SUMMARY: 0 errors\n"
     tool.write_text(f"#!/bin/sh\ncase $2 in synccheck) sleep 60;; esac\nprintf '{tail}'; echo \"$@\"\n")
     tool.chmod(0o755)
     monkeypatch.setattr(sanitizer, "find_tool", lambda name: str(tool))
-    monkeypatch.setattr(sanitizer, "GRACE", 0.1)
     monkeypatch.setattr(sanitizer, "LEAST_SECONDS", 0.1)
-    assert sanitizer.main(["--lines", str(tmp_path / "a"), "--seconds", "2"]) == 0
-    found = lines.items(lines.read_lines(tmp_path / "a"), "")
-    assert [item["status"] for item in found] == ["ok", "ok", "failed", "ok"]
-    assert "ended after" in found[2]["why"]
+    monkeypatch.setattr(sanitizer, "MOST_SECONDS", 1.0)
+    assert sanitizer.main(["--items", str(tmp_path / "a"), "--part", "sanitizer", "--seconds", "20"]) == 0
+    found = lines.ended(lines.read_lines(tmp_path / "a"))["sanitizer"]
+    assert {key: item["status"] for key, item in found.items() if item["status"] != "ok"} == {
+        "synccheck cupy float32": "failed"
+    }
+    assert list(found)[:3] == ["memcheck cupy float32", "racecheck cupy float32", "memcheck cupy float16"]
+    assert "ended after" in found["synccheck cupy float32"]["why"]
     monkeypatch.setattr(sanitizer, "find_tool", lambda name: None)
-    sanitizer.main(["--lines", str(tmp_path / "b"), "--seconds", "2"])
-    assert {line["why"] for line in lines.read_lines(tmp_path / "b")} == {"compute-sanitizer is not on this machine"}
+    sanitizer.main(["--items", str(tmp_path / "b"), "--part", "sanitizer", "--seconds", "2"])
+    none = lines.ended(lines.read_lines(tmp_path / "b"))["sanitizer"]
+    assert {(item["status"], item["why"]) for item in none.values()} == {
+        ("not available", "compute-sanitizer is not on this machine")
+    }
+    assert len(none) == len(found) == len(sanitizer.RUNS)
+
+
+def test_sanitizer_covers_every_stored_dtype_and_backend() -> None:
+    runs = {(tool, *extra) for tool, _, extra in sanitizer.RUNS}
+    for stored in sources.STORAGES:
+        for tool in ("memcheck", "racecheck"):
+            assert (tool, "--backends", "cupy", "--dtypes", stored) in runs
+    assert ("memcheck", "--backends", "numba_cuda") in runs

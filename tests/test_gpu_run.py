@@ -1,13 +1,12 @@
-"""`make gpu` without a card: its planner and its command, with stand-in parts.
+"""`make gpu` without a card: its parts as processes, with stand-ins. See tests/test_gpu_command.py for whole runs.
 
-A part that fails, hangs or prints garbage costs nothing but itself; without a card nothing is written.
+A part that fails, hangs or prints garbage costs nothing but itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,157 +16,191 @@ from typing import Any
 import pytest
 
 from bench.gpu import __main__ as command
-from bench.gpu import plan, report
-from bench.gpu.plan import Part
-from rnnkit._device import cuda_problem
-from tests.gpu_document import CARD
-
-ROOT = Path(__file__).parents[1]
-
-# A stand-in part: does what its first argument says, with the arguments that every part is given.
-STAND_IN = r"""
-import json, os, signal, subprocess, sys, time
-sys.path.insert(0, sys.argv.pop())
-from bench.gpu.lines import Lines
-what = sys.argv.pop(1)
-lines = Lines.from_arguments("", sys.argv[1:])
-print("this is", what)
-lines.item("first", lambda: {"value": 1.5})
-if what == "fails":
-    lines.item("second", lambda: 1 / 0)
-    raise SystemExit(4)
-if what == "raises":
-    raise RuntimeError("planted last words")
-if what == "hangs":
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print("child", child.pid, flush=True)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    lines.item("second", lambda: time.sleep(600))
-if what == "garbage":
-    sys.stdout.buffer.write(bytes(range(256)) * 20000)
-    with open(sys.argv[sys.argv.index("--lines") + 1], "ab") as file:
-        file.write(b'{"item": 3}\n[1, 2]\nnull\n\xff\xfe{{{\n{"item": "x", "status": "splendid"}\n{"start": "cut')
-if what == "dies":
-    for name in ("second", "third", "fourth"):
-        lines.item(name, (lambda: os._exit(75)) if name == "third" else lambda: {})
-if what == "done":
-    lines.item("late", lambda: None, needs=1e6)
-    lines.item("odd", lambda: {"nan": float("nan"), "inf": float("inf")})
-"""
-
-
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """stand_in(what, **options) -> the Part of that name."""
-    path = tmp_path_factory.mktemp("parts") / "stand_in.py"
-    path.write_text(STAND_IN.replace("sys.argv.pop()", f"{str(ROOT)!r}"))
-
-    def part(what: str, **options: Any) -> Part:
-        return Part(what, (sys.executable, str(path), what), **{"most": 20.0, "least": 1.0, **options})
-
-    return part
+from bench.gpu import lines, log, plan, processes
+from bench.gpu.processes import Part, Result
+from tests.gpu_parts import ROOT, gone, part
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "KILL_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "KILL_SECONDS", 0.5)
 
 
-def gone(process: int) -> bool:
-    """Whether a process has ended, waited for or not."""
-    stat = Path(f"/proc/{process}/stat")
-    try:
-        os.kill(process, 0)
-        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return True
+def run(given: Part, folder: Path, seconds: float = 30.0) -> tuple[Result, dict[str, dict[str, Any]]]:
+    """How the part went, and its items by key."""
+    items = folder / "items.jsonl"
+    written = log.Log(folder / "log.txt")
+    result = processes.run(given, items, written, time.monotonic() + seconds)
+    written.close()
+    return result, lines.ended(lines.read_lines(items)).get(given.name, {})
 
 
-def run(parts: list[Part], folder: Path, seconds: float = 30.0) -> dict[str, dict[str, Any]]:
-    return plan.run(parts, folder, time.monotonic() + seconds)
+def statuses(items: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {key: item["status"] for key, item in items.items()}
 
 
-def statuses(result: dict[str, Any]) -> dict[str, str]:
-    return {item["item"]: item["status"] for item in result["items"]}
+# Parts
 
 
-# The planner
+def test_failing_part_keeps_its_items(tmp_path: Path) -> None:
+    result, items = run(part("fails"), tmp_path)
+    assert (result.status, result.why) == ("failed", "exit status 4")
+    assert statuses(items) == {"first": "ok", "second": "failed"}
+    assert items["second"]["why"] == "ZeroDivisionError: division by zero"
 
 
-def test_parts_cost_nothing_but_themselves(stand_in: Any, tmp_path: Path) -> None:
-    names = ("fails", "raises", "garbage", "done")
-    found = run([*map(stand_in, names), stand_in("hangs", most=1.0, least=0.5)], tmp_path)
-    assert {name: part["status"] for name, part in found.items()} == {
-        **dict.fromkeys(("fails", "raises", "hangs"), "failed"),
-        **dict.fromkeys(("garbage", "done"), "done"),
-    }
-    assert found["fails"]["why"] == "exit status 4"
-    assert statuses(found["fails"]) == {"first": "ok", "second": "failed"}
-    assert found["fails"]["items"][1]["why"] == "ZeroDivisionError: division by zero"
-    assert found["raises"]["last_lines"][-1] == "RuntimeError: planted last words"
-    assert statuses(found["hangs"]) == {"first": "ok", "second": "failed"}
-    assert "its time" in found["hangs"]["why"] == found["hangs"]["items"][1]["why"]
-    assert found["garbage"]["items"][0]["value"] == 1.5
-    assert statuses(found["garbage"]) == {"first": "ok"}
-    assert statuses(found["done"]) == {"first": "ok", "late": "not run", "odd": "ok"}
-    assert found["done"]["items"][2]["nan"] == "nan"
-    child = int(next(line for line in found["hangs"]["last_lines"] if line.startswith("child")).split()[1])
-    assert gone(child)
-    json.dumps(found, allow_nan=False)
+def test_last_words_are_kept(tmp_path: Path) -> None:
+    result, _ = run(part("raises"), tmp_path)
+    assert result.last_lines[-1] == "RuntimeError: planted last words"
+    assert "raises| RuntimeError: planted last words" in (tmp_path / "log.txt").read_text()
 
 
-def test_hung_part_is_ended_when_it_says_nothing(stand_in: Any, tmp_path: Path) -> None:
+def test_garbage_harms_nothing(tmp_path: Path) -> None:
+    result, items = run(part("garbage"), tmp_path)
+    assert result.status == "done"
+    assert statuses(items) == {"first": "ok"}
+    # The next part's items are whole, although the last line before them was cut.
+    result, items = run(part("done"), tmp_path)
+    assert statuses(items) == {"first": "ok", "late": "not run", "odd": "ok", "missing": "not available"}
+    assert items["odd"]["nan"] == "nan"
+    assert items["missing"]["why"] == "planted library is not installed"
+    json.dumps(items, allow_nan=False)
+
+
+def test_part_that_outstays_its_time_is_ended_with_its_children(tmp_path: Path) -> None:
     started = time.monotonic()
-    found = run([stand_in("hangs", quiet=1.0)], tmp_path)["hangs"]
-    assert found["why"] == "ended: nothing new for 1 s"
-    assert time.monotonic() - started < 1 + plan.KILL_SECONDS + 4
+    result, items = run(part("hangs", most=1.5), tmp_path)
+    assert time.monotonic() - started < 1.5 + 3 * processes.KILL_SECONDS + 2.5
+    assert (result.status, result.why) == ("failed", processes.OUT_OF_TIME)
+    # Cut off by the clock: a run that continues does it.
+    assert statuses(items) == {"first": "ok", "second": "not run"}
+    child = int((tmp_path / "log.txt").read_text().split("child ")[1].split()[0])
+    assert gone(child)
 
 
-def test_part_goes_on_behind_the_item_it_died_at(stand_in: Any, tmp_path: Path) -> None:
-    found = run([stand_in("dies", restarts=2)], tmp_path)["dies"]
-    assert (found["status"], found["starts"]) == ("done", 2)
-    assert statuses(found) == {"first": "ok", "second": "ok", "third": "failed", "fourth": "ok"}
-    assert found["items"][2]["why"] == "the process ended here"
+def test_hung_part_is_ended_when_no_check_ends(tmp_path: Path) -> None:
+    started = time.monotonic()
+    result, items = run(part("hangs", quiet=1.0), tmp_path)
+    assert result.why == "ended: no check came to an end for 1 s"
+    assert statuses(items) == {"first": "ok", "second": "failed"}
+    assert time.monotonic() - started < 1 + 3 * processes.KILL_SECONDS + 4
 
 
-def test_no_more_restarts_than_allowed(stand_in: Any, tmp_path: Path) -> None:
-    found = run([stand_in("raises", restarts=2)], tmp_path)["raises"]
-    assert (found["status"], found["starts"], found["why"]) == ("failed", 3, "exit status 1")
+def test_one_worker_that_hangs_does_not_hide_behind_another(tmp_path: Path) -> None:
+    """Signs of life are a process's own: the steady one writes all the time."""
+    both = part(
+        "hangs", "steady400", quiet=1.0, environment=(("WITNESS", str(tmp_path / "witness")), ("PAUSE", "0.005"))
+    )
+    result, items = run(both, tmp_path)
+    assert result.why == "ended: no check came to an end for 1 s"
+    assert items["second"]["status"] == "failed"
+    assert items["item 399"]["status"] == "ok"
 
 
-def test_part_without_time_is_not_started(stand_in: Any, tmp_path: Path) -> None:
-    found = plan.run([stand_in("done", least=9.0)], tmp_path, time.monotonic() + 10, after=5.0)["done"]
-    assert (found["status"], found["why"]) == ("not run", "5 s are left, it needs 9")
-    assert not list(tmp_path.iterdir())
+def test_part_goes_on_after_the_check_it_died_at(tmp_path: Path) -> None:
+    result, items = run(part("dies", restarts=2), tmp_path)
+    assert (result.status, result.starts) == ("done", 2)
+    assert statuses(items) == {"first": "ok", "second": "ok", "third": "failed", "fourth": "ok"}
+    assert items["third"]["why"] == "exit status 9"
 
 
-def test_log_keeps_its_beginning_and_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plan, "LOG_HEAD", 100)
-    monkeypatch.setattr(plan, "LOG_TAIL", 50)
-    log = plan.Log(tmp_path / "log")
+def test_restart_of_one_worker_leaves_the_others_checks_alone(tmp_path: Path) -> None:
+    two = part("dies", "steady60", restarts=2, environment=(("WITNESS", str(tmp_path / "witness")), ("PAUSE", "0.02")))
+    result, items = run(two, tmp_path)
+    assert result.status == "done"
+    bad = {key for key, item in items.items() if item["status"] != "ok"}
+    assert bad == {"third"}
+
+
+def test_no_more_restarts_than_allowed(tmp_path: Path) -> None:
+    result, _ = run(part("raises", restarts=2), tmp_path)
+    assert (result.status, result.starts, result.why) == ("failed", 3, "exit status 1")
+
+
+def test_part_without_time_is_not_started(tmp_path: Path) -> None:
+    result, _ = run(part("done", least=9.0), tmp_path, seconds=5.0)
+    assert (result.status, result.why) == ("not run", "5 s are left, it needs 9")
+    assert not (tmp_path / "items.jsonl").exists()
+
+
+def test_lost_context_ends_the_process_with_a_request_to_start_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access every call fails: the checks that are left need another process."""
+    monkeypatch.setattr(lines, "context_is_lost", lambda: True)
+    one = lines.Lines(tmp_path / "items.jsonl", "part", 10.0)
+    one.item("fine", dict)
+    with pytest.raises(SystemExit) as ended:
+        one.item("illegal", lambda: 1 / 0)
+    assert ended.value.code == lines.AGAIN
+    assert statuses(lines.ended(lines.read_lines(tmp_path / "items.jsonl"))["part"]) == {
+        "fine": "ok",
+        "illegal": "failed",
+    }
+
+
+# The plan
+
+
+@pytest.mark.parametrize("schedule", [None, "stepwise"])
+def test_plan_asks_in_order_and_fits_its_time(schedule: str | None) -> None:
+    parts = plan.parts(schedule)
+    names = [one.name for one in parts]
+    assert names == ["smoke", "parity", "ceilings", "throughput", "counters", "sanitizer"]
+    before = command.ENDING + plan.CARD_SECONDS + parts[0].most
+    # Whatever hangs, every part after it has at least its `least`.
+    assert before + sum(one.least for one in parts[1:]) < command.SECONDS == 290
+    assert sum(one.most for one in parts[:2]) + sum(one.least for one in parts[2:]) + command.ENDING < 290
+    assert all(one.quiet < one.most and one.restarts for one in parts)
+    pinned = [worker for one in parts for worker in one.workers if "--schedule" in worker]
+    assert len(pinned) == (0 if schedule is None else plan.PARITY_WORKERS + 1)
+    for one in parts:  # every program of the plan exists
+        for worker in one.workers:
+            if worker[2].startswith("bench."):
+                assert (ROOT / f"{worker[2].replace('.', '/')}.py").exists()
+
+
+def test_toolkit_is_found_where_it_usually_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan, "TOOLKIT", tmp_path)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    assert plan.toolkit() == (("CUDA_HOME", str(tmp_path)),)
+    monkeypatch.setenv("CUDA_HOME", "elsewhere")
+    assert plan.toolkit() == ()
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setattr(plan, "TOOLKIT", tmp_path / "none")
+    assert plan.toolkit() == ()
+
+
+# The log
+
+
+def test_log_keeps_the_beginning_and_the_end_of_each_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(log, "HEAD_BYTES", 100)
+    monkeypatch.setattr(log, "TAIL_BYTES", 50)
+    whole = log.Log(tmp_path / "log")
+    output = log.Output("one", whole)
     for i in range(100):
-        log.say(f"line {i}")
-    log.close()
+        output.say(f"line {i}")
+    output.finish()
+    whole.close()
     text = (tmp_path / "log").read_text()
-    assert text.startswith("line 0\n")
-    assert text.endswith("line 99\n")
+    assert text.startswith("one| line 0\n")
+    assert text.endswith("one| line 99\n")
     assert "bytes left out" in text
-    assert len(text) < 300
-    assert log.last(2) == ["line 98", "line 99"]
+    assert len(text) < 400
+    assert output.last(2) == ["line 98", "line 99"]
 
 
-def test_plan_fits_its_time() -> None:
-    groups = command.plan()
-    least = sum(max(part.least for part in group) for group in groups) + command.ENDING + command.CARD_SECONDS
-    assert least < command.SECONDS < 600
-    names = [part.name for group in groups for part in group]
-    assert len(set(names)) == len(names)
-    assert [part.name for part in groups[-1]] == ["throughput"]
-    for part in groups[-1]:
-        assert part.restarts
+def test_log_has_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(log, "MOST_BYTES", 1000)
+    whole = log.Log(tmp_path / "log")
+    for i in range(1000):
+        log.Output(f"process {i}", whole).say("x" * 50)
+    whole.close()
+    assert 900 < (tmp_path / "log").stat().st_size <= 1000
 
 
-# pytest's outcomes as lines
+# pytest's outcomes as items
 
 
 PLANTED_TESTS = """
@@ -177,6 +210,7 @@ import os, pytest
 def test_both(backend, case): pass
 def test_fails(): assert 1 == 2, "planted"
 def test_skips(): pytest.skip("planted reason")
+def test_lacks(): pytest.skip("not available: planted library")
 @pytest.fixture
 def broken(): raise ValueError("planted fixture")
 def test_error(broken): pass
@@ -185,118 +219,66 @@ def test_last(): pass
 """
 
 
-def test_outcomes_come_as_lines_and_dead_tests_are_not_tried_again(tmp_path: Path) -> None:
+def test_outcomes_are_items_and_dead_tests_are_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "test_planted.py").write_text(PLANTED_TESTS)
     options = ("-m", "pytest", "-q", "-p", "bench.gpu.reports", "-p", "no:cacheprovider", "-o", "addopts=")
-    here = (*options, "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path))
-    parts = [
-        Part(
-            f"share{i}",
-            (sys.executable, *here, "--share", f"{i}/2"),
-            60.0,
-            restarts=2,
-            environment=(("PYTHONPATH", str(ROOT)),),
-        )
-        for i in (1, 2)
-    ]
-    found = run(parts, tmp_path, 60.0)
-    merged = {item["item"].split("::")[1]: item for part in found.values() for item in part["items"]}
-    assert {name: item["status"] for name, item in merged.items()} == {
+    here = (sys.executable, *options, "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path))
+    shares = tuple((*here, "--share", f"{i}/2") for i in (1, 2))
+    both = Part("tests", shares, 60.0, restarts=2, environment=(("PYTHONPATH", str(ROOT)),))
+    result, items = run(both, tmp_path, 60.0)
+    found = {key.split("::")[1]: item for key, item in items.items()}
+    assert statuses(found) == {
         **{f"test_both[{case}-{backend}]": "ok" for case in (1, 2) for backend in "ab"},
         "test_fails": "failed",
         "test_skips": "skipped",
+        "test_lacks": "not available",
         "test_error": "failed",
         "test_dies": "failed",
         "test_last": "ok",
     }
-    assert "planted" in merged["test_fails"]["why"]
-    assert merged["test_skips"]["why"] == "planted reason"
-    assert "planted fixture" in merged["test_error"]["why"]
-    assert sorted(part["starts"] for part in found.values()) == [1, 2]
-    one, other = ({item["item"] for item in part["items"]} for part in found.values())
-    assert not one & other
-    assert len(one) >= 3 <= len(other)
+    assert "planted" in found["test_fails"]["why"]
+    assert found["test_skips"]["why"] == "planted reason"
+    assert found["test_lacks"]["why"] == "planted library"
+    assert "planted fixture" in found["test_error"]["why"]
+    assert result.starts == 2
 
 
-# The command
+# Nothing outlives its parent
 
 
-def test_whole_run(
-    stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command, "find_card", lambda folder: (CARD, ""))
-    monkeypatch.setattr(command, "RESULTS", tmp_path)
-    monkeypatch.setattr(command, "ENDING", 1.0)
-    groups = [
-        [stand_in("done"), stand_in("garbage")],
-        [stand_in("fails")],
-        [stand_in("hangs", quiet=1.0)],
-        [stand_in("raises", least=1e3)],
-    ]
-    monkeypatch.setattr(command, "ENDING", -1000.0)  # the last group's least would else be kept for it
-    started = time.monotonic()
-    assert command.main(["--seconds", "40"], groups) == 1
-    assert time.monotonic() - started < 45
-    out = tmp_path / "planted-card-9"
-    files = {path.name: path.stat().st_size for path in out.iterdir()}
-    assert set(files) - {"gpu.png"} == {"gpu.json", "log.txt", "summary.txt"}
-    assert max(files.values()) < 16 << 20
-    document = json.loads((out / "gpu.json").read_text())
-    assert document["schema"] == report.SCHEMA
-    assert {name: part["status"] for name, part in document["parts"].items()} == {
-        "card": "done",
-        "done": "done",
-        "garbage": "done",
-        "fails": "failed",
-        "hangs": "failed",
-        "raises": "not run",
-        "plot": "done" if "gpu.png" in files else "failed",
-    }
-    said = capsys.readouterr().out
-    assert "ZeroDivisionError: division by zero" in said
-    assert "Planted Card 9" in said
-    assert "this is fails" in (out / "log.txt").read_text(errors="replace")
-    assert (out / "summary.txt").read_text() in said
-
-
-def test_parts_can_be_named(stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_card", lambda folder: (CARD, ""))
-    monkeypatch.setattr(command, "PLOT_SECONDS", 0.0)
-    groups = [[stand_in("done"), stand_in("fails")]]
-    command.main(["--out", str(tmp_path), "--parts", "do"], groups)
-    assert set(json.loads((tmp_path / "gpu.json").read_text())["parts"]) == {"card", "done", "plot"}
-
-
-def test_interrupted_run_ends_its_parts(stand_in: Any, tmp_path: Path) -> None:
-    part = stand_in("hangs")
+@pytest.mark.parametrize("number", [9, 15])
+def test_no_process_outlives_the_run(number: int, tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from bench.gpu import plan; from bench.gpu.plan import Part\n"
-        "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); plan.KILL_SECONDS = 0.5\n"
-        f"plan.run([Part('hangs', {part.command!r}, 60.0)], Path({str(tmp_path)!r}), time.monotonic() + 60)"
+        "import time\nfrom pathlib import Path\nfrom bench.gpu import log, processes\n"
+        "from tests.gpu_parts import part\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "environment = (('WITNESS', str(folder / 'witness')), ('PAUSE', '0.02'))\n"
+        "both = part('steady9999-a', 'steady9999-b', environment=environment)\n"
+        "processes.run(both, folder / 'items.jsonl', log.Log(folder / 'log.txt'), time.monotonic() + 60)"
     )
-    outer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    deadline, log = time.monotonic() + 20, tmp_path / "hangs.log"
-    while not (log.exists() and b"child" in log.read_bytes()):
+    outer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 20
+    items = tmp_path / "items.jsonl"
+    while len({line["pid"] for line in lines.read_lines(items)}) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    child = int(log.read_text().split("child")[1].split()[0])
-    outer.send_signal(signal.SIGTERM)
-    assert outer.wait(20) == 143
-    assert gone(child)
+    workers = {line["pid"] for line in lines.read_lines(items)}
+    os.kill(outer.pid, number)
+    outer.wait(20)
+    deadline = time.monotonic() + 5
+    while not all(map(gone, workers)):
+        assert time.monotonic() < deadline, "a process outlived the run"
+        time.sleep(0.02)
 
 
-@pytest.mark.skipif(cuda_problem() is None, reason="there is a CUDA card here")
-def test_no_card_has_an_exit_status_of_its_own(tmp_path: Path) -> None:
-    results = sorted((ROOT / "bench" / "results").rglob("*"))
+def test_a_process_whose_parent_has_died_does_not_start(tmp_path: Path) -> None:
+    witness = tmp_path / "ran"
     ran = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "bench.gpu.tether", "1", "touch", str(witness)],
         cwd=ROOT,
         capture_output=True,
-        text=True,
         check=False,
     )
-    assert ran.returncode == command.NO_CARD == 3
-    assert "there is no CUDA card that can be used here: " in ran.stdout
-    assert "nothing was written" in ran.stdout
-    assert not (tmp_path / "out").exists()
-    assert sorted((ROOT / "bench" / "results").rglob("*")) == results
+    assert ran.returncode == 1
+    assert b"the parent has died" in ran.stderr
+    assert not witness.exists()

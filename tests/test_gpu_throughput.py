@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from bench.gpu import cudnn, lines, model, report, sample
+from bench.gpu import cudnn, lines, model, report, sample, tables
 from bench.grid import FORWARD_BACKWARD, Point
 from rnnkit.backends.cuda import sources
 from rnnkit.testing import error_ratio
@@ -55,7 +55,7 @@ def test_throughput_is_measured(throughput: Any, tmp_path: Path, monkeypatch: py
     free = 1e12
     monkeypatch.setattr(throughput.Card, "here", classmethod(lambda kind: kind(132, 90, 91400, free)))
     found = list(part_items(throughput, tmp_path / "lines", 30.0).values())
-    assert [item["status"] for item in found] == ["ok"] * 3 + ["not run"] * 2, found
+    assert [item["status"] for item in found] == ["ok"] * 3 + ["skipped", "not run"], found
     assert "GiB" in found[3]["why"]
     assert "s are left" in found[4]["why"]
     assert found[1]["rows_checked"] == 8
@@ -68,12 +68,143 @@ def test_throughput_is_measured(throughput: Any, tmp_path: Path, monkeypatch: py
     assert len(report.rows(made)) == 6
     assert "no card to capture on" in found[0]["passes"]["forward"]["torch_graph"]["why"]
     assert found[0]["passes"][FORWARD_BACKWARD]["flop"] == 3 * SMALL[0].flop()
-    throughput.main(["--lines", str(tmp_path / "lines"), "--seconds", "30"])
-    assert len(lines.items(lines.read_lines(tmp_path / "lines"), "")) == 5
+    assert part_items(throughput, tmp_path / "lines", 30.0) == {item["item"]: item for item in found}  # not again
+
+
+def test_ragged_rows_are_timed_with_lengths_that_repeat_and_that_are_new(throughput: Any) -> None:
+    here = throughput.Card(132, 90, 91400, 1e9)
+    found = throughput.measure_point(SMALL[1], here)
+    for passes in found["passes"].values():
+        for contender in ("ours", "ours_fresh", "torch_eager", "torch_fresh", "torch_packed"):
+            assert passes[contender]["ms"]["median"] > 0
+        # Repeated lengths replay graphs. New ones do not, and the point says so.
+        assert passes["ours"]["counts"]["replays"] >= 1
+        assert passes["ours"]["counts"]["captures"] == passes["ours"]["counts"]["refused"] == 0
+        assert passes["ours"]["fell_back"] == []
+        assert passes["ours_fresh"]["counts"]["replays"] == 0
+        assert "launched one by one" in passes["ours_fresh"]["fell_back"][0]
+    plain = throughput.measure_point(SMALL[0], here)["passes"]["forward"]
+    assert "ours_fresh" not in plain
+    assert plain["ours"]["host_ms"] > 0
+    text = "\n".join(tables.SECTIONS["throughput"](document([{"item": "gru", **found}])))
+    assert "ours_fresh" in text
+    assert "fell back" not in text
+
+
+def test_ragged_contenders_do_the_same_work(throughput: Any) -> None:
+    """Packed rows give the padded ones' values; new lengths are drawn alike on both sides and give equal results."""
+    import torch
+
+    from bench.gpu import numbers, sides
+
+    point = Point("lstm", 5, 6, 6, 9, "float64", ragged=True)
+    n = numbers.numbers(point)
+    ours, peer = sides.Ours(n), sides.Torch(n)
+    pack = torch.nn.utils.rnn.pack_padded_sequence
+    lengths = torch.from_numpy(n.lengths)
+    y, h, c, dx, *rest = peer.ready(True)()
+    packed = peer.ready_packed(True)()
+    torch.testing.assert_close(packed[0], pack(y, lengths, enforce_sorted=False).data)
+    torch.testing.assert_close(packed[3], pack(dx, lengths, enforce_sorted=False).data)
+    for got, want in zip((*packed[1:3], *packed[4:]), (h, c, *rest), strict=True):
+        torch.testing.assert_close(got, want)
+    torch.testing.assert_close(peer.ready_packed(False)()[0], packed[0])
+    for backward in (False, True):
+        calls = ours.ready_fresh(backward), peer.ready_fresh(backward)
+        seen = []
+        for _ in range(3):
+            got, want = calls[0](), calls[1]()
+            for a, b in zip(ours.results(got).values(), peer.results(want).values(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            seen.append(ours.results(got)["y"])
+        assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_sides_take_turns_at_being_first(throughput: Any, monkeypatch: pytest.MonkeyPatch, ours_first: bool) -> None:
+    from bench.gpu import timing
+
+    monkeypatch.setattr(throughput, "ROUNDS", 2)
+    order: list[str] = []
+    measure = timing.measure
+
+    def watched(call: Any, seconds: float) -> Any:
+        order.append(call.name)
+        return measure(call, seconds)
+
+    monkeypatch.setattr(timing, "measure", watched)
+    monkeypatch.setattr(throughput, "count_launches", lambda call: {})
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self) -> None: ...
+
+    throughput._times({name: Named(name) for name in ("ours", "torch_eager", "torch_graph")}, ours_first)
+    ours_in_front = ["ours", "torch_eager", "torch_graph"]
+    rounds = [ours_in_front, ours_in_front[::-1]]
+    assert [order[:3], order[3:]] == (rounds if ours_first else rounds[::-1])
+
+
+def test_points_take_turns_too(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "ordered", lambda: iter([SMALL[0], Point("lstm", 4, 3, 2, 5)]))
+    monkeypatch.setattr(throughput.Card, "here", classmethod(lambda kind: kind(132, 90, 91400, 1e12)))
+    monkeypatch.setattr(throughput, "clocks", lambda: {"sm_mhz": 1980.0})
+    found = part_items(throughput, tmp_path / "lines", 30.0)
+    assert [item["ours_first"] for item in found.values()] == [True, False]
+    assert [item["clocks"] for item in found.values()] == [{"sm_mhz": 1980.0}] * 2
+
+
+def test_pinned_schedule_is_what_is_timed(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.gpu import sides
+
+    backends = []
+    made = sides.make_layer
+    monkeypatch.setattr(sides, "make_layer", lambda *given: (backends.append(given[1]), made(*given))[1])
+    monkeypatch.setattr(sample, "ordered", lambda: iter(SMALL[:1]))
+    arguments = ["--items", str(tmp_path / "lines"), "--part", "throughput", "--seconds", "30"]
+    assert throughput.main([*arguments, "--schedule", "stepwise"]) == 0
+    assert backends == ["cupy:stepwise"]
+
+
+def test_refused_capture_is_recorded_with_its_reason(
+    throughput: Any, card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.gpu import numbers, sides
+
+    side = sides.Ours(numbers.numbers(SMALL[0]))
+    side.forward()
+    end_capture = card.cuda.Stream.end_capture
+
+    def spoilt(stream: Any) -> Any:
+        end_capture(stream)
+        raise card.cuda.runtime.CUDARuntimeError(901)
+
+    monkeypatch.setattr(card.cuda.Stream, "end_capture", spoilt)
+    found = throughput.count_launches(side.forward)
+    assert found["counts"]["refused"] == 1
+    assert "could not be captured" in found["fell_back"][0]
+    made = document(
+        [{"item": "lstm", "status": "ok", "point": SMALL[0].to_dict(), "passes": {"forward": {"ours": found}}}]
+    )
+    assert "1 passes fell back from graphs, the first lstm forward" in "\n".join(tables._fell_back(made))
+
+
+def test_without_torch_there_is_nothing_to_compare_with(
+    throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.gpu import counters
+
+    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
+    (found,) = part_items(throughput, tmp_path / "lines").values()
+    assert (found["status"], "torch is not installed" in found["why"]) == ("not available", True)
+    with pytest.raises(lines.Unavailable, match="torch is not installed"):
+        counters.count(SMALL[0], False)
 
 
 def test_wrong_result_is_not_timed(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import sides
+    from bench.gpu import numbers, sides
 
     here = throughput.Card(132, 90, 91400, 1e9)
     right = rnnkit.LSTM.backward
@@ -87,7 +218,7 @@ def test_wrong_result_is_not_timed(throughput: Any, monkeypatch: pytest.MonkeyPa
     assert (wrong["status"], "ours" in wrong) == ("wrong", False)
     assert wrong["error"] > 1
     monkeypatch.undo()
-    n = sides.numbers(SMALL[0])
+    n = numbers.numbers(SMALL[0])
     found = throughput.measure_pass(sides.Ours(n), sides.Torch(n), 0.5, throughput.PEER_WRONG + 1, False)
     assert "torch_eager" not in found
     assert found["steps_per_s"] == pytest.approx(20 / found["ours"]["ms"]["median"] * 1e3, rel=1e-6)
@@ -113,10 +244,10 @@ class PlantedGraph:
 def test_torch_is_captured(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from bench.gpu import sides
+    from bench.gpu import numbers, sides
 
     graph, calls = PlantedGraph(), []
-    side = sides.Torch(sides.numbers(SMALL[0]))
+    side = sides.Torch(numbers.numbers(SMALL[0]))
     monkeypatch.setattr(sides, "torch_device", lambda: "cuda")
     for name in ("Stream", "stream", "graph", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, PlantedGraph)
@@ -140,19 +271,19 @@ def test_torch_is_captured(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> 
         side.captured(lambda: calls.append("call") or (1 / 0 if len(calls) > 3 else ()))
     assert calls[-1] == "set back"
     monkeypatch.setattr(torch, "from_dlpack", lambda array: ("taken", array))
+    monkeypatch.setattr(numbers, "torch_device", lambda: "cuda")
     assert sides.to_torch(3) == ("taken", 3)
-    monkeypatch.setattr(throughput, "torch_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(2))
     throughput.forget()
     assert calls[-1] == 2
-    assert throughput.usable()
 
 
 @pytest.mark.parametrize(("wrong_call", "seen"), [(0, True), (2, True), (None, False)])
 def test_first_call_and_replayed_one_are_checked(throughput: Any, wrong_call: int | None, seen: bool) -> None:
-    from bench.gpu import sides
+    from bench.gpu import numbers
 
-    n, calls = sides.numbers(SMALL[0]), iter(range(3))
+    n, calls = numbers.numbers(SMALL[0]), iter(range(3))
     side = SimpleNamespace(
         n=n, ready=lambda backward: lambda: next(calls), results=lambda call: {"y": n.x + (call == wrong_call)}
     )
@@ -163,30 +294,32 @@ def test_ruined_context_has_the_part_started_again(
     throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "ordered", lambda: iter(SMALL))
-    monkeypatch.setattr(throughput, "measure_point", lambda point, card: 1 / 0)
-
-    def ruined() -> None:
-        raise RuntimeError("an illegal memory access")
-
-    monkeypatch.setattr(throughput.timing, "wait", ruined)
-    arguments = ["--lines", str(tmp_path / "lines"), "--seconds", "30"]
-    assert [throughput.main(arguments) for _ in range(4)] == [lines.AGAIN] * 3 + [0]
-    assert len(lines.items(lines.read_lines(tmp_path / "lines"), "")) == 3
+    monkeypatch.setattr(throughput, "measure_point", lambda *given, **options: 1 / 0)
+    monkeypatch.setattr(throughput, "forget", lambda: None)
+    monkeypatch.setattr(lines, "context_is_lost", lambda: True)
+    arguments = ["--items", str(tmp_path / "lines"), "--part", "throughput", "--seconds", "30"]
+    for _ in range(3):
+        with pytest.raises(SystemExit) as ended:
+            throughput.main(arguments)
+        assert ended.value.code == lines.AGAIN
+    assert throughput.main(arguments) == 0
+    found = lines.ended(lines.read_lines(tmp_path / "lines"))["throughput"]
+    assert [item["status"] for item in found.values()] == ["failed"] * 3
 
 
 def test_error_is_the_library_s(throughput: Any) -> None:
     import torch
 
-    from bench.gpu import sides
+    from bench.gpu import numbers
 
     rng = np.random.default_rng(0)
     want = rng.standard_normal((4, 5))
     for dtype, kind in (("float32", "forward"), ("bfloat16", "backward")):
         got = want + 1e-4 * rng.standard_normal((4, 5))
-        ratio = sides.error(torch.from_numpy(got), torch.from_numpy(want), dtype, kind)
+        ratio = numbers.error(torch.from_numpy(got), torch.from_numpy(want), dtype, kind)
         assert ratio == pytest.approx(error_ratio(got, want, dtype, kind))
-    assert sides.error(torch.full((2,), math.nan), torch.zeros(2).double(), "float32", "forward") == math.inf
-    assert sides.error(torch.zeros(3), torch.zeros(2).double(), "float32", "forward") == math.inf
+    assert numbers.error(torch.full((2,), math.nan), torch.zeros(2).double(), "float32", "forward") == math.inf
+    assert numbers.error(torch.zeros(3), torch.zeros(2).double(), "float32", "forward") == math.inf
 
 
 def test_arithmetic_is_what_the_dtype_says() -> None:
@@ -201,9 +334,9 @@ def test_arithmetic_is_what_the_dtype_says() -> None:
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("point", [Point("lstm", 7, 3, 5, 9), Point("gru", 7, 3, 5, 9, "float16")], ids=str)
 def test_launches_are_as_predicted(throughput: Any, card: Any, point: Point, backward: bool) -> None:
-    from bench.gpu import sides
+    from bench.gpu import numbers, sides
 
-    side = sides.Ours(sides.numbers(point))
+    side = sides.Ours(numbers.numbers(point))
     call = side.forward_backward if backward else side.forward
     for _ in range(3):
         call()
@@ -245,9 +378,10 @@ def test_counters(throughput: Any, card: Any, tmp_path: Path, monkeypatch: pytes
     bytes_ = found["bytes gru"]["kernels"]["forward_step"]
     assert bytes_ == {"launches": 2.0, "lts__t_bytes.sum": 2048.0, "gpu__time_duration.sum (ns)": 2000.0}
     tool.write_text("#!/bin/sh\necho refused\n")
-    assert counters.bytes_by_ncu(str(tool), "gru", 9.0)["status"] == "skipped"
+    with pytest.raises(lines.Unavailable, match="ncu counted nothing: refused"):
+        counters.bytes_by_ncu(str(tool), "gru", 9.0)
     monkeypatch.setattr(counters, "find_tool", lambda name: None)
-    assert part_items(counters, tmp_path / "none")["bytes gru"]["status"] == "not run"
+    assert part_items(counters, tmp_path / "none")["bytes gru"]["status"] == "not available"
     one.main(["gru"])
 
 

@@ -1,16 +1,17 @@
 """The command line of the run on a card.
 
-python -m bench.gpu [--out FOLDER] [--seconds N] [--parts NAME ...]
+python -m bench.gpu [--out FOLDER] [--seconds N] [--parts NAME ...] [--done gpu.json [--only-failed]] [--schedule NAME]
 
-Exit status: 0 all done and right; 1 something is wrong, or a part did not end well; 3 there is no CUDA card to be used,
-and nothing was written; 2 an argument is wrong. (make has one status of its own for every failure, and prints ours.)
+Every finished check is in OUT/gpu.json or OUT/items.jsonl from the moment it ends, whatever ends the run. Exit status:
+0 all done and right; 1 something is wrong, or a part did not come to its end; 3 there is no CUDA card to be used, and
+nothing was written; 2 an argument is wrong. (make has one status of its own for every failure, and prints ours.)
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
-import json
 import os
 import re
 import signal
@@ -22,129 +23,164 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.gpu import report
-from bench.gpu.plan import Part, run
+from bench.gpu import lines, plan, report, results, tables
+from bench.gpu.log import Log
+from bench.gpu.processes import Part, Result, run
+from bench.gpu.results import ITEMS, Document, Results, Unusable
 from bench.pool import ROOT
+from rnnkit.backends import BACKENDS
 
 NO_CARD = 3
-SECONDS, CARD_SECONDS, PLOT_SECONDS = 560.0, 60.0, 40.0
-# Kept at the end for the plot, the files and the table.
-ENDING = 25.0
-LOG_BYTES = 12 << 20
+SECONDS = 290.0
+# Kept at the end for a part that is stuck, the plot, the files and the table.
+ENDING = 20.0
 RESULTS = ROOT / "bench" / "results"
-# Without the project's conftest and options, and without other plugins: they may not be installed where the card is.
-PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "--noconftest", "-o", "addopts=", "-p", "no:cacheprovider")
-TESTS, SHARES = ("tests/test_gpu.py", "tests/test_gpu_calls.py"), 4
+STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def module(name: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", f"bench.gpu.{name}")
-
-
-def plan() -> list[list[Part]]:
-    """The parts, group by group; those of a group run at once, so that only what is not timed has company."""
-    surroundings = (
-        ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),
-        *((f"{name}_NUM_THREADS", "2") for name in ("OPENBLAS", "OMP", "MKL")),
-    )
-    shares = [
-        Part(
-            f"parity{which}",
-            (sys.executable, *PYTEST, "-p", "bench.gpu.reports", "--share", f"{which}/{SHARES}", *TESTS),
-            most=170,
-            least=40,
-            quiet=75,
-            restarts=3,
-            environment=surroundings,
-        )
-        for which in range(1, SHARES + 1)
-    ]
-    return [
-        [*shares, Part("sanitizer", module("sanitizer"), most=150, least=40)],
-        [Part("ceilings", module("ceilings"), most=60, least=25, quiet=30, restarts=3)],
-        [Part("counters", module("counters"), most=75, least=25, quiet=65, restarts=1)],
-        [Part("throughput", module("throughput"), most=1e4, least=60, quiet=60, restarts=5)],
-    ]
-
-
-def main(arguments: list[str] | None = None, groups: Sequence[Sequence[Part]] | None = None) -> int:
+def main(arguments: list[str] | None = None, parts: Sequence[Part] | None = None, card: Part | None = None) -> int:
+    """parts, card: others than the plan's, for tests."""
+    deadline = time.monotonic()
     options = _parser().parse_args(arguments)
-    deadline = time.monotonic() + options.seconds
-    # A SystemExit, so that children are ended when the run is.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    deadline += options.seconds
+    earlier = _earlier(options)
+    wanted = _chosen(options.parts, parts or plan.parts(options.schedule))
+    for number in STOPPED:
+        signal.signal(number, _stop)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
-        card, why = find_card(Path(folder))
+        found, why = find_card(card or plan.card(), Path(folder))
     if why:
         print(f"there is no CUDA card that can be used here: {why}\nnothing was measured, nothing was written")
         return NO_CARD
-    name = next(i["name"] for i in card["items"] if i["item"] == "device")
-    out = (Path(options.out) if options.out else RESULTS / slug(name)).resolve()
+    name = next(item["name"] for item in found if item["item"] == "device")
+    if earlier is not None and report.card_name(earlier) != name:
+        return _refuse(f"--done must be of this card, {name}; {options.done} is of {report.card_name(earlier)}")
+    out = (options.out or RESULTS / slug(name)).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    named = ([part for part in group if _named(part, options.parts)] for group in groups or plan())
-    chosen = [group for group in named if group]
+    session = Run(out, deadline, wanted, found, earlier, options.only_failed)
     try:
-        document = run_all(chosen, out, deadline, card)
+        session.run()
+    except lines.NotWritten as problem:
+        print(f"{problem}: nothing can be measured that cannot be kept")
+        return 1
+    except BaseException as stop:
+        session.results.interrupt(f"the run was ended: {_said(stop)}")
+        raise
     finally:
-        _remove_live(out)
-    text = report.render(document)
-    (out / "summary.txt").write_text(text + "\n", encoding="utf-8")
-    print(text, flush=True)
-    print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
-    return int(bool(report.problems(document)) or any(p["status"] != "done" for p in document["parts"].values()))
+        session.close()
+    return session.finish()
 
 
-def find_card(folder: Path) -> tuple[dict[str, Any], str]:
-    """The result of the part "card", and why there is none to be used, "" where there is."""
-    (result,) = run([Part("card", module("card"), CARD_SECONDS, 0.0)], folder, time.monotonic() + CARD_SECONDS).values()
-    device: dict[str, Any] = next((i for i in result["items"] if i["item"] == "device"), {})
-    if device.get("status") == "ok":
-        return result, ""
-    return result, device.get("why") or f"{result['why']}: {' | '.join(result['last_lines'][-3:])}"
+def find_card(part: Part, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """The items of the part "card", and why there is no card to be used, "" where there is."""
+    items = folder / ITEMS
+    log = Log(folder / "log.txt")
+    result = run(part, items, log, time.monotonic() + part.most)
+    log.close()
+    found = list(lines.ended(lines.read_lines(items)).get(part.name, {}).values())
+    device = next((item for item in found if item["item"] == "device"), None)
+    if device is None:
+        return found, f"{result.why}: {' | '.join(result.last_lines[-3:])}"
+    return found, "" if device["status"] == "ok" else device["why"]
 
 
-def run_all(groups: Sequence[Sequence[Part]], out: Path, deadline: float, card: dict[str, Any]) -> dict[str, Any]:
-    """Runs the groups one after the other; the document is on disk after each, whatever comes then."""
-    started = time.monotonic()
-    document: dict[str, Any] = {
-        "schema": report.SCHEMA,
-        "date": datetime.date.today().isoformat(),
-        "commit": machine.commit(),
-        "seconds": 0.0,
-        "parts": {"card": card},
-    }
-    (out / "log.txt").write_bytes(b"")
-    for i, group in enumerate(groups):
-        after = ENDING + sum(max((part.least for part in later), default=0.0) for later in groups[i + 1 :])
-        print(f"{', '.join(part.name for part in group)} ...", flush=True)
-        try:
-            document["parts"] |= run(group, out, deadline, after)
-        finally:
-            for part in group:
-                _keep_log(part.name, out)
-        document["seconds"] = round(time.monotonic() - started, 1)
-        save(document, out / "gpu.json")
-    document["means"] = report.means(document)
-    save(document, out / "gpu.json")
-    plot = Part("plot", (*module("plot"), str(out / "gpu.json"), str(out / "gpu.png")), PLOT_SECONDS, 1.0)
-    left = max(10.0, deadline - time.monotonic() - 5.0)
-    document["parts"] |= run([plot], out, time.monotonic() + left)
-    _keep_log("plot", out)
-    save(document, out / "gpu.json")
-    return document
+class Run:
+    """One run: its parts one after the other, with the results on disk after every check."""
+
+    def __init__(
+        self,
+        out: Path,
+        deadline: float,
+        parts: Sequence[Part],
+        card: list[dict[str, Any]],
+        earlier: Document | None,
+        only_failed: bool,
+    ) -> None:
+        self.out = out
+        self.deadline = deadline
+        self.items = out / ITEMS
+        self._card = card
+        self._stop = ""
+        now = {"date": datetime.date.today().isoformat(), "commit": machine.commit(), "seconds": 0.0}
+        runs = [*(earlier["runs"] if earlier else []), now]
+        self.results = Results(out, {"schema": results.SCHEMA, **now, "runs": runs}, earlier)
+        todo = {p.name: results.todo(p.name, earlier, only_failed) for p in parts} if earlier else {}
+        self.parts = [part for part in parts if part.name not in todo or todo[part.name].start]
+        # The items of parts that are not started again stay in gpu.json, and need no line.
+        self._known = [line for part in self.parts if part.name in todo for line in todo[part.name].lines]
+        if earlier is None:
+            (out / "log.txt").unlink(missing_ok=True)
+        self.log = Log(out / "log.txt")
+
+    def run(self) -> None:
+        self.items.unlink(missing_ok=True)
+        lines.reserve(self.items)
+        lines.append(self.items, [*self._known, *({"part": "card", **item} for item in self._card)])
+        self.results.note({"part": "card", **item} for item in self._card)
+        self.results.finish(Part("card", (), 0.0), Result("done", starts=1))
+        for i, part in enumerate(self.parts):
+            self._part(part, kept=ENDING + sum(later.least for later in self.parts[i + 1 :]))
+
+    def _part(self, part: Part, kept: float) -> None:
+        """Runs a part, and prints the table so far. kept: seconds that come after it."""
+        if self._stop:
+            self.results.finish(part, Result("not run", self._stop))
+            return
+        print(f"\n{part.name} ...", flush=True)
+        self.results.begin(part.name)
+        result = run(part, self.items, self.log, self.deadline - kept, self._show)
+        self.results.finish(part, result)
+        if part.name == "smoke":
+            self._stop = base_case_problem(self.results.document())
+        if not result.written:
+            self._stop = "items could not be written, the disk may be full"
+        print(f"\n{tables.render(self.results.document(), part.name)}\n", flush=True)
+        if self._stop:
+            print(f"the run stops here: {self._stop}", flush=True)
+
+    def _show(self, new: list[dict[str, Any]]) -> None:
+        for name, item in self.results.note(new):
+            print(tables.line(name, item), flush=True)
+
+    def finish(self) -> int:
+        """Draws the plot, prints the whole table, and gives the exit status."""
+        out = self.out
+        document = self.results.document()
+        self.results.add(means=report.means(document))
+        self.results.save()
+        log = Log(out / "log.txt")
+        left = self.deadline - time.monotonic() - 3.0
+        drawn = run(plan.plot(out / results.NAME, out / "gpu.png"), out / "plot.jsonl", log, time.monotonic() + left)
+        log.close()
+        (out / "plot.jsonl").unlink(missing_ok=True)
+        document = self.results.document()
+        text = tables.render(document)
+        if drawn.status != "done":
+            text += f"\nno plot: {drawn.why} {' | '.join(drawn.last_lines[-1:])}"
+        if self.results.problem:
+            text += f"\n{self.results.problem}; every item is in {ITEMS}"
+        else:
+            self.items.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (out / "summary.txt").write_text(text + "\n", encoding="utf-8")
+        print(text, flush=True)
+        print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+        ended_badly = any(part["status"] != "done" for part in document["parts"].values())
+        return int(bool(report.problems(document)) or ended_badly or bool(self.results.problem))
+
+    def close(self) -> None:
+        self.log.close()
 
 
-def save(document: dict[str, Any], path: Path) -> None:
-    """Writes the file whole or not at all, an item a line."""
-    partial = path.with_suffix(".partial")
-    parts = []
-    for name, part in document["parts"].items():
-        rows = ",\n".join("   " + json.dumps(item) for item in part["items"])
-        head = json.dumps({k: v for k, v in part.items() if k != "items"})[:-1]
-        parts.append(f'  "{name}": {head}, "items": [\n{rows}\n  ]}}')
-    head = json.dumps({k: v for k, v in document.items() if k != "parts"})[:-1]
-    partial.write_text(f'{head},\n "parts": {{\n' + ",\n".join(parts) + "\n }}\n", encoding="utf-8")
-    os.replace(partial, path)
+def base_case_problem(document: Document) -> str:
+    """Why nothing after "smoke" is worth measuring, "" where it is."""
+    found = {item["item"]: item for item in report.items(document, "smoke")}
+    for key in plan.BASE_CASE:
+        item = found.get(key, {"status": "not run", "why": "it did not come to its turn"})
+        if item["status"] != "ok":
+            return f"the base case failed: {key}: {item['status']}: {item.get('why', '')}"[:300]
+    return ""
 
 
 def slug(name: str) -> str:
@@ -152,35 +188,62 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
-def _keep_log(name: str, out: Path) -> None:
-    """Moves a part's log to the end of the one that stays, and forgets its lines, which are in the document."""
-    path, whole = out / f"{name}.log", out / "log.txt"
-    if path.exists():
-        with whole.open("ab") as file:
-            if file.tell() < LOG_BYTES:
-                file.write(f"\n======== {name}\n".encode() + path.read_bytes())
-        path.unlink()
-    (out / f"{name}.jsonl").unlink(missing_ok=True)
+def _stop(number: int, frame: Any) -> None:
+    """Ends the run by an exception, so that its processes are ended and its results written; once."""
+    for each in STOPPED:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
-def _remove_live(out: Path) -> None:
-    """After an interruption: the folder has its few files and no more."""
-    for path in [*out.glob("*.log"), *out.glob("*.partial")]:
-        path.unlink()
+def _said(stop: BaseException) -> str:
+    if isinstance(stop, SystemExit) and isinstance(stop.code, int) and stop.code > 128:
+        return signal.Signals(stop.code - 128).name
+    return f"{type(stop).__name__}: {stop}"
 
 
-def _named(part: Part, parts: list[str]) -> bool:
-    return not parts or part.name.startswith(tuple(parts))
+def _chosen(names: list[str], parts: Sequence[Part]) -> list[Part]:
+    known = [part.name for part in parts]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SystemExit(_refuse(f"--parts must be of {', '.join(known)}, got {', '.join(unknown)}"))
+    return [part for part in parts if not names or part.name in names]
+
+
+def _earlier(options: argparse.Namespace) -> Document | None:
+    if options.only_failed and options.done is None:
+        raise SystemExit(_refuse("--only-failed needs --done, which names the run whose failed checks are repeated"))
+    try:
+        return None if options.done is None else results.load(options.done)
+    except Unusable as problem:
+        raise SystemExit(_refuse(f"--done: {problem}")) from None
+
+
+def _refuse(why: str) -> int:
+    print(f"python -m bench.gpu: error: {why}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", metavar="FOLDER", help="default bench/results/<card>")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the whole run (default %(default).0f)")
-    parser.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="these alone, or beginnings of names")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FOLDER", help="default bench/results/<card>")
+    add("--seconds", type=_above_zero, default=SECONDS, help="of the whole run (default %(default).0f)")
+    names = ", ".join(part.name for part in plan.parts())
+    add("--parts", nargs="+", default=[], metavar="NAME", help=f"these alone, of {names}")
+    add("--done", type=Path, metavar="FILE", help="go on where the run of this gpu.json ended, and merge the two")
+    add("--only-failed", action="store_true", help="with --done: repeat what was wrong or failed there, nothing else")
+    schedules = BACKENDS["cupy"].schedules()
+    add("--schedule", choices=schedules, help="run this schedule alone (default: what the library chooses)")
     return parser
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text}")
+    return value
 
 
 if __name__ == "__main__":

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from typing import Any
 
 from bench import machine
-from bench.gpu.lines import Item, Lines
+from bench.gpu.lines import Item, Lines, Unavailable
 
 TOOLS = ("nvidia-smi", "compute-sanitizer", "ncu", "nvcc", "cuobjdump")
 TOOL_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/nvidia/bin", "/usr/local/cuda/compute-sanitizer")
-CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,temperature.gpu,pstate,utilization.gpu"
+CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 LIMITS = "name,driver_version,memory.total,memory.used,power.limit,compute_mode,ecc.mode.current,mig.mode.current"
 PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "numba", "numba-cuda", "torch", "numpy", "ml_dtypes", "cuda-bindings")
 ATTRIBUTES = (
@@ -43,6 +44,29 @@ def smi(fields: str) -> dict[str, str]:
     except (subprocess.SubprocessError, OSError):
         return {}
     return dict(zip(fields.split(","), (value.strip() for value in said.split(",")), strict=False))
+
+
+def clocks() -> dict[str, float]:
+    """The first card's clocks (MHz), power (W) and temperature (C) now; empty where nothing can be asked.
+
+    By NVML where its bindings (nvidia-ml-py) are installed, in microseconds; else by nvidia-smi, in about 0.1 s.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return {
+            "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+            "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        }
+    except Exception:  # not installed, or NVML's own errors: not supported on this card, no permission
+        said = smi(CLOCKS)
+    names = {"clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "power.draw": "power_w", "temperature.gpu": "celsius"}
+    numbers = {name: re.match(r"[0-9.]+", said.get(field, "")) for field, name in names.items()}
+    return {name: float(number[0]) for name, number in numbers.items() if number}
 
 
 def problem() -> str | None:
@@ -116,6 +140,9 @@ def cublas_version() -> Item:
 
 
 def torch_versions() -> Item:
+    """Raises Unavailable without torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise Unavailable("torch is not installed")
     import torch
 
     return {
@@ -127,13 +154,13 @@ def torch_versions() -> Item:
 
 
 def tools() -> Item:
+    """Where the toolkit's programs are, and which optional packages are installed; nothing is imported."""
     found: dict[str, Any] = {name: find_tool(name) for name in TOOLS}
-    for module in ("cuda.bindings.runtime", "numba.cuda", "matplotlib", "xdist", "pytest_timeout", "ml_dtypes"):
+    for module in ("cuda.bindings", "numba_cuda", "torch", "matplotlib", "pytest", "ml_dtypes", "pynvml"):
         try:
-            importlib.import_module(module)
-            found[module] = "importable"
-        except Exception as error:  # an extension that does not load raises what it likes
-            found[module] = f"{type(error).__name__}: {error}"[:200]
+            found[module] = "installed" if importlib.util.find_spec(module) else None
+        except ModuleNotFoundError:  # of the package that it is in
+            found[module] = None
     return {"tools": found}
 
 
@@ -152,11 +179,10 @@ def main(arguments: list[str] | None = None) -> int:
     if why is not None:
         lines.write({"item": "device", "status": "failed", "why": why})
         return 0
-    lines.item("device", device)
-    lines.item("limits", lambda: {"smi": smi(LIMITS)})
-    lines.item("clocks", lambda: {"smi": smi(CLOCKS)})
-    for work in (attributes, versions, nvrtc_version, cublas_version, torch_versions, tools, host):
+    for work in (device, attributes, versions, nvrtc_version, cublas_version, tools, host):
         lines.item(work.__name__, work)
+    lines.item("limits", lambda: {"smi": smi(LIMITS)})
+    lines.item("clocks", lambda: {"clocks": clocks()})
     return 0
 
 

@@ -7,16 +7,16 @@ sees none, by the nodes of the graphs themselves. Bytes by ncu's hardware counte
 from __future__ import annotations
 
 import csv
+import importlib.util
 import subprocess
 import sys
 from typing import Any
 
 from bench.floors import step_of
-from bench.gpu import model, timing
+from bench.gpu import model, tether, timing
 from bench.gpu.card import find_tool
-from bench.gpu.lines import Item, Lines
+from bench.gpu.lines import Item, Lines, Unavailable
 from bench.gpu.one import point_of
-from bench.gpu.sides import Ours, numbers
 from bench.grid import MAIN_CELLS, Point
 from bench.pool import ROOT
 from rnnkit.backends.cuda import sources
@@ -37,14 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
     for cell in MAIN_CELLS:
         key = f"bytes {cell}"
         if tool is None:
-            lines.skip(key, "ncu is not on this machine")
+            lines.skip(key, "ncu is not on this machine", "not available")
         else:
             lines.item(key, lambda cell=cell: bytes_by_ncu(tool, cell, min(NCU_SECONDS, lines.left())), 12.0)
     return 0
 
 
 def count(point: Point, backward: bool) -> Item:
-    """Kernels of a call in the steady state."""
+    """Kernels of a call in the steady state. Raises Unavailable without torch, which makes the inputs and profiles."""
+    if importlib.util.find_spec("torch") is None:
+        raise Unavailable("torch is not installed")
+    from bench.gpu.numbers import numbers
+    from bench.gpu.sides import Ours
+
     side = Ours(numbers(point))
     call = side.forward_backward if backward else side.forward
     for _ in range(3):
@@ -119,12 +124,14 @@ def bytes_by_ncu(tool: str, cell: str, seconds: float) -> Item:
     """What a step's kernels move, by the counters of the L2 cache and of the memory behind it."""
     program = [sys.executable, "-m", "bench.gpu.one", cell]
     command = [tool, "--clock-control", "none", "--csv", "--metrics", ",".join(METRICS), *program]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+    ran = subprocess.run(
+        tether.command(tuple(command)), cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
+    )
     print(ran.stdout[-4000:], ran.stderr[-2000:], flush=True)
     rows = parse_ncu(ran.stdout)
     if not rows:
         said = (ran.stdout + ran.stderr).strip().splitlines()[-3:]
-        return {"status": "skipped", "why": f"ncu counted nothing: {' | '.join(said)}"[:400]}
+        raise Unavailable(f"ncu counted nothing: {' | '.join(said)}"[:400])
     point = point_of(cell)
     ways = {"forward": False, "backward": True}
     predicted = {way: step_of(cell, point.dtype, point.B, point.H, back)._asdict() for way, back in ways.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.gpu import timing
+from bench.gpu import tether, timing
 from bench.grid import Point
 from rnnkit.testing import Case, make_inputs, run
 
@@ -14,6 +14,8 @@ def point_of(cell: str) -> Point:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    if arguments is None:
+        tether.hold()
     (cell,) = sys.argv[1:] if arguments is None else arguments
     p = point_of(cell)
     case = Case(cell, T=p.T, B=p.B, I=p.I, H=p.H)

@@ -1,40 +1,44 @@
-"""Runs parts: processes of their own, each with a time, none of which can cost the others theirs.
+"""Runs a part: one or more processes that append their items to one file, within the part's time.
 
-A part that outstays its time, or writes no line for too long, is ended with all its children. One that dies with
-items left may be started again, and goes on behind the item at which it died.
+A process that outstays its time, or ends no check for too long, is killed with all its children. One that dies with
+checks left may be started again, and goes on after the check at which it died. None outlives this process (`tether`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from bench.gpu.lines import items, read_lines
+from bench.gpu import tether
+from bench.gpu.lines import NO_SPACE, Item, Tail, append, read_lines, under_way
+from bench.gpu.log import Log, Output
 from bench.pool import ROOT
 
-LOG_HEAD, LOG_TAIL = 1 << 20, 1 << 16
-SHOWN_LINES = 15
-POLL_SECONDS, KILL_SECONDS = 0.05, 5.0
+POLL_SECONDS = 0.05
+# From SIGTERM to SIGKILL, and how long a killed process is waited for: one stuck in the driver does not end.
+KILL_SECONDS = 2.0
+INTERRUPTED_SECONDS = 0.3
+OUT_OF_TIME = "ended when its time was over"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One question. command: a program and its arguments; it is given `--lines FILE --seconds N` besides.
+    """One question of a run. workers: the commands that answer it at once, each given `--items --part --seconds`.
 
-    most: seconds it may take; least: fewer are not worth the start, and so many are kept for it by the parts before.
-    quiet: seconds without a line, after which it is taken to hang. restarts: how often it may be started again.
+    most: seconds it may take. least: fewer are not worth the start, and so many are kept for it by the parts before.
+    quiet: seconds in which no check ends after which a worker is taken to hang. restarts: how often a worker may be
+    started again. environment: variables beside those of this process.
     """
 
     name: str
-    command: tuple[str, ...]
+    workers: tuple[tuple[str, ...], ...]
     most: float
     least: float = 10.0
     quiet: float = 1e9
@@ -43,25 +47,27 @@ class Part:
 
 
 @dataclass
-class Running:
-    """A part under way, and then what came of it."""
+class Worker:
+    """One process of a part, through all its starts."""
 
     part: Part
-    lines: Path
-    log: Log
+    command: tuple[str, ...]
+    items: Path
+    output: Output
     deadline: float
-    started: float = field(default_factory=time.monotonic)
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
-    size: int = -1
     changed: float = 0.0
     ended: str = ""
+    written: bool = True
 
     def start(self) -> None:
-        arguments = ["--lines", str(self.lines), "--seconds", f"{max(1.0, self.deadline - time.monotonic()):.0f}"]
-        self.starts, self.changed = self.starts + 1, time.monotonic()
+        seconds = max(1.0, self.deadline - time.monotonic())
+        arguments = ("--items", str(self.items), "--part", self.part.name, "--seconds", f"{seconds:.0f}")
+        self.starts += 1
+        self.changed = time.monotonic()
         self.process = subprocess.Popen(
-            [*self.part.command, *arguments],
+            tether.command((*self.command, *arguments)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -69,145 +75,133 @@ class Running:
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(self.part.environment),
             start_new_session=True,
         )
-        self.log.follow(self.process.stdout)
+        self.output.follow(self.process.stdout)
 
-    def poll(self) -> bool:
-        """Whether the part has come to its end; starts it again where it may."""
+    def over(self, now: float) -> bool:
+        """Whether this start of the process is over; `ended` then says how, "" for well."""
         assert self.process is not None
-        now, code = time.monotonic(), self.process.poll()
-        size = self.lines.stat().st_size if self.lines.exists() else 0
-        if size != self.size:
-            self.size, self.changed = size, now
+        code = self.process.poll()
+        self.ended = ""
         if code is None:
-            # The deadline is the part's own; a little longer is for what it does at its end.
+            # The deadline is the worker's own; a little longer is for what it does at its end.
             if now > self.deadline + KILL_SECONDS:
-                self.ended = f"ended after {now - self.started:.0f} s, its time"
+                self.ended = OUT_OF_TIME
             elif now > self.changed + self.part.quiet:
-                self.ended = f"ended: nothing new for {self.part.quiet:.0f} s"
+                self.ended = f"ended: no check came to an end for {self.part.quiet:.0f} s"
             else:
                 return False
         elif code:
             self.ended = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-        else:
-            self.ended = ""
-        end(self.process)
-        self.log.finish()
-        again = self.ended and self.starts <= self.part.restarts and now < self.deadline - self.part.least
-        if again:
-            self.log.say(f"[{self.ended}: started again]")
-            self.start()
-        return not again
+            self.written = code != NO_SPACE
+        return True
 
-    def result(self) -> dict[str, Any]:
-        """What the result file has of a part."""
-        found = items(read_lines(self.lines), self.ended or "the process ended here")
-        return {
-            "status": "failed" if self.ended else "done",
-            "why": self.ended,
-            "seconds": round(time.monotonic() - self.started, 1),
-            "starts": self.starts,
-            "last_lines": self.log.last() if self.ended else [],
-            "items": found,
-        }
+    def give_up(self) -> None:
+        """Writes the end of the checks that this process began and will not end.
+
+        One that was cut off by the clock is left to the next run; one at which its process died or hung has failed.
+        """
+        assert self.process is not None
+        status = "not run" if self.ended == OUT_OF_TIME else "failed"
+        why = self.ended or "the process ended here"
+        lost = under_way(read_lines(self.items), self.part.name, self.process.pid)
+        with contextlib.suppress(OSError):
+            append(self.items, [{"part": self.part.name, "item": key, "status": status, "why": why} for key in lost])
+
+    def may_start_again(self, now: float) -> bool:
+        again = self.starts <= self.part.restarts and now < self.deadline - self.part.least
+        return bool(self.ended) and self.written and again
 
 
-class Log:
-    """What a part prints: the beginning and the end, in a file that does not grow past LOG_HEAD + LOG_TAIL."""
+@dataclass
+class Result:
+    """How a part went. written: False where its items could not be written, which ends the run."""
 
-    def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("wb")
-        self._written, self._dropped = 0, 0
-        self._tail: deque[bytes] = deque()
-        self._kept = 0
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+    status: str
+    why: str = ""
+    seconds: float = 0.0
+    starts: int = 0
+    last_lines: list[str] = field(default_factory=list)
+    written: bool = True
 
-    def follow(self, pipe: Any) -> None:
-        self._thread = threading.Thread(target=self._pump, args=(pipe,), daemon=True)
-        self._thread.start()
-
-    def _pump(self, pipe: Any) -> None:
-        while chunk := pipe.read1(1 << 14):
-            self._take(chunk)
-        pipe.close()
-
-    def _take(self, chunk: bytes) -> None:
-        with self._lock:
-            self._tail.append(chunk)
-            self._kept += len(chunk)
-            while self._kept - len(self._tail[0]) >= LOG_TAIL:
-                self._kept -= len(self._tail.popleft())
-            if self._written < LOG_HEAD and not self._file.closed:
-                self._written += self._file.write(chunk)
-                self._file.flush()
-            else:
-                self._dropped += len(chunk)
-
-    def say(self, text: str) -> None:
-        self._take(text.encode() + b"\n")
-
-    def finish(self) -> None:
-        """Waits for what is still in the pipe; not for a grandchild that holds it open."""
-        if self._thread is not None:
-            self._thread.join(2.0)
-
-    def last(self, lines: int = SHOWN_LINES) -> list[str]:
-        with self._lock:
-            text = b"".join(self._tail).decode(errors="replace")
-        printable = ("".join(c if c.isprintable() else "?" for c in line) for line in text.splitlines())
-        return [line[:200] for line in printable if line.strip()][-lines:]
-
-    def close(self) -> None:
-        with self._lock:
-            if self._dropped:
-                tail = b"".join(self._tail)[-min(self._dropped, LOG_TAIL) :]
-                self._file.write(b"\n[%d bytes left out]\n" % (self._dropped - len(tail)) + tail)
-            self._file.close()
+    def to_dict(self) -> dict[str, Any]:
+        fields = ("status", "why", "seconds", "starts", "last_lines")
+        return {name: getattr(self, name) for name in fields}
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and what it started, which are a group of their own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(KILL_SECONDS)
-        except subprocess.TimeoutExpired:  # stuck in the driver: after SIGKILL there is no more to be done
-            continue
+def run(
+    part: Part, items: Path, log: Log, deadline: float, seen: Callable[[list[Item]], None] = lambda new: None
+) -> Result:
+    """Runs a part to its end and says how it went; its items are in the file.
 
-
-def run(group: Iterable[Part], folder: Path, deadline: float, after: float = 0.0) -> dict[str, dict[str, Any]]:
-    """Runs the parts of a group at once, and gives the result of each by its name.
-
-    deadline: of the whole run, by time.monotonic(); after: seconds that the later parts need at least.
-    Lines and logs are left in `folder`, as PART.jsonl and PART.log.
+    deadline: when this part must be over, by time.monotonic(). seen: given every line that the file grows by.
     """
-    folder = folder.resolve()  # parts run in the checkout
-    under_way: list[Running] = []
-    results: dict[str, dict[str, Any]] = {}
-    for part in group:
-        seconds = min(part.most, deadline - after - time.monotonic())
-        if seconds < part.least:
-            why = f"{max(0.0, seconds):.0f} s are left, it needs {part.least:.0f}"
-            results[part.name] = {"status": "not run", "why": why, "seconds": 0.0, "last_lines": [], "items": []}
-            continue
-        log = Log(folder / f"{part.name}.log")
-        running = Running(part, folder / f"{part.name}.jsonl", log, time.monotonic() + seconds)
-        running.start()
-        under_way.append(running)
+    started = time.monotonic()
+    seconds = min(part.most, deadline - started)
+    if seconds < part.least:
+        return Result("not run", f"{max(0.0, seconds):.0f} s are left, it needs {part.least:.0f}")
+    names = [part.name if len(part.workers) == 1 else f"{part.name}{i}" for i in range(1, len(part.workers) + 1)]
+    workers = [
+        Worker(part, command, items, Output(name, log), started + seconds)
+        for name, command in zip(names, part.workers, strict=True)
+    ]
+    running: list[Worker] = []
+    tail = Tail(items)
+    tail.new()  # what other parts wrote
     try:
-        while under_way:
-            for running in [r for r in under_way if r.poll()]:
-                under_way.remove(running)
-                running.log.close()
-                results[running.part.name] = running.result()
+        for worker in workers:
+            worker.start()
+            running.append(worker)
+        while running:
+            _note(tail, running, seen)
+            over = [worker for worker in running if worker.over(time.monotonic())]
+            end([worker.process for worker in over], KILL_SECONDS)
+            for worker in over:
+                worker.output.finish()
+                worker.give_up()
+                if worker.may_start_again(time.monotonic()):
+                    worker.output.say(f"[{worker.ended}: started again]")
+                    worker.start()
+                else:
+                    running.remove(worker)
             time.sleep(POLL_SECONDS)
     finally:
-        for running in under_way:
-            if running.process is not None:
-                end(running.process)
-            running.log.finish()
-            running.log.close()
-    return results
+        # Empty but where the run is being ended, and then there is no time.
+        end([worker.process for worker in running], INTERRUPTED_SECONDS)
+        for worker in running:
+            worker.output.finish(INTERRUPTED_SECONDS)
+    _note(tail, [], seen)
+    bad = [worker for worker in workers if worker.ended]
+    why = "; ".join(dict.fromkeys(worker.ended for worker in bad))
+    return Result(
+        status="failed" if bad else "done",
+        why=why,
+        seconds=round(time.monotonic() - started, 1),
+        starts=max(worker.starts for worker in workers),
+        last_lines=[line for worker in bad[:2] for line in worker.output.last()],
+        written=all(worker.written for worker in workers),
+    )
+
+
+def _note(tail: Tail, running: list[Worker], seen: Callable[[list[Item]], None]) -> None:
+    """Hands on what is new in the file, and takes it as a sign of life of the processes that wrote it."""
+    new = tail.new()
+    now = time.monotonic()
+    writers = {line.get("pid") for line in new}
+    for worker in running:
+        if worker.process is not None and worker.process.pid in writers:
+            worker.changed = now
+    if new:
+        seen(new)
+
+
+def end(processes: Iterable[subprocess.Popen[bytes] | None], grace: float) -> None:
+    """Ends processes and what they started, each a group of its own, all at once. grace: from SIGTERM to SIGKILL."""
+    alive = [process for process in processes if process is not None]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        deadline = time.monotonic() + grace
+        for process in alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))

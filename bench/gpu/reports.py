@@ -1,7 +1,7 @@
-"""A pytest plugin that writes every test's outcome as it comes: `pytest -p bench.gpu.reports --lines FILE --seconds N`.
+"""A pytest plugin that writes every test's outcome as it ends: `pytest -p bench.gpu.reports --items FILE --seconds N`.
 
 `--share 2/4` runs the second of four shares. Tests that compile the same kernels (a backend, cell and dtype) come into
-one share, so that four processes compile a quarter each.
+one share, so that no two processes compile the same ones.
 """
 
 from __future__ import annotations
@@ -11,42 +11,43 @@ from typing import Any
 
 import pytest
 
-from bench.gpu.lines import Lines
+from bench.gpu.lines import AGAIN, Lines, context_is_lost
 
 SHOWN = 400
 
 
 def pytest_addoption(parser: Any) -> None:
     group = parser.getgroup("bench.gpu")
-    group.addoption("--lines", default=None, help="the file that outcomes are written to")
+    group.addoption("--items", default=None, help="the file that outcomes are appended to")
+    group.addoption("--part", default="tests", help="the part's name in it")
     group.addoption("--share", default="1/1", help="which part of how many is run")
     group.addoption("--seconds", type=float, default=1e9, help="tests that come later are not run")
 
 
 def pytest_configure(config: Any) -> None:
-    path = config.getoption("--lines")
+    path = config.getoption("--items")
     if path is not None:
         which, count = map(int, config.getoption("--share").split("/"))
-        lines = Lines(Path(path), config.getoption("--seconds"))
+        lines = Lines(Path(path), config.getoption("--part"), config.getoption("--seconds"))
         config.pluginmanager.register(Reporter(lines, which, count), "rnnkit-lines")
 
 
 class Reporter:
-    """Writes outcomes, and ends the run when the time is up."""
+    """Writes outcomes, and skips the rest when the time is up."""
 
     def __init__(self, lines: Lines, which: int, count: int) -> None:
         self.lines, self.which, self.count = lines, which, count
 
     def pytest_collection_modifyitems(self, items: list[Any], config: Any) -> None:
-        """Leaves the share, without what an earlier start of this process had begun."""
+        """Leaves the share, without what an earlier start of this process or an earlier run has done."""
         groups = {group: i for i, group in enumerate(dict.fromkeys(map(group_of, items)))}
         mine = [item for item in items if groups[group_of(item)] % self.count == self.which - 1]
-        mine = [item for item in mine if not self.lines.has(item.nodeid)]
+        mine = [item for item in mine if self.lines.wants(item.nodeid)]
         config.hook.pytest_deselected(items=[item for item in items if item not in mine])
         items[:] = mine
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.lines.write({"start": nodeid})
+        self.lines.begin(nodeid)
 
     def pytest_runtest_setup(self, item: Any) -> None:
         if self.lines.left() < 0:
@@ -61,9 +62,11 @@ class Reporter:
             line |= {"status": "failed", "why": _why(report)}
         elif report.outcome == "skipped":
             reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-            status = "not run" if "not run:" in reason else "skipped"
-            line |= {"status": status, "why": reason.removeprefix("Skipped: ")[:SHOWN]}
+            status = next((s for s in ("not run", "not available") if f"{s}:" in reason), "skipped")
+            line |= {"status": status, "why": reason.removeprefix("Skipped: ").removeprefix(f"{status}: ")[:SHOWN]}
         self.lines.write(line)
+        if failed and context_is_lost():
+            pytest.exit("the CUDA context is lost", AGAIN)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:

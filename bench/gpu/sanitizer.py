@@ -1,27 +1,36 @@
-"""compute-sanitizer over `bench.gpu.small`, a tool after the other: python -m bench.gpu.sanitizer."""
+"""compute-sanitizer over `bench.gpu.small`: python -m bench.gpu.sanitizer. An item for each tool and stored dtype.
+
+memcheck and racecheck over every kernel come first, then the others where there is time. A run counts its cases: one
+that did not come to its turn is no reason to say "ok".
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+from bench.gpu import tether
 from bench.gpu.card import find_tool
-from bench.gpu.lines import Item, Lines
+from bench.gpu.lines import Item, Lines, Unavailable
 from bench.pool import ROOT
 
-# The share of the time left that each takes: memcheck and racecheck first, the others where there is time. racecheck
-# looks at shared memory, of which Numba's kernels have none.
-TOOLS: dict[str, tuple[float, tuple[str, ...]]] = {
-    "memcheck": (0.4, ()),
-    "racecheck": (0.35, ("--backends", "cupy")),
-    "synccheck": (0.5, ("--backends", "cupy")),
-    "initcheck": (0.9, ("--dtypes", "float32")),
-}
-LEAST_SECONDS = 15.0
+# tf32 has the kernels of float32. racecheck looks at shared memory, of which Numba's kernels have none.
+CUPY = ("--backends", "cupy")
+RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    *(
+        (tool, f"cupy {dtype}", (*CUPY, "--dtypes", dtype))
+        for dtype in ("float32", "float16", "bfloat16", "float64")
+        for tool in ("memcheck", "racecheck")
+    ),
+    ("memcheck", "numba_cuda", ("--backends", "numba_cuda")),
+    ("synccheck", "cupy float32", (*CUPY, "--dtypes", "float32")),
+    ("initcheck", "cupy float32", (*CUPY, "--dtypes", "float32")),
+)
+LEAST_SECONDS = 20.0
+MOST_SECONDS = 60.0
 # What a run may need beyond its own limit: the start under the tool, and the report at the end.
-GRACE = 15.0
+GRACE = 12.0
 
 SUMMARIES = (
     re.compile(r"ERROR SUMMARY: (?P<errors>\d+) errors?"),
@@ -29,56 +38,70 @@ SUMMARIES = (
 )
 REFUSALS = re.compile(r"Device not supported|not supported on|Unable to find|Failed to initialize|error 999", re.I)
 KERNEL = re.compile(r"(?:at|in|by) (?:void )?([A-Za-z_]\w*)(?:<[^(]*>)?(?:\(.*\))?\+0x")
+COUNTS = re.compile(r"small: (\d+) of (\d+) cases done, (\d+) failed, probes (done|not done|not wanted)")
 SHOWN = 12
 
 
 def main(arguments: list[str] | None = None) -> int:
     lines = Lines.from_arguments(__doc__ or "", arguments)
     tool = find_tool("compute-sanitizer")
-    for name, (share, extra) in TOOLS.items():
+    for name, what, extra in RUNS:
+        key = f"{name} {what}"
         if tool is None:
-            lines.skip(name, "compute-sanitizer is not on this machine")
+            lines.skip(key, "compute-sanitizer is not on this machine", "not available")
             continue
-        seconds = lines.left() * share
-        needs = LEAST_SECONDS + (lines.left() if seconds < LEAST_SECONDS else 0)
-        lines.item(name, lambda name=name, s=seconds, extra=extra: check(tool, name, s, extra), needs)
+        seconds = min(MOST_SECONDS, lines.left())
+        lines.item(key, lambda name=name, s=seconds, extra=extra: check(tool, name, s, extra), LEAST_SECONDS)
     return 0
 
 
 def check(tool: str, name: str, seconds: float, extra: tuple[str, ...]) -> Item:
-    """One tool over the small program, in about `seconds`."""
-    own = max(5.0, seconds - GRACE)
+    """One tool over the small program, in `seconds`."""
+    own = max(2.0, seconds - GRACE)
     program = [sys.executable, "-m", "bench.gpu.small", "--seconds", f"{own:.0f}", *extra]
-    command = [tool, "--tool", name, "--print-limit", "30", *program]
+    command = tether.command((tool, "--tool", name, "--print-limit", "30", *program))
     try:
         ran = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds + GRACE, check=False
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False
         )
         said, status = ran.stdout, f"exit status {ran.returncode}"
     except subprocess.TimeoutExpired as late:
-        said, status = late.stdout or b"", f"ended after {seconds + GRACE:.0f} s"
+        said, status = late.stdout or b"", f"ended after {seconds:.0f} s"
     text = said.decode(errors="replace")
     print(text[-20000:], flush=True)
-    return {**parse(text, status), "command": " ".join([Path(tool).name, *command[1:3]])}
+    return parse(text, status)
 
 
 def parse(text: str, status: str) -> Item:
-    """What a tool's output says: its own summary, or that there is none and why."""
-    progress = re.search(r"small: (\d+) of (\d+) cases done", text)
-    done = {"cases": f"{progress[1]} of {progress[2]}"} if progress else {"cases": "not all"}
-    done["probes"] = "done" if "probes done" in text else "not done"
-    for pattern in SUMMARIES:
-        found = list(pattern.finditer(text))
-        if found:
-            errors = max(int(match["errors"]) for match in found)
-            kernels = sorted(set(KERNEL.findall(text)))[:SHOWN]
-            said = [line for line in text.splitlines() if line.startswith("=========")][:SHOWN] if errors else []
-            return {"status": "wrong" if errors else "ok", "errors": errors, "kernels": kernels, "said": said, **done}
-    refused = REFUSALS.search(text)
-    last = [line for line in text.splitlines() if line.strip()][-3:]
-    if refused:
-        return {"status": "skipped", "why": f"the tool refuses this machine: {refused[0]}; {' | '.join(last)}"[:400]}
-    return {"status": "failed", "why": f"no summary, {status}: {' | '.join(last)}"[:400], **done}
+    """What a tool's output says: its own summary of every case, or why that is not known.
+
+    Raises Unavailable where the tool refuses this machine.
+    """
+    last = " | ".join([line for line in text.splitlines() if line.strip()][-3:])
+    counted = COUNTS.search(text)
+    found: Item = {}
+    if counted:
+        found = {"cases": f"{counted[1]} of {counted[2]}", "failed_cases": int(counted[3]), "probes": counted[4]}
+    summaries = [match for pattern in SUMMARIES for match in pattern.finditer(text)]
+    if not summaries:
+        refused = REFUSALS.search(text)
+        if refused:
+            raise Unavailable(f"the tool refuses this machine: {refused[0]}; {last}"[:400])
+        return {"status": "failed", "why": f"no summary, {status}: {last}"[:400], **found}
+    errors = max(int(match["errors"]) for match in summaries)
+    kernels = sorted(set(KERNEL.findall(text)))[:SHOWN]
+    found |= {"errors": errors, "kernels": kernels}
+    if errors:
+        said = [line for line in text.splitlines() if line.startswith("=========")][:SHOWN]
+        return {"status": "wrong", "why": f"{errors} errors: {' '.join(kernels)}"[:400], "said": said, **found}
+    if counted is None:
+        return {"status": "failed", "why": f"no errors, but the program did not come to its end: {last}"[:400], **found}
+    if found["failed_cases"]:
+        failed = [line for line in text.splitlines() if line.startswith("small: case")][:3]
+        return {"status": "failed", "why": f"no errors, but cases failed: {' | '.join(failed)}"[:400], **found}
+    if counted[1] != counted[2] or counted[4] == "not done":
+        return {"status": "not run", "why": f"no errors in {found['cases']} cases, probes {counted[4]}", **found}
+    return {"status": "ok", **found}
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""One point on both sides: the numbers, rnnkit's layer, torch's module, and the float64 truth they are held to.
+"""Both sides of one point: rnnkit's layer, torch's module, and the float64 truth they are held to.
 
-Numbers are made by torch on the device, so that a large point costs no copy. The truth is torch's module in float64 on
-a few rows: rows do not see each other, and where gradients flow into those rows alone, so do the weights' gradients.
-Where torch sees no card the same code runs on the CPU, which is how it is tested.
+The truth is torch's module in float64 on a few rows: rows do not see each other, and where gradients flow into those
+rows alone, so do the weights' gradients.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,89 +15,10 @@ import torch
 
 import rnnkit
 from bench.gpu.cudnn import torch_dtype
+from bench.gpu.numbers import Numbers, Results, Tensor, fresh_lengths, to_cupy, to_torch, torch_device
 from bench.grid import Point
-from bench.problem import CHECKED_ROWS, FORWARD_NAMES, make_layer, param_shapes
-from rnnkit._device import to_numpy
+from bench.problem import make_layer
 from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
-
-Tensor = Any
-Results = dict[str, Tensor]
-
-
-def torch_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def to_cupy(tensor: Tensor) -> Any:
-    """A CuPy array over a tensor of the card; a copy of one on the CPU."""
-    import cupy
-
-    return cupy.from_dlpack(tensor.detach()) if tensor.is_cuda else cupy.asarray(to_numpy(tensor))
-
-
-def to_torch(array: Any) -> Tensor:
-    """The inverse."""
-    if torch_device() == "cuda":
-        return torch.from_dlpack(array)
-    host = to_numpy(array)
-    if host.dtype.name == "bfloat16":
-        return torch.from_numpy(host.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(host.copy())
-
-
-@dataclass
-class Numbers:
-    """Everything a point takes, as torch tensors in its storage dtype.
-
-    x (T, B, I), zero past a row's end; states and ends (L*D, B, width), one each for h and, in an LSTM, c; params by
-    torch's names; dy (T, B, D*R); rows: those that are checked.
-    """
-
-    point: Point
-    x: Tensor
-    states: tuple[Tensor, ...]
-    params: dict[str, Tensor]
-    dy: Tensor
-    ends: tuple[Tensor, ...]
-    lengths: np.ndarray | None
-    rows: list[int]
-
-
-def numbers(point: Point) -> Numbers:
-    """The numbers of a point, the same in every dtype up to its rounding."""
-    device, dtype = torch_device(), torch_dtype(torch, point.dtype)
-    generator = torch.Generator(device).manual_seed(point.T * 31 + point.B * 7 + point.H)
-    T, B, R = point.T, point.B, point.P or point.H
-    slots, bound = point.layers * point.directions, 1 / math.sqrt(point.H)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
-
-    def uniform(shape: tuple[int, ...]) -> Tensor:
-        return ((torch.rand(shape, generator=generator, device=device) * 2 - 1) * bound).to(dtype)
-
-    widths = (R, point.H)[: len(CELLS[point.cell].states)]
-    x, dy = draw(T, B, point.I), draw(T, B, R * point.directions)
-    lengths = point.lengths()
-    if lengths is not None:
-        past = torch.arange(T, device=device)[:, None] >= torch.from_numpy(lengths).to(device)
-        x[past], dy[past] = 0, 0
-    rows = sorted(set(np.linspace(0, B - 1, min(B, CHECKED_ROWS)).astype(int).tolist()))
-    states, ends = (tuple(0.5 * draw(slots, B, width) for width in widths) for _ in range(2))
-    params = {name: uniform(shape) for name, shape in param_shapes(point).items()}
-    return Numbers(point, x, states, params, dy, ends, lengths, rows)
-
-
-def for_check(n: Numbers) -> Numbers:
-    """The same, with gradients that flow into the checked rows alone."""
-
-    def masked(d: Tensor) -> Tensor:
-        kept = torch.zeros_like(d)
-        kept[:, n.rows] = d[:, n.rows]
-        return kept
-
-    return replace(n, dy=masked(n.dy), ends=tuple(map(masked, n.ends)))
 
 
 def truth(n: Numbers) -> Results:
@@ -127,7 +46,7 @@ class Torch:
 
     def __init__(self, n: Numbers) -> None:
         self.n, point = n, n.point
-        self.module = _module(point).to(n.x.device, torch_dtype(torch, point.dtype))
+        self.module = _module(point, n.x.device)
         with torch.no_grad():
             for name, p in self.module.named_parameters():
                 p.copy_(n.params[name])
@@ -136,6 +55,7 @@ class Torch:
         self._inputs = [self.x, *self.states, *self.module.parameters()]
         self._h0 = self.states[0] if len(self.states) == 1 else self.states
         self._lengths = None if n.lengths is None else torch.from_numpy(n.lengths)
+        self._fresh = fresh_lengths(point)
 
     def use(self, n: Numbers) -> None:
         """Takes the gradients of `n` from now on."""
@@ -143,27 +63,65 @@ class Torch:
 
     def ready(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
         """The call of a pass. cuDNN has a forward of its own for inference, and no backward of it."""
+        self._prepare(backward)
+        return self.forward_backward if backward else self.forward
+
+    def ready_fresh(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
+        """The call of a pass of ragged rows, with other lengths at every call."""
+        self._prepare(backward)
+
+        def call() -> tuple[Any, ...]:
+            lengths = torch.from_numpy(next(self._fresh))
+            return self.forward_backward(lengths) if backward else self.forward(lengths)
+
+        return call
+
+    def ready_packed(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
+        """The call of a pass of ragged rows that are packed already, and whose output stays packed."""
+        self._prepare(False)
+        rnn = torch.nn.utils.rnn
+        given = rnn.pack_padded_sequence(self.x, self._lengths, enforce_sorted=False)
+        dy = rnn.pack_padded_sequence(self.n.dy, self._lengths, enforce_sorted=False).data
+        self._prepare(backward)
+        data = given.data.detach().requires_grad_(backward)
+        packed = rnn.PackedSequence(data, given.batch_sizes, given.sorted_indices, given.unsorted_indices)
+
+        def outputs() -> tuple[Tensor, ...]:
+            y, state_n = self.module(packed, self._h0)
+            return (y.data, *_as_tuple(state_n))
+
+        def forward() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return outputs()
+
+        def forward_backward() -> tuple[Tensor, ...]:
+            found = outputs()
+            return (*found, *torch.autograd.grad(found, [data, *self._inputs[1:]], (dy, *self.n.ends)))
+
+        return forward_backward if backward else forward
+
+    def _prepare(self, backward: bool) -> None:
         self.module.train(backward)
         for tensor in self._inputs:
             tensor.requires_grad_(backward)
-        return self.forward_backward if backward else self.forward
 
-    def _run(self) -> tuple[Tensor, ...]:
-        if self._lengths is None:
+    def _run(self, lengths: Tensor | None) -> tuple[Tensor, ...]:
+        lengths = self._lengths if lengths is None else lengths
+        if lengths is None:
             y, state_n = self.module(self.x, self._h0)
         else:
             # Sorting and packing is what a user with ragged rows pays, so it is in the clock.
-            packed = torch.nn.utils.rnn.pack_padded_sequence(self.x, self._lengths, enforce_sorted=False)
+            packed = torch.nn.utils.rnn.pack_padded_sequence(self.x, lengths, enforce_sorted=False)
             y, state_n = self.module(packed, self._h0)
             y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=self.n.point.T)
-        return (y, *(state_n if isinstance(state_n, tuple) else (state_n,)))
+        return (y, *_as_tuple(state_n))
 
-    def forward(self) -> tuple[Tensor, ...]:
+    def forward(self, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return self._run()
+            return self._run(lengths)
 
-    def forward_backward(self) -> tuple[Tensor, ...]:
-        outputs = self._run()
+    def forward_backward(self, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+        outputs = self._run(lengths)
         return (*outputs, *torch.autograd.grad(outputs, self._inputs, (self.n.dy, *self.n.ends)))
 
     def results(self, called: tuple[Tensor, ...]) -> Results:
@@ -198,6 +156,16 @@ class Torch:
         return replay
 
 
+class Undrawn(np.random.Generator):
+    """Gives zeros in place of random numbers: for weights that are set right after, on the device."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+        return np.broadcast_to(np.float32(0), size)
+
+
 class Ours:
     """rnnkit's layer on CuPy, as a user has it: gradients are added into `grads`, and cleared before."""
 
@@ -205,12 +173,13 @@ class Ours:
         import cupy
 
         self.n, point = n, n.point
-        self.layer: Any = make_layer(point, backend, point.dtype, f"cuda:{cupy.cuda.Device().id}")
+        self.layer: Any = make_layer(point, backend, point.dtype, f"cuda:{cupy.cuda.Device().id}", Undrawn())
         for name, p in n.params.items():
             self.layer.params[name][...] = to_cupy(p)
         self.x = to_cupy(n.x)
         states = tuple(map(to_cupy, n.states))
         self._h0 = states[0] if len(states) == 1 else states
+        self._fresh = fresh_lengths(point)  # one for both passes: what one has had is not new to the other
         self.use(n)
 
     def use(self, n: Numbers) -> None:
@@ -222,14 +191,21 @@ class Ours:
         """The call of a pass."""
         return self.forward_backward if backward else self.forward
 
-    def forward(self) -> tuple[Any, ...]:
+    def ready_fresh(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
+        """The call of a pass of ragged rows, with other lengths at every call."""
+        call = self.forward_backward if backward else self.forward
+        return lambda: call(next(self._fresh))
+
+    def forward(self, lengths: np.ndarray | None = None) -> tuple[Any, ...]:
+        lengths = self.n.lengths if lengths is None else lengths
         with rnnkit.no_grad():
-            y, state_n = self.layer(self.x, self._h0, lengths=self.n.lengths)
+            y, state_n = self.layer(self.x, self._h0, lengths=lengths)
         return (y, *_as_tuple(state_n))
 
-    def forward_backward(self) -> tuple[Any, ...]:
+    def forward_backward(self, lengths: np.ndarray | None = None) -> tuple[Any, ...]:
+        lengths = self.n.lengths if lengths is None else lengths
         self.layer.zero_grad()
-        y, state_n = self.layer(self.x, self._h0, lengths=self.n.lengths)
+        y, state_n = self.layer(self.x, self._h0, lengths=lengths)
         dx, dstate0 = self.layer.backward(self.dy, self._dh_n)
         return (y, *_as_tuple(state_n), dx, *_as_tuple(dstate0), *self.layer.grads.values())
 
@@ -243,34 +219,15 @@ class Ours:
 Side = Torch | Ours
 
 
-def errors(n: Numbers, got: Results, want: Results) -> dict[str, float]:
-    """Worst error of every array of `got` as a share of its tolerance in DTYPES; at most 1 passes."""
-    by_row = (*FORWARD_NAMES, "dx", "dh0", "dc0")
-    found = {}
-    for name, a in got.items():
-        kind = "forward" if name in FORWARD_NAMES else "backward"
-        found[name] = error(a[:, n.rows] if name in by_row else a, want[name], n.point.dtype, kind)
-    return found
-
-
-def error(got: Tensor, want: Tensor, dtype: str, kind: str) -> float:
-    """`rnnkit.testing.error_ratio`, on the device."""
-    tolerance = getattr(DTYPES[dtype], kind)
-    if got.shape != want.shape:
-        return math.inf
-    bound = tolerance.rtol * want.abs() + tolerance.atol * max(1.0, float(want.abs().max()))
-    ratio = float(((got.double() - want).abs() / bound).max())
-    return ratio if not math.isnan(ratio) else math.inf
-
-
-def _module(point: Point) -> Any:
+def _module(point: Point, device: Any) -> Any:
+    """Made on the device: large weights drawn on the host cost as much time as a point has."""
     sizes = (point.I, point.H, point.layers)
+    common = {"bidirectional": point.bidirectional, "device": device, "dtype": torch_dtype(torch, point.dtype)}
     if point.cell.startswith("rnn_"):
-        nonlinearity = point.cell.removeprefix("rnn_")
-        return torch.nn.RNN(*sizes, nonlinearity=nonlinearity, bidirectional=point.bidirectional)
+        return torch.nn.RNN(*sizes, nonlinearity=point.cell.removeprefix("rnn_"), **common)
     if point.cell == "gru":
-        return torch.nn.GRU(*sizes, bidirectional=point.bidirectional)
-    return torch.nn.LSTM(*sizes, proj_size=point.P, bidirectional=point.bidirectional)
+        return torch.nn.GRU(*sizes, **common)
+    return torch.nn.LSTM(*sizes, proj_size=point.P, **common)
 
 
 def _as_tuple(state: Any) -> tuple[Any, ...]:

@@ -1,26 +1,32 @@
 """Throughput beside torch and cuDNN over the grid: python -m bench.gpu.throughput. Parity first, at every point.
 
 Of torch the faster counts, eager or captured into a CUDA graph; rnnkit is called as it is, and makes its own graphs.
-Every contender runs over one set of inputs again and again: what fits the L2 cache is read from there, on both sides.
+The sides take turns at being first. Every contender runs over one set of inputs again and again: what fits the L2 cache
+is read from there, on both sides. Ragged rows are timed with lengths that repeat and with lengths that are new at every
+call, and torch besides with rows that are packed before its clock starts and stay packed.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import gc
+import importlib.util
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from bench.gpu import cudnn, sample, timing
-from bench.gpu.card import CLOCKS, smi
-from bench.gpu.lines import AGAIN, Item, Lines
-from bench.gpu.sides import Ours, Results, Side, Torch, errors, for_check, numbers, torch_device, truth
+from bench.gpu import lines as file
+from bench.gpu import sample, timing
+from bench.gpu.card import clocks
+from bench.gpu.lines import Item, Lines
 from bench.grid import FORWARD_BACKWARD, PASSES, Point
 
 # Seconds of timed calls a pass and contender, and how often the contenders take turns.
 SECONDS, ROUNDS = 0.03, 2
 WALL_CALLS = 5
+COUNTED_CALLS = 2
 
 # A peer so far off is not doing the same work, and is not timed.
 PEER_WRONG = 8.0
@@ -28,28 +34,27 @@ PEER_WRONG = 8.0
 # Why torch would not be captured, by cell, whether rows are ragged, and whether there is a backward.
 REFUSED: dict[tuple[str, bool, bool], str] = {}
 
-# Clocks are read after so many points.
-CLOCKS_EVERY = 20
-
 
 def main(arguments: list[str] | None = None) -> int:
-    lines = Lines.from_arguments(__doc__ or "", arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    file.add_arguments(parser)
+    parser.add_argument("--schedule", help="of the CuPy backend, instead of its choice")
+    options = parser.parse_args(arguments)
+    lines = Lines(options.items, options.part, options.seconds)
+    if importlib.util.find_spec("torch") is None:
+        lines.skip("torch", "torch is not installed: there is nothing to compare with", "not available")
+        return 0
+    backend = "cupy" if options.schedule is None else f"cupy:{options.schedule}"
     card = Card.here()
     for i, point in enumerate(sample.ordered()):
         key = f"{point.shape}-{point.dtype}"
-        needs = 0.4 + 25 * sample.guessed_seconds(point)
         why = card.too_much(point)
         if why:
             lines.skip(key, why)
             continue
-        found = lines.item(key, lambda point=point: measure_point(point, card), needs)
-        if found is None:
-            continue
-        if found["status"] == "failed" and not usable():
-            return AGAIN
+        needs = 0.4 + 25 * sample.guessed_seconds(point)
+        lines.item(key, lambda i=i, point=point: measure_point(point, card, backend, ours_first=i % 2 == 0), needs)
         forget()
-        if i % CLOCKS_EVERY == 0:
-            lines.write({"clocks": smi(CLOCKS)})
     return 0
 
 
@@ -57,11 +62,15 @@ class Card:
     """What of the card decides a point's path and whether it fits."""
 
     def __init__(self, multiprocessors: int, arch: int, cudnn_version: int, free: float) -> None:
-        self.multiprocessors, self.arch, self.cudnn_version, self.free = multiprocessors, arch, cudnn_version, free
+        self.multiprocessors = multiprocessors
+        self.arch = arch
+        self.cudnn_version = cudnn_version
+        self.free = free
 
     @classmethod
     def here(cls) -> Card:
         import cupy
+        import torch
 
         device = cupy.cuda.Device()
         free, _ = cupy.cuda.runtime.memGetInfo()
@@ -76,38 +85,38 @@ class Card:
 
     def paths(self, point: Point, passes: str) -> list[str]:
         """cuDNN's algorithm of each pass that a call has."""
+        from bench.gpu import cudnn
+
         ways = (False, True) if passes == FORWARD_BACKWARD else (False,)
         return [cudnn.path(point, way, self.multiprocessors, self.arch, self.cudnn_version) for way in ways]
-
-
-def usable() -> bool:
-    """Whether the CUDA context still works: after an illegal access every call fails, whoever makes it."""
-    try:
-        timing.wait()
-        if torch_device() == "cuda":
-            torch.cuda.synchronize()
-    except Exception:  # CuPy's error, torch's error
-        return False
-    return True
 
 
 def forget() -> None:
     """Gives back what the last point held."""
     import cupy
+    import torch
 
     gc.collect()
     cupy.get_default_memory_pool().free_all_blocks()
-    if torch_device() == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def measure_point(point: Point, card: Card) -> Item:
+def measure_point(point: Point, card: Card, backend: str = "cupy", ours_first: bool = True) -> Item:
     """Both passes of a point, each {"status", ...}; the point's own status is the worst of theirs."""
+    import torch
+
+    from bench.gpu import cudnn
+    from bench.gpu.numbers import for_check, numbers
+    from bench.gpu.sides import Ours, Torch, truth
+
     cudnn.set_arithmetic(torch, point.dtype)
     n = numbers(point)
     check = for_check(n)
-    want, ours, peer = truth(check), Ours(n), Torch(n)
-    found: Item = {"point": point.to_dict(), "rows_checked": len(n.rows), "passes": {}}
+    want = truth(check)
+    ours = Ours(n, backend)
+    peer = Torch(n)
+    found: Item = {"point": point.to_dict(), "rows_checked": len(n.rows), "ours_first": ours_first, "passes": {}}
     for passes in PASSES:
         backward = passes == FORWARD_BACKWARD
         errors_of = {}
@@ -118,14 +127,16 @@ def measure_point(point: Point, card: Card) -> Item:
         found["passes"][passes] = {
             "paths": card.paths(point, passes),
             "flop": point.flop() * (3 if backward else 1),
-            **measure_pass(ours, peer, errors_of[ours], errors_of[peer], backward),
+            **measure_pass(ours, peer, errors_of[ours], errors_of[peer], backward, ours_first),
         }
     bad = {p["status"] for p in found["passes"].values()} - {"ok"}
-    return {**found, "status": "wrong" if "wrong" in bad else "ok"}
+    return {**found, "clocks": clocks(), "status": "wrong" if "wrong" in bad else "ok"}
 
 
-def worst_error(side: Side, backward: bool, want: Results) -> float:
+def worst_error(side: Any, backward: bool, want: dict[str, Any]) -> float:
     """The worst error of the first call and of the third, which rnnkit replays from a graph."""
+    from bench.gpu.numbers import errors
+
     call = side.ready(backward)
     worst = 0.0
     for repeat in range(3):
@@ -135,26 +146,34 @@ def worst_error(side: Side, backward: bool, want: Results) -> float:
     return worst
 
 
-def measure_pass(ours: Ours, peer: Torch, ours_error: float, peer_error: float, backward: bool) -> dict[str, Any]:
+def measure_pass(
+    ours: Any, peer: Any, ours_error: float, peer_error: float, backward: bool, ours_first: bool = True
+) -> dict[str, Any]:
     """Times, where ours are within the tolerances."""
     if not ours_error <= 1:
         return {"status": "wrong", "error": ours_error}
+    point = ours.n.point
     found: dict[str, Any] = {"status": "ok", "error": ours_error, "torch_error": peer_error}
     contenders = {"ours": ours.ready(backward)}
+    if point.ragged:
+        contenders["ours_fresh"] = ours.ready_fresh(backward)
     if peer_error <= PEER_WRONG:
         contenders["torch_eager"] = peer.ready(backward)
+        if point.ragged:
+            contenders["torch_fresh"] = peer.ready_fresh(backward)
+            contenders["torch_packed"] = peer.ready_packed(backward)
         captured, why = _captured(peer, backward)
         if captured is None:
             found["torch_graph"] = {"why": why}
         else:
             contenders["torch_graph"] = captured
-    found |= _times(contenders)
-    point, seconds = ours.n.point, found["ours"]["ms"]["median"] / 1e3
+    found |= _times(contenders, ours_first)
+    seconds = found["ours"]["ms"]["median"] / 1e3
     rates = {"sequences_per_s": point.B / seconds, "steps_per_s": point.steps() / seconds}
     return {**found, **rates, "gflops": point.flop() * (3 if backward else 1) / seconds / 1e9}
 
 
-def _captured(peer: Torch, backward: bool) -> tuple[Any, str]:
+def _captured(peer: Any, backward: bool) -> tuple[Any, str]:
     """The pass as a CUDA graph of torch's, or None and why not. What was refused once is not tried again."""
     kind = (peer.n.point.cell, peer.n.point.ragged, backward)
     if kind not in REFUSED:
@@ -165,25 +184,49 @@ def _captured(peer: Torch, backward: bool) -> tuple[Any, str]:
     return None, REFUSED[kind]
 
 
-def _times(contenders: dict[str, Any]) -> dict[str, Any]:
+def _times(contenders: dict[str, Callable[[], Any]], ours_first: bool) -> dict[str, Any]:
+    """Of each contender the device's time, the host's to hand over a call, and the wall's; of ours what it launched."""
     device: dict[str, list[float]] = {name: [] for name in contenders}
-    host: dict[str, float] = {}
-    for call in contenders.values():
+    host: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders) if ours_first else list(reversed(contenders))
+    launched = {}
+    for name in order:
         for _ in range(3):
-            call()
+            contenders[name]()
+        if name.startswith("ours"):
+            launched[name] = count_launches(contenders[name])
     for _ in range(ROUNDS):
-        for name, call in contenders.items():
-            samples = timing.measure(call, SECONDS)
+        for name in order:
+            samples = timing.measure(contenders[name], SECONDS)
             device[name] += samples.device
-            host[name] = samples.host
+            host[name].append(samples.host)
+        order.reverse()
     return {
         name: {
             "ms": timing.summary(device[name]),
             "wall_ms": timing.wall(call, WALL_CALLS),
-            "host_ms": host[name],
+            "host_ms": min(host[name]),
+            **launched.get(name, {}),
         }
         for name, call in contenders.items()
     }
+
+
+def count_launches(call: Callable[[], Any]) -> dict[str, Any]:
+    """What a call of ours hands to the driver: launches one by one, graphs, what is in them, and what fell back."""
+    from rnnkit.backends.cuda import arena
+
+    before = dataclasses.asdict(arena.counts())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(COUNTED_CALLS):
+            call()
+    after = dataclasses.asdict(arena.counts())
+    counts = {name: (after[name] - before[name]) / COUNTED_CALLS for name in after}
+    reasons = list(dict.fromkeys(str(warning.message)[:200] for warning in caught))
+    if not counts["replays"]:
+        reasons.append("no graph was replayed: the steps were launched one by one")
+    return {"counts": counts, "fell_back": reasons}
 
 
 if __name__ == "__main__":

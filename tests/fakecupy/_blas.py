@@ -202,6 +202,10 @@ def _int(value: Any) -> int:
     return int(getattr(value, "value", value) or 0)
 
 
+# Major, minor and patch level, as cublasGetProperty gives them.
+VERSION = (13, 1, 0)
+
+
 class Library:
     """libcublas.so as ctypes gives it: functions by their C names that return a status. `why` says the last one's."""
 
@@ -219,6 +223,7 @@ class Library:
             "cublasSetMathMode": lambda handle, mode: setMathMode(_int(handle), _int(mode)),
             "cublasGetMathMode": lambda handle, out: _write(out, getMathMode(_int(handle))),
             "cublasSetPointerMode_v2": lambda handle, mode: setPointerMode(_int(handle), _int(mode)),
+            "cublasGetProperty": lambda field, out: _write(out, VERSION[field]),
             "cublasSetWorkspace_v2": lambda handle, ptr, size: _set_workspace(_int(handle), _int(ptr), _int(size)),
         }
         for c_name, function in others.items():

@@ -29,6 +29,7 @@ from tests.fakecupy import (
 from tests.fakecupy._array import ndarray
 
 VERSION = "14.2.0"
+NVRTC_VERSION = (13, 0)
 NUMPY_NAMES = [
     "float16",
     "float32",
@@ -156,6 +157,7 @@ def build(machine: _state.Machine) -> dict[str, types.ModuleType]:
             | {"OutOfMemoryError": _errors.OutOfMemoryError},
         ),
         "cupy.cuda.compiler": _module("cupy.cuda.compiler", {"CompileException": _errors.CompileException}),
+        "cupy.cuda.nvrtc": _module("cupy.cuda.nvrtc", {"getVersion": lambda: NVRTC_VERSION}),
         "cupy.cuda.profiler": _module("cupy.cuda.profiler", {"start": nothing, "stop": nothing}),
         "cupy.cuda.nvtx": _module(
             "cupy.cuda.nvtx",
@@ -165,7 +167,8 @@ def build(machine: _state.Machine) -> dict[str, types.ModuleType]:
     }
     found["cupy.cuda"] = _module("cupy.cuda", _cuda_names(found))
     found["cupy"] = _module("cupy", _cupy_names(machine, found["cupy.cuda"]))
-    aliases = {"api.runtime": "runtime", "api.driver": "driver", "libs.cublas": "cublas", "libs.nvtx": "nvtx"}
+    aliases = {"api.runtime": "runtime", "api.driver": "driver", "libs.cublas": "cublas"}
+    aliases |= {"libs.nvrtc": "nvrtc", "libs.nvtx": "nvtx"}
     for package in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.api", "cupy_backends.cuda.libs"):
         found[package] = _module(package, {})
     for alias, name in aliases.items():
