@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -282,3 +283,22 @@ def test_a_process_whose_parent_has_died_does_not_start(tmp_path: Path) -> None:
     assert ran.returncode == 1
     assert b"the parent has died" in ran.stderr
     assert not witness.exists()
+
+
+@pytest.mark.parametrize(("status", "lost"), [(None, False), (700, True), (719, True), (35, False), (100, False)])
+def test_context_counts_as_lost_where_there_was_one(
+    monkeypatch: pytest.MonkeyPatch, status: int | None, lost: bool
+) -> None:
+    class CUDARuntimeError(RuntimeError):
+        def __init__(self) -> None:
+            self.status = status
+
+    def synchronize() -> None:
+        if status is not None:
+            raise CUDARuntimeError
+
+    runtime = SimpleNamespace(deviceSynchronize=synchronize)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    assert lines.context_is_lost() is lost
+    monkeypatch.delitem(sys.modules, "cupy")
+    assert lines.context_is_lost() is False

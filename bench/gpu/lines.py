@@ -35,6 +35,9 @@ AGAIN = 75
 # The exit status of a part that cannot write its items.
 NO_SPACE = 74
 
+# cudaErrorStubLibrary, cudaErrorInsufficientDriver and cudaErrorNoDevice: there was no context to lose.
+NEVER_WORKED = (34, 35, 100)
+
 # Space that is set aside for the items of a run, so that a disk that fills up later does not lose them.
 RESERVED_BYTES = 8 << 20
 KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
@@ -228,8 +231,8 @@ def context_is_lost() -> bool:
         return False
     try:
         cupy.cuda.runtime.deviceSynchronize()
-    except Exception:  # CuPy's error, or the driver's
-        return True
+    except Exception as error:  # CuPy's, or of an extension that does not load
+        return getattr(error, "status", None) not in NEVER_WORKED
     return False
 
 
