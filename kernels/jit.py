@@ -22,9 +22,13 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.runtime import rtsys
 
+from rnnkit.kernels.inlining import Inlined
+
 # `contract` lets a*b+c fuse; nothing else of fast-math, so NaN, infinities and the order of sums keep their meaning.
 # error_model: division by zero gives inf, as in NumPy, without a branch at each division.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+# Of a function that compiled code alone calls.
+_CALLED: dict[str, Any] = {"pipeline_class": Inlined, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def _named_apart(function: Callable, name: str) -> Callable:
@@ -37,16 +41,37 @@ def _named_apart(function: Callable, name: str) -> Callable:
     return function
 
 
+def _plain(kind: Any) -> Any:
+    kind = types.unliteral(kind)
+    return types.intp if isinstance(kind, types.Integer | types.Boolean) else kind
+
+
+def _of_words(dispatcher: Any) -> Any:
+    """The function, all of whose whole numbers and flags are int64, for callers that are compiled.
+
+    Numba compiles a function anew for every mix of types and of constants that it is called with, and so all that the
+    function calls. What is inlined knows its constants all the same.
+    """
+    resolve = dispatcher.get_call_template
+
+    def get_call_template(args: tuple, kws: dict) -> Any:
+        return resolve(tuple(map(_plain, args)), {name: _plain(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
+
+
 def inner(function: Callable) -> Any:
     """A function that other kernels call; it is compiled into them."""
     _named_apart(function, secrets.token_hex(8))
-    return numba.njit(function, forceinline=True, **_OPTIONS)
+    return _of_words(numba.njit(function, forceinline=True, **_CALLED, **_OPTIONS))
 
 
 def outer(function: Callable) -> Any:
     """A function that other kernels call, too large to be compiled into each place that does."""
     _named_apart(function, secrets.token_hex(8))
-    return numba.njit(function, forceinline=False, **_OPTIONS)  # said, or its first caller's would hold
+    # forceinline is given, or that of the first caller would hold.
+    return _of_words(numba.njit(function, forceinline=False, **_CALLED, **_OPTIONS))
 
 
 def entry(key: tuple[str, ...]) -> Callable[[Callable], Any]:

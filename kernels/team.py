@@ -21,7 +21,16 @@ by a word that names that roll call: a thread without such a number must not loo
 from __future__ import annotations
 
 from rnnkit.kernels.jit import entry, inner
-from rnnkit.kernels.system import core, give_way, leave_cores, nanoseconds, pause
+from rnnkit.kernels.system import (
+    JOB_MODE,
+    core,
+    float_mode,
+    give_way,
+    leave_cores,
+    nanoseconds,
+    pause,
+    set_float_mode,
+)
 from rnnkit.kernels.words import add, call, exchange, look, set_word, word
 
 LINE = 64
@@ -94,6 +103,18 @@ def note_core(state, index):
     set_word(first + LINE * index, here)
 
 
+@inner
+def call_in_job_mode(function, block, index):
+    """call(function, block, index) in the floating-point mode of jobs, so that no bit depends on the thread's own.
+
+    A job is called by its address, so none of its arithmetic can be moved out of here by the compiler.
+    """
+    before = float_mode()
+    set_float_mode(JOB_MODE)
+    call(function, block, index)
+    set_float_mode(before)
+
+
 @entry(("serve",))
 def serve(state, index, seen):
     """Does this thread's share of every job after the one numbered `seen`. Returns the last one's number, to sleep."""
@@ -113,7 +134,7 @@ def serve(state, index, seen):
             place = word(own + PLACE) - before if follows else 0
             if 0 < place < posted & (ROLL_CALL - 1):
                 idle = 0
-                call(word(state + JOB), word(state + JOB + 8), place)
+                call_in_job_mode(word(state + JOB), word(state + JOB + 8), place)
                 add(state + FINISHED, 1)
                 note_if_robbed(own, since, worked, posted & (ROLL_CALL - 1))
         elif idle < SPINS:
@@ -200,7 +221,7 @@ def call_roll(state, members, patience):
 def run(state, members, function, block):
     """See the module's docstring. The members have answered the roll call before it."""
     if members < 2:
-        call(function, block, 0)
+        call_in_job_mode(function, block, 0)
         return
     since = nanoseconds(False)
     set_word(state + JOB, function)
@@ -208,7 +229,7 @@ def run(state, members, function, block):
     set_word(state + FINISHED, 0)
     post(state, members)
     worked = nanoseconds(True)
-    call(function, block, 0)
+    call_in_job_mode(function, block, 0)
     await_count(state + FINISHED, members - 1)
     exchange(state + BOOKED, 0)
     note_if_robbed(state + ASLEEP, since, worked, members)

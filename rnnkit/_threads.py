@@ -3,6 +3,10 @@
 One team a process, and one call at a time has it: a second caller works alone, as its kernels give the same bits on
 any number of threads. A team of our own, not Numba's parallel loops: its default layer aborts the process when two
 Python threads enter it at once, and hands work over in tens of microseconds.
+
+A signal handler may raise between any two calls, so who has the team is an entry of a dict: `setdefault` claims it
+inside a `try` whose `finally` gives it back by subscripts alone, which CPython does not interrupt. A lock would be lost
+where the handler raises after `acquire` and before the `try`, or in the call of `release`.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import numpy as np
 from rnnkit._checks import positive_int
 
 _threads = 0
+
+OWNER = "owner"  # the key of a claim
 
 # Guessed microseconds of one thread's work from which it is shared: with threads that are awake, and with threads that
 # must be woken.
@@ -70,11 +76,14 @@ class Team:
         start = -room.ctypes.data % team.LINE // 8
         self._state = room[start:]
         self.address = int(self._state.ctypes.data)
-        self._taken = threading.Lock()
-        self._beds: list[threading.Semaphore] = [threading.Semaphore(0)]  # one a thread; the caller's is not used
+        self.claims: dict[str, object] = {}  # OWNER -> the call that has the team; empty where none has
+        self.booked = self._state[team.BOOKED // 8 :]  # the word: how many threads are to stay awake
+        # A taken lock for each thread, which the thread waits for to be released. The first is not used. No semaphore:
+        # those are written in Python, and one that is interrupted may never be released again.
+        self._beds: list[Any] = [threading.Lock()]
         self._workers: list[threading.Thread] = []
         self._ended = self.broken = False
-        self._spell = self._spell_ends = self._dismissed = 0.0  # seconds, and times of time.monotonic()
+        self._spell = self._spell_ends = self.dismissed = 0.0  # seconds, and times of time.monotonic()
         self._fewer = 1  # threads for that long
         self._woken = -1.0  # a time, too
         # Compiled here, not by the threads: what goes wrong is then told to the caller.
@@ -82,24 +91,17 @@ class Team:
         team.book.compile("(int64, int64, int64)")
         team.call_roll.compile("(int64, int64, int64)")
 
-    def gather(self, threads: int, microseconds: float) -> int:
-        """How many threads, the caller's among them, will run a job: call `dismiss` after it where more than one.
+    def gather(self, call: object, threads: int, microseconds: float) -> int:
+        """How many threads, the caller's among them, will run a job of `call`, which has the team from here on.
 
-        One where the team is taken by another caller, or cannot be started; where it is asleep and the work not worth
-        the wait: it is then woken all the same, for the call after this one. Fewer than asked for, for a while, after
-        some had no core because another library's threads are on it (kernels/team.py).
+        One where the team has another owner, or cannot be started; where it is asleep and the work not worth the wait:
+        it is then woken all the same, for the call after this one. Fewer than asked for, for a while, after some had no
+        core because another library's threads are on it (kernels/team.py).
         """
         threads = min(threads, self.MOST)
-        if threads < 2 or self._ended or not self._taken.acquire(blocking=False):
+        if threads < 2 or self._ended or self.claims.setdefault(OWNER, call) is not call:
             return 1
-        try:
-            threads = self._ready(threads, microseconds)
-        except BaseException:
-            self.dismiss()
-            raise
-        if threads < 2:
-            self.dismiss()
-        return threads
+        return self._ready(threads, microseconds)
 
     def _ready(self, threads: int, microseconds: float) -> int:
         """How many threads are there to work, of a team that is taken."""
@@ -129,7 +131,7 @@ class Team:
         self._spell = min(max(again, SPELLS[0], SPELL_LOSSES * 1e-9 * self._losses()), SPELLS[1])
         # What was lost in a job, was by its end: it may be long ago. Who does not answer has no core now.
         now = time.monotonic()
-        self._spell_ends = (self._dismissed if present == threads else now) + self._spell
+        self._spell_ends = (self.dismissed if present == threads else now) + self._spell
         return self._fewer if now < self._spell_ends else present
 
     def _losses(self) -> int:
@@ -140,30 +142,32 @@ class Team:
         losses[...] = 0
         return most
 
-    def dismiss(self) -> None:
-        """After a job, done or not: the threads may sleep, and another caller may have them."""
-        self._dismissed = time.monotonic()
-        self._state[self._kernels.BOOKED // 8] = 0
-        self._taken.release()
-
     def _wake(self, threads: int) -> None:
         for k in range(1, threads):
             flag = (self._kernels.ASLEEP + self._kernels.LINE * k) // 8 + 1
             if self._state[flag]:
-                self._beds[k].release()  # once too often, if interrupted here: one look more
+                self._rouse(k)  # once too often, if interrupted here: the thread looks for a job in vain
                 self._state[flag] = 0
         self._woken = time.monotonic()
+
+    def _rouse(self, k: int) -> None:
+        if self._beds[k].locked():  # what locks it is the thread alone, and what releases it this
+            self._beds[k].release()
 
     def _started(self, threads: int) -> int:
         """Starts those that are missing. How many there are: fewer where the system gives no more."""
         while len(self._workers) < threads - 1:
             k = len(self._workers) + 1
-            self._beds.append(threading.Semaphore(0))
+            self._beds.append(threading.Lock())
+            self._beds[k].acquire(blocking=False)
             worker = threading.Thread(target=self._work, args=(k,), name=f"rnnkit-{k}", daemon=True)
             try:
                 worker.start()
-            except RuntimeError:  # none can be started any more: the interpreter is shutting down
-                self._beds.pop()
+            except RuntimeError as problem:
+                if "start new thread" not in str(problem):  # of a signal handler
+                    self.broken = True
+                    raise
+                self._beds.pop()  # none can be started any more: the interpreter is shutting down
                 return k
             except BaseException:  # it may run all the same, and a second of its number must not
                 self.broken = True
@@ -180,8 +184,8 @@ class Team:
     def end(self) -> None:
         """Before the interpreter ends: none is left in native code, where it could not be stopped."""
         self._ended = True
-        for bed in self._beds:
-            bed.release()
+        for k in range(len(self._beds)):
+            self._rouse(k)
         until = time.monotonic() + 1.0
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
@@ -209,12 +213,21 @@ def run(threads: int, microseconds: float, launch: Any) -> None:
         launch(0, 1)
         return
     team = the_team()
-    members = team.gather(threads, microseconds)
+    claims = team.claims
+    members = 0
     try:
-        launch(team.address, members)
-    finally:
+        members = team.gather(launch, threads, microseconds)
         if members > 1:
-            team.dismiss()
+            launch(team.address, members)
+    finally:
+        # Nothing is called before the team is free again: see the module's docstring. The threads may sleep then.
+        if OWNER in claims and claims[OWNER] is launch:
+            team.booked[0] = 0
+            del claims[OWNER]
+    if members > 1:
+        team.dismissed = time.monotonic()
+    else:
+        launch(0, 1)
 
 
 def _start_anew() -> None:

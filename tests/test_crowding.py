@@ -54,11 +54,17 @@ def rob(team: _threads.Team, *threads: int) -> None:
         team._state[(kernels.ASLEEP + kernels.LINE * k + kernels.ROBBED) // WORD] = 1
 
 
+def dismiss(team: _threads.Team) -> None:
+    """What `run` does after a job."""
+    team.booked[0] = 0
+    team.dismissed = time.monotonic()
+
+
 def gathered(team: _threads.Team, threads: int = 3) -> int:
-    found = team.gather(threads, 1e4)
+    found = team.gather("call", threads, 1e4)
     if found > 1:
-        team.dismiss()
-    assert not team._taken.locked()
+        dismiss(team)
+    team.claims.clear()
     return found
 
 
@@ -163,7 +169,8 @@ def test_who_is_missing_is_left_out_and_the_others_work(team, monkeypatch):
         time.sleep(0.01)
     team._losses()  # what was lost to other programs just now is not what this is about
     team._spell = 0.0
-    monkeypatch.setattr(team._beds[1], "release", lambda: None)
+    rouse = team._rouse
+    monkeypatch.setattr(team, "_rouse", lambda k: None if k == 1 else rouse(k))
     for name in ("AWAITED", "AWAITED_WOKEN"):
         monkeypatch.setattr(_threads, name, 2e5)
     monkeypatch.setattr(_threads, "SPELLS", (50.0, 150.0))
@@ -178,7 +185,7 @@ def test_who_is_missing_is_left_out_and_the_others_work(team, monkeypatch):
         patch.setattr(backend, "launch_forward", counted)
         np.testing.assert_array_equal(layer(x)[0], want)
     monkeypatch.undo()
-    team._beds[1].release()
+    team._rouse(1)
     assert present == [2]
     assert team._fewer == 2
 

@@ -65,10 +65,13 @@ class Scratch(threading.local):
 
 
 class Packed:
-    """One layer's packed weights: a line for their digest, then themselves. One call at a time may have them."""
+    """One layer's packed weights: a line for their digest, then themselves. One call at a time may have them.
+
+    claims: OWNER -> the call that has them, empty where none has; claimed and given back as rnnkit/_threads.py says.
+    """
 
     def __init__(self, size: int) -> None:
-        self.taken = threading.Lock()
+        self.claims: dict[str, object] = {}
         self.room = aligned(LINE + size)
         self._line = self.room.memory[:LINE].view(np.int64)
         self._line[:] = 0
@@ -93,31 +96,29 @@ class PackedWeights:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._held: OrderedDict[Hashable, Packed] = OrderedDict()
-        self._bytes = 0
 
-    def take(self, key: Hashable, size: int) -> Packed | None:
-        """The memory under `key`, taken: release it by `.taken.release()`. None where another call has it."""
+    def of(self, key: Hashable, size: int) -> Packed:
+        """The memory under `key`, which another call may have."""
         with self._lock:
             found = self._held.get(key)
             if found is None:
                 found = self._held[key] = Packed(size)
-                self._bytes += found.room.memory.nbytes
-                while self._bytes > KEPT_PACKED and len(self._held) > 1:
-                    _, gone = self._held.popitem(last=False)
-                    self._bytes -= gone.room.memory.nbytes
+                # Counted anew: a count that is kept would be wrong after an exception between it and what it counts.
+                while len(self._held) > 1 and sum(p.room.memory.nbytes for p in self._held.values()) > KEPT_PACKED:
+                    self._held.popitem(last=False)
             else:
                 self._held.move_to_end(key)
-        return found if found.taken.acquire(blocking=False) else None
+        return found
 
     def clear(self) -> None:
         """Gives all of it back."""
         with self._lock:
             self._held.clear()
-            self._bytes = 0
 
     def start_anew(self) -> None:
         """In a forked child: locks may be held, and weights half packed, by threads that do not exist there."""
-        self._lock, self._held, self._bytes = threading.RLock(), OrderedDict(), 0
+        self._lock = threading.RLock()
+        self._held = OrderedDict()
 
 
 def is_kept(size: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rnnkit import _threads
 from rnnkit._frozen import is_constant
+from rnnkit._threads import OWNER
 from rnnkit.backends import Description, Forward, Gradients, HeldWeights, memory
 from rnnkit.backends import Sizes as CallSizes
 from rnnkit.backends.operands import even_rows, ready_array
@@ -216,16 +217,16 @@ def _launch(
     ready: _Prepared, weights: Weights, reverse: bool, keep: bool, operands: tuple, state: int, threads: int
 ) -> None:
     """The forward job, with weights packed for this call, or in inference for this and later ones."""
-    held, plan, standing = None, ready.plans.get(threads), _addresses(weights)
+    held, call, plan, standing = None, object(), ready.plans.get(threads), _addresses(weights)
     if plan is None:
         plan = ready.plans[threads] = plan_for(ready.sizes, ready.packing, threads, False, reverse, keep)
     if plan.packed and not keep and memory.is_kept(plan.packed):
         w_ih, w_hh = weights.w_ih, weights.w_hh
         # An id may come again, for another array: then the digest is another.
         key = (ready.job, id(w_ih), id(w_hh), id(weights.w_hr), plan.members, w_ih.shape, w_hh.shape)
-        held = packed_weights.take(key, plan.packed)
+        held = packed_weights.of(key, plan.packed)
     try:
-        if held is not None:
+        if held is not None and held.claims.setdefault(OWNER, call) is call:
             scratch, digest = scratch_memory.get(plan.scratch), held.room.address
             held.trust(standing.constant)
         else:
@@ -234,11 +235,11 @@ def _launch(
             digest = 0
         table, where = ready.packing.table, standing.found
         launch_forward(state, ready.job, plan.words, table, where, scratch.address, digest, *operands)
-        if held is not None:
+        if held is not None and digest:
             held.note_packed(standing.constant)
     finally:
-        if held is not None:
-            held.taken.release()
+        if held is not None and OWNER in held.claims and held.claims[OWNER] is call:
+            del held.claims[OWNER]
 
 
 def _run(sizes: Sizes, microseconds: float, launch: Any) -> None:

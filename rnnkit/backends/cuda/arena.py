@@ -62,7 +62,7 @@ class Arena:
         self.handle = Handle(self.counts)
         self._scratch = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
         self._space: Any = cupy.empty(0, dtype="uint8")
-        self._capturing = cupy.cuda.Stream(non_blocking=True)
+        self._capturing: Any = None  # a stream to capture on; none while one is under way, or after one that was cut off
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
@@ -124,14 +124,17 @@ class Arena:
         import cupy
 
         before = self.counts.launches
-        self._use(self._capturing)
+        stream = self._capturing or cupy.cuda.Stream(non_blocking=True)
+        self._capturing = None
+        self._use(stream)
         try:
-            with quiet, self._capturing:
-                self._capturing.begin_capture()
+            with quiet, stream:
+                stream.begin_capture()
                 try:
                     launch()
                 finally:
-                    graph = self._capturing.end_capture()
+                    graph = stream.end_capture()
+            self._capturing = stream
         except (cupy.cuda.runtime.CUDARuntimeError, DeviceError) as problem:
             self.counts.refused += 1
             warnings.warn(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ from rnnkit.errors import DeviceError, DeviceMemoryError
 # cudaDataType and cublasComputeType_t, as in library_types.h and cublas_api.h.
 REAL = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 COMPUTE = {"float64": 70, "float32": 68, "tf32": 77, "float16": 68, "bfloat16": 68}
+OWNER, HANDLE = 0, 1  # of an entry of _made
+
 NO, TRANSPOSED, DEFAULT_ALGORITHM = 0, 1, -1
 
 # 16-bit results are summed in float32 to the end, also where a sum is split between blocks.
@@ -79,9 +82,10 @@ def _check(name: str, status: int) -> None:
         raise DeviceError(f"{name} failed: {STATUS.get(status, f'status {status}')}")
 
 
-# Handles that no arena has any more, by device. None is ever destroyed: that would wait for the device, and spoil a
-# capture under way in another thread. Appending and popping are atomic.
-_idle: dict[int, list[Any]] = {}
+# Every handle of cuBLAS, by device, with who has it: one whose owner is gone serves the next. None is ever destroyed:
+# that would wait for the device, and spoil a capture under way in another thread. No finalizer gives them back: what a
+# signal handler raises inside one is lost.
+_made: dict[int, list[list[Any]]] = {}
 
 # Held while a handle is made, which may wait for the device, and while a graph is captured, which that would spoil.
 quiet = threading.Lock()
@@ -96,21 +100,22 @@ class Launches(Protocol):
 class Handle:
     """A cuBLAS handle on the current device. Not for two threads at once. counts: where its products are counted."""
 
-    _handle: Any = None  # until there is one, also for __del__
-
     def __init__(self, counts: Launches | None = None) -> None:
         import cupy
 
         self._counts = counts
         self._library = library()
-        self._home = _idle.setdefault(cupy.cuda.runtime.getDevice(), [])
-        try:
-            self._handle = self._home.pop()
-        except IndexError:
-            with quiet:
-                self._handle = self._made()
+        mine = weakref.ref(self)
+        with quiet:
+            made = _made.setdefault(cupy.cuda.runtime.getDevice(), [])
+            free = next((entry for entry in made if entry[OWNER]() is None), None)
+            if free is None:
+                free = [mine, self._create()]
+                made.append(free)
+            free[OWNER] = mine
+            self._handle = free[HANDLE]
 
-    def _made(self) -> Any:
+    def _create(self) -> Any:
         import cupy
 
         handle = _pointer()
@@ -125,10 +130,6 @@ class Handle:
         status = self._library.cublasSetMathMode(handle, DISALLOW_REDUCED_PRECISION_REDUCTION)
         _check("cublasSetMathMode", status)
         return handle
-
-    def __del__(self) -> None:
-        if self._handle:
-            self._home.append(self._handle)
 
     def use(self, stream: int, workspace: int, size: int) -> None:
         """Products go to `stream` from now on, with `size` bytes of scratch at the address `workspace`."""

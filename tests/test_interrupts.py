@@ -1,0 +1,179 @@
+"""An exception from a signal handler (a timeout, Ctrl-C), wherever it strikes, leaves a layer right, fast and usable.
+
+CPython runs signal handlers where a function begins, where a loop goes back, and after a call. `strike` raises at one
+of these points in one run of some code, so a loop over all points leaves no window untried.
+"""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit import _threads
+from rnnkit.backends import memory
+from rnnkit.backends import numba as backend
+from rnnkit.module import grad_enabled
+from tests.helpers import share_everything
+
+# Opcodes after which CPython looks whether a signal has come.
+LOOKS = {number for name, number in dis.opmap.items() if name.startswith(("CALL", "JUMP_BACKWARD", "RESUME"))}
+
+
+class Interrupt(Exception):
+    """What the handler raises."""
+
+
+def strike(code: Callable[[], Any], point: int) -> bool:
+    """Runs `code` and raises Interrupt at its `point`-th point, whose number counts from 0. Whether it has so many."""
+    passed = itertools.count()
+    last: dict[Any, int] = {}
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode":
+            before = last.get(frame)
+            last[frame] = frame.f_code.co_code[frame.f_lasti]
+            if before in LOOKS and next(passed) == point:
+                raise Interrupt
+        elif event == "return":
+            last.pop(frame, None)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        code()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    share_everything(monkeypatch, 2)
+    monkeypatch.setattr(memory, "KEPT_PACKED_FROM", 0)
+    backend.packed_weights.clear()
+    yield
+    backend.packed_weights.clear()
+
+
+def inputs() -> tuple[rnnkit.LSTM, np.ndarray]:
+    layer = rnnkit.LSTM(16, 40, backend="numba", rng=0)
+    return layer, np.random.default_rng(1).standard_normal((5, 4, 16)).astype(np.float32)
+
+
+def members_of(code: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many threads a job of `code` had."""
+    found: list[int] = []
+    gather = _threads.Team.gather
+
+    def watched(*given: Any) -> int:
+        found.append(gather(*given))
+        return found[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_threads.Team, "gather", watched)
+        code()
+    return max(found)
+
+
+def nothing_is_taken() -> bool:
+    packed = backend.packed_weights._held.values()
+    return not _threads.the_team().claims and not any(held.claims for held in packed)
+
+
+@pytest.mark.parametrize("what", ["inference", "training"])
+def test_no_point_of_a_call_loses_the_team_or_packed_weights(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = inputs()
+    dy = np.ones((5, 4, 40), np.float32)
+
+    def inference() -> Any:
+        with rnnkit.no_grad():
+            return layer(x)[0]
+
+    def training() -> Any:
+        layer(x)
+        return layer.backward(dy)[0]
+
+    call = inference if what == "inference" else training
+    want = call().copy()
+    points = 0
+    while strike(call, points):
+        assert nothing_is_taken(), f"point {points}"
+        points += 1
+        if points % 10 == 0:
+            np.testing.assert_array_equal(_out_of(call), want)
+            assert members_of(call, monkeypatch) == 2
+    assert points > 50
+    np.testing.assert_array_equal(_out_of(call), want)
+    assert members_of(call, monkeypatch) == 2
+
+
+def _out_of(call: Callable[[], Any]) -> Any:
+    """What the call gives where gradients are on again, as after an interrupt their switch may not be."""
+    from rnnkit import module
+
+    module._no_grad_depth.set(0)
+    return call()
+
+
+def test_interrupts_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real signals at random moments: every exception arrives, every result is right, and the team stays whole."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        pytest.skip("signals are for the main thread")
+    layer, x = inputs()
+    want = layer(x)[0]
+    raised = caught = 0
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal raised
+        raised += 1
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    rng = np.random.default_rng(0)
+    ignored: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    try:
+        while raised < 2000:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-6, 4e-4))
+                for _ in range(100):
+                    assert (layer(x)[0] == want).all()
+            except Interrupt:
+                caught += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == raised
+    assert not ignored
+    assert nothing_is_taken()
+    assert grad_enabled()
+    assert members_of(lambda: layer(x), monkeypatch) == 2
+
+
+def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_systems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A RuntimeError there usually means that the interpreter is shutting down."""
+    team = _threads.Team()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("planted by a handler")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="planted by a handler"):
+        team.gather(object(), 2, 1e6)
+    assert team.broken
