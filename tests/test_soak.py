@@ -1,0 +1,49 @@
+"""Some seconds of `python -m tests.soak`, of which ten minutes are run before a release; and that it sees faults."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests import soak
+
+
+@pytest.mark.slow
+def test_nothing_is_wrong_in_some_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    code = soak.main(["--minutes", "0.2"])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "; 0 wrong" in said
+
+
+def test_what_is_wrong_is_said_and_decides_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def caches(rng: random.Random) -> None:
+        soak.require(False, "planted")
+
+    monkeypatch.setattr(soak, "ACTIVITIES", ((caches, 1),))
+    assert soak.main(["--minutes", "0.001"]) == 1
+    assert "caches: planted" in capsys.readouterr().out
+
+
+def test_memory_that_grows_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    held: list[int] = []
+    monkeypatch.setattr(soak, "ACTIVITIES", ((lambda rng: held.append(1 << 20), 1),))
+    monkeypatch.setattr(soak, "resident_bytes", lambda: (1 << 20) + sum(held))
+    soak.ACTIVITIES[0][0].__name__ = "grow"
+    assert soak.main(["--minutes", "0.005"]) == 1
+    assert "memory grew" in capsys.readouterr().out
+
+
+def test_files_are_emptied_cut_and_garbled(tmp_path: Path) -> None:
+    path, whole = tmp_path / "file", bytes(range(200))
+    sizes = set()
+    for seed in range(30):
+        path.write_bytes(whole)
+        soak._damage(path, random.Random(seed))
+        assert path.read_bytes() != whole or seed
+        sizes.add(path.stat().st_size)
+    assert {0, 200} < sizes
