@@ -31,7 +31,7 @@ def test_what_is_wrong_is_said_and_decides_the_exit_status(
 
 def test_memory_that_grows_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     held: list[int] = []
-    monkeypatch.setattr(soak, "ACTIVITIES", ((lambda rng: held.append(1 << 20), 1),))
+    monkeypatch.setattr(soak, "ACTIVITIES", ((lambda rng: held.append(1 << 25), 1),))
     monkeypatch.setattr(soak, "resident_bytes", lambda: (1 << 20) + sum(held))
     soak.ACTIVITIES[0][0].__name__ = "grow"
     assert soak.main(["--minutes", "0.005"]) == 1
