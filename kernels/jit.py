@@ -1,26 +1,21 @@
 """How the CPU kernels are compiled: Numba without the GIL, FMA allowed, machine code cached on disk.
 
-Numba's own `cache=True` looks only at the file a function stands in and cannot key a function made by a factory,
-as ours are (one a cell and dtype). So entry points get a cache keyed by what they were made for and stamped with
-a digest of every file in this folder: an edit anywhere recompiles, nothing else does. Where no folder can be
-written, nothing is cached.
+The cache is in cache.py: keyed by what a function was made for, and stamped with a digest of every file in this folder
+that kernels are compiled from. An edit to one of them recompiles.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numba
 from numba import types
-from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
-from numba.core.runtime import rtsys
+
+from rnnkit.kernels.cache import KernelCache as _KernelCache
 
 from rnnkit.kernels.inlining import Inlined
 
@@ -105,36 +100,3 @@ def job(key: tuple[str, ...]) -> Callable[[Callable], CFunc]:
         return callback
 
     return decorate
-
-
-@cache
-def sources_digest() -> str:
-    """Digest of every Python file in this folder."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-class _KernelCache(FunctionCache):
-    """Numba's function cache, one index file a key, fresh while `sources_digest` is."""
-
-    def __init__(self, function: Callable, key: tuple[str, ...]) -> None:
-        super().__init__(function)
-        self._key = key
-        name = "-".join((self._impl.filename_base, *key))
-        self._cache_file = IndexDataCacheFile(self._cache_path, name, sources_digest())
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """What is stored under `sig`, or None.
-
-        Numba's own would first have its context take in all that Numba compiles from, SciPy's linear algebra where that
-        is installed: 0.2 s and more that only compiling needs, which sees to it by itself. Machine code needs Numba's
-        runtime, whose functions it calls.
-        """
-        rtsys.initialize(target_context)
-        with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return sig, codegen.magic_tuple(), self._key
