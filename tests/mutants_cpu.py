@@ -126,7 +126,7 @@ LOOP_MUTANTS = (
     ),
     _piece(
         "loading compiled code imports what compiles",
-        "kernels/jit.py",
+        "kernels/cache.py",
         "rtsys.initialize(target_context)",
         "target_context.refresh()",
         "tests/test_kernels.py",
