@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rnnkit._device import cuda_problem
+from rnnkit.backends import needs
 from rnnkit.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.dtypes import DTYPES, DType
 
@@ -178,14 +179,20 @@ def _libnvvm_problem() -> str | None:
 def _numba_cuda_problem() -> str | None:
     if importlib.util.find_spec("numba_cuda") is None:
         return f"numba-cuda is not installed ({_INSTALL_CUDA})"
-    return cuda_problem() or _libnvvm_problem()
+    return cuda_problem() or needs.import_problem() or _libnvvm_problem()
 
 
 # In order of preference for each kind of array.
 BACKENDS: dict[str, BackendRow] = {
     row.name: row
     for row in (
-        BackendRow("numba", "numpy", ("float32", "float64", "tf32"), "fused CPU scan, compiled by Numba", _no_problem),
+        BackendRow(
+            "numba",
+            "numpy",
+            ("float32", "float64", "tf32"),
+            "fused CPU scan, compiled by Numba",
+            lambda: needs.numba_problem(),  # looked up when asked, so that a test may replace it
+        ),
         BackendRow("numpy", "numpy", tuple(DTYPES), "the NumPy oracle", _no_problem),
         BackendRow("cupy", "cupy", tuple(DTYPES), "CUDA C++ through CuPy", cuda_problem, _cupy_schedules),
         BackendRow("numba_cuda", "cupy", ("float32", "float64", "float16"), "Numba CUDA", _numba_cuda_problem),

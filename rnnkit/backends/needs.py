@@ -1,0 +1,73 @@
+"""What the Numba backend needs of the environment, asked before it is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import re
+import struct
+import sys
+from functools import cache
+from typing import Any
+
+OLDEST_NUMBA = (0, 61, 2)
+INSTALL_NUMBA = "pip install --upgrade numba"
+# As platform.machine() names what the kernels are tested on.
+PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
+
+
+@cache
+def numba_problem() -> str | None:
+    """Why the compiled CPU backend cannot run in this process, or None where it can. Imports Numba."""
+    return _processor_problem() or import_problem() or _version_problem() or _jit_problem() or _fit_problem()
+
+
+def _processor_problem() -> str | None:
+    """The kernels compute with 64-bit addresses, least significant byte first."""
+    machine, bits = platform.machine().lower(), 8 * struct.calcsize("P")
+    if bits != 64 or sys.byteorder != "little" or machine not in PROCESSORS:
+        return f"its kernels are for 64-bit x86 and ARM, and this is a {bits}-bit Python on {machine or 'no known CPU'}"
+    return None
+
+
+def import_problem() -> str | None:
+    """Why Numba cannot be imported, or None where it can. Imports it."""
+    if importlib.util.find_spec("numba") is None:
+        return f"Numba is not installed ({INSTALL_NUMBA})"
+    try:
+        importlib.import_module("numba")
+    except Exception as problem:  # a NumPy that Numba does not know, a broken llvmlite, a missing library
+        return f"Numba is installed and cannot be imported ({_said(problem)})"
+    return None
+
+
+def _version_problem() -> str | None:
+    found = _numba().__version__
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", found)
+    if numbers is None or tuple(int(number or 0) for number in numbers.groups()) >= OLDEST_NUMBA:
+        return None  # of a build that does not say what it is, nothing is known
+    return f"Numba {found} is too old: {'.'.join(map(str, OLDEST_NUMBA))} or later is needed ({INSTALL_NUMBA})"
+
+
+def _jit_problem() -> str | None:
+    return "NUMBA_DISABLE_JIT is set, so Numba compiles nothing" if _numba().config.DISABLE_JIT else None
+
+
+def _fit_problem() -> str | None:
+    """The kernels use parts of Numba that may move in a later release."""
+    try:
+        importlib.import_module("rnnkit.backends.numba")
+    except Exception as problem:
+        return f"Numba {_numba().__version__} does not fit this rnnkit ({_said(problem)})"
+    return None
+
+
+def _numba() -> Any:
+    return sys.modules["numba"]
+
+
+def _said(problem: Exception) -> str:
+    """An exception in one line."""
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
