@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from rnnkit._checks import positive_int
+from rnnkit._cores import default_threads
 
 _threads = 0
 
@@ -40,22 +41,31 @@ AWAITED, AWAITED_WOKEN, AWAITED_PART = 100.0, 300.0, 1 / 16
 SPELLS, SPELL_LOSSES = (4e-3, 0.1), 2
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def get_num_threads() -> int:
-    """How many threads the CPU kernels use at most: as many as cores this process may use, unless set otherwise.
+    """How many threads the CPU kernels use at most: as many as the process may use cores, unless set otherwise.
 
-    A call takes fewer where it is small, and for a while where other threads hold the cores.
+    A call takes fewer where it is small, and for a while where other threads hold the cores. Raises ValueError where
+    the environment variable RNNKIT_NUM_THREADS is no positive whole number. See docs/install.md.
     """
-    return _threads or _usable_cores()
+    return _threads or default_threads().count
 
 
-def set_num_threads(threads: int) -> None:
-    """Sets how many threads the CPU kernels use at most, for the whole process. Results do not change by a bit."""
+def set_num_threads(threads: int | None) -> None:
+    """Sets how many threads the CPU kernels use at most, for the whole process. Results do not change by a bit.
+
+    threads: at least 1; None for the default, which is read anew, as after a change of the affinity mask.
+    """
     global _threads
-    _threads = positive_int("threads", threads)
+    if threads is None:
+        default_threads.cache_clear()
+        _threads = 0
+    else:
+        _threads = positive_int("threads", threads)
+
+
+def why_so_many() -> str:
+    """What `get_num_threads` follows from, in a few words."""
+    return "set_num_threads" if _threads else default_threads().why
 
 
 def threads_for(microseconds: float) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rnnkit import _checks
-from rnnkit._threads import get_num_threads
+from rnnkit._threads import get_num_threads, why_so_many
 from rnnkit.backends import Sizes
 from rnnkit.layers import Recurrent
 from rnnkit.module import Array, Module, grad_enabled
@@ -21,6 +21,7 @@ class Explanation:
                      scratch memory and (under no_grad) packed weights stay for later calls, in bounds: see
                      rnnkit/backends/memory.py
     kept_bytes       the part of it that stays until `backward` has run or the next call is made; 0 under no_grad()
+    threads          how many the CPU kernels use at most, and threads_why what that follows from; None elsewhere
     """
 
     layer: str
@@ -32,13 +33,15 @@ class Explanation:
     workspace_bytes: int
     kept_bytes: int
     why: str
+    threads_why: str | None = None
 
     def __str__(self) -> str:
+        shared = "" if self.threads is None else f", up to {self.threads} threads ({self.threads_why})"
         rows = [
             ("layer", self.layer),
             ("backend", self.backend),
             ("kernel", self.kernel),
-            ("device", self.device + ("" if self.threads is None else f", up to {self.threads} threads")),
+            ("device", self.device + shared),
             ("dtype", self.dtype),
             ("workspace", f"{self.workspace_bytes:,} bytes, of which {self.kept_bytes:,} kept for backward"),
             ("why", self.why),
@@ -92,6 +95,7 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         running = max(running, numbers * (max(4, item) + 1) - directions * y)
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
     why = choice.why
+    compiled = choice.row.name == "numba"
     if own:
         why += "; weights stay packed, " + (
             "frozen" if layer.frozen else "and each call sees whether they have changed"
@@ -102,8 +106,9 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         kernel=kernel,
         device=layer.device,
         dtype=choice.dtype.name,
-        threads=get_num_threads() if choice.row.name == "numba" else None,
+        threads=get_num_threads() if compiled else None,
         workspace_bytes=resident + own + running + held + between + states + copied_x,
         kept_bytes=(held + between + copied_x) if keep else 0,
         why=why,
+        threads_why=why_so_many() if compiled else None,
     )

@@ -4,10 +4,12 @@ import os
 
 # Before NumPy is imported: BLAS on one thread, so that suites do not fight. The compiled path has no use for Numba's
 # threads: it shares work over a pool of its own, rnnkit._threads, which tests/test_sharing.py widens where it matters.
+# That pool, which OMP_NUM_THREADS would bound too, has a thread per core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("RNNKIT_NUM_THREADS", str(len(getattr(os, "sched_getaffinity", lambda _: "1")(0))))
 os.environ.setdefault("RNNKIT_QUIET", "1")  # standard error of child processes is for their errors
 
 import zlib
