@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 import pickle
+import re
 import sys
 import warnings
 from collections import Counter
@@ -24,12 +25,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rnnkit.kernels.cache_file import SUFFIX, DamagedFile, packed, unpacked, write_first
+from rnnkit.kernels.cache_file import SUFFIX, TEMPORARY, DamagedFile, packed, unpacked, write_first
 from rnnkit.kernels.notice import the_notice
 
 HERE = Path(__file__).absolute().parent
 # Files of this folder that cannot change a compiled kernel.
 _NO_SOURCES = ("cache.py", "cache_file.py", "notice.py")
+
+_NAMED_BY_US = re.compile(r"\.[0-9a-f]{12}\.nbc$")
 
 # Kernels of this process: "loaded" from a file, "compiled", and "cached" of those.
 counts: Counter[str] = Counter()
@@ -63,9 +66,14 @@ def cache_folders(source: Path) -> tuple[Path, ...]:
     return (source.parent / "__pycache__", *(() if user is None else (user / "rnnkit" / version,)))
 
 
+def kernel_folders() -> tuple[Path, ...]:
+    """The folders that may hold rnnkit's own kernels, best first."""
+    return cache_folders(HERE / "jit.py")
+
+
 def _named_root() -> str:
-    numba = sys.modules.get("numba")
-    return os.environ.get("NUMBA_CACHE_DIR", "") if numba is None else numba.config.CACHE_DIR
+    config = getattr(sys.modules.get("numba"), "config", None)  # which also reads Numba's file of settings
+    return getattr(config, "CACHE_DIR", os.environ.get("NUMBA_CACHE_DIR", ""))
 
 
 def _user_root() -> Path | None:
@@ -99,6 +107,32 @@ def environment_stamp() -> dict[str, str]:
         "target": " ".join(cpu_target.target_context.codegen().magic_tuple()),
         "vector_bytes": str(vector.vector_bytes()),
     }
+
+
+def survey(folder: Path, stamp: dict[str, str] | None) -> dict[str, list[Path]]:
+    """The files of a cache folder by what they are worth; each is read in full.
+
+    current: intact, of these sources and of the environment `stamp`, or of any where that is None. stale: intact, of
+    others, or of an rnnkit from before this format. damaged; unfinished: left by a process that was killed.
+    """
+    found: dict[str, list[Path]] = {"current": [], "stale": [], "damaged": [], "unfinished": []}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix == TEMPORARY:
+            found["unfinished"].append(path)
+        elif path.suffix in (SUFFIX, ".nbi"):
+            found[_worth(path, stamp)].append(path)
+    return found
+
+
+def _worth(path: Path, stamp: dict[str, str] | None) -> str:
+    if _NAMED_BY_US.search(path.name) is None:
+        return "stale"
+    try:
+        header, _ = unpacked(path.read_bytes())
+    except (OSError, DamagedFile):
+        return "damaged"
+    fits = header["sources"].startswith(sources_digest()) and (stamp or {}).items() <= header.items()
+    return "current" if fits else "stale"
 
 
 class KernelCache:

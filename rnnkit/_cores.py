@@ -20,7 +20,7 @@ NAMED, OPENMP = "RNNKIT_NUM_THREADS", "OMP_NUM_THREADS"
 class Threads(NamedTuple):
     """A number of threads, and what it follows from."""
 
-    count: int
+    number: int
     why: str
 
 
@@ -42,7 +42,7 @@ def default_threads() -> Threads:
     openmp = _openmp_threads()
     if openmp is not None:
         bounds.append(Threads(openmp, OPENMP))
-    return min(bounds, key=lambda bound: bound.count)
+    return min(bounds, key=lambda bound: bound.number)
 
 
 def _usable_cores() -> Threads:

@@ -47,7 +47,7 @@ def get_num_threads() -> int:
     A call takes fewer where it is small, and for a while where other threads hold the cores. Raises ValueError where
     the environment variable RNNKIT_NUM_THREADS is no positive whole number. See docs/install.md.
     """
-    return _threads or default_threads().count
+    return _threads or default_threads().number
 
 
 def set_num_threads(threads: int | None) -> None:

@@ -92,7 +92,7 @@ def test_without_numba_the_oracle_runs_and_says_why(numba, environment, reason, 
 def asked_anew() -> Iterator[None]:
     """The answers that are cached are forgotten, before and after."""
     needs = importlib.import_module("rnnkit.backends.needs")
-    caches = (needs.numba_problem, backends.select)
+    caches = (needs._found, backends.select)
     for cached in caches:
         cached.cache_clear()
     yield

@@ -17,10 +17,32 @@ INSTALL_NUMBA = "pip install --upgrade numba"
 PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
 
 
-@cache
 def numba_problem() -> str | None:
     """Why the compiled CPU backend cannot run in this process, or None where it can. Imports Numba."""
-    return _processor_problem() or import_problem() or _version_problem() or _jit_problem() or _fit_problem()
+    return _found()[0]
+
+
+def numba_broken() -> bool:
+    """Whether Numba is there and does not work, rather than missing, switched off or not made for this processor."""
+    return _found()[1]
+
+
+@cache
+def _found() -> tuple[str | None, bool]:
+    """The first problem, and whether something is broken."""
+    checks = (
+        (_processor_problem, False),
+        (_missing_problem, False),
+        (import_problem, True),
+        (_version_problem, True),
+        (_jit_problem, False),
+        (_fit_problem, True),
+    )
+    for check, broken in checks:
+        problem = check()
+        if problem:
+            return problem, broken
+    return None, False
 
 
 def _processor_problem() -> str | None:
@@ -31,10 +53,12 @@ def _processor_problem() -> str | None:
     return None
 
 
+def _missing_problem() -> str | None:
+    return f"Numba is not installed ({INSTALL_NUMBA})" if importlib.util.find_spec("numba") is None else None
+
+
 def import_problem() -> str | None:
     """Why Numba cannot be imported, or None where it can. Imports it."""
-    if importlib.util.find_spec("numba") is None:
-        return f"Numba is not installed ({INSTALL_NUMBA})"
     try:
         importlib.import_module("numba")
     except Exception as problem:  # a NumPy that Numba does not know, a broken llvmlite, a missing library

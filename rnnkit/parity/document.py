@@ -64,14 +64,15 @@ def machine(plan: Plan) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = dict.fromkeys(check.device for check in plan.checks if check.device != "cpu")
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores,
         "system": f"{platform.system()} {platform.machine()}",
         "devices": {device: _device_name(device) for device in devices},
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
