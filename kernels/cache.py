@@ -116,7 +116,11 @@ def survey(folder: Path, stamp: dict[str, str] | None) -> dict[str, list[Path]]:
     others, or of an rnnkit from before this format. damaged; unfinished: left by a process that was killed.
     """
     found: dict[str, list[Path]] = {"current": [], "stale": [], "damaged": [], "unfinished": []}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:  # it is not there, or another user's
+        return found
+    for path in paths:
         if path.suffix == TEMPORARY:
             found["unfinished"].append(path)
         elif path.suffix in (SUFFIX, ".nbi"):
@@ -131,7 +135,7 @@ def _worth(path: Path, stamp: dict[str, str] | None) -> str:
         header, _ = unpacked(path.read_bytes())
     except (OSError, DamagedFile):
         return "damaged"
-    fits = header["sources"].startswith(sources_digest()) and (stamp or {}).items() <= header.items()
+    fits = header.get("sources", "").startswith(sources_digest()) and (stamp or {}).items() <= header.items()
     return "current" if fits else "stale"
 
 
