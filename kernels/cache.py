@@ -232,4 +232,4 @@ def _warn(about: object, text: str) -> None:
     """Warns once per process and `about`."""
     if about not in _warned:
         _warned.add(about)
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=1)

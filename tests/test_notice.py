@@ -76,10 +76,14 @@ def test_the_environment_silences_it(value, lines, tmp_path, capsys, monkeypatch
     assert capsys.readouterr().err.count("\n") == lines
 
 
-def test_without_a_folder_it_says_so(tmp_path, capsys) -> None:
+def test_without_a_folder_it_says_so_and_is_shown_once_too(tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("")
-    compiled(Notice(), tmp_path / "file")
-    assert "finds no folder to cache them in" in capsys.readouterr().err
+    one = Notice()
+    for _ in range(3):
+        compiled(one, tmp_path / "file")
+    said = capsys.readouterr().err
+    assert "finds no folder to cache them in" in said
+    assert said.count("\n") == 1
 
 
 def test_without_standard_error_nothing_fails(tmp_path, monkeypatch) -> None:
