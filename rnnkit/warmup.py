@@ -117,12 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: nothing is compiled, because what was named cannot run here", file=sys.stderr)
         return MISSING
     os.environ.setdefault("RNNKIT_QUIET", "1")  # the lines below say it
+    before = Counter(_counts())
     try:
         failed = _compile(planned.kernels)
     except KeyboardInterrupt:
         print("interrupted; what was compiled is cached")
         return INTERRUPTED
-    return BAD if failed or not _report() else OK
+    return BAD if failed or not _report(before) else OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,8 +163,8 @@ def _compiled() -> int:
     return _counts()["compiled"]
 
 
-def _report() -> bool:
-    """Says where the CPU kernels are. False where one that was compiled is cached nowhere."""
+def _report(before: Counter[str]) -> bool:
+    """Says where the CPU kernels are. False where one that was compiled since `before` is cached nowhere."""
     counts = _counts()
     if not counts:
         return True
@@ -174,7 +175,8 @@ def _report() -> bool:
         if found:
             size = sum(path.stat().st_size for path in found)
             print(f"{len(found)} CPU kernels for this machine, {size / 1e6:.1f} MB, are in {folder}")
-    lost = counts["compiled"] - counts["cached"]
+    new = counts - before
+    lost = new["compiled"] - new["cached"]
     if lost:
         print(f"{lost} compiled kernels are cached nowhere: no folder takes them", file=sys.stderr)
     return not lost
