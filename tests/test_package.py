@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import rnnkit
+from rnnkit.backends import needs
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -56,7 +57,12 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / part, folder / "source" / part, symlinks=True, ignore=ignored)
         else:
             shutil.copy(ROOT / part, folder / "source" / part)
+    left_by_the_cache = folder / "source" / "kernels" / "__pycache__"
+    left_by_the_cache.mkdir()
+    for name in ("a.0123456789ab.nbc", "a.0123456789ab.nbc.0123.tmp", "rnnkit-notice"):
+        (left_by_the_cache / name).write_bytes(b"")
     with tarfile.open(built("sdist", folder / "source", folder)) as archive:
+        assert not [name for name in archive.getnames() if "__pycache__/" in name]
         archive.extractall(folder / "unpacked", filter="data")
     (tree,) = (folder / "unpacked").iterdir()
     return tree
@@ -141,9 +147,15 @@ def test_versions_agree() -> None:
     assert f"\n## {rnnkit.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_the_backend_asks_for_the_numba_that_the_package_does() -> None:
+    (floor,) = (found[1] for name in PROJECT["dependencies"] if (found := re.fullmatch("numba>=(.*)", name)))
+    assert ".".join(map(str, needs.OLDEST_NUMBA)) == floor
+
+
 def test_extras_that_are_named_exist() -> None:
     """In commands of the documents and in messages of the package, and in the Makefile."""
-    told = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + [*(ROOT / "rnnkit").rglob("*.py")]
+    told = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/install.md")]
+    told += (ROOT / "rnnkit").rglob("*.py")
     named: set[str] = set()
     for path in told:
         for extras in re.findall(r"(?:rnnkit|\.)\[([a-z0-9,]+)\]", path.read_text(encoding="utf-8")):
