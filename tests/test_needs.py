@@ -142,3 +142,11 @@ def test_versions(version, old, asked_anew, monkeypatch) -> None:
     problem = backends.BACKENDS["numba"].problem()
     assert ("too old" in (problem or "")) == old
     assert old or problem is None
+
+
+def test_numba_cuda_needs_a_numba_that_can_be_imported(asked_anew, monkeypatch) -> None:
+    needs = importlib.import_module("rnnkit.backends.needs")
+    monkeypatch.setattr(backends, "cuda_problem", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(needs, "import_problem", lambda: "planted")
+    assert backends.BACKENDS["numba_cuda"].problem() == "planted"
