@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numba
 from numba import types
 from numba.core.ccallback import CFunc
 
-from rnnkit.kernels.cache import KernelCache as _KernelCache
-
+from rnnkit.kernels.cache import KernelCache
 from rnnkit.kernels.inlining import Inlined
 
 # `contract` lets a*b+c fuse; nothing else of fast-math, so NaN, infinities and the order of sums keep their meaning.
@@ -73,12 +71,9 @@ def entry(key: tuple[str, ...]) -> Callable[[Callable], Any]:
     """A function that Python calls, compiled at its first call and cached under `key` (its cell, its dtype, …)."""
 
     def decorate(function: Callable) -> Any:
-        stored = None
-        with suppress(RuntimeError):  # raised where Numba finds no folder it may write to
-            stored = _KernelCache(function, key)  # whose files go by the name as it was
+        stored = KernelCache(function, key)  # whose files go by the name as it was
         dispatcher: Any = numba.njit(_named_apart(function, "-".join(key)), **_OPTIONS)
-        if stored is not None:
-            dispatcher._cache = stored
+        dispatcher._cache = stored
         return dispatcher
 
     return decorate
@@ -88,14 +83,11 @@ def job(key: tuple[str, ...]) -> Callable[[Callable], CFunc]:
     """A function of two whole numbers that native code calls by its `address`; compiled here, and cached as entries."""
 
     def decorate(function: Callable) -> CFunc:
-        stored = None
-        with suppress(RuntimeError):
-            stored = _KernelCache(function, key)
+        stored = KernelCache(function, key)
         signature = ((types.intp, types.intp), types.void)
         options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
         callback: Any = CFunc(_named_apart(function, "-".join(key)), signature, {}, options)
-        if stored is not None:
-            callback._cache = stored
+        callback._cache = stored
         callback.compile()
         return callback
 

@@ -62,7 +62,7 @@ class Arena:
         self.handle = Handle(self.counts)
         self._scratch = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
         self._space: Any = cupy.empty(0, dtype="uint8")
-        self._capturing: Any = None  # a stream to capture on; none while one is under way, or after one that was cut off
+        self._capturing: Any = None  # a stream to capture on; None while one is under way, or after one was cut off
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
