@@ -9,7 +9,7 @@ from rnnkit.io import load, save
 from rnnkit.layers import GRU, LSTM, RNN
 from rnnkit.linear import Activation, Linear
 from rnnkit.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_with_logits, cross_entropy, mse
-from rnnkit.module import Module, no_grad
+from rnnkit.module import Module, grad_enabled, no_grad, set_grad_enabled
 from rnnkit.optimizers import SGD, Adagrad, Adam, clip_grad_norm, clip_grad_value
 from rnnkit.steps import GRUCell, LSTMCell, RNNCell
 from rnnkit.summary import summary
@@ -41,11 +41,13 @@ __all__ = [
     "clip_grad_value",
     "cross_entropy",
     "explain",
+    "grad_enabled",
     "get_num_threads",
     "load",
     "mse",
     "no_grad",
     "save",
+    "set_grad_enabled",
     "set_num_threads",
     "summary",
 ]

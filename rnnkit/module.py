@@ -6,75 +6,21 @@ A leaf layer fills `self.params` by `_add_param`; a container lists its children
 
 from __future__ import annotations
 
-import contextvars
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnkit import _checks, _device
 from rnnkit._frozen import check_writable, constant, is_constant, writable
+from rnnkit._grad_mode import grad_enabled, no_grad, set_grad_enabled
 from rnnkit._named import Params, StateDict
 from rnnkit.dtypes import DType, resolve_dtype
 
-__all__ = ["Array", "Module", "StateDict", "grad_enabled", "make_rng", "no_grad"]
+__all__ = ["Array", "Module", "StateDict", "grad_enabled", "make_rng", "no_grad", "set_grad_enabled"]
 
 Array = Any
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-# How many `no_grad` the running code is inside of. A count, not a flag: one object may then be entered twice.
-_no_grad_depth: contextvars.ContextVar[int] = contextvars.ContextVar("rnnkit_no_grad_depth", default=0)
-
-
-class _NoGrad:
-    """What `no_grad()` gives: a context manager and a decorator."""
-
-    def __enter__(self) -> None:
-        _no_grad_depth.set(_no_grad_depth.get() + 1)
-
-    def __exit__(self, *_: Any) -> None:
-        _no_grad_depth.set(_no_grad_depth.get() - 1)
-
-    def __call__(self, function: Function) -> Function:
-        """`function`, run inside."""
-        if not callable(function):
-            raise TypeError(f"function must be callable, got {function!r}")
-        # Those return before they run, and what they set between two yields their caller would see.
-        kinds = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-        if any(is_kind(function) for is_kind in kinds):
-            raise TypeError(f"function must be no generator or coroutine, got {function!r}: use a with block inside it")
-
-        @functools.wraps(function)
-        def inside(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return inside  # type: ignore[return-value]
-
-
-_NO_GRAD = _NoGrad()  # it holds nothing: one serves all
-
-
-@overload
-def no_grad() -> _NoGrad: ...
-@overload
-def no_grad(function: Function) -> Function: ...
-def no_grad(function: Any = None) -> Any:
-    """Inside, layers keep nothing for backward: a call costs the memory of its outputs. Per thread and async task.
-
-    `with no_grad():`, or over a function `@no_grad` or `@no_grad()`. Raises TypeError for what is no plain function:
-    a generator or coroutine takes the `with` inside.
-    """
-    return _NO_GRAD if function is None else _NO_GRAD(function)
-
-
-def grad_enabled() -> bool:
-    """Whether calls keep what backward needs: False inside `no_grad()`."""
-    return _no_grad_depth.get() == 0
 
 
 def make_rng(rng: Any) -> np.random.Generator:

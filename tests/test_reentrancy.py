@@ -12,7 +12,6 @@ import pytest
 import rnnkit
 from rnnkit import ops
 from rnnkit.cells import CELLS
-from rnnkit.module import grad_enabled
 from rnnkit.testing import Case, make_inputs, run
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
 
@@ -144,39 +143,3 @@ def test_no_grad_keeps_nothing_and_changes_nothing_else(name: str, cpu_backend: 
     with pytest.raises(RuntimeError, match=r"outside rnnkit\.no_grad"):
         layer.backward(given["dy"])
     assert not any(g.any() for g in layer.grads.values())
-
-
-def test_no_grad_nests_ends_on_an_error_and_belongs_to_its_thread() -> None:
-    assert grad_enabled()
-    with rnnkit.no_grad():
-        with rnnkit.no_grad():
-            assert not grad_enabled()
-        assert not grad_enabled()
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(grad_enabled).result()
-    assert grad_enabled()
-    with pytest.raises(ZeroDivisionError), rnnkit.no_grad():
-        _ = 1 / 0
-    assert grad_enabled()
-
-
-def test_no_grad_decorates_with_and_without_brackets() -> None:
-    def seen(a: int, *, b: int) -> tuple[int, bool]:
-        """Said."""
-        return a + b, grad_enabled()
-
-    for decorated in (rnnkit.no_grad(seen), rnnkit.no_grad()(seen)):
-        assert decorated(1, b=2) == (3, False)
-        assert (decorated.__name__, decorated.__doc__) == ("seen", "Said.")
-        assert grad_enabled()
-    once = rnnkit.no_grad()
-    with once, once:
-        assert not grad_enabled()
-    assert grad_enabled()
-
-    def steps() -> Any:
-        yield grad_enabled()
-
-    for wrong in (False, steps):
-        with pytest.raises(TypeError, match="function must be"):
-            rnnkit.no_grad(wrong)
