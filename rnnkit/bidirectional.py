@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit import _checks
+from rnnkit._calls import backward_of
 from rnnkit._device import array_module, device_of, on_own_device
 from rnnkit._wide import narrow, wide
-from rnnkit.module import Array, Module, grad_enabled
+from rnnkit.module import Array, Call, Module, grad_enabled
 from rnnkit.recurrent import Recurrent
 
 MERGES = ("concat", "sum", "mul", "ave", None)
@@ -45,7 +46,6 @@ class Bidirectional(Module):
         super().__init__(layer._dtype, layer.device)
         self.forward_layer, self.reverse_layer = layer, _mirror(layer)
         self.batch_first = layer.batch_first
-        self._saved: _Call | None = None
 
     def __repr__(self) -> str:
         return f"Bidirectional({self.forward_layer!r}, merge={self.merge!r})"
@@ -88,28 +88,27 @@ class Bidirectional(Module):
         y_reverse, end_reverse = self.reverse_layer(turn(x), _half(states, 1), lengths)
         y_reverse = turn(y_reverse)
         if grad_enabled():
-            self._saved = _Call(turn, B, y_forward, y_reverse, kept_by(self))
+            kept = (self.forward_layer._saved, self.reverse_layer._saved)
+            self._saved = _Kept(turn, B, y_forward, y_reverse, kept)
         return merged(self.merge, y_forward, y_reverse), _interleaved(end_forward, end_reverse)
 
     @on_own_device
-    def backward(self, dy: Any, dh_n: Any = None) -> Any:
+    def backward(self, dy: Any, dh_n: Any = None, *, call: Call | None = None) -> Any:
         """dx, dh0 = bidirectional.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = ….backward(dy, (dh_n, dc_n)).
 
         dy as y, dh_n as h_n; None stands for zeros, also inside a pair. Adds into both layers' grads. Call it before
-        the optimizer's step.
-        Raises RuntimeError before any call, after one under `no_grad()` or where the layer or its mirror was called by
-        itself since, ValueError or TypeError for a bad gradient.
+        the optimizer's step. Of this thread's last call, or of `call`, which `last_call` gives after each; calls of the
+        layer or its mirror by itself do not matter.
+        Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several since the
+        last backward or `zero_grad()`; ValueError or TypeError for a bad gradient or `call`.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a call of this Bidirectional first, and one outside rnnkit.no_grad()")
-        turn, B, y_forward, y_reverse, kept = self._saved
-        check_kept(self, kept)
+        turn, B, y_forward, y_reverse, kept = self._recalled(call)
         dy_forward, dy_reverse = merge_gradients("dy", dy, self.merge, y_forward, y_reverse)
         ends = self._states(("dh_n", "dc_n"), dh_n, B, turn.unbatched)
         if dy_reverse is not None:
             dy_reverse = turn(dy_reverse)
-        dx_forward, dstart_forward = self.forward_layer.backward(dy_forward, _half(ends, 0))
-        dx_reverse, dstart_reverse = self.reverse_layer.backward(dy_reverse, _half(ends, 1))
+        dx_forward, dstart_forward = backward_of(self.forward_layer, kept[0], dy_forward, _half(ends, 0))
+        dx_reverse, dstart_reverse = backward_of(self.reverse_layer, kept[1], dy_reverse, _half(ends, 1))
         return dx_forward + turn(dx_reverse), _interleaved(dstart_forward, dstart_reverse)
 
     def _states(self, names: tuple[str, str], given: Any, B: int, unbatched: bool) -> tuple[Any, ...]:
@@ -141,33 +140,14 @@ class _Turn(NamedTuple):
         return a.swapaxes(0, 1) if swap else a[:, 0] if self.unbatched else a
 
 
-class _Call(NamedTuple):
-    """Of the last call: how its rows are turned, the batch size, both outputs in time order, and `kept_by`."""
+class _Kept(NamedTuple):
+    """What a call keeps: how its rows are turned, the batch size, both outputs in time order, what the layers kept."""
 
     turn: _Turn
     B: int
     y_forward: Array
     y_reverse: Array
-    kept: tuple[Any, ...]
-
-
-def kept_by(container: Module) -> tuple[Any, ...]:
-    """What each module inside, however deep, has kept of its last call for its backward."""
-    return tuple(getattr(module, "_saved", None) for module in _inside(container))
-
-
-def check_kept(container: Module, kept: tuple[Any, ...]) -> None:
-    """Raises RuntimeError unless every module inside still holds what it held at the container's call."""
-    for module, then in zip(_inside(container), kept, strict=True):
-        if getattr(module, "_saved", None) is not then:
-            raise RuntimeError(
-                f"backward of this {type(container).__name__} needs its last call to be that of its modules too: "
-                f"{module!r} was called by itself since"
-            )
-
-
-def _inside(container: Module) -> list[Module]:
-    return list(container._family())[1:]
+    kept: tuple[Any, Any]
 
 
 def _mirror(layer: Recurrent) -> Recurrent:

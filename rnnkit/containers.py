@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from rnnkit._calls import backward_of
 from rnnkit._device import array_module, on_own_device
-from rnnkit.bidirectional import Bidirectional, check_gradient, check_kept, kept_by, merge_gradients, merged
-from rnnkit.module import Array, Module, grad_enabled
+from rnnkit.bidirectional import Bidirectional, check_gradient, merge_gradients, merged
+from rnnkit.module import Array, Call, Module, grad_enabled
 from rnnkit.recurrent import Recurrent
 from rnnkit.steps import StepCell
 
@@ -18,9 +19,9 @@ class Sequential(Module):
     """Modules one after another, each on the output of the one before.
 
     A recurrent module passes its y on and its state is dropped. Parameters are named "<position>.<name>", as PyTorch's.
-    Raises TypeError for what is no Module or a cell of one step; ValueError where there is none, where one stands twice
-    (a module answers for its last call alone), where dtypes or devices differ, or where a module that gives a pair, as
-    a Bidirectional with merge=None, is not the last.
+    Raises TypeError for what is no Module or a cell of one step; ValueError where there is none, where one occurs twice
+    (each of its parameters would have two names), where dtypes or devices differ, or where a module that gives a pair,
+    as a Bidirectional with merge=None, is not the last.
     """
 
     def __init__(self, *modules: Module) -> None:
@@ -29,7 +30,7 @@ class Sequential(Module):
         self._main = next((m for m in modules if m.params), modules[0])
         super().__init__(self._main._dtype, self._main.device)
         self.takes_lengths = any(module.takes_lengths for module in modules)
-        self._saved: tuple[Any, ...] | None = None  # what every module kept of the last call
+        self._latest: Any = None  # a mark of the latest call, of any thread
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self._modules))})"
@@ -63,24 +64,35 @@ class Sequential(Module):
         if lengths is not None and not self.takes_lengths:
             raise ValueError("lengths must be None: no module of this Sequential is recurrent")
         self._saved = None
+        kept = []
         for module in self._modules:
             x = module(x, lengths=lengths) if lengths is not None and module.takes_lengths else module(x)
+            kept.append(module._saved)
             if isinstance(module, (Recurrent, Bidirectional)):
                 x, _ = x
-        self._saved = kept_by(self) if grad_enabled() else None
+        if grad_enabled():
+            self._latest = mark = object()
+            self._saved = mark, tuple(kept)
         return x
 
-    def backward(self, dy: Any) -> Array | None:
+    def backward(self, dy: Any, *, call: Call | None = None) -> Array | None:
         """dy as the output -> dx; None where the first module is an Embedding. Adds into every module's grads.
 
-        Raises RuntimeError before any call, after one that failed or ran under `no_grad()`, or where a module was
-        called by itself since; what the modules raise.
+        Of this thread's last call, or of `call`, which `last_call` gives after each; calls of a module by itself do not
+        matter. Raises RuntimeError before any call, after one that failed or ran under `no_grad()`, without `call`
+        after several since the last backward or `zero_grad()`, and for another call than the latest where a module of
+        your own keeps nothing in `_saved`; ValueError or TypeError for a bad `call`; what the modules raise.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a call of this Sequential first, and one outside rnnkit.no_grad()")
-        check_kept(self, self._saved)
-        for module in reversed(self._modules):
-            dy = module.backward(dy)
+        mark, kept = self._recalled(call)
+        if mark is not self._latest:
+            for module, own in zip(self._modules, kept, strict=True):
+                if own is None:
+                    raise RuntimeError(
+                        f"backward of a call that others came after needs every module to keep what is of that call in "
+                        f"self._saved (or () where it needs nothing), and {module!r} does not"
+                    )
+        for module, own in zip(reversed(self._modules), reversed(kept), strict=True):
+            dy = backward_of(module, own, dy)
             if isinstance(module, (Recurrent, Bidirectional)):
                 dy, _ = dy
         return dy
@@ -103,7 +115,6 @@ class LastState(Module):
         # A bidirectional=True layer's two last states stand side by side, as in its y.
         self.merge = layer.merge if isinstance(layer, Bidirectional) else "concat"
         self._directions = layer.num_directions if isinstance(layer, Recurrent) else 2
-        self._saved: _Call | None = None
 
     def __repr__(self) -> str:
         return f"LastState({self.layer!r})"
@@ -131,20 +142,18 @@ class LastState(Module):
         h_n = state_n[0] if isinstance(state_n, tuple) else state_n
         last = tuple(h_n[-self._directions :])
         if grad_enabled():
-            self._saved = _Call(tuple(h_n.shape), isinstance(state_n, tuple), last, kept_by(self))
+            self._saved = _Kept(tuple(h_n.shape), isinstance(state_n, tuple), last, self.layer._saved)
         return last[0] if len(last) == 1 else merged(self.merge, *last)
 
     @on_own_device
-    def backward(self, dout: Any) -> Array:
+    def backward(self, dout: Any, *, call: Call | None = None) -> Array:
         """dout as the output -> dx; None stands for zeros. Adds into the layer's grads.
 
-        Raises RuntimeError before any call, after one under `no_grad()` or where the layer was called by itself since,
-        ValueError or TypeError for a bad dout.
+        Of this thread's last call, or of `call`, which `last_call` gives after each; calls of the layer by itself do
+        not matter. Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several
+        since the last backward or `zero_grad()`; ValueError or TypeError for a bad dout or `call`.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a call of this LastState first, and one outside rnnkit.no_grad()")
-        shape, paired, last, kept = self._saved
-        check_kept(self, kept)
+        shape, paired, last, kept = self._recalled(call)
         if len(last) == 1:
             dlast: tuple[Array | None, ...] = (check_gradient("dout", dout, last[0], last[0].shape[-1]),)
         else:
@@ -154,17 +163,18 @@ class LastState(Module):
         for slot, d in zip(range(-len(last), 0), dlast, strict=True):
             if d is not None:
                 dh_n[slot] = d
-        dx, _ = self.layer.backward(None, (dh_n, None) if paired else dh_n)
+        dx, _ = backward_of(self.layer, kept, None, (dh_n, None) if paired else dh_n)
         return dx
 
 
-class _Call(NamedTuple):
-    """Of LastState's last call: h_n's shape, whether the state is a pair, the last layer's h_n, and `kept_by`."""
+class _Kept(NamedTuple):
+    """What a call of LastState keeps: h_n's shape, whether the state is a pair, the last layer's h_n per direction, and
+    what the layer kept."""
 
     shape: tuple[int, ...]
     paired: bool
-    last: tuple[Array, ...]  # one a direction
-    kept: tuple[Any, ...]
+    last: tuple[Array, ...]
+    kept: Any
 
 
 def _gives_a_pair(module: Module) -> bool:

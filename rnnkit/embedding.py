@@ -10,7 +10,7 @@ import numpy as np
 from rnnkit import _checks
 from rnnkit._device import array_module, on_own_device
 from rnnkit._wide import narrow, wide
-from rnnkit.module import Array, Module, grad_enabled, make_rng
+from rnnkit.module import Array, Call, Module, grad_enabled, make_rng
 
 
 class Embedding(Module):
@@ -36,7 +36,6 @@ class Embedding(Module):
         super().__init__(dtype, device)
         with _checks.memory_for(num_embeddings=self.num_embeddings, embedding_dim=self.embedding_dim):
             self._add_param("weight", self.rng.standard_normal((self.num_embeddings, self.embedding_dim)))
-        self._saved: tuple[Array, Array | None, tuple[int, ...]] | None = None
 
     def __repr__(self) -> str:
         return f"Embedding({self.num_embeddings}, {self.embedding_dim}, dtype={self._dtype.name})"
@@ -67,16 +66,15 @@ class Embedding(Module):
         return y.reshape(shape)
 
     @on_own_device
-    def backward(self, dy: Array) -> None:
+    def backward(self, dy: Array, *, call: Call | None = None) -> None:
         """Adds the sums of dy (*shape, embedding_dim) over equal indices into grads["weight"].
 
         Indices have no gradient: returns None. The sums have one order on every device: no atomic additions. 16-bit
-        gradients are summed in float32. Raises RuntimeError before any call or after one under `no_grad()`, ValueError
-        or TypeError for a bad dy.
+        gradients are summed in float32. Of this thread's last call, or of `call`, which `last_call` gives after each.
+        Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several since the
+        last backward or `zero_grad()`; ValueError or TypeError for a bad dy or `call`.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a call of this Embedding first, and one outside rnnkit.no_grad()")
-        flat, inside, shape = self._saved
+        flat, inside, shape = self._recalled(call)
         dy = _checks.shaped("dy", dy, shape, self.dtype, self.device, "(*indices.shape, embedding_dim)")
         if not flat.size:
             return
@@ -86,7 +84,8 @@ class Embedding(Module):
         else:
             xp: Any = array_module(dy)
             rows, sums = _sums_by_row_unread(flat, xp.where(inside[:, None], dy, 0))
-        grad[rows] = narrow(grad[rows] + sums, self.dtype)
+        with self._adding:
+            grad[rows] = narrow(grad[rows] + sums, self.dtype)
 
 
 def whole_numbers(name: str, value: Any, device: str) -> Array:

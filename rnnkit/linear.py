@@ -13,7 +13,7 @@ from rnnkit import _checks
 from rnnkit._device import array_module, current, device_of, on_own_device
 from rnnkit._wide import compute_dtype, narrow, product, wide
 from rnnkit.dtypes import resolve_dtype
-from rnnkit.module import Array, Module, grad_enabled, make_rng
+from rnnkit.module import Array, Call, Module, grad_enabled, make_rng
 
 
 class Linear(Module):
@@ -44,7 +44,6 @@ class Linear(Module):
             self._add_param("weight", self.rng.uniform(-bound, bound, (self.out_features, self.in_features)))
             if self.bias:
                 self._add_param("bias", self.rng.uniform(-bound, bound, self.out_features))
-        self._saved: Array | None = None
 
     def __repr__(self) -> str:
         said = "" if self.bias else ", bias=False"
@@ -67,14 +66,14 @@ class Linear(Module):
         return narrow(y, self.dtype).reshape(*x.shape[:-1], self.out_features)
 
     @on_own_device
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, call: Call | None = None) -> Array:
         """dy (..., out_features) -> dx (..., in_features); adds into grads["weight"] and grads["bias"].
 
-        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad dy.
+        Of this thread's last call, or of `call`, which `last_call` gives after each. Raises RuntimeError before any
+        call, after one under `no_grad()`, and without `call` after several since the last backward or `zero_grad()`;
+        ValueError or TypeError for a bad dy or `call`.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a call of this Linear first, and one outside rnnkit.no_grad()")
-        x = self._saved
+        x = self._recalled(call)
         shape = (*x.shape[:-1], self.out_features)
         dy = _checks.shaped("dy", dy, shape, self.dtype, self.device, "(..., out_features)")
         rows = dy.reshape(-1, self.out_features)
@@ -119,7 +118,6 @@ class Activation(Module):
     def __init__(self, kind: str) -> None:
         self.kind = _checks.one_of("kind", kind, tuple(ACTIVATIONS))
         super().__init__()
-        self._saved: Array | None = None
 
     def __repr__(self) -> str:
         return f"Activation({self.kind!r})"
@@ -137,14 +135,14 @@ class Activation(Module):
         self._saved = y if grad_enabled() else None
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, call: Call | None = None) -> Array:
         """dy of y's shape -> dx. y is kept by reference from the call: do not write into it in between.
 
-        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad dy.
+        Of this thread's last call, or of `call`, which `last_call` gives after each. Raises RuntimeError before any
+        call, after one under `no_grad()`, and without `call` after several since the last backward or `zero_grad()`;
+        ValueError or TypeError for a bad dy or `call`.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a call of this Activation first, and one outside rnnkit.no_grad()")
-        y = self._saved
+        y = self._recalled(call)
         dy = _checks.shaped("dy", dy, y.shape, y.dtype, device_of(y), "y's shape")
         with current(device_of(y)):
             return _computed(ACTIVATIONS[self.kind][1], y, dy)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rnnkit import _checks
+from rnnkit._calls import Call, Remembers
 from rnnkit._device import array_module, current, device_of
 from rnnkit._wide import narrow, wide
 from rnnkit.dtypes import resolve_dtype
@@ -105,32 +106,33 @@ def _softmax_loss(logits: Array, target: Array) -> tuple[float, Array]:
     return float(loss), d.reshape(logits.shape)
 
 
-class _Loss:
-    """A loss function that remembers its last gradient."""
+class _Loss(Remembers):
+    """A loss function that remembers the gradient of its last call, per thread."""
 
     function: Callable[[Array, Array, str], tuple[float, Array]]
 
     def __init__(self, reduction: str = "mean") -> None:
         self.reduction = _checks.one_of("reduction", reduction, REDUCTIONS)
-        self._dpred: Array | None = None
+        super().__init__()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(reduction={self.reduction!r})"
 
     def __call__(self, pred: Array, target: Array) -> float:
         """The loss; arguments and errors are the function's."""
-        self._dpred = None
+        self._saved = None
         loss, dpred = type(self).function(pred, target, self.reduction)
-        if grad_enabled():
-            self._dpred = dpred
+        self._saved = dpred if grad_enabled() else None
         return loss
 
-    def backward(self) -> Array:
-        """The gradient of the last call's pred. Raises RuntimeError before any call or after one under `no_grad()`."""
-        if self._dpred is None:
-            name = type(self).__name__
-            raise RuntimeError(f"backward needs a call of this {name} first, and one outside rnnkit.no_grad()")
-        return self._dpred
+    def backward(self, *, call: Call | None = None) -> Array:
+        """The gradient of pred, of this thread's last call or of `call`, which `last_call` gives after each.
+
+        Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several since the
+        last backward: the function form, which gives the gradient with the loss, keeps nothing to mistake. ValueError
+        or TypeError for a bad `call`.
+        """
+        return self._recalled(call)
 
 
 class MSELoss(_Loss):

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit import _checks, _device
+from rnnkit._calls import Call, Memory, Remembers, new_lock
 from rnnkit._frozen import check_writable, constant, is_constant, writable
 from rnnkit._grad_mode import grad_enabled, no_grad, set_grad_enabled
 from rnnkit._named import Params, StateDict
 from rnnkit.dtypes import DType, resolve_dtype
 
-__all__ = ["Array", "Module", "StateDict", "grad_enabled", "make_rng", "no_grad", "set_grad_enabled"]
+__all__ = ["Array", "Call", "Module", "StateDict", "grad_enabled", "make_rng", "no_grad", "set_grad_enabled"]
 
 Array = Any
 
@@ -45,22 +46,28 @@ class LoadedKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
-class Module:
+class Module(Remembers):
     """Base of layers and containers.
 
     params, grads: dict name -> array of one shape and dtype, NumPy's, or on a CUDA device CuPy's. `backward` adds into
     grads; `zero_grad` clears them.
     training: True after `train()` (the start), False after `eval()`, which turns dropout off and nothing else.
     takes_lengths: whether a call takes `lengths`, as the recurrent layers' do; a Sequential hands them on by it.
+
+    Threads may share a module. What a call keeps for `backward` belongs to the thread and the call, and gradients are
+    added under a lock of the module (see docs/sharing.md). A module of your own keeps what its backward needs in
+    `self._saved`, set once per call (None under `no_grad()`), reads it by `self._recalled(call)`, and adds gradients
+    by `self._add_grad`.
     """
 
     takes_lengths = False
-    _saved: Any = None  # what the last call keeps for `backward`
     _held: Any = None  # what is made of the parameters' arrays once, until others take their place
 
     def __init__(self, dtype: Any = "float32", device: Any = None) -> None:
+        super().__init__()
         self._dtype: DType = resolve_dtype(dtype)
         self._device = _device.resolve_device(device)
+        self._adding = new_lock()  # held while gradients are added
         self._params, self._grads = Params(), Params()
         self.training = True
 
@@ -85,19 +92,26 @@ class Module:
     def _add_grad(self, name: str, value: Array) -> None:
         """Adds into a gradient, in place; `value` may be of the wider dtype that it was computed in."""
         grad = self._grads[name]
-        grad += value
+        with self._adding:
+            grad += value
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} defines no forward")
 
-    def backward(self, dy: Any, *args: Any) -> Any:
-        """Gradient of the last call's input; adds the parameters' gradients into `grads`."""
+    def backward(self, dy: Any, *args: Any, **kwargs: Any) -> Any:
+        """Gradient of the input of this thread's last call; adds the parameters' gradients into `grads`."""
         raise TypeError(f"{type(self).__name__} defines no backward")
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: all but what calls keep. A shallow copy shares arrays until one is moved or frozen."""
-        own = {"_saved": None, "_held": None, "_params": self._params._shallow(), "_grads": self._grads._shallow()}
-        return self.__dict__ | own
+        own = {"_held": None, "_params": self._params._shallow(), "_grads": self._grads._shallow()}
+        state = super().__getstate__() | own
+        state.pop("_adding", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._adding = new_lock()
 
     # Parameters
 
@@ -129,13 +143,22 @@ class Module:
         return MappingProxyType({**own, **held})
 
     def zero_grad(self) -> None:
-        """Sets every gradient to zero, in place."""
+        """Sets every gradient to zero, in place.
+
+        A new pass begins: calls that this thread made before and never answered no longer count, see `backward`.
+        """
+        self._begin_pass()
         for grad in self.grads.values():
             if type(grad) is np.ndarray:
                 grad.fill(0)
             else:
                 with _device.current(_device.device_of(grad)):
                     grad[...] = 0
+
+    def _begin_pass(self) -> None:
+        self._memory.slot.close_run()
+        for child in self.children().values():
+            child._begin_pass()
 
     def train(self, mode: bool = True) -> Module:
         """Turns dropout on (or off, with mode=False) here and in every child. Returns the module."""
@@ -162,7 +185,7 @@ class Module:
         moved = [{name: _device.to_device(held, target) for name, held in store.items()} for store in stores]
         for module in self._family():
             if target != module.device:
-                module._saved = None
+                module._memory = Memory()  # every thread's, and no Call of it is answered any more
             module._device = target
         for store, arrays in zip(stores, moved, strict=True):
             for name, array in arrays.items():

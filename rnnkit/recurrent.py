@@ -16,7 +16,7 @@ from rnnkit import _checks, stack
 from rnnkit._device import array_module, on_own_device
 from rnnkit.backends import Choice, HeldWeights, check_backend, select
 from rnnkit.cells import CELLS, Cell
-from rnnkit.module import Array, Module, grad_enabled, make_rng
+from rnnkit.module import Array, Call, Module, grad_enabled, make_rng
 
 # Weights' fields beside the names PyTorch gives them.
 PARTS = (
@@ -103,7 +103,6 @@ class Recurrent(Module):
         self._choice()
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: it does nothing with num_layers=1", stacklevel=3)
-        self._saved: _Call | None = None
         # Of each layer and direction, in the order of Weights.
         self._weight_names = [
             [tuple(name + _suffix(layer, d) for _, name in PARTS) for d in range(self.num_directions)]
@@ -192,21 +191,22 @@ class Recurrent(Module):
             rng=rng,
             keep=grad_enabled(),
         )
-        self._saved = None if saved is None else _Call(saved, unbatched)
+        self._saved = None if saved is None else _Kept(saved, unbatched)
         return self._user_layout(y, unbatched), self._user_state(state_n, unbatched)
 
     @on_own_device
-    def backward(self, dy: Array | None, dh_n: Any = None) -> Any:
+    def backward(self, dy: Array | None, dh_n: Any = None, *, call: Call | None = None) -> Any:
         """dx, dh0 = layer.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = layer.backward(dy, (dh_n, dc_n)).
 
         dy as y, dh_n as h_n; None stands for zeros, also inside the pair. Adds the parameters' gradients into
-        `layer.grads`. Answers for the last call of this layer, and may be called again until the next one. Call it
-        before the optimizer's step: parameters changed since the call would mix its activations with new weights.
-        Raises RuntimeError before any call or after one under `no_grad()`, ValueError or TypeError for a bad gradient.
+        `layer.grads`. Differentiates the last call that this thread made, any number of times, or `call`, which
+        `layer.last_call` gives after each call. Call it before the optimizer's step: parameters changed since the call
+        would mix its activations with new weights.
+        Raises RuntimeError before any call or after one under `no_grad()`, and without `call` after several calls since
+        the last backward or `zero_grad()`, for dy may then be of any of them; ValueError or TypeError for a bad
+        gradient or `call`.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a forward call of this layer first, and one outside rnnkit.no_grad()")
-        saved, unbatched = self._saved
+        saved, unbatched = self._recalled(call)
         T, B, width = saved.shape
         if dy is not None:
             dy, flat = self._time_major("dy", dy, width)
@@ -214,12 +214,14 @@ class Recurrent(Module):
                 y_shape = (T, width) if unbatched else ((B, T, width) if self.batch_first else (T, B, width))
                 raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_as_given(dy, flat, self)}")
         dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched, zeros=False)
-        dx, dstate0, grads = stack.backward(saved, dy, dstate_n, *self._weights())
-        for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
-            for part, name in PARTS:
-                grad = getattr(w, part)
-                if grad is not None:
-                    self._add_grad(name + _suffix(layer, direction), grad)
+        with self._adding:  # a backend may add into the gradients itself
+            dx, dstate0, grads = stack.backward(saved, dy, dstate_n, *self._weights())
+            for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
+                for part, name in PARTS:
+                    grad = getattr(w, part)
+                    if grad is not None:
+                        total = self._grads[name + _suffix(layer, direction)]
+                        total += grad
         return self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched)
 
     # Between the caller's layout and (T, B, ·)
@@ -268,8 +270,8 @@ class Recurrent(Module):
         return state[0] if len(state) == 1 else state
 
 
-class _Call(NamedTuple):
-    """The last call of a layer: what the stack saved, and whether x came unbatched."""
+class _Kept(NamedTuple):
+    """What a call keeps: what the stack saved, and whether x came unbatched."""
 
     saved: stack.Saved
     unbatched: bool

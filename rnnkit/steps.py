@@ -3,13 +3,20 @@
     h = cell(x, h0)          (h, c) = cell(x, (h0, c0))          dx, dh0 = cell.backward(dh)
 
 x (B, I) or (I,), states (B, H) or (H,), zeros where not given. Parameters `weight_ih` (G*H, I), `weight_hh` (G*H,
-H), `bias_ih`, `bias_hh` (G*H,). A cell is a layer of one step: the same kernels, and `backward` answers for the
-last call.
+H), `bias_ih`, `bias_hh` (G*H,). A cell is a layer of one step, on the same kernels. A loop calls it once per step and
+gives backward the call of each, the last first:
+
+    h, calls = h0, []
+    for x_t in x:
+        h = cell(x_t, h)
+        calls.append(cell.last_call)
+    for call in reversed(calls):
+        dx_t, dh = cell.backward(dh, call=call)
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +24,19 @@ from rnnkit import _checks, ops
 from rnnkit._device import array_module, current, on_own_device
 from rnnkit.backends import Choice, HeldWeights, check_backend, select
 from rnnkit.cells import CELLS
-from rnnkit.module import Array, Module, grad_enabled, make_rng
+from rnnkit.module import Array, Call, Module, grad_enabled, make_rng
 from rnnkit.recurrent import PARTS, described, uniform_parameters
 
 _NAMES = tuple(name for _, name in PARTS)
+
+
+class _Held(NamedTuple):
+    """A cell's weights and gradients, the arrays themselves, and the choice for the `backend` that was asked for."""
+
+    weights: HeldWeights
+    grads: HeldWeights
+    choice: Choice
+    backend: str | None
 
 
 class StepCell(Module):
@@ -49,7 +65,6 @@ class StepCell(Module):
         with _checks.memory_for(input_size=I, hidden_size=H):
             for name, value in uniform_parameters(self.cell, I, H, 0, self.bias, self.dtype, generator).items():
                 self._add_param(name, value)
-        self._saved: tuple[ops.Saved, bool] | None = None
 
     def __repr__(self) -> str:
         return described(self)
@@ -60,11 +75,12 @@ class StepCell(Module):
     def _check_device(self, device: str) -> None:
         select(device, self._dtype.name, self.cell.name, self.backend)
 
-    def _weights(self) -> tuple[HeldWeights, HeldWeights]:
-        """The weights and their gradients: the arrays themselves."""
+    def _weights(self) -> _Held:
+        """What is the same at every call, made once."""
         held = self._held
-        if held is None:
-            held = self._held = tuple(HeldWeights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
+        if held is None or held.backend is not self.backend:
+            weights, grads = (HeldWeights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
+            held = self._held = _Held(weights, grads, self._choice(), self.backend)
         return held
 
     def __call__(self, x: Array, h0: Any = None) -> Any:
@@ -87,35 +103,44 @@ class StepCell(Module):
         if not x.flags.c_contiguous:
             xp: Any = array_module(x)
             x = xp.ascontiguousarray(x)
-        _, state, saved = ops.run(
-            self.cell, self._choice(), x, state0, self._weights()[0], None, False, grad_enabled()
-        )  # fmt: skip
-        self._saved = None if saved is None else (saved, unbatched)
+        held = self._weights()
+        _, state, saved = ops.run(self.cell, held.choice, x, state0, held.weights, None, False, grad_enabled())
+        slot = self._memory.slot  # as self._saved does: a property would cost a hundredth of the call
+        if saved is None:
+            slot.kept = None
+        else:
+            slot.kept = (saved, unbatched)
+            slot.run += 1
         if unbatched:
             return self._given_back(state, unbatched)
         return state[0] if len(state) == 1 else state
 
     @on_own_device
-    def backward(self, dh: Any, *extra: Any) -> Any:
+    def backward(self, dh: Any, *extra: Any, call: Call | None = None) -> Any:
         """dx, dh0 = cell.backward(dh); for LSTMCell dx, (dh0, dc0) = cell.backward((dh, dc)); a None stands for zeros.
 
         Adds the parameters' gradients into `cell.grads`; call it before the optimizer's step, which changes them.
-        Raises RuntimeError before any call or after one under `no_grad()`.
+        Differentiates the last call that this thread made, or `call`, which `cell.last_call` gives after each step.
+        Raises RuntimeError before any call or after one under `no_grad()`, and without `call` after several calls since
+        the last backward or `zero_grad()`; ValueError or TypeError for a bad gradient or `call`.
         """
-        if self._saved is None:
-            raise RuntimeError("backward needs a forward call of this cell first, and one outside rnnkit.no_grad()")
-        saved, unbatched = self._saved
+        saved, unbatched = self._recalled(call)
         if extra:
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
         dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
-        dx, dstate0, dweights = ops.run_backward(saved, None, dstate, *self._weights())
-        for name, grad in zip((name for _, name in PARTS), dweights, strict=True):
-            if grad is not None:
-                self._add_grad(name, grad)
+        with self._adding:  # a backend may add into the gradients itself
+            held = self._weights()
+            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, held.weights, held.grads)
+            for name, grad in zip(_NAMES, dweights, strict=True):
+                if grad is not None:
+                    total = self._grads[name]
+                    total += grad
         return (dx[0, 0] if unbatched else dx[0]), self._given_back(dstate0, unbatched)
 
     def _checked_x(self, x: Array) -> Array:
-        x = _checks.array("x", x, self._dtype.storage, self._device)
+        dtype = self._dtype.storage
+        if type(x) is not np.ndarray or x.dtype is not dtype or self._device != "cpu":
+            x = _checks.array("x", x, dtype, self._device)
         I, shape = self.input_size, x.shape
         if len(shape) not in (1, 2) or shape[-1] != I:
             raise ValueError(f"x must have shape (B, input_size={I}) or (input_size={I},), got {tuple(x.shape)}")
@@ -131,7 +156,7 @@ class StepCell(Module):
             if type(states) is tuple and len(states) == count:
                 shape = (B, H)
                 for s in states:
-                    if type(s) is not np.ndarray or s.shape != shape or s.dtype != dtype:
+                    if type(s) is not np.ndarray or s.dtype is not dtype or s.shape != shape:
                         break
                 else:
                     return states

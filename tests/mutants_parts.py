@@ -9,6 +9,7 @@ BIDIRECTIONAL, CONTAINERS = "rnnkit/bidirectional.py", "rnnkit/containers.py"
 EMBEDDING, LINEAR, LOSSES = "rnnkit/embedding.py", "rnnkit/linear.py", "rnnkit/losses.py"
 CACHE, CACHE_FILE, NOTICE = "kernels/cache.py", "kernels/cache_file.py", "kernels/notice.py"
 CORES, NEEDS, WARMUP, DOCTOR = "rnnkit/_cores.py", "rnnkit/backends/needs.py", "rnnkit/warmup.py", "rnnkit/doctor.py"
+CALLS, GRAD_MODE, MODULE = "rnnkit/_calls.py", "rnnkit/_grad_mode.py", "rnnkit/module.py"
 OPTIMIZERS, KERAS, IO, SUMMARY = "rnnkit/optimizers.py", "rnnkit/_keras.py", "rnnkit/io.py", "rnnkit/summary.py"
 
 
@@ -32,6 +33,70 @@ PART_MUTANTS = (
         "run_backward(saved, None, dstate[::-1],",
         "steps",
         "values_and_gradients and numpy and LSTM",
+    ),
+    _row(
+        "calls: threads share what a call keeps",
+        CALLS,
+        "class Memory(threading.local):",
+        "class Memory:",
+        "shared_layers",
+        "own_call and Linear",
+    ),
+    _row(
+        "calls: backward takes the last of several calls",
+        CALLS,
+        "        if calls > 1:",
+        "        if calls > 9:",
+        "shared_layers",
+        "may_mean_several and Linear",
+    ),
+    _row(
+        "calls: what a container's module kept is not put back",
+        CALLS,
+        "        slot.kept, slot.run, slot.answered = held, run, answered\n        if held",
+        "        if held",
+        "shared_layers",
+        "called_by_itself",
+    ),
+    _row(
+        "calls: a forked child waits for a thread that it does not have",
+        CALLS,
+        "        lock._at_fork_reinit()",
+        "        lock.acquire(blocking=False)",
+        "shared_layers",
+        "forked_child",
+    ),
+    _row(
+        "calls: kernels add into gradients with no lock",
+        "rnnkit/recurrent.py",
+        "        with self._adding:  #",
+        '        with __import__("threading").Lock():  #',
+        "shared_layers",
+        "one_at_a_time",
+    ),
+    _row(
+        "calls: gradients added with no lock",
+        MODULE,
+        "        with self._adding:\n            grad += value",
+        "        grad += value",
+        "shared_layers",
+        "no_gradient_is_lost",
+    ),
+    _row(
+        "no_grad: a signal handler's exception at its end leaves it on",
+        GRAD_MODE,
+        "        return block.lock.__exit__\n",
+        "        return lambda *_: block.lock.release()\n",
+        "grad_mode",
+        "no_interrupt",
+    ),
+    _row(
+        "set_grad_enabled: its block leaves the mode as it set it",
+        GRAD_MODE,
+        "            around = _open_block(mode._before)\n",
+        "",
+        "grad_mode",
+        "restores_what_was_before",
     ),
     _row(
         "threads: who fails leaves the team taken",

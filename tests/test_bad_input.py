@@ -178,7 +178,7 @@ def test_an_unbatched_length_is_a_number_or_one_of_a_sequence(name: str) -> None
 @EVERY_LAYER
 def test_backward_before_forward(name: str) -> None:
     layer = LAYERS[name](I, H, backend="numpy", rng=1)
-    with refused(RuntimeError, "backward needs a forward call of this layer first", by=layer):
+    with refused(RuntimeError, "backward needs a call of this", "first", by=layer):
         layer.backward(x_of(T, B, H))
     with rnnkit.no_grad():
         layer(x_of())

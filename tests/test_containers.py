@@ -12,7 +12,7 @@ import pytest
 
 import rnnkit
 from rnnkit.testing import assert_close
-from tests.helpers import LAYERS, assert_same, randn, refused
+from tests.helpers import LAYERS, randn, refused
 from tests.test_bidirectional import merge_by_hand
 from tests.test_modules import F64, LENGTHS, B, H, I, T, assert_gradients, leaves
 
@@ -278,27 +278,3 @@ def test_no_grad_keeps_no_array() -> None:
             module(x)
         held = [module, *module.children().values()]
         assert not any(getattr(m, "_saved", None) for m in held), name
-
-
-def test_a_module_called_by_itself_takes_the_answer_with_it() -> None:
-    x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype("float32")
-    gru, bi = rnnkit.GRU(3, 3, backend="numpy"), rnnkit.Bidirectional(rnnkit.GRU(3, 3, backend="numpy"))
-    one, two = rnnkit.Linear(3, 3), rnnkit.LastState(gru)
-    for container, child in (
-        (bi, bi.forward_layer),
-        (bi, bi.reverse_layer),
-        (two, gru),
-        (rnnkit.Sequential(one, two), gru),
-        (rnnkit.Sequential(one, two), one),
-    ):
-        for _ in range(2):
-            out = container(x)
-        dout = np.ones_like(out[0] if isinstance(out, tuple) else out)
-        container.backward(dout)
-        container.backward(dout)
-        child(x + 1)
-        before = {name: grad.copy() for name, grad in container.grads.items()}
-        held = f"backward of this {type(container).__name__} needs"
-        with refused(RuntimeError, held, f"{child!r} was called by itself since"):
-            container.backward(dout)
-        assert_same(dict(container.grads), before)

@@ -41,6 +41,7 @@ def assert_gradients(
         with rnnkit.no_grad():
             return float(sum((out * up).sum() for out, up in zip(leaves(run()), leaves(upstream), strict=True)))
 
+    module.zero_grad()  # calls before this do not count
     start = like(tuple(module.grads.values()), rng)
     for grad, value in zip(module.grads.values(), start, strict=True):
         grad[...] = value  # backward must add to what is there

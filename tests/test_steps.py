@@ -72,6 +72,7 @@ def test_unbatched_input_is_one_row():
     assert h.shape == c.shape == (H,)
     batched = cell(x[None], mapped(lambda s: s[None], h0))
     np.testing.assert_array_equal(h, batched[0][0])
+    cell.zero_grad()
     dx, (dh0, dc0) = cell(x, h0) and cell.backward((h, None))
     assert dx.shape == (I,)
     assert dh0.shape == dc0.shape == (H,)
@@ -79,7 +80,7 @@ def test_unbatched_input_is_one_row():
 
 def test_bad_calls_are_named():
     cell = rnnkit.GRUCell(I, H)
-    with pytest.raises(RuntimeError, match="backward needs a forward call"):
+    with pytest.raises(RuntimeError, match="backward needs a call of this GRUCell first"):
         cell.backward(np.zeros((B, H), np.float32))
     with pytest.raises(ValueError, match=r"x must have shape \(B, input_size=5\).*got \(3, 4\)"):
         cell(np.zeros((B, 4), np.float32))
