@@ -245,8 +245,9 @@ def test_the_current_stream_is_used(rng: np.random.Generator, monkeypatch: pytes
             dx = layer.backward(y)
             stream.synchronize()
             found = cp.fake.peek(y), cp.fake.peek(dx)
-        np.testing.assert_allclose(found[0], exact(x), rtol=1e-5)
-        np.testing.assert_allclose(found[1], exact.backward(exact(x)), rtol=1e-5)
+        want = exact(x)
+        np.testing.assert_allclose(found[0], want, rtol=1e-5)
+        np.testing.assert_allclose(found[1], exact.backward(want), rtol=1e-5)
 
 
 # Indices that the host does not read

@@ -130,7 +130,7 @@ def test_every_gradient_of_two_layers_both_ways_with_dropout_is_the_finite_diffe
     y, _ = call()
     layer.eval()
     assert not np.array_equal(y, call()[0]), "no element was dropped, so dropout goes unchecked"
-    layer.train()
+    layer.train().zero_grad()
     call()
     dx, dstate0 = layer.backward(dy, dstate)
     got = {"dx": (dx, x)}
