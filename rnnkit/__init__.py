@@ -2,6 +2,8 @@
 
 from rnnkit._threads import get_num_threads, set_num_threads
 from rnnkit.bidirectional import Bidirectional
+from rnnkit.checkpoint import Checkpoint
+from rnnkit.clipping import clip_grad_norm, clip_grad_value
 from rnnkit.containers import LastState, Sequential
 from rnnkit.embedding import Embedding
 from rnnkit.explain import explain
@@ -10,7 +12,7 @@ from rnnkit.layers import GRU, LSTM, RNN
 from rnnkit.linear import Activation, Linear
 from rnnkit.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_with_logits, cross_entropy, mse
 from rnnkit.module import Module, grad_enabled, no_grad, set_grad_enabled
-from rnnkit.optimizers import SGD, Adagrad, Adam, clip_grad_norm, clip_grad_value
+from rnnkit.optimizers import SGD, Adagrad, Adam
 from rnnkit.steps import GRUCell, LSTMCell, RNNCell
 from rnnkit.summary import summary
 
@@ -22,6 +24,7 @@ __all__ = [
     "Adam",
     "BCEWithLogitsLoss",
     "Bidirectional",
+    "Checkpoint",
     "CrossEntropyLoss",
     "Embedding",
     "GRU",

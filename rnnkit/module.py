@@ -253,6 +253,12 @@ class Module(Remembers):
         False), ValueError for a frozen parameter, a wrong shape, numbers too large for the dtype or another cell's
         weights (where the mapping is a `StateDict`, which says so), TypeError for values that are no real numbers.
         """
+        keys, write = self._checked_load(mapping, strict)
+        write()
+        return keys
+
+    def _checked_load(self, mapping: Mapping[str, Any], strict: bool) -> tuple[LoadedKeys, Callable[[], None]]:
+        """`load_state_dict` up to its writing, which is done by calling what is returned."""
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
         strict = _checks.flag("strict", strict)
@@ -278,10 +284,13 @@ class Module(Remembers):
         # this layer's own arrays under other names.
         cast = {name: _cast(name, value, params[name].dtype) for name, value in arrays.items()}
         placed = {name: _device.to_device(host, _device.device_of(params[name])) for name, host in cast.items()}
-        for name, value in placed.items():
-            with _device.current(_device.device_of(value)):
-                params[name][...] = value
-        return LoadedKeys(missing, extra)
+
+        def write() -> None:
+            for name, value in placed.items():
+                with _device.current(_device.device_of(value)):
+                    params[name][...] = value
+
+        return LoadedKeys(missing, extra), write
 
 
 def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:

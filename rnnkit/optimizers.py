@@ -1,4 +1,4 @@
-"""Optimizers: parameters moved in place by their gradients, with PyTorch's formulas; and gradient clipping.
+"""Optimizers: parameters moved in place by their gradients, with PyTorch's formulas.
 
 An optimizer reads `params` and `grads` of its modules anew at each step, so a module may be moved to another device
 in between. Beyond its state, one array a parameter and slot, it holds scratch arrays that serve every parameter in
@@ -7,20 +7,24 @@ turn, so a step allocates nothing of a parameter's size. No step waits for a CUD
 Of 16-bit parameters the state is float32, and among it is the parameter itself, "master": steps add up there, and the
 parameter is the master rounded. Of a bfloat16 weight near 1 a step below 0.002 would otherwise be no step at all. An
 entry that something else has written to since, as load_state_dict does, is taken as it was written.
+
+`state_dict` and `load_state_dict` have torch's form, and training that goes on from them has the bits of training that
+was never interrupted. An optimizer cannot be pickled: its copy would move a copy of the model.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from rnnkit import _checks, _device
+from rnnkit import _optimizer_state as optimizer_state
 from rnnkit._frozen import check_writable
-from rnnkit._wide import compute_dtype, narrow, wide
+from rnnkit._wide import compute_dtype
 from rnnkit.module import Array, Module
 
 Key = tuple[int, str]  # which module, which of its parameters
@@ -28,9 +32,13 @@ MASTER = "master"  # the slot of a 16-bit parameter's float32 self
 
 
 class Optimizer:
-    """What SGD, Adagrad and Adam share: the modules, the learning rate, and one dict of state arrays a parameter."""
+    """What SGD, Adagrad and Adam share: the modules, the learning rate, and a dict of state arrays per parameter.
+
+    slots: names of the state arrays. options: names of the arguments that a state dict's param_groups hold.
+    """
 
     slots: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("lr",)
 
     def __init__(self, model: Any, lr: float) -> None:
         self._models = _modules(model)
@@ -92,6 +100,37 @@ class Optimizer:
         for model in self._models:
             model.zero_grad()
 
+    def state_dict(self) -> dict[str, Any]:
+        """{"state": {index: {slot: array}}, "param_groups": [{"lr": ..., "params": [0, ...], "param_names": [...]}]}.
+
+        As torch's, with NumPy copies. index: the parameter's place among all, in the order of the modules and their
+        `params`. Slots: "momentum_buffer" (SGD with momentum), "sum" (Adagrad), "exp_avg", "exp_avg_sq" and "step", an
+        int (Adam), "master" of 16-bit parameters; float32, or float64 of float64 parameters, in the parameter's shape.
+        There is no state before the first step, nor where there are no slots.
+        """
+        return optimizer_state.state_dict(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over state and options (lr, momentum, ...) of an optimizer of the same kind over the same parameters.
+
+        Arrays (NumPy, CuPy or torch) are copied, to each parameter's device. The parameters are not part of it: load
+        the model's own state dict too. Everything is checked before anything is changed. Raises TypeError, KeyError or
+        ValueError that says what does not fit, what it is and what it should be: a name, number, shape or dtype.
+        """
+        optimizer_state.checked(self, state_dict)()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        kind = type(self).__name__
+        raise TypeError(
+            f"{kind} cannot be pickled or copied: the copy would move a copy of the model and leave yours as it is. "
+            f"Save its state_dict(), or rnnkit.save(model, path, optimizer=optimizer); then make a new {kind} over the "
+            f"model and load_state_dict() it"
+        )
+
+    def _checked_options(self, options: dict[str, Any], where: str) -> dict[str, Any]:
+        """The value of each attribute that `options`, by name, gives. Raises TypeError or ValueError by name."""
+        return {f"_{name}" if name == "lr" else name: _number(where.format(name), v) for name, v in options.items()}
+
     def _begin_step(self) -> None:
         """What changes once a step and not once a parameter."""
 
@@ -127,16 +166,22 @@ class SGD(Optimizer):
     name.
     """
 
+    options = ("lr", "momentum")
+
     def __init__(self, model: Any, lr: float, momentum: float = 0.0) -> None:
         self.momentum = _number("momentum", momentum)
-        self.slots = ("velocity",) if self.momentum else ()
         super().__init__(model, lr)
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The state arrays: none without momentum."""
+        return ("momentum_buffer",) if self.momentum else ()
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
         if self.momentum:
-            state["velocity"] *= self.momentum
-            state["velocity"] += grad
-            grad = state["velocity"]
+            state["momentum_buffer"] *= self.momentum
+            state["momentum_buffer"] += grad
+            grad = state["momentum_buffer"]
         xp: Any = _device.array_module(p)
         xp.multiply(grad, self.lr, out=scratch)
         p -= scratch
@@ -150,6 +195,7 @@ class Adagrad(Optimizer):
     """
 
     slots = ("sum",)
+    options = ("lr", "eps")
 
     def __init__(self, model: Any, lr: float = 0.01, *, eps: float = 1e-10) -> None:
         self.eps = _number("eps", eps)
@@ -173,7 +219,8 @@ class Adam(Optimizer):
     least 0. betas: a pair in [0, 1). Raises TypeError or ValueError by name.
     """
 
-    slots = ("m", "v")
+    slots = ("exp_avg", "exp_avg_sq")
+    options = ("lr", "betas", "eps")
 
     def __init__(
         self,
@@ -182,20 +229,21 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"betas must be a pair of numbers in [0, 1), got {betas!r}")
-        b1, b2 = (_number(f"betas[{k}]", beta, below=1.0) for k, beta in enumerate(betas))
-        self.betas = (b1, b2)
+        self.betas = _pair_of_betas("betas", betas)
         self.eps = _number("eps", eps)
         self.t = 0
         super().__init__(model, lr)
+
+    def _checked_options(self, options: dict[str, Any], where: str) -> dict[str, Any]:
+        betas = _pair_of_betas(where.format("betas"), options.pop("betas"))
+        return super()._checked_options(options, where) | {"betas": betas}
 
     def _begin_step(self) -> None:
         self.t += 1
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
         xp: Any = _device.array_module(p)
-        (b1, b2), m, v = self.betas, state["m"], state["v"]
+        (b1, b2), m, v = self.betas, state["exp_avg"], state["exp_avg_sq"]
         xp.subtract(grad, m, out=scratch)
         scratch *= 1 - b1
         m += scratch
@@ -211,52 +259,11 @@ class Adam(Optimizer):
         p -= scratch
 
 
-def clip_grad_norm(model: Any, max_norm: float) -> float:
-    """Scales all gradients of a Module, or of several together, so that their common L2 norm is at most max_norm.
-
-    Returns the norm before. The factor is max_norm / (norm + 1e-6) where that is below 1, as torch's clip_grad_norm_.
-    max_norm: at least 0; infinity changes no gradient whose norm is finite. An infinite norm leaves zero, and NaN where
-    the infinity was, or under an infinite max_norm NaN throughout; a norm of NaN leaves NaN throughout: look at what is
-    returned before a step. Reading it waits for a CUDA device. Raises TypeError or ValueError by name.
-    """
-    max_norm = _number("max_norm", max_norm, finite=False)
-    grads = [grad for _, _, grad in _parameters(_modules(model))]
-    norm = math.sqrt(_sum_of_squares(grads))
-    factor = max_norm / (norm + 1e-6)
-    if not factor >= 1:  # also where it is NaN
-        for grad in grads:
-            with _device.current(_device.device_of(grad)):
-                if compute_dtype(grad.dtype) == grad.dtype:
-                    grad *= factor
-                else:  # 16 bits would round the factor, or lose it
-                    grad[...] = narrow(wide(grad) * factor, grad.dtype)
-    return norm
-
-
-def _sum_of_squares(grads: list[Array]) -> float:
-    """In float64, whose range the square of no gradient leaves. Each device is read once."""
-    sums: dict[str, Array] = {}
-    for grad in grads:
-        device = _device.device_of(grad)
-        with _device.current(device):
-            all64 = grad.reshape(-1).astype(np.float64)
-            squares = all64 @ all64
-            sums[device] = sums[device] + squares if device in sums else squares
-    return sum(float(total) for total in sums.values())
-
-
-def clip_grad_value(model: Any, value: float) -> None:
-    """Clips every gradient of a Module, or of several, to [-value, value] in place, as torch's clip_grad_value_.
-
-    NaN stays. value: at least 0. Raises TypeError or ValueError by name.
-    """
-    value = _number("value", value, finite=False)
-    for _, _, grad in _parameters(_modules(model)):
-        xp: Any = _device.array_module(grad)
-        with _device.current(_device.device_of(grad)), np.errstate(over="ignore"):
-            bound = grad.dtype.type(value)  # beyond float16: infinite
-            xp.minimum(grad, bound, out=grad)
-            xp.maximum(grad, -bound, out=grad)
+def _pair_of_betas(name: str, betas: Any) -> tuple[float, float]:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"{name} must be a pair of numbers in [0, 1), got {betas!r}")
+    b1, b2 = (_number(f"{name}[{k}]", beta, below=1.0) for k, beta in enumerate(betas))
+    return b1, b2
 
 
 def _modules(model: Any) -> tuple[Module, ...]:

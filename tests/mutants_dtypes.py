@@ -57,7 +57,7 @@ DTYPE_MUTANTS = (
     ),
     _row(
         "16 bits: the clipping factor rounded",
-        OPTIMIZERS,
+        "rnnkit/clipping.py",
         "narrow(wide(grad) * factor, grad.dtype)",
         "grad * grad.dtype.type(factor)",
         "test_clipping",

@@ -85,7 +85,7 @@ INTEROP_MUTANTS = (
     ),
     _row(
         "clip_grad_norm waits once a gradient",
-        OPTIMIZERS,
+        "rnnkit/clipping.py",
         "sums[device] + squares if device in sums else squares",
         "sums[device] + float(squares) if device in sums else squares",
         "nothing_waits",

@@ -10,6 +10,7 @@ EMBEDDING, LINEAR, LOSSES = "rnnkit/embedding.py", "rnnkit/linear.py", "rnnkit/l
 CACHE, CACHE_FILE, NOTICE = "kernels/cache.py", "kernels/cache_file.py", "kernels/notice.py"
 CORES, NEEDS, WARMUP, DOCTOR = "rnnkit/_cores.py", "rnnkit/backends/needs.py", "rnnkit/warmup.py", "rnnkit/doctor.py"
 CALLS, GRAD_MODE, MODULE = "rnnkit/_calls.py", "rnnkit/_grad_mode.py", "rnnkit/module.py"
+OPTIMIZER_STATE, CHECKPOINT = "rnnkit/_optimizer_state.py", "rnnkit/checkpoint.py"
 OPTIMIZERS, KERAS, IO, SUMMARY = "rnnkit/optimizers.py", "rnnkit/_keras.py", "rnnkit/io.py", "rnnkit/summary.py"
 
 
@@ -221,8 +222,8 @@ PART_MUTANTS = (
     _row(
         "SGD: momentum damps the gradient",
         OPTIMIZERS,
-        'state["velocity"] += grad',
-        'state["velocity"] += (1 - self.momentum) * grad',
+        'state["momentum_buffer"] += grad',
+        'state["momentum_buffer"] += (1 - self.momentum) * grad',
         "optimizers",
         "sgd_with_momentum_by_hand",
     ),
@@ -235,8 +236,64 @@ PART_MUTANTS = (
         "adam_by_hand",
     ),
     _row(
+        "optimizer state: what is loaded is not copied",
+        OPTIMIZER_STATE,
+        'np.array(array, order="C")',
+        "array",
+        "optimizer_state",
+        "goes_on_where and float32 and adam",
+    ),
+    _row(
+        "optimizer state: Adam's step is not taken over",
+        OPTIMIZER_STATE,
+        "            optimizer.t = t\n",
+        "            pass\n",
+        "optimizer_state",
+        "goes_on_where and adam",
+    ),
+    _row(
+        "optimizer state: options change before the state is checked",
+        OPTIMIZER_STATE,
+        "    state, t = _checked_state(",
+        '    optimizer._lr = options["_lr"]\n    state, t = _checked_state(',
+        "optimizer_state",
+        "what_does_not_fit",
+    ),
+    _row(
+        "checkpoint: dropout's generators stay where they are",
+        CHECKPOINT,
+        "            bits.state = state\n",
+        "            bits\n",
+        "checkpoint",
+        "goes_on_bit_for_bit and adam and float32",
+    ),
+    _row(
+        "checkpoint: generators shared in another way pass",
+        CHECKPOINT,
+        "if shared != index or apart is not None:",
+        "if shared != index:",
+        "checkpoint",
+        "what_does_not_fit",
+    ),
+    _row(
+        "checkpoint: the model is written before all is checked",
+        CHECKPOINT,
+        "        write_generators = _checked",
+        "        write_model()\n        write_generators = _checked",
+        "checkpoint",
+        "what_does_not_fit",
+    ),
+    _row(
+        "checkpoint: left out of the checksum",
+        IO,
+        "    said += [metadata[_CHECKPOINT]] if",
+        "    said += [] if",
+        "checkpoint",
+        "damaged_checkpoints",
+    ),
+    _row(
         "clip_grad_norm: gradients below the limit scaled up",
-        OPTIMIZERS,
+        "rnnkit/clipping.py",
         "    if not factor >= 1:",
         "    if factor:",
         "optimizers",
