@@ -126,7 +126,7 @@ class Oracle:
         self.shape, self.rows = point.shape, problem.rows
         self._names = CELLS[point.cell].states
         self._layer = make_layer(point, "numpy", "float64")
-        self._layer.load_state_dict(problem.params)
+        self._layer.load_state_dict(problem.params, cells=problem.point.cell)
         self._dy = np.ascontiguousarray(problem.dy[:, rows])
         self._dstate_n = _as_given(tuple(np.ascontiguousarray(d[:, rows]) for d in problem.dstate_n))
         lengths = None if problem.lengths is None else problem.lengths[rows]

@@ -7,6 +7,7 @@ outputs are turned back. With merge="concat" and num_layers=1 this is PyTorch's 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,10 @@ class Bidirectional(Module):
     def device(self) -> str:
         """'cpu' or 'cuda:<index>': the layer's, wherever it was moved."""
         return self.forward_layer.device
+
+    @property
+    def _meanings(self) -> Mapping[str, dict[str, Any]]:
+        return self._gathered("_meanings", {"": {"merge": self.merge}})
 
     @property
     def output_size(self) -> int:

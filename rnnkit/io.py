@@ -141,8 +141,7 @@ def _describe(module: Module) -> dict[str, dict[str, Any]]:
             for key in _CONFIG:
                 if isinstance(getattr(part, key, None), (bool, int, float, str)):
                     found[prefix][key] = getattr(part, key)
-            if "" in part.cells:
-                found[prefix]["cell"] = part.cells[""]
+            found[prefix] |= part._meanings.get("", {})
             break
     return found
 

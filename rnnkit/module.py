@@ -16,6 +16,7 @@ from rnnkit import _checks, _device
 from rnnkit._calls import Call, Memory, Remembers, new_lock
 from rnnkit._frozen import check_writable, constant, is_constant, writable
 from rnnkit._grad_mode import grad_enabled, no_grad, set_grad_enabled
+from rnnkit._meaning import check_meaning
 from rnnkit._named import Params, StateDict
 from rnnkit.dtypes import DType, resolve_dtype
 
@@ -243,32 +244,47 @@ class Module(Remembers):
     def state_dict(self) -> StateDict:
         """name -> a NumPy copy of each parameter, under PyTorch's names and in its layout; and each layer's cell."""
         arrays = {name: np.array(_device.to_numpy(p)) for name, p in self.params.items()}
-        return StateDict(arrays, {prefix: {"cell": cell} for prefix, cell in self.cells.items()})
+        return StateDict(arrays, self._meanings)
 
-    def load_state_dict(self, mapping: Mapping[str, Any], strict: bool = True) -> LoadedKeys:
+    @property
+    def _meanings(self) -> Mapping[str, dict[str, Any]]:
+        """Prefix of parameter names -> what names and shapes do not say of the arrays: "cell", "merge"."""
+        cell = getattr(self, "cell", None)
+        return self._gathered("_meanings", {} if cell is None else {"": {"cell": cell.name}})
+
+    def load_state_dict(
+        self,
+        mapping: Mapping[str, Any],
+        strict: bool = True,
+        *,
+        cells: str | Mapping[str, str] | None = None,
+    ) -> LoadedKeys:
         """Copies parameters from a mapping of NumPy, CuPy or torch arrays, cast to this layer's dtype.
+
+        The two GRUs have the same names and shapes and are different functions, and so have the tanh and the relu RNN.
+        A `StateDict` (of `state_dict`, `rnnkit.load`, `from_keras`) says whose weights it holds, and those of another
+        cell, or of a Bidirectional with another merge, are refused. Any other mapping, as torch's, is taken to hold the
+        weights of PyTorch's default cells; for `reset_after=False` and `nonlinearity="relu"` name the cell, as in
+        cells="gru_reset_before" or "rnn_relu", or cells={"1": "rnn_relu"} by the layer's name (see docs/weights.md).
 
         Returns the names passed over, (missing_keys, unexpected_keys): without strict there may be some.
         Everything is checked before anything is written. Raises KeyError for missing or extra names (unless strict is
-        False), ValueError for a frozen parameter, a wrong shape, numbers too large for the dtype or another cell's
-        weights (where the mapping is a `StateDict`, which says so), TypeError for values that are no real numbers.
+        False), ValueError for a frozen parameter, a wrong shape, numbers too large for the dtype, another cell's
+        weights or a cell that must be named, TypeError for values that are no real numbers.
         """
-        keys, write = self._checked_load(mapping, strict)
+        keys, write = self._checked_load(mapping, strict, cells)
         write()
         return keys
 
-    def _checked_load(self, mapping: Mapping[str, Any], strict: bool) -> tuple[LoadedKeys, Callable[[], None]]:
+    def _checked_load(
+        self, mapping: Mapping[str, Any], strict: bool, cells: str | Mapping[str, str] | None = None
+    ) -> tuple[LoadedKeys, Callable[[], None]]:
         """`load_state_dict` up to its writing, which is done by calling what is returned."""
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
         strict = _checks.flag("strict", strict)
-        cells, layers = self.cells, mapping.layers if isinstance(mapping, StateDict) else {}
-        for prefix in cells.keys() & layers.keys():
-            found = layers[prefix].get("cell", cells[prefix])
-            if found != cells[prefix]:
-                where = repr(prefix.rstrip(".")) if prefix else "this layer"
-                raise ValueError(f"the weights for {where} are those of a {found} cell, and it is a {cells[prefix]}")
         params = self.params
+        check_meaning(mapping, self._meanings, cells, params)
         missing = [n for n in params if n not in mapping]
         extra = [n for n in mapping if n not in params]
         if strict and (missing or extra):

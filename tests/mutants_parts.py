@@ -10,6 +10,7 @@ EMBEDDING, LINEAR, LOSSES = "rnnkit/embedding.py", "rnnkit/linear.py", "rnnkit/l
 CACHE, CACHE_FILE, NOTICE = "kernels/cache.py", "kernels/cache_file.py", "kernels/notice.py"
 CORES, NEEDS, WARMUP, DOCTOR = "rnnkit/_cores.py", "rnnkit/backends/needs.py", "rnnkit/warmup.py", "rnnkit/doctor.py"
 CALLS, GRAD_MODE, MODULE = "rnnkit/_calls.py", "rnnkit/_grad_mode.py", "rnnkit/module.py"
+MEANING = "rnnkit/_meaning.py"
 OPTIMIZER_STATE, CHECKPOINT = "rnnkit/_optimizer_state.py", "rnnkit/checkpoint.py"
 OPTIMIZERS, KERAS, IO, SUMMARY = "rnnkit/optimizers.py", "rnnkit/_keras.py", "rnnkit/io.py", "rnnkit/summary.py"
 
@@ -298,6 +299,30 @@ PART_MUTANTS = (
         "    if factor:",
         "optimizers",
         "clip_grad_norm_scales",
+    ),
+    _row(
+        "meaning: what a mapping does not say passes",
+        MEANING,
+        "        if own in DEFAULT_CELLS:\n",
+        "        if own:\n",
+        "meaning",
+        "pytorchs_default_one",
+    ),
+    _row(
+        "meaning: another merge passes",
+        MEANING,
+        'found.get("merge", own["merge"]) != own["merge"]',
+        'found.get("merge", own["merge"]) == "none"',
+        "meaning",
+        "another_merge",
+    ),
+    _row(
+        "meaning: a cell named by hand overrules the mapping",
+        MEANING,
+        "said is not None and named is not None and said != named",
+        "said is named is None",
+        "meaning",
+        "named_by_layer",
     ),
     _row(
         "from_keras: GRU's gates left in Keras' order",

@@ -261,7 +261,7 @@ def test_gradients_are_added_to_where_they_are(name: str, dtype: str, cpu_backen
     kind = LAYERS[name.removesuffix("_projected")]
     layer = kind(3, 7, dtype=dtype, backend=cpu_backend, rng=1, **sizes)
     oracle = kind(3, 7, dtype="float64", backend="numpy", **sizes)
-    oracle.load_state_dict({n: p.astype("float64") for n, p in layer.params.items()})
+    oracle.load_state_dict({n: p.astype("float64") for n, p in layer.params.items()}, cells=layer.cell.name)
     T, B, R = 180, 3, layer.output_size
     x, dy = (0.3 * randn(rng, T, B, width, dtype=dtype) for width in (3, R))
     before = {n: randn(rng, *g.shape, dtype=dtype) for n, g in layer.grads.items()}

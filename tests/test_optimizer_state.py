@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rnnkit
+from tests import fakecupy
 from tests.helpers import assert_same, randn, refused
 
 KINDS: dict[str, Any] = {
@@ -205,3 +206,20 @@ def test_an_optimizer_is_not_copied_without_its_model(kind: str, share: Any) -> 
     name = type(optimizer).__name__
     with refused(TypeError, f"{name} cannot be pickled or copied", "state_dict", "rnnkit.save"):
         share(optimizer)
+
+
+@EVERY_KIND
+def test_state_goes_to_its_parameters_device(kind: str) -> None:
+    with fakecupy.installed(devices=2) as cp:
+        made, others = models("float16"), models("float16", 2)
+        optimizer, other = KINDS[kind](made), KINDS[kind](others)
+        steps(kind, made, optimizer, 2)
+        for model, twin in zip(made, others, strict=True):
+            twin.to("cuda:1").load_state_dict(model.state_dict())
+        other.load_state_dict(optimizer.state_dict())
+        for held in other.state.values():
+            for value in held.values():
+                assert isinstance(value, cp.ndarray)
+                assert value.device.id == 1
+        assert_same(flat(other), flat(optimizer))
+        other.step()

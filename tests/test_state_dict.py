@@ -21,7 +21,7 @@ def test_a_state_dict_goes_round(name: str, cpu_backend: str, rng: Any) -> None:
     layer = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=1)
     other = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=2)
     arrays, saved = dict(other.params), layer.state_dict()
-    other.load_state_dict({n: np.asfortranarray(a) for n, a in reversed(saved.items())})
+    other.load_state_dict({n: np.asfortranarray(a) for n, a in reversed(saved.items())}, cells=layer.cell.name)
     assert_same(other.params, layer.params)
     assert all(other.params[n] is p for n, p in arrays.items()), "a parameter was rebound, not written to"
     x, state = randn(rng, 4, 2, 3, dtype="float32"), random_state(layer, 2, rng)
@@ -55,17 +55,22 @@ def test_parameters_are_written_in_place() -> None:
     assert (weight == 3).all()
 
 
-def _changed(layer: Any, name: str, value: Any) -> dict[str, Any]:
+def _other_numbers(layer: Any) -> StateDict:
+    saved = layer.state_dict()
+    return StateDict({n: a + 1 for n, a in saved.items()}, saved.layers)
+
+
+def _changed(layer: Any, name: str, value: Any) -> StateDict:
     """A full state dict of other numbers, with one entry changed."""
-    return {n: a + 1 for n, a in layer.state_dict().items()} | {name: value}
+    return _other_numbers(layer) | {name: value}
 
 
 @EVERY_LAYER
 def test_load_state_dict(name: str) -> None:
     layer = layer_after_a_call(name)
-    full = {n: a + 1 for n, a in layer.state_dict().items()}
+    full = _other_numbers(layer)
     last = "bias_hh_l1"
-    fewer = {n: a for n, a in full.items() if n != last}
+    fewer = StateDict({n: a for n, a in full.items() if n != last}, full.layers)
     with refused(KeyError, "state dict does not fit", f"missing ['{last}']", "extra nothing", by=layer):
         layer.load_state_dict(fewer)
     with refused(KeyError, "missing nothing", "extra ['nobody']", by=layer):
@@ -193,7 +198,8 @@ def test_a_state_dict_names_its_cells() -> None:
     with refused(ValueError, "those of a gru_reset_before cell, and it is a gru", by=after):
         after.load_state_dict(before.state_dict())
     nested = rnnkit.Sequential(rnnkit.Linear(2, 3), rnnkit.Bidirectional(before)).state_dict()
-    assert nested.layers == {f"1.{side}.": {"cell": "gru_reset_before"} for side in ("forward", "reverse")}
+    cells = {f"1.{side}.": {"cell": "gru_reset_before"} for side in ("forward", "reverse")}
+    assert nested.layers == {"1.": {"merge": "concat"}, **cells}
     copies = (copy.copy(nested), copy.deepcopy(nested), pickle.loads(pickle.dumps(nested)))
     for twin in (nested.copy(), StateDict(nested), *copies):
         assert isinstance(twin, StateDict)

@@ -23,7 +23,7 @@ def pair_of(kind, layer_kind, options, dtype, backend):
     """A cell, and the float64 oracle layer with its weights."""
     cell = kind(I, H, dtype=dtype, backend=backend, rng=1, **options)
     layer = layer_kind(I, H, dtype="float64", backend="numpy", **options)
-    layer.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
+    layer.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()}, cells=layer.cell.name)
     return cell, layer
 
 

@@ -78,7 +78,7 @@ class RnnkitCells(Cells):
         point = problem.point
         x, states, ends, params = _inputs(problem)
         cell: Any = getattr(rnnkit, KINDS[point.cell])(point.I, point.H, dtype=point.dtype)
-        cell.load_state_dict(params)
+        cell.load_state_dict(params, cells=point.cell)
         h0, dh = (states, ends) if len(states) > 1 else (states[0], ends[0])
 
         def found(state: Any, dx: Any = None, dstate0: Any = None) -> Any:

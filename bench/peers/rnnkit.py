@@ -48,7 +48,7 @@ class Rnnkit:
         rnnkit.set_num_threads(threads)
         point = problem.point
         layer: Any = make_layer(point, self.backend, point.dtype, self.device)
-        layer.load_state_dict(problem.params)
+        layer.load_state_dict(problem.params, cells=point.cell)
         if self.device == "cpu" and not point.backward:
             layer.freeze()
         x, dy = self._put(problem.x), self._put(problem.dy)
