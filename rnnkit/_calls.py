@@ -5,7 +5,7 @@
     layer.backward(dy2, call=second)
     layer.backward(dy1, call=first)
 
-A thread's `backward` sees that thread's calls. Without `call` it answers only where it can mean one call alone.
+`backward` without `call` differentiates the calling thread's last call, and raises where several calls are pending.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 class Slot:
     """One thread's memory of a module.
 
-    kept: what its last call kept for backward, or None. run: its calls since backward last answered the last of them.
-    answered: how many calls the run had that backward answered the last of.
+    kept: what the last call kept for backward, or None. pending: calls since the last call was last differentiated.
+    resolved: how many calls were pending then, so that a repeated backward is as ambiguous as the first.
     """
 
-    __slots__ = ("answered", "kept", "run")
+    __slots__ = ("kept", "pending", "resolved")
 
     def __init__(self) -> None:
         self.kept: Any = None
-        self.run = self.answered = 0
+        self.pending = self.resolved = 0
 
-    def close_run(self) -> None:
-        """The next call begins a new run."""
-        self.answered = self.run or self.answered
-        self.run = 0
+    def resolve(self) -> None:
+        """Restarts the count: the next call is the first one pending."""
+        self.resolved = self.pending or self.resolved
+        self.pending = 0
 
 
 class Memory(threading.local):
@@ -76,7 +76,7 @@ class Remembers:
         slot = self._memory.slot
         slot.kept = kept
         if kept is not None:
-            slot.run += 1
+            slot.pending += 1
 
     @property
     def last_call(self) -> Call:
@@ -90,7 +90,7 @@ class Remembers:
         return Call(type(self).__name__, self._memory, kept)
 
     def _recalled(self, call: Call | None = None) -> Any:
-        """What `call` kept, or without one the last call of this thread, where backward can mean no other."""
+        """What `call` kept, or without one the last call of this thread, provided that no other is pending."""
         slot = self._memory.slot
         if call is not None:
             if not isinstance(call, Call):
@@ -98,18 +98,18 @@ class Remembers:
             if call._memory is not self._memory:
                 raise ValueError(f"call must be one of this {type(self).__name__}{_since_moved(self)}, got {call!r}")
             if call._kept is slot.kept:
-                slot.close_run()
+                slot.resolve()
             return call._kept
         if slot.kept is None:
             raise RuntimeError(f"backward {_needs_a_call(self)}")
-        calls = slot.run or slot.answered
+        calls = slot.pending or slot.resolved
         if calls > 1:
             raise RuntimeError(
-                f"backward without call= needs one call to answer for, and this {type(self).__name__} was called "
-                f"{calls} times since its last backward: take call = layer.last_call after each and give "
-                f"backward(..., call=call), or make calls that need no gradient under rnnkit.no_grad()"
+                f"backward without call= is ambiguous: this {type(self).__name__} was called {calls} times since its "
+                f"last backward. Take call = layer.last_call after each call and pass backward(..., call=call), or "
+                f"make calls that need no gradient under rnnkit.no_grad()"
             )
-        slot.close_run()
+        slot.resolve()
         return slot.kept
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,14 +137,14 @@ def backward_of(module: Any, kept: Any, *gradients: Any) -> Any:
     if kept is None:
         return module.backward(*gradients)
     slot = module._memory.slot
-    held, run, answered = slot.kept, slot.run, slot.answered
-    slot.kept, slot.run = kept, 1
+    last, pending, resolved = slot.kept, slot.pending, slot.resolved
+    slot.kept, slot.pending = kept, 1
     try:
         return module.backward(*gradients)
     finally:
-        slot.kept, slot.run, slot.answered = held, run, answered
-        if held is kept:
-            slot.close_run()
+        slot.kept, slot.pending, slot.resolved = last, pending, resolved
+        if last is kept:
+            slot.resolve()
 
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()

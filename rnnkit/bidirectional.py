@@ -102,7 +102,7 @@ class Bidirectional(Module):
         """dx, dh0 = bidirectional.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = ….backward(dy, (dh_n, dc_n)).
 
         dy as y, dh_n as h_n; None stands for zeros, also inside a pair. Adds into both layers' grads. Call it before
-        the optimizer's step. Of this thread's last call, or of `call`, which `last_call` gives after each; calls of the
+        the optimizer's step. Differentiates this thread's last call, or `call` (see `last_call`); calls of the
         layer or its mirror by itself do not matter.
         Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several since the
         last backward or `zero_grad()`; ValueError or TypeError for a bad gradient or `call`.

@@ -78,7 +78,7 @@ class Sequential(Module):
     def backward(self, dy: Any, *, call: Call | None = None) -> Array | None:
         """dy as the output -> dx; None where the first module is an Embedding. Adds into every module's grads.
 
-        Of this thread's last call, or of `call`, which `last_call` gives after each; calls of a module by itself do not
+        Differentiates this thread's last call, or `call` (see `last_call`); calls of a module by itself do not
         matter. Raises RuntimeError before any call, after one that failed or ran under `no_grad()`, without `call`
         after several since the last backward or `zero_grad()`, and for another call than the latest where a module of
         your own keeps nothing in `_saved`; ValueError or TypeError for a bad `call`; what the modules raise.
@@ -149,7 +149,7 @@ class LastState(Module):
     def backward(self, dout: Any, *, call: Call | None = None) -> Array:
         """dout as the output -> dx; None stands for zeros. Adds into the layer's grads.
 
-        Of this thread's last call, or of `call`, which `last_call` gives after each; calls of the layer by itself do
+        Differentiates this thread's last call, or `call` (see `last_call`); calls of the layer by itself do
         not matter. Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several
         since the last backward or `zero_grad()`; ValueError or TypeError for a bad dout or `call`.
         """

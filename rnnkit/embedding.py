@@ -70,7 +70,7 @@ class Embedding(Module):
         """Adds the sums of dy (*shape, embedding_dim) over equal indices into grads["weight"].
 
         Indices have no gradient: returns None. The sums have one order on every device: no atomic additions. 16-bit
-        gradients are summed in float32. Of this thread's last call, or of `call`, which `last_call` gives after each.
+        gradients are summed in float32. Differentiates this thread's last call, or `call` (see `last_call`).
         Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several since the
         last backward or `zero_grad()`; ValueError or TypeError for a bad dy or `call`.
         """

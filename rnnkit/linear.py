@@ -69,7 +69,7 @@ class Linear(Module):
     def backward(self, dy: Array, *, call: Call | None = None) -> Array:
         """dy (..., out_features) -> dx (..., in_features); adds into grads["weight"] and grads["bias"].
 
-        Of this thread's last call, or of `call`, which `last_call` gives after each. Raises RuntimeError before any
+        Differentiates this thread's last call, or `call` (see `last_call`). Raises RuntimeError before any
         call, after one under `no_grad()`, and without `call` after several since the last backward or `zero_grad()`;
         ValueError or TypeError for a bad dy or `call`.
         """
@@ -138,7 +138,7 @@ class Activation(Module):
     def backward(self, dy: Array, *, call: Call | None = None) -> Array:
         """dy of y's shape -> dx. y is kept by reference from the call: do not write into it in between.
 
-        Of this thread's last call, or of `call`, which `last_call` gives after each. Raises RuntimeError before any
+        Differentiates this thread's last call, or `call` (see `last_call`). Raises RuntimeError before any
         call, after one under `no_grad()`, and without `call` after several since the last backward or `zero_grad()`;
         ValueError or TypeError for a bad dy or `call`.
         """

@@ -146,7 +146,7 @@ class Module(Remembers):
     def zero_grad(self) -> None:
         """Sets every gradient to zero, in place.
 
-        A new pass begins: calls that this thread made before and never answered no longer count, see `backward`.
+        Calls that this thread made before are no longer pending: see `backward`.
         """
         self._begin_pass()
         for grad in self.grads.values():
@@ -157,7 +157,7 @@ class Module(Remembers):
                     grad[...] = 0
 
     def _begin_pass(self) -> None:
-        self._memory.slot.close_run()
+        self._memory.slot.resolve()
         for child in self.children().values():
             child._begin_pass()
 
@@ -186,7 +186,7 @@ class Module(Remembers):
         moved = [{name: _device.to_device(held, target) for name, held in store.items()} for store in stores]
         for module in self._family():
             if target != module.device:
-                module._memory = Memory()  # every thread's, and no Call of it is answered any more
+                module._memory = Memory()  # of every thread: what was kept is on the other device
             module._device = target
         for store, arrays in zip(stores, moved, strict=True):
             for name, array in arrays.items():

@@ -110,7 +110,7 @@ class StepCell(Module):
             slot.kept = None
         else:
             slot.kept = (saved, unbatched)
-            slot.run += 1
+            slot.pending += 1
         if unbatched:
             return self._given_back(state, unbatched)
         return state[0] if len(state) == 1 else state

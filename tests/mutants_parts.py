@@ -55,8 +55,8 @@ PART_MUTANTS = (
     _row(
         "calls: what a container's module kept is not put back",
         CALLS,
-        "        slot.kept, slot.run, slot.answered = held, run, answered\n        if held",
-        "        if held",
+        "        slot.kept, slot.pending, slot.resolved = last, pending, resolved\n        if last",
+        "        if last",
         "shared_layers",
         "called_by_itself",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import pickle
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 import rnnkit
+from tests import fakecupy
 from tests.helpers import parts, randn, refused
 from tests.test_modules import leaves
 
@@ -291,7 +293,7 @@ def test_backward_that_may_mean_several_calls_is_refused(kind: str, rng: np.rand
     last = module.last_call
     name = type(module).__name__
     for _ in range(2):
-        with refused(RuntimeError, "backward without call=", name, "2 times", "last_call", "no_grad"):
+        with refused(RuntimeError, "backward without call= is ambiguous", name, "2 times", "last_call", "no_grad"):
             module.backward(*uses[0].gradients)
     for name, grad in before.items():
         np.testing.assert_array_equal(module.grads[name], grad)
@@ -397,6 +399,50 @@ def test_what_is_no_call_of_the_module_is_refused(kind: str, rng: np.random.Gene
         for a, b in zip(answer(twin.backward(*use.gradients)), alone(kind, use)[0], strict=True):
             np.testing.assert_array_equal(a, b)
     module.backward(*use.gradients, call=call)
+
+
+def test_moving_a_module_ends_every_threads_calls(rng: np.random.Generator) -> None:
+    with fakecupy.installed() as cp:
+        linear, x, dy = rnnkit.Linear(I, H, rng=1), rng.random((B, I), "float32"), rng.random((B, H), "float32")
+        linear(x)
+        call, called, moved = linear.last_call, threading.Event(), threading.Event()
+
+        def work() -> str:
+            linear(x)
+            called.set()
+            moved.wait(30)
+            with pytest.raises(RuntimeError) as caught:
+                linear.backward(cp.asarray(dy))
+            return str(caught.value)
+
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(work)
+            called.wait(30)
+            linear.to("cuda:0")
+            moved.set()
+            assert "call of this Linear first" in found.result()
+        with refused(ValueError, "call must be one of this Linear since it was last moved", "a call of a Linear"):
+            linear.backward(cp.asarray(dy), call=call)
+        linear(cp.asarray(x))
+        assert linear.backward(cp.asarray(dy)).shape == x.shape
+
+
+def test_tasks_of_one_thread_name_their_calls(rng: np.random.Generator) -> None:
+    net, uses = _net(), [KINDS["Sequential"].use(rng) for _ in range(2)]
+
+    async def work(use: Use, named: bool) -> list[np.ndarray]:
+        net(*use.inputs)
+        call = net.last_call
+        await asyncio.sleep(0)
+        return answer(net.backward(*use.gradients, **({"call": call} if named else {})))
+
+    async def both(named: bool) -> list[Any]:
+        return await asyncio.gather(*(work(use, named) for use in uses))
+
+    with refused(RuntimeError, "ambiguous", "2 times"):
+        asyncio.run(both(False))
+    net.zero_grad()
+    assert_answers("Sequential", net, uses, asyncio.run(both(True)))
 
 
 # Modules of users in a container
