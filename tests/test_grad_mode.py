@@ -181,6 +181,24 @@ def test_exit_stacks_and_calls_by_hand_work_too() -> None:
         assert grad_enabled()
 
 
+def test_python_may_look_exit_up_before_enter() -> None:
+    """As 3.14 does."""
+    for outer in (rnnkit.no_grad, lambda: rnnkit.set_grad_enabled(True)):
+        before = grad_enabled()
+        mode = outer()
+        leave, enter = mode.__exit__, mode.__enter__
+        enter()
+        inside = grad_enabled()
+        inner = rnnkit.no_grad()
+        leave_inner, enter_inner = inner.__exit__, inner.__enter__
+        enter_inner()
+        assert not grad_enabled()
+        leave_inner(None, None, None)
+        assert grad_enabled() == inside == (outer is not rnnkit.no_grad)
+        leave(None, None, None)
+        assert grad_enabled() == before
+
+
 def test_tasks_have_modes_of_their_own() -> None:
     async def without(order: list[bool], go: asyncio.Event) -> None:
         with rnnkit.no_grad():
