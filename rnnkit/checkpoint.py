@@ -44,13 +44,17 @@ class Checkpoint(StateDict):
         model, optimizer, rng: as for `rnnkit.save`, made by the same arguments. To take the weights alone, use
         `model.load_state_dict(checkpoint)`. Everything is checked before anything is changed. Raises ValueError where
         the checkpoint holds what is not given or is given what it does not hold, and where generators are of another
-        kind or shared in another way; what `load_state_dict` of the model and the optimizer raise.
+        kind or shared in another way; TypeError for parameters of another dtype; what `load_state_dict` of the model
+        and of the optimizer raise.
         """
         model = together(model)
         if (optimizer is None) != (self.optimizer is None):
             holds, given = ("none", "one") if self.optimizer is None else ("one", "none")
             raise ValueError(f"optimizer must be what the checkpoint was saved with, which holds {holds}, got {given}")
         _, write_model = model._checked_load(self, strict=True)
+        for name, p in model.params.items():
+            if p.dtype != self[name].dtype:  # which load_state_dict would cast
+                raise TypeError(f"{name} must have the checkpoint's dtype {self[name].dtype}, got {p.dtype}")
         write_generators = _checked_generators(self.generators, generators_of(model, rng))
         write_optimizer = None
         if optimizer is not None:

@@ -49,7 +49,7 @@ PART_MUTANTS = (
         CALLS,
         "        if calls > 1:",
         "        if calls > 9:",
-        "shared_layers",
+        "several_uses",
         "may_mean_several and Linear",
     ),
     _row(
@@ -57,7 +57,7 @@ PART_MUTANTS = (
         CALLS,
         "        slot.kept, slot.pending, slot.resolved = last, pending, resolved\n        if last",
         "        if last",
-        "shared_layers",
+        "several_uses",
         "called_by_itself",
     ),
     _row(

@@ -215,6 +215,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     other.train(1)
     before = other.everything()
     model, optimizer, loader = other.model, other.optimizer, other.loader
+    half = Run("adam", "float16").model
     wrong_model = rnnkit.Sequential(*list(model)[:2], rnnkit.Linear(5, 4))
     for arguments, error, said in (
         ((model, None, loader), ValueError, ("optimizer must be what the checkpoint was saved with", "one, got none")),
@@ -232,6 +233,11 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         ((model, rnnkit.Adam(model[1]), loader), ValueError, ("param_groups[0]['params'][12]", "nothing", "got 12")),
         ((model, run.optimizer, loader), ValueError, ("optimizer must move parameters of this model",)),
         ((wrong_model, optimizer, loader), ValueError, ("2.weight must have shape (4, 5)",)),
+        (
+            (half, rnnkit.Adam(half), loader),
+            TypeError,
+            ("0.weight must have the checkpoint's dtype float32", "float16"),
+        ),
         ((model.state_dict(), optimizer, loader), TypeError, ("model must be a Module", "StateDict")),
     ):
         with refused(error, *said):
