@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from rnnkit import _checks, _device
+from rnnkit._models import Key, parameters_of
 from rnnkit._wide import compute_dtype
 
 MASTER = "master"  # the slot of a 16-bit parameter's float32 self
 STEP = "step"  # of Adam, in every entry as torch has it
 
 
-def _parameters(optimizer: Any) -> Iterator[tuple[tuple[int, str], Any]]:
-    for index, model in enumerate(optimizer._models):
-        for name, p in model.params.items():
-            yield (index, name), p
+def _parameters(optimizer: Any) -> list[tuple[Key, Any]]:
+    return [(key, p) for key, p, _ in parameters_of(optimizer._models)]
 
 
 def _names(optimizer: Any) -> list[str]:
@@ -98,9 +97,7 @@ def _check_list(name: str, given: Any, wanted: list[Any]) -> None:
         raise ValueError(f"{name}[{first}] must be {want}, by the parameters of this model, got {got}")
 
 
-def _checked_state(
-    optimizer: Any, found: Any, options: Mapping[str, Any]
-) -> tuple[dict[tuple[int, str], dict[str, Any]], int]:
+def _checked_state(optimizer: Any, found: Any, options: Mapping[str, Any]) -> tuple[dict[Key, dict[str, Any]], int]:
     """Copies of the state by parameter, each on its device, and Adam's step. Both of nothing before the first step."""
     if not isinstance(found, Mapping):
         raise TypeError(f"state must be a mapping of parameters' numbers to slots, got {type(found).__name__}")
@@ -110,7 +107,7 @@ def _checked_state(
     if "momentum" in options:
         slots = ("momentum_buffer",) if options["momentum"] else ()
     has_step = hasattr(optimizer, "t")
-    wanted: dict[int, tuple[tuple[int, str], Any, tuple[str, ...]]] = {}
+    wanted: dict[int, tuple[Key, Any, tuple[str, ...]]] = {}
     for place, (key, p) in enumerate(_parameters(optimizer)):
         own = (*slots, *((MASTER,) if compute_dtype(p.dtype) != p.dtype else ()))
         if own:

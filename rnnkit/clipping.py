@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from rnnkit import _device
+from rnnkit._models import modules_of, number, parameters_of
 from rnnkit._wide import compute_dtype, narrow, wide
 from rnnkit.module import Array
-from rnnkit.optimizers import _modules, _number, _parameters
 
 
 def clip_grad_norm(model: Any, max_norm: float) -> float:
@@ -21,8 +21,8 @@ def clip_grad_norm(model: Any, max_norm: float) -> float:
     the infinity was, or under an infinite max_norm NaN throughout; a norm of NaN leaves NaN throughout: look at what is
     returned before a step. Reading it waits for a CUDA device. Raises TypeError or ValueError by name.
     """
-    max_norm = _number("max_norm", max_norm, finite=False)
-    grads = [grad for _, _, grad in _parameters(_modules(model))]
+    max_norm = number("max_norm", max_norm, finite=False)
+    grads = [grad for _, _, grad in parameters_of(modules_of(model))]
     norm = math.sqrt(_sum_of_squares(grads))
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1:  # also where it is NaN
@@ -52,8 +52,8 @@ def clip_grad_value(model: Any, value: float) -> None:
 
     NaN stays. value: at least 0. Raises TypeError or ValueError by name.
     """
-    value = _number("value", value, finite=False)
-    for _, _, grad in _parameters(_modules(model)):
+    value = number("value", value, finite=False)
+    for _, _, grad in parameters_of(modules_of(model)):
         xp: Any = _device.array_module(grad)
         with _device.current(_device.device_of(grad)), np.errstate(over="ignore"):
             bound = grad.dtype.type(value)  # beyond float16: infinite

@@ -15,19 +15,21 @@ was never interrupted. An optimizer cannot be pickled: its copy would move a cop
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from rnnkit import _checks, _device
+from rnnkit import _device
 from rnnkit import _optimizer_state as optimizer_state
 from rnnkit._frozen import check_writable
+from rnnkit._models import Key, modules_of, number, parameters_of
 from rnnkit._wide import compute_dtype
-from rnnkit.module import Array, Module
+from rnnkit.clipping import clip_grad_norm, clip_grad_value
+from rnnkit.module import Array
 
-Key = tuple[int, str]  # which module, which of its parameters
+__all__ = ["SGD", "Adagrad", "Adam", "Optimizer", "clip_grad_norm", "clip_grad_value"]
+
 MASTER = "master"  # the slot of a 16-bit parameter's float32 self
 
 
@@ -41,7 +43,7 @@ class Optimizer:
     options: tuple[str, ...] = ("lr",)
 
     def __init__(self, model: Any, lr: float) -> None:
-        self._models = _modules(model)
+        self._models = modules_of(model)
         self.lr = lr
         self.state: dict[Key, dict[str, Array]] = {}
         self._scratch: dict[tuple[str, str, str], Array] = {}
@@ -53,11 +55,11 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = _number("lr", value)
+        self._lr = number("lr", value)
 
     def step(self) -> None:
         """Moves every parameter once, by what its gradient holds now. Raises ValueError where one is frozen."""
-        parameters = list(_parameters(self._models))
+        parameters = list(parameters_of(self._models))
         for (_, name), p, _ in parameters:
             check_writable(name, p)
         for key, p, _ in parameters:  # all that is allocated, so that a full device stops no step half way
@@ -129,7 +131,7 @@ class Optimizer:
 
     def _checked_options(self, options: dict[str, Any], where: str) -> dict[str, Any]:
         """The value of each attribute that `options`, by name, gives. Raises TypeError or ValueError by name."""
-        return {f"_{name}" if name == "lr" else name: _number(where.format(name), v) for name, v in options.items()}
+        return {f"_{name}" if name == "lr" else name: number(where.format(name), v) for name, v in options.items()}
 
     def _begin_step(self) -> None:
         """What changes once a step and not once a parameter."""
@@ -169,7 +171,7 @@ class SGD(Optimizer):
     options = ("lr", "momentum")
 
     def __init__(self, model: Any, lr: float, momentum: float = 0.0) -> None:
-        self.momentum = _number("momentum", momentum)
+        self.momentum = number("momentum", momentum)
         super().__init__(model, lr)
 
     @property
@@ -198,7 +200,7 @@ class Adagrad(Optimizer):
     options = ("lr", "eps")
 
     def __init__(self, model: Any, lr: float = 0.01, *, eps: float = 1e-10) -> None:
-        self.eps = _number("eps", eps)
+        self.eps = number("eps", eps)
         super().__init__(model, lr)
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
@@ -230,7 +232,7 @@ class Adam(Optimizer):
         eps: float = 1e-8,
     ) -> None:
         self.betas = _pair_of_betas("betas", betas)
-        self.eps = _number("eps", eps)
+        self.eps = number("eps", eps)
         self.t = 0
         super().__init__(model, lr)
 
@@ -262,37 +264,5 @@ class Adam(Optimizer):
 def _pair_of_betas(name: str, betas: Any) -> tuple[float, float]:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"{name} must be a pair of numbers in [0, 1), got {betas!r}")
-    b1, b2 = (_number(f"{name}[{k}]", beta, below=1.0) for k, beta in enumerate(betas))
+    b1, b2 = (number(f"{name}[{k}]", beta, below=1.0) for k, beta in enumerate(betas))
     return b1, b2
-
-
-def _modules(model: Any) -> tuple[Module, ...]:
-    """One Module or a list of them as a tuple, when they have parameters and none of them twice."""
-    models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
-    for one in models:
-        if not isinstance(one, Module):
-            raise TypeError(f"model must be a Module or a list of Modules, got {type(one).__name__}")
-    owners = [id(p) for one in models for p in one.params.values()]
-    if not owners:
-        raise ValueError("model must have parameters, got none")
-    if len(set(owners)) < len(owners):
-        raise ValueError("model must have every parameter once, got one in several modules")
-    return models
-
-
-def _parameters(models: tuple[Module, ...]) -> Iterator[tuple[Key, Array, Array]]:
-    for index, model in enumerate(models):
-        grads = model.grads
-        for name, p in model.params.items():
-            yield (index, name), p, grads[name]
-
-
-def _number(name: str, value: Any, *, below: float = math.inf, finite: bool = True) -> float:
-    """`value` as a float of at least 0 and below `below`; infinity passes if `finite` is False."""
-    wanted = f"in [0, {below:g})" if below < math.inf else "at least 0" + (" and finite" if finite else "")
-    if isinstance(value, _checks.NO_NUMBERS) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number that is {wanted}, got {value!r}")
-    number = float(value)
-    if not (0 <= number < below or (not finite and number == math.inf)):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    return number

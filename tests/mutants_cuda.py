@@ -283,8 +283,8 @@ MEMORY_MUTANTS = (
         (
             Edit(
                 OPTIMIZERS,
-                "        parameters = list(_parameters",
-                "        self._begin_step()\n        parameters = list(_parameters",
+                "        parameters = list(parameters_of",
+                "        self._begin_step()\n        parameters = list(parameters_of",
             ),
             Edit(
                 OPTIMIZERS,
