@@ -9,10 +9,9 @@ from rnnkit import _checks
 from rnnkit._named import StateDict
 from rnnkit.cells import CELLS
 
-# What a mapping that says nothing is taken to hold: PyTorch's names, so PyTorch's cells by their default arguments.
-DEFAULT_CELLS = ("rnn_tanh", "gru", "lstm")
-# The argument that makes a layer of each other cell.
-_BY = {"gru_reset_before": "reset_after=False", "rnn_relu": "nonlinearity='relu'"}
+# What a mapping that says nothing may hold: PyTorch's names, so PyTorch's cells. Which RNN it is, tanh or relu, PyTorch
+# leaves to the layer that loads it, and so do we.
+TORCHS_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 
 
 def check_meaning(
@@ -44,13 +43,14 @@ def _check_cell(where: str, own: str, said: str | None, named: str | None, torch
         raise ValueError(f"cells must agree with the mapping, which holds a {said} cell for {where}, got {named!r}")
     found = said or named
     if found is None:
-        if own in DEFAULT_CELLS:
+        if own in TORCHS_CELLS:
             return
-        like = "which torch does not have" if own == "gru_reset_before" else "and torch's does not say which"
-        source = f"it is torch's, {like}" if torchs else "a mapping other than a StateDict does not say so"
+        source = (
+            "it is torch's, which has no such cell" if torchs else "a mapping other than a StateDict does not say so"
+        )
         raise ValueError(
-            f"{where} is a {own} cell ({_BY[own]}), which has the names and shapes of another one, and the mapping "
-            f"must be of the same; {source}: give cells={own!r} if it is"
+            f"{where} is a {own} cell (reset_after=False), which has the names and shapes of the other GRU, and the "
+            f"mapping must be of the same; {source}: give cells={own!r} if it is"
         )
     if found != own:
         raise ValueError(f"the weights for {where} are those of a {found} cell, and it is a {own}")

@@ -264,8 +264,8 @@ class Module(Remembers):
         The two GRUs have the same names and shapes and are different functions, and so have the tanh and the relu RNN.
         A `StateDict` (of `state_dict`, `rnnkit.load`, `from_keras`) says whose weights it holds, and those of another
         cell, or of a Bidirectional with another merge, are refused. Any other mapping, as torch's, is taken to hold the
-        weights of PyTorch's default cells; for `reset_after=False` and `nonlinearity="relu"` name the cell, as in
-        cells="gru_reset_before" or "rnn_relu", or cells={"1": "rnn_relu"} by the layer's name (see docs/weights.md).
+        weights of a cell that PyTorch has; a GRU with `reset_after=False` takes it where the cell is named, as in
+        cells="gru_reset_before", or cells={"1": "gru_reset_before"} by the layer's name (see docs/weights.md).
 
         Returns the names passed over, (missing_keys, unexpected_keys): without strict there may be some.
         Everything is checked before anything is written. Raises KeyError for missing or extra names (unless strict is

@@ -51,7 +51,8 @@ with warnings.catch_warnings(record=True) as caught:
     y, _ = layer(x)
 want, _ = rnnkit.GRU(8, 24, backend="numpy", rng=3)(x)
 assert np.abs(y - want).max() < 1e-5, "a wrong result"
-assert len({str(w.message) for w in caught}) <= 2, [str(w.message) for w in caught]
+said = [str(w.message) for w in caught]
+assert len(set(said)) == len(said) and all(".nbc" in text for text in said), said
 """
 
 
@@ -101,6 +102,7 @@ def interrupts(rng: random.Random) -> None:
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-6, 1e-3))
                 while True:
+                    layer.zero_grad()  # a call that was cut off before its backward is not answered any more
                     y, _ = layer(x)
                     require(bool((y == want).all()), "a forward after an interrupt")
                     dx, _ = layer.backward(np.ones_like(want))
@@ -163,7 +165,7 @@ def caches(rng: random.Random) -> None:
         files = sorted(path for path in Path(folder).rglob("*.nb?"))
         for path in rng.sample(files, min(len(files), rng.randrange(1, 6))):
             _damage(path, rng)
-        environment = os.environ | {"NUMBA_CACHE_DIR": folder}
+        environment = os.environ | {"NUMBA_CACHE_DIR": folder, "RNNKIT_QUIET": "1"}
         ran = subprocess.run(
             [sys.executable, "-c", FIRST_CALL], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
@@ -175,7 +177,7 @@ def _cache() -> Path:
     global _filled
     if _filled is None:
         _filled = tempfile.TemporaryDirectory()
-        environment = os.environ | {"NUMBA_CACHE_DIR": _filled.name}
+        environment = os.environ | {"NUMBA_CACHE_DIR": _filled.name, "RNNKIT_QUIET": "1"}
         subprocess.run([sys.executable, "-c", FIRST_CALL], cwd=ROOT, env=environment, check=True)
     return Path(_filled.name)
 

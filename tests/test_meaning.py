@@ -15,11 +15,6 @@ from rnnkit.io import from_keras
 from rnnkit.module import StateDict
 from tests.helpers import LAYERS, assert_same, refused
 
-OTHERS = {
-    "gru_reset_before": ("gru", "reset_after=False"),
-    "rnn_relu": ("rnn_tanh", "nonlinearity='relu'"),
-}
-
 
 def layer(cell: str, seed: int = 1) -> Any:
     return LAYERS[cell](2, 3, backend="numpy", rng=seed)
@@ -32,19 +27,18 @@ def torchs(module: Any) -> OrderedDict[str, Any]:
     return mapping
 
 
-@pytest.mark.parametrize("cell", OTHERS)
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_mapping_that_does_not_say_its_cell_is_of_pytorchs_default_one(cell: str, strict: bool) -> None:
-    usual, by = OTHERS[cell]
+def test_a_mapping_that_does_not_say_its_cell_is_of_one_that_torch_has(strict: bool) -> None:
+    cell, usual = "gru_reset_before", "gru"
     ours, given, source = layer(cell), layer(cell, 2).state_dict(), layer(usual, 3)
     before = ours.state_dict()
     for mapping in (dict(given), torchs(source), dict(source.params), {"bias_hh_l0": given["bias_hh_l0"]}):
-        with refused(ValueError, f"this layer is a {cell} cell ({by})", f"cells='{cell}'"):
+        with refused(ValueError, f"this layer is a {cell} cell (reset_after=False)", f"cells='{cell}'"):
             ours.load_state_dict(mapping, strict)
         with refused(ValueError, f"those of a {usual} cell, and it is a {cell}"):
             ours.load_state_dict(mapping, strict, cells=usual)
         assert_same(ours.state_dict(), before)
-    with refused(ValueError, "torch's"):
+    with refused(ValueError, "torch's, which has no such cell"):
         ours.load_state_dict(torchs(source))
     ours.load_state_dict(dict(given), strict, cells=cell)
     assert_same(ours.state_dict(), given)
@@ -55,6 +49,19 @@ def test_a_mapping_that_does_not_say_its_cell_is_of_pytorchs_default_one(cell: s
         with refused(ValueError, f"those of a {cell} cell, and it is a {usual}"):
             other.load_state_dict(plain, cells=cell)
     ours.load_state_dict({}, strict=False)  # nothing of the layer, so nothing to mistake
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu"])
+def test_which_rnn_a_mapping_is_of_is_the_layers_choice_as_in_torch(cell: str) -> None:
+    other = {"rnn_tanh": "rnn_relu", "rnn_relu": "rnn_tanh"}[cell]
+    ours, source = layer(cell), layer(cell, 3)
+    for plain in (dict(source.state_dict()), torchs(source)):
+        ours.load_state_dict(plain)
+        assert_same(dict(ours.params), dict(source.params))
+        with refused(ValueError, f"those of a {other} cell, and it is a {cell}"):
+            ours.load_state_dict(plain, cells=other)
+    with refused(ValueError, f"those of a {other} cell, and it is a {cell}"):
+        ours.load_state_dict(layer(other).state_dict())
 
 
 def test_cells_are_named_by_layer() -> None:
@@ -69,8 +76,8 @@ def test_cells_are_named_by_layer() -> None:
     before = ours.state_dict()
     with refused(ValueError, "'1.0' is a gru_reset_before cell"):
         ours.load_state_dict(dict(given))
-    with refused(ValueError, "'2.forward' is a rnn_relu cell"):
-        ours.load_state_dict(dict(given), cells={"1.0": "gru_reset_before"})
+    with refused(ValueError, "'2.forward' are those of a rnn_tanh cell, and it is a rnn_relu"):
+        ours.load_state_dict(dict(given), cells={"1.0": "gru_reset_before", "2.forward": "rnn_tanh"})
     with refused(ValueError, "those of a gru_reset_before cell, and it is a lstm"):
         ours.load_state_dict(dict(given), cells="gru_reset_before")
     with refused(ValueError, "cells must name recurrent layers", "'0', '1.0', '2.forward', '2.reverse'", "got '3'"):

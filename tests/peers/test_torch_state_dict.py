@@ -48,8 +48,7 @@ def test_a_torch_state_dict_loads(config: str, rng: np.random.Generator) -> None
     theirs, ours = pair(kind, arguments)
     state = theirs.state_dict()
     assert list(state) == list(ours.params)
-    relu = arguments.get("nonlinearity") == "relu"  # of which a torch state dict says nothing
-    ours.load_state_dict(state, cells="rnn_relu" if relu else None)
+    ours.load_state_dict(state)
     for got, want in zip(*both(theirs, ours, rng), strict=True):
         assert_close(config, got, want, "float64")
 
@@ -123,21 +122,17 @@ def test_torch_tensors_save_and_torch_reads_the_file(tmp_path: Path) -> None:
     assert all(np.array_equal(ours.params[name], value.float().numpy()) for name, value in short.items())
 
 
-def test_what_torch_has_no_layer_of_or_does_not_say_is_refused_until_it_is_named() -> None:
-    for kind, arguments, cell, said in (
-        ("GRU", {"reset_after": False}, "gru_reset_before", "torch does not have"),
-        ("RNN", {"nonlinearity": "relu"}, "rnn_relu", "does not say which"),
-    ):
-        theirs, ours = getattr(torch.nn, kind)(3, 5), getattr(rnnkit, kind)(3, 5, **arguments, backend="numpy", rng=0)
-        before = ours.state_dict()
-        for mapping in (theirs.state_dict(), dict(theirs.state_dict()), dict(theirs.named_parameters())):
-            with pytest.raises(ValueError, match=f"cells='{cell}'") as caught:
-                ours.load_state_dict(mapping)
-            assert (said in str(caught.value)) == hasattr(mapping, "_metadata")
-        for name, value in before.items():
-            np.testing.assert_array_equal(ours.params[name], value)
-        ours.load_state_dict(theirs.state_dict(), cells=cell)
-        np.testing.assert_array_equal(ours.params["weight_ih_l0"], theirs.weight_ih_l0.detach().numpy())
+def test_what_torch_has_no_layer_of_is_refused_until_it_is_named() -> None:
+    theirs, ours = torch.nn.GRU(3, 5), rnnkit.GRU(3, 5, reset_after=False, backend="numpy", rng=0)
+    before = ours.state_dict()
+    for mapping in (theirs.state_dict(), dict(theirs.state_dict()), dict(theirs.named_parameters())):
+        with pytest.raises(ValueError, match="cells='gru_reset_before'") as caught:
+            ours.load_state_dict(mapping)
+        assert ("no such cell" in str(caught.value)) == hasattr(mapping, "_metadata")
+    for name, value in before.items():
+        np.testing.assert_array_equal(ours.params[name], value)
+    ours.load_state_dict(theirs.state_dict(), cells="gru_reset_before")
+    np.testing.assert_array_equal(ours.params["weight_ih_l0"], theirs.weight_ih_l0.detach().numpy())
     plain = rnnkit.GRU(3, 5, backend="numpy")
     with pytest.raises(ValueError, match="those of a gru_reset_before cell, and it is a gru"):
         plain.load_state_dict(torch.nn.GRU(3, 5).state_dict(), cells="gru_reset_before")
