@@ -84,16 +84,24 @@ unpack_rows(Storage* dst, const Storage* packed, const Index* order, const Index
   }
 }
 
+// Sums over steps, in two passes and one order always: no atomics. A chain of floats is at most kChain long, and what is
+// added after it is double, so that the error does not grow with the number of steps.
+constexpr int kChain = 32;
+
 // partial (gridDim.y, K): sums down the columns of a (N, K), each block a part of the rows. blockDim = (32, 8).
-// Two passes in one order always: no atomics.
 extern "C" __global__ void __launch_bounds__(256, 2)
-column_sums(Compute* partial, const Storage* a, Index N, Index K) {
-  __shared__ Compute sums[8][32];
-  const Index k = (Index)blockIdx.x * 32 + threadIdx.x;
-  Compute sum = 0;
+column_sums(double* partial, const Storage* a, Index N, Index K) {
+  __shared__ double sums[8][32];
+  const Index k = (Index)blockIdx.x * 32 + threadIdx.x, stride = (Index)gridDim.y * 8;
+  double total = 0;
   if (k < K)
-    for (Index n = (Index)blockIdx.y * 8 + threadIdx.y; n < N; n += (Index)gridDim.y * 8) sum += load(a[n * K + k]);
-  sums[threadIdx.y][threadIdx.x] = sum;
+    for (Index n = (Index)blockIdx.y * 8 + threadIdx.y; n < N;) {
+      const Index chain = n + kChain * stride, end = chain < N ? chain : N;
+      Compute sum = 0;
+      for (; n < end; n += stride) sum += load(a[n * K + k]);
+      total += sum;
+    }
+  sums[threadIdx.y][threadIdx.x] = total;
   __syncthreads();
   for (int half = 4; half; half /= 2) {
     if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
@@ -102,18 +110,28 @@ column_sums(Compute* partial, const Storage* a, Index N, Index K) {
   if (threadIdx.y == 0 && k < K) partial[blockIdx.y * K + k] = sums[0][threadIdx.x];
 }
 
-// total (K,) = the sum of partial (parts, K), added to what is there unless `first`.
-extern "C" __global__ void __launch_bounds__(256, 2)
-add_partials(Compute* total, const Compute* partial, int parts, Index K, int first) {
+// total (K,), or zero where `first`, plus the sum of part (parts, K): into total and, rounded, into result. Either may
+// be null: total where all parts are given at once, result where more of them follow.
+template <typename Part>
+__device__ __forceinline__ void add_parts(Storage* result, double* total, const Part* part, int parts, Index K,
+                                          int first) {
   for (Index k = first_index(); k < K; k += index_stride()) {
-    Compute sum = first ? Compute(0) : total[k];
+    double sum = first ? 0.0 : total[k];
 #pragma unroll 8
-    for (int p = 0; p < parts; ++p) sum += partial[p * K + k];
-    total[k] = sum;
+    for (int p = 0; p < parts; ++p) sum += part[p * K + k];
+    if (total) total[k] = sum;
+    if (result) result[k] = store(Compute(sum));
   }
 }
 
-// dst = src, rounded.
-extern "C" __global__ void __launch_bounds__(256, 2) round_to_storage(Storage* dst, const Compute* src, Index n) {
-  for (Index i = first_index(); i < n; i += index_stride()) dst[i] = store(src[i]);
+// Of column_sums.
+extern "C" __global__ void __launch_bounds__(256, 2)
+add_partials(Storage* result, double* total, const double* partial, int parts, Index K, int first) {
+  add_parts(result, total, partial, parts, K, first);
+}
+
+// Of products, each over a slice of the steps.
+extern "C" __global__ void __launch_bounds__(256, 2)
+add_slices(Storage* result, double* total, const Compute* slices, int parts, Index K, int first) {
+  add_parts(result, total, slices, parts, K, first);
 }

@@ -11,7 +11,8 @@ from typing import Any
 
 from rnnkit import _checks
 from rnnkit._device import array_module, current, device_of, on_own_device
-from rnnkit._wide import compute_dtype, narrow, product, wide
+from rnnkit._sums import column_sums, product_over_rows
+from rnnkit._wide import compute_dtype, narrow, product
 from rnnkit.dtypes import resolve_dtype
 from rnnkit.module import Array, Call, Module, grad_enabled, make_rng
 
@@ -77,9 +78,9 @@ class Linear(Module):
         shape = (*x.shape[:-1], self.out_features)
         dy = _checks.shaped("dy", dy, shape, self.dtype, self.device, "(..., out_features)")
         rows = dy.reshape(-1, self.out_features)
-        self._add_grad("weight", product(rows.T, x.reshape(-1, self.in_features)))
+        self._add_grad("weight", product_over_rows(rows, x.reshape(-1, self.in_features)))
         if self.bias:
-            self._add_grad("bias", wide(rows).sum(axis=0))
+            self._add_grad("bias", column_sums(rows))
         return narrow(product(rows, self._params["weight"]), self.dtype).reshape(x.shape)
 
 

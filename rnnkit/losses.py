@@ -20,6 +20,7 @@ import numpy as np
 from rnnkit import _checks
 from rnnkit._calls import Call, Remembers
 from rnnkit._device import array_module, current, device_of
+from rnnkit._sums import row_sums, total
 from rnnkit._wide import narrow, wide
 from rnnkit.dtypes import resolve_dtype
 from rnnkit.embedding import check_range, whole_numbers
@@ -36,7 +37,7 @@ def mse(pred: Array, target: Array, reduction: str = "mean") -> tuple[float, Arr
     pred, target = _checked_pair("pred", pred, target, reduction)
     with current(device_of(pred)):
         difference = wide(pred) - wide(target)
-        loss = float((difference * difference).sum())
+        loss = float(total(difference * difference))
         return _reduced(loss, 2 * difference, pred, reduction)
 
 
@@ -55,7 +56,7 @@ def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tu
         small = xp.exp(-xp.abs(x))
         each = (1 - t) * x - xp.minimum(x, 0) + xp.log1p(small)
         probability = xp.where(x >= 0, 1, small) / (1 + small)
-        return _reduced(float(each.sum()), probability - t, logits, reduction)
+        return _reduced(float(total(each)), probability - t, logits, reduction)
 
 
 def cross_entropy(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
@@ -77,8 +78,8 @@ def cross_entropy(logits: Array, target: Array, reduction: str = "mean") -> tupl
     if device_of(logits) == "cpu":
         check_range("target", target, logits.shape[-1])
     with current(device_of(logits)), np.errstate(invalid="ignore"):
-        total, d = _softmax_loss(logits, target)
-        return _reduced(total, d, logits, reduction, target.size)
+        loss, d = _softmax_loss(logits, target)
+        return _reduced(loss, d, logits, reduction, target.size)
 
 
 def _softmax_loss(logits: Array, target: Array) -> tuple[float, Array]:
@@ -95,13 +96,13 @@ def _softmax_loss(logits: Array, target: Array) -> tuple[float, Array]:
     rows = xp.arange(flat.shape[0])
     chosen = flat[rows, picked]
     d = xp.exp(flat, out=flat)
-    total = d.sum(axis=1)
-    loss = (xp.log(total) - chosen).sum()
+    sums = row_sums(d)
+    loss = total(xp.log(sums) - chosen)
     if outside is not None:
         loss, wrong = xp.stack((loss, outside.sum().astype(loss.dtype))).get()
         if wrong:
             check_range("target", target, K)
-    d /= total[:, None]
+    d /= sums[:, None]
     d[rows, picked] -= 1
     return float(loss), d.reshape(logits.shape)
 
@@ -172,9 +173,9 @@ def _checked_pair(name: str, value: Any, target: Any, reduction: str) -> tuple[A
     return value, _checks.shaped("target", target, value.shape, value.dtype, device_of(value), f"{name}'s shape")
 
 
-def _reduced(total: float, d: Array, pred: Array, reduction: str, count: int | None = None) -> tuple[float, Array]:
+def _reduced(loss: float, d: Array, pred: Array, reduction: str, count: int | None = None) -> tuple[float, Array]:
     """The loss and the gradient in pred's dtype, from their sums. count: the losses summed, pred's size if None."""
     count = pred.size if count is None else count
     if reduction == "sum" or not count:
-        return (total if reduction == "sum" else float("nan")), narrow(d, pred.dtype)
-    return total / count, narrow(d / count, pred.dtype)
+        return (loss if reduction == "sum" else float("nan")), narrow(d, pred.dtype)
+    return loss / count, narrow(d / count, pred.dtype)

@@ -233,7 +233,7 @@ def test_products_over_time_in_shares(dtype, K):
         results = []
         for summed, cuts in ((True, (0, M)), (True, (0, M // 2, M)), (False, (0, M // 3, M))):
             dw, sums = np.full(M * N + 64, GUARD, dtype), np.full(M + 64, GUARD, dtype)
-            room = np.full(room_of(N, dtype) + 64, GUARD, dtype)
+            room = np.full(room_of(K, M, N, dtype) + 64, GUARD, dtype)
             for low, high in pairwise(cuts):
                 entries(dtype).over_time(
                     d.ctypes.data, (M + 3) * size, x.ctypes.data, K, N, dw.ctypes.data,

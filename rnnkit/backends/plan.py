@@ -152,7 +152,7 @@ def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse
         place(padded(R, dtype) * (2 * H if reset_before else GH))
         place(padded(H, dtype) * (H if reset_before else R if projected else 0))
         place(B * R)
-        own = room_of(max(I, R, H), dtype)
+        own = room_of(N, -(-GH // (groups * members)), max(I, R, H), dtype)
     else:
         place(padded(GH, dtype) * I)
         place(2 * padded(H, dtype) * H if reset_before else padded(GH, dtype) * R)

@@ -46,7 +46,7 @@ STATUS = {
     15: "not supported",
 }
 
-_int, _pointer = ctypes.c_int, ctypes.c_void_p
+_int, _long, _pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
 _SIGNATURES = {
     "cublasCreate_v2": (ctypes.POINTER(_pointer),),
     "cublasSetMathMode": (_pointer, _int),
@@ -56,6 +56,11 @@ _SIGNATURES = {
         *(_pointer, _int, _int, _int, _int, _int),
         *(_pointer, _pointer, _int, _int, _pointer, _int, _int, _pointer, _pointer, _int, _int),
         *(_int, _int),
+    ),
+    "cublasGemmStridedBatchedEx": (
+        *(_pointer, _int, _int, _int, _int, _int),
+        *(_pointer, _pointer, _int, _int, _long, _pointer, _int, _int, _long, _pointer, _pointer, _int, _int, _long),
+        *(_int, _int, _int),
     ),
 }
 
@@ -174,6 +179,32 @@ class Products:
     def over_steps(self, d: Matrix, a: Matrix, out: Matrix, M: int, N: int, K: int, add: bool = False) -> None:
         """out (M, N) = d^T a, of d (K, M) and a (K, N): a weight's gradient over K steps."""
         self._gemm(NO, TRANSPOSED, N, M, K, a, d, out, add)
+
+    def over_slices(self, d: Matrix, a: Matrix, out: Matrix, M: int, N: int, K: int, rows: int) -> int:
+        """out (parts, M, N) = d^T a of parts of the K steps, each of at most `rows`, which is given back: how many.
+
+        One batched product, and another for a last part that is shorter. out has N elements from row to row.
+        """
+        each = -(-K // -(-K // rows))
+        whole = K // each
+        if whole == 1:
+            self.over_steps(d, a, out, M, N, each)
+        else:
+            self._batch(d, a, out, M, N, each, whole)
+        if whole * each < K:
+            self.over_steps(d.at(whole * each), a.at(whole * each), out.at(whole * M), M, N, K - whole * each)
+        return -(-K // each)
+
+    def _batch(self, d: Matrix, a: Matrix, out: Matrix, M: int, N: int, each: int, parts: int) -> None:
+        status = self._handle._library.cublasGemmStridedBatchedEx(
+            *(self._handle._handle, NO, TRANSPOSED, N, M, each, self._beta[True]),
+            *(a.address, REAL[a.dtype], a.ld, each * a.ld, d.address, REAL[d.dtype], d.ld, each * d.ld),
+            *(self._beta[False], out.address, REAL[out.dtype], out.ld, M * out.ld, parts),
+            *(self._type, DEFAULT_ALGORITHM),
+        )
+        _check("cublasGemmStridedBatchedEx", status)
+        if self._handle._counts is not None:
+            self._handle._counts.launches += 1
 
     def _gemm(self, op_a: int, op_b: int, m: int, n: int, k: int, a: Matrix, b: Matrix, out: Matrix, add: bool) -> None:
         """cuBLAS reads columns where we write rows: out^T (m, n) = op(a) (m, k) op(b) (k, n)."""

@@ -93,55 +93,63 @@ def backward(p: Problem, saved: Saved, dy: Array | None, dstate_n: State, weight
 
 
 class _Sums:
-    """The weights' gradients, summed chunk by chunk in the compute dtype."""
+    """The weights' gradients, summed chunk by chunk: a long sum in slices, whose sums are added in float64."""
 
     def __init__(self, run: Run, weights: Weights) -> None:
         import cupy
 
-        self.run, self.first = run, True
+        self.run, self.done = run, 0
         # Of biases whose gradients are equal one is summed.
         self.copies_bias = "dgates_h" not in run and weights.b_ih is not None and weights.b_hh is not None
         summed = weights._replace(b_hh=None) if self.copies_bias else weights
         self.results = Weights(*(None if w is None else cupy.empty_like(w) for w in summed))
-        self.totals: dict[str, Matrix] = {}
-        for name, result in zip(Weights._fields, self.results, strict=True):
-            if result is not None:
-                ld = max(1, result.shape[-1])
-                own = run.p.stored == run.p.computed  # the result can be summed in itself
-                self.totals[name] = run.array(result) if own else run.computed(f"d{name}", ld)
 
     def add(self, chunk: Chunk, saved: Saved) -> None:
         """What the chunk's steps, which have just run, give."""
         run, p, kept = self.run, self.run.p, saved.kept
-        N, add, n0 = chunk.N, not self.first, chunk.n0
+        N, n0 = chunk.N, chunk.n0
         dgates_x = run.stored("dgates_x", p.GH)
         dgates_h = run.stored("dgates_h", p.GH) if "dgates_h" in run else dgates_x
-        run.products.over_steps(dgates_x, run.array(saved.x).at(n0), self.totals["w_ih"], p.GH, p.I, N, add)
+        self._add_product("w_ih", 0, dgates_x, run.array(saved.x).at(n0), p.GH, N)
         operands = {"h_prev": kept.h_prev, "rh": kept.extra}
         for operand, first, end in p.cell.products:
-            a, d, out = run.array(operands[operand]).at(n0), dgates_h.at(0, first * p.H), self.totals["w_hh"]
-            run.products.over_steps(d, a, out.at(first * p.H), (end - first) * p.H, p.R, N, add)
+            a, d = run.array(operands[operand]).at(n0), dgates_h.at(0, first * p.H)
+            self._add_product("w_hh", first * p.H, d, a, (end - first) * p.H, N)
         if p.projected:
-            m = run.array(kept.extra).at(n0)
-            run.products.over_steps(run.stored("dprojected", p.R), m, self.totals["w_hr"], p.R, p.H, N, add)
+            self._add_product("w_hr", 0, run.stored("dprojected", p.R), run.array(kept.extra).at(n0), p.R, N)
         for name, d in (("b_ih", dgates_x), ("b_hh", dgates_h)):
-            if name in self.totals:
+            if getattr(self.results, name) is not None:
                 self._add_columns(name, d, N)
-        self.first = False
+        self.done += N
+
+    def _add_product(self, name: str, row: int, d: Matrix, a: Matrix, M: int, N: int) -> None:
+        """d^T a over N steps to M rows of a weight's gradient, from `row` on."""
+        run, p, result = self.run, self.run.p, getattr(self.results, name)
+        K = result.shape[1]
+        out, total = run.array(result).at(row), run[f"d{name}"] + 8 * row * K
+        if p.sums_in_place:
+            run.products.over_steps(d, a, out, M, K, N, add=self.done > 0)
+            return
+        if not K:
+            return
+        slices, at_once = run.computed("slices", K), p.slices_at_once(result.size) * p.slice_rows
+        for n in range(0, N, at_once):
+            steps = min(at_once, N - n)
+            parts = run.products.over_slices(d.at(n), a.at(n), slices, M, K, steps, p.slice_rows)
+            first, last = self.done + n == 0, self.done + n + steps == p.N
+            sums = (slices.address, i32(parts), M * K, i32(first))
+            run.launch("add_slices", over(M * K), out.address if last else 0, 0 if first and last else total, *sums)
 
     def _add_columns(self, name: str, d: Matrix, N: int) -> None:
         run, GH = self.run, self.run.p.GH
         shape, parts = sums_down(N, GH)
         run.launch("column_sums", shape, run["partials"], d.address, N, GH)
-        total = self.totals[name].address
-        run.launch("add_partials", over(GH), total, run["partials"], i32(parts), GH, i32(self.first))
+        result = address(getattr(self.results, name)) if self.done + N == run.p.N else 0
+        sums = (run["partials"], i32(parts), GH, i32(self.done == 0))
+        run.launch("add_partials", over(GH), result, run[f"d{name}"], *sums)
 
     def finished(self) -> Weights:
         """The gradients, in the storage dtype."""
-        for name, result in zip(Weights._fields, self.results, strict=True):
-            if result is not None and self.totals[name].address != address(result):
-                total = self.totals[name].address
-                self.run.launch("round_to_storage", over(result.size), result, total, result.size)
         if self.copies_bias and self.results.b_ih is not None:
             return self.results._replace(b_hh=self.results.b_ih.copy())
         return self.results
