@@ -84,24 +84,37 @@ unpack_rows(Storage* dst, const Storage* packed, const Index* order, const Index
   }
 }
 
-// Sums over steps, in two passes and one order always: no atomics. A chain of floats is at most kChain long, and what is
-// added after it is double, so that the error does not grow with the number of steps.
+// Sums over steps, in two passes and one order always: no atomics. The error does not grow with the number of steps: a
+// chain of plain additions is at most kChain long, and what each addition of its sums rounds off is summed beside them.
 constexpr int kChain = 32;
+
+// A sum and what it has rounded off so far. Knuth, The Art of Computer Programming 2, 4.2.2: exact for any two numbers.
+struct LongSum {
+  Compute sum, lost;
+  __device__ __forceinline__ void add(Compute v) {
+    const Compute before = sum;
+    sum = before + v;
+    const Compute added = sum - before;
+    lost += (before - (sum - added)) + (v - added);
+  }
+  // Of infinity the difference is NaN.
+  __device__ __forceinline__ Compute value() const { return sum - sum == Compute(0) ? sum + lost : sum; }
+};
 
 // partial (gridDim.y, K): sums down the columns of a (N, K), each block a part of the rows. blockDim = (32, 8).
 extern "C" __global__ void __launch_bounds__(256, 2)
-column_sums(double* partial, const Storage* a, Index N, Index K) {
-  __shared__ double sums[8][32];
+column_sums(Compute* partial, const Storage* a, Index N, Index K) {
+  __shared__ Compute sums[8][32];
   const Index k = (Index)blockIdx.x * 32 + threadIdx.x, stride = (Index)gridDim.y * 8;
-  double total = 0;
+  LongSum total = {0, 0};
   if (k < K)
     for (Index n = (Index)blockIdx.y * 8 + threadIdx.y; n < N;) {
       const Index chain = n + kChain * stride, end = chain < N ? chain : N;
       Compute sum = 0;
       for (; n < end; n += stride) sum += load(a[n * K + k]);
-      total += sum;
+      total.add(sum);
     }
-  sums[threadIdx.y][threadIdx.x] = total;
+  sums[threadIdx.y][threadIdx.x] = total.value();
   __syncthreads();
   for (int half = 4; half; half /= 2) {
     if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
@@ -112,26 +125,14 @@ column_sums(double* partial, const Storage* a, Index N, Index K) {
 
 // total (K,), or zero where `first`, plus the sum of part (parts, K): into total and, rounded, into result. Either may
 // be null: total where all parts are given at once, result where more of them follow.
-template <typename Part>
-__device__ __forceinline__ void add_parts(Storage* result, double* total, const Part* part, int parts, Index K,
-                                          int first) {
+extern "C" __global__ void __launch_bounds__(256, 2)
+add_parts(Storage* result, LongSum* total, const Compute* part, int parts, Index K, int first) {
   for (Index k = first_index(); k < K; k += index_stride()) {
-    double sum = first ? 0.0 : total[k];
+    LongSum sum = {0, 0};
+    if (!first) sum = total[k];
 #pragma unroll 8
-    for (int p = 0; p < parts; ++p) sum += part[p * K + k];
+    for (int p = 0; p < parts; ++p) sum.add(part[p * K + k]);
     if (total) total[k] = sum;
-    if (result) result[k] = store(Compute(sum));
+    if (result) result[k] = store(sum.value());
   }
-}
-
-// Of column_sums.
-extern "C" __global__ void __launch_bounds__(256, 2)
-add_partials(Storage* result, double* total, const double* partial, int parts, Index K, int first) {
-  add_parts(result, total, partial, parts, K, first);
-}
-
-// Of products, each over a slice of the steps.
-extern "C" __global__ void __launch_bounds__(256, 2)
-add_slices(Storage* result, double* total, const Compute* slices, int parts, Index K, int first) {
-  add_parts(result, total, slices, parts, K, first);
 }

@@ -200,11 +200,16 @@ class Errors(NamedTuple):
     rms: float
 
 
-def errors(got: Any, want: Any, dtype: Any, kind: str = "forward") -> Errors:
+def growth_of(case: Case, dtype: Any) -> float:
+    """The factor of the tolerances of `dtype` for a case with the numbers of `make_inputs`: see rnnkit/dtypes.py."""
+    return resolve_dtype(dtype).growth(case.I / case.H**0.5)
+
+
+def errors(got: Any, want: Any, dtype: Any, kind: str = "forward", growth: float = 1.0) -> Errors:
     """|got - want| / bound over all elements; the bound is that of `dtype` for `kind`, "forward" or "backward".
 
     got, want: arrays of one shape and of any dtype; `want` is the oracle's. An element's bound is
-    rtol * |want| + atol * max(1, max|want|), with the rtol and atol of the dtype's row in DTYPES.
+    growth * (rtol * |want| + atol * max(1, max|want|)), with the rtol and atol of the dtype's row in DTYPES.
     rms is sqrt(mean((|got - want| / bound)**2)). Both are infinite where one is NaN and the other is not.
     Raises AssertionError where the shapes differ.
     """
@@ -218,7 +223,7 @@ def errors(got: Any, want: Any, dtype: Any, kind: str = "forward") -> Errors:
     finite = np.abs(want[np.isfinite(want)])
     scale = max(1.0, float(finite.max())) if finite.size else 1.0
     same = (got == want) | (np.isnan(got) & np.isnan(want))
-    bound = tolerance.rtol * np.abs(want) + tolerance.atol * scale
+    bound = growth * (tolerance.rtol * np.abs(want) + tolerance.atol * scale)
     with np.errstate(invalid="ignore", over="ignore"):
         shares = np.where(same, 0.0, np.abs(got - want) / bound)
     worst = float(np.where(np.isnan(shares), np.inf, shares).max())
@@ -259,4 +264,5 @@ def parity(backend: str, case: Case, dtype: Any = "float32", seed: int = 0, devi
     inputs = make_inputs(case, dtype, seed, device)
     got = run(case, inputs, backend, precision_of(dtype))
     want = run(case, widened(inputs), "numpy")
-    return {name: error_ratio(got[name], want[name], dtype, kind_of(name)) for name in want}
+    growth = growth_of(case, dtype)
+    return {name: errors(got[name], want[name], dtype, kind_of(name), growth).worst for name in want}

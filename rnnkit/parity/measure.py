@@ -17,7 +17,7 @@ from rnnkit.cells import CELLS
 from rnnkit.dtypes import DTYPES, resolve_dtype
 from rnnkit.parity.checks import Check, LayerCheck
 from rnnkit.parity.outcome import Outcome
-from rnnkit.testing import Case, Errors, errors, kind_of, make_inputs, precision_of, widened
+from rnnkit.testing import Case, Errors, errors, growth_of, kind_of, make_inputs, precision_of, widened
 from rnnkit.testing import run as run_case
 
 Arrays = dict[str, np.ndarray]
@@ -100,6 +100,7 @@ def _poison_freed_memory(device: str, sizes: Collection[int]) -> None:
 def judged(check: Check | LayerCheck, calls: list[Arrays], want: Arrays, seconds: float) -> Outcome:
     """The outcome of the calls of one check, against the oracle's arrays."""
     dtype = DTYPES[check.dtype]
+    growth = growth_of(check.case, dtype) if isinstance(check, Check) else 1.0
     arrays: dict[str, Errors] = {}
     unlike, differing = [], []
     for name in want | calls[0]:
@@ -110,7 +111,7 @@ def judged(check: Check | LayerCheck, calls: list[Arrays], want: Arrays, seconds
             unlike.append(f"{name} {problem}")
             continue
         different = {array.tobytes(): array for array in found if array is not None}
-        each = [errors(array, want[name], dtype, kind_of(name)) for array in different.values()]
+        each = [errors(array, want[name], dtype, kind_of(name), growth) for array in different.values()]
         arrays[name] = Errors(max(e.worst for e in each), max(e.rms for e in each))
         if len(different) > 1:
             differing.append(name)

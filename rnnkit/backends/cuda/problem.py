@@ -21,10 +21,10 @@ CHUNK_BYTES, CHUNK_STEPS = 32 << 20, 256
 # Fewer steps than this are no chunk, however large: adding up the weights' gradients would cost as much as the steps.
 FEWEST_STEPS = 16
 
-
 # A weight's gradient is a product over all steps, which cuBLAS may sum in one chain of additions. So it is computed in
-# slices of at most this many steps, and the slices are added in float64. Writing and reading them is predicted to take
-# 2% of a backward on an H100, at H = 512. Products in tf32 and 16 bits are faster, and less is promised of them.
+# slices of at most this many steps, which are added without loss (LongSum of kernels/rows.cuh). Writing and reading
+# them is predicted to take 2% of a backward on an H100 at H = 512. The long slices are for dtypes whose products are
+# faster or of which less is promised.
 SLICE_ROWS, LONG_SLICE_ROWS = 1024, 16384
 
 # What the slices that one batched product writes take at most, unless one is larger.

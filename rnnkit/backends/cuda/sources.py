@@ -60,7 +60,7 @@ def _kernels(*names: str) -> tuple[Kernel, ...]:
 _ROWS = (
     *_kernels("forward_begin", "forward_end", "backward_begin", "backward_end", "pack_rows", "unpack_rows"),
     Kernel("column_sums", (32, 8, 1)),
-    *_kernels("add_partials", "add_slices"),
+    *_kernels("add_parts"),
     Kernel("set_call", (1, 1, 1)),
 )
 _STEPS = _kernels("forward_step", "emit_output", "backward_step", "backward_project")

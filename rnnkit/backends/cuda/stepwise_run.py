@@ -69,12 +69,12 @@ def sizes_of(p: Problem, backward: bool) -> dict[str, int]:
         sizes |= {"gates": rows * p.GH * c, "side": B * p.GH * c, "bias": 2 * p.GH * c, "h": B * p.R * s}
         sizes |= {"c": B * p.H * c} if p.two_states else {}
         return sizes | ({"m": unprojected * s} if unprojected else {})
-    sizes |= {"dgates_x": rows * p.GH * s, "dh": B * p.R * c, "partials": MOST_PARTS * p.GH * 8}
+    sizes |= {"dgates_x": rows * p.GH * s, "dh": B * p.R * c, "partials": MOST_PARTS * p.GH * c}
     sizes |= {"dgates_h": rows * p.GH * s} if splits(p.cell) else {}
     sizes |= {"dc": B * p.H * c} if p.two_states else {}
     sizes |= {"dm": unprojected * c} if unprojected else {}
     sizes |= {"dprojected": rows * p.R * s} if p.projected else {}
-    sizes |= {"db_ih": 8 * p.GH, "db_hh": 8 * p.GH}
+    sizes |= {"db_ih": 2 * p.GH * c, "db_hh": 2 * p.GH * c}  # a LongSum of kernels/rows.cuh each
     if not p.sums_in_place:
         sizes |= _slices_of(p)
     return sizes
@@ -87,7 +87,7 @@ def _slices_of(p: Problem) -> dict[str, int]:
     at_once = {name: p.slices_at_once(n) for name, n in elements.items()}
     sizes = {"slices": max(n * min(slices, at_once[name]) for name, n in elements.items()) * p.computed}
     if p.chunk_steps < p.T or slices > min(at_once.values()):
-        sizes |= {name: 8 * n for name, n in elements.items()}
+        sizes |= {name: 2 * n * p.computed for name, n in elements.items()}
     return sizes
 
 
