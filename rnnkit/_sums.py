@@ -46,9 +46,10 @@ def column_sums(a: Array) -> Array:
     if N <= COLUMN_ROWS:
         return _down(a)
     whole = N - N % COLUMN_ROWS
-    sums = _down(a[:whole].reshape(-1, COLUMN_ROWS, K)).reshape(-1, K)
+    blocks = whole // COLUMN_ROWS
+    sums = _down(a[:whole].reshape(blocks, COLUMN_ROWS, K))
     rest = _down(a[whole:])
-    if sums.shape[0] <= COLUMN_ROWS:
+    if blocks <= COLUMN_ROWS:
         return _down(sums) + rest
     return _rounded(sums.sum(axis=0, dtype=np.float64) + rest, sums.dtype)
 
@@ -111,6 +112,7 @@ def _by_batches(d: Array, x: Array, rows: int) -> Array:
 def _batch(d: Array, x: Array, rows: int) -> Array:
     (N, M), K = d.shape, x.shape[1]
     whole = N - N % rows
-    of_d, of_x = d[:whole].reshape(-1, rows, M), x[:whole].reshape(-1, rows, K)
-    sums = column_sums((of_d.transpose(0, 2, 1) @ of_x).reshape(-1, M * K)).reshape(M, K)
+    blocks = whole // rows
+    of_d, of_x = d[:whole].reshape(blocks, rows, M), x[:whole].reshape(blocks, rows, K)
+    sums = column_sums((of_d.transpose(0, 2, 1) @ of_x).reshape(blocks, M * K)).reshape(M, K)
     return sums if whole == N else sums + d[whole:].T @ x[whole:]

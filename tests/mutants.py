@@ -14,6 +14,7 @@ from tests.mutants_gpu import GPU_RUN_MUTANTS
 from tests.mutants_interop import INTEROP_MUTANTS
 from tests.mutants_numba_cuda import NUMBA_CUDA_MUTANTS
 from tests.mutants_parts import PART_MUTANTS
+from tests.mutants_sums import CUDA_SUM_MUTANTS, SUM_MUTANTS
 from tests.mutation import Edit, Mutant
 
 CELLS, BY_SCAN = "rnnkit/cells.py", "rnnkit/backends/by_scan.py"
@@ -99,7 +100,7 @@ CELL_MUTANTS = (
     _gradient(
         "gru",
         "GRU: bias_hh given the input side's gradient",
-        Edit(BY_SCAN, "else _column_sums(dgates_h)", "else _column_sums(dgates_x)"),
+        Edit(BY_SCAN, "else narrow(column_sums(dgates_h)", "else narrow(column_sums(dgates_x)"),
     ),
     _forward(
         "gru_reset_before", "GRU, reset before: h not reset", Edit(CELLS, "    rh = r * h_prev\n", "    rh = h_prev\n")
@@ -315,12 +316,12 @@ CACHE_MUTANTS = (
 
 MUTANTS: tuple[Mutant, ...] = (
     *(*CELL_MUTANTS, *SCAN_MUTANTS, *LAYER_MUTANTS, *PART_MUTANTS, *HOST_MUTANTS, *CACHE_MUTANTS),
-    *(*DTYPE_MUTANTS, *INTEROP_MUTANTS),
+    *(*DTYPE_MUTANTS, *INTEROP_MUTANTS, *SUM_MUTANTS),
 )
 
 # Those of the CUDA backends, with what keeps their tests from running here: `make test-kernels` has them.
 KERNEL_MUTANTS: tuple[tuple[tuple[Mutant, ...], str | None], ...] = (
-    (CUDA_MUTANTS, emulator.available()),
+    ((*CUDA_MUTANTS, *CUDA_SUM_MUTANTS), emulator.available()),
     (NUMBA_CUDA_MUTANTS, greenlets.available()),
     (CPU_KERNEL_MUTANTS, None),
 )

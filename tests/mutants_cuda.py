@@ -152,7 +152,7 @@ STEP_MUTANTS = (
 )
 
 ROW_MUTANTS = (
-    _checked("gru", "column_sums: no barrier before the sum", Edit(ROWS, "= sum;\n  __syncthreads();", "= sum;")),
+    _checked("gru", "column_sums: no barrier before the sum", Edit(ROWS, ".value();\n  __syncthreads();", ".value();")),
     _checked(
         "gru",
         "column_sums: no barrier between halves",
@@ -165,8 +165,8 @@ ROW_MUTANTS = (
     ),
     _backend(
         "test_chunks and lstm",
-        "add_partials: earlier chunks lost",
-        Edit(ROWS, "first ? Compute(0) : total[k]", "Compute(0)"),
+        "add_parts: earlier chunks lost",
+        Edit(ROWS, "if (!first) sum = total[k];", ""),
     ),
     _backend(
         "test_parity and ragged and lstm and float32",
@@ -241,12 +241,12 @@ LAUNCH_MUTANTS = (
     _backend(
         "test_chunks_of_16_bit",
         "16-bit gradients rounded chunk by chunk",
-        Edit(STEPWISE, "own = run.p.stored == run.p.computed", "own = True"),
+        Edit(PROBLEM, "self.slice_rows >= self.N and self.stored == self.computed", "self.slice_rows >= self.N"),
     ),
     _backend(
         "test_chunks and lstm",
         "weight gradients of the last chunk alone",
-        Edit(STEPWISE, "N, add, n0 = chunk.N, not self.first", "N, add, n0 = chunk.N, False"),
+        Edit(STEPWISE, "add=self.done > 0)", "add=False)"),
     ),
     _backend("test_tf32_rounds", "tf32 computed in float32", Edit(CUBLAS, '"tf32": 77', '"tf32": 68')),
     _backend(

@@ -191,8 +191,8 @@ PART_MUTANTS = (
     _row(
         "Linear: the bias's gradient is a mean",
         LINEAR,
-        "wide(rows).sum(axis=0)",
-        "wide(rows).mean(axis=0)",
+        "column_sums(rows))",
+        "column_sums(rows) / len(rows))",
         "modules",
         "linear_gradients_by_differences",
     ),
@@ -207,8 +207,8 @@ PART_MUTANTS = (
     _row(
         "losses: the gradient of a mean is that of the sum",
         LOSSES,
-        "return total / count, narrow(d / count, pred.dtype)",
-        "return total / count, narrow(d, pred.dtype)",
+        "return loss / count, narrow(d / count, pred.dtype)",
+        "return loss / count, narrow(d, pred.dtype)",
         "losses",
         "gradients_by_differences and mean and mse",
     ),

@@ -19,7 +19,7 @@ from rnnkit._device import to_device
 from rnnkit.backends import by_scan
 from rnnkit.cells import CELLS, Weights
 from rnnkit.dtypes import DTYPES
-from rnnkit.testing import Case, assert_close, make_inputs, run, widened
+from rnnkit.testing import Case, assert_close, growth_of, make_inputs, parity, run, widened
 from tests import emulator
 from tests.cuda_helpers import assert_matches, chunked, cuda
 from tests.test_sums import assert_sum, of_one_unit, product64, tenths
@@ -73,6 +73,8 @@ def test_sums_of_blocks(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in ("float64", "float32", "float16"):
         for N in (1, 3, 4, 5, 11, 33, 100):
             d, x = rng.standard_normal((N, 3)).astype(dtype), rng.standard_normal((N, 4)).astype(dtype)
+            nothing = _sums.product_over_rows(to_device(d, DEVICE), to_device(x[:, :0], DEVICE))
+            assert nothing.shape == (3, 0)
             got = _sums.product_over_rows(to_device(d, DEVICE), to_device(x, DEVICE))
             assert_close("product", got, d.astype(np.float64).T @ x.astype(np.float64), dtype, "backward")
             sums = _sums.column_sums(to_device(d, DEVICE))
@@ -149,3 +151,13 @@ def test_gradients_in_slices(
     for steps in (3, 256):
         with chunked(steps):
             assert_matches(run(case, make_inputs(case, dtype, device=DEVICE), "cupy"), want, dtype)
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", ["float32", "tf32"])
+@pytest.mark.parametrize(("I", "H"), [(140, 8), (2000, 8), (20_000, 16)])
+def test_tolerances_grow_in_proportion_to_the_features(I: int, H: int, dtype: str, cp: Any) -> None:
+    case = Case("rnn_tanh", T=3, B=8, I=I, H=H)
+    assert (growth_of(case, dtype) == 1) == (I == 140)
+    worst = parity("cupy", case, dtype, device=DEVICE)
+    assert max(worst.values()) <= 1, worst

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkit import ops
+from rnnkit import _sums, ops
 from rnnkit._device import to_device, to_numpy
 from rnnkit.cells import CELLS
 from rnnkit.kernels.cuda_shape import FEWEST_BLOCKS, THREADS
@@ -83,6 +83,19 @@ def test_every_output_and_gradient_is_the_oracles(case: Case, dtype: str) -> Non
 @pytest.mark.parametrize("case", WIDE, ids=str)
 def test_more_units_than_threads(case: Case) -> None:
     assert_parity(case, "float32", 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", features(), ids=str)
+def test_gradients_in_blocks_of_steps(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over twelve row-steps at most, in blocks of four and of three."""
+    for name, value in (("DEVICE_ROWS", 4), ("DEVICE_ROWS_16", 4), ("COLUMN_ROWS", 3), ("BATCH_BYTES", 100)):
+        monkeypatch.setattr(_sums, name, value)
+    inputs = feature_inputs(case, dtype)
+    with device(3):
+        got = run(case, on_device(inputs), "numba_cuda")
+    for name, value in run(case, widened(inputs), "numpy").items():
+        assert_close(name, got[name], value, dtype, "forward" if name in ("y", "h_n", "c_n") else "backward")
 
 
 @pytest.mark.parametrize("case", features(), ids=str)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import ops
+from rnnkit import _sums, ops
 from rnnkit._device import to_device, to_numpy
+from rnnkit.backends import BACKENDS
 from rnnkit.cells import CELLS, Weights
 from rnnkit.dtypes import DTYPES
 from rnnkit.testing import Case, assert_close, error_ratio, growth_of, make_inputs, parity, run, widened
@@ -53,6 +54,19 @@ def test_linear_over_many_rows(N: int, I: int, O: int, vary: bool) -> None:
     layer.backward(dy)
     assert_sum("bias", layer.grads["bias"], dy.sum(axis=0, dtype=np.float64))
     assert_sum("weight", layer.grads["weight"], product64(dy, x))
+
+
+@pytest.mark.parametrize("N", [0, 1, 255, 256, 257, 512, 2049, 3000, 40_000])
+def test_sums_of_any_number_of_rows_and_columns(N: int) -> None:
+    rng = np.random.default_rng(N)
+    for dtype in ("float64", "float32", "float16"):
+        d = rng.standard_normal((N, 5)).astype(dtype)
+        sums = _sums.column_sums(d)
+        assert_close("sums", sums, d.sum(axis=0, dtype=np.float64), DTYPES[dtype].computed, "backward")
+        for K in (0, 3, 500 if N < 3000 else 0):
+            x = rng.standard_normal((N, K)).astype(dtype)
+            want = d.astype(np.float64).T @ x.astype(np.float64)
+            assert_close("product", _sums.product_over_rows(d, x), want, DTYPES[dtype].computed, "backward")
 
 
 # Recurrent layers
@@ -194,9 +208,9 @@ def test_tolerances_grow_in_proportion_beyond_the_reach(backend: str, cell: str,
         assert growth == pytest.approx(I / math.sqrt(H) / DTYPES["float32"].reach)
         assert growth > 10
         assert shares(case, "float32", backend) <= 1
-    if backend == "numba":
-        assert growth_of(case, "float64") == 1
-        assert shares(case, "float64", backend) <= 1
+    for dtype in {"float64", "float16"} & set(BACKENDS[backend].dtypes):
+        assert growth_of(case, dtype) == 1
+        assert shares(case, dtype, backend) <= 1
 
 
 def test_without_growth_some_features_would_be_out_of_tolerance() -> None:
