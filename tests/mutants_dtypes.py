@@ -22,9 +22,9 @@ DTYPE_MUTANTS = (
     ),
     _row(
         "16 bits: Linear's bias gradient summed in 16 bits",
-        "rnnkit/_sums.py",
-        "        a = wide(a)\n",
-        "",
+        "rnnkit/linear.py",
+        "column_sums(rows))",
+        "rows.sum(axis=0))",
         "sums_over_a_batch",
     ),
     _row(
