@@ -15,7 +15,7 @@ from rnnkit.backends import BACKENDS
 from rnnkit.cells import CELLS, Weights
 from rnnkit.dtypes import DTYPES
 from rnnkit.testing import Case, assert_close, error_ratio, growth_of, make_inputs, parity, run, widened
-from tests.helpers import CPU_BACKENDS
+from tests.helpers import CPU_BACKENDS, assert_same
 
 MILLIONS = 4_000_003  # no multiple of any block
 
@@ -126,6 +126,19 @@ def test_every_cell_over_many_rows(backend: str, cell: str, rows: int) -> None:
     summed = [name for name in want if name.startswith(("dw", "db"))]
     assert len(summed) >= 4
     assert all(error_ratio(got[name], want[name], "float32") <= 1 for name in summed)
+
+
+@pytest.mark.skipif("numba" not in CPU_BACKENDS, reason="needs Numba")
+def test_bits_of_long_sums_do_not_depend_on_the_number_of_threads() -> None:
+    inputs, results, before = make_inputs(Case("gru", T=1, B=SPANS, I=3, H=37), "float32"), [], rnnkit.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            rnnkit.set_num_threads(threads)
+            results.append(run(Case("gru"), inputs, "numba"))
+    finally:
+        rnnkit.set_num_threads(before)
+    assert_same(results[1], results[0])
+    assert_same(results[2], results[0])
 
 
 @pytest.mark.skipif("numba" not in CPU_BACKENDS, reason="needs Numba")
