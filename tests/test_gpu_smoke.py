@@ -36,7 +36,7 @@ def test_base_case_and_more(card: Any, tmp_path: Path) -> None:
     assert {key: found[key]["status"] for key in (*plan.BASE_CASE, graph)} == dict.fromkeys(
         (*plan.BASE_CASE, graph), "ok"
     )
-    assert found["nvrtc"]["kernels"] == 14
+    assert found["nvrtc"]["kernels"] == 13
     assert 0 < found["one step"]["worst"] <= 1
     assert (found[graph]["captures"], found[graph]["refused"]) == (2, 0)
     assert found[graph]["replays"] == 4
