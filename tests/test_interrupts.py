@@ -19,9 +19,9 @@ import pytest
 
 import rnnkit
 from rnnkit import _threads
+from rnnkit._grad_mode import grad_enabled
 from rnnkit.backends import memory
 from rnnkit.backends import numba as backend
-from rnnkit._grad_mode import grad_enabled
 from tests.helpers import share_everything
 
 # Opcodes after which CPython looks whether a signal has come.
