@@ -2,8 +2,8 @@
 
     run(state, members, function, block)    calls function(block, k) for k in [0, members), 0 here; back when all are
     serve(state, index, seen)               what the thread `index` does: jobs as they come; back when idle too long
-    book(state, members, patience)          before run: whether any is asleep and must be woken; who is awake stays so
-    call_roll(state, members, patience)     and after that, how many of them are there
+    book(state, members, patience)          before run: who is awake stays so; how many of them are there, or that some
+                                            are asleep and must be woken
     wait(counter, goal)                     a barrier between the threads of one job
 
 Threads that have just worked look for the next job for 200 to 400 us before they sleep, so that the calls of a training
@@ -209,12 +209,6 @@ def book(state, members, patience):
             set_word(own + WAKE, 1)
         asleep += word(own + WAKE)
     return SOME_ASLEEP if asleep else answers(state, members, patience)
-
-
-@entry(("call_roll",))
-def call_roll(state, members, patience):
-    """The members' answers, after those that `book` found asleep were woken."""
-    return answers(state, members, patience)
 
 
 @inner

@@ -99,7 +99,6 @@ class Team:
         # Compiled here, not by the threads: what goes wrong is then told to the caller.
         team.serve.compile("(int64, int64, int64)")
         team.book.compile("(int64, int64, int64)")
-        team.call_roll.compile("(int64, int64, int64)")
 
     def gather(self, call: object, threads: int, microseconds: float) -> int:
         """How many threads, the caller's among them, will run a job of `call`, which has the team from here on.
@@ -124,11 +123,11 @@ class Team:
             return 1
         patience, new = microseconds * AWAITED_PART, len(self._workers) > before
         found = self._kernels.book(self.address, threads, int(1e3 * max(AWAITED_WOKEN if new else AWAITED, patience)))
-        if found == self._kernels.SOME_ASLEEP:
+        while found == self._kernels.SOME_ASLEEP:  # twice where one was falling asleep
             self._wake(threads)
             if microseconds < WOKEN_FROM:
                 return 1
-            found = self._kernels.call_roll(self.address, threads, int(1e3 * max(AWAITED_WOKEN, patience)))
+            found = self._kernels.book(self.address, threads, int(1e3 * max(AWAITED_WOKEN, patience)))
         if found == threads:
             if self._spell and threads == asked and threads > self._fewer:
                 self._spell = self._spell / 2 if self._spell > SPELLS[0] else 0.0

@@ -77,7 +77,7 @@ def unanswered(members: int) -> tuple[int, np.ndarray]:
 def test_who_does_not_answer_is_not_there():
     address, _room = unanswered(4)
     assert kernels.book(address, 4, 5000) == 1
-    assert kernels.call_roll(address, 4, 0) == 1
+    assert kernels.book(address, 4, 0) == 1
 
 
 def test_only_this_roll_calls_answers_count():
@@ -87,11 +87,11 @@ def test_only_this_roll_calls_answers_count():
     heard, place = kernels.HEARD // WORD, kernels.PLACE // WORD
     following = ((int(words[0]) >> kernels.MEMBER_BITS) + 1) << kernels.MEMBER_BITS | kernels.ROLL_CALL | 4
     words[line[1] + heard] = words[line[3] + heard] = following
-    assert kernels.call_roll(address, 4, 1000) == 3
+    assert kernels.book(address, 4, 1000) == 3
     places = [int(words[k + place]) - following for k in line]
     assert (places[1], places[3]) == (1, 2)  # numbered without who is missing
     assert places[2] < 0
-    assert kernels.call_roll(address, 4, 1000) == 1  # an answer to the roll call before
+    assert kernels.book(address, 4, 1000) == 1  # an answer to the roll call before
 
 
 def test_all_come_and_some_are_woken(team):
