@@ -250,7 +250,7 @@ LAYER_MUTANTS = (
     ),
     Mutant(
         "gradients overwritten, not added",
-        (Edit(MODULE, "        grad += value\n", "        grad[...] = value\n"),),
+        (Edit(RECURRENT, "total += grad\n", "total[...] = grad\n"),),
         "tests/test_layers.py",
         "gradients_add_up and numpy and gru",
     ),

@@ -77,12 +77,20 @@ PART_MUTANTS = (
         "one_at_a_time",
     ),
     _row(
+        "calls: a Linear's gradients overwritten, not added",
+        MODULE,
+        "            grad += value\n",
+        "            grad[...] = value\n",
+        "shared_layers",
+        "no_gradient_is_lost",
+    ),
+    _row(
         "calls: gradients added with no lock",
         MODULE,
         "        with self._adding:\n            grad += value",
         "        grad += value",
         "shared_layers",
-        "no_gradient_is_lost",
+        "one_after_another",
     ),
     _row(
         "no_grad: a signal handler's exception at its end leaves it on",
@@ -303,10 +311,10 @@ PART_MUTANTS = (
     _row(
         "meaning: what a mapping does not say passes",
         MEANING,
-        "        if own in DEFAULT_CELLS:\n",
+        "        if own in TORCHS_CELLS:\n",
         "        if own:\n",
         "meaning",
-        "pytorchs_default_one",
+        "of_one_that_torch_has",
     ),
     _row(
         "meaning: another merge passes",

@@ -57,6 +57,25 @@ def test_no_gradient_is_lost_when_threads_add_at_once() -> None:
         np.testing.assert_array_equal(grad, np.full(grad.shape, threads * times))
 
 
+def test_layers_add_into_gradients_one_after_another() -> None:
+    """The lock is held while an array is added: another thread cannot take it."""
+    layer, taken = rnnkit.Linear(3, 2, rng=0, **F64), []
+
+    def try_to_take() -> None:
+        taken.append(layer._adding.acquire(blocking=False))
+
+    class Watched(np.ndarray):
+        def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+            other = threading.Thread(target=try_to_take)
+            other.start()
+            other.join(30)
+            return getattr(ufunc, method)(*map(np.asarray, inputs), **kwargs)
+
+    layer._add_grad("bias", np.ones(2).view(Watched))
+    assert taken == [False]
+    np.testing.assert_array_equal(layer.grads["bias"], np.ones(2))
+
+
 @pytest.mark.parametrize("make", [KINDS["GRU compiled"].make, lambda: rnnkit.GRUCell(I, H, rng=1, **F64)])
 def test_kernels_that_add_into_gradients_do_so_one_at_a_time(make: Any, rng: np.random.Generator) -> None:
     """The lock is held while the backend runs, and a thread that is in backward may enter it again."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +35,7 @@ def test_memory_that_grows_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     held: list[int] = []
     monkeypatch.setattr(soak, "ACTIVITIES", ((lambda rng: held.append(1 << 25), 1),))
     monkeypatch.setattr(soak, "resident_bytes", lambda: (1 << 20) + sum(held))
+    monkeypatch.setattr(soak, "time", SimpleNamespace(monotonic=count(0.0, 0.001).__next__))
     soak.ACTIVITIES[0][0].__name__ = "grow"
     assert soak.main(["--minutes", "0.005"]) == 1
     assert "memory grew" in capsys.readouterr().out
