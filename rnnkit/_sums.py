@@ -21,9 +21,10 @@ COLUMN_ROWS = 256
 # Rows that one matrix product sums. OpenBLAS and its like sum products of many elements in blocks of some 400 rows, and
 # few in one chain: those are given to it in blocks. More blocks than these would cost more than a percent.
 FEW_ELEMENTS, FEW_ROWS, MANY_ROWS = 2048, 512, 16384
-# cuBLAS may sum in one chain. The blocks' products are written and read once more, which is predicted to take 4% of the
-# product's time on an H100. 16-bit products are faster, and less is promised of them. (tf32 arrays are float32.)
-DEVICE_ROWS, DEVICE_ROWS_16 = 1024, 16384
+# cuBLAS may sum in one chain, which puts a sum of n equal terms off by up to n / 4 * 2^-24 of itself. The blocks'
+# products are written and read once more, which is predicted to take 8% of the product's time on an H100. 16-bit
+# products are faster, and less is promised of them. (tf32 arrays are float32.)
+DEVICE_ROWS, DEVICE_ROWS_16 = 512, 16384
 # The most that the products of blocks take at once.
 BATCH_BYTES = 32 << 20
 

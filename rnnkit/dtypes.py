@@ -5,8 +5,7 @@ numbers, element by element: ``|got - want| <= rtol * |want| + atol * max(1, max
 `rnnkit.testing.assert_close`. They hold for these sizes:
 
 Row-steps    any number N of (t, b) pairs that a weight's or bias's gradient, or a loss, is summed over. Where the
-             terms have one sign and about one size, a float32 sum is within relative 1e-5 up to N = 2e7 on the CPU.
-             On a GPU a weight's is within 3e-5 whatever cuBLAS does inside its products.
+             terms have one sign and about one size, a float32 sum is within relative 1e-5 up to N = 2e7.
 Features     I up to `reach` * sqrt(H), for inputs of variance 1 and weights of variance 1/H, which tests draw. What
              counts is the reach of a pre-activation, sqrt(I * sum of (x_k w_k)^2) over its I products: rounding
              moves the sum by about 2^-24 of that, wherever the sum itself lies. Beyond, the tolerances grow in
