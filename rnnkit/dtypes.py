@@ -10,7 +10,9 @@ Features     I up to `reach` * sqrt(H), for inputs of variance 1 and weights of 
              counts is the reach of a pre-activation, sqrt(I * sum of (x_k w_k)^2) over its I products: rounding
              moves the sum by about 2^-24 of that, wherever the sum itself lies. Beyond, the tolerances grow in
              proportion: `DType.growth`.
-Steps        any number, for layers in which the rounding error of a step fades over the next ones.
+Steps        any number, for layers in which the rounding error of a step fades over the next ones. It does not where a
+             recurrent matrix has a gain near 1 or above and no gate or saturation takes it back: of random plain RNNs
+             of spectral radius 1, over 35 steps at the largest reach, one in thirty is outside by up to a fifth.
 
 A row is asked for by its name, or by the NumPy dtype of the same name. "tf32" has no NumPy dtype of its own: its arrays
 are float32, and matrix products may round their operands to the 10 bits of NVIDIA's TF32, so it has to be named.
@@ -75,8 +77,8 @@ DTYPES: dict[str, DType] = {
     row.name: row
     for row in (
         DType("float64", "float64", "float64", Tolerance(1e-10, 1e-12), Tolerance(1e-9, 1e-11), 1e4),
-        DType("float32", "float32", "float32", Tolerance(1e-5, 2e-6), Tolerance(5e-5, 4e-6), 50),
-        DType("tf32", "float32", "float32", Tolerance(4e-3, 4e-3), Tolerance(8e-3, 8e-3), 50),
+        DType("float32", "float32", "float32", Tolerance(1e-5, 2e-6), Tolerance(5e-5, 4e-6), 20),
+        DType("tf32", "float32", "float32", Tolerance(4e-3, 4e-3), Tolerance(8e-3, 8e-3), 20),
         DType("float16", "float16", "float32", Tolerance(2e-3, 2e-3), Tolerance(4e-3, 4e-3), 1e4),
         DType("bfloat16", "bfloat16", "float32", Tolerance(1.6e-2, 1.6e-2), Tolerance(3.2e-2, 3.2e-2), 1e4),
     )

@@ -200,7 +200,7 @@ def shares(case: Case, dtype: str, backend: str) -> float:
     return max(worst for seed in range(2) for worst in parity(backend, case, dtype, seed).values())
 
 
-@pytest.mark.parametrize(("I", "H"), [(140, 8), (500, 100), (1024, 1024)])
+@pytest.mark.parametrize(("I", "H"), [(56, 8), (200, 100), (640, 1024)])
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu"])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_tolerances_hold_up_to_the_reach(backend: str, cell: str, I: int, H: int) -> None:
@@ -209,6 +209,15 @@ def test_tolerances_hold_up_to_the_reach(backend: str, cell: str, I: int, H: int
         assert growth_of(case, "float32") == 1
         assert I / math.sqrt(H) > 0.6 * DTYPES["float32"].reach
         assert shares(case, "float32", backend) <= 1
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_tolerances_hold_in_many_draws(cell: str) -> None:
+    """At 2.5 times the reach, some draws are outside."""
+    case = Case(cell, T=35, B=16, I=80, H=16)
+    assert case.I / math.sqrt(case.H) == DTYPES["float32"].reach
+    for seed in range(100):
+        assert max(parity("numba", case, "float32", seed).values()) <= 1, seed
 
 
 @pytest.mark.parametrize(("I", "H"), [(2000, 8), (20_000, 16)])
