@@ -23,6 +23,15 @@ from tests.helpers import share_everything
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 
 
+def await_sleep(team: _threads.Team) -> None:
+    """Until all of the team's threads are asleep, and none is left out for having had no core."""
+    asleep = [(team._kernels.ASLEEP + team._kernels.LINE * k) // 8 for k in range(1, len(team._workers) + 1)]
+    end = time.monotonic() + 30
+    while not all(team._state[word] for word in asleep) and time.monotonic() < end:
+        time.sleep(0.01)
+    team._spell = 0.0
+
+
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three threads whatever the machine has, and every amount of work shared."""
@@ -221,7 +230,7 @@ def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads
     for moment in (interrupted, before):
         with monkeypatch.context() as patch:
             patch.setattr(team, "_wake", moment)
-            time.sleep(0.2)  # until all are asleep
+            await_sleep(team)
             with pytest.raises(KeyboardInterrupt):
                 layer(x)
         assert not team.claims
@@ -262,10 +271,10 @@ def test_threads_sleep_between_calls_and_wake(three_threads):
         for _ in range(20 if not pause else 2):
             time.sleep(pause)
             np.testing.assert_array_equal(layer(x)[0], want)
-    time.sleep(0.5)
+    await_sleep(_threads.the_team())
     state, line = _threads.the_team()._state, team_kernels.LINE // 8
     asleep = [state[team_kernels.ASLEEP // 8 + line * k] for k in (1, 2)]
-    assert asleep == [1, 1], "threads still spin, half a second after the last call"
+    assert asleep == [1, 1], "threads still spin, long after the last call"
 
 
 def test_read_only_arrays_compile_nothing_anew():
