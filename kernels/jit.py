@@ -21,7 +21,7 @@ from rnnkit.kernels.inlining import Inlined
 # `contract` lets a*b+c fuse; nothing else of fast-math, so NaN, infinities and the order of sums keep their meaning.
 # error_model: division by zero gives inf, as in NumPy, without a branch at each division.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
-# Of a function that compiled code alone calls.
+# Options of functions that only compiled code calls.
 _CALLED: dict[str, Any] = {"pipeline_class": Inlined, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
@@ -91,7 +91,7 @@ def job(key: tuple[str, ...]) -> Callable[[Callable], CFunc]:
         callback._cache = stored
         collects = gc.isenabled()
         try:
-            # Of the many objects that compiling makes few are garbage: searching them takes 5% of the time.
+            # Compiling makes many objects and little garbage; looking for garbage would take 5% of the time.
             gc.disable()
             callback.compile()
         finally:

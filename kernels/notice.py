@@ -1,7 +1,7 @@
 """One line on standard error where compiling takes long: what is compiled, and in which folder it is cached.
 
 At most one line per process and, of processes that compile side by side, one per cache folder. RNNKIT_QUIET=1
-silences it. Where all code is cached nothing compiles and nothing is said.
+silences it. Nothing is printed where all code is cached.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Items = dict[str, dict[str, Any]]
 
 
 def lines(items: list[dict[str, Any]]) -> list[str]:
-    """Of the items that are ok. Times in microseconds, per round where there are rounds."""
+    """The report of the items whose status is "ok". Times are in microseconds, of barriers and hops per round."""
     ok = {item["item"]: item for item in items if item["status"] == "ok"}
     found = [*_launches(ok), *_rates(ok), *_barriers(ok), *_hops(ok), *_gathers(ok), *_dsmem(ok), *_products(ok)]
     return ["", *found] if found else []

@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(dtype: str, backend: str, case: Case, times: int) -> None:
-    """Forward and backward of a case, so many times."""
+    """Runs a case forward and backward, `times` times."""
     inputs = make_inputs(case, dtype, device="cuda:0")
     row = DTYPES[dtype]
     for _ in range(times):
