@@ -24,6 +24,10 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_mode
 # Options of functions that only compiled code calls.
 _CALLED: dict[str, Any] = {"pipeline_class": Inlined, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
+# Every function made below, also where no job uses it. Numba has a callback for when one is collected, and an exception
+# that a signal handler raises in the callback would be lost.
+_kept: list[Any] = []
+
 
 def _named_apart(function: Callable, name: str) -> Callable:
     """`function`, with a name in machine code that no other has.
@@ -52,6 +56,7 @@ def _of_words(dispatcher: Any) -> Any:
         return resolve(tuple(map(_plain, args)), {name: _plain(kind) for name, kind in kws.items()})
 
     dispatcher.get_call_template = get_call_template
+    _kept.append(dispatcher)
     return dispatcher
 
 

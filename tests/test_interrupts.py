@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import itertools
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,28 @@ from tests.helpers import share_everything
 
 # Opcodes after which CPython looks whether a signal has come.
 LOOKS = {number for name, number in dis.opmap.items() if name.startswith(("CALL", "JUMP_BACKWARD", "RESUME"))}
+
+# Makes every job with the cache as it is; then none of our functions may have been collected.
+COLLECTED = """
+import gc, weakref
+import rnnkit
+from numba.core.typing.context import BaseContext
+from rnnkit.backends.numba import job
+from rnnkit.cells import CELLS
+made = []
+insert = BaseContext._insert_global
+def inserted(self, value, kind):
+    insert(self, value, kind)
+    if type(value).__name__ == "CPUDispatcher":
+        made.append((weakref.ref(value), repr(value)))
+BaseContext._insert_global = inserted
+for cell in CELLS:
+    for backward, single in ((False, False), (True, False), (False, True)):
+        job(cell, "float32", backward, single)
+gc.collect()
+assert len(made) > 100
+assert [name for ref, name in made if ref() is None] == []
+"""
 
 
 class Interrupt(Exception):
@@ -171,3 +194,8 @@ def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_sy
     with pytest.raises(RuntimeError, match="planted by a handler"):
         team.gather(object(), 2, 1e6)
     assert team.broken
+
+
+def test_no_function_is_collected_whose_callback_could_swallow_an_exception() -> None:
+    ran = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
