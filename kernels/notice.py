@@ -36,7 +36,7 @@ class Notice:
         self._timer.daemon = True
         try:
             self._timer.start()
-        except RuntimeError:  # no thread can be started: then nothing is said
+        except RuntimeError:  # no thread can be started: then nothing is printed
             self._timer = None
 
     def ended(self) -> None:

@@ -1,4 +1,4 @@
-"""How many threads the CPU kernels use unless `set_num_threads` says otherwise, and why so many.
+"""How many threads the CPU kernels use unless `set_num_threads` says otherwise, and the reason.
 
 RNNKIT_NUM_THREADS names the number. Else it is the smallest of the cores in the affinity mask, the CPU quota of the
 process's control groups (containers have one) rounded down, and OMP_NUM_THREADS. The kernels' threads wait for each
@@ -114,7 +114,7 @@ def _unescaped(field: str) -> str:
 
 
 def _quota_v2(group: Path) -> float | None:
-    """cpu.max holds "max 100000", or the microseconds that may be used in a period of so many microseconds."""
+    """cpu.max holds "max 100000", or the microseconds that may be used in a period, and the period."""
     return _ratio(*(_words(group / "cpu.max") or ["max", ""])[:2])
 
 

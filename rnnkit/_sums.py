@@ -1,6 +1,6 @@
 """Sums of many numbers, whose error does not grow with their count: losses, and gradients of Linear and of `by_scan`.
 
-A float32 sum of N equal numbers in one chain of additions is off by up to N / 2 * 2^-24 of itself. So blocks of rows
+A float32 sum of N equal numbers in one chain of additions is off by up to N / 4 * 2^-24 of itself. So blocks of rows
 are summed, and the blocks' sums in float64 or in pairs. 16-bit arrays are summed in float32.
 """
 

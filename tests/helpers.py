@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-import rnnkit
 from rnnkit import _threads
 from rnnkit.backends import BACKENDS
+from rnnkit.warmup import LAYERS as LAYERS
 
 CPU_BACKENDS = [
     row.name
     for row in BACKENDS.values()
     if row.arrays == "numpy" and importlib.util.find_spec(f"rnnkit.backends.{row.name}") is not None
 ]
-
-# A constructor for each row of CELLS.
-LAYERS: dict[str, Callable[..., Any]] = {
-    "rnn_tanh": rnnkit.RNN,
-    "rnn_relu": partial(rnnkit.RNN, nonlinearity="relu"),
-    "gru": rnnkit.GRU,
-    "gru_reset_before": partial(rnnkit.GRU, reset_after=False),
-    "lstm": rnnkit.LSTM,
-}
 
 
 def randn(rng: np.random.Generator, *shape: int, dtype: Any = "float64") -> np.ndarray:

@@ -26,7 +26,7 @@ CLUSTERS = (2, 4, 8)
 BLOCK = 256
 # Shared memory of a block that has its multiprocessor to itself, as the blocks of a schedule with weights in it do.
 WHOLE = 120 << 10
-# A launch that takes so many times as long as one cluster does has run them in two waves.
+# A launch of clusters that takes this many times as long as one cluster has run in two waves.
 TWO_WAVES = 1.7
 
 
@@ -130,7 +130,7 @@ def resident(cluster: int, multiprocessors: int) -> int:
 
 
 def cluster_sync(cluster: int, multiprocessors: int) -> Item:
-    """cluster.sync() of so many blocks: one cluster, and as many as the card holds at once."""
+    """cluster.sync() of clusters of this many blocks: one cluster, and as many as the card holds at once."""
     import cupy
 
     wrong = cupy.zeros(1, np.uint32)

@@ -142,7 +142,7 @@ class Problem:
         return self.slice_rows >= self.N and self.stored == self.computed
 
     def slices_at_once(self, elements: int) -> int:
-        """How many slices of a gradient of so many elements one batched product writes."""
+        """How many slices of a gradient with this many elements one batched product writes."""
         return max(1, SLICE_BYTES // max(1, elements * self.computed))
 
     def chunks(self, backward: bool = False) -> Iterator[Chunk]:
