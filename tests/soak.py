@@ -38,6 +38,8 @@ GROWTH_BYTES = 96 << 20
 # The share of the time after which memory is first measured: caches are full, and all kernels compiled.
 WARM_UP = 0.25
 TURNS_A_LOOK = 10
+# After which a child process is taken to hang.
+SECONDS_OF_A_CHILD = 120.0
 
 # A first call in a new process, by its own copy of the cache.
 FIRST_CALL = """
@@ -103,7 +105,8 @@ def interrupts(rng: random.Random) -> None:
         for _ in range(200):
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-6, 1e-3))
-                while True:
+                # An exception that is swallowed ends this loop too: it is counted below.
+                while raised == caught:
                     layer.zero_grad()  # a call that was cut off before its backward is not answered any more
                     y, _ = layer(x)
                     require(bool((y == want).all()), "a forward after an interrupt")
@@ -136,11 +139,12 @@ def threads(rng: random.Random) -> None:
             if not (np.array_equal(y, wanted[k][0]) and np.array_equal(dx, wanted[k][1])):
                 problems.append(f"thread {k}")
 
-    workers = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
+    workers = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(len(inputs))]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join()
+        worker.join(SECONDS_OF_A_CHILD)
+        require(not worker.is_alive(), f"{worker.name} hangs")
     require(not problems, f"{len(problems)} of 80 results were of other threads' calls")
 
 
@@ -155,9 +159,21 @@ def forks(rng: random.Random) -> None:
         if child == 0:
             os._exit(0 if np.array_equal(layer(x)[0], want) else 1)
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = [_exit_code(child) for child in children]
     require(not any(codes), f"forked children ended with {codes}")
     require(bool((layer(x)[0] == want).all()), "the parent after a fork")
+
+
+def _exit_code(child: int) -> int:
+    """The forked child's exit status; -SIGKILL where it had to be ended."""
+    until = time.monotonic() + SECONDS_OF_A_CHILD
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(1e-3)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def caches(rng: random.Random) -> None:
@@ -169,7 +185,13 @@ def caches(rng: random.Random) -> None:
             _damage(path, rng)
         environment = os.environ | {"NUMBA_CACHE_DIR": folder, "RNNKIT_QUIET": "1"}
         ran = subprocess.run(
-            [sys.executable, "-c", FIRST_CALL], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", FIRST_CALL],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS_OF_A_CHILD,
         )
         require(ran.returncode == 0, f"a damaged cache: {ran.stderr[-500:]}")
 
@@ -231,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         activity = rng.choice(names)
         try:
             activity(rng)
-        except Wrong as problem:
+        except (Wrong, subprocess.TimeoutExpired) as problem:
             problems.append(f"{activity.__name__}: {problem}")
         counts[activity.__name__] += 1
         turns = counts.total()
