@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 
 from rnnkit.kernels.jit import outer
 from rnnkit.kernels.vector import INT32, INT64, splat
+from rnnkit.kernels.words import minimum
 
 WORDS, PAGE = 8, 64  # words of a block, blocks of a page
 BLOCK = 8 * WORDS
@@ -112,7 +113,7 @@ def digest(address, size, seed, share, shares):
     whole = size // BLOCK
     pages, total = (whole + PAGE - 1) // PAGE, 0
     for page in range(pages * share // shares, pages * (share + 1) // shares):
-        total += page_of(address + page * PAGE * BLOCK, min(PAGE, whole - page * PAGE), page, seed)
+        total += page_of(address + page * PAGE * BLOCK, minimum(PAGE, whole - page * PAGE), page, seed)
     if share == shares - 1:
         for at in range(whole * BLOCK, size, 4):
             word = four_bytes(address + at)

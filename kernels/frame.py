@@ -30,7 +30,7 @@ from rnnkit.kernels.pack import packer
 from rnnkit.kernels.product import products, tile_shape
 from rnnkit.kernels.team import LINE, await_count, wait
 from rnnkit.kernels.vector import INT64, vectors
-from rnnkit.kernels.words import add, set_word, word
+from rnnkit.kernels.words import add, maximum, minimum, set_word, word
 
 
 class Shape(NamedTuple):
@@ -283,7 +283,7 @@ def make_frame(dtype: str) -> SimpleNamespace:
     def part_of_rows(a, s, p, index, t):
         """Of step t, the rows [low, high) that are this thread's where all N steps are shared evenly."""
         n0, n1, at = s.N * index // p.threads, s.N * (index + 1) // p.threads, word(a.offsets + 8 * t)
-        return at, max(n0 - at, 0), min(n1 - at, word(a.counts + 8 * t))
+        return at, maximum(n0 - at, 0), minimum(n1 - at, word(a.counts + 8 * t))
 
     @outer
     def take_rows(a, s, p, index):
@@ -350,9 +350,9 @@ def make_frame(dtype: str) -> SimpleNamespace:
             )  # fmt: skip
             return rows
         for t in range(low, low + steps):
-            live, at = min(p.b1, word(counts + 8 * t)) - p.b0, gates + (t - low) * rows * row_g
+            live, at = minimum(p.b1, word(counts + 8 * t)) - p.b0, gates + (t - low) * rows * row_g
             x_step = x + (word(offsets + 8 * t) + p.b0) * row_x
-            product(x_step, row_x, w_x, I, at, row_g, GH, max(live, 0), 0, False)
+            product(x_step, row_x, w_x, I, at, row_g, GH, maximum(live, 0), 0, False)
         return rows
 
     return SimpleNamespace(

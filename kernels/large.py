@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from rnnkit.kernels.jit import inner, outer
 from rnnkit.kernels.product import products, tile_shape
 from rnnkit.kernels.vector import vectors
+from rnnkit.kernels.words import maximum, minimum
 
 # Steps of K, and columns of d, that one pass of d^T x covers: with x's panels they stay in the second-level cache.
 K_BLOCK, M_BLOCK = 256, 192
@@ -54,9 +55,9 @@ def large_products(dtype: str) -> SimpleNamespace:
     @inner
     def rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1):
         for r in range(r0, r1, ROW_BLOCK):
-            rows, following = min(ROW_BLOCK, r1 - r), r + ROW_BLOCK
+            rows, following = minimum(ROW_BLOCK, r1 - r), r + ROW_BLOCK
             # The rows of the next block are fetched meanwhile, a cache line for each k of a tile.
-            tiles = min(ROW_BLOCK, r1 - following) * x_row // max(K * LINE, 1) + 1 if following < r1 else 0
+            tiles = minimum(ROW_BLOCK, r1 - following) * x_row // maximum(K * LINE, 1) + 1 if following < r1 else 0
             product_ahead(
                 x + r * x_row, 0, x_row, size, w, K, y + r * y_row, 0, y_row, N, 1, rows, 0, False,
                 x + following * x_row, K * LINE, LINE, tiles,
@@ -86,7 +87,7 @@ def large_products(dtype: str) -> SimpleNamespace:
             before = load_blocks(sums + n * size, lanes * size, lanes, 4)
             store_blocks(add_blocks(before, totals), sums + n * size, lanes * size, lanes)
         for n in range(whole, count, lanes):
-            total, left = zero(), min(lanes, count - n)
+            total, left = zero(), minimum(lanes, count - n)
             for k in range(K):
                 value = load_first(source + k * source_row + n * size, left)
                 store(value, target + k * target_row + n * size, lanes)
@@ -119,8 +120,8 @@ def large_products(dtype: str) -> SimpleNamespace:
     @inner
     def pack_panels(x, x_row, steps, N, panels):
         for n in range(0, N, width):
-            columns = (min(width, N - n) + lanes - 1) // lanes * lanes
-            copy_rows(x + n * size, x_row, panels, columns * size, steps, min(width, N - n))
+            columns = (minimum(width, N - n) + lanes - 1) // lanes * lanes
+            copy_rows(x + n * size, x_row, panels, columns * size, steps, minimum(width, N - n))
             panels += steps * columns * size
 
     @inner
@@ -131,8 +132,8 @@ def large_products(dtype: str) -> SimpleNamespace:
         out, sums = out + m0 * x_row, sums + m0 * size if sums else 0
         span, span_sums = together + K_BLOCK * together_row, together + K_BLOCK * together_row + count_out * size
         above = span_sums + M * size - span  # from a span's sum to its stretch's
-        for k in range(0, max(K, 1), K_BLOCK):  # a sum over no steps is written too
-            steps, inside = min(K_BLOCK, K - k), k % SPAN
+        for k in range(0, maximum(K, 1), K_BLOCK):  # a sum over no steps is written too
+            steps, inside = minimum(K_BLOCK, K - k), k % SPAN
             to, sums_to = (out, sums) if k < SPAN else (span, span_sums if sums else 0)
             if sums and inside == 0:
                 for m in range(M):
@@ -143,14 +144,14 @@ def large_products(dtype: str) -> SimpleNamespace:
             else:
                 pack_panels(x + k * x_row, x_row, steps, N, room)
             for m in range(0, M, M_BLOCK):
-                count, source = min(M_BLOCK, M - m), d + k * d_row + (m0 + m) * size
+                count, source = minimum(M_BLOCK, M - m), d + k * d_row + (m0 + m) * size
                 if sums:
                     copy_and_sum(source, d_row, together, together_row, steps, count, sums_to + m * size)
                 else:
                     copy_rows(source, d_row, together, together_row, steps, count)
                 # While one block is multiplied the next is fetched, a vector of each of its rows during each tile.
                 next_k, next_m = (k, m + M_BLOCK) if m + M_BLOCK < M else (k + K_BLOCK, 0)
-                vectors_ahead = (min(M_BLOCK, M - next_m) + lanes - 1) // lanes if next_k < K else 0
+                vectors_ahead = (minimum(M_BLOCK, M - next_m) + lanes - 1) // lanes if next_k < K else 0
                 product_ahead(
                     together, 0, size, together_row, panels, steps, to + m * x_row, 0, x_row, N, 1, count,
                     inside + (adds if k < SPAN else 0), False,

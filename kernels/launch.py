@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -25,6 +24,7 @@ from rnnkit.kernels.frame import Backward, Forward, Shape
 from rnnkit.kernels.jit import entry, inner
 from rnnkit.kernels.team import LINE, run
 from rnnkit.kernels.vector import INT64
+from rnnkit.kernels.words import set_word, stack_bytes
 
 number = types.intp  # an address is unsigned to Numba, and with a signed number it would make a float
 _FORWARD, _BACKWARD, _SHAPE = len(Forward._fields), len(Backward._fields), len(Shape._fields)
@@ -48,16 +48,15 @@ def _write(typing, address, values):
 write: Any = _write  # typed by Numba, not by its Python signature
 
 
-@inner
-def room_for(words, groups, scratch):
-    """An argument block of so many words. Behind it a line for all threads to meet at and one for each group, and so
-    many bytes of scratch memory."""
-    return np.zeros(words + (groups + 2) * LINE // 8 + scratch // 8, np.int64)
+# On the stack: an argument block, a line for all threads to meet at and one per group, and scratch memory.
+_FORWARD_LINES = (8 * _FORWARD + LINE - 1) // LINE
+_BACKWARD_LINES = (8 * _BACKWARD + LINE - 1) // LINE
 
 
 @inner
-def meeting_of(block, words):
-    return (number(block.ctypes.data) + 8 * words + LINE - 1) // LINE * LINE
+def clear_lines(first, lines):
+    for at in range(first, first + LINE * lines, 8):
+        set_word(at, 0)
 
 
 @entry(("addresses",))
@@ -84,12 +83,13 @@ def launch_forward(
     """
     groups, threads = words[_GROUPS], words[_GROUPS] * words[_MEMBERS]
     size = words[_OWN] + threads * words[_OWN_SIZE]
-    block = room_for(_FORWARD, groups, 0 if scratch else size)
-    meeting = meeting_of(block, _FORWARD)
+    block = stack_bytes(LINE * (_FORWARD_LINES + groups + 1) + (0 if scratch else size))
+    meeting = block + LINE * _FORWARD_LINES
+    clear_lines(meeting, groups + 1)
     shape, steps, keep = number(words.ctypes.data), number(table.ctypes.data), number(kept.ctypes.data)
     counts = steps + 8 * (words[_T] + 1)
     write(
-        block.ctypes.data,
+        block,
         (
             shape, x.ctypes.data, x_rows.ctypes.data, steps, counts, counts + 8 * words[_T], shape + 8 * _SHAPE,
             weights[0], weights[1], weights[2], weights[3], weights[4], h0.ctypes.data, c0.ctypes.data, y.ctypes.data,
@@ -98,8 +98,7 @@ def launch_forward(
             scratch if scratch else meeting + LINE * (groups + 1), meeting,
         ),
     )  # fmt: skip
-    run(state, threads, job, block.ctypes.data)
-    return block[0]  # read after the job: the block must outlive it
+    run(state, threads, job, block)
 
 
 @entry(("launch_backward",))
@@ -111,7 +110,9 @@ def launch_backward(
     """See `Backward`. Of dy, too, the first value will do; it and the biases' gradients count where `has_dy` and
     `biased`; adds: True or False."""
     groups = words[_GROUPS]
-    block = room_for(_BACKWARD, groups, 0)
+    block = stack_bytes(LINE * (_BACKWARD_LINES + groups + 1))
+    meeting = block + LINE * _BACKWARD_LINES
+    clear_lines(meeting, groups + 1)
     shape, steps, keep = number(words.ctypes.data), number(table.ctypes.data), number(kept.ctypes.data)
     counts = steps + 8 * (words[_T] + 1)
     given = (
@@ -123,9 +124,8 @@ def launch_backward(
         dh0.ctypes.data, dc0.ctypes.data, dgates_x.ctypes.data, dgates_h.ctypes.data, dprojected.ctypes.data,
         dx_rows.ctypes.data, dx.ctypes.data, dw_ih.ctypes.data, dw_hh.ctypes.data, dw_hr.ctypes.data,
         db_ih.ctypes.data if biased else 0, db_hh.ctypes.data if biased else 0, number(adds), scratch,
-        meeting_of(block, _BACKWARD),
+        meeting,
     )  # fmt: skip
-    write(block.ctypes.data, given)
-    write(block.ctypes.data + 8 * len(given), found)
-    run(state, groups * words[_MEMBERS], job, block.ctypes.data)
-    return block[0]  # read after the job: the block must outlive it
+    write(block, given)
+    write(block + 8 * len(given), found)
+    run(state, groups * words[_MEMBERS], job, block)

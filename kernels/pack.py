@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -17,6 +16,7 @@ from numba.extending import intrinsic
 from rnnkit.kernels.jit import inner
 from rnnkit.kernels.product import tile_shape
 from rnnkit.kernels.vector import INT32, emit_load, emit_store, load_first, pointer, store_first, vectors
+from rnnkit.kernels.words import minimum, set_word, stack_bytes
 
 
 def padded(columns: int, dtype: str) -> int:
@@ -145,12 +145,12 @@ def packer(dtype: str) -> Any:
         if n + lanes <= end and inside + lanes <= each and lanes <= K:
             # The last block ends with K and may take again what the one before it took: no lane needs a mask.
             for column in range(0, K, lanes):
-                k = min(column, K - lanes)
+                k = minimum(column, K - lanes)
                 transpose(row + k * size, w_row, at + k * target_row, target_row)
             return
-        there = min(lanes, end - n)
+        there = minimum(lanes, end - n)
         for lane in range(lanes):
-            table[lane] = row
+            set_word(table + 8 * lane, row)
             if lane < there - 1:
                 inside += 1
                 row += w_row
@@ -159,20 +159,20 @@ def packer(dtype: str) -> Any:
                     row += (stride - each) * w_row
         if lanes <= K:
             for column in range(0, K, lanes):
-                k = min(column, K - lanes)
-                transpose_rows(table.ctypes.data, there, k * size, at + k * target_row, target_row)
+                k = minimum(column, K - lanes)
+                transpose_rows(table, there, k * size, at + k * target_row, target_row)
         elif K > 0:
-            transpose_edge(table.ctypes.data, there, 0, K, at, target_row)
+            transpose_edge(table, there, 0, K, at, target_row)
 
     @inner
     def pack(w, w_row, K, transposed, first, each, stride, N, panel0, panel1, packed):
-        table = np.zeros(lanes, np.int64)
+        table = stack_bytes(8 * lanes)
         total = (N + lanes - 1) // lanes * lanes
         together = N if each == stride else each  # blocks without gaps are one
-        for start in range(panel0 * width, min(panel1 * width, total), width):
-            columns, at = min(width, total - start), packed + start * K * size
+        for start in range(panel0 * width, minimum(panel1 * width, total), width):
+            columns, at = minimum(width, total - start), packed + start * K * size
             if transposed:
-                copy_panel(w + (first + start) * size, w_row, K, min(width, N - start), at)
+                copy_panel(w + (first + start) * size, w_row, K, minimum(width, N - start), at)
             else:
                 for n in range(0, columns, lanes):
                     transpose_panel(

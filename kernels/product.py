@@ -35,6 +35,7 @@ from rnnkit.kernels.vector import (
     vector_bytes,
     vectors,
 )
+from rnnkit.kernels.words import maximum, minimum
 
 _TILES = {64: (6, 4), 32: (6, 2), 16: (6, 2)}  # vector bytes: (rows, columns)
 
@@ -181,12 +182,12 @@ def products(dtype: str) -> SimpleNamespace:
     ):
         done = 0
         panels, blocks = (N + width - 1) // width, (rows + max_rows - 1) // max_rows
-        parts = max(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
+        parts = maximum(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
         for k in range(panels):
             panel = panels - 1 - k if turned else k
             left = N - panel * width
-            columns = min((left + lanes - 1) // lanes, max_columns)
-            last = min(left - (columns - 1) * lanes, lanes)
+            columns = minimum((left + lanes - 1) // lanes, max_columns)
+            last = minimum(left - (columns - 1) * lanes, lanes)
             w_panel, c_panel = w + panel * width * K * itemsize, c + panel * width * itemsize
             for part in range(parts):
                 k0, k1 = K * part // parts, K * (part + 1) // parts

@@ -19,7 +19,7 @@ from rnnkit.kernels.gradients import make_gradients
 from rnnkit.kernels.jit import inner, job
 from rnnkit.kernels.product import products
 from rnnkit.kernels.vector import vectors
-from rnnkit.kernels.words import word
+from rnnkit.kernels.words import maximum, minimum, word
 
 # cell: (the module with its constants, its pointwise pair, whether the pair reads h', whether it has c)
 _CELLS = {
@@ -137,14 +137,14 @@ def make_forward(cell: str, dtype: str) -> Any:
         gates, meetings = a.scratch + s.own + index * s.own_size, 0
         u = gates + s.chunk * (p.b1 - p.b0) * row_g
         for s0 in range(0, s.T, s.chunk):
-            steps = min(s.chunk, s.T - s0)
+            steps = minimum(s.chunk, s.T - s0)
             low = s.T - s0 - steps if s.reverse else s0
             stride = input_product(s, p, low, steps, a.x_rows, w_x, a.offsets, a.counts, gates, GH)
             for k in range(steps):
                 t = low + steps - 1 - k if s.reverse else low + k
                 count, at = word(a.counts + 8 * t), word(a.offsets + 8 * t)
-                end = min(p.b1, count)
-                for r in range(max(p.b0, end), p.b1):
+                end = minimum(p.b1, count)
+                for r in range(maximum(p.b0, end), p.b1):
                     clear(a.y + place(a, s, t, r) * a.y_row + first_r, own)
                 if end <= p.b0:
                     continue
@@ -173,7 +173,7 @@ def make_forward(cell: str, dtype: str) -> Any:
                         copy(h_new + r * row_h + first_r, a.y + place(a, s, t, r) * a.y_row + first_r, own)
                 over = t == (0 if s.reverse else s.T - 1)
                 lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))
-                for r in range(max(p.b0, lasting), end):
+                for r in range(maximum(p.b0, lasting), end):
                     copy(h_new + r * row_h + first_r, a.h_n + home(a, r) * row_h + first_r, own)
                 meetings += 1
                 meet(s, p, meetings)
@@ -254,7 +254,7 @@ def make_backward(cell: str, dtype: str) -> Any:
         for k in range(s.T):
             t = k if s.reverse else s.T - 1 - k
             at = word(a.offsets + 8 * t)
-            end = min(p.b1, word(a.counts + 8 * t))
+            end = minimum(p.b1, word(a.counts + 8 * t))
             if end <= p.b0:
                 continue
             rows, odd = end - p.b0, k & 1

@@ -21,6 +21,7 @@ from rnnkit.kernels.jit import job, outer
 from rnnkit.kernels.scan import kept_blocks, make_pointwise, parts_of
 from rnnkit.kernels.scan_reset_before import make_stages
 from rnnkit.kernels.vector import INT32, emit_load, emit_store, llvm_function, load_first, vectors
+from rnnkit.kernels.words import minimum
 
 # Rows of a batch that a vector of units' gates are computed for before the cell is.
 AT_ONCE = 16
@@ -143,9 +144,9 @@ def make_step(cell: str, dtype: str) -> Any:
         row_h, row_x, vector = H * size, I * size, lanes * size
         sides, row_g = a.scratch + s.own + index * s.own_size, 2 * G * vector
         for j in range(u0, u1, lanes):
-            n, at = min(lanes, u1 - j), j * size
+            n, at = minimum(lanes, u1 - j), j * size
             for first in range(p.b0, p.b1, AT_ONCE):
-                count = min(AT_ONCE, p.b1 - first)
+                count = minimum(AT_ONCE, p.b1 - first)
                 x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
                 for gate in range(G):
                     unit, out = gate * H + j, sides + gate * vector
@@ -182,9 +183,9 @@ def make_step_reset_before(dtype: str) -> Any:
         sides, row_g = a.scratch + s.own + index * s.own_size, 4 * vector
         rh_rows = a.extra if keep else a.scratch + s.exchanged
         for j in range(u0, u1, lanes):
-            n, at = min(lanes, u1 - j), j * size
+            n, at = minimum(lanes, u1 - j), j * size
             for first in range(p.b0, p.b1, AT_ONCE):
-                count = min(AT_ONCE, p.b1 - first)
+                count = minimum(AT_ONCE, p.b1 - first)
                 x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
                 dots(x_rows, row_x, count, a.w_ih + j * row_x, row_x, I, n, sides, row_g)
                 dots(h_rows, row_h, count, a.w_hh + j * row_h, row_h, H, n, sides + vector, row_g)
@@ -198,9 +199,9 @@ def make_step_reset_before(dtype: str) -> Any:
                         copy(h, a.h_prev + own, n)
         meet(s, p, 1)
         for j in range(u0, u1, lanes):
-            n, z = min(lanes, u1 - j), row_h + j * size
+            n, z = minimum(lanes, u1 - j), row_h + j * size
             for first in range(p.b0, p.b1, AT_ONCE):
-                count = min(AT_ONCE, p.b1 - first)
+                count = minimum(AT_ONCE, p.b1 - first)
                 for gate in range(1, 3):
                     unit, out = gate * H + j, sides + (gate - 1) * vector
                     h_rows = (a.h0 if gate == 1 else rh_rows) + first * row_h

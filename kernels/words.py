@@ -68,9 +68,42 @@ def _call(typing, function, block, index):
     return types.void(types.intp, types.intp, types.intp), emit
 
 
+def _select(relation: str):
+    """The one of two whole numbers that has the relation to the other."""
+
+    @intrinsic
+    def select(typing, a, b):
+        def emit(context, builder, sig, args):
+            x, y = (context.cast(builder, value, kind, types.int64) for value, kind in zip(args, sig.args, strict=True))
+            return builder.select(builder.icmp_signed(relation, x, y), x, y)
+
+        return types.int64(a, b), emit
+
+    return select
+
+
+@intrinsic
+def _stack_bytes(typing, size):
+    """The address of `size` bytes of any contents on the stack of the kernel that asks, until it returns.
+
+    Not for use in a loop, nor in a function that is inlined, unless `size` is constant.
+    """
+
+    def emit(context, builder, sig, args):
+        allocated = builder.alloca(ir.IntType(8), args[0])
+        allocated.align = 64
+        return builder.ptrtoint(allocated, INT64)
+
+    return types.int64(types.intp), emit
+
+
 add: Any = _atomic("add")  # typed by Numba, not by their Python signatures
 exchange: Any = _atomic("xchg")
 look: Any = _look
 word: Any = _word
 set_word: Any = _set_word
 call: Any = _call
+# Of whole numbers. Numba's own are functions, which it would compile for each mix of argument types.
+minimum: Any = _select("<")
+maximum: Any = _select(">")
+stack_bytes: Any = _stack_bytes
