@@ -20,8 +20,8 @@ from bench.grid import GRIDS, PASSES, points
 from bench.peers import ORACLE, PEERS
 from bench.pool import ROOT
 from bench.runner import Settings, run
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 
 
 def main(arguments: list[str] | None = None) -> int:

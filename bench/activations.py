@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit.kernels.activations import activations
-from rnnkit.kernels.jit import entry
-from rnnkit.kernels.vector import vectors
+from rnnkit.kernels.cpu.activations import activations
+from rnnkit.kernels.cpu.jit import entry
+from rnnkit.kernels.cpu.simd import vectors
 
 NAMES, LOWEST = ("sigmoid", "tanh"), {"sigmoid": 0, "tanh": -1}
 EDGES = (0.5, 1.0, 1.5, 2.0)  # of the histogram, in ulp

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnkit.backends.cuda.stepwise_run import kept_blocks
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.backends.cupy.stepwise_run import kept_blocks
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 
 
 class Card(NamedTuple):

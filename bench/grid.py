@@ -22,7 +22,7 @@ from zlib import crc32
 
 import numpy as np
 
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 FORWARD, FORWARD_BACKWARD = PASSES = ("forward", "forward+backward")
 

@@ -25,7 +25,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from bench import machine
-from rnnkit.kernels.vector import emit_load, emit_store, llvm_function, vector_bytes, vectors
+from rnnkit.kernels.cpu.simd import emit_load, emit_store, llvm_function, vector_bytes, vectors
 
 ACCUMULATORS, READERS = 24, 8
 SECONDS, REPEATS = 0.05, 8  # of one run, and how many of them the best is taken

@@ -19,7 +19,7 @@ import numpy as np
 
 import rnnkit
 from bench.grid import Point
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 from rnnkit.testing import error_ratio
 
 FORWARD_NAMES = ("y", "h_n", "c_n")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bench import machine
 from bench.document import Document
 from bench.grid import Point
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 
 class Stream(NamedTuple):

@@ -16,9 +16,9 @@ import pytest
 import rnnkit
 from bench.grid import Point
 from bench.problem import make_layer
-from rnnkit import ops
 from rnnkit.backends import BACKENDS, available
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, Inputs, make_inputs
 
 CPU_BACKENDS = [name for name, row in BACKENDS.items() if row.arrays == "numpy" and available(name)]

@@ -1,19 +1,19 @@
 """rnnkit: fused RNN, GRU and LSTM layers that drop in where torch.nn's stood, on NumPy and CuPy arrays."""
 
-from rnnkit._threads import get_num_threads, set_num_threads
-from rnnkit.bidirectional import Bidirectional
-from rnnkit.checkpoint import Checkpoint
-from rnnkit.clipping import clip_grad_norm, clip_grad_value
-from rnnkit.containers import LastState, Sequential
-from rnnkit.embedding import Embedding
+from rnnkit.core.thread_pool import get_num_threads, set_num_threads
 from rnnkit.explain import explain
 from rnnkit.io import load, save
-from rnnkit.layers import GRU, LSTM, RNN
-from rnnkit.linear import Activation, Linear
-from rnnkit.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_with_logits, cross_entropy, mse
-from rnnkit.module import Module, grad_enabled, no_grad, set_grad_enabled
-from rnnkit.optimizers import SGD, Adagrad, Adam
-from rnnkit.steps import GRUCell, LSTMCell, RNNCell
+from rnnkit.io.checkpoint import Checkpoint
+from rnnkit.nn.bidirectional import Bidirectional
+from rnnkit.nn.containers import LastState, Sequential
+from rnnkit.nn.embedding import Embedding
+from rnnkit.nn.linear import Activation, Linear
+from rnnkit.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_with_logits, cross_entropy, mse
+from rnnkit.nn.module import Module, grad_enabled, no_grad, set_grad_enabled
+from rnnkit.nn.rnn import GRU, LSTM, RNN
+from rnnkit.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from rnnkit.optim.clipping import clip_grad_norm, clip_grad_value
+from rnnkit.optim.optimizers import SGD, Adagrad, Adam
 from rnnkit.summary import summary
 
 __version__ = "0.1.0"

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rnnkit._cores import default_threads
-from rnnkit._device import cuda_problem
 from rnnkit.backends import BACKENDS, needs
+from rnnkit.core.cpu_limits import default_threads
+from rnnkit.core.devices import cuda_problem
 from rnnkit.parity import plan
 from rnnkit.parity.document import processor, versions
 from rnnkit.parity.measure import run, said
@@ -73,7 +73,7 @@ def _cpu() -> dict[str, Any]:
     if needs.numba_problem() is None:
         import llvmlite.binding as llvm
 
-        from rnnkit.kernels.vector import vector_bytes
+        from rnnkit.kernels.cpu.simd import vector_bytes
 
         features = llvm.get_host_cpu_features()
         found["target"] = llvm.get_host_cpu_name()
@@ -93,7 +93,7 @@ def _threads(broken: list[str]) -> dict[str, Any]:
 
 def _cache(broken: list[str]) -> list[dict[str, Any]]:
     """Each folder that may hold compiled CPU kernels, best first. Sizes in bytes; the kinds of files by number."""
-    from rnnkit.kernels import cache
+    from rnnkit.kernels.cpu import cache
 
     stamp = cache.environment_stamp() if needs.numba_problem() is None else None
     folders = []

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rnnkit import _checks
-from rnnkit._threads import get_num_threads, why_so_many
 from rnnkit.backends import Sizes
-from rnnkit.layers import Recurrent
-from rnnkit.module import Array, Module, grad_enabled
-from rnnkit.steps import StepCell
+from rnnkit.core import checks
+from rnnkit.core.thread_pool import get_num_threads, why_so_many
+from rnnkit.nn.module import Array, Module, grad_enabled
+from rnnkit.nn.rnn import Recurrent
+from rnnkit.nn.rnn_cells import StepCell
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Explanation:
 
     workspace_bytes  the most that is allocated at one time beyond what the call returns; of the compiled CPU path's,
                      scratch memory and (under no_grad) packed weights stay for later calls, in bounds: see
-                     rnnkit/backends/memory.py
+                     rnnkit/backends/numba/memory.py
     kept_bytes       the part of it that stays until `backward` has run or the next call is made; 0 under no_grad()
     threads          how many the CPU kernels use at most, and threads_why what that follows from; None elsewhere
     """
@@ -62,7 +62,7 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
     if isinstance(layer, Recurrent):
         x, unbatched = layer._time_major("x", x, layer.input_size)
         T, B = x.shape[:2]
-        checked = _checks.lengths(lengths, T, B, unbatched)
+        checked = checks.lengths(lengths, T, B, unbatched)
         layers, directions, P = layer.num_layers, layer.num_directions, layer.proj_size
     elif isinstance(layer, StepCell):
         x = layer._checked_x(x)

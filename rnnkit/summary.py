@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit.bidirectional import Bidirectional
-from rnnkit.containers import LastState, Sequential
-from rnnkit.embedding import Embedding
-from rnnkit.linear import Activation, Linear
-from rnnkit.module import Module
-from rnnkit.recurrent import Recurrent
-from rnnkit.steps import StepCell
+from rnnkit.nn.bidirectional import Bidirectional
+from rnnkit.nn.containers import LastState, Sequential
+from rnnkit.nn.embedding import Embedding
+from rnnkit.nn.linear import Activation, Linear
+from rnnkit.nn.module import Module
+from rnnkit.nn.rnn_base import Recurrent
+from rnnkit.nn.rnn_cells import StepCell
 
 Shape = tuple[int | None, ...]
 

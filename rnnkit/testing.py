@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit import ops
-from rnnkit._device import to_device, to_numpy
-from rnnkit.cells import CELLS, Array, State, Weights
-from rnnkit.dtypes import DTYPES, resolve_dtype
+from rnnkit.core.cells import CELLS, Array, State, Weights
+from rnnkit.core.devices import to_device, to_numpy
+from rnnkit.core.dtypes import DTYPES, resolve_dtype
+from rnnkit.functional import direction as ops
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ class Errors(NamedTuple):
 
 
 def growth_of(case: Case, dtype: Any) -> float:
-    """The factor of the tolerances of `dtype` for a case with the numbers of `make_inputs`: see rnnkit/dtypes.py."""
+    """The factor of the tolerances of `dtype` for a case with the numbers of `make_inputs`: see
+    rnnkit/core/dtypes.py."""
     return resolve_dtype(dtype).growth(case.I / case.H**0.5)
 
 

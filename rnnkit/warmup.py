@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rnnkit
-from rnnkit._device import to_device
-from rnnkit._threads import the_team
 from rnnkit.backends import BACKENDS
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import to_device
+from rnnkit.core.dtypes import DTYPES
+from rnnkit.core.thread_pool import the_team
 
 OK, BAD, MISSING, INTERRUPTED = 0, 1, 3, 130  # argparse exits with 2
 
@@ -155,7 +155,7 @@ def _compile(kernels: Sequence[Kernels]) -> int:
 
 def _counts() -> Counter[str]:
     """What the cache of the CPU kernels has counted in this process; nothing where no such kernel was made."""
-    cache = sys.modules.get("rnnkit.kernels.cache")
+    cache = sys.modules.get("rnnkit.kernels.cpu.cache")
     return Counter() if cache is None else cache.counts
 
 
@@ -168,7 +168,7 @@ def _report(before: Counter[str]) -> bool:
     counts = _counts()
     if not counts:
         return True
-    from rnnkit.kernels import cache
+    from rnnkit.kernels.cpu import cache
 
     for folder in cache.kernel_folders():
         found = cache.survey(folder, cache.environment_stamp())["current"]

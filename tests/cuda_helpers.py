@@ -9,8 +9,8 @@ from unittest import mock
 
 import numpy as np
 
-from rnnkit import ops
-from rnnkit.cells import CELLS, Weights
+from rnnkit.core.cells import CELLS, Weights
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, Inputs, assert_close, make_inputs, run
 from tests import fakecupy
 
@@ -33,7 +33,7 @@ def assert_matches(got: dict[str, Any], want: dict[str, Any], dtype: str = "floa
 @contextmanager
 def chunked(steps: int) -> Iterator[None]:
     """At most `steps` steps in a chunk."""
-    from rnnkit.backends.cuda import problem
+    from rnnkit.backends.cupy import problem
 
     with mock.patch.object(problem, "CHUNK_STEPS", steps):
         yield

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import lines
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.dtypes import DTYPES
 
 
 @contextmanager

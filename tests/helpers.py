@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkit import _threads
 from rnnkit.backends import BACKENDS
+from rnnkit.core import thread_pool
 from rnnkit.warmup import LAYERS as LAYERS
 
 CPU_BACKENDS = [
@@ -113,4 +113,4 @@ def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
     """Every amount of work shared among so many threads, whatever the machine has and whoever holds its cores."""
     settings = {"_threads": threads, "SHARED_FROM": 0, "WOKEN_FROM": 0, "SPELLS": (0.0, 0.0)}
     for name, value in (settings | dict.fromkeys(("AWAITED", "AWAITED_WOKEN"), 1e7)).items():
-        patch.setattr(_threads, name, value)
+        patch.setattr(thread_pool, name, value)

@@ -17,10 +17,10 @@ from tests.mutants_parts import PART_MUTANTS
 from tests.mutants_sums import CUDA_SUM_MUTANTS, SUM_MUTANTS
 from tests.mutation import Edit, Mutant
 
-CELLS, BY_SCAN = "rnnkit/cells.py", "rnnkit/backends/by_scan.py"
+CELLS, BY_SCAN = "rnnkit/core/cells.py", "rnnkit/backends/by_scan.py"
 NUMPY = "rnnkit/backends/numpy.py"
-STACK, CHECKS = "rnnkit/stack.py", "rnnkit/_checks.py"
-MODULE, RECURRENT = "rnnkit/module.py", "rnnkit/recurrent.py"
+STACK, CHECKS = "rnnkit/functional/stack.py", "rnnkit/core/checks.py"
+MODULE, RECURRENT = "rnnkit/nn/module.py", "rnnkit/nn/rnn_base.py"
 
 ORACLE = "tests/test_oracle.py"
 
@@ -308,7 +308,7 @@ LAYER_MUTANTS = (
 CACHE_MUTANTS = (
     Mutant(
         "kernels of different processes under one symbol",
-        (Edit("kernels/jit.py", '    function.__qualname__ += f".{name}"\n', ""),),
+        (Edit("kernels/cpu/jit.py", '    function.__qualname__ += f".{name}"\n', ""),),
         "tests/test_kernels.py",
         "several_processes",
     ),

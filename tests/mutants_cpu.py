@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-NUMBA, PLAN, SCAN = "rnnkit/backends/numba.py", "rnnkit/backends/plan.py", "kernels/scan.py"
-FRAME, PRODUCT, PACK, LARGE = "kernels/frame.py", "kernels/product.py", "kernels/pack.py", "kernels/large.py"
-STEP, DIGEST, ACTIVATIONS = "kernels/step.py", "kernels/digest.py", "kernels/activations.py"
-TEAM = "kernels/team.py"
+NUMBA, PLAN, SCAN = "rnnkit/backends/numba/layer.py", "rnnkit/backends/numba/plan.py", "kernels/cpu/scan.py"
+FRAME, PRODUCT, PACK, LARGE = (
+    "kernels/cpu/frame.py",
+    "kernels/cpu/matmul.py",
+    "kernels/cpu/pack.py",
+    "kernels/cpu/matmul_large.py",
+)
+STEP, DIGEST, ACTIVATIONS = "kernels/cpu/step.py", "kernels/cpu/digest.py", "kernels/cpu/activations.py"
+TEAM = "kernels/cpu/threads.py"
 
 
 def _numba(name: str, old: str, new: str, pick: str, file: str = NUMBA) -> Mutant:
@@ -27,7 +32,7 @@ HOST_MUTANTS = (
     ),
     _piece(
         "a part of wider rows read as if it were whole",
-        "rnnkit/backends/operands.py",
+        "rnnkit/backends/numba/operands.py",
         "return as_writable(a[:1, :1, :1]), row",
         "return as_writable(a[:1, :1, :1]), K * item",
         "tests/test_layers.py",
@@ -49,7 +54,7 @@ HOST_MUTANTS = (
     ),
     _piece(
         "packed weights are trusted under an id that came again",
-        "rnnkit/backends/memory.py",
+        "rnnkit/backends/numba/memory.py",
         "r() is a for r, a",
         "r is not a for r, a",
         "tests/test_frozen.py",
@@ -57,7 +62,7 @@ HOST_MUTANTS = (
     ),
     _piece(
         "read-only views are taken for constant",
-        "rnnkit/_frozen.py",
+        "rnnkit/core/read_only.py",
         'return type(getattr(a, "base", None)) is _Memory',
         "return not a.flags.writeable",
         "tests/test_frozen.py",
@@ -65,7 +70,7 @@ HOST_MUTANTS = (
     ),
     _piece(
         "unpickled arrays are taken for constant",
-        "rnnkit/_frozen.py",
+        "rnnkit/core/read_only.py",
         'return type(getattr(a, "base", None)) is _Memory',
         'return isinstance(getattr(a, "base", None), bytes)',
         "tests/test_frozen.py",
@@ -73,7 +78,7 @@ HOST_MUTANTS = (
     ),
     _piece(
         "an optimizer's step stops half way at a frozen parameter",
-        "rnnkit/optimizers.py",
+        "rnnkit/optim/optimizers.py",
         "            check_writable(name, p)\n",
         "            pass\n",
         "tests/test_frozen.py",
@@ -126,7 +131,7 @@ LOOP_MUTANTS = (
     ),
     _piece(
         "loading compiled code imports what compiles",
-        "kernels/cache.py",
+        "kernels/cpu/cache.py",
         "rtsys.initialize(target_context)",
         "target_context.refresh()",
         "tests/test_kernels.py",
@@ -144,21 +149,21 @@ LOOP_MUTANTS = (
         "return da, da, 0.0, dc * f",
         "return da, da, 0.0, dc",
         "lstm-T5",
-        "kernels/lstm.py",
+        "kernels/cells/lstm.py",
     ),
     _numba(
         "gates f and g swapped in the kernel",
         "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])\n        g, o = tanh(x[2] + u[2])",
         "        i, f = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])\n        g, o = tanh(x[1] + u[1])",
         "lstm-T5",
-        "kernels/lstm.py",
+        "kernels/cells/lstm.py",
     ),
     _numba(
         "r left out of the hidden side's gradient",
         "(da_r, da_z, da_n * r), dh * z",
         "(da_r, da_z, da_n), dh * z",
         "gru-T5",
-        "kernels/gru.py",
+        "kernels/cells/gru.py",
     ),
     _numba(
         "a reversed scan runs forward within its chunk",
@@ -281,7 +286,7 @@ PIECE_MUTANTS = (
     ),
     _piece(
         "a thread that left a core is kept from it",
-        "kernels/system.py",
+        "kernels/cpu/system.py",
         "        set_usable(usable)\n",
         "        set_usable(others)\n",
         "tests/test_crowding.py",
@@ -329,7 +334,7 @@ PIECE_MUTANTS = (
     ),
     _piece(
         "a gradient is cleared where no step adds to it",
-        "kernels/gradients.py",
+        "kernels/cpu/gradients.py",
         "if not adds:",
         "if True:",
         "tests/test_layers.py",
@@ -361,7 +366,7 @@ PIECE_MUTANTS = (
     ),
     _piece(
         "a limit swallows NaN",
-        "kernels/elementwise.py",
+        "kernels/cpu/elementwise.py",
         "builder.fcmp_ordered(relation,",
         "builder.fcmp_unordered(relation,",
         "tests/test_activations.py",

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-LSTM, GRU, RNN, ROWS = "kernels/lstm.cuh", "kernels/gru.cuh", "kernels/rnn.cuh", "kernels/rows.cuh"
-CALL, STEPS, BEFORE = "kernels/stepwise.cuh", "kernels/stepwise.cu", "kernels/stepwise_reset_before.cu"
-NUMBERS = "kernels/numbers.cuh"
-RUN, STEPWISE = "rnnkit/backends/cuda/stepwise_run.py", "rnnkit/backends/cuda/stepwise.py"
-ARENA, CUBLAS = "rnnkit/backends/cuda/arena.py", "rnnkit/backends/cuda/cublas.py"
-PROBLEM = "rnnkit/backends/cuda/problem.py"
-SOURCES, CHOICE = "rnnkit/backends/cuda/sources.py", "rnnkit/backends/cuda/schedules.py"
+LSTM, GRU, RNN, ROWS = (
+    "kernels/cells/lstm.cuh",
+    "kernels/cells/gru.cuh",
+    "kernels/cells/rnn.cuh",
+    "kernels/cuda/rows.cuh",
+)
+CALL, STEPS, BEFORE = "kernels/cuda/stepwise.cuh", "kernels/cuda/stepwise.cu", "kernels/cuda/stepwise_reset_before.cu"
+NUMBERS = "kernels/cuda/numbers.cuh"
+RUN, STEPWISE = "rnnkit/backends/cupy/stepwise_run.py", "rnnkit/backends/cupy/stepwise.py"
+ARENA, CUBLAS = "rnnkit/backends/cupy/arena.py", "rnnkit/backends/cupy/cublas.py"
+PROBLEM = "rnnkit/backends/cupy/problem.py"
+SOURCES, CHOICE = "rnnkit/backends/cupy/sources.py", "rnnkit/backends/cupy/schedules.py"
 
-MODULE, OPTIMIZERS = "rnnkit/module.py", "rnnkit/optimizers.py"
+MODULE, OPTIMIZERS = "rnnkit/nn/module.py", "rnnkit/optim/optimizers.py"
 
 PARITY, DEVICE = "tests/test_cupy_backend.py", "tests/test_cupy_device.py"
 

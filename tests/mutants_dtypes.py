@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-WIDE, OPTIMIZERS = "rnnkit/_wide.py", "rnnkit/optimizers.py"
-BIDIRECTIONAL, EMBEDDING, STACK = "rnnkit/bidirectional.py", "rnnkit/embedding.py", "rnnkit/stack.py"
+WIDE, OPTIMIZERS = "rnnkit/core/mixed_precision.py", "rnnkit/optim/optimizers.py"
+BIDIRECTIONAL, EMBEDDING, STACK = "rnnkit/nn/bidirectional.py", "rnnkit/nn/embedding.py", "rnnkit/functional/stack.py"
 
 
 def _row(name: str, file: str, old: str, new: str, pick: str) -> Mutant:
@@ -22,7 +22,7 @@ DTYPE_MUTANTS = (
     ),
     _row(
         "16 bits: Linear's bias gradient summed in 16 bits",
-        "rnnkit/linear.py",
+        "rnnkit/nn/linear.py",
         "column_sums(rows))",
         "rows.sum(axis=0))",
         "sums_over_a_batch",
@@ -57,7 +57,7 @@ DTYPE_MUTANTS = (
     ),
     _row(
         "16 bits: the clipping factor rounded",
-        "rnnkit/clipping.py",
+        "rnnkit/optim/clipping.py",
         "narrow(wide(grad) * factor, grad.dtype)",
         "grad * grad.dtype.type(factor)",
         "test_clipping",

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-DEVICE, CHECKS, MODULE = "rnnkit/_device.py", "rnnkit/_checks.py", "rnnkit/module.py"
-EMBEDDING, LOSSES, OPTIMIZERS, OPS = "rnnkit/embedding.py", "rnnkit/losses.py", "rnnkit/optimizers.py", "rnnkit/ops.py"
+DEVICE, CHECKS, MODULE = "rnnkit/core/devices.py", "rnnkit/core/checks.py", "rnnkit/nn/module.py"
+EMBEDDING, LOSSES, OPTIMIZERS, OPS = (
+    "rnnkit/nn/embedding.py",
+    "rnnkit/nn/losses.py",
+    "rnnkit/optim/optimizers.py",
+    "rnnkit/functional/direction.py",
+)
 
 
 def _row(name: str, file: str, old: str, new: str, pick: str) -> Mutant:
@@ -30,8 +35,8 @@ INTEROP_MUTANTS = (
     _row(
         "an optimizer runs on whatever device is current",
         OPTIMIZERS,
-        "            with _device.current(_device.device_of(p)):\n                self._step_of(",
-        "            with _device.current('cpu'):\n                self._step_of(",
+        "            with devices.current(devices.device_of(p)):\n                self._step_of(",
+        "            with devices.current('cpu'):\n                self._step_of(",
         "every_module_runs_on_its_own_device",
     ),
     _row(
@@ -44,7 +49,7 @@ INTEROP_MUTANTS = (
     _row(
         "an optimizer's state stays behind",
         OPTIMIZERS,
-        "            state[slot] = _device.to_device(held, _device.device_of(p))\n",
+        "            state[slot] = devices.to_device(held, devices.device_of(p))\n",
         "            state[slot] = held\n",
         "to_moves_everything",
     ),
@@ -85,7 +90,7 @@ INTEROP_MUTANTS = (
     ),
     _row(
         "clip_grad_norm waits once a gradient",
-        "rnnkit/clipping.py",
+        "rnnkit/optim/clipping.py",
         "sums[device] + squares if device in sums else squares",
         "sums[device] + float(squares) if device in sums else squares",
         "nothing_waits",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-SCAN, RESET_BEFORE = "kernels/cuda_scan.py", "kernels/cuda_scan_reset_before.py"
-NUMBERS, SHAPE, BACKEND = "kernels/cuda_numbers.py", "kernels/cuda_shape.py", "rnnkit/backends/numba_cuda.py"
+SCAN, RESET_BEFORE = "kernels/numba_cuda/scan.py", "kernels/numba_cuda/scan_reset_before.py"
+NUMBERS, SHAPE, BACKEND = (
+    "kernels/numba_cuda/numbers.py",
+    "kernels/numba_cuda/launch_shape.py",
+    "rnnkit/backends/numba_cuda.py",
+)
 BARRIER = "            cuda.syncthreads()\n"
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-STACK, STEPS, THREADS = "rnnkit/stack.py", "rnnkit/steps.py", "rnnkit/_threads.py"
-BIDIRECTIONAL, CONTAINERS = "rnnkit/bidirectional.py", "rnnkit/containers.py"
-EMBEDDING, LINEAR, LOSSES = "rnnkit/embedding.py", "rnnkit/linear.py", "rnnkit/losses.py"
-CACHE, CACHE_FILE, NOTICE = "kernels/cache.py", "kernels/cache_file.py", "kernels/notice.py"
-CORES, NEEDS, WARMUP, DOCTOR = "rnnkit/_cores.py", "rnnkit/backends/needs.py", "rnnkit/warmup.py", "rnnkit/doctor.py"
-CALLS, GRAD_MODE, MODULE = "rnnkit/_calls.py", "rnnkit/_grad_mode.py", "rnnkit/module.py"
-MEANING = "rnnkit/_meaning.py"
-OPTIMIZER_STATE, CHECKPOINT = "rnnkit/_optimizer_state.py", "rnnkit/checkpoint.py"
-OPTIMIZERS, KERAS, IO, SUMMARY = "rnnkit/optimizers.py", "rnnkit/_keras.py", "rnnkit/io.py", "rnnkit/summary.py"
+STACK, STEPS, THREADS = "rnnkit/functional/stack.py", "rnnkit/nn/rnn_cells.py", "rnnkit/core/thread_pool.py"
+BIDIRECTIONAL, CONTAINERS = "rnnkit/nn/bidirectional.py", "rnnkit/nn/containers.py"
+EMBEDDING, LINEAR, LOSSES = "rnnkit/nn/embedding.py", "rnnkit/nn/linear.py", "rnnkit/nn/losses.py"
+CACHE, CACHE_FILE, NOTICE = "kernels/cpu/cache.py", "kernels/cpu/cache_file.py", "kernels/cpu/notice.py"
+CORES, NEEDS, WARMUP, DOCTOR = (
+    "rnnkit/core/cpu_limits.py",
+    "rnnkit/backends/needs.py",
+    "rnnkit/warmup.py",
+    "rnnkit/doctor.py",
+)
+CALLS, GRAD_MODE, MODULE = "rnnkit/nn/calls.py", "rnnkit/core/grad_mode.py", "rnnkit/nn/module.py"
+MEANING = "rnnkit/nn/conventions.py"
+OPTIMIZER_STATE, CHECKPOINT = "rnnkit/optim/state.py", "rnnkit/io/checkpoint.py"
+OPTIMIZERS, KERAS, IO, SUMMARY = (
+    "rnnkit/optim/optimizers.py",
+    "rnnkit/io/keras.py",
+    "rnnkit/io/files.py",
+    "rnnkit/summary.py",
+)
 
 
 def _row(name: str, file: str, old: str, new: str, tests: str, pick: str) -> Mutant:
@@ -70,7 +80,7 @@ PART_MUTANTS = (
     ),
     _row(
         "calls: kernels add into gradients with no lock",
-        "rnnkit/recurrent.py",
+        "rnnkit/nn/rnn_base.py",
         "        with self._adding:  #",
         '        with __import__("threading").Lock():  #',
         "shared_layers",
@@ -134,7 +144,7 @@ PART_MUTANTS = (
     ),
     _row(
         "packed weights: who is interrupted right after taking them leaves them taken",
-        "rnnkit/backends/numba.py",
+        "rnnkit/backends/numba/layer.py",
         "if held is not None and OWNER in held.claims and held.claims[OWNER] is call:",
         "if held is not None and digest:",
         "interrupts",
@@ -302,7 +312,7 @@ PART_MUTANTS = (
     ),
     _row(
         "clip_grad_norm: gradients below the limit scaled up",
-        "rnnkit/clipping.py",
+        "rnnkit/optim/clipping.py",
         "    if not factor >= 1:",
         "    if factor:",
         "optimizers",
@@ -343,7 +353,7 @@ PART_MUTANTS = (
     _row(
         "io: values left out of the checksum",
         IO,
-        "        total.update(_safetensors.as_bytes(value).data)\n",
+        "        total.update(safetensors_format.as_bytes(value).data)\n",
         "",
         "safetensors",
         "every_flipped_byte",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-SUMS, LARGE, DTYPES = "rnnkit/_sums.py", "kernels/large.py", "rnnkit/dtypes.py"
-ROWS, STEPWISE, CUBLAS = "kernels/rows.cuh", "rnnkit/backends/cuda/stepwise.py", "rnnkit/backends/cuda/cublas.py"
+SUMS, LARGE, DTYPES = "rnnkit/core/long_sums.py", "kernels/cpu/matmul_large.py", "rnnkit/core/dtypes.py"
+ROWS, STEPWISE, CUBLAS = "kernels/cuda/rows.cuh", "rnnkit/backends/cupy/stepwise.py", "rnnkit/backends/cupy/cublas.py"
 
 
 def _sum(name: str, file: str, old: str, new: str, pick: str, tests: str = "sums") -> Mutant:

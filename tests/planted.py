@@ -86,7 +86,7 @@ def unwritten(found: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def refusing(problem: Callable[[Sizes], str | None]) -> Iterator[None]:
     """The last schedule of the CuPy backend alone, which refuses the sizes of which `problem` gives a reason."""
-    from rnnkit.backends.cuda import schedules
+    from rnnkit.backends.cupy import schedules
 
     row = dataclasses.replace(schedules.SCHEDULES[-1], problem=lambda cell, dtype, sizes, arch: problem(sizes))
     with mock.patch.object(schedules, "SCHEDULES", (row,)):

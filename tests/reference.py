@@ -58,7 +58,7 @@ def _step(cell: str, x: Row, h: Row, c: Row, w: dict[str, Any], H: int) -> tuple
 def forward(
     cell: str, x: np.ndarray, state0: tuple[np.ndarray, ...], weights: Any, lengths: Any, reverse: bool
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """y (T, B, R) and the final states, as `rnnkit.ops.forward` gives them, in float64."""
+    """y (T, B, R) and the final states, as `rnnkit.functional.direction.forward` gives them, in float64."""
     T, B, _ = x.shape
     GH, R = weights.w_hh.shape
     H = GH // {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4}.get(cell, 3)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import rnnkit
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 from rnnkit.testing import Case, parity
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,8 +16,8 @@ import numpy as np
 
 from rnnkit.backends import BACKENDS, BackendRow, Forward, Gradients
 from rnnkit.backends import numpy as oracle
-from rnnkit.cells import Weights
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import Weights
+from rnnkit.core.dtypes import DTYPES
 from tests import fakecupy
 from tests.helpers import LAYERS
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from bench.activations import errors, exactly, kernel, measure
-from rnnkit.kernels.activations import activations
-from rnnkit.kernels.elementwise import elementwise
-from rnnkit.kernels.jit import entry
-from rnnkit.kernels.vector import vectors
+from rnnkit.kernels.cpu.activations import activations
+from rnnkit.kernels.cpu.elementwise import elementwise
+from rnnkit.kernels.cpu.jit import entry
+from rnnkit.kernels.cpu.simd import vectors
 
 DTYPES = ("float32", "float64")
-BOUND = 2.6  # ulp; what was met is in kernels/activations.py
+BOUND = 2.6  # ulp; what was met is in kernels/cpu/activations.py
 WIDER = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit._device import cuda_problem
 from rnnkit.backends import BACKENDS
+from rnnkit.core.devices import cuda_problem
 from tests.helpers import LAYERS, layer_after_a_call, refused
 
 NAN = float("nan")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkit import ops
-from rnnkit.cells import CELLS, Weights
+from rnnkit.core.cells import CELLS, Weights
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, Inputs, make_inputs, run
 from tests.helpers import assert_same, refused
 

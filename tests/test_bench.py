@@ -22,7 +22,7 @@ from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PEERS, PeerRow
 from bench.problem import Oracle, check, make_problem, select_rows
 from bench.runner import Settings, run
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 SMALL = {"T": 4, "B": 3, "I": 5, "H": 6}
 VARIANTS: list[dict[str, Any]] = [{}, {"layers": 2, "bidirectional": True, "ragged": True}]

@@ -17,11 +17,12 @@ from typing import Any
 import numba
 import pytest
 
-from rnnkit.kernels import jit, vector
+from rnnkit.kernels.cpu import jit
+from rnnkit.kernels.cpu import simd as vector
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = """
-from rnnkit.kernels.jit import entry, job
+from rnnkit.kernels.cpu.jit import entry, job
 
 def make_entry():
     @entry(("test", "twice"))
@@ -49,7 +50,7 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new process: no warning given, no version read."""
-    cache = sys.modules.get("rnnkit.kernels.cache")
+    cache = sys.modules.get("rnnkit.kernels.cpu.cache")
     if cache is not None:
         monkeypatch.setattr(cache, "_warned", set())
         cache.environment_stamp.cache_clear()
@@ -141,7 +142,7 @@ def test_a_damaged_file_of_a_job_too(cache_root, kernels) -> None:
 
 
 def test_any_byte_that_is_missing_or_another_one_is_found(cache_root, kernels) -> None:
-    from rnnkit.kernels.cache_file import DamagedFile, unpacked
+    from rnnkit.kernels.cpu.cache_file import DamagedFile, unpacked
 
     called(kernels)
     (path,) = cached(cache_root)
@@ -187,7 +188,7 @@ def test_a_disk_that_takes_nothing_costs_one_warning(error, cache_root, kernels,
 
 
 def test_a_failed_write_leaves_the_file_that_was_there(cache_root, kernels, monkeypatch) -> None:
-    from rnnkit.kernels.cache_file import write_whole
+    from rnnkit.kernels.cpu.cache_file import write_whole
 
     called(kernels)
     (path,) = cached(cache_root)
@@ -260,7 +261,7 @@ def test_another_environment_compiles_its_own_and_spoils_nothing(other, cache_ro
 
 
 def test_an_intact_file_of_other_sources_is_not_used(cache_root, kernels) -> None:
-    from rnnkit.kernels.cache_file import packed, unpacked
+    from rnnkit.kernels.cpu.cache_file import packed, unpacked
 
     called(kernels)
     (path,) = cached(cache_root)
@@ -272,7 +273,7 @@ def test_an_intact_file_of_other_sources_is_not_used(cache_root, kernels) -> Non
 
 def test_an_intact_file_that_does_not_load_is_compiled_anew(cache_root, kernels) -> None:
     """As of a development version of Numba, which changes and keeps its number."""
-    from rnnkit.kernels.cache_file import packed, unpacked
+    from rnnkit.kernels.cpu.cache_file import packed, unpacked
 
     called(kernels)
     (path,) = cached(cache_root)

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 import rnnkit
-from rnnkit import io
+from rnnkit.io import files as io
 from tests.files import assert_same
 from tests.helpers import assert_same as assert_same_values
 from tests.helpers import refused
@@ -343,9 +343,9 @@ def test_a_crafted_checkpoint_is_refused(change: Any, said: str, tmp_path: Path)
     run.save(path)
     with safetensors.safe_open(path, framework="np") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = json.loads(metadata["rnnkit.checkpoint"])
+    found = json.loads(metadata["rnnkit.io.checkpoint"])
     change(found)
-    metadata["rnnkit.checkpoint"] = json.dumps(found)
+    metadata["rnnkit.io.checkpoint"] = json.dumps(found)
     metadata["rnnkit.sha256"] = io._digest(tensors, metadata)
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
     with pytest.raises(ValueError, match="c' cannot be loaded: ") as caught:

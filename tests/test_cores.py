@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _cores, _threads
-from rnnkit._cores import cpu_quota, default_threads
+from rnnkit.core import cpu_limits, thread_pool
+from rnnkit.core.cpu_limits import cpu_quota, default_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 V2 = "35 24 0:30 {mounted} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -108,8 +108,8 @@ def asked_anew(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(_cores, "cpu_quota", lambda: None)
-    monkeypatch.setattr(_threads, "_threads", 0)
+    monkeypatch.setattr(cpu_limits, "cpu_quota", lambda: None)
+    monkeypatch.setattr(thread_pool, "_threads", 0)
     default_threads.cache_clear()
     return monkeypatch
 
@@ -138,12 +138,12 @@ def test_the_affinity_mask(asked_anew) -> None:
 
 @pytest.mark.parametrize(("quota", "threads"), [(2.0, 2), (2.9, 2), (1.5, 1), (0.25, 1), (7.5, 7)])
 def test_the_quota_rounded_down(quota, threads, asked_anew) -> None:
-    asked_anew.setattr(_cores, "cpu_quota", lambda: quota)
+    asked_anew.setattr(cpu_limits, "cpu_quota", lambda: quota)
     assert said() == (threads, f"CPU quota of {quota:.4g} cores")
 
 
 def test_a_quota_of_more_than_the_cores_does_not_count(asked_anew) -> None:
-    asked_anew.setattr(_cores, "cpu_quota", lambda: 64.0)
+    asked_anew.setattr(cpu_limits, "cpu_quota", lambda: 64.0)
     assert said() == (8, "8 cores")
 
 
@@ -159,7 +159,7 @@ def test_openmps_variable_bounds_it_and_its_nonsense_does_not(value, threads, as
 def test_our_variable_names_it(asked_anew) -> None:
     asked_anew.setenv("OMP_NUM_THREADS", "1")
     asked_anew.setenv("RNNKIT_NUM_THREADS", " 12 ")
-    asked_anew.setattr(_cores, "cpu_quota", lambda: 1.0)
+    asked_anew.setattr(cpu_limits, "cpu_quota", lambda: 1.0)
     assert said() == (12, "RNNKIT_NUM_THREADS")
 
 
@@ -189,7 +189,7 @@ def test_it_is_read_once(asked_anew) -> None:
         raise AssertionError("read again")
 
     assert said()[0] == 8
-    asked_anew.setattr(_cores, "cpu_quota", read_again)
+    asked_anew.setattr(cpu_limits, "cpu_quota", read_again)
     assert said()[0] == 8
 
 
@@ -208,8 +208,8 @@ def test_a_forked_child_reads_it_anew(asked_anew) -> None:
 def test_importing_reads_nothing_and_processes_follow_the_environment() -> None:
     code = """if 1:
         import rnnkit
-        from rnnkit import _cores
-        assert _cores.default_threads.cache_info().currsize == 0
+        from rnnkit.core import cpu_limits
+        assert cpu_limits.default_threads.cache_info().currsize == 0
         print(rnnkit.get_num_threads())"""
     environment = {name: value for name, value in os.environ.items() if name != "RNNKIT_NUM_THREADS"}
     for variables, threads in (({"RNNKIT_NUM_THREADS": "3"}, "3"), ({"OMP_NUM_THREADS": "1"}, "1")):

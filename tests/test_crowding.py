@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _threads
-from rnnkit.backends import numba as backend
-from rnnkit.kernels import team as kernels
-from rnnkit.kernels.frame import Shape
-from rnnkit.kernels.jit import entry
-from rnnkit.kernels.system import core, nanoseconds
-from rnnkit.kernels.words import set_word
+from rnnkit.backends.numba import layer as backend
+from rnnkit.core import thread_pool
+from rnnkit.kernels.cpu import threads as kernels
+from rnnkit.kernels.cpu.frame import Shape
+from rnnkit.kernels.cpu.jit import entry
+from rnnkit.kernels.cpu.memory import set_word
+from rnnkit.kernels.cpu.system import core, nanoseconds
 from tests.helpers import share_everything
 
 WORD, SHAPE = 8, Shape._fields
@@ -39,28 +39,28 @@ def meets(state):
 
 
 @pytest.fixture
-def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[_threads.Team]:
+def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[thread_pool.Team]:
     """A team of its own for this test, of three threads that are waited for."""
     share_everything(monkeypatch, 3)
-    team = _threads.Team()
-    monkeypatch.setattr(_threads, "_team", team)
+    team = thread_pool.Team()
+    monkeypatch.setattr(thread_pool, "_team", team)
     yield team
     team.end()
 
 
-def rob(team: _threads.Team, *threads: int) -> None:
+def rob(team: thread_pool.Team, *threads: int) -> None:
     """As the threads note it who lost their core in a job."""
     for k in threads:
         team._state[(kernels.ASLEEP + kernels.LINE * k + kernels.ROBBED) // WORD] = 1
 
 
-def dismiss(team: _threads.Team) -> None:
+def dismiss(team: thread_pool.Team) -> None:
     """What `run` does after a job."""
     team.booked[0] = 0
     team.dismissed = time.monotonic()
 
 
-def gathered(team: _threads.Team, threads: int = 3) -> int:
+def gathered(team: thread_pool.Team, threads: int = 3) -> int:
     found = team.gather("call", threads, 1e4)
     if found > 1:
         dismiss(team)
@@ -101,7 +101,7 @@ def test_all_come_and_some_are_woken(team):
 
 
 def test_a_robbed_thread_is_left_out_for_a_spell(team, monkeypatch):
-    monkeypatch.setattr(_threads, "SPELLS", (50.0, 150.0))
+    monkeypatch.setattr(thread_pool, "SPELLS", (50.0, 150.0))
     assert gathered(team) == 3
     rob(team, 2)
     assert gathered(team) == 2
@@ -120,7 +120,7 @@ def test_a_robbed_thread_is_left_out_for_a_spell(team, monkeypatch):
 
 
 def test_results_are_the_same_in_a_crowd(team, monkeypatch):
-    monkeypatch.setattr(_threads, "SPELLS", (0.01, 0.02))
+    monkeypatch.setattr(thread_pool, "SPELLS", (0.01, 0.02))
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.random.default_rng(0).standard_normal((20, 3, 16)).astype(np.float32)
     want, want_dx = layer(x)[0], layer.backward(np.ones((20, 3, 64), np.float32))[0]
@@ -131,7 +131,7 @@ def test_results_are_the_same_in_a_crowd(team, monkeypatch):
 
 
 def test_what_was_lost_decides_the_spell(team, monkeypatch):
-    monkeypatch.setattr(_threads, "SPELLS", (0.5, 100.0))
+    monkeypatch.setattr(thread_pool, "SPELLS", (0.5, 100.0))
     assert gathered(team) == 3
     rob(team, 0)  # the caller itself
     assert (gathered(team), team._spell) == (2, 0.5)
@@ -140,7 +140,7 @@ def test_what_was_lost_decides_the_spell(team, monkeypatch):
 
 
 def test_what_was_lost_long_ago_is_no_reason(team, monkeypatch):
-    monkeypatch.setattr(_threads, "SPELLS", (0.05, 100.0))
+    monkeypatch.setattr(thread_pool, "SPELLS", (0.05, 100.0))
     assert gathered(team) == 3
     rob(team, 2)
     time.sleep(0.1)
@@ -150,7 +150,7 @@ def test_what_was_lost_long_ago_is_no_reason(team, monkeypatch):
 
 
 def test_small_calls_do_not_end_a_spell(team, monkeypatch):
-    monkeypatch.setattr(_threads, "SPELLS", (50.0, 150.0))
+    monkeypatch.setattr(thread_pool, "SPELLS", (50.0, 150.0))
     assert gathered(team) == 3
     rob(team, 2)
     for asked in (3, 2, 2, 2):
@@ -172,8 +172,8 @@ def test_who_is_missing_is_left_out_and_the_others_work(team, monkeypatch):
     rouse = team._rouse
     monkeypatch.setattr(team, "_rouse", lambda k: None if k == 1 else rouse(k))
     for name in ("AWAITED", "AWAITED_WOKEN"):
-        monkeypatch.setattr(_threads, name, 2e5)
-    monkeypatch.setattr(_threads, "SPELLS", (50.0, 150.0))
+        monkeypatch.setattr(thread_pool, name, 2e5)
+    monkeypatch.setattr(thread_pool, "SPELLS", (50.0, 150.0))
     present = []
     launch = backend.launch_forward
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rnnkit.backends.cuda import sources
-from rnnkit.backends.cuda.sources import Build, Kernel
+from rnnkit.backends.cupy import sources
+from rnnkit.backends.cupy.sources import Build, Kernel
 from tests.build_report import REQUIRED, needs, nvrtc, occupancy, printed, table
 from tests.build_report import __main__ as command
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rnnkit.backends.cuda import sources
-from rnnkit.backends.cuda.sources import Build
+from rnnkit.backends.cupy import sources
+from rnnkit.backends.cupy.sources import Build
 from tests.build_report import needs, nvrtc, occupancy, table
 from tests.build_report.nvrtc import Usage
 from tests.build_report.occupancy import DEVICES, Device, Occupancy

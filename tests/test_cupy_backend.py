@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import ops
-from rnnkit.cells import CELLS, Weights
+from rnnkit.core.cells import CELLS, Weights
+from rnnkit.functional import direction as ops
 from rnnkit.testing import CASES, Case, assert_close, error_ratio, make_inputs, parity, run
 from tests import emulator
 from tests.cuda_helpers import assert_matches, chunked, cuda, outputs, run_on
@@ -127,7 +127,7 @@ def test_graphs_of_one_layer_are_told_apart(cp: Any) -> None:
 
 
 def test_graphs_are_dropped_when_the_work_space_moves(cp: Any) -> None:
-    from rnnkit.backends.cuda import arena
+    from rnnkit.backends.cupy import arena
 
     small, large = Case("gru"), Case("gru", T=9, B=33, H=40)
     inputs = make_inputs(small, "float32", device="cuda:0")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import ops
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 from rnnkit.errors import DeviceError, DeviceMemoryError, UnsupportedDeviceError
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, assert_close, make_inputs, parity, run
 from tests import emulator
 from tests.cuda_helpers import assert_matches, chunked, cuda, outputs
@@ -111,12 +111,12 @@ def test_cards_that_are_not_served(arch: str, dtype: str, said: tuple[str, ...])
 
 
 def test_sources_that_do_not_compile() -> None:
-    from rnnkit.backends.cuda import sources
+    from rnnkit.backends.cupy import sources
 
     broken = lambda build: "this is no CUDA"  # noqa: E731
     with cuda():
         layer, x = a_layer()
-        with mock.patch("rnnkit.backends.cuda.sources.source", broken), failing(layer, DeviceError, "compile"):
+        with mock.patch("rnnkit.backends.cupy.sources.source", broken), failing(layer, DeviceError, "compile"):
             layer(x)
         layer(x)
     assert sources.source is not broken
@@ -132,7 +132,7 @@ def test_memory_that_is_full_beside_the_pool() -> None:
         once = mock.patch.object(cp.fake.libcublas, "cublasCreate_v2", lambda out: next(answers, None) or real(out))
         with once:
             layer(x)
-        from rnnkit.backends.cuda import stepwise_run
+        from rnnkit.backends.cupy import stepwise_run
 
         def full(*args: Any) -> Any:
             raise cp.cuda.driver.CUDADriverError(2)
@@ -159,7 +159,7 @@ def test_launches_that_fail(call: int) -> None:
         inputs = make_inputs(case, "float32", device="cuda:0")
         for _ in range(call - 1):
             run(case, inputs, "cupy")
-        from rnnkit.backends.cuda import stepwise_run
+        from rnnkit.backends.cupy import stepwise_run
 
         def refused(*args: Any) -> Any:
             raise cp.cuda.driver.CUDADriverError(1)
@@ -188,7 +188,7 @@ def test_a_stream_that_is_being_captured() -> None:
 def test_arenas_and_graphs_are_few() -> None:
     """Streams and shapes without end do not gather memory."""
     with cuda() as cp:
-        from rnnkit.backends.cuda import arena
+        from rnnkit.backends.cupy import arena
 
         with mock.patch.object(arena, "MOST_ARENAS", 2), mock.patch.object(arena, "MOST_GRAPHS", 3):
             for _ in range(4):
@@ -205,7 +205,7 @@ def test_arenas_and_graphs_are_few() -> None:
 
 def test_more_shapes_than_graphs_are_not_captured_again_and_again() -> None:
     with cuda() as cp:
-        from rnnkit.backends.cuda import arena
+        from rnnkit.backends.cupy import arena
 
         held = [make_inputs(Case("rnn_tanh", T=T), "float32", device="cuda:0") for T in range(1, 6)]
         with mock.patch.object(arena, "MOST_GRAPHS", 4), cp.fake.counting() as counts:

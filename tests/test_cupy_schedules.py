@@ -10,8 +10,9 @@ from unittest import mock
 import pytest
 
 import rnnkit
-from rnnkit import backends, ops
+from rnnkit import backends
 from rnnkit.errors import UnsupportedDeviceError
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, make_inputs, run
 from tests import emulator
 from tests.cuda_helpers import cuda
@@ -88,7 +89,7 @@ def test_missing_libnvvm_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def second_schedule(problem: str | None) -> Any:
     """SCHEDULES with another row before stepwise, which runs the same code; problem: why it does not serve a call."""
-    from rnnkit.backends.cuda import schedules
+    from rnnkit.backends.cupy import schedules
 
     @dataclasses.dataclass(frozen=True)
     class Another(schedules.Schedule):
@@ -143,7 +144,7 @@ def test_pinned_schedule_that_does_not_serve_raises_with_the_reason(cp: Any) -> 
 @needs_emulator
 def test_counts_are_what_ran(cp: Any) -> None:
     """Against the counts of the stand-in, which sees every launch by itself."""
-    from rnnkit.backends.cuda import arena, sources
+    from rnnkit.backends.cupy import arena, sources
 
     case = Case("lstm", T=7, B=3, I=5, H=9)
     inputs = make_inputs(case, "float32", device="cuda:0")
@@ -164,7 +165,7 @@ def test_counts_are_what_ran(cp: Any) -> None:
 
 @needs_emulator
 def test_refused_capture_is_counted(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnnkit.backends.cuda import arena
+    from rnnkit.backends.cupy import arena
 
     case = Case("lstm", T=4)
     inputs = make_inputs(case, "float32", device="cuda:0")

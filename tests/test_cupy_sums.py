@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _sums, ops
-from rnnkit._device import to_device
 from rnnkit.backends import by_scan
-from rnnkit.cells import CELLS, Weights
-from rnnkit.dtypes import DTYPES
+from rnnkit.core import long_sums
+from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core.devices import to_device
+from rnnkit.core.dtypes import DTYPES
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, assert_close, growth_of, make_inputs, parity, run, widened
 from tests import emulator
 from tests.cuda_helpers import assert_matches, chunked, cuda
@@ -67,15 +68,15 @@ def test_sums_of_blocks(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of few rows, batches of few blocks, and rests of both."""
     rng = np.random.default_rng(1)
     for name, value in (("DEVICE_ROWS", 5), ("DEVICE_ROWS_16", 4), ("COLUMN_ROWS", 3), ("BATCH_BYTES", 200)):
-        monkeypatch.setattr(_sums, name, value)
+        monkeypatch.setattr(long_sums, name, value)
     for dtype in ("float64", "float32", "float16"):
         for N in (1, 3, 4, 5, 11, 33, 100):
             d, x = rng.standard_normal((N, 3)).astype(dtype), rng.standard_normal((N, 4)).astype(dtype)
-            nothing = _sums.product_over_rows(to_device(d, DEVICE), to_device(x[:, :0], DEVICE))
+            nothing = long_sums.product_over_rows(to_device(d, DEVICE), to_device(x[:, :0], DEVICE))
             assert nothing.shape == (3, 0)
-            got = _sums.product_over_rows(to_device(d, DEVICE), to_device(x, DEVICE))
+            got = long_sums.product_over_rows(to_device(d, DEVICE), to_device(x, DEVICE))
             assert_close("product", got, d.astype(np.float64).T @ x.astype(np.float64), dtype, "backward")
-            sums = _sums.column_sums(to_device(d, DEVICE))
+            sums = long_sums.column_sums(to_device(d, DEVICE))
             assert_close("sums", sums, d.sum(axis=0, dtype=np.float64), DTYPES[dtype].computed, "backward")
 
 
@@ -104,7 +105,7 @@ def test_one_step_of_millions_of_rows(cp: Any) -> None:
 @needs_emulator
 def test_what_later_chunks_add_to_a_large_sum_is_not_lost(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first chunk of the way back gives 2^24, each other one about 1: too little to change that in float32."""
-    from rnnkit.backends.cuda import problem
+    from rnnkit.backends.cupy import problem
 
     monkeypatch.setattr(problem, "SLICE_ROWS", 8, raising=False)
     T, one = 600, np.ones((1, 1), np.float32)
@@ -140,7 +141,7 @@ def test_gradients_in_slices(
     case: Case, dtype: str, slice_bytes: int, cp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slices of at most four row-steps, of two chunks of steps and of one, with last ones that are shorter."""
-    from rnnkit.backends.cuda import problem
+    from rnnkit.backends.cupy import problem
 
     for name, value in (("SLICE_ROWS", 4), ("LONG_SLICE_ROWS", 4), ("SLICE_BYTES", slice_bytes)):
         monkeypatch.setattr(problem, name, value)

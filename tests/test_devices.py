@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _device, ops
+from rnnkit.core import devices
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, assert_close, make_inputs
 from tests.helpers import LAYERS, parts, random_state, refused
 from tests.standin import numbers, on, pair, stand_in
@@ -123,9 +124,9 @@ def test_the_functional_form_runs_where_x_is(cp: Any) -> None:
 
 
 def test_devices_by_name(cp: Any) -> None:
-    assert _device.resolve_device("cuda") == "cuda:0"
+    assert devices.resolve_device("cuda") == "cuda:0"
     with cp.cuda.Device(1):
-        assert _device.resolve_device("cuda") == "cuda:1"
+        assert devices.resolve_device("cuda") == "cuda:1"
         assert rnnkit.Linear(2, 3, device="cuda").params["weight"].device.id == 1
         assert rnnkit.Linear(2, 3, device="cuda:0").params["weight"].device.id == 0
     with refused(RuntimeError, "device 'cuda:2' cannot be used", "2 CUDA device(s)"):
@@ -146,14 +147,14 @@ def test_to_moves_everything_but_what_backward_kept(cp: Any, rng: np.random.Gene
         wanted = {"cuda": "cuda:0"}.get(device, device)
         assert {m.device for m in model._family()} == {wanted}
         arrays = [*model.params.values(), *model.grads.values()]
-        assert {_device.device_of(a) for a in arrays} == {wanted}
+        assert {devices.device_of(a) for a in arrays} == {wanted}
         with pytest.raises(RuntimeError, match="needs a call"):
             model.backward(numbers(rng, 3, 1))
         given = x if device == "cpu" else on(cp, int(wanted[-1]), x)
         y = model(given)
         model.backward(y)
         optimizer.step()
-        assert {_device.device_of(a) for state in optimizer.state.values() for a in state.values()} == {wanted}
+        assert {devices.device_of(a) for state in optimizer.state.values() for a in state.values()} == {wanted}
         kept = model.state_dict()
         assert all(isinstance(a, np.ndarray) for a in kept.values())
     model.load_state_dict(start)

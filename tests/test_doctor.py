@@ -11,9 +11,10 @@ from pathlib import Path
 import numba
 import pytest
 
-from rnnkit import _cores, doctor
-from rnnkit.kernels import cache
-from rnnkit.kernels.cache_file import packed
+from rnnkit import doctor
+from rnnkit.core import cpu_limits
+from rnnkit.kernels.cpu import cache
+from rnnkit.kernels.cpu.cache_file import packed
 from tests.planted import broken, off, planted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,9 +29,9 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def one_thread_setting(monkeypatch: pytest.MonkeyPatch):
-    _cores.default_threads.cache_clear()
+    cpu_limits.default_threads.cache_clear()
     yield
-    _cores.default_threads.cache_clear()
+    cpu_limits.default_threads.cache_clear()
 
 
 def test_nothing_is_broken_here_and_the_text_says_what_there_is(capsys) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import stack
+from rnnkit.functional import stack
 from rnnkit.testing import assert_close
 from tests.helpers import CPU_BACKENDS, LAYERS, assert_same, parts, randn, random_state, train_step
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _safetensors
-from rnnkit.dtypes import DTYPES, resolve_dtype
+from rnnkit.core.dtypes import DTYPES, resolve_dtype
+from rnnkit.io import safetensors_format
 from rnnkit.testing import assert_close
 from tests.helpers import LAYERS, random_state, refused, train_step
 
@@ -217,7 +217,7 @@ def test_files_keep_16_bits(dtype: str, tmp_path: Path) -> None:
     other = rnnkit.LSTM(3, 4, 2, dtype=dtype, backend="numpy", rng=2)
     path = tmp_path / "layer.safetensors"
     rnnkit.save(layer, path)
-    held, _ = _safetensors.read(path)
+    held, _ = safetensors_format.read(path)
     assert {value.dtype for value in held.values()} == {layer.dtype}
     other.load_state_dict(rnnkit.load(path))
     for name, p in layer.params.items():

@@ -298,7 +298,7 @@ def test_programs_run_on_a_device(
 def test_without_a_card_programs_say_so_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str, options: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr("rnnkit._device.cuda_problem", lambda: "CuPy finds no CUDA device")
+    monkeypatch.setattr("rnnkit.core.devices.cuda_problem", lambda: "CuPy finds no CUDA device")
     for name in ("cupy", "numba_cuda"):
         row = dataclasses.replace(_common.BACKENDS[name], problem=lambda: "CuPy finds no CUDA device")
         monkeypatch.setitem(_common.BACKENDS, name, row)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.backends import numba
+from rnnkit.backends.numba import layer as numba
 from tests.helpers import share_everything
 
 LAYERS = (

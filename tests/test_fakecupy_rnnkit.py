@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import backends, losses, optimizers
-from rnnkit.linear import Activation
+from rnnkit import backends
+from rnnkit.nn import losses
+from rnnkit.nn.linear import Activation
+from rnnkit.optim import optimizers
 from tests import fakecupy
 
 OPTIMIZERS = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.backends import memory, plan
-from rnnkit.backends import numba as backend
+from rnnkit.backends.numba import layer as backend
+from rnnkit.backends.numba import memory, plan
 from tests.helpers import share_everything
 from tests.test_packed_weights import KINDS, without_grad
 

@@ -2,7 +2,7 @@
 
 Skipped, with the reason, where there is none; `make gpu` runs it on one. Nothing here needs PyTorch but what compares
 with it, which skips by itself. On a card the inline PTX of kernels/ptx.cuh and the like is reached through the kernels
-that use it; kernels/probes.cu has its own (`test_probes_hold`).
+that use it; kernels/cuda/probes.cu has its own (`test_probes_hold`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from bench.gpu import barriers
 from bench.grid import FORWARD_BACKWARD, Point
 from bench.peers.rnnkit import Rnnkit
 from bench.problem import FORWARD_NAMES, Oracle, check, make_problem
-from rnnkit import ops, parity
-from rnnkit._device import cuda_problem, to_device, to_numpy
+from rnnkit import parity
 from rnnkit.backends import BACKENDS, backend_row, pinned_names
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import cuda_problem, to_device, to_numpy
 from rnnkit.errors import DeviceMemoryError
+from rnnkit.functional import direction as ops
 from rnnkit.testing import (
     CASES,
     LARGE_CASES,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit._device import cuda_problem, to_device, to_numpy
+from rnnkit.core.devices import cuda_problem, to_device, to_numpy
 from rnnkit.testing import Case, assert_close, error_ratio, make_inputs, run
 from tests.test_gpu import layer_on_card, served_here, wanted
 
@@ -50,7 +50,7 @@ def hold(clocks: int = HALF_A_SECOND) -> None:
 def test_the_second_call_is_a_graph() -> None:
     import cupy
 
-    from rnnkit.backends.cuda import arena
+    from rnnkit.backends.cupy import arena
 
     case = Case("gru", 7, 3, 5, 41)
     inputs = make_inputs(case, "float32", device="cuda:0")

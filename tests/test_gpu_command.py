@@ -16,7 +16,7 @@ import pytest
 
 from bench.gpu import __main__ as command
 from bench.gpu import lines, plan, processes, results
-from rnnkit._device import cuda_problem
+from rnnkit.core.devices import cuda_problem
 from tests.gpu_parts import ROOT, gone, part
 
 MOST_FILES, MOST_BYTES = 8, 16 << 20

@@ -16,8 +16,8 @@ import pytest
 
 import rnnkit
 from bench.gpu import model
-from rnnkit.backends.cuda import sources
-from rnnkit.dtypes import DTYPES
+from rnnkit.backends.cupy import sources
+from rnnkit.core.dtypes import DTYPES
 from tests.gpu_card import part_items, stand_in_card
 
 
@@ -47,7 +47,7 @@ def test_card_is_described(card: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_cublas_version_is_asked_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu import card as module
-    from rnnkit.backends.cuda import cublas
+    from rnnkit.backends.cupy import cublas
 
     def answer(kind: int, number: Any) -> int:
         number._obj.value = 13 + kind
@@ -148,7 +148,7 @@ def test_table_of_ceilings_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("fault", ["no sum", "a short sum"])
 def test_a_wrong_product_is_not_timed(card: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu import ceilings
-    from rnnkit.backends.cuda.cublas import Products
+    from rnnkit.backends.cupy.cublas import Products
 
     right = Products._gemm
 

@@ -1,4 +1,4 @@
-"""The probes of kernels/probes.cu and probes_cluster.cu in the emulator's check mode, and with faults planted."""
+"""The probes of kernels/cuda/probes.cu and probes_cluster.cu in the emulator's check mode, and with faults planted."""
 
 from __future__ import annotations
 

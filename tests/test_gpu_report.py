@@ -11,7 +11,7 @@ import pytest
 
 from bench.gpu import cudnn, lines, model, plot, report, sample, sanitizer, tables
 from bench.grid import FORWARD_BACKWARD, Point
-from rnnkit.backends.cuda import sources
+from rnnkit.backends.cupy import sources
 from tests.gpu_document import CARD, CEILINGS, document, measured
 
 # The report

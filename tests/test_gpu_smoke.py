@@ -12,7 +12,7 @@ import pytest
 from bench.gpu import parity as part
 from bench.gpu import plan, smoke, tables
 from rnnkit import backends
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import CASES, LARGE_CASES, Case
 from tests.gpu_card import part_items, stand_in_card
 from tests.gpu_document import document
@@ -53,7 +53,7 @@ def test_base_case_and_more(card: Any, tmp_path: Path) -> None:
 
 
 def test_wrong_step_and_wrong_product_are_seen(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnnkit.backends.cuda.cublas import Products
+    from rnnkit.backends.cupy.cublas import Products
 
     right = Products._gemm
 
@@ -83,7 +83,7 @@ def test_graph_with_other_bits_and_no_graph_at_all_are_seen(
     found = smoke.graph()
     assert (found["status"], found["why"]) == ("wrong", "dx has other bits from a graph")
     monkeypatch.setattr(smoke, "run", right)
-    from rnnkit.backends.cuda.arena import Arena
+    from rnnkit.backends.cupy.arena import Arena
 
     monkeypatch.setattr(Arena, "replay", lambda self, key, launch: launch())
     found = smoke.graph()
@@ -130,7 +130,7 @@ def test_outcomes_are_items(card: Any, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_planted_fault_is_an_item_that_is_wrong(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnnkit.backends.cuda import stepwise_run
+    from rnnkit.backends.cupy import stepwise_run
 
     monkeypatch.setattr(part, "CASES", (Case("gru", T=4, B=3, I=2, H=5),))
     monkeypatch.setattr(part, "LARGE_CASES", ())

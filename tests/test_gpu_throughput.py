@@ -16,7 +16,7 @@ import pytest
 import rnnkit
 from bench.gpu import cudnn, lines, model, report, sample, tables
 from bench.grid import FORWARD_BACKWARD, Point
-from rnnkit.backends.cuda import sources
+from rnnkit.backends.cupy import sources
 from rnnkit.testing import error_ratio
 from tests.gpu_card import part_items, stand_in_card
 from tests.gpu_document import document
@@ -389,7 +389,7 @@ def test_profiler_s_kernels_and_graph_nodes(throughput: Any, card: Any, monkeypa
     import torch
 
     from bench.gpu import counters
-    from rnnkit.backends.cuda import arena
+    from rnnkit.backends.cupy import arena
 
     assert counters.profiled(lambda: None)[0] == []  # a torch without CUDA
     events = [

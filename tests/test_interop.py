@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _device, ops
+from rnnkit.core import devices
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, assert_close, make_inputs
 from tests import fakecupy
 from tests.helpers import LAYERS, parts, random_state, refused
@@ -69,7 +70,7 @@ def test_foreign_arrays_are_taken_without_a_copy(cp: Any, name: str, offers: str
         assert isinstance(a, cp.ndarray)
         assert_close(name, a, b, "float32")
     assert not counts.synchronisations
-    taken = _device.adopted(given[0])
+    taken = devices.adopted(given[0])
     assert taken.data.ptr == given[0].array.data.ptr
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _threads
-from rnnkit._grad_mode import grad_enabled
-from rnnkit.backends import memory
-from rnnkit.backends import numba as backend
+from rnnkit.backends.numba import layer as backend
+from rnnkit.backends.numba import memory
+from rnnkit.core import thread_pool
+from rnnkit.core.grad_mode import grad_enabled
 from tests.helpers import share_everything
 
 # Opcodes after which CPython looks whether a signal has come.
@@ -33,8 +33,8 @@ COLLECTED = """
 import gc, weakref
 import rnnkit
 from numba.core.typing.context import BaseContext
-from rnnkit.backends.numba import job
-from rnnkit.cells import CELLS
+from rnnkit.backends.numba.layer import job
+from rnnkit.core.cells import CELLS
 made = []
 insert = BaseContext._insert_global
 def inserted(self, value, kind):
@@ -100,21 +100,21 @@ def inputs() -> tuple[rnnkit.LSTM, np.ndarray]:
 def members_of(code: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many threads a job of `code` had."""
     found: list[int] = []
-    gather = _threads.Team.gather
+    gather = thread_pool.Team.gather
 
     def watched(*given: Any) -> int:
         found.append(gather(*given))
         return found[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(_threads.Team, "gather", watched)
+        patch.setattr(thread_pool.Team, "gather", watched)
         code()
     return max(found)
 
 
 def nothing_is_taken() -> bool:
     packed = backend.packed_weights._held.values()
-    return not _threads.the_team().claims and not any(held.claims for held in packed)
+    return not thread_pool.the_team().claims and not any(held.claims for held in packed)
 
 
 @pytest.mark.parametrize("what", ["inference", "training"])
@@ -185,7 +185,7 @@ def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_sy
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A RuntimeError there usually means that the interpreter is shutting down."""
-    team = _threads.Team()
+    team = thread_pool.Team()
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("planted by a handler")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkit.cells import CELLS, Weights
+from rnnkit.core.cells import CELLS, Weights
 from rnnkit.testing import Case, Inputs, assert_close, make_inputs, parity, run
 from tests.helpers import assert_same
 

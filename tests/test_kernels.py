@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rnnkit.kernels.activations import activations
-from rnnkit.kernels.jit import entry
-from rnnkit.kernels.vector import vectors
+from rnnkit.kernels.cpu.activations import activations
+from rnnkit.kernels.cpu.jit import entry
+from rnnkit.kernels.cpu.simd import vectors
 
 DTYPES = ("float32", "float64")
 
@@ -87,7 +87,7 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
     shutil.copytree(root, copy, ignore=shutil.ignore_patterns("__pycache__"))
     script = textwrap.dedent("""
         import numpy as np, rnnkit
-        from rnnkit.backends import numba
+        from rnnkit.backends.numba import layer as numba
         layer = rnnkit.RNN(3, 4, rng=0)
         layer(np.ones((1, 1, 3), "float32"))
         launch, job = numba.launch_forward.stats, numba.job("rnn_tanh", "float32", False, True)
@@ -111,7 +111,7 @@ def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> No
     """Machine code from the cache is linked by symbols: no two processes may have given one to two functions."""
     script = textwrap.dedent("""
         import sys
-        from rnnkit import ops
+        from rnnkit.functional import direction as ops
         from rnnkit.testing import Case, assert_close, make_inputs
         for dtype in sys.argv[1:]:
             given = make_inputs(Case("rnn_tanh", T=1), dtype)  # a single step compiles in a second or two

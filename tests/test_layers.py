@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import ops
+from rnnkit.functional import direction as ops
 from rnnkit.testing import assert_close
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
 

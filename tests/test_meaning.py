@@ -12,7 +12,7 @@ import safetensors.numpy
 
 import rnnkit
 from rnnkit.io import from_keras
-from rnnkit.module import StateDict
+from rnnkit.nn.module import StateDict
 from tests.helpers import LAYERS, assert_same, refused
 
 

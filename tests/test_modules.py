@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.linear import ACTIVATIONS
+from rnnkit.nn.linear import ACTIVATIONS
 from rnnkit.testing import assert_close
 from tests.helpers import randn, refused
 from tests.test_oracle import difference

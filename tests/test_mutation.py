@@ -53,14 +53,14 @@ def test_the_names_differ() -> None:
     assert len({mutant.name for mutant in planted}) == len(planted)
 
 
-@pytest.mark.parametrize("edit", [Edit("rnnkit/cells.py", "no such text", ""), Edit("rnnkit/gone.py", "x", "y")])
+@pytest.mark.parametrize("edit", [Edit("rnnkit/core/cells.py", "no such text", ""), Edit("rnnkit/gone.py", "x", "y")])
 def test_text_that_has_moved_on_is_an_error(edit: Edit) -> None:
     with pytest.raises(StaleMutant, match="has 0 places"), mutated_copy([edit], "stale"):
         pass
 
 
 def test_a_mutant_that_breaks_the_import_or_runs_no_test_is_an_error() -> None:
-    broken = Edit("rnnkit/cells.py", "from __future__ import annotations", "from __future__ import annotation")
+    broken = Edit("rnnkit/core/cells.py", "from __future__ import annotations", "from __future__ import annotation")
     with mutated_copy([broken]) as copy, pytest.raises(StaleMutant, match="did not run"):
         run_tests(copy, "tests/test_parity.py", "lstm")
     with mutated_copy() as copy, pytest.raises(StaleMutant, match="did not run"):

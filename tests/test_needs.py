@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = """if 1:
     import numpy as np
-    import rnnkit, rnnkit.ops, rnnkit.testing, rnnkit.io
+    import rnnkit, rnnkit.functional.direction, rnnkit.testing, rnnkit.io.files
     x = np.ones((4, 2, 3), np.float32)
     for kind in (rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM):
         layer = rnnkit.Bidirectional(kind(3, 4, num_layers=2, rng=0))

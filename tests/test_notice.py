@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rnnkit.kernels import notice
-from rnnkit.kernels.notice import MARK, SERVES, Notice
+from rnnkit.kernels.cpu import notice
+from rnnkit.kernels.cpu.notice import MARK, SERVES, Notice
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,7 +94,7 @@ def test_without_standard_error_nothing_fails(tmp_path, monkeypatch) -> None:
 def test_a_process_that_compiles_says_so_and_one_that_loads_says_nothing(tmp_path) -> None:
     script = """if 1:
         import numpy as np, rnnkit
-        from rnnkit.kernels import notice
+        from rnnkit.kernels.cpu import notice
         notice.AFTER = 0.2
         rnnkit.RNN(3, 4, rng=0)(np.ones((1, 1, 3), "float32"))"""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

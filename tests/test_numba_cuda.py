@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkit import _sums, ops
-from rnnkit._device import to_device, to_numpy
-from rnnkit.cells import CELLS
-from rnnkit.kernels.cuda_shape import FEWEST_BLOCKS, THREADS
+from rnnkit.core import long_sums
+from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import to_device, to_numpy
+from rnnkit.functional import direction as ops
+from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS, THREADS
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run, widened
 from tests import fakecupy, greenlets
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state
@@ -90,7 +91,7 @@ def test_more_units_than_threads(case: Case) -> None:
 def test_gradients_in_blocks_of_steps(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over twelve row-steps at most, in blocks of four and of three."""
     for name, value in (("DEVICE_ROWS", 4), ("DEVICE_ROWS_16", 4), ("COLUMN_ROWS", 3), ("BATCH_BYTES", 100)):
-        monkeypatch.setattr(_sums, name, value)
+        monkeypatch.setattr(long_sums, name, value)
     inputs = feature_inputs(case, dtype)
     with device(3):
         got = run(case, on_device(inputs), "numba_cuda")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import ops
 from rnnkit.backends import Sizes
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES as ROWS
-from rnnkit.kernels.cuda_shape import FEWEST_BLOCKS
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES as ROWS
+from rnnkit.functional import direction as ops
+from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS
 from rnnkit.testing import Case, make_inputs, run
 from tests import greenlets
 from tests.test_numba_cuda import DEVICE, DTYPES, device, features, on_device
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(greenlets.available() is not None, reason=str(gr
 @pytest.fixture(scope="module")
 def compiled() -> dict[Any, tuple[str, Any]]:
     """The name and the signature that every kernel is compiled with in tests/test_cuda_build.py, by dispatcher."""
-    from rnnkit.kernels.cuda_scan import compilable
+    from rnnkit.kernels.numba_cuda.scan import compilable
 
     return {kernel: (name, signature) for name, kernel, signature in compilable()}
 
@@ -165,7 +165,7 @@ def test_explain_names_the_kernel() -> None:
 def test_the_cpu_path_imports_no_cuda() -> None:
     code = (
         "import sys, numpy, rnnkit; y, _ = rnnkit.LSTM(3, 4)(numpy.ones((2, 2, 3), 'float32')); "
-        "print([m for m in ('numba.cuda', 'cupy', 'rnnkit.kernels.cuda_scan') if m in sys.modules])"
+        "print([m for m in ('numba.cuda', 'cupy', 'rnnkit.kernels.numba_cuda.scan') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

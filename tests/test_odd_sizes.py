@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnkit.backends import numba as backend
-from rnnkit.backends import plan
-from rnnkit.cells import CELLS
+from rnnkit.backends.numba import layer as backend
+from rnnkit.backends.numba import plan
+from rnnkit.core.cells import CELLS
 from rnnkit.testing import Case, parity
 from tests.helpers import share_everything
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkit import ops
-from rnnkit.cells import Weights
+from rnnkit.core.cells import Weights
+from rnnkit.functional import direction as ops
 from rnnkit.testing import assert_close
 from tests.helpers import LAYERS, parts, randn, random_state
 

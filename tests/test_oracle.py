@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import ops
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
+from rnnkit.functional import direction as ops
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, run
 from tests import reference
 from tests.helpers import LAYERS, parts, randn, random_state

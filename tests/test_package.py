@@ -91,7 +91,7 @@ def test_the_sdist_is_the_whole_tree(unpacked: Path) -> None:
 
 def test_the_sdists_tree_passes_tests_and_has_its_kernels(unpacked: Path) -> None:
     code = """if 1:
-        import sys, pytest, rnnkit, rnnkit.kernels.scan
+        import sys, pytest, rnnkit, rnnkit.kernels.cpu.scan
         assert rnnkit.__file__.startswith(sys.path[1]), rnnkit.__file__
         chosen = ["tests/test_oracle.py", "-k", "forward_is_the_equations and lstm"]
         sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *chosen]))"""
@@ -105,18 +105,18 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     shipped = {name for name in names if not name.startswith(info)}
     modules = {f"rnnkit/{name}" for name in files(ROOT / "rnnkit") if not name.startswith("kernels/")}
     assert shipped == modules | {f"rnnkit/kernels/{name}" for name in files(ROOT / "kernels")}
-    assert {"rnnkit/py.typed", "rnnkit/kernels/scan.py"} <= shipped
+    assert {"rnnkit/py.typed", "rnnkit/kernels/cpu/scan.py"} <= shipped
 
 
 def test_the_wheels_layers_run(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = """if 1:
-        import numpy as np, rnnkit, rnnkit.kernels.scan
+        import numpy as np, rnnkit, rnnkit.kernels.cpu.scan
         y, _ = rnnkit.GRU(3, 4, backend="numpy", rng=0)(np.ones((2, 1, 3), "float32"))
-        print(rnnkit.__file__, rnnkit.kernels.scan.__file__, y.shape, sep="\\n")"""
+        print(rnnkit.__file__, rnnkit.kernels.cpu.scan.__file__, y.shape, sep="\\n")"""
     package, kernel, shape = python(code, tmp_path, tmp_path / "site").split("\n")[:3]
-    assert Path(package).parent == Path(kernel).parents[1] == tmp_path / "site" / "rnnkit"
+    assert Path(package).parent == Path(kernel).parents[2] == tmp_path / "site" / "rnnkit"
     assert shape == "(2, 1, 4)"
 
 

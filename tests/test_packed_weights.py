@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.backends import memory, plan
-from rnnkit.backends import numba as backend
-from rnnkit.kernels.digest import PAGE, WORDS, digest
-from rnnkit.kernels.jit import entry
+from rnnkit.backends.numba import layer as backend
+from rnnkit.backends.numba import memory, plan
+from rnnkit.kernels.cpu.digest import PAGE, WORDS, digest
+from rnnkit.kernels.cpu.jit import entry
 from tests.helpers import share_everything
 
 KINDS = (

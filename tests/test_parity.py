@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rnnkit.backends import BACKENDS
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run
 from tests.helpers import CPU_BACKENDS, LAYERS, assert_same, randn, random_state, train_step
 

@@ -16,9 +16,9 @@ import pytest
 
 import rnnkit
 from rnnkit import backends
-from rnnkit._device import to_numpy
 from rnnkit.backends import BACKENDS
 from rnnkit.backends import numpy as oracle
+from rnnkit.core.devices import to_numpy
 from rnnkit.parity import Check, LayerCheck, Outcome, check_layer
 from rnnkit.parity.__main__ import main
 from rnnkit.testing import Case, Errors

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rnnkit.kernels.jit import entry
-from rnnkit.kernels.large import K_BLOCK, M_BLOCK, ROW_BLOCK, large_products, room_of
-from rnnkit.kernels.pack import packer, padded, panels_of
-from rnnkit.kernels.product import products, tile_shape
-from rnnkit.kernels.vector import vectors
+from rnnkit.kernels.cpu.jit import entry
+from rnnkit.kernels.cpu.matmul import products, tile_shape
+from rnnkit.kernels.cpu.matmul_large import K_BLOCK, M_BLOCK, ROW_BLOCK, large_products, room_of
+from rnnkit.kernels.cpu.pack import packer, padded, panels_of
+from rnnkit.kernels.cpu.simd import vectors
 
 DTYPES = ("float32", "float64")
 
@@ -258,9 +258,9 @@ def test_products_over_time_in_shares(dtype, K):
 # vector_bytes is asked as the kernels are made, so it must be told before any of them is.
 NARROW = """
 import sys
-from rnnkit.kernels import vector
+from rnnkit.kernels.cpu import simd as vector
 vector.vector_bytes = lambda: int(sys.argv[1])
-from rnnkit.kernels import product
+from rnnkit.kernels.cpu import matmul as product
 assert product.tile_shape() == (6, 2), product.tile_shape()
 import pytest
 chosen = "float32 and not narrower"

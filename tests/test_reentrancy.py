@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import ops
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, make_inputs, run
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 from rnnkit.testing import Case, Inputs, make_inputs, run
 from tests.helpers import assert_same, share_everything
 
@@ -58,7 +58,7 @@ def test_a_row_of_several_steps_has_the_bits_that_it_has_alone(
 def test_a_row_of_a_call_of_one_step_has_the_bits_that_it_has_alone_in_one(
     cell: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call of one step sums in another order than longer ones do (kernels/step.py)."""
+    """A call of one step sums in another order than longer ones do (kernels/cpu/step.py)."""
     share_everything(monkeypatch, threads)
     for B, lengths in ((5, None), (5, [1, 0, 1, 1, 0])):
         case = Case(cell, T=1, B=B, I=21, H=37)

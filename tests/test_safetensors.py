@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rnnkit
-from rnnkit import _safetensors
-from rnnkit.module import StateDict
+from rnnkit.io import safetensors_format
+from rnnkit.nn.module import StateDict
 from tests.files import assert_same, assert_same_arrays, entry, raw_file
 
 # Files do not depend on the backend; the oracle's compiles nothing.
@@ -254,5 +254,5 @@ def test_what_cannot_be_saved_is_refused_before_a_byte_is_written(
 
 def test_metadata_must_be_text(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="metadata must map strings to strings"):
-        _safetensors.write(tmp_path / "m", {}, {"a": 1})  # type: ignore[dict-item]
+        safetensors_format.write(tmp_path / "m", {}, {"a": 1})  # type: ignore[dict-item]
     assert os.listdir(tmp_path) == []

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _threads
-from rnnkit.backends import numba as backend
-from rnnkit.backends import plan
-from rnnkit.kernels import team as team_kernels
+from rnnkit.backends.numba import layer as backend
+from rnnkit.backends.numba import plan
+from rnnkit.core import thread_pool
+from rnnkit.kernels.cpu import threads as team_kernels
 from rnnkit.testing import Case, parity
 from tests.helpers import share_everything
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 
 
-def await_sleep(team: _threads.Team) -> None:
+def await_sleep(team: thread_pool.Team) -> None:
     """Until all of the team's threads are asleep, and none is left out for having had no core."""
     asleep = [(team._kernels.ASLEEP + team._kernels.LINE * k) // 8 for k in range(1, len(team._workers) + 1)]
     end = time.monotonic() + 30
@@ -97,7 +97,7 @@ def test_ragged_rows_are_the_oracle_when_units_are_shared(cell, reverse, three_t
 
 
 def test_groups_and_members_at_once_are_the_oracle(three_threads, monkeypatch):
-    monkeypatch.setattr(_threads, "_threads", 4)
+    monkeypatch.setattr(thread_pool, "_threads", 4)
     divide(monkeypatch, 2, 2)
     for cell in CELLS:
         worst = parity("numba", Case(cell, 6, 5, 6, 53, ragged=True), "float64")
@@ -136,7 +136,7 @@ def test_the_bits_do_not_depend_on_how_work_is_shared(kind, options, ragged, thr
     layer = kind(21, 70, 2, bidirectional=True, backend="numba", rng=1, **options)
     x = rng.standard_normal((9, 14, 21)).astype(np.float32)
     lengths = rng.integers(0, 10, 14) if ragged else None
-    monkeypatch.setattr(_threads, "_threads", 4)
+    monkeypatch.setattr(thread_pool, "_threads", 4)
     found = []
     for groups, members in ((1, 1), (2, 1), (3, 1), (1, 2), (1, 3), (2, 2), (1, 4)):
         divide(monkeypatch, groups, members)
@@ -175,17 +175,17 @@ def test_a_forked_child_has_threads_of_its_own(three_threads):
     layer = rnnkit.GRU(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    claims = _threads.the_team().claims
-    claims[_threads.OWNER] = "another call"  # in the parent, at the moment of the fork
+    claims = thread_pool.the_team().claims
+    claims[thread_pool.OWNER] = "another call"  # in the parent, at the moment of the fork
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(layer(x)[0], want) and _threads.the_team().claims is not claims else 1)
+        os._exit(0 if np.array_equal(layer(x)[0], want) and thread_pool.the_team().claims is not claims else 1)
     claims.clear()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_set_num_threads(monkeypatch):
-    monkeypatch.setattr(_threads, "_threads", 0)
+    monkeypatch.setattr(thread_pool, "_threads", 0)
     assert rnnkit.get_num_threads() >= 1
     rnnkit.set_num_threads(5)
     assert rnnkit.get_num_threads() == 5
@@ -209,7 +209,7 @@ def test_a_job_that_is_never_posted_leaves_the_team_free(error, three_threads, m
         patch.setattr(backend, "launch_forward", interrupted)
         with pytest.raises(error):
             layer(x)
-    assert not _threads.the_team().claims
+    assert not thread_pool.the_team().claims
     np.testing.assert_array_equal(layer(x)[0], want)
 
 
@@ -217,7 +217,7 @@ def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    team = _threads.the_team()
+    team = thread_pool.the_team()
     wake = team._wake
 
     def interrupted(threads):
@@ -246,7 +246,7 @@ def test_a_system_that_gives_no_threads_leaves_the_caller_alone(three_threads, m
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
     for error in (RuntimeError("can't start new thread"), KeyboardInterrupt()):
-        monkeypatch.setattr(_threads, "_team", None)
+        monkeypatch.setattr(thread_pool, "_team", None)
 
         def start(self, error=error):
             raise error
@@ -258,9 +258,9 @@ def test_a_system_that_gives_no_threads_leaves_the_caller_alone(three_threads, m
             else:
                 with pytest.raises(KeyboardInterrupt):
                     layer(x)
-        assert not _threads.the_team().claims
+        assert not thread_pool.the_team().claims
         np.testing.assert_array_equal(layer(x)[0], want)
-        assert len(_threads.the_team()._workers) == 2
+        assert len(thread_pool.the_team()._workers) == 2
 
 
 def test_threads_sleep_between_calls_and_wake(three_threads):
@@ -271,8 +271,8 @@ def test_threads_sleep_between_calls_and_wake(three_threads):
         for _ in range(20 if not pause else 2):
             time.sleep(pause)
             np.testing.assert_array_equal(layer(x)[0], want)
-    await_sleep(_threads.the_team())
-    state, line = _threads.the_team()._state, team_kernels.LINE // 8
+    await_sleep(thread_pool.the_team())
+    state, line = thread_pool.the_team()._state, team_kernels.LINE // 8
     asleep = [state[team_kernels.ASLEEP // 8 + line * k] for k in (1, 2)]
     assert asleep == [1, 1], "threads still spin, long after the last call"
 
@@ -295,18 +295,18 @@ def test_more_cores_may_come_later(three_threads, monkeypatch):
     layer = rnnkit.LSTM(16, 128, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    monkeypatch.setattr(_threads, "_threads", 6)
+    monkeypatch.setattr(thread_pool, "_threads", 6)
     np.testing.assert_array_equal(layer(x)[0], want)
-    assert len(_threads.the_team()._workers) >= 5
+    assert len(thread_pool.the_team()._workers) >= 5
 
 
 def test_layers_serve_in_a_thread_that_outlives_the_main_one():
     script = """
 import atexit, threading, time
 import numpy as np, rnnkit
-from rnnkit import _threads
-_threads.SHARED_FROM = _threads.WOKEN_FROM = 0
-_threads.AWAITED = _threads.AWAITED_WOKEN = 1e6
+from rnnkit.core import thread_pool
+thread_pool.SHARED_FROM = thread_pool.WOKEN_FROM = 0
+thread_pool.AWAITED = thread_pool.AWAITED_WOKEN = 1e6
 layer, x = rnnkit.LSTM(16, 16, rng=0), np.ones((5, 8, 16), np.float32)
 want = layer(x)[0]
 atexit.register(lambda: print("atexit", np.array_equal(layer(x)[0], want), flush=True))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.module import StateDict
+from rnnkit.nn.module import StateDict
 from tests.helpers import LAYERS, assert_same, layer_after_a_call, randn, random_state, refused
 
 EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)

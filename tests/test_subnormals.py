@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.kernels.jit import entry
-from rnnkit.kernels.system import JOB_MODE, float_mode, set_float_mode
+from rnnkit.kernels.cpu.jit import entry
+from rnnkit.kernels.cpu.system import JOB_MODE, float_mode, set_float_mode
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, share_everything, train_step
 
 DEFAULT = 0x1F80  # x86's: every exception masked, round to nearest, subnormals as IEEE 754 has them

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit import _sums, ops
-from rnnkit._device import to_device, to_numpy
 from rnnkit.backends import BACKENDS
-from rnnkit.cells import CELLS, Weights
-from rnnkit.dtypes import DTYPES
+from rnnkit.core import long_sums
+from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core.devices import to_device, to_numpy
+from rnnkit.core.dtypes import DTYPES
+from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, assert_close, error_ratio, growth_of, make_inputs, parity, run, widened
 from tests.helpers import CPU_BACKENDS, assert_same
 
@@ -61,12 +62,12 @@ def test_sums_of_any_number_of_rows_and_columns(N: int) -> None:
     rng = np.random.default_rng(N)
     for dtype in ("float64", "float32", "float16"):
         d = rng.standard_normal((N, 5)).astype(dtype)
-        sums = _sums.column_sums(d)
+        sums = long_sums.column_sums(d)
         assert_close("sums", sums, d.sum(axis=0, dtype=np.float64), DTYPES[dtype].computed, "backward")
         for K in (0, 3, 500 if N < 3000 else 0):
             x = rng.standard_normal((N, K)).astype(dtype)
             want = d.astype(np.float64).T @ x.astype(np.float64)
-            assert_close("product", _sums.product_over_rows(d, x), want, DTYPES[dtype].computed, "backward")
+            assert_close("product", long_sums.product_over_rows(d, x), want, DTYPES[dtype].computed, "backward")
 
 
 # Recurrent layers
@@ -108,7 +109,7 @@ def test_millions_of_steps() -> None:
 SPANS, STRETCHES = (
     16384 * 2 + 77,
     (1 << 20) + 16384 + 77,
-)  # row-steps that kernels/large.py sums in two and three levels
+)  # row-steps that kernels/cpu/matmul_large.py sums in two and three levels
 
 
 @pytest.mark.parametrize("rows", [SPANS, STRETCHES])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rnnkit import warmup
-from rnnkit.cells import CELLS
-from rnnkit.kernels import cache
+from rnnkit.core.cells import CELLS
+from rnnkit.kernels.cpu import cache
 from rnnkit.warmup import Kernels, plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ def test_no_call_of_a_layer_asks_for_more_kernels_than_it_compiles() -> None:
     script = textwrap.dedent("""
         import itertools, sys
         import numpy as np, rnnkit
-        from rnnkit.kernels.cache import KernelCache
+        from rnnkit.kernels.cpu.cache import KernelCache
         from rnnkit.warmup import Kernels, warm_up
         asked, load = set(), KernelCache.load_overload
         def noted(self, sig, context):

@@ -1,4 +1,4 @@
-"""What launches, barriers and a flag cost on a card, by the probes of kernels/probes.cu and probes_cluster.cu.
+"""What launches, barriers and a flag cost on a card, by the probes of kernels/cuda/probes.cu and probes_cluster.cu.
 
 A cost is the slope between two numbers of rounds, so the launch around them is not in it. Every probe runs once with
 its check on before it is timed: a barrier that does not hold has no time. `bench.gpu.hops` measures hand-overs of data.
@@ -16,7 +16,7 @@ from bench.gpu import timing
 from bench.gpu.lines import Item
 from bench.pool import ROOT
 
-KERNELS = ROOT / "kernels"
+KERNELS = ROOT / "kernels" / "cuda"
 ROUNDS, REPEATS = (200, 2200), 5
 # Rounds of a probe that is checked and not timed.
 CHECKED = 7

@@ -127,7 +127,7 @@ def nvrtc_version() -> Item:
 
 def cublas_version() -> Item:
     """Of the library that the products of `rnnkit.backends.cuda` run on."""
-    from rnnkit.backends.cuda.cublas import library
+    from rnnkit.backends.cupy.cublas import library
 
     number = ctypes.c_int()
     parts = []

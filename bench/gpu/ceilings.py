@@ -16,7 +16,7 @@ import numpy as np
 from bench.gpu import barriers, hops, timing
 from bench.gpu.card import CLOCKS, smi
 from bench.gpu.lines import Item, Lines
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.dtypes import DTYPES
 
 # One that lies in the L2 cache of a large card, and one out of memory.
 COPY_BYTES = (8 << 20, 4 << 30)
@@ -142,7 +142,7 @@ def product(dtype: str, layout: str, M: int, N: int, K: int, seconds: float) -> 
     """
     import cupy
 
-    from rnnkit.backends.cuda.cublas import Products
+    from rnnkit.backends.cupy.cublas import Products
 
     row = DTYPES[dtype]
     shapes = {"TN": ((M, K), (N, K)), "NN": ((M, K), (K, N)), "NT": ((K, M), (K, N))}[layout]
@@ -189,7 +189,7 @@ def pointwise(dtype: str, B: int, H: int) -> Item:
     """The LSTM's forward_step against the bytes that it moves; its arrays lie in the L2 cache where they fit."""
     import cupy
 
-    from rnnkit.backends.cuda import modules, sources
+    from rnnkit.backends.cupy import modules, sources
 
     row, GH = DTYPES[dtype], 4 * H
     kernels = modules.kernels(sources.stepwise("lstm", row.stored))
@@ -226,7 +226,7 @@ def _operand(shape: tuple[int, int], row: Any, seed: int) -> Operand:
 
 
 def _matrix(array: Any, dtype: str) -> Any:
-    from rnnkit.backends.cuda.cublas import Matrix
+    from rnnkit.backends.cupy.cublas import Matrix
 
     return Matrix(int(array.data.ptr), int(array.shape[1]), dtype)
 
@@ -235,7 +235,7 @@ def _capturing() -> tuple[Any, Any, Any]:
     """A stream to capture on, a cuBLAS handle, and its work space."""
     import cupy
 
-    from rnnkit.backends.cuda.cublas import Handle, workspace_bytes
+    from rnnkit.backends.cupy.cublas import Handle, workspace_bytes
 
     scratch = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), np.uint8)
     return cupy.cuda.Stream(non_blocking=True), Handle(), scratch

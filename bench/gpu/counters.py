@@ -19,7 +19,7 @@ from bench.gpu.lines import Item, Lines, Unavailable
 from bench.gpu.one import point_of
 from bench.grid import MAIN_CELLS, Point
 from bench.pool import ROOT
-from rnnkit.backends.cuda import sources
+from rnnkit.backends.cupy import sources
 
 POINTS = (*(Point(cell, 64, 32, 256, 256) for cell in MAIN_CELLS), Point("lstm", 64, 32, 256, 256, "float16"))
 METRICS = ("lts__t_bytes.sum", "dram__bytes_read.sum", "dram__bytes_write.sum", "gpu__time_duration.sum")
@@ -103,7 +103,7 @@ def graph_nodes() -> list[dict[str, int]]:
     """Nodes by type of every graph that this thread keeps for the current stream."""
     from cuda.bindings import runtime
 
-    from rnnkit.backends.cuda import arena
+    from rnnkit.backends.cupy import arena
 
     found = []
     for captured in arena.current()._graphs.values():

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from bench.floors import Card, floor_of, step_of
 from bench.grid import Point
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 
 
 class Rates(NamedTuple):
@@ -71,8 +71,8 @@ def launches(point: Point, backward: bool) -> dict[str, int]:
 
     backward: of a forward that keeps, and its backward.
     """
-    from rnnkit.backends.cuda.problem import Problem
-    from rnnkit.backends.packing import packing
+    from rnnkit.backends.cupy.problem import Problem
+    from rnnkit.backends.ragged import packing
 
     cell, row, T, B, I, H = CELLS[point.cell], DTYPES[point.dtype], point.T, point.B, point.I, point.H
     p = Problem(cell, row, T, B, I, H, H, False, False, packing(T, B, None))

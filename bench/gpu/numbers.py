@@ -17,9 +17,9 @@ import torch
 from bench.gpu.cudnn import torch_dtype
 from bench.grid import Point
 from bench.problem import CHECKED_ROWS, FORWARD_NAMES, param_shapes
-from rnnkit._device import to_numpy
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import to_numpy
+from rnnkit.core.dtypes import DTYPES
 
 Tensor = Any
 Results = dict[str, Tensor]

@@ -12,7 +12,7 @@ from bench.gpu import lines as file
 from bench.gpu.lines import Item, Lines
 from rnnkit import parity
 from rnnkit.backends import BACKENDS, pinned_names
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.parity import Check
 from rnnkit.testing import CASES, LARGE_CASES
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from bench.grid import FORWARD, MAIN_CELLS, Point
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 8, 32, 128, 512)

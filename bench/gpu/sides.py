@@ -18,7 +18,7 @@ from bench.gpu.cudnn import torch_dtype
 from bench.gpu.numbers import Numbers, Results, Tensor, fresh_lengths, to_cupy, to_torch, torch_device
 from bench.grid import Point
 from bench.problem import make_layer
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 
 def truth(n: Numbers) -> Results:

@@ -19,8 +19,8 @@ import numpy as np
 from bench.gpu import tether
 from bench.gpu.lines import context_is_lost
 from rnnkit.backends import BACKENDS
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import Case, make_inputs, run
 
 SIZES = {"T": 4, "B": 5, "I": 6, "H": 70}
@@ -48,7 +48,7 @@ def work(backends: list[str], dtypes: list[str]) -> list[tuple[str, str, Case]]:
 
 
 def probe() -> None:
-    """The kernels of kernels/probes.cu and kernels/probes_cluster.cu, a few rounds of each."""
+    """The kernels of kernels/cuda/probes.cu and kernels/cuda/probes_cluster.cu, a few rounds of each."""
     import cupy
 
     from bench.gpu import barriers

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.gpu import card, timing
 from bench.gpu.lines import Item, Lines, Unavailable
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import Case, error_ratio, make_inputs, run, widened
 
 CASE = Case("lstm", T=12, B=5, I=9, H=20)
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def nvrtc() -> Item:
     """NVRTC compiles a module of the library, and the driver loads it."""
-    from rnnkit.backends.cuda import modules, sources
+    from rnnkit.backends.cupy import modules, sources
 
     build = sources.stepwise("lstm", "float32")
     kernels = modules.kernels(build)
@@ -46,8 +46,8 @@ def cublas() -> Item:
     """A product through the library's own path, against float64."""
     import cupy
 
-    from rnnkit.backends.cuda.arena import current
-    from rnnkit.backends.cuda.cublas import Matrix, Products
+    from rnnkit.backends.cupy.arena import current
+    from rnnkit.backends.cupy.cublas import Matrix, Products
 
     rng = np.random.default_rng(0)
     a, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 40), (24, 40)))
@@ -75,7 +75,7 @@ def right(backend: str, case: Case, dtype: str = "float32") -> Item:
 
 def graph() -> Item:
     """The first call of a shape is launched, the second captured, the third replayed: all with the same bits."""
-    from rnnkit.backends.cuda import arena
+    from rnnkit.backends.cupy import arena
 
     inputs = make_inputs(CASE, "float32", device="cuda:0")
     before = arena.counts()

@@ -214,7 +214,7 @@ def _times(contenders: dict[str, Callable[[], Any]], ours_first: bool) -> dict[s
 
 def count_launches(call: Callable[[], Any]) -> dict[str, Any]:
     """What a call of ours hands to the driver: launches one by one, graphs, what is in them, and what fell back."""
-    from rnnkit.backends.cuda import arena
+    from rnnkit.backends.cupy import arena
 
     before = dataclasses.asdict(arena.counts())
     with warnings.catch_warnings(record=True) as caught:

@@ -18,7 +18,7 @@ import rnnkit
 from bench.grid import Point
 from bench.peers import Prepared
 from bench.problem import Problem, name_states
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 KINDS = {"rnn_tanh": "RNNCell", "gru": "GRUCell", "lstm": "LSTMCell"}

@@ -18,7 +18,7 @@ import numpy as np
 from bench.grid import Point
 from bench.peers import Prepared
 from bench.problem import Problem
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 ACTIVATIONS = {"rnn_tanh": jnp.tanh, "rnn_relu": jax.nn.relu}
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.grid import Point
 from bench.peers import Prepared
 from bench.problem import Problem
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 OPERATORS = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "gru_reset_before": "GRU", "lstm": "LSTM"}
 GATES = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}  # ONNX's gates as positions among torch's

@@ -14,8 +14,8 @@ import rnnkit
 from bench.grid import Point
 from bench.peers import Absent, Prepared
 from bench.problem import Problem, make_layer, name_states
-from rnnkit._device import to_device, to_numpy
 from rnnkit.backends import backend_row
+from rnnkit.core.devices import to_device, to_numpy
 
 
 def make(name: str) -> Rnnkit:

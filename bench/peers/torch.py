@@ -15,7 +15,7 @@ import torch
 from bench.grid import Point
 from bench.peers import Prepared
 from bench.problem import Problem, name_states
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 
 def make(name: str) -> Torch:

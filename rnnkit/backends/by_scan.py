@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit._device import array_module
-from rnnkit._sums import column_sums, product_over_rows
-from rnnkit._wide import narrow
 from rnnkit.backends import Forward, Gradients
-from rnnkit.cells import Array, Cell, State, Weights
+from rnnkit.core.cells import Array, Cell, State, Weights
+from rnnkit.core.devices import array_module
+from rnnkit.core.long_sums import column_sums, product_over_rows
+from rnnkit.core.mixed_precision import narrow
 
 
 class Scan(NamedTuple):

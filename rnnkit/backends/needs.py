@@ -81,7 +81,7 @@ def _jit_problem() -> str | None:
 def _fit_problem() -> str | None:
     """The kernels use parts of Numba that may move in a later release."""
     try:
-        importlib.import_module("rnnkit.backends.numba")
+        importlib.import_module("rnnkit.backends.numba.layer")
     except Exception as problem:
         return f"Numba {_numba().__version__} does not fit this rnnkit ({_said(problem)})"
     return None

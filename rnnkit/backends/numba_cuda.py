@@ -1,4 +1,4 @@
-"""The Numba CUDA backend: the scans of kernels/cuda_scan.py, one launch a sequence, on CuPy arrays.
+"""The Numba CUDA backend: the scans of kernels/numba_cuda/scan.py, one launch a sequence, on CuPy arrays.
 
 The legible sibling of the `cupy` backend: the pointwise pairs are those of the CPU path, the loops plain Python, the
 products outside time CuPy's (`by_scan`). Launches go to the current device, which `ops` makes that of the arrays, on
@@ -20,16 +20,16 @@ from numba import cuda
 
 from rnnkit.backends import Description, Forward, Gradients, Sizes, by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
-from rnnkit.backends.cuda.arena import refuse_capture
-from rnnkit.cells import Array, Cell, State, Weights
-from rnnkit.dtypes import DType
-from rnnkit.kernels.cuda_scan import is_split, kept_blocks, kernels, signatures
-from rnnkit.kernels.cuda_scan_reset_before import RESET_BEFORE
-from rnnkit.kernels.cuda_shape import launch_shape
+from rnnkit.backends.cupy.arena import refuse_capture
+from rnnkit.core.cells import Array, Cell, State, Weights
+from rnnkit.core.dtypes import DType
+from rnnkit.kernels.numba_cuda.launch_shape import launch_shape
+from rnnkit.kernels.numba_cuda.scan import is_split, kept_blocks, kernels, signatures
+from rnnkit.kernels.numba_cuda.scan_reset_before import RESET_BEFORE
 
 
 class Saved(NamedTuple):
-    """What the backward scan reads, as kernels/cuda_scan.py names it, of every step; and how the forward went.
+    """What the backward scan reads, as kernels/numba_cuda/scan.py names it, of every step; and how the forward went.
 
     `operand` is a second operand of the products after the scan: the projection's m, or the reset state r h'.
     """

@@ -1,4 +1,4 @@
-"""The NumPy backend: the oracle. A plain loop over time on the steps of `rnnkit.cells`, forward beside backward.
+"""The NumPy backend: the oracle. A plain loop over time on the steps of `rnnkit.core.cells`, forward beside backward.
 
 It computes in the dtype it is given; in float64 it is what every other backend is held to. Rows that have ended keep
 their state and their outputs are zero.
@@ -13,8 +13,8 @@ import numpy as np
 
 from rnnkit.backends import Description, Forward, Gradients, Sizes, by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
-from rnnkit.cells import Array, Cell, Kept, State, Weights
-from rnnkit.dtypes import DType
+from rnnkit.core.cells import Array, Cell, Kept, State, Weights
+from rnnkit.core.dtypes import DType
 
 
 class Saved(NamedTuple):

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 import rnnkit
-from rnnkit._device import resolve_device
 from rnnkit.backends import BACKENDS, backend_row, check_backend
+from rnnkit.core.devices import resolve_device
 
 # Module -> the name pip knows it by. All are in the extra `examples`; every program needs the first two.
 EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}

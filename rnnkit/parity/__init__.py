@@ -8,7 +8,7 @@
 
 A check runs forward and backward of one case on one backend, compares every output and gradient with the oracle that
 starts from the same numbers, and repeats the call: the library promises the same bits each time. Errors are shares of
-the bound that `rnnkit.dtypes.DTYPES` gives each element: at most 1 passes. docs/parity.md has the whole story.
+the bound that `rnnkit.core.dtypes.DTYPES` gives each element: at most 1 passes. docs/parity.md has the whole story.
 `rnnkit.parity.pytest_plugin` has a pytest fixture.
 """
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rnnkit.backends import pinned_names
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.parity import page, text
 from rnnkit.parity.checks import Plan, plan
 from rnnkit.parity.document import document, save, save_json

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rnnkit._device import cuda_problem, current, resolve_device
 from rnnkit.backends import Sizes, backend_row, pinned_names
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES, resolve_dtype
+from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import cuda_problem, current, resolve_device
+from rnnkit.core.dtypes import DTYPES, resolve_dtype
 from rnnkit.errors import UnsupportedDeviceError
 from rnnkit.testing import CASES, Case
 

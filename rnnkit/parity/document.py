@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rnnkit
-from rnnkit._device import cuda_problem
+from rnnkit.core.devices import cuda_problem
 from rnnkit.parity.checks import Plan
 from rnnkit.parity.outcome import Outcome
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit import _checks
-from rnnkit._device import resolve_device, to_device, to_numpy
 from rnnkit.backends import check_backend
+from rnnkit.core import checks
+from rnnkit.core.devices import resolve_device, to_device, to_numpy
 from rnnkit.explain import layer_drops
-from rnnkit.layers import GRU, LSTM, RNN, Recurrent
-from rnnkit.module import Array, grad_enabled
+from rnnkit.nn.module import Array, grad_enabled
+from rnnkit.nn.rnn import GRU, LSTM, RNN, Recurrent
 from rnnkit.parity.checks import LayerCheck
 from rnnkit.parity.measure import Arrays, judged, quiet, repeated, said
 from rnnkit.parity.outcome import Outcome
@@ -86,11 +86,11 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
         )
     if not grad_enabled():
         raise RuntimeError("check_layer runs backward: call it outside rnnkit.no_grad()")
-    if isinstance(seed, _checks.NO_NUMBERS) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    if isinstance(seed, checks.NO_NUMBERS) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     x, unbatched = layer._time_major("x", x, layer.input_size)
     T, B, _ = x.shape
-    checked = _checks.lengths(lengths, T, B, unbatched)
+    checked = checks.lengths(lengths, T, B, unbatched)
     state0 = tuple(np.array(to_numpy(s)) for s in layer._states(state, ("h0", "c0"), B, unbatched, zeros=True))
     live = np.ones((T, B), bool) if checked is None else np.arange(T)[:, None] < checked
     host = np.array(to_numpy(x))

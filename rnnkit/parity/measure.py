@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit._device import current, resolve_device
 from rnnkit.backends import backend_row
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES, resolve_dtype
+from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import current, resolve_device
+from rnnkit.core.dtypes import DTYPES, resolve_dtype
 from rnnkit.parity.checks import Check, LayerCheck
 from rnnkit.parity.outcome import Outcome
 from rnnkit.testing import Case, Errors, errors, growth_of, kind_of, make_inputs, precision_of, widened

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from rnnkit import _checks
-from rnnkit._device import resolve_device
 from rnnkit.backends import backend_row, check_backend, select
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core import checks
+from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import resolve_device
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.parity import text
 from rnnkit.parity.checks import Check, plan
 from rnnkit.parity.layer import check_layer
@@ -59,7 +59,7 @@ def assert_parity(
     argument.
     """
     __tracebackhide__ = True
-    _checks.flag("required", required)
+    checks.flag("required", required)
     try:
         check_backend(backend)
         wanted = _device_of(layer, backend, device)
@@ -114,11 +114,11 @@ def _case_of(options: dict[str, Any]) -> tuple[Case, str]:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {options.get('cell')!r}")
     case = Case(**(USUAL_SIZES | options))
     for name in USUAL_SIZES:
-        _checks.positive_int(name, getattr(case, name))
+        checks.positive_int(name, getattr(case, name))
     for name in ("bias", "reverse", "ragged"):
-        _checks.flag(name, getattr(case, name))
+        checks.flag(name, getattr(case, name))
     largest = case.H - 1 if CELLS[case.cell].projects else 0
-    if isinstance(case.P, _checks.NO_NUMBERS) or not isinstance(case.P, int) or not 0 <= case.P <= largest:
+    if isinstance(case.P, checks.NO_NUMBERS) or not isinstance(case.P, int) or not 0 <= case.P <= largest:
         raise ValueError(f"P must be a whole number from 0 to {largest} for {case.cell}, got {case.P!r}")
     return case, dtype
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rnnkit.backends import BACKENDS
-from rnnkit.cells import CELLS
-from rnnkit.dtypes import DTYPES
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.parity.checks import Check
 from rnnkit.parity.outcome import Outcome
 

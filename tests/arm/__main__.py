@@ -96,9 +96,9 @@ class Arm:
         self, state, job, words, table, weights, scratch, digest, h_prev, c_prev, extra, y_row,
         x, x_rows, h0, c0, y, h_n, c_n, kept,
     ):  # fmt: skip
-        """kernels/launch.py's, of the same name."""
-        from rnnkit.backends import memory
-        from rnnkit.kernels.frame import Forward
+        """kernels/cpu/launch.py's, of the same name."""
+        from rnnkit.backends.numba import memory
+        from rnnkit.kernels.cpu.frame import Forward
 
         s, threads, block, meeting = self._begin(Forward, words)
         size = s.own + threads * s.own_size
@@ -122,7 +122,7 @@ class Arm:
         db_ih, db_hh,
     ):  # fmt: skip
         """The same."""
-        from rnnkit.kernels.frame import Backward
+        from rnnkit.kernels.cpu.frame import Backward
 
         s, threads, block, meeting = self._begin(Backward, words)
         at, steps, keep = words.ctypes.data, table.ctypes.data, kept.ctypes.data
@@ -140,7 +140,7 @@ class Arm:
 
     def _begin(self, kind: Any, words: np.ndarray) -> tuple[Any, int, np.ndarray, int]:
         """The call's shape, its threads, room for an argument block of `kind`, and where its threads meet."""
-        from rnnkit.kernels.frame import Shape
+        from rnnkit.kernels.cpu.frame import Shape
 
         s = Shape(*map(int, words[: len(Shape._fields)]))
         block = np.zeros(len(kind._fields) + 8 * (s.groups + 2), np.int64)
@@ -160,10 +160,10 @@ def _whole(a: np.ndarray) -> np.ndarray:
 
 def plant(arm: Arm) -> None:
     """Puts ARM in the place of the host, before any kernel is made."""
-    from rnnkit.kernels import vector
+    from rnnkit.kernels.cpu import simd as vector
 
     vector.vector_bytes = lambda: 16
-    from rnnkit.kernels import jit, system
+    from rnnkit.kernels.cpu import jit, system
 
     system.llvm = SimpleNamespace(get_process_triple=lambda: TRIPLE)
     job = jit.job
@@ -177,9 +177,9 @@ def plant(arm: Arm) -> None:
         return decorate
 
     jit.job = noted
-    from rnnkit import _threads
-    from rnnkit.backends import memory
-    from rnnkit.backends import numba as backend
+    from rnnkit.backends.numba import layer as backend
+    from rnnkit.backends.numba import memory
+    from rnnkit.core import thread_pool
 
     aligned, addresses = memory.aligned, backend._addresses
 
@@ -196,7 +196,7 @@ def plant(arm: Arm) -> None:
 
     memory.aligned, backend._addresses, backend.TOGETHER = noted_room, noted_addresses, 1 << 40
     backend.launch_forward, backend.launch_backward = arm.launch_forward, arm.launch_backward
-    _threads.run = lambda threads, microseconds, launch: launch(0, threads)
+    thread_pool.run = lambda threads, microseconds, launch: launch(0, threads)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,6 @@
 """What the CUDA kernels cost, told by NVIDIA's compilers on a machine with no GPU and no driver.
 
-`python -m tests.build_report` compiles every module of `rnnkit.backends.cuda.sources` for every architecture and prints
+`python -m tests.build_report` compiles every module of `rnnkit.backends.cupy.sources` for every architecture and prints
 the table; `--write` rewrites kernels/build-report.json and kernels/build-report.md, to which tests/test_cuda_build.py
 holds the kernels. It needs the extra `cuda-build`.
 """

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from rnnkit.backends.cuda import sources
+from rnnkit.backends.cupy import sources
 from tests.build_report import nvrtc
 
 

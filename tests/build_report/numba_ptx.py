@@ -113,7 +113,7 @@ def main() -> None:
     if reason := unavailable():
         print(json.dumps({"unavailable": reason}))
         return
-    from rnnkit.kernels import cuda_scan
+    from rnnkit.kernels.numba_cuda import scan as cuda_scan
 
     print(json.dumps(report(cuda_scan.compilable(), every=sys.argv[1:] == ["all"])))
 

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from rnnkit.backends.cuda import sources
-from rnnkit.backends.cuda.sources import Build, Kernel
+from rnnkit.backends.cupy import sources
+from rnnkit.backends.cupy.sources import Build, Kernel
 from tests.build_report import nvrtc
 from tests.build_report.nvrtc import Report, Usage
 from tests.build_report.occupancy import DEVICES, occupancy

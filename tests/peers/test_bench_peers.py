@@ -9,7 +9,7 @@ import pytest
 from bench.grid import FORWARD_BACKWARD, Point
 from bench.peers import PEERS
 from bench.problem import Oracle, check, make_problem
-from rnnkit.cells import CELLS
+from rnnkit.core.cells import CELLS
 
 pytestmark = pytest.mark.peers
 

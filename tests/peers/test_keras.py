@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.containers import Bidirectional, LastState
 from rnnkit.io import from_keras
+from rnnkit.nn.containers import Bidirectional, LastState
 from rnnkit.testing import assert_close
 from tests.helpers import parts, randn
 

@@ -1,0 +1,215 @@
+"""Matrix products in register tiles: what the product of a time step and the large ones outside time are made of.
+
+A tile holds rows x columns accumulators in registers (columns counted in vectors) and walks K once: each weight vector
+is loaded once and multiplied by one element of each row, which may stand anywhere (`a_row`, `a_k` bytes apart), so that
+A and A^T are the same to it. Weights are packed (kernels/cpu/pack.py) so that the walk streams memory.
+
+Every element of C sums over k in one order, in blocks of at most LONGEST_SUM, whatever tile it falls in: a row's bits
+depend neither on the rows beside it nor on the number of threads.
+
+Tile shapes by the host's registers, accumulators + weights + one broadcast value: AVX-512 has 32 registers, 6 x 4 + 4 +
+1; AVX2 has 16, 6 x 2 + 2 + 1; SSE2 has 16 too, NEON 32, and the smaller shape serves both.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from rnnkit.kernels.cpu.jit import inner, outer
+from rnnkit.kernels.cpu.memory import maximum, minimum
+from rnnkit.kernels.cpu.simd import (
+    INT32,
+    emit_load,
+    emit_load_up_to,
+    emit_store,
+    emit_store_up_to,
+    llvm_function,
+    pointer,
+    splat,
+    vector_bytes,
+    vectors,
+)
+
+_TILES = {64: (6, 4), 32: (6, 2), 16: (6, 2)}  # vector bytes: (rows, columns)
+
+
+def tile_shape() -> tuple[int, int]:
+    """(rows, columns in vectors) of the host's largest tile."""
+    return _TILES[vector_bytes()]
+
+
+# Loops over larger tiles than this are not unrolled: they hold enough work already, and compiling takes seconds.
+UNROLLED_BELOW = 8
+
+
+def not_unrolled(module: ir.Module) -> Any:
+    """Loop metadata that turns LLVM's unrolling off; such a node names itself first."""
+    loop = module.add_metadata([module.add_metadata(["llvm.loop.unroll.disable"])])
+    loop.operands = (loop, *loop.operands)
+    return loop
+
+
+def emit_prefetch(builder: ir.IRBuilder, address: ir.Value, to_write: int, keep: int) -> None:
+    """Ask for the cache line at `address`; an address of nothing does no harm."""
+    byte = ir.IntType(8).as_pointer()
+    function_type = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
+    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, byte), *(ir.Constant(INT32, n) for n in (to_write, keep, 1))])
+
+
+# Terms that are added one after the other; longer sums are sums of such ones, which round less.
+LONGEST_SUM = 256
+
+
+@cache
+def products(dtype: str) -> SimpleNamespace:
+    """The products of a dtype, for other kernels: addresses and strides in bytes.
+
+    product(a, a_row, w, K, c, c_row, N, rows, add, turned)
+        C (rows, N) = A (rows, K) W^T, or C += where add is not 0
+    product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned)
+        the same for `steps` A's with one W
+
+    product_ahead(…, turned, ahead, ahead_tile, ahead_k, tiles)
+        product_steps; and the first `tiles` tiles ask for a cache line at each of their k's: tile t at
+        ahead + t * ahead_tile + k * ahead_k, which may be any address
+
+    turned: the panels of W are walked from the last to the first. Of weights larger than a cache, walked to and fro,
+    a part is still there at each turn; walked around, none is.
+    """
+    v = vectors(dtype)
+    vec, itemsize, lanes = v.type, v.itemsize, v.lanes
+    max_rows, max_columns = tile_shape()
+    vector_size, width = itemsize * lanes, max_columns * lanes
+
+    def emit_tile(builder: ir.IRBuilder, sums: list, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k) -> None:
+        """One tile's code. sums[m][n] are stack slots, which LLVM keeps in registers; `last` lanes end C's rows."""
+        columns = len(sums[0])
+
+        def number(n: int) -> ir.Constant:
+            return ir.Constant(a.type, n)
+
+        def c_at(m: int, n: int) -> ir.Value:
+            return builder.add(builder.add(c, builder.mul(c_row, number(m))), number(n * vector_size))
+
+        # Fused where the processor fuses: without FMA, llvm.fma would be a call of the C library for every lane.
+        fma = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
+        # C is touched after the whole walk of K: asked for now, it is there by then, from however far it comes.
+        for m in range(len(sums)):
+            for n in range(columns):
+                emit_prefetch(builder, c_at(m, n), 1, 3)
+        for slot in (slot for row in sums for slot in row):
+            builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
+        before, body, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("k.end")
+        builder.cbranch(builder.icmp_signed(">", K, number(0)), body, after)
+        builder.position_at_end(body)
+        k = builder.phi(K.type)
+        k.add_incoming(number(0), before)
+        w_at = builder.add(w, builder.mul(k, number(columns * vector_size)))
+        weights = [emit_load(builder, vec, builder.add(w_at, number(n * vector_size))) for n in range(columns)]
+        a_at = builder.add(a, builder.mul(k, a_k))
+        for m, row in enumerate(sums):
+            at = builder.add(a_at, builder.mul(a_row, number(m)))
+            scalar = builder.load(pointer(builder, at, vec.llvm_scalar))
+            scalar.align = itemsize
+            value = splat(builder, vec.llvm, scalar)
+            for n, slot in enumerate(row):
+                builder.store(builder.call(fma, [value, weights[n], builder.load(slot)]), slot)
+        if len(sums) >= max_rows - 1:  # smaller ones have no time to spare, and products of few rows no next block
+            emit_prefetch(builder, builder.add(ahead, builder.mul(k, ahead_k)), 0, 2)
+        following = builder.add(k, number(1))
+        k.add_incoming(following, body)
+        back = builder.cbranch(builder.icmp_signed("<", following, K), body, after)
+        if len(sums) * columns > UNROLLED_BELOW:
+            back.set_metadata("llvm.loop", not_unrolled(builder.module))
+        builder.position_at_end(after)
+        # C joins at the end: a sum over many blocks of K is then a sum of short sums, and rounds less.
+        with builder.if_then(add):
+            for m, row in enumerate(sums):
+                for n, slot in enumerate(row):
+                    at = c_at(m, n)
+                    value = emit_load(builder, vec, at) if n < columns - 1 else emit_load_up_to(builder, vec, at, last)
+                    builder.store(builder.fadd(builder.load(slot), value), slot)
+        for m, row in enumerate(sums):
+            for n, slot in enumerate(row[:-1]):
+                emit_store(builder, builder.load(slot), c_at(m, n))
+            emit_store_up_to(builder, vec, builder.load(row[-1]), c_at(m, columns - 1), last)
+
+    @intrinsic
+    def tile(typing, rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
+        """A tile of any shape up to the largest: a switch to the code of that shape."""
+
+        def emit(context, builder, sig, args):
+            # The tiles are most of a kernel's machine code: one copy of them, whatever LLVM thinks of inlining.
+            builder.function.attributes.add("noinline")
+            rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k = args
+            adding = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
+            slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in range(max_columns)] for _ in range(max_rows)]
+            done = builder.append_basic_block("tile.done")
+            stride = ir.Constant(rows_.type, max_columns + 1)
+            switch = builder.switch(builder.add(builder.mul(rows_, stride), columns_), done)
+            for m in range(1, max_rows + 1):
+                for n in range(1, max_columns + 1):
+                    block = builder.append_basic_block(f"tile.{m}x{n}")
+                    switch.add_case(ir.Constant(rows_.type, m * (max_columns + 1) + n), block)
+                    builder.position_at_end(block)
+                    sums = [row[:n] for row in slots[:m]]
+                    emit_tile(builder, sums, a, a_row, a_k, w, K, c, c_row, last, adding, ahead, ahead_k)
+                    builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 13), emit
+
+    run_tile: Any = tile  # typed by Numba, not by its Python signature
+
+    word = types.intp  # every argument made one type, or each mix of types would compile the tiles again
+
+    @outer
+    def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
+        run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k)
+
+    @inner
+    def product_ahead(
+        a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned, ahead, ahead_tile, ahead_k, tiles
+    ):
+        done = 0
+        panels, blocks = (N + width - 1) // width, (rows + max_rows - 1) // max_rows
+        parts = maximum(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
+        for k in range(panels):
+            panel = panels - 1 - k if turned else k
+            left = N - panel * width
+            columns = minimum((left + lanes - 1) // lanes, max_columns)
+            last = minimum(left - (columns - 1) * lanes, lanes)
+            w_panel, c_panel = w + panel * width * K * itemsize, c + panel * width * itemsize
+            for part in range(parts):
+                k0, k1 = K * part // parts, K * (part + 1) // parts
+                w_at, a_part, adds = w_panel + k0 * columns * vector_size, a + k0 * a_k, 1 if add or part else 0
+                for step in range(steps):
+                    for block in range(blocks):
+                        first, end = rows * block // blocks, rows * (block + 1) // blocks
+                        a_at, c_at = a_part + step * a_step + first * a_row, c_panel + step * c_step + first * c_row
+                        asks = done < tiles
+                        one_tile(
+                            word(end - first), word(columns), word(a_at), word(a_row), word(a_k), word(w_at),
+                            word(k1 - k0), word(c_at), word(c_row), word(last), word(adds),
+                            word(ahead + done * ahead_tile if asks else c_at), word(ahead_k if asks else 0),
+                        )  # fmt: skip
+                        done += 1
+
+    @inner
+    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned):
+        product_ahead(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned, a, 0, 0, 0)
+
+    @inner
+    def product(a, a_row, w, K, c, c_row, N, rows, add, turned):
+        product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add, turned)
+
+    return SimpleNamespace(product=product, product_steps=product_steps, product_ahead=product_ahead)

@@ -1,0 +1,218 @@
+"""One step by itself, forward: the weights are read where they are, since packing them would cost more than one use.
+
+A vector of gates is `lanes` dot products side by side: as many accumulators, each over the K values of a row of W, then
+added up crosswise into one vector. Sums run in another order than in the loops of many steps, and in the same one for
+every row, batch and number of threads. Arguments are those of kernels/cpu/frame.py, for T = 1, no projection and no row
+without a step.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from rnnkit.kernels.cpu.frame import make_frame, meet, part_of, read_forward, read_shape
+from rnnkit.kernels.cpu.jit import job, outer
+from rnnkit.kernels.cpu.memory import minimum
+from rnnkit.kernels.cpu.scan import kept_blocks, make_pointwise, parts_of
+from rnnkit.kernels.cpu.scan_reset_before import make_stages
+from rnnkit.kernels.cpu.simd import INT32, emit_load, emit_store, llvm_function, load_first, vectors
+
+# Rows of a batch that a vector of units' gates are computed for before the cell is.
+AT_ONCE = 16
+# Rows of a batch and units whose sums stand in registers at once, where there are so many rows, by the bytes of a
+# vector: each load then serves several multiply-adds.
+_BLOCK = {64: (4, 4), 32: (2, 4), 16: (2, 4)}
+
+
+@cache
+def dot_products(dtype: str) -> Any:
+    """dots(a, a_row, rows, w, w_row, K, count, out, out_row): out[r] is a vector whose n-th lane is a[r] . w[n].
+
+    Over K elements, for r < rows and n < count; the lanes past `count` hold some number. a, w and out are addresses,
+    their rows in bytes.
+    """
+    v = vectors(dtype)
+    vec, lanes, size = v.type, v.lanes, v.itemsize
+    block_rows, block_units = _BLOCK[lanes * size]
+
+    def number(n: int) -> ir.Constant:
+        return ir.Constant(ir.IntType(64), n)
+
+    def emit_sums(builder: ir.IRBuilder, xs: list, units: list, K) -> list[list]:
+        """The accumulators after the walk of K, of each x a list, one a unit; xs and units are addresses."""
+        fma = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
+        slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in units] for _ in xs]
+        for slot in (slot for own in slots for slot in own):
+            builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
+
+        def multiply(at, load: Any) -> None:
+            values = [load(builder.add(x, at)) for x in xs]
+            for k, unit in enumerate(units):
+                weights = load(builder.add(unit, at))
+                for x, own in zip(values, slots, strict=True):
+                    builder.store(builder.call(fma, [x, weights, builder.load(own[k])]), own[k])
+
+        whole = builder.sdiv(K, number(lanes))
+        with cgutils.for_range(builder, whole) as loop:
+            multiply(builder.mul(loop.index, number(lanes * size)), lambda at: emit_load(builder, vec, at))
+        left = builder.sub(K, builder.mul(whole, number(lanes)))
+        with builder.if_then(builder.icmp_signed(">", left, number(0))):
+            at = builder.mul(whole, number(lanes * size))
+            multiply(at, lambda address: load_first(builder, vec, address, left))
+        return [[builder.load(slot) for slot in own] for own in slots]
+
+    def emit_crosswise(builder: ir.IRBuilder, sums: list) -> ir.Value:
+        """One vector of the sums over the lanes of each: neighbours are added, and the halves put side by side."""
+        mask = ir.VectorType(INT32, lanes)
+        even, odd = (ir.Constant(mask, list(range(first, 2 * lanes, 2))) for first in (0, 1))
+        while len(sums) > 1:
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            sums = [
+                builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd)) for a, b in pairs
+            ]
+        return sums[0]
+
+    def emit_dots(builder: ir.IRBuilder, xs: list, units: list, K) -> list:
+        """The vector of each x."""
+        width = lanes if len(xs) == 1 else min(block_units, lanes)
+        parts = [emit_sums(builder, xs, units[k : k + width], K) for k in range(0, lanes, width)]
+        return [emit_crosswise(builder, [value for part in parts for value in part[i]]) for i in range(len(xs))]
+
+    def make_dots(rows: int) -> Any:
+        """Of so many rows."""
+
+        @intrinsic
+        def dots(typing, a, a_row, w, w_row, K, count, out, out_row):
+            def emit(context, builder, sig, args):
+                a, a_row, w, w_row, K, count, out, out_row = args
+                xs = [builder.add(a, builder.mul(a_row, number(r))) for r in range(rows)]
+
+                def store_dots(units: list) -> None:
+                    for r, value in enumerate(emit_dots(builder, xs, units, K)):
+                        emit_store(builder, value, builder.add(out, builder.mul(out_row, number(r))))
+
+                last = builder.sub(count, number(1))
+                with builder.if_else(builder.icmp_signed(">=", count, number(lanes))) as (whole, part):
+                    with whole:
+                        store_dots([builder.add(w, builder.mul(w_row, number(n))) for n in range(lanes)])
+                    with part:
+                        # Units past the last are the last again: there may be no memory there.
+                        least = [
+                            builder.select(builder.icmp_signed("<", number(n), last), number(n), last)
+                            for n in range(lanes)
+                        ]
+                        store_dots([builder.add(w, builder.mul(w_row, n)) for n in least])
+                return context.get_dummy_value()
+
+            return types.void(*[types.intp] * 8), emit
+
+        return dots
+
+    several, one = make_dots(block_rows), make_dots(1)
+
+    @outer
+    def dot_rows(a, a_row, rows, w, w_row, K, count, out, out_row):
+        whole = rows // block_rows * block_rows
+        for r in range(0, whole, block_rows):
+            several(a + r * a_row, a_row, w, w_row, K, count, out + r * out_row, out_row)
+        for r in range(whole, rows):
+            one(a + r * a_row, a_row, w, w_row, K, count, out + r * out_row, out_row)
+
+    return dot_rows
+
+
+def make_step(cell: str, dtype: str) -> Any:
+    """The forward job of one step: step(block, index), block a `Forward`."""
+    v, dots, frame, pointwise = vectors(dtype), dot_products(dtype), make_frame(dtype), make_pointwise(cell, dtype)
+    G, SPLIT = parts_of(cell)
+    size, lanes, bound, copy, add_to = v.itemsize, v.lanes, frame.bound, frame.copy, frame.add_to
+    KEPT = kept_blocks(cell)
+
+    @job(("step", cell, dtype))
+    def step(block, index):
+        a = read_forward(block)
+        s = read_shape(a.shape)
+        p = part_of(s, a.rows, a.meeting, index)
+        H, I, keep = s.H, s.I, s.keep
+        u0, u1 = bound(H, s.members, p.member), bound(H, s.members, p.member + 1)
+        row_h, row_x, vector = H * size, I * size, lanes * size
+        sides, row_g = a.scratch + s.own + index * s.own_size, 2 * G * vector
+        for j in range(u0, u1, lanes):
+            n, at = minimum(lanes, u1 - j), j * size
+            for first in range(p.b0, p.b1, AT_ONCE):
+                count = minimum(AT_ONCE, p.b1 - first)
+                x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
+                for gate in range(G):
+                    unit, out = gate * H + j, sides + gate * vector
+                    dots(x_rows, row_x, count, a.w_ih + unit * row_x, row_x, I, n, out, row_g)
+                    dots(h_rows, row_h, count, a.w_hh + unit * row_h, row_h, H, n, out + G * vector, row_g)
+                for r in range(first, first + count):
+                    h, own, g = a.h0 + r * row_h + at, r * row_h + at, sides + (r - first) * row_g
+                    if not SPLIT:
+                        add_to(g + G * vector, g, G * lanes)
+                    if keep:
+                        copy(h, a.h_prev + own, n)
+                    pointwise(
+                        g, g + G * vector, vector, a.b_ih + at, a.b_hh + at, h, a.c0 + own, a.h_n + own,
+                        a.y + r * a.y_row + at,
+                        a.kept + KEPT * r * row_h + at, a.c_prev + own, a.c_n + own, n, H, keep,
+                    )  # fmt: skip
+
+    return step
+
+
+def make_step_reset_before(dtype: str) -> Any:
+    """The forward job of one step of the GRU that resets before."""
+    v, dots, frame, (reset_row, output_row) = vectors(dtype), dot_products(dtype), make_frame(dtype), make_stages(dtype)
+    size, lanes, bound, copy, add_to = v.itemsize, v.lanes, frame.bound, frame.copy, frame.add_to
+
+    @job(("step", "gru_reset_before", dtype))
+    def step(block, index):
+        a = read_forward(block)
+        s = read_shape(a.shape)
+        p = part_of(s, a.rows, a.meeting, index)
+        H, I, keep = s.H, s.I, s.keep
+        u0, u1 = bound(H, s.members, p.member), bound(H, s.members, p.member + 1)
+        row_h, row_x, vector = H * size, I * size, lanes * size
+        sides, row_g = a.scratch + s.own + index * s.own_size, 4 * vector
+        rh_rows = a.extra if keep else a.scratch + s.exchanged
+        for j in range(u0, u1, lanes):
+            n, at = minimum(lanes, u1 - j), j * size
+            for first in range(p.b0, p.b1, AT_ONCE):
+                count = minimum(AT_ONCE, p.b1 - first)
+                x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
+                dots(x_rows, row_x, count, a.w_ih + j * row_x, row_x, I, n, sides, row_g)
+                dots(h_rows, row_h, count, a.w_hh + j * row_h, row_h, H, n, sides + vector, row_g)
+                for r in range(first, first + count):
+                    h, own, g = a.h0 + r * row_h + at, r * row_h + at, sides + (r - first) * row_g
+                    add_to(g + vector, g, lanes)
+                    reset_row(
+                        g, a.b_ih + at, a.b_hh + at, h, a.kept + 3 * r * row_h + at, rh_rows + own, n, keep
+                    )  # fmt: skip
+                    if keep:
+                        copy(h, a.h_prev + own, n)
+        meet(s, p, 1)
+        for j in range(u0, u1, lanes):
+            n, z = minimum(lanes, u1 - j), row_h + j * size
+            for first in range(p.b0, p.b1, AT_ONCE):
+                count = minimum(AT_ONCE, p.b1 - first)
+                for gate in range(1, 3):
+                    unit, out = gate * H + j, sides + (gate - 1) * vector
+                    h_rows = (a.h0 if gate == 1 else rh_rows) + first * row_h
+                    dots(a.x + first * row_x, row_x, count, a.w_ih + unit * row_x, row_x, I, n, out, row_g)
+                    dots(h_rows, row_h, count, a.w_hh + unit * row_h, row_h, H, n, out + 2 * vector, row_g)
+                for r in range(first, first + count):
+                    own, g = r * row_h + j * size, sides + (r - first) * row_g
+                    add_to(g + 2 * vector, g, 2 * lanes)
+                    output_row(
+                        g, vector, a.b_ih + z, a.b_hh + z, a.h0 + own, a.kept + 3 * r * row_h + z, a.h_n + own,
+                        a.y + r * a.y_row + j * size, n, H, keep,
+                    )  # fmt: skip
+
+    return step

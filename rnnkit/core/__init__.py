@@ -1,0 +1,1 @@
+"""What everything else stands on: the cells, dtypes, devices, checks of arguments, threads."""

@@ -1,0 +1,121 @@
+"""Layers on layers, directions side by side: the pure form of a whole RNN, GRU or LSTM.
+
+Time-major and unchecked: `layers` has validated and transposed. States are stacked as in PyTorch, layer by layer and
+within a layer forward before reverse. Dropout acts on the outputs of every layer but the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkit.backends import Choice
+from rnnkit.core.cells import Array, Cell, State, Weights
+from rnnkit.core.devices import array_module, device_of, to_device
+from rnnkit.core.mixed_precision import compute_dtype, narrow
+from rnnkit.functional import direction as ops
+
+LayerWeights = tuple[Weights, ...]  # one a direction
+
+
+class Saved(NamedTuple):
+    """What `backward` needs: each layer's directions, the dropout masks between layers, and the output's width."""
+
+    scans: list[tuple[ops.Saved, ...]]
+    masks: list[Array]
+    shape: tuple[int, int, int]
+
+
+def forward(
+    cell: Cell,
+    choice: Choice,
+    x: Array,
+    state0: State,
+    weights: list[LayerWeights],
+    *,
+    lengths: np.ndarray | None = None,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+    keep: bool = True,
+) -> tuple[Array, State, Saved | None]:
+    """x (T, B, I), state0 a tuple of (L*D, B, ·) -> y (T, B, D*R), state_n, saved. No dropout without rng."""
+    xp: Any = array_module(x)
+    x = xp.ascontiguousarray(x)
+    directions = len(weights[0])
+    if directions == len(weights) == 1:
+        y, end, saved = ops.run(
+            cell, choice, x, tuple([s[0] for s in state0]), weights[0][0], lengths, False, keep
+        )  # fmt: skip
+        state_n = tuple([s[None] for s in end])
+        return y, state_n, Saved([(saved,)], [], y.shape) if keep else None  # type: ignore[list-item]
+    state_n = tuple(xp.empty_like(s) for s in state0)
+    scans, masks = [], []
+    for layer, layer_weights in enumerate(weights):
+        saveds, R = [], layer_weights[0].w_hh.shape[1]
+        beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
+        for direction, w in enumerate(layer_weights):
+            slot, first = layer * directions + direction, direction * R
+            start, place = tuple(s[slot] for s in state0), None if beside is None else beside[:, :, first : first + R]
+            y, end, saved = ops.run(cell, choice, x, start, w, lengths, direction == 1, keep, place)
+            for whole, part in zip(state_n, end, strict=True):
+                whole[slot] = part
+            saveds.append(saved)
+        x = y if beside is None else beside
+        scans.append(tuple(saveds))
+        if dropout and rng is not None and layer < len(weights) - 1:
+            mask = dropout_mask(x, dropout, rng)
+            x *= mask
+            if keep:
+                masks.append(mask)
+            del mask  # the next layer's call need not carry it
+    return x, state_n, Saved(scans, masks, x.shape) if keep else None  # type: ignore[arg-type]
+
+
+def backward(
+    saved: Saved,
+    dy: Array | None,
+    dstate_n: tuple[Array | None, ...],
+    weights: list[LayerWeights],
+    into: list[LayerWeights],
+) -> tuple[Array, State, list[LayerWeights]]:
+    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and gradients shaped as `weights`.
+
+    into: as of `ops.run_backward`.
+    """
+    directions = len(weights[0])
+    dstate0: list[list[Array]] = [[] for _ in dstate_n]
+    grads: list[LayerWeights] = []
+    for layer in range(len(weights) - 1, -1, -1):
+        dx, layer_grads, layer_dstate0 = None, [], []
+        for direction, w in enumerate(weights[layer]):
+            slot = layer * directions + direction
+            R = w.w_hh.shape[1]
+            dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
+            ends = tuple(None if d is None else d[slot] for d in dstate_n)
+            dx_part, dstart, dw = ops.run_backward(
+                saved.scans[layer][direction], dy_part, ends, w, into[layer][direction]
+            )
+            dx = dx_part if dx is None else dx + dx_part
+            layer_grads.append(dw)
+            layer_dstate0.append(dstart)
+        for k, stacked in enumerate(dstate0):
+            stacked[:0] = [d[k] for d in layer_dstate0]
+        grads.insert(0, tuple(layer_grads))
+        dy = dx
+        if saved.masks and layer > 0:
+            dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
+    xp: Any = array_module(dy)
+    return dy, tuple(xp.stack(d) for d in dstate0), grads
+
+
+def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:
+    """0 with probability p, else 1 / (1 - p), of x's shape and the dtype x is computed in.
+
+    Drawn on the host: the same on every device, and in every dtype. 16 bits would not hold 1 / (1 - p).
+    """
+    keep = rng.random(x.shape, dtype=np.float32) >= p
+    mask = keep.astype(compute_dtype(x.dtype))
+    if p < 1:
+        mask /= mask.dtype.type(1 - p)
+    return to_device(mask, device_of(x))
