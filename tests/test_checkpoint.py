@@ -291,7 +291,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 
     with monkeypatch.context() as patch:
         if moment == "write":
-            patch.setattr(io._safetensors, "as_bytes", full)
+            patch.setattr(io.safetensors_format, "as_bytes", full)
         else:
             patch.setattr(os, moment, full)
         with pytest.raises(OSError, match="no space left"):
@@ -343,9 +343,9 @@ def test_a_crafted_checkpoint_is_refused(change: Any, said: str, tmp_path: Path)
     run.save(path)
     with safetensors.safe_open(path, framework="np") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = json.loads(metadata["rnnkit.io.checkpoint"])
+    found = json.loads(metadata["rnnkit.checkpoint"])
     change(found)
-    metadata["rnnkit.io.checkpoint"] = json.dumps(found)
+    metadata["rnnkit.checkpoint"] = json.dumps(found)
     metadata["rnnkit.sha256"] = io._digest(tensors, metadata)
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
     with pytest.raises(ValueError, match="c' cannot be loaded: ") as caught:

@@ -82,8 +82,8 @@ def test_the_fake_is_forgotten_with_its_machine():
     with fakecupy.installed():
         assert backends.select.cache_info().currsize == 0
         backends.select("cpu", "float32", "lstm")
-        sys.modules["rnnkit.backends.cuda.held"] = sys
+        sys.modules["rnnkit.backends.cupy.held"] = sys
     assert backends.select.cache_info().currsize == 0
-    assert "rnnkit.backends.cuda.held" not in sys.modules
+    assert "rnnkit.backends.cupy.held" not in sys.modules
     y = rnnkit.Linear(3, 2, rng=0)(np.ones((4, 3), np.float32))
     assert type(y) is np.ndarray

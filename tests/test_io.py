@@ -57,7 +57,7 @@ def test_metadata_says_gate_order_version_and_what_the_layer_is(tmp_path: Path) 
         metadata = file.metadata()
     assert metadata["gate_order"] == "lstm=i,f,g,o;gru=r,z,n"
     assert metadata["rnnkit.format_version"] == "1"
-    config = json.loads(metadata["rnnkit.nn.rnn"])[""]
+    config = json.loads(metadata["rnnkit.layers"])[""]
     want = {"kind": "LSTM", "cell": "lstm", "input_size": 3, "hidden_size": 6, "num_layers": 2, "bias": False}
     assert config.items() >= {**want, "proj_size": 4, "bidirectional": False, "batch_first": False}.items()
     rnnkit.save(GRU(3, 6, reset_after=False, rng=0), path)
@@ -190,7 +190,7 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
 def crafted(path: Path, layers: str) -> Path:
     """A file of ours in all but what it says of its layers."""
     tensors = {"w": np.ones(2, np.float32)}
-    metadata = {"gate_order": io.GATE_ORDER, "rnnkit.format_version": "1", "rnnkit.nn.rnn": layers}
+    metadata = {"gate_order": io.GATE_ORDER, "rnnkit.format_version": "1", "rnnkit.layers": layers}
     metadata["rnnkit.sha256"] = io._digest(tensors, metadata)
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
     return path

@@ -126,7 +126,7 @@ def nvrtc_version() -> Item:
 
 
 def cublas_version() -> Item:
-    """Of the library that the products of `rnnkit.backends.cuda` run on."""
+    """Of the library that the products of `rnnkit.backends.cupy` run on."""
     from rnnkit.backends.cupy.cublas import library
 
     number = ctypes.c_int()

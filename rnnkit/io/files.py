@@ -33,8 +33,8 @@ FORMAT_VERSION, CHECKPOINT_VERSION = "1", "2"  # of weights, and of checkpoints
 GATE_ORDER = ";".join(f"{name}={','.join(CELLS[name].gates)}" for name in ("lstm", "gru"))
 
 # Metadata keys. The gate order has a plain name, for other tools to read; the rest are ours alone.
-_ORDER, _VERSION, _LAYERS, _DIGEST = "gate_order", "rnnkit.format_version", "rnnkit.nn.rnn", "rnnkit.sha256"
-_CHECKPOINT = "rnnkit.io.checkpoint"
+_ORDER, _VERSION, _LAYERS, _DIGEST = "gate_order", "rnnkit.format_version", "rnnkit.layers", "rnnkit.sha256"
+_CHECKPOINT = "rnnkit.checkpoint"
 
 # The arguments that say what a layer is, by the names layers keep them under.
 _CONFIG = (

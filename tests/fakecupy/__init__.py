@@ -29,7 +29,7 @@ from tests.fakecupy._errors import FakeError
 __all__ = ["Counts", "FakeError", "installed"]
 
 REPLACED = ("cupy", "cupyx", "cupy_backends")
-HOLDERS = ("rnnkit.backends.cupy", "rnnkit.backends.cuda", "rnnkit.backends.numba_cuda")
+HOLDERS = ("rnnkit.backends.cupy", "rnnkit.backends.numba_cuda")
 
 
 def _inside(name: str, packages: tuple[str, ...]) -> bool:

@@ -29,7 +29,7 @@ class Schedule:
     problem: Callable[[Cell, DType, Sizes, int], str | None]
 
     def load(self) -> Any:
-        return importlib.import_module(f"rnnkit.backends.cuda.{self.name}")
+        return importlib.import_module(f"rnnkit.backends.cupy.{self.name}")
 
 
 SCHEDULES: tuple[Schedule, ...] = (
