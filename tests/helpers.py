@@ -111,6 +111,6 @@ def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None
 
 def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
     """Every amount of work shared among so many threads, whatever the machine has and whoever holds its cores."""
-    settings = {"_threads": threads, "SHARED_FROM": 0, "WOKEN_FROM": 0, "SPELLS": (0.0, 0.0)}
-    for name, value in (settings | dict.fromkeys(("AWAITED", "AWAITED_WOKEN"), 1e7)).items():
+    settings = {"_threads": threads, "PARALLEL_FROM_US": 0, "WAKE_FROM_US": 0, "BACKOFF_S": (0.0, 0.0)}
+    for name, value in (settings | dict.fromkeys(("READY_WAIT_US", "WOKEN_WAIT_US"), 1e7)).items():
         patch.setattr(thread_pool, name, value)

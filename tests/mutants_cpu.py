@@ -1,4 +1,4 @@
-"""Planted bugs of the compiled CPU path: its host side, its loops and their pieces, and the team of threads."""
+"""Planted bugs of the compiled CPU path: its host side, its loops and their pieces, and the thread pool."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ LOOP_MUTANTS = (
     ),
     Mutant(
         "numba: dx past a row's end never written",
-        (Edit(FRAME, "for r in range(word(a.counts + 8 * t), s.B):", "for r in range(s.B, s.B):"),),
+        (Edit(FRAME, "for r in range(load_word(a.counts + 8 * t), s.B):", "for r in range(s.B, s.B):"),),
         "tests/test_parity.py",
         "read_before_it_is_written and numba and gru",
     ),
@@ -181,7 +181,7 @@ LOOP_MUTANTS = (
     ),
     _numba(
         "a row's last state taken one step late",
-        "lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))",
+        "lasting = 0 if over else (count if s.reverse else load_word(a.counts + 8 * (t + 1)))",
         "lasting = 0 if over else count",
         "lstm-T5",
         SCAN,
@@ -204,8 +204,8 @@ LOOP_MUTANTS = (
     _piece(
         "a projection's operand read before all have written it",
         FRAME,
-        "        wait(p.together, s.members * times)",
-        "        wait(p.together, s.members * (times - 1))",
+        "        barrier(p.together, s.members * times)",
+        "        barrier(p.together, s.members * (times - 1))",
         "tests/test_sharing.py",
         "bits_do_not_depend or projection_is",
     ),
@@ -261,18 +261,18 @@ LOOP_MUTANTS = (
 
 PIECE_MUTANTS = (
     _piece(
-        "an answer to an earlier roll call counts",
+        "an answer to an earlier ready check counts",
         TEAM,
-        "if look(own + HEARD) == posted",
-        "if look(own + HEARD) != 0",
+        "if atomic_load(own + ANSWERED) == posted",
+        "if atomic_load(own + ANSWERED) != 0",
         "tests/test_crowding.py",
-        "only_this_roll_calls",
+        "only_this_ready_checks",
     ),
     _piece(
-        "a core that was away for a moment counts as lost",
+        "a short preemption counts",
         TEAM,
-        "if lost > ROBBED_NS and lost * members > took:",
-        "if lost > ROBBED_NS:",
+        "if lost > PREEMPTED_NS and lost * threads > elapsed:",
+        "if lost > PREEMPTED_NS:",
         "tests/test_crowding.py",
         "fewer_would_be_as_fast",
     ),
@@ -287,16 +287,16 @@ PIECE_MUTANTS = (
     _piece(
         "a thread that left a core is kept from it",
         "kernels/cpu/system.py",
-        "        set_usable(usable)\n",
-        "        set_usable(others)\n",
+        "        set_affinity(usable)\n",
+        "        set_affinity(others)\n",
         "tests/test_crowding.py",
         "leaves_a_core",
     ),
     _piece(
         "panels walked back one too far",
         PRODUCT,
-        "panel = panels - 1 - k if turned else k",
-        "panel = panels - k if turned else k",
+        "panel = panels - 1 - k if backwards else k",
+        "panel = panels - k if backwards else k",
         "tests/test_products.py",
         "float32",
     ),

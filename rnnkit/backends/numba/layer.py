@@ -60,9 +60,9 @@ class Saved(NamedTuple):
     reverse: bool
 
 
-scratch_memory, packed_weights = memory.Scratch(), memory.PackedWeights()
+scratch_memory, packed_weights = memory.Scratch(), memory.PackedWeightsCache()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=packed_weights.start_anew)
+    os.register_at_fork(after_in_child=packed_weights.reset_after_fork)
 
 
 @cache
@@ -214,23 +214,23 @@ def _launch(
     held, call, plan, standing = None, object(), ready.plans.get(threads), _addresses(weights)
     if plan is None:
         plan = ready.plans[threads] = plan_for(ready.sizes, ready.packing, threads, False, reverse, keep)
-    if plan.packed and not keep and memory.is_kept(plan.packed):
+    if plan.packed and not keep and memory.is_cached(plan.packed):
         w_ih, w_hh = weights.w_ih, weights.w_hh
         # An id may come again, for another array: then the digest is another.
         key = (ready.job, id(w_ih), id(w_hh), id(weights.w_hr), plan.members, w_ih.shape, w_hh.shape)
-        held = packed_weights.of(key, plan.packed)
+        held = packed_weights.get(key, plan.packed)
     try:
         if held is not None and held.claims.setdefault(OWNER, call) is call:
-            scratch, digest = scratch_memory.get(plan.scratch), held.room.address
-            held.trust(standing.constant)
+            scratch, digest = scratch_memory.get(plan.scratch), held.buffer.address
+            held.set_trusted(standing.constant)
         else:
             own = plan.scratch <= OWN_SCRATCH and not plan.packed
-            scratch = memory.NOTHING if own else scratch_memory.get(plan.scratch + plan.packed)
+            scratch = memory.EMPTY_BUFFER if own else scratch_memory.get(plan.scratch + plan.packed)
             digest = 0
         table, where = ready.packing.table, standing.found
         launch_forward(state, ready.job, plan.words, table, where, scratch.address, digest, *operands)
         if held is not None and digest:
-            held.note_packed(standing.constant)
+            held.record_packed(standing.constant)
     finally:
         if held is not None and OWNER in held.claims and held.claims[OWNER] is call:
             del held.claims[OWNER]
@@ -239,7 +239,7 @@ def _launch(
 def _run(sizes: Sizes, microseconds: float, launch: Any) -> None:
     """On as many threads as the work is worth and has parts for."""
     threads = thread_pool.threads_for(microseconds)
-    thread_pool.run(threads_of(sizes, threads) if threads > 1 else 1, microseconds, launch)
+    thread_pool.run_on_pool(threads_of(sizes, threads) if threads > 1 else 1, microseconds, launch)
 
 
 def backward(call: BackwardCall) -> Gradients:
@@ -293,7 +293,7 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
     plan = plan_for(sizes, packing(T, B, None), threads, False, False, keep)
     two, extra = len(cell.states) == 2, H if sizes.projected or reset_before else 0
     kept = N * (_kept_width(cell.name, H) + R + (H if two else 0) + extra) * item if keep else 0
-    stays = not keep and memory.is_kept(plan.packed)
+    stays = not keep and memory.is_cached(plan.packed)
     own = plan.packed + 2 * memory.LINE if stays else 0
     resident = plan.scratch + (0 if stays else plan.packed) + memory.LINE
     transient = resident
@@ -301,7 +301,7 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
         packed = N * I * item + 8 * (2 * T + 1 + 2 * B)  # x, and the packing's tables
         kept += packed if keep else 0
         transient += 0 if keep else packed
-    if resident > memory.KEPT_SCRATCH or (plan.scratch <= OWN_SCRATCH and not plan.packed):
+    if resident > memory.MAX_CACHED_SCRATCH or (plan.scratch <= OWN_SCRATCH and not plan.packed):
         resident = 0
     rows, columns = tile_shape()
     tiles = f"{rows} x {columns * vectors(row.stored).lanes} register tiles, {plan.chunk} steps a chunk"
