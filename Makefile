@@ -31,14 +31,14 @@ test: $(VENV)/.installed-test
 	$(PYTEST) -m "not peers and not gpu and not kernels" $(ARGS)
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
-	RNNKIT_PEERS=required $(PYTEST) -m peers tests/peers $(ARGS)
+	RNNKIT_REQUIRED=peers $(PYTEST) -m peers tests/peers $(ARGS)
 
 # What needs a compiler of CUDA or CuPy beside it, and what is marked `kernels`: all that `make test` skips or leaves out.
 COMPILING := tests/cuda/test_cuda_build.py tests/cuda/test_cuda_occupancy.py tests/cuda/test_numba_ptx.py tests/tools/test_fakecupy_names.py
 
 test-kernels: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
-	RNNKIT_KERNELS=required $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
-	RNNKIT_KERNELS=required $(PYTEST) -m kernels tests $(addprefix --ignore=,$(COMPILING)) $(ARGS)
+	RNNKIT_REQUIRED=kernels $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
+	RNNKIT_REQUIRED=kernels $(PYTEST) -m kernels tests $(addprefix --ignore=,$(COMPILING)) $(ARGS)
 
 test-arm: $(VENV)/.installed-test
 	$(BIN)/python -m tests.tools.arm $(ARGS)

@@ -1,22 +1,8 @@
-"""What the tests of files share: exact comparison of arrays, and files made byte by byte."""
+"""Files made byte by byte, for tests of what is read."""
 
 import json
 from pathlib import Path
 from typing import Any
-
-
-def assert_same(got: Any, want: Any) -> None:
-    """Equal names in equal order, dtypes, shapes, and every bit, NaN included."""
-    assert list(got) == list(want)
-    assert_same_arrays(got, want)
-
-
-def assert_same_arrays(got: Any, want: Any) -> None:
-    assert set(got) == set(want)
-    for name, value in want.items():
-        assert got[name].dtype == value.dtype, name
-        assert got[name].shape == value.shape, name
-        assert got[name].tobytes() == value.tobytes(), name
 
 
 def raw_file(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:

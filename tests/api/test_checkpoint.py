@@ -18,9 +18,7 @@ import safetensors.numpy
 
 import rnnkit
 from rnnkit.io import files as io
-from tests.api.files import assert_same
-from tests.helpers import assert_same as assert_same_values
-from tests.helpers import refused
+from tests.helpers import assert_same, refused
 
 KINDS: dict[str, Any] = {
     "sgd": lambda model: rnnkit.SGD(model, 0.05),
@@ -95,9 +93,9 @@ def test_a_run_goes_on_bit_for_bit(kind: str, dtype: str, tmp_path: Path) -> Non
     other = Run(kind, dtype, seed=1)
     other.train(2)
     other.resume(tmp_path / "c")
-    assert_same_values(other.everything(), first.everything())
+    assert_same(other.everything(), first.everything())
     other.train(4)
-    assert_same_values(other.everything(), whole.everything())
+    assert_same(other.everything(), whole.everything())
 
 
 SCRIPT = """
@@ -157,17 +155,17 @@ def test_a_checkpoint_is_a_file_of_weights_too(tmp_path: Path) -> None:
     }
     rnnkit.save(run.model, tmp_path / "c", optimizer=run.optimizer, step=2, scalars=scalars)
     found = rnnkit.load(tmp_path / "c")
-    assert_same(found, run.model.state_dict())
+    assert_same(found, run.model.state_dict(), in_order=True)
     assert found.layers["1."]["cell"] == "lstm"
     assert found.step == 2
     assert str(found.scalars) == str({name: getattr(v, "item", lambda v=v: v)() for name, v in scalars.items()})
     want = run.optimizer.state_dict()
     assert found.optimizer["param_groups"][0].items() >= {"lr": run.optimizer.lr, "eps": 1e-7}.items()
     for index, entry in want["state"].items():
-        assert_same_values(found.optimizer["state"][index], entry)
+        assert_same(found.optimizer["state"][index], entry)
     other = Run("adam", "float32", seed=3)
     other.model.load_state_dict(found)
-    assert_same(other.model.state_dict(), run.model.state_dict())
+    assert_same(other.model.state_dict(), run.model.state_dict(), in_order=True)
     names = set(safetensors.numpy.load_file(tmp_path / "c"))
     assert {"0.weight", "optimizer.0.exp_avg", "optimizer.0.exp_avg_sq"} <= names
     rnnkit.save(run.model, tmp_path / "w")
@@ -194,7 +192,7 @@ def test_several_modules_and_generators_by_name(tmp_path: Path) -> None:
     others = make(2)
     rnnkit.load(tmp_path / "c").restore(*others)
     for name, model in models.items():
-        assert_same(others[0][name].state_dict(), model.state_dict())
+        assert_same(others[0][name].state_dict(), model.state_dict(), in_order=True)
     assert others[1].t == 1
     for name, generator in generators.items():
         assert generator.random() == others[2][name].random(), name
@@ -242,9 +240,9 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     ):
         with refused(error, *said):
             checkpoint.restore(*arguments)
-        assert_same_values(other.everything(), before)
+        assert_same(other.everything(), before)
     other.resume(tmp_path / "c")
-    assert_same_values(other.everything(), run.everything())
+    assert_same(other.everything(), run.everything())
 
 
 @pytest.mark.parametrize(
@@ -317,7 +315,7 @@ def test_damaged_checkpoints_name_their_file(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"checkpoint' cannot be (read|loaded)"):
             rnnkit.load(path)
-    assert_same_values(run.everything(), before)
+    assert_same(run.everything(), before)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         rnnkit.load(tmp_path / "nowhere")
 

@@ -14,8 +14,7 @@ import rnnkit
 from rnnkit.io import files as io
 from rnnkit.nn.containers import Bidirectional, LastState, Sequential
 from rnnkit.nn.module import StateDict
-from tests.api.files import assert_same, assert_same_arrays
-from tests.helpers import LAYERS, randn
+from tests.helpers import LAYERS, assert_same, randn
 
 # Files do not depend on the backend; the oracle's compiles nothing.
 RNN, GRU, LSTM = (partial(kind, backend="numpy") for kind in (rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM))
@@ -42,7 +41,7 @@ def test_a_layer_comes_back_bit_for_bit(tmp_path: Path, rng: np.random.Generator
     layer, other = (LAYERS[cell](3, 4, 2, bidirectional=True, dtype=dtype, rng=k, backend="numpy") for k in (1, 2))
     rnnkit.save(layer, path)
     loaded = rnnkit.load(path)
-    assert_same(loaded, layer.state_dict())
+    assert_same(loaded, layer.state_dict(), in_order=True)
     assert all(value.flags.writeable and value.flags.owndata for value in loaded.values())
     x = randn(rng, 5, 2, 3, dtype=dtype)
     assert not np.array_equal(layer(x)[0], other(x)[0])
@@ -77,7 +76,7 @@ def test_a_container_comes_back_with_its_cells(tmp_path: Path) -> None:
     model = nest(True)
     rnnkit.save(model, path)
     loaded = rnnkit.load(path)
-    assert_same(loaded, model.state_dict())
+    assert_same(loaded, model.state_dict(), in_order=True)
     cells = {prefix: config["cell"] for prefix, config in loaded.layers.items() if "cell" in config}
     sides = {"1.1.forward.": "rnn_tanh", "1.1.reverse.": "rnn_tanh"}
     assert cells == {"0.": "lstm", "1.0.": "gru", "2.": "gru", **sides} == model.cells
@@ -101,7 +100,7 @@ def test_weights_of_another_cell_are_refused(tmp_path: Path, saved: Any, into: A
     before = into.state_dict()
     with pytest.raises(ValueError, match=says):
         into.load_state_dict(rnnkit.load(tmp_path / "m.safetensors"))
-    assert_same(into.state_dict(), before)
+    assert_same(into.state_dict(), before, in_order=True)
 
 
 def test_a_mapping_of_every_dtype_and_shape_comes_back(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -109,8 +108,8 @@ def test_a_mapping_of_every_dtype_and_shape_comes_back(tmp_path: Path, rng: np.r
     tensors['ключ "quoted" \\ \n \x00'] = np.arange(3)
     path = tmp_path / "m.safetensors"
     rnnkit.save(tensors, path)
-    assert_same(rnnkit.load(path), tensors)
-    assert_same_arrays(safetensors.numpy.load_file(path), tensors)
+    assert_same(rnnkit.load(path), tensors, in_order=True)
+    assert_same(safetensors.numpy.load_file(path), tensors)
 
 
 def test_other_tools_files_load(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -119,7 +118,7 @@ def test_other_tools_files_load(tmp_path: Path, rng: np.random.Generator) -> Non
     for metadata in (None, {"format": "pt"}, {"gate_order": "gru=r,z,n"}):
         safetensors.numpy.save_file(tensors, path, metadata=metadata)
         loaded = rnnkit.load(path)
-        assert_same_arrays(loaded, tensors)
+        assert_same(loaded, tensors)
         assert loaded.layers == {}
 
 
@@ -139,9 +138,9 @@ def test_bfloat16_comes_back_and_loads_into_a_layer(tmp_path: Path, rng: np.rand
     short = {name: value.astype(ml_dtypes.bfloat16) for name, value in layer.state_dict().items()}
     rnnkit.save(short, tmp_path / "m")
     loaded = rnnkit.load(tmp_path / "m")
-    assert_same(loaded, short)
+    assert_same(loaded, short, in_order=True)
     layer.load_state_dict(loaded)
-    assert_same(layer.state_dict(), {name: value.astype(np.float32) for name, value in short.items()})
+    assert_same(layer.state_dict(), {name: value.astype(np.float32) for name, value in short.items()}, in_order=True)
 
 
 def test_a_file_written_anew_by_another_tool_keeps_its_checksum(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_a_file_written_anew_by_another_tool_keeps_its_checksum(tmp_path: Path) 
         metadata = file.metadata()
     safetensors.numpy.save_file(layer.state_dict(), theirs, metadata={**metadata, "format": "pt"})
     assert ours.read_bytes() != theirs.read_bytes()
-    assert_same_arrays(rnnkit.load(theirs), layer.state_dict())
+    assert_same(rnnkit.load(theirs), layer.state_dict())
     changed = {**layer.state_dict(), "bias_ih_l0": np.zeros(9, np.float32)}
     safetensors.numpy.save_file(changed, theirs, metadata=metadata)
     with pytest.raises(ValueError, match="checksum"):
@@ -233,7 +232,7 @@ def test_a_load_that_fails_changes_nothing(change: Any, error: type[Exception], 
     change(mapping)
     with pytest.raises(error, match=says):
         layer.load_state_dict(mapping)
-    assert_same(layer.state_dict(), before)
+    assert_same(layer.state_dict(), before, in_order=True)
 
 
 def test_two_state_dicts_join_and_contradictions_do_not() -> None:

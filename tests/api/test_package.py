@@ -168,11 +168,11 @@ def test_extras_that_are_named_exist() -> None:
 @pytest.mark.parametrize(
     ("wanted", "absent", "status", "said"),
     [
-        ("required", ["jax"], 4, "RNNKIT_PEERS=required, and not to be imported: jax (planted)"),
-        ("required", ["torch", "keras"], 4, "not to be imported: torch (planted), keras (planted)"),
-        ("required", [], 0, ""),
+        ("peers", ["jax"], 4, "RNNKIT_REQUIRED=peers, but these do not import: jax (planted)"),
+        ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
+        ("peers", [], 0, ""),
         ("", ["torch", "keras", "jax"], 0, ""),
-        ("yes", [], 4, "RNNKIT_PEERS must be 'required' or not set, got 'yes'"),
+        ("yes", [], 4, "RNNKIT_REQUIRED may name kernels and peers, got 'yes'"),
     ],
 )
 def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: int, said: str, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: 
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
     for peer in ("torch", "keras", "jax"):
         (tmp_path / f"{peer}.py").write_text("raise ImportError('planted')\n" if peer in absent else "")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "RNNKIT_PEERS": wanted}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "RNNKIT_REQUIRED": wanted}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr

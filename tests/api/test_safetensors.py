@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import rnnkit
 from rnnkit.io import safetensors_format
 from rnnkit.nn.module import StateDict
-from tests.api.files import assert_same, assert_same_arrays, entry, raw_file
+from tests.api.files import entry, raw_file
+from tests.helpers import assert_same
 
 # Files do not depend on the backend; the oracle's compiles nothing.
 LSTM = partial(rnnkit.LSTM, backend="numpy")
@@ -105,7 +106,9 @@ def test_a_header_beyond_the_formats_limit_is_not_read(tmp_path: Path) -> None:
 
 def test_the_sound_file_that_damage_starts_from_loads(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "good", {"a": entry(), "b": entry(offsets=[8, 16])}, np.arange(4, dtype="<f4").tobytes())
-    assert_same(rnnkit.load(path), {"a": np.array([0, 1], np.float32), "b": np.array([2, 3], np.float32)})
+    assert_same(
+        rnnkit.load(path), {"a": np.array([0, 1], np.float32), "b": np.array([2, 3], np.float32)}, in_order=True
+    )
 
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_every_flipped_byte_is_noticed(model_file: bytes, tmp_path: Path) -> Non
         if got is None:
             refused += 1
         else:
-            assert_same_arrays(got, want)
+            assert_same(got, want)
     assert refused > 0.9 * len(model_file)
 
 
@@ -168,7 +171,7 @@ def test_no_damage_gives_anything_but_the_arrays_or_a_value_error(
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     got = load_damaged(bytes(raw), path)
     if got is not None:
-        assert_same_arrays(got, MODEL.state_dict())
+        assert_same(got, MODEL.state_dict())
 
 
 @given(raw=st.binary(max_size=60), header=st.text(max_size=40))
@@ -187,7 +190,7 @@ def test_a_damaged_file_changes_nothing(model_file: bytes, tmp_path: Path) -> No
     (tmp_path / "m").write_bytes(model_file[:-1])
     with pytest.raises(ValueError, match="truncated"):
         layer.load_state_dict(rnnkit.load(tmp_path / "m"))
-    assert_same(layer.state_dict(), before)
+    assert_same(layer.state_dict(), before, in_order=True)
 
 
 def test_bfloat16_without_its_package_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,17 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.required import unless_required
+
 ROOT = Path(__file__).resolve().parents[3]
-
-
-REQUIRED = os.environ.get("RNNKIT_KERNELS") == "required"
-
-
-def needs(reason: str | None) -> pytest.MarkDecorator:
-    """Skips where there is a `reason` to; an error where RNNKIT_KERNELS=required, as `make test-kernels` sets."""
-    if reason and REQUIRED:
-        raise pytest.UsageError(f"RNNKIT_KERNELS=required: {reason}")
-    return pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
 def printed(module: str, *arguments: str) -> Any:
@@ -36,6 +28,6 @@ def printed(module: str, *arguments: str) -> Any:
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     made = json.loads(done.stdout.splitlines()[-1])
-    if reason := made.get("unavailable"):
-        (pytest.fail if REQUIRED else pytest.skip)(reason)
+    if reason := unless_required("kernels", made.get("unavailable")):
+        pytest.skip(reason)
     return made

@@ -8,15 +8,15 @@
 README.md beside this file tells how it works and what it cannot see.
 """
 
+from tests.required import unless_required
 from tests.tools.emulator.compile import available as _available
 from tests.tools.emulator.errors import EmulatorError, RaceError
 from tests.tools.emulator.launch import Function, Module, Stats
 from tests.tools.emulator.memory import Memory
-from tests.tools.required import unless_required
 
 __all__ = ["EmulatorError", "Function", "Memory", "Module", "RaceError", "Stats", "available"]
 
 
 def available() -> str | None:
     """None, or the reason why no kernel can be run here."""
-    return unless_required(_available())
+    return unless_required("kernels", _available())

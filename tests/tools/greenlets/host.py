@@ -11,10 +11,10 @@ from unittest import mock
 import numpy as np
 
 from rnnkit import backends
+from tests.required import unless_required
 from tests.tools.greenlets.block import Grid, KernelError
 from tests.tools.greenlets.clone import clone
 from tests.tools.greenlets.watch import Log, Watched
-from tests.tools.required import unless_required
 
 
 class Launch(NamedTuple):
@@ -45,7 +45,7 @@ def available() -> str | None:
     """Why there is nothing to run kernels with, or None."""
     for module, package in (("numba_cuda", "numba-cuda"), ("greenlet", "greenlet")):
         if importlib.util.find_spec(module) is None:
-            return unless_required(f"{package} is not installed")
+            return unless_required("kernels", f"{package} is not installed")
     return None
 
 
