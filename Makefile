@@ -56,7 +56,7 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 mutation: $(VENV)/.installed-test
-	$(BIN)/python -m tests.tools.mutants.planting $(ARGS)
+	$(BIN)/python -m tests.tools.mutants $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench $(ARGS)

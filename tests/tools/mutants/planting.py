@@ -1,16 +1,16 @@
-"""The test of the tests: planted bugs, each of which must turn a few chosen tests red.
+"""Plants bugs in temporary copies of the repository, and runs the tests that must fail.
 
-    python -m tests.tools.mutants.planting [word of a name]...
-
-A mutant is a row of `tests.tools.mutants.MUTANTS`: replacements in the source, and the tests that must see them. It is
-applied to a temporary copy of the package and its tests, never to the working tree. Text that is no longer there, or no
-longer once, is an error, and so is a copy that cannot even be imported: a mutant has to be wrong, not broken. Compiled
-kernels travel with the copy; a mutant of kernels/ compiles its own, for their cache is stamped with their sources.
+An edit is anchored to a name: it replaces text that occurs once inside a function, a class or a constant of a file.
+Spaces and line breaks do not count, so code may be laid out anew. A name or a text that is gone is an error that says
+which mutant it belongs to. Compiled kernels are copied too. A mutant of kernels/ compiles new ones, because the cache
+of compiled kernels keys on their sources.
 """
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,16 +29,21 @@ TIMEOUT_S = 180
 
 
 class Edit(NamedTuple):
-    """`old`, which occurs once in `file` (relative to the repository), becomes `new`."""
+    """In `file`, inside what `at` names, `old` becomes `new`.
+
+    file: relative to the repository. at: a function, class or module constant, as "Class.method" where that is needed
+    to tell it from others; "" for the whole file. old: occurs once there, whatever its spaces and line breaks.
+    """
 
     file: str
+    at: str
     old: str
     new: str
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A planted bug: `edits`, and the tests to turn red, as files and a pytest -k expression."""
+    """A planted bug: `edits`, and the tests that must fail, as files and a pytest -k expression."""
 
     name: str
     edits: tuple[Edit, ...]
@@ -46,14 +51,13 @@ class Mutant:
     pick: str
 
 
-def test_file(name: str) -> str:
-    """The path of test_NAME.py, relative to the repository."""
-    (found,) = (ROOT / "tests").glob(f"*/test_{name}.py")
-    return str(found.relative_to(ROOT))
+def row(name: str, file: str, at: str, old: str, new: str, files: str, pick: str) -> Mutant:
+    """A mutant of one edit, for the tables."""
+    return Mutant(name, (Edit(file, at, old, new),), files, pick)
 
 
 class StaleMutant(Exception):
-    """A mutant that no longer says anything: its text has moved on, or its tests did not run."""
+    """A mutant that cannot be planted, or whose tests did not run."""
 
 
 class Verdict(NamedTuple):
@@ -62,6 +66,86 @@ class Verdict(NamedTuple):
     red: bool
     first_failure: str
     seconds: float
+
+
+def python_spans(text: str, at: str) -> list[tuple[int, int]]:
+    """Start and end, as offsets in `text`, of every definition whose qualified name is `at` or ends with it."""
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    spans: list[tuple[int, int]] = []
+
+    def visit(node: ast.AST, outer: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            names: list[str] = []
+            inner = outer
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                names = [child.name]
+                inner = f"{outer}.{child.name}"
+            elif isinstance(child, (ast.Assign, ast.AnnAssign)) and isinstance(node, (ast.Module, ast.ClassDef)):
+                targets = child.targets if isinstance(child, ast.Assign) else [child.target]
+                names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            if any(f"{outer}.{name}".endswith(f".{at}") for name in names):
+                assert isinstance(child, ast.stmt)
+                assert child.end_lineno is not None
+                spans.append((starts[child.lineno - 1], starts[child.end_lineno]))
+            visit(child, inner)
+
+    visit(ast.parse(text), "")
+    return spans
+
+
+def cuda_spans(text: str, at: str) -> list[tuple[int, int]]:
+    """The same of C++: functions and structs named `at`, with their bodies, and constants up to the semicolon."""
+    spans = []
+    for found in re.finditer(rf"\b{re.escape(at)}\b", text):
+        head = re.compile(r"\s*(?:\([^;{}]*\)\s*(?:const|noexcept|\s)*|:[^;{}]*)?\{").match(text, found.end())
+        if head:
+            spans.append((found.start(), _after_brace(text, head.end())))
+        elif re.compile(r"constexpr[\w\s:]*\s$").search(text, max(0, found.start() - 80), found.start()):
+            spans.append((found.start(), text.index(";", found.end()) + 1))
+    return spans
+
+
+def _after_brace(text: str, at: int) -> int:
+    """The offset after the brace that closes the one before `at`."""
+    depth = 1
+    for found in re.compile(r"[{}]").finditer(text, at):
+        depth += 1 if found[0] == "{" else -1
+        if depth == 0:
+            return found.end()
+    return len(text)
+
+
+def planted(text: str, edit: Edit) -> str:
+    """`text`, which is that of `edit.file`, with the edit made. Raises StaleMutant where it does not fit."""
+    if edit.at:
+        spans = (python_spans if edit.file.endswith(".py") else cuda_spans)(text, edit.at)
+        if not spans:
+            raise StaleMutant(f"{edit.file} defines no {edit.at}")
+    else:
+        spans = [(0, len(text))]
+    words = re.findall(r"\w+|[^\w\s]", edit.old)
+    before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", words[-1]) else ""
+    pattern = re.compile(before + r"\s*".join(map(re.escape, words)) + after)
+    found = {match.span() for start, end in spans for match in pattern.finditer(text, start, end)}
+    if len(found) != 1:
+        raise StaleMutant(f"{edit.file}: {edit.at or 'it'} has {len(found)} places that read {edit.old!r}, not 1")
+    ((start, end),) = found
+    return text[:start] + edit.new + text[end:]
+
+
+def apply(edits: Iterable[Edit], folder: Path, name: str) -> None:
+    """Makes the edits in the tree under `folder`. Raises StaleMutant, which says `name`, where one does not fit."""
+    for edit in edits:
+        path = folder / edit.file
+        if not path.exists():
+            raise StaleMutant(f"{name}: there is no {edit.file}")
+        try:
+            path.write_text(planted(path.read_text(encoding="utf-8"), edit), encoding="utf-8")
+        except StaleMutant as stale:
+            raise StaleMutant(f"{name}: {stale}") from None
 
 
 @contextmanager
@@ -79,14 +163,7 @@ def mutated_copy(edits: Iterable[Edit] = (), name: str = "unmutated") -> Iterato
         if not kernels.is_symlink():  # in an unpacked sdist its files are there twice; a mutant edits those of kernels/
             shutil.rmtree(kernels)
             kernels.symlink_to("../kernels")
-        for edit in edits:
-            path = copy / edit.file
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            if text.count(edit.old) != 1:
-                raise StaleMutant(
-                    f"{name}: {edit.file} has {text.count(edit.old)} places that read {edit.old!r}, not 1"
-                )
-            path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
+        apply(edits, copy, name)
         yield copy
 
 
@@ -121,41 +198,15 @@ def try_mutant(mutant: Mutant) -> Verdict:
 
 
 def try_unmutated(mutants: Iterable[Mutant]) -> Verdict:
-    """Every test that any of the mutants relies on, on a copy with nothing planted."""
-    mutants = list(mutants)
-    files = sorted({file for m in mutants for file in m.files.split()})
-    picks = sorted({m.pick for m in mutants})
-    with mutated_copy() as copy:
-        return run_tests(copy, " ".join(files), " or ".join(f"({pick})" for pick in picks), 10 * TIMEOUT_S)
-
-
-def main(words: list[str]) -> int:
-    """A table of the mutants whose name has one of the words; 1 when one survives, 2 where no name has any."""
-    from tests.tools.mutants import KERNEL_MUTANTS, MUTANTS, OTHER_MUTANTS
-
-    planted = [*MUTANTS, *OTHER_MUTANTS]
-    for mutants, problem in KERNEL_MUTANTS:
-        if problem:
-            print(f"left out, {problem}: {len(mutants)} mutants from {mutants[0].name!r} on", file=sys.stderr)
-        else:
-            planted += mutants
-    chosen = [m for m in planted if not words or any(word in m.name for word in words)]
-    if not chosen:
-        said = " or ".join(map(repr, words))
-        print(f"python -m tests.tools.mutants.planting: no mutant has {said} in its name", file=sys.stderr)
-        return 2
-    width = max(len(m.name) for m in chosen)
-    survived = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, verdict in zip(chosen, pool.map(try_mutant, chosen), strict=True):
-            survived += not verdict.red
-            said = verdict.first_failure.split(" - ")[0] if verdict.red else "SURVIVED"
-            print(f"{mutant.name:<{width}}  {verdict.seconds:5.1f} s  {said}", flush=True)
-    control = try_unmutated(chosen)
-    print(f"{'unmutated':<{width}}  {control.seconds:5.1f} s  {control.first_failure if control.red else 'green'}")
-    print(f"{len(chosen) - survived} of {len(chosen)} mutants caught")
-    return int(survived > 0 or control.red)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    """The tests that the mutants rely on, on one copy with nothing planted: the first that fails, or all green."""
+    picks: dict[str, set[str]] = {}
+    for mutant in mutants:
+        picks.setdefault(mutant.files, set()).add(f"({mutant.pick})")
+    start = time.perf_counter()
+    with mutated_copy() as copy, ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = [
+            pool.submit(run_tests, copy, files, " or ".join(sorted(words)), 3 * TIMEOUT_S)
+            for files, words in picks.items()
+        ]
+        red = [verdict.result() for verdict in verdicts if verdict.result().red]
+    return Verdict(bool(red), red[0].first_failure if red else "", time.perf_counter() - start)
