@@ -63,7 +63,7 @@ mutation: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/figures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
-	@echo "open out/docs/index.html"
+	@echo "out/docs/index.html is the site. With a search: $(PYTHON) -m http.server -d out/docs"
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench $(ARGS)

@@ -79,7 +79,7 @@ def draw_box(axes: Axes, box: Box) -> None:
     axes.add_patch(outline)
     middle = box.x + box.width / 2
     top = box.y + box.height - 0.42
-    axes.text(middle, top, box.title, ha="center", va="center", weight="bold", size=8)
+    axes.text(middle, top, box.title, ha="center", va="center", weight="bold", size=7.6)
     for k, line in enumerate(box.lines):
         axes.text(middle, top - 0.5 - 0.42 * k, line, ha="center", va="center", size=9)
 

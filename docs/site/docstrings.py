@@ -1,22 +1,24 @@
 """A Griffe extension for the API page: makes rnnkit's docstrings, which are plain text, good Markdown.
 
-A paragraph with columns, as in
+Lines with columns, as in
 
     x        (T, B, I), or (B, T, I) with batch_first
     lengths  (B,) whole numbers
 
-becomes a code block, so that the columns stay aligned. An asterisk between two names (L*D) is no emphasis.
+become a code block, so that the columns stay aligned. An asterisk between two names (L*D) is no emphasis, and
+<index> is no HTML.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import groupby
 from typing import Any
 
 import griffe
 
-# A name or two, then at least two spaces, then text.
-COLUMNS = re.compile(r"^\S+(?:, \S+)* {2,}\S")
+# A name or more, then at least two spaces, then text; or the indented continuation of such a line.
+COLUMNS = re.compile(r"^\S+(?:, \S+)* {2,}\S|^ {4,}\S")
 CODE = re.compile(r"(`[^`]*`)")
 
 
@@ -25,15 +27,18 @@ class Docstrings(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            paragraphs = obj.docstring.value.split("\n\n")
-            obj.docstring.value = "\n\n".join(map(as_markdown, paragraphs))
+            obj.docstring.value = as_markdown(obj.docstring.value)
 
 
-def as_markdown(paragraph: str) -> str:
-    """One paragraph of a docstring as Markdown."""
-    lines = paragraph.split("\n")
-    if lines[0].startswith("    "):
-        return paragraph
-    if any(map(COLUMNS.match, lines)):
-        return "\n".join(["```text", *lines, "```"])
-    return "".join(part if part.startswith("`") else part.replace("*", r"\*") for part in CODE.split(paragraph))
+def as_markdown(docstring: str) -> str:
+    """A docstring as Markdown."""
+    parts = []
+    for columns, lines in groupby(docstring.split("\n"), lambda line: COLUMNS.match(line) is not None):
+        parts.append("\n".join(["", "```text", *lines, "```", ""] if columns else map(escaped, lines)))
+    return "\n".join(parts)
+
+
+def escaped(line: str) -> str:
+    """A line of text whose asterisks and angle brackets are literal, outside `code`."""
+    parts = CODE.split(line)
+    return "".join(p if p.startswith("`") else p.replace("*", r"\*").replace("<", "&lt;") for p in parts)
