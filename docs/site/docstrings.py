@@ -32,10 +32,10 @@ class Docstrings(griffe.Extension):
 
 def as_markdown(docstring: str) -> str:
     """A docstring as Markdown."""
-    parts = []
+    written: list[str] = []
     for columns, lines in groupby(docstring.split("\n"), lambda line: COLUMNS.match(line) is not None):
-        parts.append("\n".join(["", "```text", *lines, "```", ""] if columns else map(escaped, lines)))
-    return "\n".join(parts)
+        written += ["", "```text", *lines, "```", ""] if columns else [escaped(line) for line in lines]
+    return "\n".join(written)
 
 
 def escaped(line: str) -> str:
