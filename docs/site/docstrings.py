@@ -34,7 +34,8 @@ def as_markdown(docstring: str) -> str:
     """A docstring as Markdown."""
     written: list[str] = []
     for columns, lines in groupby(docstring.split("\n"), lambda line: COLUMNS.match(line) is not None):
-        written += ["", "```text", *lines, "```", ""] if columns else [escaped(line) for line in lines]
+        block = list(lines)
+        written += ["", "```text", *block, "```", ""] if columns else map(escaped, block)
     return "\n".join(written)
 
 
