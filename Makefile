@@ -59,10 +59,10 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 mutation: $(VENV)/.installed-test
 	$(BIN)/python -m tests.tools.mutants $(ARGS)
 
-# NO_MKDOCS_2_WARNING hides an announcement of mkdocs-material.
+# No --quiet: it would hide warnings from --strict too. NO_MKDOCS_2_WARNING hides an announcement of mkdocs-material.
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/figures.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 	@echo "out/docs/index.html is the site. With a search: $(PYTHON) -m http.server -d out/docs"
 
 bench: $(VENV)/.installed-bench
