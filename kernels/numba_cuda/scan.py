@@ -37,7 +37,7 @@ one, what is saved without `keep`.
     dy (T, B, R) S                          read if has_dy
     dgates_x, dgates_h (T, B, G*H) S        out; one array unless the cell splits its sides
     dh (B, R), dc (B, H) C                  in: gradients of the final states; out: of the initial ones
-    dprojected (T, B, P) S                  out, under projection
+    dproj (T, B, P) S                       out, under projection: the gradient of its output
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def make_forward(cell: Cell, make: Make, dtype: str):
     zero = constant(dtype, 0)
     pointwise = make(device, activations(dtype))
     first = first_stage(cell, pointwise)
-    output = pointwise.output if RESETS_BEFORE else None
+    output: Any = getattr(pointwise, "output", None)
     dot_from = dot(dtype)
     load = tuples(dtype, FIRST).load
     add = tuples(dtype, FIRST).add
@@ -163,30 +163,17 @@ def make_backward(cell: Cell, make: Make, dtype: str):
     storage = STORAGE[dtype]
     zero = constant(dtype, 0)
     pointwise = make(device, activations(dtype))
-    pair = None if RESETS_BEFORE else pointwise.backward
-    output_backward = pointwise.output_backward if RESETS_BEFORE else None
-    gates_backward = pointwise.gates_backward if RESETS_BEFORE else None
+    # Numba leaves out branches on constants, and with them the stages that the cell lacks.
+    pair: Any = getattr(pointwise, "backward", None)
+    output_backward: Any = getattr(pointwise, "output_backward", None)
+    gates_backward: Any = getattr(pointwise, "gates_backward", None)
     dot_from = dot(dtype)
     load_saved = tuples(dtype, cell.n_saved).load
     store_gates = tuples(dtype, G).store
 
     @cuda.jit(launch_bounds=THREADS)
     def backward(
-        dy,
-        has_dy,
-        lengths,
-        reverse,
-        projected,
-        w,
-        w_proj,
-        saved,
-        h_prev,
-        c_prev,
-        dgates_x,
-        dgates_h,
-        dh,
-        dc,
-        dprojected,
+        dy, has_dy, lengths, reverse, projected, w, w_proj, saved, h_prev, c_prev, dgates_x, dgates_h, dh, dc, dproj
     ):
         b = cuda.blockIdx.x
         thread = cuda.threadIdx.x
@@ -203,7 +190,7 @@ def make_backward(cell: Cell, make: Make, dtype: str):
                     dh[b, k] += compute(dy[t, b, k])
             if projected:
                 for p in range(thread, R, threads):
-                    dprojected[t, b, p] = storage(dh[b, p])
+                    dproj[t, b, p] = storage(dh[b, p])
                     dh[b, p] = zero
                 cuda.syncthreads()
             if RESETS_BEFORE:
@@ -226,7 +213,7 @@ def make_backward(cell: Cell, make: Make, dtype: str):
                         values,
                         h_before,
                         c_prev[t, b, j] if HAS_C else zero,
-                        dot_from(dprojected[t, b], w_proj[:, j], zero) if projected else dh[b, j],
+                        dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j],
                         dc[b, j] if HAS_C else zero,
                     )
                     store_gates(dxs, dgates_x[t, b], j, H)

@@ -75,7 +75,7 @@ def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan
     c_prev = cupy.empty((T, B, H), compute) if keep and cell.has_c else None
     m = cupy.empty((steps, B, H), storage) if projected or cell.resets_before else None
     biases = tuple(cupy.zeros(GH, storage) if b is None else b for b in (weights.b_ih, weights.b_hh))
-    matrices = (weights.w_hh.T, weights.w_hr.T if projected else None)
+    matrices = (weights.w_hh.T, None if weights.w_hr is None else weights.w_hr.T)
     flags = (call.reverse, keep, projected)
     arguments = (gates_x, lengths, *flags, *biases, *matrices, h, c, y, values, h_prev, c_prev, m)
     _launch("forward", call, arguments, (T, B, H))
