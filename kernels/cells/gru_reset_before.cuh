@@ -23,8 +23,8 @@ struct Cell {
     h = n + z * (h_prev - n);
   }
 
-  static __device__ __forceinline__ void output_backward(Compute z, Compute n, Compute h_prev, Compute dh, Compute& da_z,
-                                                         Compute& da_n) {
+  static __device__ __forceinline__ void output_backward(Compute z, Compute n, Compute h_prev, Compute dh,
+                                                         Compute& da_z, Compute& da_n) {
     da_z = dh * (h_prev - n) * z * (Compute(1) - z);
     da_n = dh * (Compute(1) - z) * (Compute(1) - n * n);
   }
