@@ -81,6 +81,7 @@ def launches(point: Point, backward: bool) -> dict[str, int]:
     if backward:
         sides = 2 if point.cell == "gru" else 1
         kernels += 2 + chunks * (1 + 2 * sides) + T
-        kernels += 0 if p.stored == p.computed else 2 + sides  # sums rounded to storage: two weights', the biases'
+        # Sums rounded to the storage dtype: two weights', the biases'.
+        kernels += 0 if p.storage_bytes == p.compute_bytes else 2 + sides
         products += T + chunks * (2 + len(cell.products))
     return {"kernels": kernels, "products": products, "chunks": chunks}
