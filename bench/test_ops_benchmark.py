@@ -23,7 +23,9 @@ from rnnkit.testing import Case, Inputs, make_inputs
 
 CPU_BACKENDS = [name for name, row in BACKENDS.items() if row.arrays == "numpy" and available(name)]
 MAIN_CELLS = ("rnn_tanh", "gru", "lstm")
-T, B, H = 32, 32, 128
+T = 32
+B = 32
+H = 128
 
 
 def scan(cell: str, backend: str, keep: bool) -> tuple[Inputs, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-COMMAND, LINES, PROCESSES = "bench/gpu/__main__.py", "bench/gpu/lines.py", "bench/gpu/processes.py"
-RESULTS, SANITIZER, THROUGHPUT = "bench/gpu/results.py", "bench/gpu/sanitizer.py", "bench/gpu/throughput.py"
+COMMAND, LINES, PROCESSES = "bench/gpu/__main__.py", "bench/gpu/items_file.py", "bench/gpu/processes.py"
+RESULTS, SANITIZER, THROUGHPUT = "bench/gpu/result_file.py", "bench/gpu/sanitizer.py", "bench/gpu/throughput.py"
 SMOKE, MEASURE, TESTING = "bench/gpu/smoke.py", "rnnkit/parity/measure.py", "rnnkit/testing.py"
 
 
@@ -28,7 +28,7 @@ GPU_RUN_MUTANTS = (
     ),
     _row(
         "gpu run: processes are not ended with the run",
-        Edit(PROCESSES, "tether.command((*self.command, *arguments)),", "(*self.command, *arguments),"),
+        Edit(PROCESSES, "exit_with_parent.command((*self.command, *arguments)),", "(*self.command, *arguments),"),
         "gpu_run",
         "no_process_outlives",
     ),
@@ -75,7 +75,7 @@ GPU_RUN_MUTANTS = (
         "cases_that_did_not_run",
     ),
     _row(
-        "throughput: one side is always first",
+        "throughput: rnnkit is always timed first",
         Edit(THROUGHPUT, "        order.reverse()\n", ""),
         "gpu_throughput",
         "take_turns",

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.gpu import lines, plan, report, results, tables
+from bench.gpu import items_file, plan, report, result_file, tables
 from bench.gpu.log import Log
 from bench.gpu.processes import Part, Result, run
-from bench.gpu.results import ITEMS, Document, Results, Unusable
-from bench.pool import ROOT
+from bench.gpu.result_file import ITEMS, Document, Results, Unusable
+from bench.worker_pool import ROOT
 from rnnkit.backends import BACKENDS
 
 NO_CARD = 3
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None, parts: Sequence[Part] | None = None
     session = Run(out, deadline, wanted, found, earlier, options.only_failed)
     try:
         session.run()
-    except lines.NotWritten as problem:
+    except items_file.NotWritten as problem:
         print(f"{problem}: nothing can be measured that cannot be kept")
         return 1
     except BaseException as stop:
@@ -78,7 +78,7 @@ def find_card(part: Part, folder: Path) -> tuple[list[dict[str, Any]], str]:
     log = Log(folder / "log.txt")
     result = run(part, items, log, time.monotonic() + part.most)
     log.close()
-    found = list(lines.ended(lines.read_lines(items)).get(part.name, {}).values())
+    found = list(items_file.ended(items_file.read_lines(items)).get(part.name, {}).values())
     device = next((item for item in found if item["item"] == "device"), None)
     if device is None:
         return found, f"{result.why}: {' | '.join(result.last_lines[-3:])}"
@@ -104,8 +104,8 @@ class Run:
         self._stop = ""
         now = {"date": datetime.date.today().isoformat(), "commit": machine.commit(), "seconds": 0.0}
         runs = [*(earlier["runs"] if earlier else []), now]
-        self.results = Results(out, {"schema": results.SCHEMA, **now, "runs": runs}, earlier)
-        todo = {p.name: results.todo(p.name, earlier, only_failed) for p in parts} if earlier else {}
+        self.results = Results(out, {"schema": result_file.SCHEMA, **now, "runs": runs}, earlier)
+        todo = {p.name: result_file.todo(p.name, earlier, only_failed) for p in parts} if earlier else {}
         self.parts = [part for part in parts if part.name not in todo or todo[part.name].start]
         # The items of parts that are not started again stay in gpu.json, and need no line.
         self._known = [line for part in self.parts if part.name in todo for line in todo[part.name].lines]
@@ -115,8 +115,8 @@ class Run:
 
     def run(self) -> None:
         self.items.unlink(missing_ok=True)
-        lines.reserve(self.items)
-        lines.append(self.items, [*self._known, *({"part": "card", **item} for item in self._card)])
+        items_file.reserve(self.items)
+        items_file.append(self.items, [*self._known, *({"part": "card", **item} for item in self._card)])
         self.results.note({"part": "card", **item} for item in self._card)
         self.results.finish(Part("card", (), 0.0), Result("done", starts=1))
         for i, part in enumerate(self.parts):
@@ -151,7 +151,9 @@ class Run:
         self.results.save()
         log = Log(out / "log.txt")
         left = self.deadline - time.monotonic() - 3.0
-        drawn = run(plan.plot(out / results.NAME, out / "gpu.png"), out / "plot.jsonl", log, time.monotonic() + left)
+        drawn = run(
+            plan.plot(out / result_file.NAME, out / "gpu.png"), out / "plot.jsonl", log, time.monotonic() + left
+        )
         log.close()
         (out / "plot.jsonl").unlink(missing_ok=True)
         document = self.results.document()
@@ -213,7 +215,7 @@ def _earlier(options: argparse.Namespace) -> Document | None:
     if options.only_failed and options.done is None:
         raise SystemExit(_refuse("--only-failed needs --done, which names the run whose failed checks are repeated"))
     try:
-        return None if options.done is None else results.load(options.done)
+        return None if options.done is None else result_file.load(options.done)
     except Unusable as problem:
         raise SystemExit(_refuse(f"--done: {problem}")) from None
 

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from bench import machine
-from bench.gpu.lines import Item, Lines, Unavailable
+from bench.gpu.items_file import Item, Lines, Unavailable
 
 TOOLS = ("nvidia-smi", "compute-sanitizer", "ncu", "nvcc", "cuobjdump")
 TOOL_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/nvidia/bin", "/usr/local/cuda/compute-sanitizer")

@@ -10,7 +10,10 @@ from typing import Any
 
 from bench.grid import Point
 
-STANDARD, SMALL_H, PERSISTENT, NATIVE = "standard", "small-H", "persistent", "no cuDNN"
+STANDARD = "standard"
+SMALL_H = "small-H"
+PERSISTENT = "persistent"
+NATIVE = "no cuDNN"
 
 # Before this version PyTorch ran bfloat16 through its own kernels, no peer to measure against.
 BFLOAT16_VERSION = 91300

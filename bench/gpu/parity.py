@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench.gpu import lines as file
-from bench.gpu.lines import Item, Lines
+from bench.gpu import items_file as file
+from bench.gpu.items_file import Item, Lines
 from rnnkit import parity
 from rnnkit.backends import BACKENDS, pinned_names
 from rnnkit.core.dtypes import DTYPES

@@ -46,7 +46,7 @@ def parts(schedule: str | None = None) -> list[Part]:
     pinned = () if schedule is None else ("--schedule", schedule)
     values = [module("parity", "--share", f"{i}/{PARITY_WORKERS}", *pinned) for i in range(1, PARITY_WORKERS + 1)]
     # What calls promise beside values (streams, memory, graphs), as pytest has it. Values are checked by the others.
-    reported = (sys.executable, *PYTEST, "-k", "not parity", "-p", "bench.gpu.reports")
+    reported = (sys.executable, *PYTEST, "-k", "not parity", "-p", "bench.gpu.pytest_plugin")
     calls = [(*reported, "--share", f"{i}/{CALLS_WORKERS}", *TESTS) for i in range(1, CALLS_WORKERS + 1)]
     timed = module("throughput", *pinned)
     few_threads = tuple((f"{name}_NUM_THREADS", "2") for name in ("OPENBLAS", "OMP", "MKL"))
@@ -54,7 +54,9 @@ def parts(schedule: str | None = None) -> list[Part]:
     return [
         Part("smoke", (module("smoke"),), most=45, least=5, quiet=30, restarts=2, environment=toolkit()),
         Part("parity", (*values, *calls), most=90, least=20, quiet=45, restarts=3, environment=side_by_side),
-        Part("ceilings", (module("ceilings"),), most=40, least=20, quiet=15, restarts=3, environment=toolkit()),
+        Part(
+            "ceilings", (module("hardware_ceilings"),), most=40, least=20, quiet=15, restarts=3, environment=toolkit()
+        ),
         Part("throughput", (timed,), most=150, least=60, quiet=30, restarts=4, environment=toolkit()),
         Part("counters", (module("counters"),), most=60, least=15, quiet=30, restarts=2, environment=toolkit()),
         Part("sanitizer", (module("sanitizer"),), most=180, least=25, quiet=90, restarts=1, environment=toolkit()),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from bench.gpu import cudnn, model
-from bench.gpu.lines import BAD
+from bench.gpu import call_model, cudnn
+from bench.gpu.items_file import BAD
 from bench.grid import FORWARD_BACKWARD, PASSES, Point
 
 Document = dict[str, Any]
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     spread: float | None
     wall: float | None
     paths: tuple[str, ...]
-    floor_share: float | None
+    lower_bound_share: float | None
     predicted_share: float | None
 
     @property
@@ -63,7 +63,7 @@ def card_name(document: Document) -> str:
 def rows(document: Document) -> list[Row]:
     """Every measured or wrong pass, in the order of measuring."""
     l2 = item(document, "card", "attributes").get("attributes", {}).get("L2CacheSize", 0)
-    measured = model.rates(card_name(document), float(l2), items(document, "ceilings"))
+    measured = call_model.rates(card_name(document), float(l2), items(document, "ceilings"))
     found = []
     for entry in items(document, "throughput"):
         for passes, result in entry.get("passes", {}).items():
@@ -71,12 +71,12 @@ def rows(document: Document) -> list[Row]:
     return found
 
 
-def _row(point: Point, passes: str, result: dict[str, Any], measured: model.Rates | None) -> Row:
+def _row(point: Point, passes: str, result: dict[str, Any], measured: call_model.Rates | None) -> Row:
     ours = result.get("ours", {}).get("ms")
     median = ours["median"] if ours else None
     best, by = torch_best(result)
     shares = []
-    for predict in (model.floor, model.stepwise):
+    for predict in (call_model.lower_bound, call_model.predicted):
         seconds = predict(point, passes == FORWARD_BACKWARD, measured) if measured else None
         shares.append(seconds * 1e3 / median if seconds and median else None)
     return Row(
@@ -114,7 +114,8 @@ def mean(values: list[float]) -> float | None:
 
 def means(document: Document) -> list[dict[str, Any]]:
     """By dtype and pass: the geometric mean of torch's time to ours over all rows, and over those of the bar."""
-    found, all_rows = [], rows(document)
+    found = []
+    all_rows = rows(document)
     for dtype in dict.fromkeys(row.dtype for row in all_rows):
         for passes in PASSES:
             chosen = [row for row in all_rows if (row.dtype, row.passes) == (dtype, passes) and row.ratio]
@@ -131,7 +132,7 @@ def means(document: Document) -> list[dict[str, Any]]:
                     "bar_rows": len(bar),
                     "bar_mean": mean(bar),
                     "least": min(ratios),
-                    "floor_share": mean([row.floor_share for row in chosen if row.floor_share]),
+                    "lower_bound_share": mean([row.lower_bound_share for row in chosen if row.lower_bound_share]),
                     "predicted_share": mean([row.predicted_share for row in chosen if row.predicted_share]),
                 }
             )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu import card, timing
-from bench.gpu.lines import Item, Lines, Unavailable
+from bench.gpu.items_file import Item, Lines, Unavailable
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import Case, error_ratio, make_inputs, run, widened
 

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from bench.gpu import ceilings_table, sample
+from bench.gpu import hardware_ceilings_table, point_order
 from bench.gpu.report import Document, card_name, item, items, means, measured_points, problems, rows, torch_best, why
 
-FAILURES_SHOWN, LINES_SHOWN, LEAST_SHOWN, LINE_CHARACTERS = 12, 6, 8, 150
+FAILURES_SHOWN = 12
+LINES_SHOWN = 6
+LEAST_SHOWN = 8
+LINE_CHARACTERS = 150
 
 
 def line(part: str, entry: dict[str, Any]) -> str:
@@ -106,7 +109,7 @@ def _parity(document: Document) -> list[str]:
 
 
 def _ceilings(document: Document) -> list[str]:
-    return ceilings_table.lines(items(document, "ceilings"))
+    return hardware_ceilings_table.lines(items(document, "ceilings"))
 
 
 def _counters(document: Document) -> list[str]:
@@ -114,7 +117,8 @@ def _counters(document: Document) -> list[str]:
     lines = []
     for i in items(document, "counters"):
         if "predicted" in i:
-            want, got = i["predicted"], i.get("measured", {})
+            want = i["predicted"]
+            got = i.get("measured", {})
             counted = f"{got.get('kernels', '?')} kernels, {got.get('others', '?')} others"
             lines.append(f"{i['item']}: {counted}; predicted {want['kernels']}, {want['products']} products")
         for way in ("forward", "backward"):
@@ -133,13 +137,13 @@ def _means(document: Document) -> list[str]:
     about = "torch's time / ours, geometric means (bar: where cuDNN is not persistent); floor and model by our time"
     lines = ["", about, f"{'dtype':<10}{'pass':<18}{header}"]
     for m in found:
-        cells = (m["mean"], m["least"], m["bar_mean"], m["floor_share"], m["predicted_share"])
+        cells = (m["mean"], m["least"], m["bar_mean"], m["lower_bound_share"], m["predicted_share"])
         mean_, least, bar, share, predicted = (f"{v:.2f}" if v is not None else "-" for v in cells)
         numbers = f"{m['rows']:>5}{mean_:>8}{least:>7}{m['bar_rows']:>10}{bar:>7}{share:>8}{predicted:>8}"
         lines.append(f"{m['dtype']:<10}{m['passes']:<18}{numbers}")
     return [
         *lines,
-        f"{len(measured_points(document))} of {len(list(sample.ordered()))} points of the grid were measured",
+        f"{len(measured_points(document))} of {len(list(point_order.ordered()))} points of the grid were measured",
     ]
 
 

@@ -17,14 +17,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from bench.gpu import lines as file
-from bench.gpu import sample, timing
+from bench.gpu import items_file as file
+from bench.gpu import point_order, timing
 from bench.gpu.card import clocks
-from bench.gpu.lines import Item, Lines
+from bench.gpu.items_file import Item, Lines
 from bench.grid import FORWARD_BACKWARD, PASSES, Point
 
 # Seconds of timed calls a pass and contender, and how often the contenders take turns.
-SECONDS, ROUNDS = 0.03, 2
+SECONDS = 0.03
+ROUNDS = 2
 WALL_CALLS = 5
 COUNTED_CALLS = 2
 
@@ -46,13 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     backend = "cupy" if options.schedule is None else f"cupy:{options.schedule}"
     card = Card.here()
-    for i, point in enumerate(sample.ordered()):
+    for i, point in enumerate(point_order.ordered()):
         key = f"{point.shape}-{point.dtype}"
         why = card.too_much(point)
         if why:
             lines.skip(key, why)
             continue
-        needs = 0.4 + 25 * sample.guessed_seconds(point)
+        needs = 0.4 + 25 * point_order.guessed_seconds(point)
         lines.item(key, lambda i=i, point=point: measure_point(point, card, backend, ours_first=i % 2 == 0), needs)
         forget()
     return 0
@@ -78,7 +79,7 @@ class Card:
         return cls(device.attributes["MultiProcessorCount"], int(device.compute_capability), version, free)
 
     def too_much(self, point: Point) -> str | None:
-        needs = sample.guessed_bytes(point)
+        needs = point_order.guessed_bytes(point)
         if needs > 0.8 * self.free:
             return f"would take about {needs / 2**30:.0f} GiB of the {self.free / 2**30:.0f} free"
         return None
@@ -107,11 +108,11 @@ def measure_point(point: Point, card: Card, backend: str = "cupy", ours_first: b
     import torch
 
     from bench.gpu import cudnn
-    from bench.gpu.numbers import for_check, numbers
-    from bench.gpu.sides import Ours, Torch, truth
+    from bench.gpu.inputs import for_check, point_inputs
+    from bench.gpu.rnnkit_and_torch import Ours, Torch, truth
 
     cudnn.set_arithmetic(torch, point.dtype)
-    n = numbers(point)
+    n = point_inputs(point)
     check = for_check(n)
     want = truth(check)
     ours = Ours(n, backend)
@@ -135,7 +136,7 @@ def measure_point(point: Point, card: Card, backend: str = "cupy", ours_first: b
 
 def worst_error(side: Any, backward: bool, want: dict[str, Any]) -> float:
     """The worst error of the first call and of the third, which rnnkit replays from a graph."""
-    from bench.gpu.numbers import errors
+    from bench.gpu.inputs import errors
 
     call = side.ready(backward)
     worst = 0.0

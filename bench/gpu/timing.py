@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FEWEST, MOST = 5, 200
+FEWEST = 5
+MOST = 200
 
 
 class Samples(NamedTuple):

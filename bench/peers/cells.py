@@ -1,4 +1,4 @@
-"""One step of a Cell: rnnkit's RNNCell, GRUCell and LSTMCell beside torch.nn's. Rows of bench.calls, not of PEERS.
+"""One step of a Cell: rnnkit's RNNCell, GRUCell and LSTMCell beside torch.nn's. Rows of bench.cell_calls, not of PEERS.
 
     rnnkit, torch              forward under no_grad and inference_mode; forward+backward
     rnnkit_grad, torch_grad    forward with gradients enabled, so that what a backward needs is kept
@@ -37,7 +37,8 @@ class Cells:
     """What both sides share. grad: whether a forward keeps what a backward needs."""
 
     def __init__(self, versions: dict[str, str], grad: bool) -> None:
-        self.versions, self.grad = versions, grad
+        self.versions = versions
+        self.grad = grad
 
     def unsupported(self, point: Point) -> str | None:
         if point.T != 1 or point.extras or point.cell not in KINDS:
@@ -104,7 +105,8 @@ class TorchCells(Cells):
         torch.set_num_threads(threads)
         point = problem.point
         arrays = _inputs(problem)
-        x, params = torch.from_numpy(arrays[0]), {name: torch.from_numpy(p) for name, p in arrays[3].items()}
+        x = torch.from_numpy(arrays[0])
+        params = {name: torch.from_numpy(p) for name, p in arrays[3].items()}
         states, ends = (tuple(map(torch.from_numpy, a)) for a in arrays[1:3])
         cell = getattr(torch.nn, KINDS[point.cell])(point.I, point.H, dtype=getattr(torch, point.dtype))
         cell.load_state_dict(params)

@@ -37,10 +37,13 @@ class Jax:
         return None
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
-        point, names = problem.point, CELLS[problem.point.cell].states
+        point = problem.point
+        names = CELLS[problem.point.cell].states
         params = {n: jnp.asarray(p.T if p.ndim == 2 else p) for n, p in problem.params.items()}
-        x, dy = jnp.asarray(problem.x), jnp.asarray(problem.dy)
-        state0, dstate_n = tuple(map(jnp.asarray, problem.state0)), tuple(map(jnp.asarray, problem.dstate_n))
+        x = jnp.asarray(problem.x)
+        dy = jnp.asarray(problem.dy)
+        state0 = tuple(map(jnp.asarray, problem.state0))
+        dstate_n = tuple(map(jnp.asarray, problem.dstate_n))
         live = None
         if problem.lengths is not None:
             live = jnp.asarray(np.arange(point.T)[:, None, None] < problem.lengths[None, :, None])
@@ -99,7 +102,9 @@ def _scan(cell: str, x: Any, start: Any, w: dict[str, Any], live: Any, reverse: 
 
 
 def _step(cell: str, gates_x: Any, state: Any, w: dict[str, Any]) -> Any:
-    h, w_hh, b_hh = state[0], w["weight_hh"], w["bias_hh"]
+    h = state[0]
+    w_hh = w["weight_hh"]
+    b_hh = w["bias_hh"]
     if cell in ACTIVATIONS:
         return (ACTIVATIONS[cell](gates_x + h @ w_hh + b_hh),)
     if cell == "lstm":
@@ -111,10 +116,12 @@ def _step(cell: str, gates_x: Any, state: Any, w: dict[str, Any]) -> Any:
     x_r, x_z, x_n = jnp.split(gates_x, 3, axis=1)
     if cell == "gru":
         h_r, h_z, h_n = jnp.split(h @ w_hh + b_hh, 3, axis=1)
-        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+        r = jax.nn.sigmoid(x_r + h_r)
+        z = jax.nn.sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + r * h_n)
     else:
         h_r, h_z = jnp.split(h @ w_hh[:, : 2 * H] + b_hh[: 2 * H], 2, axis=1)
-        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+        r = jax.nn.sigmoid(x_r + h_r)
+        z = jax.nn.sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + (r * h) @ w_hh[:, 2 * H :] + b_hh[2 * H :])
     return ((1 - z) * n + z * h,)

@@ -51,11 +51,13 @@ class Rnnkit:
         layer.load_state_dict(problem.params, cells=point.cell)
         if self.device == "cpu" and not point.backward:
             layer.freeze()
-        x, dy = self._put(problem.x), self._put(problem.dy)
+        x = self._put(problem.x)
+        dy = self._put(problem.dy)
         states = tuple(map(self._put, problem.state0))
         ends = tuple(map(self._put, problem.dstate_n))
         h0, dh_n = (states[0], ends[0]) if len(states) == 1 else (states, ends)
-        lengths, wait = problem.lengths, self._wait()
+        lengths = problem.lengths
+        wait = self._wait()
 
         def forward() -> Any:
             with rnnkit.no_grad():

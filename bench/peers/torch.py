@@ -31,10 +31,12 @@ class Torch:
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
         torch.set_num_threads(threads)
-        point, names = problem.point, CELLS[problem.point.cell].states
+        point = problem.point
+        names = CELLS[problem.point.cell].states
         module = _module(point)
         module.load_state_dict({name: torch.from_numpy(p) for name, p in problem.params.items()})
-        x, dy = torch.from_numpy(problem.x), torch.from_numpy(problem.dy)
+        x = torch.from_numpy(problem.x)
+        dy = torch.from_numpy(problem.dy)
         states = tuple(map(torch.from_numpy, problem.state0))
         ends = tuple(map(torch.from_numpy, problem.dstate_n))
         h0 = states[0] if len(states) == 1 else states
