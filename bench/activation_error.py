@@ -1,9 +1,9 @@
 """The error of the CPU path's sigmoid and tanh in ulp: `python -m bench.activation_error [--dtype float32] [--all]`.
 
-float32: every 101st of the 2^32 bit patterns, or with --all every one, against float64. float64: a million values, with
---all twenty million: of every magnitude, dense where the functions bend, and around the places where k steps; against
-np.longdouble, where that is wider. An ulp is the gap between the dtype's numbers at the exact value: 2^-149 (2^-1074)
-below the normal ones.
+float32: every 101st of the 2^32 bit patterns, or with --all every one, against float64. float64: a million values, or
+with --all twenty million, against np.longdouble where that is wider. The values have every magnitude. They are dense
+where the functions bend, and where the exponent k of the range reduction changes. An ulp is the gap between the dtype's
+numbers at the exact value: 2^-149 (2^-1074) below the normal numbers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rnnkit.kernels.cpu.simd import vectors
 NAMES = ("sigmoid", "tanh")
 LOWEST = {"sigmoid": 0, "tanh": -1}
 EDGES = (0.5, 1.0, 1.5, 2.0)  # of the histogram, in ulp
-BLOCK = 1 << 14  # values at a time: work space stays in the second-level cache, and is not mapped anew each time
-EVERY = 101  # a prime: of every exponent some, and of the low bits all
+BLOCK = 1 << 14  # values at a time: the workspace fits the L2 cache
+EVERY = 101  # a prime, so every exponent and all low bits occur
 
 
 @cache
@@ -65,7 +65,7 @@ def gaps(want: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """|got - want| in ulp of got's dtype; where one alone is NaN, infinite."""
+    """|got - want| in ulp of got's dtype; infinite where only one of them is NaN."""
     off = np.abs(got - want) / gaps(want, got.dtype)
     lost = np.isnan(off)
     if lost.any():
@@ -74,7 +74,7 @@ def errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 class Tally:
-    """The errors of one activation so far: the largest and where, the histogram, and where it falls as x rises."""
+    """The errors of one activation so far: the largest one and its x, the histogram, and where y decreases."""
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name = name
@@ -88,7 +88,7 @@ class Tally:
         self.outside = 0
 
     def add(self, x: np.ndarray) -> None:
-        """Takes in x, in rising order, NaN anywhere."""
+        """Adds the values x, in increasing order, with NaN anywhere."""
         y = np.empty_like(x)
         kernel(self.name, self.dtype)(x, y)
         off = errors(y, exactly(self.name, x))
@@ -108,14 +108,14 @@ class Tally:
         shares = ", ".join(f"<= {e:g}: {n / self.values:.3%}" for e, n in zip(EDGES, self.within, strict=True))
         return (
             f"{self.name}, {self.dtype}, {self.values:,} values: at most {self.worst:.3f} ulp, at x = {self.at}\n"
-            f"    share within so many ulp: {shares}\n"
-            f"    outside its range: {self.outside}; lower than at the x before: {self.falls:,}, by {self.deepest:.0f} "
+            f"    share within these ulp: {shares}\n"
+            f"    outside its range: {self.outside}; below the previous y: {self.falls:,}, by {self.deepest:.0f} "
             "ulp at most"
         )
 
 
 def patterns(every: int) -> Iterator[np.ndarray]:
-    """Every so many-th of the float32 values, NaN too, in blocks that rise."""
+    """Every `every`-th float32 value, with NaN, in increasing blocks."""
     for sign in (0, 1 << 31):
         for start in range(sign, sign + (1 << 31), BLOCK * every):
             bits = np.arange(start, min(start + BLOCK * every, sign + (1 << 31)), every, dtype=np.uint32)
@@ -123,10 +123,10 @@ def patterns(every: int) -> Iterator[np.ndarray]:
 
 
 def samples(rounds: int) -> Iterator[np.ndarray]:
-    """float64 values, a million a round, in blocks that rise."""
+    """float64 values, a million per round, in increasing blocks."""
     for seed in range(rounds):
         rng = np.random.default_rng(seed)
-        steps = rng.integers(-2200, 2200, 100_000) * (np.log(2) / 4)  # where k of either function steps, and between
+        steps = rng.integers(-2200, 2200, 100_000) * (np.log(2) / 4)  # where k of either function changes, and between
         x = np.concatenate([
             rng.choice([-1.0, 1.0], 250_000) * 2.0 ** rng.uniform(-1074, 1024, 250_000),
             rng.choice([-1.0, 1.0], 200_000) * 2.0 ** rng.uniform(-30, 10, 200_000),
@@ -141,7 +141,7 @@ def samples(rounds: int) -> Iterator[np.ndarray]:
 
 
 def measure(dtype: str, whole: bool, show: bool = False) -> list[Tally]:
-    """Tallies of sigmoid and tanh, over all float32 values or a sample; `show` tells how far on standard error."""
+    """Tallies of sigmoid and tanh, over all float32 values or a sample. show: prints the progress on stderr."""
     tallies = [Tally(name, dtype) for name in NAMES]
     began = time.monotonic()
     every, rounds = (1, 20) if whole else (EVERY, 1)
@@ -161,8 +161,8 @@ def measure(dtype: str, whole: bool, show: bool = False) -> list[Tally]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.activation_error", description=__doc__.partition("\n")[0])
-    parser.add_argument("--dtype", choices=("float32", "float64"), help="one alone; both without")
-    parser.add_argument("--all", action="store_true", help="every float32 value, twenty million of float64: minutes")
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="default: both")
+    parser.add_argument("--all", action="store_true", help="every float32 value, twenty million float64: takes minutes")
     options = parser.parse_args()
     for dtype in [options.dtype] if options.dtype else ["float32", "float64"]:
         if dtype == "float64" and np.finfo(np.longdouble).eps >= np.finfo(np.float64).eps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,15 @@ def test_spread_of_two_runs() -> None:
     assert "behind in one run alone: 1\n    0.90 1.20  gru-T64-B8-I32-H32" in text
     with pytest.raises(ValueError, match="their dtype is 'float32' and 'float64'"):
         grid_summary.spread_of_runs(first, {**second, "dtype": "float64"})
+
+
+def test_result_file_of_a_large_grid_is_small(tmp_path: Path) -> None:
+    found = of_ratios(whole_grid())
+    result_file.save(found, tmp_path / "cpu.json")
+    assert result_file.load(tmp_path / "cpu.json") == found
+    size = (tmp_path / "cpu.json").stat().st_size
+    assert 3 * size < len(json.dumps(found))
+    assert size < 250 * len(found["points"])
 
 
 # The plots

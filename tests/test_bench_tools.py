@@ -1,4 +1,4 @@
-"""The small tools beside the benchmark, each in a tiny setting: what they tell, and no time without a check."""
+"""The small tools beside the benchmark, each on tiny inputs: their results, and no time without a check."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def wrong_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "wrong_peer"
 
 
-# Ceilings
+# CPU peaks
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_kernels_of_the_ceilings_do_what_is_counted(dtype: str) -> None:
+def test_kernels_of_the_peaks_do_what_is_counted(dtype: str) -> None:
     add_up, read = cpu_peaks.make_kernels(dtype)
     lanes = cpu_peaks.vector_bytes() // np.dtype(dtype).itemsize
     out = np.full(64, 0.25, dtype)
@@ -65,7 +65,7 @@ def test_kernels_of_the_ceilings_do_what_is_counted(dtype: str) -> None:
     np.testing.assert_array_equal(out[:lanes], buffer.reshape(-1, lanes).sum(axis=0))
 
 
-def test_ceilings_are_told_for_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_bandwidth_of_every_memory_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_peaks, "SECONDS", 1e-4)
     monkeypatch.setattr(cpu_peaks, "REPEATS", 1)
     monkeypatch.setattr(cpu_peaks, "PAUSE", 0.0)
@@ -82,13 +82,13 @@ def test_ceilings_are_told_for_every_level(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_peak_is_the_most_of_several_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_peaks, "PAUSE", 0.0)
-    told = iter([100.0, 100.0, 90.0, 120.0, 101.0, 199.0, 1.0, 1.0])
-    monkeypatch.setattr(cpu_peaks, "fma_gflops", lambda add_up, dtype, threads: next(told))
+    planted = iter([100.0, 100.0, 90.0, 120.0, 101.0, 199.0, 1.0, 1.0])
+    monkeypatch.setattr(cpu_peaks, "fma_gflops", lambda add_up, dtype, threads: next(planted))
     assert cpu_peaks.fma_peaks(None, "float32", 2) == {1: 101.0, 2: 199.0}  # the third trial has both cores
     monkeypatch.setattr(cpu_peaks, "TRIALS", 2)
-    told = iter([100.0, 120.0, 90.0, 110.0])
+    planted = iter([100.0, 120.0, 90.0, 110.0])
     assert cpu_peaks.fma_peaks(None, "float32", 2) == {1: 100.0, 2: 120.0}
-    assert list(told) == []
+    assert list(planted) == []
 
 
 def test_document_s_ceiling_has_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_cells_are_a_layer_of_one_step(name: str, cell: str, passes: str) -> Non
     peer = PeerRow(name, "bench.peers.cells").load()
     assert peer.unsupported(Point(cell, 2, 3, 5, 5)) == "a Cell is one step of one plain layer"
     if name.endswith("_grad") and passes == FORWARD_BACKWARD:
-        assert peer.unsupported(point) == "forward+backward is the other row's"
+        assert peer.unsupported(point) == "forward+backward is measured without _grad"
         return
     assert peer.unsupported(point) is None
     prepared = peer.prepare(make_problem(point), threads=1)
@@ -155,10 +155,10 @@ def test_calls_are_timed_where_they_are_right(wrong_peer: str, monkeypatch: pyte
     assert "cell_wrong at gru-T1-B1-I8-H8-float32-forward: y: up to" in text
 
 
-# Start
+# First call
 
 
-def test_start_tells_imports_and_first_calls() -> None:
+def test_first_call_measures_imports_and_calls() -> None:
     found = first_call.measure(1, ("gru",), (3, 2, 4), "numpy")
     assert set(found["import_s"]) == SPREAD
     assert found["import_s"]["min"] > 0
@@ -170,7 +170,7 @@ def test_start_tells_imports_and_first_calls() -> None:
     assert "T 3, B 2, I = H = 4" in first_call.render(found)
 
 
-def test_start_gives_a_wrong_call_no_time(wrong_peer: str) -> None:
+def test_first_call_gives_a_wrong_result_no_time(wrong_peer: str) -> None:
     found = first_call.measure(1, ("gru",), (3, 2, 4), f"{wrong_peer}:layer")
     for result in found["first_calls"].values():
         assert set(result) == {"status", "why"}
@@ -178,10 +178,10 @@ def test_start_gives_a_wrong_call_no_time(wrong_peer: str) -> None:
     assert "wrong" in first_call.render(found)
 
 
-# Neighbours
+# Thread contention
 
 
-def test_neighbours_tell_every_scenario() -> None:
+def test_thread_contention_has_every_scenario() -> None:
     point = Point("gru", 3, 2, 4, 4, passes=FORWARD_BACKWARD)
     scenarios = ("alone", "blas", "two callers", *(["torch", "torch and blas"] if TORCH else []))
     found = thread_contention.measure([point], 1, 0.01, scenarios, "numpy")
@@ -196,13 +196,13 @@ def test_neighbours_tell_every_scenario() -> None:
     assert len(text.splitlines()) == 2 + len(scenarios)
 
 
-def test_neighbours_are_met_on_one_thread_too() -> None:
+def test_thread_contention_is_measured_on_one_thread_too() -> None:
     found = thread_contention.measure([Point("gru", 3, 2, 4, 4)], 2, 0.01, ("alone", "blas"), "numpy")
     met = [(result["scenario"], result["threads"], result["status"]) for result in found["results"]]
     assert met == [("alone", 2, "ok"), ("blas", 2, "ok"), ("blas", 1, "ok")]
 
 
-def test_neighbours_give_a_wrong_call_no_time(wrong_peer: str) -> None:
+def test_thread_contention_gives_a_wrong_result_no_time(wrong_peer: str) -> None:
     found = thread_contention.measure(
         [Point("gru", 3, 2, 4, 4)], 1, 0.01, ("alone", "two callers"), f"{wrong_peer}:layer"
     )
@@ -211,7 +211,7 @@ def test_neighbours_give_a_wrong_call_no_time(wrong_peer: str) -> None:
     assert thread_contention.render(found).count("wrong") == 2
 
 
-def test_what_runs_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[Any] = []
     ones = np.ones
 

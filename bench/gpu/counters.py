@@ -1,7 +1,7 @@
-"""Launches and bytes a step, predicted and measured: python -m bench.gpu.counters.
+"""Launches and bytes per step, predicted and counted: python -m bench.gpu.counters.
 
-Launches by CUPTI through torch.profiler, which sees every kernel of the process, those inside graphs too; where that
-sees none, by the nodes of the graphs themselves. Bytes by ncu's hardware counters, over a call without graphs.
+CUPTI counts the launches through torch.profiler, which records every kernel of the process, also inside graphs. Where
+it records none, the nodes of the graphs are counted. ncu's hardware counters give the bytes of a call without graphs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def count(point: Point, backward: bool) -> Item:
-    """Kernels of a call in the steady state. Raises Unavailable without torch, which makes the inputs and profiles."""
+    """The kernels of a call after the first ones. Raises Unavailable without torch, which makes inputs and profiles."""
     if importlib.util.find_spec("torch") is None:
         raise Unavailable("torch is not installed")
     from bench.gpu.inputs import point_inputs
@@ -78,7 +78,7 @@ def count(point: Point, backward: bool) -> Item:
 
 
 def profiled(call: Any) -> tuple[list[str], str]:
-    """The names of the kernels that `call` runs; none where there is no profiler to say."""
+    """The names of the kernels that `call` runs, and how they were counted; no names where no profiler works."""
     import torch
 
     activities = [torch.profiler.ProfilerActivity.CUDA]
@@ -94,7 +94,7 @@ def profiled(call: Any) -> tuple[list[str], str]:
 
 
 def is_kernel(event: Any) -> bool:
-    """Whether an event of the profiler is a kernel: it ran on the device, and is no copy."""
+    """Whether an event of the profiler is a kernel: it ran on the device and is no copy."""
     on_device = str(event.device_type).endswith("CUDA")
     return on_device and not event.name.startswith(("Memcpy", "Memset"))
 
@@ -121,7 +121,7 @@ def graph_nodes() -> list[dict[str, int]]:
 
 
 def bytes_by_ncu(tool: str, cell: str, seconds: float) -> Item:
-    """What a step's kernels move, by the counters of the L2 cache and of the memory behind it."""
+    """The bytes that a step's kernels move, by the counters of the L2 cache and of memory."""
     program = [sys.executable, "-m", "bench.gpu.ncu_call", cell]
     command = [tool, "--clock-control", "none", "--csv", "--metrics", ",".join(METRICS), *program]
     ran = subprocess.run(
@@ -139,7 +139,7 @@ def bytes_by_ncu(tool: str, cell: str, seconds: float) -> Item:
 
 
 def parse_ncu(text: str) -> dict[str, dict[str, float]]:
-    """Kernel -> metric -> its mean over the launches, and "launches"; from ncu's CSV, one row a launch and metric."""
+    """Kernel -> metric -> its mean over the launches, and "launches"; from ncu's CSV, one row per launch and metric."""
     body = [line for line in text.splitlines() if line.startswith('"')]
     sums: dict[str, dict[str, list[float]]] = {}
     for row in csv.DictReader(body):

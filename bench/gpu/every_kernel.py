@@ -1,9 +1,9 @@
-"""A small case of every kernel of both backends, and nothing else: what compute-sanitizer and ncu are run over.
+"""Runs every kernel of both backends on a small case, under compute-sanitizer.
 
     python -m bench.gpu.every_kernel [--seconds N] [--backends cupy numba_cuda] [--dtypes ...] [--plain]
 
-Every case runs twice, so that it is launched plainly and from a graph. A case that fails does not end the others, and
-the last line counts those that were done in the time and those that failed. Results are not checked here.
+Every case runs twice: launched plainly, and from a graph. A case that fails does not end the others. The last line
+counts the cases that were done in time and those that failed. Results are not checked here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BACKEND_NAMES = ("cupy", "numba_cuda")
 
 
 def cases() -> Iterator[Case]:
-    """For every cell ragged rows in reverse, and whole rows without biases; for the LSTM a projection besides."""
+    """Per cell: a ragged batch in reverse, and equal lengths without biases. For the LSTM also a projection."""
     for cell in CELLS.values():
         yield Case(cell.name, **SIZES, reverse=True, ragged=True)
         yield Case(cell.name, **SIZES, bias=False)
@@ -37,7 +37,7 @@ def cases() -> Iterator[Case]:
 
 
 def work(backends: list[str], dtypes: list[str]) -> list[tuple[str, str, Case]]:
-    """(dtype, backend, case): both backends early, so that little time still sees both."""
+    """(dtype, backend, case). Both backends come early, so a short run covers both."""
     return [
         (dtype, backend, case)
         for dtype in dtypes
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plain", action="store_true", help="each case once, and no probes")
     options = parser.parse_args(arguments)
     if arguments is None:
-        exit_with_parent.follow_parent()  # under compute-sanitizer and ncu, whose child this is
+        exit_with_parent.follow_parent()  # the parent is compute-sanitizer
     deadline = time.monotonic() + options.seconds
     todo = work(options.backends, options.dtypes)
     done = failed = 0

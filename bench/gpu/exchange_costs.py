@@ -1,12 +1,12 @@
-"""The cost of handing data from block to block, by the probes of kernels/: a persistent schedule pays it per step.
+"""The cost of exchanging data between blocks, by the probes of kernels/cuda: a persistent schedule pays it per step.
 
-A hop is one way from one block to another, an all-gather one round in which every block writes its slice of a vector
-and reads all of it. Through the L2 cache there are two ways: data and then a flag (`flag`), or data and round in one
-64-bit word (`tag`). In a cluster there are three: tagged words pushed into the peers' shared memory (`push`), data
-pushed by asynchronous stores that an mbarrier counts (`mbarrier`), and data read from the peers' shared memory after a
-cluster barrier (`pull`).
+A hop is one way from one block to another. An all-gather is one round in which every block writes its slice of a vector
+and reads all of it. There are two ways through the L2 cache: data and then a flag (`flag`), or data and round number in
+one 64-bit word (`tag`). In a cluster there are three ways: tagged words pushed into the peers' shared memory (`push`),
+data pushed by asynchronous stores that an mbarrier counts (`mbarrier`), and data read from the peers' shared memory
+after a cluster barrier (`pull`).
 
-The checks are part of every round, timed or not: any value of a vector that is not of its round makes an item "wrong".
+Every round is checked, timed or not: a value of another round makes the item "wrong".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.gpu.sync_costs import CHECKED, WHOLE, slope
 
 L2_WAYS = ("flag", "tag")
 CLUSTER_WAYS = ("push", "mbarrier", "pull")
-# 32-bit words of a vector: h of B = 1, H = 512 in float32, or of B = 4, H = 1024 in 16 bits.
+# 32-bit words of a vector: h at B = 1, H = 512 in float32, and at B = 4, H = 1024 in 16 bits.
 VECTORS = (512, 2048)
 # Addresses that a hop is measured at: an L2 cache of two partitions has a near and a far one. Words between them, and
 # words of a cache line.
@@ -34,7 +34,7 @@ Launch = Callable[[int], None]
 
 
 def hop(way: str) -> Item:
-    """One way from one multiprocessor to another: median, least and most over PLACES addresses."""
+    """One way from one multiprocessor to another: median, minimum and maximum over PLACES addresses."""
     import cupy
 
     lines = cupy.zeros(PLACES * APART + 4 * LINE, np.uint32)
@@ -58,7 +58,7 @@ def hop(way: str) -> Item:
 
 
 def all_gather(way: str, members: int, words: int, multiprocessors: int) -> Item:
-    """Microseconds per round of `members` blocks; of one group, and of as many as there are multiprocessors for."""
+    """Microseconds per round of one group of `members` blocks, and of as many groups as fit the multiprocessors."""
     import cupy
 
     groups = max(1, multiprocessors // members)
@@ -101,7 +101,7 @@ def cluster_hop(way: str, cluster: int) -> Item:
 
 
 def cluster_gather(way: str, cluster: int, words: int, multiprocessors: int) -> Item:
-    """Microseconds per round of one cluster, and of as many as run at once with a multiprocessor per block."""
+    """Microseconds per round of one cluster, and of as many as run at once with one multiprocessor per block."""
     import cupy
 
     clusters = sync_costs.resident(cluster, multiprocessors)
@@ -120,7 +120,7 @@ def cluster_gather(way: str, cluster: int, words: int, multiprocessors: int) -> 
 
 
 def _timed(launches: dict[str, Launch], wrong: Any) -> Item:
-    """Microseconds per round of each; the status "wrong" instead where any round, timed or not, saw a wrong value."""
+    """Microseconds per round of each launch; the status "wrong" where any round, timed or not, read a wrong value."""
     for launch in launches.values():
         launch(CHECKED)
     checked = int(wrong.get()[0])

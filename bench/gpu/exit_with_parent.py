@@ -1,8 +1,8 @@
-"""A process that ends with its parent, however that ends: `python -m bench.gpu.exit_with_parent PARENT COMMAND ...`.
+"""Runs a command that is killed when its parent dies: `python -m bench.gpu.exit_with_parent PARENT COMMAND ...`.
 
-On Linux the kernel is asked (prctl PR_SET_PDEATHSIG) to kill this process when its parent dies, and the setting
-outlives the exec of COMMAND. PARENT is the parent's process id: one that died before the kernel was asked shows by it.
-Programs that a tool starts (compute-sanitizer, ncu) call `follow_parent` themselves.
+On Linux, prctl PR_SET_PDEATHSIG makes the kernel kill this process when its parent dies. The setting survives the exec
+of COMMAND. PARENT is the parent's process id, which detects a parent that died before the call. Programs that a tool
+starts (compute-sanitizer, ncu) call `follow_parent` themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def follow_parent(parent: int | None = None) -> None:
-    """Has this process killed when its parent dies. parent: its id, or None for whichever it is now."""
+    """Makes the kernel kill this process when its parent dies. parent: its id, or None for the current parent."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -25,7 +25,7 @@ def follow_parent(parent: int | None = None) -> None:
 
 
 def command(arguments: tuple[str, ...]) -> list[str]:
-    """The command that runs `arguments` and ends with this process."""
+    """The command that runs `arguments` and is killed when this process dies."""
     return [sys.executable, "-m", "bench.gpu.exit_with_parent", str(os.getpid()), *arguments]
 
 

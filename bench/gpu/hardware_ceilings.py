@@ -1,7 +1,7 @@
-"""What the card can do at most, and what a step costs beside its arithmetic: python -m bench.gpu.hardware_ceilings.
+"""Measures the card's ceilings: python -m bench.gpu.hardware_ceilings. It may be cut off after any item.
 
-Launches, copies and large products come first, for the model needs them, then barriers and hand-overs of data, then
-the products of single steps. The part may be cut at any item.
+Launches, copies and large products come first, because the models need them. Barriers and exchanges of data between
+blocks follow, then the products of single steps.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bench.gpu.card import CLOCKS, smi
 from bench.gpu.items_file import Item, Lines
 from rnnkit.core.dtypes import DTYPES
 
-# One that lies in the L2 cache of a large card, and one out of memory.
+# A copy within the L2 cache of a large card, and one from memory.
 COPY_BYTES = (8 << 20, 4 << 30)
 LARGE = {"float64": 4096, "float32": 8192, "tf32": 8192, "float16": 8192, "bfloat16": 8192}
 # (B, H) of a step of an LSTM, and the steps of a chunk for the weights' gradient.
 STEPS = ((1, 1024), (32, 256), (32, 1024), (128, 512), (512, 2048))
 CHUNK = 16
 POINTWISE = ((32, 256), (128, 1024), (512, 2048))
-# Seconds of timing for a large thing and for a product of a step; seconds that a product may take with its check.
+# Seconds of timing per copy or large product and per product of a step; seconds that a product needs with its check.
 SECONDS = 0.1
 STEP_SECONDS = 0.03
 NEEDS = 1.0
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def grid(lines: Lines, multiprocessors: int) -> None:
-    """Barriers of the grid, and hand-overs through the L2 cache."""
+    """Grid barriers, and exchanges through the L2 cache."""
     counts = sorted({*MEMBERS, multiprocessors})
     lines.item("flag handoff", sync_costs.flag_handoff)
     for way in exchange_costs.L2_WAYS:
@@ -80,7 +80,7 @@ def grid(lines: Lines, multiprocessors: int) -> None:
 
 
 def clusters(lines: Lines, arch: int, multiprocessors: int) -> None:
-    """Barriers of clusters, and hand-overs through distributed shared memory."""
+    """Cluster barriers, and exchanges through distributed shared memory."""
 
     def item(key: str, work: Callable[[], Item]) -> None:
         if arch < 90:
@@ -117,7 +117,7 @@ def step_shape(layout: str, B: int, H: int) -> tuple[int, int, int]:
 
 
 def copy(size: int) -> Item:
-    """Bytes read and written a second by a copy inside the device."""
+    """Bytes read and written per second by a copy within the device."""
     import cupy
 
     size = min(size, cupy.cuda.runtime.memGetInfo()[0] // 4)
@@ -130,7 +130,7 @@ def copy(size: int) -> Item:
 
 
 class Operand(NamedTuple):
-    """A matrix on the device, and the rows that it repeats."""
+    """A matrix on the device, and the block of rows that it repeats."""
 
     array: Any
     block: np.ndarray
@@ -140,11 +140,11 @@ class Operand(NamedTuple):
 
 
 def product(dtype: str, layout: str, M: int, N: int, K: int, seconds: float) -> Item:
-    """The rate of an (M, N) product over K through the library's own cuBLAS path, with random numbers.
+    """The rate of an (M, N) product over K through the library's cuBLAS calls, with random numbers.
 
-    A step's product is too short for an event of its own, so a graph of many is timed, as schedule D runs it. NT adds
-    to what is there, as the library's does from the second chunk on. The error is that of a product into NaN, and of
-    one more that is added to it.
+    A step's product is too short for a pair of events, so a graph of many products is timed, as in the stepwise
+    schedule. NT accumulates, as the library does from the second chunk on. The error is that of a product into an
+    output of NaN, and of one more product that is added to it.
     """
     import cupy
 
@@ -180,7 +180,7 @@ def product(dtype: str, layout: str, M: int, N: int, K: int, seconds: float) -> 
 
 
 def _error(layout: str, a: Operand, b: Operand, out: Any, K: int, times: int) -> float:
-    """The largest difference from `times` float64 products, over the largest element: first and last row of `out`."""
+    """The largest error of the first and last row of `out`, against `times` float64 products, over their maximum."""
     M, N = out.shape
     rows = np.array([0, M - 1])
     columns = np.unique(np.linspace(0, N - 1, COLUMNS).astype(int))
@@ -194,7 +194,7 @@ def _error(layout: str, a: Operand, b: Operand, out: Any, K: int, times: int) ->
 
 
 def pointwise(dtype: str, B: int, H: int) -> Item:
-    """The LSTM's forward_step against the bytes that it moves; its arrays lie in the L2 cache where they fit."""
+    """The bandwidth of the LSTM's forward_step. Its arrays are in the L2 cache where they fit."""
     import cupy
 
     from rnnkit.backends.cupy import modules, sources
@@ -229,7 +229,7 @@ def _block(columns: int, seed: int) -> np.ndarray:
 
 
 def _operand(shape: tuple[int, int], row: Any, seed: int) -> Operand:
-    """Random numbers on the device: zeros would run faster than data does. Few are drawn, and copied down the rows."""
+    """Random numbers on the device, since zeros would run faster. One block is drawn, and copied down the rows."""
     import cupy
 
     block = _block(shape[1], seed)[: shape[0]].astype(row.storage)
@@ -248,7 +248,7 @@ def _matrix(array: Any, dtype: str) -> Any:
 
 
 def _capturing() -> tuple[Any, Any, Any]:
-    """A stream to capture on, a cuBLAS handle, and its work space."""
+    """A stream to capture on, a cuBLAS handle and its workspace."""
     import cupy
 
     from rnnkit.backends.cupy.cublas import Handle, workspace_bytes

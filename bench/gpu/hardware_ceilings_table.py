@@ -1,4 +1,4 @@
-"""The items of `bench.gpu.hardware_ceilings` as a table: one line per kind of figure."""
+"""The items of `bench.gpu.hardware_ceilings` as a table: one line per kind of measurement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KERNELS = {"nothing": "an empty kernel", "pass_on": "a small grid"}
 
 
 def _rates(ok: Items) -> list[str]:
-    """Bandwidths, a line for the copies and one for the pointwise launches."""
+    """Bandwidths: a line for the copies and one for the pointwise launches."""
     found = []
     for kind in ("copy", "pointwise"):
         rates = [

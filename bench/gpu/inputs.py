@@ -1,6 +1,6 @@
-"""The numbers of one point on the device, and how far a result may be from the truth.
+"""The inputs of one point on the device, and the error of a result.
 
-They are made by torch on the device, so that a large point costs no copy. Where torch sees no card the same code runs
+torch makes the inputs on the device, so a large point needs no copy. Where torch has no CUDA device, the same code runs
 on the CPU, which is how it is tested.
 """
 
@@ -30,14 +30,14 @@ def torch_device() -> str:
 
 
 def to_cupy(tensor: Tensor) -> Any:
-    """A CuPy array over a tensor of the card; a copy of one on the CPU."""
+    """A CuPy array that shares a CUDA tensor's memory; a copy of a CPU tensor."""
     import cupy
 
     return cupy.from_dlpack(tensor.detach()) if tensor.is_cuda else cupy.asarray(to_numpy(tensor))
 
 
 def to_torch(array: Any) -> Tensor:
-    """The inverse."""
+    """The inverse of `to_cupy`."""
     if torch_device() == "cuda":
         return torch.from_dlpack(array)
     host = to_numpy(array)
@@ -48,10 +48,10 @@ def to_torch(array: Any) -> Tensor:
 
 @dataclass
 class PointInputs:
-    """Everything a point takes, as torch tensors in its storage dtype.
+    """The inputs of a point, as torch tensors in its storage dtype.
 
     x (T, B, I), zero past a row's end; states and ends (L*D, B, width), one each for h and, in an LSTM, c; params by
-    torch's names; dy (T, B, D*R); lengths (B,) on the host, or None for whole rows; rows: those that are checked.
+    torch's names; dy (T, B, D*R); lengths (B,) on the host, or None for equal lengths; rows: the checked rows.
     """
 
     point: Point
@@ -65,7 +65,7 @@ class PointInputs:
 
 
 def point_inputs(point: Point) -> PointInputs:
-    """The numbers of a point, the same in every dtype up to its rounding."""
+    """The inputs of a point, equal in every dtype up to rounding."""
     device = torch_device()
     dtype = torch_dtype(torch, point.dtype)
     generator = torch.Generator(device).manual_seed(point.T * 31 + point.B * 7 + point.H)
@@ -96,7 +96,7 @@ def point_inputs(point: Point) -> PointInputs:
 
 
 def for_check(n: PointInputs) -> PointInputs:
-    """The same, with gradients that flow into the checked rows alone."""
+    """The same inputs, with gradients that flow into the checked rows alone."""
 
     def masked(d: Tensor) -> Tensor:
         kept = torch.zeros_like(d)
@@ -107,7 +107,7 @@ def for_check(n: PointInputs) -> PointInputs:
 
 
 def fresh_lengths(point: Point) -> Iterator[np.ndarray]:
-    """Row lengths (B,) without end, drawn anew for every call, as batches of data have them; both sides draw alike."""
+    """Yields new row lengths (B,) for every call, as batches of data have them. rnnkit and torch get equal ones."""
     rng = np.random.default_rng([point.T, point.B, 1])
     while True:
         drawn = rng.integers(1, point.T + 1, point.B)

@@ -1,13 +1,13 @@
-"""The file of items: what every process of a run appends to as soon as a check ends. JSON, one object per line.
+"""The file of items: every process of a run appends a line as soon as a check ends. JSON, one object per line.
 
     {"part": name, "pid": p, "start": key}                          a check has begun in process p
     {"part": name, "pid": p, "item": key, "status": STATUS, ...}    it has ended, with what it found
     {"part": name, "only": [key, ...]}                              this run repeats these checks alone
 
-All processes share one file. A line is appended by one write under a lock, and readers pass over what is no whole line,
-so the file can be read at any moment, and whatever ends a process leaves every finished item in it. A process that is
-started again goes on after the check that it last began, and a run that continues an earlier one starts from a file
-that holds the earlier items.
+All processes share one file. A line is appended by one write under a lock, and readers skip incomplete lines. So the
+file can be read at any time, and every finished item is in it however a process ends. A process that is started again
+continues after the check that it began last. A run that continues an earlier one starts from a file with the earlier
+items.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# What a check can come to. "skipped": it does not apply here. "not run": there was no time. "not available": a library
+# The statuses of a check. "skipped": it does not apply here. "not run": there was no time. "not available": a library
 # or a tool that it needs is missing.
 STATUSES = ("ok", "wrong", "failed", "skipped", "not run", "not available")
 BAD = ("wrong", "failed")
@@ -35,10 +35,10 @@ AGAIN = 75
 # The exit status of a part that cannot write its items.
 NO_SPACE = 74
 
-# cudaErrorStubLibrary, cudaErrorInsufficientDriver and cudaErrorNoDevice: there was no context to lose.
+# cudaErrorStubLibrary, cudaErrorInsufficientDriver and cudaErrorNoDevice: there was no context.
 NEVER_WORKED = (34, 35, 100)
 
-# Space that is set aside for the items of a run, so that a disk that fills up later does not lose them.
+# Disk space that is reserved for the items of a run, so that a disk that fills up later does not lose them.
 RESERVED_BYTES = 8 << 20
 KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 
@@ -54,7 +54,7 @@ class NotWritten(OSError):
 
 
 class Lines:
-    """The items of one part, of one process. seconds: what the process may take from now on."""
+    """The items of one part in one process. seconds: the time that the process may take."""
 
     def __init__(self, path: Path, part: str, seconds: float) -> None:
         self._path = path
@@ -67,7 +67,7 @@ class Lines:
 
     @classmethod
     def from_arguments(cls, about: str, arguments: list[str] | None = None) -> Lines:
-        """By `--items FILE --part NAME --seconds N`, which every part takes."""
+        """From `--items FILE --part NAME --seconds N`, the options of every part."""
         parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         add_arguments(parser)
         options = parser.parse_args(arguments)
@@ -78,14 +78,14 @@ class Lines:
         return self._deadline - time.monotonic()
 
     def wants(self, key: str) -> bool:
-        """Whether the check is still to be done: not begun before, and among those to repeat where only some are."""
+        """Whether the check is to be done: it was not begun before, and is among those to repeat if there are any."""
         return key not in self._begun and (self._only is None or key in self._only)
 
     def item(self, key: str, work: Callable[[], Item | None], needs: float = 0.0) -> Item | None:
-        """Does `work` and writes what it returns, or why it failed. None where it is not wanted, or no time is left.
+        """Runs `work` and writes its result, or why it failed. None where it is not wanted, or no time is left.
 
         needs: the seconds that it is expected to take.
-        Ends the process with status AGAIN where the check failed and the CUDA context is lost with it.
+        Exits the process with status AGAIN where the check failed and the CUDA context is lost.
         """
         if not self.wants(key):
             return None
@@ -118,7 +118,7 @@ class Lines:
             self.write({"item": key, "status": status, "why": why})
 
     def write(self, line: Item) -> None:
-        """Appends a line of this part. Ends the process with status NO_SPACE where that fails."""
+        """Appends a line of this part. Exits the process with status NO_SPACE where that fails."""
         try:
             append(self._path, [{"part": self.part, "pid": os.getpid(), **line}])
         except NotWritten as problem:
@@ -133,13 +133,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def append(path: Path, lines: Iterable[Item]) -> None:
-    """Appends the lines. Raises NotWritten where that fails: part of a line is then left, which no reader takes."""
+    """Appends the lines. Raises NotWritten where that fails. It may leave an incomplete line, which readers skip."""
     text = "".join(json.dumps(plain(line), allow_nan=False) + "\n" for line in lines).encode()
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file).st_size
-        # A write that was cut short, by a full disk or a kill, has left part of a line.
+        # An interrupted write, by a full disk or a kill, leaves an incomplete line.
         if size and os.pread(file, 1, size - 1) != b"\n":
             text = b"\n" + text
         try:
@@ -153,7 +153,7 @@ def append(path: Path, lines: Iterable[Item]) -> None:
 
 
 def reserve(path: Path, size: int = RESERVED_BYTES) -> bool:
-    """Sets space aside for the file beyond its end, where the system can: appending then needs no free space."""
+    """Reserves disk space beyond the end of the file, where the system can. Appending then needs no free space."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -226,7 +226,7 @@ def one_line(text: str) -> str:
 
 
 def context_is_lost() -> bool:
-    """Whether this process has a CUDA context that no longer works: after an illegal access every call fails."""
+    """Whether this process has a CUDA context that no longer works. After an illegal access every call fails."""
     cupy = sys.modules.get("cupy")
     if cupy is None:
         return False
@@ -238,7 +238,7 @@ def context_is_lost() -> bool:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NumPy's numbers as Python's, what is not finite as text, the rest by its name."""
+    """`value` for JSON: NumPy's numbers as Python's, a number that is not finite as text, any other object as text."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""One forward and backward of a layer without graphs, for ncu to look at: python -m bench.gpu.ncu_call CELL."""
+"""One forward and backward of a layer without graphs, for ncu to count: python -m bench.gpu.ncu_call CELL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     (cell,) = sys.argv[1:] if arguments is None else arguments
     p = point_of(cell)
     case = Case(cell, T=p.T, B=p.B, I=p.I, H=p.H)
-    # The first call of a shape is launched plainly.
+    # The first call of a shape uses no graph.
     run(case, make_inputs(case, p.dtype, device="cuda:0"), "cupy")
     timing.wait()
     return 0

@@ -64,7 +64,7 @@ def _draw_panel(axis: Any, rows: list[Row], label: str) -> None:
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
     axis.set_yscale("log", base=2)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
     axis.set_xlabel("operations per step")
     axis.set_ylabel(label)
     axis.grid(alpha=0.3)

@@ -1,8 +1,8 @@
-"""Which points of the grid are measured, and in what order.
+"""The points of the throughput grid, in the order in which they are measured.
 
-The whole grid is far more than one run has time for. So the order is such that however far the run comes, what it has
-done covers the grid evenly: every next point is the one whose pairs of levels (this cell with this H, this H with this
-dtype, ...) have been seen least, and of those the cheaper. Points of a special kind are spread among the plain ones.
+One run has time for a small part of the grid. The order makes every beginning of it cover the grid evenly. The next
+point is the one whose pairs of levels (this cell with this H, this H with this dtype, ...) were measured least often,
+and the cheapest of those. Points of a special kind are spread among the plain ones.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ BATCHES = (1, 8, 32, 128, 512)
 LENGTHS = (64, 256, 1024)
 NAMES = ("float32", "tf32", "float16", "bfloat16")
 
-# After how many plain points a special one follows.
+# A special point follows after this many plain ones.
 SPECIAL_EVERY = 6
-# How much a tenfold cost weighs beside the newness of a point's pairs, which is at most 1.
+# The weight of a tenfold cost, beside the newness of a point's pairs, which is at most 1.
 COST_WEIGHT = 0.1
 
-# Deliberately slowish: products a second by dtype, and seconds a step of a direction. Only order and `needs` use them.
+# Rates of a slow card, for estimates: FLOP/s by dtype, seconds per step. Only the order and `needs` use them.
 GUESSED_FLOPS = {"float64": 20e12, "float32": 20e12, "tf32": 100e12, "float16": 200e12, "bfloat16": 200e12}
 GUESSED_STEP = 15e-6
 
 
 def guessed_seconds(point: Point) -> float:
-    """Roughly what one forward and backward of a point cost on a large card."""
+    """An estimate of the seconds of a forward and backward on a large card."""
     steps = point.T * point.layers * point.directions
     return 3 * (point.flop() / GUESSED_FLOPS[point.dtype] + steps * GUESSED_STEP)
 
 
 def guessed_bytes(point: Point) -> float:
-    """Roughly what both sides hold at once over a forward and backward."""
+    """An estimate of the memory of rnnkit and torch together over a forward and backward."""
     G = CELLS[point.cell].n_gates
     size = DTYPES[point.dtype].storage.itemsize
     a_step = 3 * point.I + (3 * G + 8) * point.H
@@ -53,12 +53,12 @@ def plain() -> list[Point]:
 
 
 def special() -> list[Point]:
-    """Two layers in both directions, and ragged rows, at sizes people have."""
+    """Two bidirectional layers, and ragged batches, at common sizes."""
     found = []
     for dtype, cell in itertools.product(NAMES, MAIN_CELLS):
         found.append(Point(cell, 256, 32, 512, 512, dtype, ragged=True))
         found.append(Point(cell, 256, 32, 256, 256, dtype, layers=2, bidirectional=True))
-    # Of every dtype one early, of every cell too.
+    # An early one of every dtype and of every cell.
     return sorted(found, key=lambda p: (NAMES.index(p.dtype) + MAIN_CELLS.index(p.cell)) % len(NAMES))
 
 
@@ -73,7 +73,7 @@ def ordered() -> Iterator[Point]:
 
 
 def cover(points: list[Point]) -> Iterator[Point]:
-    """`points` such that every beginning of the order covers pairs of levels evenly, cheap ones first among equals."""
+    """`points` in an order whose every beginning covers the pairs of levels evenly. Of equals the cheapest is first."""
     fields = ("cell", "H", "B", "T", "dtype")
     columns = []
     for field in fields:

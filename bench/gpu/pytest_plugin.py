@@ -22,7 +22,7 @@ def pytest_addoption(parser: Any) -> None:
     group = parser.getgroup("bench.gpu")
     group.addoption("--items", default=None, help="the file that outcomes are appended to")
     group.addoption("--part", default="tests", help="the part's name in it")
-    group.addoption("--share", default="1/1", help="which part of how many is run")
+    group.addoption("--share", default="1/1", help="which share of how many is run")
     group.addoption("--seconds", type=float, default=1e9, help="tests that come later are not run")
 
 
@@ -35,7 +35,7 @@ def pytest_configure(config: Any) -> None:
 
 
 class Reporter:
-    """Writes outcomes, and skips the rest when the time is up."""
+    """Writes the outcomes, and skips the other tests when the time is over."""
 
     def __init__(self, lines: Lines, which: int, count: int) -> None:
         self.lines = lines
@@ -43,7 +43,7 @@ class Reporter:
         self.count = count
 
     def pytest_collection_modifyitems(self, items: list[Any], config: Any) -> None:
-        """Leaves the share, without what an earlier start of this process or an earlier run has done."""
+        """Selects the tests of the share, without those that an earlier start or an earlier run has done."""
         groups = {group: i for i, group in enumerate(dict.fromkeys(map(group_of, items)))}
         mine = [item for item in items if groups[group_of(item)] % self.count == self.which - 1]
         mine = [item for item in mine if self.lines.wants(item.nodeid)]
@@ -74,20 +74,20 @@ class Reporter:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
-        """Tests that failed are among the lines, a share without tests is none: neither is a reason to start again."""
+        """Failed tests, which have lines, and a share without tests are no reason to start the process again."""
         if exitstatus in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.OK
 
 
 def group_of(item: Any) -> str:
-    """Tests of one group share kernels: those of a backend, cell and dtype."""
+    """The backend, cell and dtype of a test. Tests of one group share kernels."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     named = [str(getattr(given[name], "cell", given[name])) for name in ("backend", "case", "dtype") if name in given]
     return "-".join(named) or item.nodeid.split("[")[0]
 
 
 def _why(report: Any) -> str:
-    """The last line of what pytest says of a failure, which has the message, and where it was."""
+    """The place and the message of a failure."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = f"{crash.path}:{crash.lineno}: {crash.message}" if crash is not None else str(report.longrepr)
     return text[-SHOWN:] if crash is None else text[:SHOWN]

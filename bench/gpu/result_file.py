@@ -1,8 +1,8 @@
-"""The document of a run, gpu.json: built from the items as they come, written whole, and merged with an earlier one.
+"""gpu.json, the document of a run: built from the items as they end, and merged with an earlier run's.
 
 {"schema", "date", "commit", "seconds", "runs": [...], "parts": {name: {"status": "done" | "failed" | "not run" |
-"under way" | "ended", "why", "seconds", "starts", "last_lines", "items": [...]}}}; an item is described in `lines`, and
-its "run" is the index in "runs" of the run that it comes from.
+"under way" | "ended", "why", "seconds", "starts", "last_lines", "items": [...]}}}. `items_file` describes an item. Its
+"run" is the index in "runs" of the run that it comes from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMA = 2
 Document = dict[str, Any]
 NAME = "gpu.json"
 ITEMS = "items.jsonl"
-# Items of these are done anew by a run that continues.
+# A run that continues repeats the items of these statuses.
 OPEN = ("not run", "not available")
 SAVE_SECONDS = 1.0
 
@@ -31,7 +31,7 @@ class Unusable(ValueError):
 
 
 def load(path: Path) -> Document:
-    """An earlier run's document with every item that ended, those that came after it was last written among them.
+    """An earlier run's document, with every item that ended, also those after the document was last written.
 
     path: gpu.json or its folder. Raises Unusable where there is none, or one of another format.
     """
@@ -59,20 +59,20 @@ def empty_part(status: str, why: str = "") -> dict[str, Any]:
 
 
 class Todo(NamedTuple):
-    """What a run that continues `earlier` has to do of a part."""
+    """What a run that continues an earlier one has to do in a part."""
 
     start: bool
     lines: list[Item]
 
 
 def todo(part: str, earlier: Document, only_failed: bool) -> Todo:
-    """Whether the part is started again, and the lines that keep it from what it need not do."""
+    """Whether the part is started again, and the lines of the checks that it need not repeat."""
     known = earlier["parts"].get(part)
     if known is None:
         return Todo(not only_failed, [])
     bad = [item["item"] for item in known["items"] if item["status"] in BAD]
     if only_failed:
-        if known["status"] == "failed" and not bad:  # it failed as a whole
+        if known["status"] == "failed" and not bad:  # the part failed as a whole
             return Todo(True, [])
         return Todo(bool(bad), [{"part": part, "only": bad}])
     finished = known["status"] == "done" and not any(item["status"] in OPEN for item in known["items"])
@@ -81,7 +81,7 @@ def todo(part: str, earlier: Document, only_failed: bool) -> Todo:
 
 
 class Results:
-    """The document of the run under way, in OUT/gpu.json."""
+    """The document of the current run, in OUT/gpu.json."""
 
     def __init__(self, out: Path, head: Document, earlier: Document | None = None) -> None:
         self.path = out / NAME
@@ -106,7 +106,7 @@ class Results:
         self._parts[part] = {**self._parts.get(part, empty_part("")), "status": "under way"}
 
     def note(self, new: Iterable[Item]) -> list[tuple[str, Item]]:
-        """Takes up new lines, and gives the items that ended with their part."""
+        """Adds new lines. Gives (part, item) for each check that ended."""
         found = [(name, item) for name, items in ended(new).items() for item in items.values()]
         for name, item in found:
             self._items.setdefault(name, {})[item["item"]] = {"run": self._run, **item}
@@ -121,7 +121,7 @@ class Results:
         self.save()
 
     def interrupt(self, why: str) -> None:
-        """Says so of the part under way, whose finished items are kept."""
+        """Marks the current part as ended. Its finished items stay."""
         for name, part in self._parts.items():
             if part["status"] == "under way":
                 self._parts[name] = {**part, "status": "ended", "why": why}
@@ -131,7 +131,7 @@ class Results:
         self._head |= fields
 
     def save(self) -> None:
-        """Writes gpu.json whole; where that fails the one before stays, and `problem` says why."""
+        """Writes gpu.json whole. Where that fails, the previous one stays and `problem` says why."""
         self._saved = time.monotonic()
         try:
             write(self.document(), self.path)
@@ -140,7 +140,7 @@ class Results:
 
 
 def write(document: Document, path: Path) -> None:
-    """Writes the file whole or not at all, an item a line."""
+    """Writes the file whole or not at all, one item per line."""
     partial = path.with_suffix(".partial")
     parts = []
     for name, part in document["parts"].items():

@@ -1,7 +1,7 @@
-"""Both sides of one point: rnnkit's layer, torch's module, and the float64 truth they are held to.
+"""The two layers of a throughput point: rnnkit's layer and torch's module, and the float64 reference for both.
 
-The truth is torch's module in float64 on a few rows: rows do not see each other, and where gradients flow into those
-rows alone, so do the weights' gradients.
+The reference is torch's module in float64 on a few rows. Rows are independent. Where gradients flow into those rows
+alone, the weight gradients depend on those rows alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def truth(n: PointInputs) -> Results:
 
 
 class Torch:
-    """torch.nn's module. Its calls give tensors; `results` names them."""
+    """torch.nn's module. Its calls return tensors, and `results` names them."""
 
     def __init__(self, n: PointInputs) -> None:
         self.n = n
@@ -59,16 +59,16 @@ class Torch:
         self._fresh = fresh_lengths(point)
 
     def use(self, n: PointInputs) -> None:
-        """Takes the gradients of `n` from now on."""
+        """Sets the inputs of later calls to those of `n`. Only their gradients may differ."""
         self.n = n
 
     def ready(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
-        """The call of a pass. cuDNN has a forward of its own for inference, and no backward of it."""
+        """The call of a pass. In eval mode cuDNN uses its inference forward, which has no backward."""
         self._prepare(backward)
         return self.forward_backward if backward else self.forward
 
     def ready_fresh(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
-        """The call of a pass of ragged rows, with other lengths at every call."""
+        """The call of a pass over a ragged batch, with new lengths at every call."""
         self._prepare(backward)
 
         def call() -> tuple[Any, ...]:
@@ -78,7 +78,7 @@ class Torch:
         return call
 
     def ready_packed(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
-        """The call of a pass of ragged rows that are packed already, and whose output stays packed."""
+        """The call of a pass over a batch that is packed before, and whose output stays packed."""
         self._prepare(False)
         rnn = torch.nn.utils.rnn
         given = rnn.pack_padded_sequence(self.x, self._lengths, enforce_sorted=False)
@@ -111,7 +111,7 @@ class Torch:
         if lengths is None:
             y, state_n = self.module(self.x, self._h0)
         else:
-            # Sorting and packing is what a user with ragged rows pays, so it is in the clock.
+            # Sorting and packing are timed: a user with a ragged batch needs them.
             packed = torch.nn.utils.rnn.pack_padded_sequence(self.x, lengths, enforce_sorted=False)
             y, state_n = self.module(packed, self._h0)
             y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=self.n.point.T)
@@ -132,7 +132,7 @@ class Torch:
         return {name: t.detach() for name, t in zip(named, called, strict=False)}
 
     def captured(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """`call` as a CUDA graph. Raises RuntimeError where torch or cuDNN will not be captured."""
+        """`call` as a CUDA graph. Raises RuntimeError where torch or cuDNN cannot be captured."""
         if torch_device() != "cuda":
             raise RuntimeError("there is no card to capture on")
         before = torch.cuda.current_stream()
@@ -146,21 +146,21 @@ class Torch:
         try:
             with torch.cuda.graph(graph):
                 held = call()
-        finally:  # a capture that fails leaves its own stream as the current one
+        finally:  # a failed capture leaves its stream as the current one
             torch.cuda.set_stream(before)
             torch.cuda.synchronize()
         graph.replay()
         if not torch.allclose(held[0].float(), want[0].float(), rtol=0.05, atol=0.05):
             raise RuntimeError("the graph's result is another than the call's")
 
-        def replay(held: Any = held) -> None:  # what it holds, the graph writes to
+        def replay(held: Any = held) -> None:  # held: the graph's outputs must stay alive
             graph.replay()
 
         return replay
 
 
 class Undrawn(np.random.Generator):
-    """Gives zeros in place of random numbers: for weights that are set right after, on the device."""
+    """Gives zeros in place of random numbers, for weights that are set afterwards on the device."""
 
     def __init__(self) -> None:
         super().__init__(np.random.PCG64(0))
@@ -170,7 +170,7 @@ class Undrawn(np.random.Generator):
 
 
 class Ours:
-    """rnnkit's layer on CuPy, as a user has it: gradients are added into `grads`, and cleared before."""
+    """rnnkit's layer on CuPy, called as users call it: gradients accumulate in `grads`, which a call clears first."""
 
     def __init__(self, n: PointInputs, backend: str = "cupy") -> None:
         import cupy
@@ -183,11 +183,11 @@ class Ours:
         self.x = to_cupy(n.x)
         states = tuple(map(to_cupy, n.states))
         self._h0 = states[0] if len(states) == 1 else states
-        self._fresh = fresh_lengths(point)  # one for both passes: what one has had is not new to the other
+        self._fresh = fresh_lengths(point)  # shared by both passes, so no lengths repeat
         self.use(n)
 
     def use(self, n: PointInputs) -> None:
-        """Takes the gradients of `n` from now on."""
+        """Sets the inputs of later calls to those of `n`. Only their gradients may differ."""
         ends = tuple(map(to_cupy, n.ends))
         self.n = n
         self.dy = to_cupy(n.dy)
@@ -198,7 +198,7 @@ class Ours:
         return self.forward_backward if backward else self.forward
 
     def ready_fresh(self, backward: bool) -> Callable[[], tuple[Any, ...]]:
-        """The call of a pass of ragged rows, with other lengths at every call."""
+        """The call of a pass over a ragged batch, with new lengths at every call."""
         call = self.forward_backward if backward else self.forward
         return lambda: call(next(self._fresh))
 
@@ -226,7 +226,7 @@ Side = Torch | Ours
 
 
 def _module(point: Point, device: Any) -> Any:
-    """Made on the device: large weights drawn on the host cost as much time as a point has."""
+    """The module, made on the device: drawing large weights on the host takes as long as a point may."""
     sizes = (point.I, point.H, point.layers)
     common = {"bidirectional": point.bidirectional, "device": device, "dtype": torch_dtype(torch, point.dtype)}
     if point.cell.startswith("rnn_"):

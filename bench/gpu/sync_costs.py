@@ -22,14 +22,14 @@ ROUNDS = (200, 2200)
 REPEATS = 5
 # Rounds of a probe that is checked and not timed.
 CHECKED = 7
-# Kernels of a chain, and threads in all of one of its small kernels: a pointwise step of B = 32, H = 256.
+# Kernels per chain, and threads of a small kernel in it: as a pointwise step of B = 32, H = 256.
 CHAIN = 1000
 SMALL = 32 * 256
 CLUSTERS = (2, 4, 8)
 BLOCK = 256
-# Shared memory of a block that has its multiprocessor to itself, as the blocks of a schedule with weights in it do.
+# Shared memory per block that allows one block per multiprocessor, as in a schedule with weights in shared memory.
 WHOLE = 120 << 10
-# A launch of clusters that takes this many times as long as one cluster has run in two waves.
+# A launch of clusters that takes this many times as long as one cluster ran in two waves.
 TWO_WAVES = 1.7
 
 
@@ -57,7 +57,7 @@ def slope(launch: Callable[[int], None]) -> dict[str, float]:
 
 
 def _meeting(kernel: Any, blocks: int, extra: tuple[Any, ...], reset: Callable[[], None]) -> Item:
-    """A probe of (…, seen, wrong, rounds) over so many blocks: alone, and with something handed over each round."""
+    """A probe (…, seen, wrong, rounds) over `blocks` blocks: the barrier alone, and with an exchange per round."""
     import cupy
 
     seen = cupy.zeros(2 * blocks, np.uint32)
@@ -79,12 +79,12 @@ def _meeting(kernel: Any, blocks: int, extra: tuple[Any, ...], reset: Callable[[
 
 
 def grid_sync(blocks: int) -> Item:
-    """Cooperative groups' grid.sync() over so many blocks of 256 threads."""
+    """Cooperative groups' grid.sync() over `blocks` blocks of BLOCK threads."""
     return _meeting(module(cooperative=True).get_function("grid_sync"), blocks, (), lambda: None)
 
 
 def grid_counter(blocks: int) -> Item:
-    """The same by an atomic counter of our own."""
+    """The same barrier by an atomic counter."""
     import cupy
 
     counter = cupy.zeros(1, np.uint32)
@@ -92,7 +92,7 @@ def grid_counter(blocks: int) -> Item:
 
 
 def flag_handoff() -> Item:
-    """One way of a flag from one multiprocessor to another through the L2 cache."""
+    """The one-way time of a flag from one multiprocessor to another through the L2 cache."""
     import cupy
 
     flags = cupy.zeros((2, 32), np.uint32)
@@ -110,7 +110,7 @@ def flag_handoff() -> Item:
 
 
 def cluster_kernel(name: str, cluster: int) -> Any:
-    """A kernel of clusters that may be launched with WHOLE bytes of shared memory."""
+    """A cluster kernel that can be launched with WHOLE bytes of shared memory."""
     kernel = module(cluster=cluster).get_function(name)
     kernel.max_dynamic_shared_size_bytes = WHOLE
     return kernel
@@ -118,7 +118,7 @@ def cluster_kernel(name: str, cluster: int) -> Any:
 
 @cache
 def resident(cluster: int, multiprocessors: int) -> int:
-    """How many clusters of such blocks run at once; more of them take turns, and the launch takes twice as long."""
+    """The number of clusters of such blocks that run at once. With more, the launch takes twice as long."""
     import cupy
 
     kernel = cluster_kernel("cluster_sync", cluster)
@@ -139,7 +139,7 @@ def resident(cluster: int, multiprocessors: int) -> int:
 
 
 def cluster_sync(cluster: int, multiprocessors: int) -> Item:
-    """cluster.sync() of clusters of this many blocks: one cluster, and as many as the card holds at once."""
+    """cluster.sync() of clusters of `cluster` blocks: one cluster, and as many as run at once."""
     import cupy
 
     wrong = cupy.zeros(1, np.uint32)
@@ -164,10 +164,10 @@ def cluster_sync(cluster: int, multiprocessors: int) -> Item:
 
 
 def launches() -> Item:
-    """Microseconds per launch in a chain of CHAIN, each after the one before: from the host, and in a CUDA graph.
+    """Microseconds per launch in a chain of CHAIN dependent launches: from the host, and in a CUDA graph.
 
-    nothing: an empty kernel. count_up: one thread adds to what the kernel before wrote. pass_on: SMALL threads each
-    read what another block of the kernel before wrote, so the node's cost has the fill and the drain of a grid in it.
+    nothing: an empty kernel. count_up: one thread adds to the previous kernel's result. pass_on: each of SMALL threads
+    reads the result of another block of the previous kernel, so the cost includes filling and draining a grid.
     """
     import cupy
 
@@ -181,7 +181,7 @@ def launches() -> Item:
     found["nothing"] = _chain("nothing", (1,), 32, ((),))
     found["count_up"] = _chain("count_up", (1,), 32, ((value,),))
     found["pass_on"] = _chain("pass_on", grid, BLOCK, (there, back))
-    # Every chain ran a number of times, and none of its kernels may be lost.
+    # Every chain ran a number of times. The counts show whether each of its kernels ran.
     found["counted"] = int(value.get()[0])
     last = vectors[0].get()
     whole = bool((last == last[0]).all()) and all(int(n) and int(n) % CHAIN == 0 for n in (found["counted"], last[0]))
@@ -189,7 +189,7 @@ def launches() -> Item:
 
 
 def _chain(name: str, grid: tuple[int, ...], block: int, arguments: Sequence[tuple[Any, ...]]) -> dict[str, float]:
-    """A chain of CHAIN launches of one kernel, whose arguments take turns."""
+    """A chain of CHAIN launches of one kernel, which cycles through the arguments."""
     import cupy
 
     kernel = module().get_function(name)

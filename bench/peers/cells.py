@@ -1,10 +1,10 @@
-"""One step of a Cell: rnnkit's RNNCell, GRUCell and LSTMCell beside torch.nn's. Rows of bench.cell_calls, not of PEERS.
+"""One step of a Cell: rnnkit's RNNCell, GRUCell and LSTMCell, and torch.nn's. For bench.cell_calls, not in PEERS.
 
     rnnkit, torch              forward under no_grad and inference_mode; forward+backward
-    rnnkit_grad, torch_grad    forward with gradients enabled, so that what a backward needs is kept
+    rnnkit_grad, torch_grad    forward with gradients enabled, which saves what the backward needs
 
-The points have T = 1. A Cell gives no y apart from its state, so its state stands for both, and the gradients that flow
-into the two are added up before the call.
+The points have T = 1. A Cell returns its state and no separate y, so the state is checked as both, and the incoming
+gradients of both are added up before the call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def make(name: str) -> Cells:
 
 
 class Cells:
-    """What both sides share. grad: whether a forward keeps what a backward needs."""
+    """Shared by both libraries. grad: whether a forward saves what the backward needs."""
 
     def __init__(self, versions: dict[str, str], grad: bool) -> None:
         self.versions = versions
@@ -43,10 +43,10 @@ class Cells:
     def unsupported(self, point: Point) -> str | None:
         if point.T != 1 or point.extras or point.cell not in KINDS:
             return "a Cell is one step of one plain layer"
-        return "forward+backward is the other row's" if self.grad and point.backward else None
+        return "forward+backward is measured without _grad" if self.grad and point.backward else None
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
-        """The call of one step, and what it gives by a layer's names and shapes."""
+        """The call of one step, and its results by a layer's names and shapes."""
         call = self.make_call(problem, threads)
         names = CELLS[problem.point.cell].states
 

@@ -1,10 +1,10 @@
-"""JAX on the CPU: jit over lax.scan, the input products outside the scan, weights held transposed for h @ W.
+"""JAX on the CPU: jit over lax.scan, with the input products outside the scan and weights transposed for h @ W.
 
-forward+backward is one jitted jax.vjp, which returns the outputs and every gradient. lax.scan's `unroll` was tried at
-2, 4 and 8: up to 15% faster at some shapes, two to four times slower at others, so it stays 1. No compilation is timed.
+forward+backward is one jitted jax.vjp, which returns the outputs and every gradient. lax.scan's `unroll` is 1: 2, 4 and
+8 are up to 15% faster at some shapes and two to four times slower at others. Compilation is not timed.
 
-Compiling takes about a second a shape. With JAX_COMPILATION_CACHE_DIR set to a folder and
-JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS to 0, JAX keeps its programs there, and a second run loads them.
+Compiling takes about a second per shape. With JAX_COMPILATION_CACHE_DIR set to a folder and
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS to 0, JAX caches its programs there, and a second run loads them.
 """
 
 from __future__ import annotations

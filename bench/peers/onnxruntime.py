@@ -1,7 +1,7 @@
-"""ONNX Runtime: the ONNX operators RNN, GRU and LSTM, forward only, one node a layer, weights as initialisers.
+"""ONNX Runtime: the ONNX operators RNN, GRU and LSTM, forward only, one node per layer, weights as initialisers.
 
-Inputs and outputs are bound once to preallocated buffers, so a call copies nothing it need not. ONNX packs gates as
-i,o,f,c and z,r,h where torch has i,f,g,o and r,z,n, and gives y as (T, D, B, H).
+Inputs and outputs are bound once to preallocated buffers, so a call makes no extra copy. ONNX orders gates as i,o,f,c
+and z,r,h where torch has i,f,g,o and r,z,n, and returns y as (T, D, B, H).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OnnxRuntime:
         if point.backward:
             return "ONNX Runtime is inference only"
         if point.dtype != "float32":
-            return "ONNX Runtime's recurrent kernels are float32 alone"
+            return "ONNX Runtime's recurrent kernels have float32 alone"
         return "the ONNX LSTM has no projection" if point.P else None
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
@@ -81,7 +81,7 @@ def build_model(problem: Problem) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info("x", element, list(problem.x.shape))]
     for name, s in zip(names, problem.state0, strict=True):
         inputs.append(helper.make_tensor_value_info(f"{name}0", element, list(s.shape)))
-        # A state is (L*D, B, H) outside and one (D, B, H) a layer inside.
+        # The model's states are (L*D, B, H), a layer's node has (D, B, H).
         parts = [f"{name}0_l{layer}" for layer in range(point.layers)]
         nodes.append(helper.make_node("Split", [f"{name}0"], parts, axis=0))
     if problem.lengths is not None:
@@ -92,8 +92,8 @@ def build_model(problem: Problem) -> onnx.ModelProto:
         initializers += [numpy_helper.from_array(a, f"{key}{layer}") for key, a in weights.items()]
         nodes.append(_layer_node(point, layer, carried))
         carried = "y" if layer == point.layers - 1 else f"y{layer}"
-        nodes.append(helper.make_node("Transpose", [f"Y{layer}"], [f"turned{layer}"], perm=[0, 2, 1, 3]))
-        nodes.append(helper.make_node("Reshape", [f"turned{layer}", "flat"], [carried]))
+        nodes.append(helper.make_node("Transpose", [f"Y{layer}"], [f"transposed{layer}"], perm=[0, 2, 1, 3]))
+        nodes.append(helper.make_node("Reshape", [f"transposed{layer}", "flat"], [carried]))
     outputs = [helper.make_tensor_value_info("y", element, [point.T, point.B, D * H])]
     for name, s in zip(names, problem.state0, strict=True):
         ends = [f"{name}_n_l{layer}" for layer in range(point.layers)]

@@ -1,7 +1,7 @@
 """rnnkit on one of its backends, through its public layers.
 
-forward runs under `no_grad`, on the CPU with frozen parameters, as an ONNX Runtime session has them. forward+backward
-clears the gradients first, so that what it leaves is this call's alone, as what torch.autograd.grad returns is.
+forward runs under `no_grad`, and on the CPU with frozen parameters, like those of an ONNX Runtime session.
+forward+backward clears the gradients first, so they are those of this call, like the result of torch.autograd.grad.
 """
 
 from __future__ import annotations
