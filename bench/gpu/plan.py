@@ -28,7 +28,7 @@ PARITY_WORKERS = 6
 CALLS_WORKERS = 2
 # Without the project's conftest, options and plugins, which may not be installed on the machine with the card.
 PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "--noconftest", "-o", "addopts=", "-p", "no:cacheprovider")
-TESTS = ("tests/test_gpu.py", "tests/test_gpu_calls.py")
+TESTS = ("tests/cuda/test_gpu.py", "tests/cuda/test_gpu_calls.py")
 TOOLKIT = Path("/usr/local/cuda")
 
 
