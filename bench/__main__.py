@@ -52,17 +52,17 @@ def measure_command(arguments: list[str]) -> int:
             raise ValueError(f"--cells {' '.join(options.cells)} leaves no point of the {grid.name} grid")
         path = folder / f"{grid.name}-{dtype}{'' if options.run == 1 else f'-{options.run}'}.json"
         settings = Settings(
-            grid.name,
-            dtype,
-            tuple(options.passes),
-            tuple(options.cells),
-            options.threads,
-            options.seconds_per_point or grid.seconds,
-            options.repeat or grid.rounds,
-            [row for name, row in PEERS.items() if name in names],
-            options.every,
-            path if options.resume else None,
-            end,
+            grid=grid.name,
+            dtype=dtype,
+            passes=tuple(options.passes),
+            cells=tuple(options.cells),
+            threads=options.threads,
+            seconds=options.seconds_per_point or grid.seconds,
+            rounds=options.repeat or grid.rounds,
+            rows=[row for name, row in PEERS.items() if name in names],
+            every=options.every,
+            resume=path if options.resume else None,
+            end=end,
         )
         if time.monotonic() > end:
             print(f"no time left for {path}; --resume continues")

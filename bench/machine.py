@@ -119,7 +119,8 @@ def matmul_gflops(dtype: str, size: int = CEILING_SIZE, seconds: float = CEILING
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
+    # Without optional locks, since a process that is killed meanwhile would leave the lock of the index behind.
+    command = ["git", "--no-optional-locks", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -116,11 +116,8 @@ def _table(document: Document, entries: list[Entry]) -> list[str]:
             ahead = ratio(results, ours, others(document))
             row += [f"{sequences_per_s(point, own):.0f}", f"{gflops(point, own):.1f}"]
             row += ["-" if ahead is None else f"{ahead:.2f}", f"{100 * spread(own):.0f}%"]
-            row += (
-                [peak_shares.fma_text(document, point, own), peak_shares.stream_text(document, point, own)]
-                if has_peak
-                else []
-            )
+            if has_peak:
+                row += [peak_shares.fma_text(document, point, own), peak_shares.stream_text(document, point, own)]
         else:
             row += [own.get("status", "-"), *["-"] * (len(header) - len(row) - 1)]
         rows.append(row)
@@ -203,7 +200,7 @@ def compare(before: Document, after: Document) -> str:
     speedups: dict[tuple[str, str], list[float]] = {}
     for entry in after["points"]:
         point = Point.from_dict(entry["point"])
-        old = olds.get(str(Point.from_dict(entry["point"])))
+        old = olds.get(str(point))
         if old is None:
             continue
         for name in entry["results"]:

@@ -171,12 +171,17 @@ def run(
         for worker in running:
             worker.output.finish(INTERRUPTED_SECONDS)
     _note(tail, [], seen)
+    return _result(workers, time.monotonic() - started)
+
+
+def _result(workers: list[Worker], seconds: float) -> Result:
+    """The result of a part whose workers have all ended."""
     bad = [worker for worker in workers if worker.ended]
     why = "; ".join(dict.fromkeys(worker.ended for worker in bad))
     return Result(
         status="failed" if bad else "done",
         why=why,
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(seconds, 1),
         starts=max(worker.starts for worker in workers),
         last_lines=[line for worker in bad[:2] for line in worker.output.last()],
         written=all(worker.written for worker in workers),

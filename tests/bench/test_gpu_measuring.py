@@ -7,7 +7,6 @@ before a card is had.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +17,7 @@ import rnnkit
 from bench.gpu import call_model
 from rnnkit.backends.cupy import sources
 from rnnkit.core.dtypes import DTYPES
-from tests.bench.gpu_card import part_items, stand_in_card
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with stand_in_card(monkeypatch) as cupy:
-        yield cupy
+from tests.bench.gpu_card import part_items
 
 
 def test_card_is_described(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.bench.gpu_card import stand_in_card
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with stand_in_card(monkeypatch) as cupy:
-        yield cupy
-
-
 PROBES: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "launches": lambda barriers, hops: barriers.launches(),
     "grid.sync": lambda barriers, hops: barriers.grid_sync(4),
