@@ -42,7 +42,7 @@ INTEROP_MUTANTS = (
     _row(
         "backward answers for a call on another device",
         MODULE,
-        "                module._memory = Memory()",
+        "                module._thread_slots = ThreadSlots()",
         "                pass",
         "to_moves_everything or back_and_forth",
     ),

@@ -49,8 +49,8 @@ PART_MUTANTS = (
     _row(
         "calls: threads share what a call keeps",
         CALLS,
-        "class Memory(threading.local):",
-        "class Memory:",
+        "class ThreadSlots(threading.local):",
+        "class ThreadSlots:",
         "shared_layers",
         "own_call and Linear",
     ),
@@ -63,9 +63,9 @@ PART_MUTANTS = (
         "may_mean_several and Linear",
     ),
     _row(
-        "calls: what a container's module kept is not put back",
+        "calls: what a container's module saved is not restored",
         CALLS,
-        "        slot.kept, slot.pending, slot.resolved = last, pending, resolved\n        if last",
+        "        slot.saved = last\n        slot.pending = pending\n        slot.resolved = resolved\n        if last",
         "        if last",
         "several_uses",
         "called_by_itself",
@@ -167,9 +167,9 @@ PART_MUTANTS = (
         "concat_is_the_bidirectional_layer and ragged and numpy and gru",
     ),
     _row(
-        "Bidirectional: dx of the mirror not turned back",
+        "Bidirectional: dx of the reverse layer not reversed",
         BIDIRECTIONAL,
-        "dx_forward + turn(dx_reverse)",
+        "dx_forward + reverse(dx_reverse)",
         "dx_forward + dx_reverse",
         "bidirectional",
         "concat_is_the_bidirectional_layer and whole and numpy and gru",
@@ -321,7 +321,7 @@ PART_MUTANTS = (
     _row(
         "meaning: what a mapping does not say passes",
         MEANING,
-        "        if own in TORCHS_CELLS:\n",
+        "        if own in PYTORCH_CELLS:\n",
         "        if own:\n",
         "meaning",
         "of_one_that_torch_has",
@@ -329,7 +329,7 @@ PART_MUTANTS = (
     _row(
         "meaning: another merge passes",
         MEANING,
-        'found.get("merge", own["merge"]) != own["merge"]',
+        'source.get("merge", own["merge"]) != own["merge"]',
         'found.get("merge", own["merge"]) == "none"',
         "meaning",
         "another_merge",
@@ -337,7 +337,7 @@ PART_MUTANTS = (
     _row(
         "meaning: a cell named by hand overrules the mapping",
         MEANING,
-        "said is not None and named is not None and said != named",
+        "recorded is not None and named is not None and recorded != named",
         "said is named is None",
         "meaning",
         "named_by_layer",

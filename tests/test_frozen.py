@@ -95,7 +95,7 @@ def test_a_read_only_view_of_what_may_be_written_to_is_looked_at(x):
         view = array[...]
         view.flags.writeable = False
         layer._params._add(name, view)
-    layer._held = None
+    layer._cached_weights = None
     assert not layer.frozen
     first = without_grad(layer, x)
     arrays["weight_hh_l0"][3, 5] += 0.25

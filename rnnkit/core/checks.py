@@ -14,12 +14,12 @@ from rnnkit.core.devices import adopted, array_module, device_of, is_foreign_cud
 from rnnkit.errors import DeviceMemoryError
 
 # What Python and NumPy count among the numbers and nobody means as one.
-NO_NUMBERS = (bool, np.bool_, np.timedelta64)
+NOT_NUMBERS = (bool, np.bool_, np.timedelta64)
 
 
 def positive_int(name: str, value: Any) -> int:
     """`value` as an int of at least 1."""
-    if isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Integral):
+    if isinstance(value, NOT_NUMBERS) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a positive whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
@@ -28,7 +28,7 @@ def positive_int(name: str, value: Any) -> int:
 
 def fraction(name: str, value: Any) -> float:
     """`value` as a float in [0, 1]."""
-    if isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Real):
+    if isinstance(value, NOT_NUMBERS) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1], got {value!r}")
     if not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
@@ -174,5 +174,5 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
 def _whole(values: np.ndarray) -> bool:
     """Whether all are whole numbers; NumPy keeps those beyond 64 bits as Python's own."""
     if values.dtype == object:
-        return all(isinstance(v, (int, np.integer)) and not isinstance(v, NO_NUMBERS) for v in values)
+        return all(isinstance(v, (int, np.integer)) and not isinstance(v, NOT_NUMBERS) for v in values)
     return values.dtype.kind in "iu"

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from rnnkit.core import checks
+from rnnkit.nn.loading import checked_load
 from rnnkit.nn.module import Module, StateDict
 from rnnkit.optim import state
 from rnnkit.optim.optimizers import Optimizer
@@ -52,7 +53,7 @@ class Checkpoint(StateDict):
         if (optimizer is None) != (self.optimizer is None):
             holds, given = ("none", "one") if self.optimizer is None else ("one", "none")
             raise ValueError(f"optimizer must be what the checkpoint was saved with, which holds {holds}, got {given}")
-        _, write_model = model._checked_load(self, strict=True)
+        _, write_model = checked_load(model, self, strict=True)
         for name, p in model.params.items():
             if p.dtype != self[name].dtype:  # which load_state_dict would cast
                 raise TypeError(f"{name} must have the checkpoint's dtype {self[name].dtype}, got {p.dtype}")
@@ -170,7 +171,7 @@ def _entries(optimizer: Any, arrays: dict[str, np.ndarray]) -> dict[int, dict[st
 
 
 def _checked_step(step: Any) -> int:
-    if isinstance(step, checks.NO_NUMBERS) or not isinstance(step, numbers.Integral):
+    if isinstance(step, checks.NOT_NUMBERS) or not isinstance(step, numbers.Integral):
         raise TypeError(f"step must be a whole number, got {step!r}")
     if step < 0:
         raise ValueError(f"step must be at least 0, got {step}")

@@ -134,7 +134,7 @@ def _describe(module: Module) -> dict[str, dict[str, Any]]:
     """
     shown = {id(value): name for name, value in module.params.items()}
     found: dict[str, dict[str, Any]] = {}
-    for part in module._family():
+    for part in module._walk():
         for name, value in part.params.items():
             prefix = shown[id(value)].removesuffix(name)
             found[prefix] = {"kind": type(part).__name__}

@@ -37,7 +37,7 @@ def parameters_of(models: tuple[Module, ...]) -> Iterator[tuple[Key, Array, Arra
 def number(name: str, value: Any, *, below: float = math.inf, finite: bool = True) -> float:
     """`value` as a float of at least 0 and below `below`; infinity passes if `finite` is False."""
     wanted = f"in [0, {below:g})" if below < math.inf else "at least 0" + (" and finite" if finite else "")
-    if isinstance(value, checks.NO_NUMBERS) or not isinstance(value, numbers.Real):
+    if isinstance(value, checks.NOT_NUMBERS) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number that is {wanted}, got {value!r}")
     number = float(value)
     if not (0 <= number < below or (not finite and number == math.inf)):

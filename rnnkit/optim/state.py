@@ -142,7 +142,7 @@ def _checked_array(name: str, value: Any, p: Any) -> Any:
 
 def _checked_step(name: str, value: Any) -> int:
     value = value.item() if getattr(value, "shape", None) == () else value  # torch has a tensor of one number
-    if isinstance(value, checks.NO_NUMBERS) or not isinstance(value, numbers.Real):
+    if isinstance(value, checks.NOT_NUMBERS) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a whole number of at least 1, got {value!r}")
     if not (1 <= float(value) < math.inf and float(value).is_integer()):
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -86,7 +86,7 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
         )
     if not grad_enabled():
         raise RuntimeError("check_layer runs backward: call it outside rnnkit.no_grad()")
-    if isinstance(seed, checks.NO_NUMBERS) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    if isinstance(seed, checks.NOT_NUMBERS) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     x, unbatched = layer._time_major("x", x, layer.input_size)
     T, B, _ = x.shape

@@ -118,7 +118,7 @@ def _case_of(options: dict[str, Any]) -> tuple[Case, str]:
     for name in ("bias", "reverse", "ragged"):
         checks.flag(name, getattr(case, name))
     largest = case.H - 1 if CELLS[case.cell].projects else 0
-    if isinstance(case.P, checks.NO_NUMBERS) or not isinstance(case.P, int) or not 0 <= case.P <= largest:
+    if isinstance(case.P, checks.NOT_NUMBERS) or not isinstance(case.P, int) or not 0 <= case.P <= largest:
         raise ValueError(f"P must be a whole number from 0 to {largest} for {case.cell}, got {case.P!r}")
     return case, dtype
 
