@@ -37,14 +37,14 @@ DTYPE_MUTANTS = (
     _row(
         "16 bits: steps added to the rounded parameter",
         OPTIMIZERS,
-        "            xp.copyto(master, wide_one, where=written)\n",
-        "            xp.copyto(master, wide_one)\n",
+        "            xp.copyto(master, wide, where=written)\n",
+        "            xp.copyto(master, wide)\n",
         "steps_below_half",
     ),
     _row(
         "16 bits: a parameter written to is stepped back to its master",
         OPTIMIZERS,
-        "            xp.copyto(master, wide_one, where=written)\n",
+        "            xp.copyto(master, wide, where=written)\n",
         "",
         "what_is_written",
     ),

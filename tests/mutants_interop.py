@@ -49,7 +49,7 @@ INTEROP_MUTANTS = (
     _row(
         "an optimizer's state stays behind",
         OPTIMIZERS,
-        "            state[slot] = devices.to_device(held, devices.device_of(p))\n",
+        "            state[slot] = devices.to_device(array, devices.device_of(p))\n",
         "            state[slot] = held\n",
         "to_moves_everything",
     ),

@@ -289,7 +289,7 @@ PART_MUTANTS = (
     _row(
         "checkpoint: generators shared in another way pass",
         CHECKPOINT,
-        "if shared != index or apart is not None:",
+        "if first_index != index or unshared is not None:",
         "if shared != index:",
         "checkpoint",
         "what_does_not_fit",
@@ -305,8 +305,8 @@ PART_MUTANTS = (
     _row(
         "checkpoint: left out of the checksum",
         IO,
-        "    said += [metadata[_CHECKPOINT]] if",
-        "    said += [] if",
+        "    texts += [metadata[_CHECKPOINT]] if",
+        "    texts += [] if",
         "checkpoint",
         "damaged_checkpoints",
     ),
@@ -353,7 +353,7 @@ PART_MUTANTS = (
     _row(
         "io: values left out of the checksum",
         IO,
-        "        total.update(safetensors_format.as_bytes(value).data)\n",
+        "        digest.update(safetensors_format.as_bytes(value).data)\n",
         "",
         "safetensors",
         "every_flipped_byte",

@@ -155,7 +155,7 @@ def test_bidirectional_of_ones_own_layer() -> None:
         def __init__(self, *sizes: int, **others: Any) -> None:
             super().__init__(*sizes, **others)
 
-    with refused(TypeError, "layer must store each constructor argument", "Loose does not keep sizes, others"):
+    with refused(TypeError, "layer must store each constructor argument", "Loose does not store sizes, others"):
         rnnkit.Bidirectional(Loose(3, 4, backend="numpy"))
 
 

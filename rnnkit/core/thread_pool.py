@@ -43,18 +43,41 @@ SPELLS, SPELL_LOSSES = (4e-3, 0.1), 2
 
 
 def get_num_threads() -> int:
-    """How many threads the CPU kernels use at most: as many as the process may use cores, unless set otherwise.
+    """The largest number of threads of the CPU kernels: the cores that the process may use, unless set otherwise.
 
-    A call takes fewer where it is small, and for a while where other threads hold the cores. Raises ValueError where
-    the environment variable RNNKIT_NUM_THREADS is no positive whole number. See docs/install.md.
+    A short call uses fewer, and so do calls for a while after workers were preempted. See docs/install.md.
+
+    Returns:
+        The number of threads, at least 1.
+
+    Raises:
+        ValueError: the environment variable RNNKIT_NUM_THREADS is not a positive whole number.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.get_num_threads() >= 1
+        True
     """
     return _threads or default_threads().number
 
 
 def set_num_threads(threads: int | None) -> None:
-    """Sets how many threads the CPU kernels use at most, for the whole process. Results do not change by a bit.
+    """Sets the largest number of threads of the CPU kernels, for the whole process. Results keep the same bits.
 
-    threads: at least 1; None for the default, which is read anew, as after a change of the affinity mask.
+    Args:
+        threads: at least 1; None for the default, which is then determined again, for example after a change of the
+            affinity mask.
+
+    Raises:
+        TypeError: `threads` is not an integer.
+        ValueError: `threads` is less than 1.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.set_num_threads(1)
+        >>> rnnkit.get_num_threads()
+        1
+        >>> rnnkit.set_num_threads(None)
     """
     global _threads
     if threads is None:

@@ -1,15 +1,16 @@
-"""Optimizers: parameters moved in place by their gradients, with PyTorch's formulas.
+"""Optimizers: they update parameters in place by their gradients, with PyTorch's formulas.
 
-An optimizer reads `params` and `grads` of its modules anew at each step, so a module may be moved to another device
-in between. Beyond its state, one array a parameter and slot, it holds scratch arrays that serve every parameter in
-turn, so a step allocates nothing of a parameter's size. No step waits for a CUDA device.
+An optimizer reads `params` and `grads` of its modules at each step, so a module may move to another device between
+steps. Besides its state, one array per parameter and slot, an optimizer holds scratch arrays that all parameters share,
+so a step allocates no arrays of a parameter's size. No step synchronises with a CUDA device.
 
-Of 16-bit parameters the state is float32, and among it is the parameter itself, "master": steps add up there, and the
-parameter is the master rounded. Of a bfloat16 weight near 1 a step below 0.002 would otherwise be no step at all. An
-entry that something else has written to since, as load_state_dict does, is taken as it was written.
+The state of 16-bit parameters is float32 and contains "master", a float32 copy of the parameter: steps accumulate in
+the master copy, and the parameter is the rounded master. Otherwise a step below 0.002 would not change a bfloat16
+weight near 1. An element of the parameter that was written by other code since the last step (such as
+`load_state_dict`) replaces its master element.
 
-`state_dict` and `load_state_dict` have torch's form, and training that goes on from them has the bits of training that
-was never interrupted. An optimizer cannot be pickled: its copy would move a copy of the model.
+`state_dict` and `load_state_dict` have torch's form. Training that resumes from them gives the same bits as
+uninterrupted training. An optimizer cannot be pickled, because its copy would update a copy of the model.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ from rnnkit.optim.models import Key, modules_of, number, parameters_of
 
 __all__ = ["SGD", "Adagrad", "Adam", "Optimizer", "clip_grad_norm", "clip_grad_value"]
 
-MASTER = "master"  # the slot of a 16-bit parameter's float32 self
+MASTER = "master"  # slot of the float32 master copy of a 16-bit parameter
 
 
 class Optimizer:
-    """What SGD, Adagrad and Adam share: the modules, the learning rate, and a dict of state arrays per parameter.
+    """Base class of SGD, Adagrad and Adam: the modules, the learning rate, and a dict of state arrays per parameter.
 
-    slots: names of the state arrays. options: names of the arguments that a state dict's param_groups hold.
+    Attributes:
+        slots: names of the state arrays.
+        options: names of the arguments that the param_groups of a state dict hold.
+        state: (index of the module, name of the parameter) -> slot -> array.
     """
 
     slots: tuple[str, ...] = ()
@@ -55,14 +59,29 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
+        """Learning rate; a schedule may assign to it between steps."""
         self._lr = number("lr", value)
 
     def step(self) -> None:
-        """Moves every parameter once, by what its gradient holds now. Raises ValueError where one is frozen."""
+        """Updates every parameter once, by its current gradient.
+
+        Raises:
+            ValueError: a parameter is frozen. No parameter has changed then.
+            DeviceMemoryError: a device has no memory for the state. No parameter has changed then.
+
+        Examples:
+            >>> import rnnkit
+            >>> layer = rnnkit.Linear(2, 1, bias=False, rng=0)
+            >>> layer.params["weight"][...] = 1.0
+            >>> layer.grads["weight"][...] = 2.0
+            >>> rnnkit.SGD(layer, lr=0.25).step()
+            >>> layer.params["weight"]
+            array([[0.5, 0.5]], dtype=float32)
+        """
         parameters = list(parameters_of(self._models))
         for (_, name), p, _ in parameters:
             check_writable(name, p)
-        for key, p, _ in parameters:  # all that is allocated, so that a full device stops no step half way
+        for key, p, _ in parameters:  # all allocations first: if one fails, no parameter has changed
             with devices.current(devices.device_of(p)):
                 state = self._state_of(key, p)
                 for role, dtype in self._roles(p, state):
@@ -74,10 +93,10 @@ class Optimizer:
 
     @staticmethod
     def _roles(p: Array, state: dict[str, Array]) -> list[tuple[str, Any]]:
-        """What `_step_of` takes from `_scratch_for`, by role."""
+        """Roles and dtypes of the scratch arrays that `_step_of` uses."""
         compute = compute_dtype(p.dtype)
-        narrow_ones = [("wide", compute), ("rounded", p.dtype), ("written", np.dtype(bool))]
-        return [("update", compute), *(narrow_ones if MASTER in state else [])]
+        for_16_bits = [("wide", compute), ("rounded", p.dtype), ("written", np.dtype(bool))]
+        return [("update", compute), *(for_16_bits if MASTER in state else [])]
 
     def _step_of(self, p: Array, grad: Array, state: dict[str, Array]) -> None:
         compute = compute_dtype(p.dtype)
@@ -86,61 +105,100 @@ class Optimizer:
             self._update(p, grad, state, scratch)
             return
         xp: Any = devices.array_module(p)
-        master, wide_one = state[MASTER], self._scratch_for("wide", p, compute)
-        rounded, written = self._scratch_for("rounded", p, p.dtype), self._scratch_for("written", p, np.dtype(bool))
-        with np.errstate(over="ignore"):  # beyond float16: infinite
+        master = state[MASTER]
+        wide = self._scratch_for("wide", p, compute)
+        rounded = self._scratch_for("rounded", p, p.dtype)
+        written = self._scratch_for("written", p, np.dtype(bool))
+        with np.errstate(over="ignore"):  # an overflow of float16 is infinity
             rounded[...] = master
             xp.not_equal(rounded, p, out=written)
-            wide_one[...] = p
-            xp.copyto(master, wide_one, where=written)
-            wide_one[...] = grad
-            self._update(master, wide_one, state, scratch)
+            wide[...] = p
+            xp.copyto(master, wide, where=written)
+            wide[...] = grad
+            self._update(master, wide, state, scratch)
             p[...] = master
 
     def zero_grad(self) -> None:
-        """Sets every gradient to zero, in place."""
+        """Sets every gradient of the modules to zero, in place.
+
+        Examples:
+            >>> import rnnkit
+            >>> layer = rnnkit.Linear(2, 1, bias=False)
+            >>> layer.grads["weight"] += 1
+            >>> rnnkit.SGD(layer, lr=0.1).zero_grad()
+            >>> layer.grads["weight"]
+            array([[0., 0.]], dtype=float32)
+        """
         for model in self._models:
             model.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """{"state": {index: {slot: array}}, "param_groups": [{"lr": ..., "params": [0, ...], "param_names": [...]}]}.
+        """Copies the state to the host, in torch's form.
 
-        As torch's, with NumPy copies. index: the parameter's place among all, in the order of the modules and their
-        `params`. Slots: "momentum_buffer" (SGD with momentum), "sum" (Adagrad), "exp_avg", "exp_avg_sq" and "step", an
-        int (Adam), "master" of 16-bit parameters; float32, or float64 of float64 parameters, in the parameter's shape.
-        There is no state before the first step, nor where there are no slots.
+        Slots are "momentum_buffer" (SGD with momentum), "sum" (Adagrad), "exp_avg", "exp_avg_sq" and the integer "step"
+        (Adam), and "master" of 16-bit parameters. The arrays have the parameter's shape and are float32, or float64 for
+        float64 parameters. The state is empty before the first step, and for optimizers without slots.
+
+        Returns:
+            {"state": {index: {slot: array}}, "param_groups": [{"lr": ..., "params": [0, ...], "param_names": [...]}]}.
+            The index of a parameter is its position among all parameters, in the order of the modules and their
+            `params`.
+
+        Examples:
+            >>> import rnnkit
+            >>> optimizer = rnnkit.SGD(rnnkit.Linear(2, 1), lr=0.1)
+            >>> optimizer.state_dict()["param_groups"]
+            [{'lr': 0.1, 'momentum': 0.0, 'params': [0, 1], 'param_names': ['weight', 'bias']}]
         """
         return optimizer_state.state_dict(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over state and options (lr, momentum, ...) of an optimizer of the same kind over the same parameters.
+        """Loads the state and the options (lr, momentum, ...) of an optimizer of the same class over the same
+        parameters.
 
-        Arrays (NumPy, CuPy or torch) are copied, to each parameter's device. The parameters are not part of it: load
-        the model's own state dict too. Everything is checked before anything is changed. Raises TypeError, KeyError or
-        ValueError that says what does not fit, what it is and what it should be: a name, number, shape or dtype.
+        Arrays are copied to the device of their parameter. A state dict does not contain the parameters: load the state
+        dict of the model too. Everything is checked before anything is changed.
+
+        Args:
+            state_dict: a mapping as `state_dict` returns it, or torch's, of NumPy, CuPy or torch arrays.
+
+        Raises:
+            TypeError: a value has the wrong type or dtype.
+            KeyError: a name is missing or unknown.
+            ValueError: a number, a shape or the list of parameters does not fit this optimizer.
+
+        Examples:
+            >>> import rnnkit
+            >>> layer = rnnkit.Linear(2, 1)
+            >>> optimizer = rnnkit.Adam(layer)
+            >>> optimizer.step()
+            >>> resumed = rnnkit.Adam(layer)
+            >>> resumed.load_state_dict(optimizer.state_dict())
+            >>> resumed.t
+            1
         """
         optimizer_state.checked(self, state_dict)()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind = type(self).__name__
         raise TypeError(
-            f"{kind} cannot be pickled or copied: the copy would move a copy of the model and leave yours as it is. "
-            f"Save its state_dict(), or rnnkit.save(model, path, optimizer=optimizer); then make a new {kind} over the "
-            f"model and load_state_dict() it"
+            f"{kind} cannot be pickled or copied: the copy would update a copy of the model. Save its state_dict(), or "
+            f"use rnnkit.save(model, path, optimizer=optimizer); then construct a new {kind} over the model and call "
+            f"its load_state_dict()"
         )
 
     def _checked_options(self, options: dict[str, Any], where: str) -> dict[str, Any]:
-        """The value of each attribute that `options`, by name, gives. Raises TypeError or ValueError by name."""
+        """Attribute -> checked value, for the options by name. Raises TypeError or ValueError that names the option."""
         return {f"_{name}" if name == "lr" else name: number(where.format(name), v) for name, v in options.items()}
 
     def _begin_step(self) -> None:
-        """What changes once a step and not once a parameter."""
+        """Updates what changes once per step and not once per parameter."""
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
         raise TypeError(f"{type(self).__name__} defines no update")
 
     def _state_of(self, key: Key, p: Array) -> dict[str, Array]:
-        """The parameter's state, zeros at first, on the parameter's device wherever it has moved."""
+        """The parameter's state on the parameter's current device; zeros before the first step."""
         xp: Any = devices.array_module(p)
         if key not in self.state:
             compute = compute_dtype(p.dtype)
@@ -148,12 +206,12 @@ class Optimizer:
             if compute != p.dtype:
                 self.state[key][MASTER] = p.astype(compute)
         state = self.state[key]
-        for slot, held in state.items():
-            state[slot] = devices.to_device(held, devices.device_of(p))
+        for slot, array in state.items():
+            state[slot] = devices.to_device(array, devices.device_of(p))
         return state
 
     def _scratch_for(self, role: str, p: Array, dtype: np.dtype) -> Array:
-        """An array of p's shape, on its device, which the next parameter will overwrite."""
+        """An array of p's shape on its device. The next parameter overwrites it."""
         key = (role, devices.device_of(p), dtype.name)
         if key not in self._scratch or self._scratch[key].size < p.size:
             xp: Any = devices.array_module(p)
@@ -162,10 +220,32 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """p -= lr v with v = momentum v + dp. As torch.optim.SGD without dampening, Nesterov or weight decay.
+    """Stochastic gradient descent: v = momentum v + dp; p -= lr v. As torch.optim.SGD without dampening, Nesterov
+    momentum and weight decay.
 
-    model: a Module or several. lr: at least 0. momentum: at least 0, which is none. Raises TypeError or ValueError by
-    name.
+    Args:
+        model: a Module, or a list of Modules.
+        lr: learning rate, at least 0.
+        momentum: at least 0.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or `model` has no parameters or has one twice.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> layer = rnnkit.Linear(2, 1, rng=0)
+        >>> optimizer = rnnkit.SGD(layer, lr=0.1, momentum=0.9)
+        >>> loss_fn = rnnkit.MSELoss()
+        >>> x, target = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+        >>> losses = []
+        >>> for _ in range(5):
+        ...     losses.append(loss_fn(layer(x), target))
+        ...     optimizer.zero_grad()
+        ...     dx = layer.backward(loss_fn.backward())
+        ...     optimizer.step()
+        >>> losses[-1] < losses[0]
+        True
     """
 
     options = ("lr", "momentum")
@@ -176,7 +256,7 @@ class SGD(Optimizer):
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The state arrays: none without momentum."""
+        """State arrays: "momentum_buffer", or none without momentum."""
         return ("momentum_buffer",) if self.momentum else ()
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
@@ -190,10 +270,26 @@ class SGD(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """p -= lr dp / (sqrt(sum of dp^2) + eps). Duchi, Hazan and Singer (2011), as torch.optim.Adagrad without decay.
+    """Adagrad: p -= lr dp / (sqrt(sum of dp^2) + eps) (Duchi, Hazan and Singer, 2011). As torch.optim.Adagrad without
+    decay.
 
-    model: a Module or several. lr, eps: at least 0; eps by name alone, as torch has lr_decay in its place. Raises
-    TypeError or ValueError by name.
+    Args:
+        model: a Module, or a list of Modules.
+        lr: learning rate, at least 0.
+        eps: added to the denominator, at least 0. Keyword-only, because torch has lr_decay in this position.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or `model` has no parameters or has one twice.
+
+    Examples:
+        >>> import rnnkit
+        >>> layer = rnnkit.Linear(2, 1, bias=False)
+        >>> layer.params["weight"][...] = 1.0
+        >>> layer.grads["weight"][...] = 2.0
+        >>> rnnkit.Adagrad(layer, lr=0.5).step()
+        >>> layer.params["weight"]
+        array([[0.5, 0.5]], dtype=float32)
     """
 
     slots = ("sum",)
@@ -215,10 +311,27 @@ class Adagrad(Optimizer):
 
 
 class Adam(Optimizer):
-    """p -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), m and v running means of dp and dp^2.
+    """Adam: p -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), with running means m of dp and v of dp^2 and step
+    count t (Kingma and Ba, 2015). As torch.optim.Adam without weight decay and AMSGrad.
 
-    Kingma and Ba (2015), as torch.optim.Adam without weight decay or AMSGrad. model: a Module or several. lr, eps: at
-    least 0. betas: a pair in [0, 1). Raises TypeError or ValueError by name.
+    Args:
+        model: a Module, or a list of Modules.
+        lr: learning rate, at least 0.
+        betas: decay rates (b1, b2) of the running means, each in [0, 1).
+        eps: added to the denominator, at least 0.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or `model` has no parameters or has one twice.
+
+    Examples:
+        >>> import rnnkit
+        >>> layer = rnnkit.Linear(2, 1, bias=False)
+        >>> layer.params["weight"][...] = 1.0
+        >>> layer.grads["weight"][...] = 2.0
+        >>> rnnkit.Adam(layer, lr=0.5).step()
+        >>> layer.params["weight"].round(4)
+        array([[0.5, 0.5]], dtype=float32)
     """
 
     slots = ("exp_avg", "exp_avg_sq")
@@ -245,7 +358,9 @@ class Adam(Optimizer):
 
     def _update(self, p: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
         xp: Any = devices.array_module(p)
-        (b1, b2), m, v = self.betas, state["exp_avg"], state["exp_avg_sq"]
+        b1, b2 = self.betas
+        m = state["exp_avg"]
+        v = state["exp_avg_sq"]
         xp.subtract(grad, m, out=scratch)
         scratch *= 1 - b1
         m += scratch
