@@ -98,8 +98,8 @@ INTEROP_MUTANTS = (
     _row(
         "a layer on the host takes a CuPy array",
         CHECKS,
-        "    if found != device:\n",
-        "    if found != device and device != 'cpu':\n",
+        "    if actual != device:\n",
+        "    if actual != device and device != 'cpu':\n",
         "wrong_side",
     ),
 )

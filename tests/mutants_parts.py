@@ -457,8 +457,8 @@ PART_MUTANTS = (
     _row(
         "threads: the outermost group's quota alone",
         CORES,
-        "for one in (folder, *folder.parents):",
-        "for one in (at,):",
+        "for folder in (innermost, *innermost.parents):",
+        "for folder in (mount_point,):",
         "cores",
         "nested",
     ),

@@ -32,7 +32,7 @@ SUM_MUTANTS = (
     _sum(
         "rows after the last whole block lost",
         SUMS,
-        "return sums if whole == N else sums + d[whole:].T @ x[whole:]",
+        "return sums if full == N else sums + d[full:].T @ x[full:]",
         "return sums",
         "sums_of_blocks",
         "cupy_sums",
