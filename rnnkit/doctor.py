@@ -28,7 +28,9 @@ from rnnkit.parity.measure import error_line, run
 from rnnkit.parity.outcome import number
 from rnnkit.testing import Case
 
-OK, BROKEN = 0, 1  # argparse exits with 2
+# Exit statuses; argparse exits with 2.
+OK = 0
+BROKEN = 1
 SMOKE_CASE = Case("lstm", T=5, B=3, I=4, H=18)
 # CPU features (LLVM's names) that determine the speed of the kernels.
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bf16", "amx-tile", "neon", "dotprod", "sve")
@@ -97,7 +99,7 @@ def _threads(broken: list[str]) -> dict[str, Any]:
 
 
 def _cache(broken: list[str]) -> list[dict[str, Any]]:
-    """Each folder that may hold compiled CPU kernels, in order of preference: its size in bytes, number of files per
+    """Each folder that may hold compiled CPU kernels, in order of preference: size in bytes, number of files per
     kind."""
     from rnnkit.kernels.cpu import cache
 

@@ -70,7 +70,7 @@ def layer_drops(layer: Module) -> bool:
     return layer.training and getattr(layer, "dropout", 0.0) > 0
 
 
-def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
+def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Explanation:
     """Describes what `layer(x, lengths=lengths)` would run here, without running it.
 
     x is checked as in a call; its values are not read.
@@ -93,26 +93,9 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         >>> rnnkit.explain(layer, np.ones((5, 3, 4), np.float32)).kernel
         'gru in NumPy, one step at a time'
     """
-    if isinstance(layer, Recurrent):
-        x, unbatched = layer._time_major("x", x, layer.input_size)
-        T, B = x.shape[:2]
-        checked = checks.lengths(lengths, T, B, unbatched)
-        layers = layer.num_layers
-        directions = layer.num_directions
-        P = layer.proj_size
-    elif isinstance(layer, StepCell):
-        x = layer._checked_x(x)
-        if lengths is not None:
-            raise TypeError("lengths must be None for a Cell, which takes one step")
-        checked = None
-        T = layers = directions = 1
-        B = 1 if x.ndim == 1 else x.shape[0]
-        P = 0
-    else:
-        raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}")
+    x, T, B, layers, directions, P, row_steps = _checked_call(layer, x, lengths)
     choice = layer._choice()
     keep = grad_enabled()
-    row_steps = T * B if checked is None else int(checked.sum())
     H = layer.hidden_size
     R = P or H
     size = layer.dtype.itemsize
@@ -125,7 +108,7 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
     transient = max(d.transient - d.resident for d in described)
     y = T * B * R * size
     states = 2 * layers * directions * B * (R + (H if len(layer.cell.states) == 2 else 0)) * size
-    held = directions * (described[0].kept + (layers - 1) * described[-1].kept)
+    saved = directions * (described[0].kept + (layers - 1) * described[-1].kept)
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # y of each layer is x of the next one. Two directions share one array; some backends first write a separate one.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
@@ -134,15 +117,10 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         # A mask per layer but the last, from float32 random numbers and an array of bools. y is not allocated then.
         elements = directions * T * B * R
         item = choice.dtype.compute.itemsize
-        held += (layers - 1) * elements * item if keep else 0
+        saved += (layers - 1) * elements * item if keep else 0
         running = max(running, elements * (max(4, item) + 1) - directions * y)
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
-    why = choice.why
     compiled = choice.row.name == "numba"
-    if own:
-        why += "; packed weights are cached, " + (
-            "and the parameters are frozen" if layer.frozen else "and each call checks whether they are stale"
-        )
     return Explanation(
         layer=repr(layer),
         backend=choice.row.name,
@@ -150,8 +128,31 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         device=layer.device,
         dtype=choice.dtype.name,
         threads=get_num_threads() if compiled else None,
-        workspace_bytes=resident + own + running + held + between + states + copied_x,
-        kept_bytes=(held + between + copied_x) if keep else 0,
-        why=why,
+        workspace_bytes=resident + own + running + saved + between + states + copied_x,
+        kept_bytes=(saved + between + copied_x) if keep else 0,
+        why=choice.why + (_about_packed_weights(layer) if own else ""),
         threads_why=why_so_many() if compiled else None,
     )
+
+
+def _checked_call(layer: Any, x: Array, lengths: Any) -> tuple[Array, int, int, int, int, int, int]:
+    """Checks the arguments of a call. Returns x, T, B, L, D, P (0 for none) and the number of row-steps."""
+    if isinstance(layer, Recurrent):
+        x, unbatched = layer._time_major("x", x, layer.input_size)
+        T, B = x.shape[:2]
+        checked = checks.lengths(lengths, T, B, unbatched)
+        row_steps = T * B if checked is None else int(checked.sum())
+        return x, T, B, layer.num_layers, layer.num_directions, layer.proj_size, row_steps
+    if isinstance(layer, StepCell):
+        x = layer._checked_x(x)
+        if lengths is not None:
+            raise TypeError("lengths must be None for a Cell, which takes one step")
+        B = 1 if x.ndim == 1 else x.shape[0]
+        return x, 1, B, 1, 1, 0, B
+    raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}")
+
+
+def _about_packed_weights(layer: Any) -> str:
+    if layer.frozen:
+        return "; packed weights are cached, and the parameters are frozen"
+    return "; packed weights are cached, and each call checks whether they are stale"

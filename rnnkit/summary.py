@@ -125,8 +125,9 @@ def summary(model: Module, input_shape: tuple[int | None, ...]) -> Summary:
 
 @singledispatch
 def output_shape(module: Module, shape: Shape) -> Shape | None:
-    """The output shape of a module for an input shape. It is a `functools.singledispatch` function: register your own
-    Modules.
+    """The output shape of a module for an input shape.
+
+    It is a `functools.singledispatch` function: register your own Modules.
 
     Args:
         module: a Module.

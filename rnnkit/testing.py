@@ -104,8 +104,7 @@ WIDE_TANH = 100  # for a larger H, make_inputs halves the recurrent weights of r
 
 @dataclass
 class Inputs:
-    """The arrays of one forward and backward pass. State, state gradients and weights are random; no two rows are
-    equal.
+    """The arrays of one forward and backward pass: random numbers, different in every row and never all zero.
 
     Attributes:
         x: (T, B, I).
@@ -269,8 +268,9 @@ def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None =
 
 
 class Errors(NamedTuple):
-    """Errors of one array, as shares of the bound that DTYPES gives each element. At most 1 passes; an empty array has
-    (0, 0).
+    """Errors of one array, as shares of the bound that DTYPES gives each element.
+
+    At most 1 passes. An empty array has (0, 0).
 
     Attributes:
         worst: the largest share.
@@ -326,13 +326,15 @@ def errors(got: Any, want: Any, dtype: Any, kind: str = "forward", growth: float
         >>> errors([1.0], [1.0 + 6e-6], "float32").worst < 1
         True
     """
-    got, want = to_numpy(got), to_numpy(want)
+    got = to_numpy(got)
+    want = to_numpy(want)
     if got.shape != want.shape:
         raise AssertionError(f"shape {got.shape} is not {want.shape}")
     if not got.size:
         return Errors(0.0, 0.0)
     tolerance = getattr(DTYPES[resolve_dtype(dtype).name], kind)
-    got, want = got.astype(np.float64), want.astype(np.float64)
+    got = got.astype(np.float64)
+    want = want.astype(np.float64)
     finite = np.abs(want[np.isfinite(want)])
     scale = max(1.0, float(finite.max())) if finite.size else 1.0
     same = (got == want) | (np.isnan(got) & np.isnan(want))

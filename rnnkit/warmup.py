@@ -28,7 +28,11 @@ from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.core.thread_pool import the_team
 
-OK, BAD, MISSING, INTERRUPTED = 0, 1, 3, 130  # argparse exits with 2
+# Exit statuses; argparse exits with 2.
+OK = 0
+BAD = 1
+MISSING = 3
+INTERRUPTED = 130
 
 COMPILED = tuple(name for name in BACKENDS if name != "numpy")
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -87,8 +91,7 @@ def plan(
 
 
 def warm_up(kernels: Kernels) -> None:
-    """Calls layers forward and backward so that all kernels of such layers are compiled. Raises what the calls
-    raise."""
+    """Calls layers forward and backward so that all their kernels are compiled. Raises what the calls raise."""
     backend, dtype, cell = kernels
     device = "cpu" if BACKENDS[backend].arrays == "numpy" else "cuda"
     make = partial(LAYERS[cell], 3, 4, dtype=dtype, device=device, backend=backend, rng=0)
@@ -176,8 +179,7 @@ def _compiled() -> int:
 
 
 def _report(before: Counter[str]) -> bool:
-    """Prints the folders of the CPU kernels. Returns False if a kernel that was compiled since `before` is not
-    cached."""
+    """Prints the folders of the CPU kernels. Returns whether all kernels compiled since `before` are cached."""
     counts = _counts()
     if not counts:
         return True

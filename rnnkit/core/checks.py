@@ -51,8 +51,7 @@ def one_of(name: str, value: Any, choices: tuple[str | None, ...]) -> Any:
 
 @contextmanager
 def memory_for(**sizes: int) -> Iterator[None]:
-    """Context for drawing parameters: converts NumPy's errors for shapes beyond the memory to a ValueError with
-    `sizes`."""
+    """Context for drawing parameters: NumPy's errors for shapes beyond the memory become a ValueError with `sizes`."""
     try:
         yield
     except DeviceMemoryError:

@@ -55,8 +55,7 @@ def _usable_cores() -> Threads:
 
 
 def _openmp_threads() -> int | None:
-    """OMP_NUM_THREADS, or its first element if it is a list; None if it is not set or has a value that OpenMP
-    rejects."""
+    """The first element of OMP_NUM_THREADS; None if it is not set or has a value that OpenMP rejects."""
     match = re.fullmatch(r"\s*([0-9]+)\s*(,.*)?", os.environ.get(OPENMP_VARIABLE, ""))
     return int(match[1]) if match is not None and int(match[1]) > 0 else None
 
@@ -74,17 +73,13 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
         mounts = (root / "proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux, or /proc is hidden
         return None
-    quotas = [
-        quota
-        for folder, version in _group_folders(groups, mounts)
-        if (quota := _quota_v2(root / folder) if version == 2 else _quota_v1(root / folder)) is not None
-    ]
-    return min(quotas, default=None)
+    folders = [(root / folder, version) for folder, version in _group_folders(groups, mounts)]
+    quotas = [_quota_v2(folder) if version == 2 else _quota_v1(folder) for folder, version in folders]
+    return min([quota for quota in quotas if quota is not None], default=None)
 
 
 def _group_folders(groups: str, mounts: str) -> Iterator[tuple[str, int]]:
-    """Yields the folder, relative to the root, of each control group of the process, and its version; inner groups
-    first."""
+    """Yields folder (relative to the root) and version of each control group of the process, innermost first."""
     own: dict[int, str] = {}
     for line in groups.splitlines():
         number, _, rest = line.partition(":")

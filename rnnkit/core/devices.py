@@ -86,13 +86,12 @@ def is_foreign_cuda(value: Any) -> bool:
 
 
 def adopted(value: Any) -> Any:
-    """Returns a CuPy array over the memory of a foreign CUDA array, ordered with CuPy's current stream; else `value`
-    itself.
+    """Returns a CuPy array over the memory of a foreign CUDA array; any other value is returned unchanged.
 
-    DLPack is preferred, because it supports bfloat16 and orders the streams without the host. If
-    `__cuda_array_interface__` names a stream, CuPy synchronises with it. Raises what CuPy and the array's library
-    raise: BufferError for a torch tensor that requires a gradient, TypeError for a dtype that CuPy lacks, ImportError
-    without CuPy.
+    The array is ordered with CuPy's current stream. DLPack is preferred, because it supports bfloat16 and orders the
+    streams without the host. If `__cuda_array_interface__` names a stream, CuPy synchronises with it. Raises what CuPy
+    and the array's library raise: BufferError for a torch tensor that requires a gradient, TypeError for a dtype that
+    CuPy lacks, ImportError without CuPy.
     """
     if not is_foreign_cuda(value):
         return value

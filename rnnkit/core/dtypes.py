@@ -31,8 +31,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Bounds of a comparison. `atol` is multiplied by the largest magnitude of the oracle's array, or by 1 if that is
-    larger."""
+    """Bounds of a comparison. `atol` is multiplied by the largest magnitude of the oracle's array, but at least by
+    1."""
 
     rtol: float
     atol: float

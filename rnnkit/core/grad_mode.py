@@ -1,5 +1,4 @@
-"""The grad mode, which determines whether calls save what backward needs: `no_grad`, `set_grad_enabled`,
-`grad_enabled`.
+"""The grad mode: whether calls save what backward needs. `no_grad`, `set_grad_enabled` and `grad_enabled`.
 
 The mode is a linked list of open blocks, one list per thread and async task. A block is open while its lock is held.
 The lock is used because acquiring and releasing it is C code, which no signal handler can interrupt.
@@ -69,8 +68,7 @@ def _open_block(block: _Block | None) -> _Block | None:
 
 
 class _LookedUp(property):
-    """A property that returns a method. Code such as ExitStack looks it up on the class, and then calls it as a
-    function."""
+    """A property that returns a method. ExitStack looks it up on the class, and then calls it like a function."""
 
     def __call__(self, mode: Any, *error: Any) -> Any:
         return self.__get__(mode)(*error)
@@ -82,14 +80,15 @@ def _new_block(mode: _Mode, around: _Block | None) -> _Block:
         if around is mode._set:  # the `with` block of set_grad_enabled begins; it restores the mode before the call
             around = _open_block(mode._before)
             mode._set = None
-    elif around is not None and (around := around.outer) is not None:
-        around = _open_block(around)
+    elif around is not None:
+        around = _open_block(around.outer)
     block = _Block()
     block.owner = mode
     block.enabled = mode._enabled
     block.lock = _new_lock()
     block.outer = around
-    block.entered = block.left = False
+    block.entered = False
+    block.left = False
     _innermost.set(block)
     return block
 
@@ -238,7 +237,8 @@ class set_grad_enabled(_Mode):
         new = _new_block(self, None if block is None else block.outer)
         self._set = new
         new.lock = None if block is None else block.lock
-        new.entered = new.left = True
+        new.entered = True
+        new.left = True
 
     def __call__(self, function: Function) -> Function:
         """Decorates a function: every call of it runs in this mode, which is no longer set outside of it.

@@ -79,8 +79,10 @@ def _rounded(a: Array, dtype: np.dtype) -> Array:
 
 
 def product_over_rows(d: Array, x: Array) -> Array:
-    """d^T x, for d (N, M) and x (N, K), in their compute dtype; a product of one block on a CUDA device has their own
-    dtype."""
+    """d^T x, (M, K), for d (N, M) and x (N, K), in their compute dtype.
+
+    On a CUDA device, the result of a single block has the dtype of d and x.
+    """
     N, M = d.shape
     if array_module(d) is np:
         if M * x.shape[1] >= FEW_ELEMENTS:
@@ -104,8 +106,7 @@ def _by_pairs(d: Array, x: Array, rows: int) -> Array:
 
 
 def _by_batches(d: Array, x: Array, rows: int) -> Array:
-    """Computes as many block products as fit into BATCH_BYTES in one batch; the sums of the batches are added in
-    float64."""
+    """Computes block products in batches of BATCH_BYTES. The sums of the batches are added in float64."""
     xp: Any = array_module(d)
     N = d.shape[0]
     size = d.shape[1] * x.shape[1] * d.dtype.itemsize

@@ -26,8 +26,7 @@ def wide(a: Array) -> Array:
 
 
 def narrow(a: Array, dtype: np.dtype) -> Array:
-    """`a` rounded to its storage dtype; `a` itself if it has that dtype already. An overflow of float16 gives
-    infinity."""
+    """`a` rounded to its storage dtype; `a` itself if it has that dtype already. An overflow gives infinity."""
     if a.dtype == dtype:
         return a
     with np.errstate(over="ignore"):  # CUDA devices do not warn of an overflow either
@@ -35,11 +34,11 @@ def narrow(a: Array, dtype: np.dtype) -> Array:
 
 
 def product(a: Array, b: Array) -> Array:
-    """a @ b, summed in at least float32. For 16-bit arrays the result is float32 on the CPU and 16-bit on a CUDA
-    device.
+    """a @ b, summed in at least float32.
 
-    cuBLAS sums 16-bit products in float32. NumPy does not, and has no BLAS for them.
+    The result of 16-bit arrays is float32 on the CPU and 16-bit on a CUDA device: cuBLAS sums 16-bit products in
+    float32. NumPy does not, and has no BLAS for them.
     """
     if array_module(a) is np:
-        a, b = wide(a), wide(b)
+        return wide(a) @ wide(b)
     return a @ b

@@ -238,7 +238,7 @@ def _checked_scalars(scalars: Any) -> dict[str, Any]:
 
 
 def generators_of(model: Module, rng: Any) -> Generators:
-    """Random generators by name: "model.<path>" of the modules that have one, "rng" or "rng.<name>" of the argument
+    """Random generators by name: "model.<path>" of modules that have one, "rng" or "rng.<name>" of the argument
     `rng`."""
     generators = {f"model{path}": module.rng for path, module in _by_path(model) if _has_generator(module)}
     arguments = rng if isinstance(rng, Mapping) else {} if rng is None else {"": rng}

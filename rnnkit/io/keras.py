@@ -125,7 +125,7 @@ def _check_kind(kind: str, activation: str, recurrent_activation: str, reset_aft
 def _check_count(layer_weights: Sequence[Any], bidirectional: bool) -> list[np.ndarray]:
     if isinstance(layer_weights, (str, bytes, Mapping, np.ndarray)) or not isinstance(layer_weights, Sequence):
         kind = type(layer_weights).__name__
-        raise ValueError(f"layer_weights must be the list that get_weights() gives, got {kind}")
+        raise ValueError(f"layer_weights must be the list that get_weights() returns, got {kind}")
     counts = (4, 6) if bidirectional else (2, 3)
     if len(layer_weights) not in counts:
         raise ValueError(

@@ -205,8 +205,8 @@ def as_bytes(value: np.ndarray) -> np.ndarray:
 
 
 def little_endian(name: str, value: np.ndarray) -> np.ndarray:
-    """Returns `value` C-contiguous and little-endian, as files store it. Raises TypeError for a dtype that the format
-    lacks."""
+    """Returns `value` C-contiguous and little-endian, as files store it. Raises TypeError if the format lacks its
+    dtype."""
     if value.dtype.name not in CODES:
         raise TypeError(f"{name} has dtype {value.dtype}; safetensors files hold {', '.join(CODES)}")
     if value.dtype.name == "bfloat16":
@@ -217,7 +217,7 @@ def little_endian(name: str, value: np.ndarray) -> np.ndarray:
 def write(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays and metadata to a temporary file and renames it: after a crash or on a full disk, an older file is
+    """Writes arrays and metadata to a temporary file and renames it. A crash or a full disk leaves an older file
     intact.
 
     Args:

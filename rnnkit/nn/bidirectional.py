@@ -204,8 +204,7 @@ class _ReverseRows(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What a call saves for backward: the reversal of rows, the batch size, both outputs in time order, and what each
-    layer saved."""
+    """What a call saves for backward; the outputs are in time order."""
 
     reverse: _ReverseRows
     B: int
@@ -251,8 +250,7 @@ def _interleaved(forward: Any, reverse: Any) -> Any:
 
 
 def merged(merge: str | None, forward: Array, reverse: Array) -> Any:
-    """The outputs (..., R) of both directions as one, (..., 2*R) for "concat" and else (..., R); the pair itself for
-    None."""
+    """The outputs (..., R) of both directions as one: (..., 2*R) for "concat", a pair for None, else (..., R)."""
     if merge is None:
         return forward, reverse
     if merge == "concat":
@@ -295,8 +293,7 @@ def _halved(total: Array, like: Array) -> Array:
 
 
 def check_gradient(name: str, d: Any, output: Array, width: int) -> Array | None:
-    """Returns `d` if it is None or an array of the output's dtype, device and shape, except for a last axis of
-    `width`."""
+    """Returns `d` if it is None or an array like `output`, with a last axis of `width`."""
     if d is None:
         return None
     shape = (*output.shape[:-1], width)

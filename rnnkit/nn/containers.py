@@ -288,8 +288,7 @@ class _Saved(NamedTuple):
 
 
 def _returns_a_pair(module: Module) -> bool:
-    """Whether the output is a pair, one array per direction: merge=None, also inside LastState or last in
-    Sequential."""
+    """Whether the output is one array per direction: merge=None, also inside LastState or last in Sequential."""
     if isinstance(module, Sequential):
         return _returns_a_pair(module[-1])
     return isinstance(module, (Bidirectional, LastState)) and module.merge is None

@@ -1,5 +1,4 @@
-"""Checks that a state dict holds the weights of the module's own cells and merges, which names and shapes cannot
-tell."""
+"""Checks of what names and shapes cannot tell: that weights belong to the module's own cells and merges."""
 
 from __future__ import annotations
 
@@ -60,8 +59,7 @@ def _check_cell(where: str, own: str, recorded: str | None, named: str | None, f
 
 
 def _named_cells(cells: Any, prefixes: list[str]) -> dict[str, str]:
-    """Prefix of parameter names -> cell, from the argument `cells`: one name for all layers, or a mapping of layer
-    names."""
+    """Prefix of parameter names -> cell, from the argument `cells`: one name for all layers, or one per layer name."""
     if cells is None:
         return {}
     if isinstance(cells, str):

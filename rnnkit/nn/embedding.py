@@ -152,7 +152,8 @@ def integer_array(name: str, value: Any, device: str) -> Array:
 def check_range(name: str, value: Array, end: int) -> None:
     """Raises IndexError unless every entry is in [0, end). On a CUDA device it synchronises."""
     if value.size:
-        low, high = int(value.min()), int(value.max())
+        low = int(value.min())
+        high = int(value.max())
         if low < 0 or high >= end:
             raise IndexError(f"{name} must be in [0, {end}), got {low if low < 0 else high}")
 
@@ -165,7 +166,8 @@ def _sums_by_row(flat: Array, dy: Array) -> tuple[Array, Array]:
     """
     xp: Any = array_module(flat)
     order = flat.argsort(kind="stable")
-    rows, sums = flat[order], dy[order]
+    rows = flat[order]
+    sums = dy[order]
     first = xp.ones(rows.size, dtype=bool)
     first[1:] = rows[1:] != rows[:-1]
     starts = xp.flatnonzero(first)
@@ -190,7 +192,8 @@ def _sums_by_row_without_sync(flat: Array, dy: Array) -> tuple[Array, Array]:
     """
     xp: Any = array_module(flat)
     order = flat.argsort()  # CuPy's is stable
-    rows, sums = flat[order], dy[order]
+    rows = flat[order]
+    sums = dy[order]
     start, end = (xp.searchsorted(rows, rows, side=side) for side in ("left", "right"))
     position = xp.arange(rows.size)
     rank = position - start

@@ -83,7 +83,8 @@ def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tu
     xp: Any = array_module(logits)
     # Infinite logits may give NaN, as in PyTorch, without a warning.
     with current(device_of(logits)), np.errstate(invalid="ignore"):
-        x, t = wide(logits), wide(target)
+        x = wide(logits)
+        t = wide(target)
         small = xp.exp(-xp.abs(x))
         each = (1 - t) * x - xp.minimum(x, 0) + xp.log1p(small)
         probability = xp.where(x >= 0, 1, small) / (1 + small)
@@ -91,11 +92,10 @@ def bce_with_logits(logits: Array, target: Array, reduction: str = "mean") -> tu
 
 
 def cross_entropy(logits: Array, target: Array, reduction: str = "mean") -> tuple[float, Array]:
-    """Cross-entropy, -log softmax(logits)[target]; equivalent of torch's cross_entropy, with the classes on the last
-    axis.
+    """Cross-entropy, -log softmax(logits)[target]; equivalent of torch.nn.functional.cross_entropy.
 
-    For ragged rows, pass the live steps only: loss, dlive = cross_entropy(logits[live], target[live]) with a boolean
-    live (T, B); then dlogits[live] = dlive.
+    The classes are on the last axis; in torch they are on axis 1. For ragged rows, pass the live steps only: loss,
+    dlive = cross_entropy(logits[live], target[live]) with a boolean live (T, B); then dlogits[live] = dlive.
 
     Args:
         logits: (..., K), floating point.
@@ -298,8 +298,8 @@ def _checked_pair(name: str, value: Any, target: Any, reduction: str) -> tuple[A
 
 
 def _reduced(loss: float, d: Array, pred: Array, reduction: str, count: int | None = None) -> tuple[float, Array]:
-    """The loss and the gradient in pred's dtype, from their sums. count: number of summed losses; None for pred's
-    size."""
+    """The loss and the gradient in pred's dtype, from their sums. count: number of summed losses, by default
+    pred.size."""
     count = pred.size if count is None else count
     if reduction == "sum" or not count:
         return (loss if reduction == "sum" else float("nan")), narrow(d, pred.dtype)

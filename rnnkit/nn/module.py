@@ -181,8 +181,10 @@ class Module(SavesCalls):
         raise TypeError(f"{type(self).__name__} defines no backward")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: everything except what calls saved. A shallow copy shares its arrays with the original
-        until either is moved or frozen."""
+        """For copy and pickle: everything except what calls saved.
+
+        A shallow copy shares its arrays with the original until either is moved or frozen.
+        """
         own = {"_cached_weights": None, "_params": self._params._shallow(), "_grads": self._grads._shallow()}
         state = super().__getstate__() | own
         state.pop("_adding", None)

@@ -1,5 +1,4 @@
-"""Arrays by name: Params, the parameters of a module, and StateDict, a copy of them for other modules, files and
-tools."""
+"""Arrays by name: Params, the parameters of a module, and StateDict, a copy of them for modules, files and tools."""
 
 from __future__ import annotations
 

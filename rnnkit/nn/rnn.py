@@ -14,11 +14,11 @@ __all__ = ["GRU", "LSTM", "PARTS", "RNN", "Recurrent", "uniform_parameters"]
 
 
 class RNN(Recurrent):
-    """Elman RNN, h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh) with act tanh or relu; equivalent of
-    torch.nn.RNN.
+    """Elman RNN; equivalent of torch.nn.RNN.
 
-    Parameters are `weight_ih_l{k}` (H, I), `weight_hh_l{k}` (H, H), `bias_ih_l{k}` and `bias_hh_l{k}` (H,), with the
-    suffix `_reverse` for the reverse direction. All are drawn from U(-1/sqrt(H), 1/sqrt(H)), as in PyTorch.
+    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh) with act tanh or relu (Elman, 1990). Parameters are
+    `weight_ih_l{k}` (H, I), `weight_hh_l{k}` (H, H), `bias_ih_l{k}` and `bias_hh_l{k}` (H,), with the suffix `_reverse`
+    for the reverse direction. All are drawn from U(-1/sqrt(H), 1/sqrt(H)), as in PyTorch.
 
     Args:
         input_size: number of features of x at each step, I.

@@ -55,8 +55,7 @@ def layer_repr(layer: Any) -> str:
 def uniform_parameters(
     cell: Cell, I: int, H: int, P: int, bias: bool, dtype: np.dtype, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draws every parameter of one layer and direction from U(-1/sqrt(H), 1/sqrt(H)), PyTorch's initial
-    distribution."""
+    """Draws the parameters of one layer and direction from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does."""
     GH = cell.n_gates * H
     R = P or H
     shapes: dict[str, tuple[int, ...]] = {"weight_ih": (GH, I), "weight_hh": (GH, R)}
@@ -153,10 +152,11 @@ class Recurrent(Module):
         """The weights per layer and direction, and their gradients: the arrays themselves, not copies."""
         cached = self._cached_weights
         if cached is None:
-            cached = self._cached_weights = tuple(
+            cached = tuple(
                 [tuple(HeldWeights(*map(arrays.get, names)) for names in row) for row in self._weight_names]
                 for arrays in (self._params, self._grads)
             )
+            self._cached_weights = cached
         return cached
 
     # Calls
@@ -220,11 +220,11 @@ class Recurrent(Module):
 
     @on_own_device
     def backward(self, dy: Array | None, dh_n: Any = None, *, call: Call | None = None) -> Any:
-        """Differentiates a call: dx, dh0 = layer.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = layer.backward(dy,
-        (dh_n, dc_n)).
+        """Differentiates a call: dx, dh0 = layer.backward(dy, dh_n).
 
-        Adds the parameters' gradients to `layer.grads`. Call it before the optimizer's step: it reads the parameters,
-        which must still be those of the call. A call can be differentiated any number of times.
+        For LSTM both states are pairs: dx, (dh0, dc0) = layer.backward(dy, (dh_n, dc_n)). Adds the parameters'
+        gradients to `layer.grads`. Call it before the optimizer's step: it reads the parameters, which must still be
+        those of the call. A call can be differentiated any number of times.
 
         Args:
             dy: gradient of y, with y's shape and dtype; None for zeros.
@@ -282,8 +282,7 @@ class Recurrent(Module):
     def _states(
         self, state: Any, names: tuple[str, str], B: int, unbatched: bool, zeros: bool
     ) -> tuple[Array | None, ...]:
-        """The states as checked arrays (L*D, B, ·) each. None becomes an array of zeros if `zeros` is True, else stays
-        None."""
+        """The states as checked arrays (L*D, B, ·) each. None becomes zeros if `zeros` is True, and else stays None."""
         widths = self._state_widths()
         slots = self.num_layers * self.num_directions
         if self._device == "cpu" and not unbatched and state is not None:

@@ -83,7 +83,8 @@ class StepCell(Module):
         cached = self._cached_weights
         if cached is None or cached.backend is not self.backend:
             weights, grads = (HeldWeights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
-            cached = self._cached_weights = _CachedWeights(weights, grads, self._choice(), self.backend)
+            cached = _CachedWeights(weights, grads, self._choice(), self.backend)
+            self._cached_weights = cached
         return cached
 
     def __call__(self, x: Array, h0: Any = None) -> Any:
@@ -205,9 +206,9 @@ class StepCell(Module):
                         break
                 else:
                     return states
-        wanted: tuple[int, ...] = (H,) if unbatched else (B, H)
+        shape_of_each: tuple[int, ...] = (H,) if unbatched else (B, H)
         means = "(H,)" if unbatched else "(B, H)"
-        checked = checks.states(state, names, (wanted,) * len(self.cell.states), dtype, self._device, means)
+        checked = checks.states(state, names, (shape_of_each,) * len(self.cell.states), dtype, self._device, means)
         xp: Any = array_module(self._params["weight_hh"])
         return tuple([xp.zeros((B, H), dtype) if s is None else s.reshape(B, H) if unbatched else s for s in checked])
 
@@ -301,8 +302,7 @@ class GRUCell(StepCell):
 
 
 class LSTMCell(StepCell):
-    """One step of an LSTM; equivalent of torch.nn.LSTMCell. The formulas are those of `rnnkit.LSTM`; the state is (h,
-    c).
+    """One step of an LSTM, with the state (h, c); equivalent of torch.nn.LSTMCell. The formulas are `rnnkit.LSTM`'s.
 
     Args:
         input_size: number of features of x, I.

@@ -14,8 +14,7 @@ from rnnkit.optim.models import modules_of, number, parameters_of
 
 
 def clip_grad_norm(model: Any, max_norm: float) -> float:
-    """Scales all gradients by one factor so that their L2 norm is at most max_norm; equivalent of torch's
-    clip_grad_norm_.
+    """Scales all gradients by one factor so that their L2 norm is at most max_norm; as torch's clip_grad_norm_.
 
     The factor is max_norm / (norm + 1e-6) if that is below 1. The norm is summed in float64. Reading it synchronises
     with the GPU. If the norm is infinite, the clipped gradients are 0, and NaN where a gradient was infinite (NaN

@@ -153,8 +153,7 @@ class Optimizer:
         return optimizer_state.state_dict(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads the state and the options (lr, momentum, ...) of an optimizer of the same class over the same
-        parameters.
+        """Loads state and options (lr, momentum, ...) of an optimizer of the same class over the same parameters.
 
         Arrays are copied to the device of their parameter. A state dict does not contain the parameters: load the state
         dict of the model too. Everything is checked before anything is changed.
@@ -220,8 +219,9 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent: v = momentum v + dp; p -= lr v. As torch.optim.SGD without dampening, Nesterov
-    momentum and weight decay.
+    """Stochastic gradient descent: v = momentum v + dp; p -= lr v.
+
+    Equivalent of torch.optim.SGD without dampening, Nesterov momentum and weight decay.
 
     Args:
         model: a Module, or a list of Modules.
@@ -270,8 +270,9 @@ class SGD(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """Adagrad: p -= lr dp / (sqrt(sum of dp^2) + eps) (Duchi, Hazan and Singer, 2011). As torch.optim.Adagrad without
-    decay.
+    """Adagrad: p -= lr dp / (sqrt(sum of dp^2) + eps) (Duchi, Hazan and Singer, 2011).
+
+    Equivalent of torch.optim.Adagrad without decay.
 
     Args:
         model: a Module, or a list of Modules.

@@ -24,7 +24,11 @@ from rnnkit.parity.measure import run
 from rnnkit.parity.outcome import Outcome
 from rnnkit.testing import CASES, LARGE_CASES, Case
 
-OK, BAD, MISSING, INTERRUPTED = 0, 1, 3, 130  # argparse exits with 2
+# Exit statuses; argparse exits with 2.
+OK = 0
+BAD = 1
+MISSING = 3
+INTERRUPTED = 130
 EVERY_SECONDS = 5.0  # interval of progress lines if the stream is not a terminal
 
 

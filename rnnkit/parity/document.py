@@ -70,8 +70,7 @@ def _dotted(version: int) -> str:
 
 
 def machine(plan: Plan) -> dict[str, Any]:
-    """The processor, the number of cores that this process may use, the system, and the names of the plan's CUDA
-    devices."""
+    """The processor, the number of cores that this process may use, the system, and the plan's CUDA devices by name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = dict.fromkeys(check.device for check in plan.checks if check.device != "cpu")
     return {

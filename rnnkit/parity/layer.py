@@ -166,11 +166,14 @@ def _on_numpy(layer: Recurrent, dtype: str) -> Recurrent:
     }
     kind: Any
     if isinstance(layer, RNN):
-        kind, options["nonlinearity"] = RNN, layer.nonlinearity
+        kind = RNN
+        options["nonlinearity"] = layer.nonlinearity
     elif isinstance(layer, GRU):
-        kind, options["reset_after"] = GRU, layer.reset_after
+        kind = GRU
+        options["reset_after"] = layer.reset_after
     else:
-        kind, options["proj_size"] = LSTM, layer.proj_size
+        kind = LSTM
+        options["proj_size"] = layer.proj_size
     copied: Recurrent = kind(layer.input_size, layer.hidden_size, **options)
     copied.load_state_dict(layer.state_dict())
     return copied

@@ -74,8 +74,7 @@ def error_line(problem: Exception) -> str:
 
 
 def oracle(case: Case, stored: str) -> Arrays:
-    """Every output and gradient of a case in float64 on NumPy, from the numbers as the dtype `stored` rounds them.
-    Cached."""
+    """The results of a case in float64 on NumPy, from the numbers as the dtype `stored` rounds them. Cached."""
     # make_inputs draws the same numbers in float32 and float64.
     return _oracle(case, "float32" if stored == "float64" else stored)
 

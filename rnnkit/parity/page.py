@@ -1,5 +1,4 @@
-"""The heat map of a run: an HTML file without scripts, with a row per case and a column per device, backend and
-dtype."""
+"""The heat map of a run: an HTML file without scripts. A row per case, a column per device, backend and dtype."""
 
 from __future__ import annotations
 
@@ -65,8 +64,8 @@ def page(report: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
 def _grid(outcomes: Sequence[Outcome]) -> tuple[Grid, list[Column]]:
     """The outcomes by case and column, and the columns, in the order of the outcomes with equal devices adjacent."""
     grid: Grid = {}
-    for (device, backend, dtype, _), held in text.groups(outcomes).items():
-        for outcome in held:
+    for (device, backend, dtype, _), group in text.groups(outcomes).items():
+        for outcome in group:
             assert isinstance(outcome.check, Check)
             grid.setdefault(outcome.check.case, {})[(device, backend, dtype)] = outcome
     columns = list(dict.fromkeys(key[:3] for key in text.groups(outcomes)))

@@ -77,14 +77,14 @@ def assert_parity(
     checks.flag("required", required)
     try:
         check_backend(backend)
-        wanted = _device_of(layer, backend, device)
+        target = _device_of(layer, backend, device)
     except RuntimeError as problem:
         return _cannot(str(problem), required)
     if layer is not None:
         if set(options) - {"seed"}:
             raise TypeError(f"with a layer the only other option is seed, got {', '.join(sorted(options))}")
-        return _passed(check_layer(layer, x, state, lengths, backend=backend, device=wanted, **options))
-    if any(given is not None for given in (x, state, lengths)):
+        return _passed(check_layer(layer, x, state, lengths, backend=backend, device=target, **options))
+    if any(argument is not None for argument in (x, state, lengths)):
         raise TypeError("x, state and lengths go with a layer, got them without one")
     case, dtype = _case_of(options)
     if DTYPES[dtype].stored == "bfloat16":
@@ -92,14 +92,14 @@ def assert_parity(
         if absent:
             return _cannot(f"dtype {dtype} {absent}", required)
     try:
-        name = backend or select(wanted, dtype, case.cell, None).row.name
-        select(wanted, dtype, case.cell, name)
+        name = backend or select(target, dtype, case.cell, None).row.name
+        select(target, dtype, case.cell, name)
     except RuntimeError as problem:
         return _cannot(str(problem), required)
-    planned = plan([name], [dtype], [case.cell], [wanted], [case])
+    planned = plan([name], [dtype], [case.cell], [target], [case])
     if not planned.checks:
         return _cannot("; ".join(f"{what}: {why}" for what, why in planned.unavailable.items()), required)
-    return _passed(run(Check(name, dtype, case, wanted)))
+    return _passed(run(Check(name, dtype, case, target)))
 
 
 def _device_of(layer: Any, backend: str | None, device: Any) -> str:

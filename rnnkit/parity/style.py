@@ -1,5 +1,4 @@
-"""The style sheet of the heat map, for light and dark mode: a blue scale for the share, and orange for wrong
-results."""
+"""The style sheet of the heat map, light and dark: a blue scale for the share, orange for wrong results."""
 
 from __future__ import annotations
 

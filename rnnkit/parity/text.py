@@ -29,8 +29,7 @@ def lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def groups(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str, str], list[Outcome]]:
-    """The outcomes by (device, backend, dtype, cell): the CPU first, the others in the order of the project's
-    tables."""
+    """The outcomes by (device, backend, dtype, cell): the CPU first, the others in the order of the tables."""
     by_key: dict[tuple[str, str, str, str], list[Outcome]] = {}
     for o in outcomes:
         if isinstance(o.check, Check):
@@ -51,8 +50,7 @@ def _index(names: Iterable[str], name: str) -> int:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A row per device, backend, dtype and cell: number of checks, worst and largest RMS share, whether bits are
-    equal."""
+    """A row per device, backend, dtype and cell: number of checks, worst and largest RMS share, equality of bits."""
     rows = []
     for key, group in groups(outcomes).items():
         worst = max(group, key=lambda o: o.worst)
