@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m rnnkit.warmup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for option, names in (("backend", COMPILED), ("dtype", tuple(DTYPES)), ("cell", tuple(CELLS))):
-        parser.add_argument(f"--{option}", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}")
+        parser.add_argument(f"--{option}", nargs="+", metavar="NAME", choices=names, help=f"names: {', '.join(names)}")
     return parser
 
 

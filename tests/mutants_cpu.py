@@ -78,7 +78,7 @@ HOST_MUTANTS = (
     ),
     _piece(
         "an optimizer's step stops half way at a frozen parameter",
-        "rnnkit/optim/optimizers.py",
+        "rnnkit/optim/base.py",
         "            check_writable(name, p)\n",
         "            pass\n",
         "tests/test_frozen.py",

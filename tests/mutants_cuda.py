@@ -20,7 +20,7 @@ ARENA, CUBLAS = "rnnkit/backends/cupy/arena.py", "rnnkit/backends/cupy/cublas.py
 PROBLEM = "rnnkit/backends/cupy/problem.py"
 SOURCES, CHOICE = "rnnkit/backends/cupy/sources.py", "rnnkit/backends/cupy/schedules.py"
 
-MODULE, OPTIMIZERS = "rnnkit/nn/module.py", "rnnkit/optim/optimizers.py"
+MODULE, OPTIMIZERS = "rnnkit/nn/module.py", "rnnkit/optim/base.py"
 
 PARITY, DEVICE = "tests/test_cupy_backend.py", "tests/test_cupy_device.py"
 

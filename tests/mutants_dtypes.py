@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutation import Edit, Mutant
 
-WIDE, OPTIMIZERS = "rnnkit/core/mixed_precision.py", "rnnkit/optim/optimizers.py"
+WIDE, OPTIMIZERS = "rnnkit/core/mixed_precision.py", "rnnkit/optim/base.py"
 BIDIRECTIONAL, EMBEDDING, STACK = "rnnkit/nn/bidirectional.py", "rnnkit/nn/embedding.py", "rnnkit/functional/stack.py"
 
 

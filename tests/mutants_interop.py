@@ -8,7 +8,7 @@ DEVICE, CHECKS, MODULE = "rnnkit/core/devices.py", "rnnkit/core/checks.py", "rnn
 EMBEDDING, LOSSES, OPTIMIZERS, OPS = (
     "rnnkit/nn/embedding.py",
     "rnnkit/nn/losses.py",
-    "rnnkit/optim/optimizers.py",
+    "rnnkit/optim/base.py",
     "rnnkit/functional/direction.py",
 )
 

@@ -63,7 +63,7 @@ def test_the_public_api_is_found() -> None:
         "rnnkit.nn.rnn_base.Recurrent.__call__",
         "rnnkit.nn.module.Module.load_state_dict",
         "rnnkit.nn.calls.SavesCalls.last_call",
-        "rnnkit.optim.optimizers.Optimizer.step",
+        "rnnkit.optim.base.Optimizer.step",
         "rnnkit.nn.losses.cross_entropy",
         "rnnkit.io.keras.from_keras",
         "rnnkit.errors.DeviceError",

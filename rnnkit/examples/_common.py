@@ -63,7 +63,7 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     )
     options.add_argument("--backend", help=f"{', '.join(BACKENDS)} (default: the first that serves the device)")
     options.add_argument("--device", help="cpu, cuda or cuda:<index> (default: that of the backend; cpu without one)")
-    options.add_argument("--seed", type=int, default=0, help="of weights, splits and samples (default 0)")
+    options.add_argument("--seed", type=int, default=0, help="seed of weights, splits and samples (default 0)")
     options.add_argument("--out", type=Path, default=Path("out"), help="folder of the figures (default ./out)")
     return options
 

@@ -256,14 +256,16 @@ def options() -> argparse.ArgumentParser:
     """The program's argument parser."""
     parser = common.parser(__doc__, "char_rnn")
     parser.add_argument("--cell", choices=tuple(CELLS), default="rnn")
-    parser.add_argument("--hidden", type=common.positive, default=128, help="units (default 128)")
-    parser.add_argument("--layers", type=common.positive, default=1, help="stacked (default 1)")
+    parser.add_argument("--hidden", type=common.positive, default=128, help="units per layer (default 128)")
+    parser.add_argument("--layers", type=common.positive, default=1, help="number of layers (default 1)")
     parser.add_argument("--batch", type=common.positive, default=32, help="parallel streams (default 32)")
-    parser.add_argument("--chunk", type=common.positive, default=25, help="steps of one chunk (default 25)")
+    parser.add_argument("--chunk", type=common.positive, default=25, help="steps per chunk (default 25)")
     parser.add_argument("--steps", type=common.positive, default=2000, help="chunks to train on (default 2000)")
-    parser.add_argument("--learning-rate", type=common.above_zero, default=0.02, help="of Adagrad (default 0.02)")
-    parser.add_argument("--temperature", type=common.above_zero, default=0.7, help="of the sample (default 0.7)")
-    parser.add_argument("--length", type=common.positive, default=500, help="of the sample (default 500)")
+    parser.add_argument(
+        "--learning-rate", type=common.above_zero, default=0.02, help="learning rate of Adagrad (default 0.02)"
+    )
+    parser.add_argument("--temperature", type=common.above_zero, default=0.7, help="sampling temperature (default 0.7)")
+    parser.add_argument("--length", type=common.positive, default=500, help="characters to generate (default 500)")
     return parser
 
 

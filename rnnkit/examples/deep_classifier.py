@@ -190,10 +190,12 @@ def main(argv: Sequence[str] | None = None) -> Result:
     """Runs the program; `argv` as on the command line."""
     options = common.parser(__doc__, "deep_classifier")
     options.add_argument("--model", choices=("all", "toy", "deep", "bilstm"), default="all")
-    options.add_argument("--loss", choices=("mse", "bce"), default="mse", help="of the deep RNN (default mse)")
-    options.add_argument("--hidden", type=common.positive, default=32, help="of the deep RNN (default 32)")
-    options.add_argument("--epochs", type=common.positive, default=20, help="over the digits (default 20)")
-    options.add_argument("--learning-rate", type=common.above_zero, help="of the deep RNN (default: mse 0.5, bce 0.1)")
+    options.add_argument("--loss", choices=("mse", "bce"), default="mse", help="loss of the deep RNN (default mse)")
+    options.add_argument("--hidden", type=common.positive, default=32, help="units of the deep RNN (default 32)")
+    options.add_argument("--epochs", type=common.positive, default=20, help="epochs on the digits (default 20)")
+    options.add_argument(
+        "--learning-rate", type=common.above_zero, help="of the deep RNN (default: 0.5 for mse, 0.1 for bce)"
+    )
     run = common.start(options, argv, lambda args: () if args.model == "toy" else ("sklearn",))
     if run.args.learning_rate is None:
         run.args.learning_rate = 0.5 if run.args.loss == "mse" else 0.1

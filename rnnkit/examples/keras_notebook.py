@@ -186,7 +186,7 @@ def train_classifier(run: common.Run, result: Result) -> None:
 def main(argv: Sequence[str] | None = None) -> Result:
     """Runs the program; `argv` as on the command line."""
     options = common.parser(__doc__, "keras_notebook")
-    options.add_argument("--steps", type=common.positive, default=800, help="of training in part 5 (default 800)")
+    options.add_argument("--steps", type=common.positive, default=800, help="training steps in part 5 (default 800)")
     run = common.start(options, argv)
     result = Result()
     for part in (forward_by_hand, parameter_counts, sequences_and_states, golden_bidirectional, train_classifier):

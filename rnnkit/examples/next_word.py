@@ -190,7 +190,7 @@ def explain_costs(run: common.Run, result: Result) -> None:
 def main(argv: Sequence[str] | None = None) -> Result:
     """Runs the program; `argv` as on the command line."""
     options = common.parser(__doc__, "next_word")
-    options.add_argument("--epochs", type=common.positive, default=500, help="of training (default 500)")
+    options.add_argument("--epochs", type=common.positive, default=500, help="training epochs (default 500)")
     run = common.start(options, argv)
     result = Result()
     arguments()

@@ -127,7 +127,7 @@ def glossary() -> None:
 def main(argv: Sequence[str] | None = None) -> Result:
     """Runs the program; `argv` as on the command line."""
     options = common.parser(__doc__, "units_primer")
-    options.add_argument("--steps", type=common.positive, default=800, help="of training in part 3 (default 800)")
+    options.add_argument("--steps", type=common.positive, default=800, help="training steps in part 3 (default 800)")
     run = common.start(options, argv)
     result = Result()
     one_layer(run, result)

@@ -24,7 +24,7 @@ from rnnkit.core import checks
 from rnnkit.nn.loading import checked_load
 from rnnkit.nn.module import Module, StateDict
 from rnnkit.optim import state
-from rnnkit.optim.optimizers import Optimizer
+from rnnkit.optim.base import Optimizer
 
 Generators = dict[str, np.random.Generator]
 

@@ -99,17 +99,19 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backend", nargs="+", metavar="NAME", help=f"of {', '.join(pinned_names())}; or cupy")
-    parser.add_argument("--dtype", nargs="+", metavar="NAME", choices=tuple(DTYPES), help=f"of {', '.join(DTYPES)}")
-    parser.add_argument("--cell", nargs="+", metavar="NAME", choices=tuple(CELLS), help=f"of {', '.join(CELLS)}")
-    parser.add_argument("--device", nargs="+", metavar="NAME", help="of cpu, cuda, cuda:<index>")
+    parser.add_argument("--backend", nargs="+", metavar="NAME", help=f"backends: {', '.join(pinned_names())}; or cupy")
+    parser.add_argument(
+        "--dtype", nargs="+", metavar="NAME", choices=tuple(DTYPES), help=f"dtypes: {', '.join(DTYPES)}"
+    )
+    parser.add_argument("--cell", nargs="+", metavar="NAME", choices=tuple(CELLS), help=f"cells: {', '.join(CELLS)}")
+    parser.add_argument("--device", nargs="+", metavar="NAME", help="devices: cpu, cuda, cuda:<index>")
     parser.add_argument(
         "--shape",
         action="append",
         type=_shape,
         metavar="T,B,I,H[,P]",
-        help="steps, rows, features, units and projection, instead of the table of cases: once forward with full "
-        "rows, once in reverse with ragged ones; may be repeated",
+        help="steps, rows, features, units and projection, instead of the default cases; each shape runs forward with "
+        "full rows and in reverse with ragged rows; the option may be repeated",
     )
     parser.add_argument("--large", action="store_true", help="also the large cases, which are for GPUs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome to FILE")

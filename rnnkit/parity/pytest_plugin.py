@@ -103,7 +103,7 @@ def assert_parity(
 
 
 def _device_of(layer: Any, backend: str | None, device: Any) -> str:
-    """The device to run on: the one named, else the layer's or the CPU, where the backend named takes arrays there."""
+    """The requested device; else the layer's or the CPU, if the requested backend accepts arrays there, else CUDA."""
     if device is not None:
         return resolve_device(device)
     own = getattr(layer, "device", "cpu")
