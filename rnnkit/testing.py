@@ -37,6 +37,7 @@ class Case:
         ragged: whether the rows have different lengths.
 
     Examples:
+        >>> from rnnkit.testing import Case
         >>> str(Case("lstm", T=5, B=3, I=4, H=6, ragged=True))
         'lstm-T5-B3-I4-H6-ragged'
     """
@@ -115,6 +116,7 @@ class Inputs:
         dstate_n: gradient of the final state, with the shapes of state0.
 
     Examples:
+        >>> from rnnkit.testing import Case, make_inputs
         >>> make_inputs(Case("gru")).x.shape
         (5, 3, 4)
     """
@@ -145,6 +147,7 @@ def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str =
         ValueError: the dtype is unknown.
 
     Examples:
+        >>> from rnnkit.testing import Case, make_inputs
         >>> make_inputs(Case("lstm"), "float32").weights.w_ih.shape
         (24, 4)
     """
@@ -207,6 +210,7 @@ def widened(inputs: Inputs) -> Inputs:
         An `Inputs` with the same numbers in float64, in NumPy arrays.
 
     Examples:
+        >>> from rnnkit.testing import Case, make_inputs, widened
         >>> widened(make_inputs(Case("gru"), "float32")).x.dtype
         dtype('float64')
     """
@@ -243,6 +247,7 @@ def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None =
         ValueError: the backend or the precision is unknown.
 
     Examples:
+        >>> from rnnkit.testing import Case, make_inputs, run
         >>> case = Case("rnn_tanh")
         >>> sorted(run(case, make_inputs(case), "numpy"))
         ['db_hh', 'db_ih', 'dh0', 'dw_hh', 'dw_ih', 'dx', 'h_n', 'y']
@@ -277,6 +282,7 @@ class Errors(NamedTuple):
         rms: the root mean square of the shares.
 
     Examples:
+        >>> from rnnkit.testing import errors
         >>> errors([1.0, 2.0], [1.0, 2.0], "float32")
         Errors(worst=0.0, rms=0.0)
     """
@@ -296,6 +302,7 @@ def growth_of(case: Case, dtype: Any) -> float:
         A factor of at least 1.
 
     Examples:
+        >>> from rnnkit.testing import Case, growth_of
         >>> growth_of(Case("gru", I=4, H=4), "float32")
         1.0
     """
@@ -323,6 +330,7 @@ def errors(got: Any, want: Any, dtype: Any, kind: str = "forward", growth: float
         AssertionError: the shapes differ.
 
     Examples:
+        >>> from rnnkit.testing import errors
         >>> errors([1.0], [1.0 + 6e-6], "float32").worst < 1
         True
     """
@@ -364,6 +372,7 @@ def error_ratio(got: Any, want: Any, dtype: Any, kind: str = "forward") -> float
         AssertionError: the shapes differ.
 
     Examples:
+        >>> from rnnkit.testing import error_ratio
         >>> error_ratio([1.0], [1.0], "float64")
         0.0
     """
@@ -380,6 +389,7 @@ def precision_of(dtype: Any) -> str | None:
         The name of the row if the arrays' dtype does not determine it, else None.
 
     Examples:
+        >>> from rnnkit.testing import precision_of
         >>> precision_of("tf32"), precision_of("float32")
         ('tf32', None)
     """
@@ -397,6 +407,7 @@ def kind_of(name: str) -> str:
         "forward" or "backward".
 
     Examples:
+        >>> from rnnkit.testing import kind_of
         >>> kind_of("h_n"), kind_of("dx")
         ('forward', 'backward')
     """
@@ -417,6 +428,7 @@ def assert_close(name: str, got: Any, want: Any, dtype: Any, kind: str = "forwar
         AssertionError: an element is outside of its bound, or the shapes differ.
 
     Examples:
+        >>> from rnnkit.testing import assert_close
         >>> assert_close("y", [1.0, 2.0], [1.0, 2.0 + 1e-7], "float32")
     """
     ratio = error_ratio(got, want, dtype, kind)
@@ -441,6 +453,7 @@ def parity(backend: str, case: Case, dtype: Any = "float32", seed: int = 0, devi
         Name of each output and gradient -> its worst error as a share of its tolerance; at most 1 passes.
 
     Examples:
+        >>> from rnnkit.testing import Case, parity
         >>> all(share <= 1 for share in parity("numpy", Case("lstm"), "float32").values())
         True
     """

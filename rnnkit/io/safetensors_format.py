@@ -72,6 +72,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 
     Examples:
         >>> import numpy as np
+        >>> from rnnkit.io.safetensors_format import read, write
         >>> write("a.safetensors", {"w": np.arange(3)}, {"made by": "an example"})
         >>> read("a.safetensors")
         ({'w': array([0, 1, 2])}, {'made by': 'an example'})
@@ -232,6 +233,7 @@ def write(
 
     Examples:
         >>> import numpy as np
+        >>> from rnnkit.io.safetensors_format import read, write
         >>> write("b.safetensors", {"w": np.zeros(2, np.float32)})
         >>> read("b.safetensors")[0]["w"]
         array([0., 0.], dtype=float32)

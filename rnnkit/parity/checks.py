@@ -28,6 +28,7 @@ class Check:
         device: "cpu" or "cuda:<index>".
 
     Examples:
+        >>> from rnnkit.parity import Check
         >>> from rnnkit.testing import Case
         >>> str(Check("numba", "float32", Case("gru"), "cpu"))
         'numba float32 gru-T5-B3-I4-H6 cpu'
@@ -48,6 +49,7 @@ class Check:
             A dict of the fields, with those of the case under "case".
 
         Examples:
+            >>> from rnnkit.parity import Check
             >>> from rnnkit.testing import Case
             >>> Check("numba", "float32", Case("gru"), "cpu").to_dict()["case"]["cell"]
             'gru'
@@ -65,6 +67,7 @@ class Check:
             An equal Check.
 
         Examples:
+            >>> from rnnkit.parity import Check
             >>> from rnnkit.testing import Case
             >>> check = Check("numba", "float32", Case("gru"), "cpu")
             >>> Check.from_dict(check.to_dict()) == check
@@ -87,6 +90,7 @@ class LayerCheck:
         ragged: whether the call had lengths.
 
     Examples:
+        >>> from rnnkit.parity import LayerCheck
         >>> str(LayerCheck("numba", "float32", "GRU(4, 6)", "cpu", T=5, B=3, ragged=True))
         'numba GRU(4, 6) T5-B3-ragged cpu'
     """
@@ -110,6 +114,7 @@ class LayerCheck:
             A dict of the fields.
 
         Examples:
+            >>> from rnnkit.parity import LayerCheck
             >>> LayerCheck("numba", "float32", "GRU(4, 6)", "cpu", 5, 3, False).to_dict()["T"]
             5
         """
@@ -126,6 +131,7 @@ class LayerCheck:
             An equal LayerCheck.
 
         Examples:
+            >>> from rnnkit.parity import LayerCheck
             >>> check = LayerCheck("numba", "float32", "GRU(4, 6)", "cpu", 5, 3, False)
             >>> LayerCheck.from_dict(check.to_dict()) == check
             True
@@ -143,6 +149,7 @@ class Plan:
         missing: the keys of `unavailable` that were requested by name.
 
     Examples:
+        >>> from rnnkit.parity import plan
         >>> plan(["numpy"], ["float32"], ["gru"]).unavailable
         {}
     """
@@ -178,6 +185,7 @@ def plan(
         ValueError: a name does not exist.
 
     Examples:
+        >>> from rnnkit.parity import plan
         >>> checks = plan(["numpy"], ["float32"], ["gru"]).checks
         >>> str(checks[0])
         'numpy float32 gru-T5-B3-I4-H6 cpu'

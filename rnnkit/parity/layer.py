@@ -68,6 +68,7 @@ def check_layer(
 
     Examples:
         >>> import numpy as np, rnnkit
+        >>> from rnnkit.parity import check_layer
         >>> layer = rnnkit.GRU(4, 6, rng=0)
         >>> check_layer(layer, np.ones((5, 3, 4), np.float32)).status
         'ok'

@@ -44,7 +44,7 @@ def run(check: Check) -> Outcome:
         ValueError: the backend, dtype, cell or device does not exist.
 
     Examples:
-        >>> from rnnkit.parity import Check
+        >>> from rnnkit.parity import Check, run
         >>> from rnnkit.testing import Case
         >>> run(Check("numpy", "float32", Case("gru"), "cpu")).status
         'ok'

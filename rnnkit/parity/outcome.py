@@ -69,7 +69,7 @@ class Outcome:
             A dict.
 
         Examples:
-            >>> from rnnkit.parity import Check
+            >>> from rnnkit.parity import Check, Outcome
             >>> from rnnkit.testing import Case
             >>> Outcome(Check("numpy", "float32", Case("gru"), "cpu"), "failed", "raised").to_dict()["worst"]
             'inf'
@@ -97,7 +97,7 @@ class Outcome:
             An equal Outcome.
 
         Examples:
-            >>> from rnnkit.parity import Check
+            >>> from rnnkit.parity import Check, Outcome
             >>> from rnnkit.testing import Case
             >>> outcome = Outcome(Check("numpy", "float32", Case("gru"), "cpu"), "failed", "raised")
             >>> Outcome.from_dict(outcome.to_dict()) == outcome

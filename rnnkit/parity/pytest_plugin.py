@@ -70,6 +70,7 @@ def assert_parity(
         ValueError: an argument has a bad value.
 
     Examples:
+        >>> from rnnkit.parity.pytest_plugin import assert_parity
         >>> assert_parity(cell="gru", backend="numpy", T=5, B=3, I=4, H=6).status
         'ok'
     """
