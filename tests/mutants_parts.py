@@ -425,7 +425,7 @@ PART_MUTANTS = (
     _row(
         "cache: every damaged file is warned of at every load",
         CACHE,
-        "_warned.add(about)",
+        "_warned.add(key)",
         "_warned.add(text)",
         "cache",
         "one_warning",
