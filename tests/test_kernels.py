@@ -102,7 +102,7 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
 
     assert compilations() == ["1", "0", "0"]
     assert compilations() == ["0", "1", "1"]
-    source = copy / "kernels" / "rnn.py"
+    source = copy / "kernels" / "cells" / "rnn.py"
     source.write_text(source.read_text() + "\n# changed\n")
     assert compilations() == ["1", "0", "0"]
 
