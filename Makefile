@@ -31,20 +31,20 @@ test: $(VENV)/.installed-test
 	$(PYTEST) -m "not peers and not gpu and not kernels" $(ARGS)
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
-	RNNKIT_PEERS=required $(PYTEST) -m peers tests/peers $(ARGS)
+	RNNKIT_REQUIRED=peers $(PYTEST) -m peers tests/peers $(ARGS)
 
 # What needs a compiler of CUDA or CuPy beside it, and what is marked `kernels`: all that `make test` skips or leaves out.
-COMPILING := tests/test_cuda_build.py tests/test_cuda_occupancy.py tests/test_numba_ptx.py tests/test_fakecupy_names.py
+COMPILING := tests/cuda/test_cuda_build.py tests/cuda/test_cuda_occupancy.py tests/cuda/test_numba_ptx.py tests/tools/test_fakecupy_names.py
 
 test-kernels: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
-	RNNKIT_KERNELS=required $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
-	RNNKIT_KERNELS=required $(PYTEST) -m kernels tests $(addprefix --ignore=,$(COMPILING)) $(ARGS)
+	RNNKIT_REQUIRED=kernels $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
+	RNNKIT_REQUIRED=kernels $(PYTEST) -m kernels tests $(addprefix --ignore=,$(COMPILING)) $(ARGS)
 
 test-arm: $(VENV)/.installed-test
-	$(BIN)/python -m tests.arm $(ARGS)
+	$(BIN)/python -m tests.tools.arm $(ARGS)
 
 build-report: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
-	$(BIN)/python -m tests.build_report $(ARGS)
+	$(BIN)/python -m tests.tools.build_report $(ARGS)
 
 # In place, with what PYTHON has: a machine with a GPU may have no network, and its own CuPy and PyTorch.
 gpu:
@@ -56,7 +56,7 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 mutation: $(VENV)/.installed-test
-	$(BIN)/python -m tests.mutation $(ARGS)
+	$(BIN)/python -m tests.tools.mutants $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench $(ARGS)

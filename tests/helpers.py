@@ -65,11 +65,14 @@ def train_step(
     return {name: np.array(value) for name, value in results.items()}
 
 
-def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
-    """Bit for bit, name by name; NaN equals NaN."""
-    assert got.keys() == want.keys()
-    for name in want:
-        np.testing.assert_array_equal(got[name], want[name], err_msg=name, strict=True)
+def assert_same(got: dict[str, Any], want: dict[str, Any], *, in_order: bool = False) -> None:
+    """Equal names, and under each name equal dtypes, shapes and bits. in_order: the names' order is compared too."""
+    assert set(got) == set(want)
+    assert not in_order or list(got) == list(want)
+    for name, value in want.items():
+        one, other = np.asarray(got[name]), np.asarray(value)
+        np.testing.assert_array_equal(one, other, err_msg=name, strict=True)
+        assert one.tobytes() == other.tobytes(), f"{name}: equal numbers of different bits"
 
 
 def record(layer: Any) -> dict[str, Any]:

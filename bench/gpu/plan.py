@@ -28,7 +28,7 @@ PARITY_WORKERS = 6
 CALLS_WORKERS = 2
 # Without the project's conftest and options, and without other plugins: they may not be installed where the card is.
 PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "--noconftest", "-o", "addopts=", "-p", "no:cacheprovider")
-TESTS = ("tests/test_gpu.py", "tests/test_gpu_calls.py")
+TESTS = ("tests/cuda/test_gpu.py", "tests/cuda/test_gpu_calls.py")
 TOOLKIT = Path("/usr/local/cuda")
 
 
