@@ -7,7 +7,7 @@ from typing import Any
 
 from rnnkit.backends import Sizes
 from rnnkit.core import checks
-from rnnkit.core.thread_pool import get_num_threads, why_so_many
+from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
 from rnnkit.nn.rnn_cells import StepCell
@@ -110,5 +110,5 @@ def explain(layer: Module, x: Array, lengths: Any = None) -> Explanation:
         workspace_bytes=resident + own + running + held + between + states + copied_x,
         kept_bytes=(held + between + copied_x) if keep else 0,
         why=why,
-        threads_why=why_so_many() if compiled else None,
+        threads_why=thread_count_reason() if compiled else None,
     )

@@ -25,7 +25,7 @@ from rnnkit.backends import BACKENDS
 from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.core.thread_pool import the_team
+from rnnkit.core.thread_pool import shared_pool
 
 OK, BAD, MISSING, INTERRUPTED = 0, 1, 3, 130  # argparse exits with 2
 
@@ -93,7 +93,7 @@ def warm_up(kernels: Kernels) -> None:
             with rnnkit.no_grad():
                 layer(x, lengths=lengths)
     if backend == "numba":
-        the_team()  # its own loops. It starts no thread
+        shared_pool()  # its own loops. It starts no thread
 
 
 def _zeros(layer: Any, T: int) -> Any:

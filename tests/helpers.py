@@ -21,9 +21,13 @@ CPU_BACKENDS = [
 ]
 
 
-def slow_except(values: Iterable[Any], *quick: Any) -> list[Any]:
-    """`values` as parameters of a test, of which `make test` runs `quick`; the others are marked slow."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+def slow_except(values: Iterable[Any], *quick: Any, unpack: bool = False) -> list[Any]:
+    """`values` as parameters of a test, of which `make test` runs `quick`; the others are marked slow.
+
+    unpack: each value is a tuple, of one entry for each of several names.
+    """
+    slow = pytest.mark.slow
+    return [v if v in quick else pytest.param(*(v if unpack else (v,)), marks=slow) for v in values]
 
 
 # In place of the fixture `cpu_backend`: one of them in `make test`, all of them in `make test-all`.
@@ -124,6 +128,6 @@ def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None
 
 def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
     """Every amount of work shared among so many threads, whatever the machine has and whoever holds its cores."""
-    settings = {"_threads": threads, "SHARED_FROM": 0, "WOKEN_FROM": 0, "SPELLS": (0.0, 0.0)}
-    for name, value in (settings | dict.fromkeys(("AWAITED", "AWAITED_WOKEN"), 1e7)).items():
+    settings = {"_threads": threads, "PARALLEL_FROM_US": 0, "WAKE_FROM_US": 0, "BACKOFF_S": (0.0, 0.0)}
+    for name, value in (settings | dict.fromkeys(("READY_WAIT_US", "WOKEN_WAIT_US"), 1e7)).items():
         patch.setattr(thread_pool, name, value)

@@ -25,8 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rnnkit.kernels.cpu.cache_file import SUFFIX, TEMPORARY, DamagedFile, packed, unpacked, write_first
-from rnnkit.kernels.cpu.notice import the_notice
+from rnnkit.kernels.cpu.cache_file import SUFFIX, TEMPORARY, DamagedFile, decode, encode, write_to_first
+from rnnkit.kernels.cpu.notice import compile_notice
 
 HERE = Path(__file__).absolute().parent
 # The folders that the CPU kernels are compiled from, and files there that cannot change a compiled kernel.
@@ -134,7 +134,7 @@ def _worth(path: Path, stamp: dict[str, str] | None) -> str:
     if _NAMED_BY_US.search(path.name) is None:
         return "stale"
     try:
-        header, _ = unpacked(path.read_bytes())
+        header, _ = decode(path.read_bytes())
     except (OSError, DamagedFile):
         return "damaged"
     fits = header.get("sources", "").startswith(sources_digest()) and (stamp or {}).items() <= header.items()
@@ -171,24 +171,24 @@ class KernelCache:
             if found is not None:
                 counts["loaded"] += 1
                 return found
-        the_notice.started(self._what, self.folders)
+        compile_notice.started(self._what, self.folders)
         return None
 
     def save_overload(self, sig: Any, compiled: Any) -> None:
         """Caches what was compiled for `sig`. A failure is a warning: `compiled` serves this process all the same."""
         from numba.core.serialize import dumps
 
-        the_notice.ended()
+        compile_notice.ended()
         counts["compiled"] += 1
         if not self.folders or compiled.library.has_dynamic_globals:
             return
         name, header = self._file_of(sig)
         try:
-            data = packed(header, dumps(compiled._reduce()))
+            data = encode(header, dumps(compiled._reduce()))
         except Exception as problem:  # whatever Numba raises for code that it cannot store
             _warn(name, f"rnnkit: {self._what} cannot be cached ({type(problem).__name__}: {problem})")
             return
-        problems = write_first(self.folders, name, data)
+        problems = write_to_first(self.folders, name, data)
         if problems:
             said = f"rnnkit: no folder takes compiled code, so every process compiles anew: {'; '.join(problems)}"
             _warn(self.folders, said)
@@ -214,7 +214,7 @@ def _loaded(path: Path, header: dict[str, str], target_context: Any) -> Any:
     from numba.core.compiler import CompileResult
 
     try:
-        found, code = unpacked(path.read_bytes())
+        found, code = decode(path.read_bytes())
         if found != header:
             return None
         return CompileResult._rebuild(target_context, *pickle.loads(code))

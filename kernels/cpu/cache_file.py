@@ -26,14 +26,14 @@ class DamagedFile(Exception):
     """A file whose bytes are not those that were written. The text is the reason, without the file's name."""
 
 
-def packed(header: dict[str, str], code: bytes) -> bytes:
+def encode(header: dict[str, str], code: bytes) -> bytes:
     """The bytes of a file."""
     described = json.dumps(header).encode()
     body = len(described).to_bytes(_LENGTH_BYTES, "little") + described + code
     return MAGIC + hashlib.sha256(body).digest() + body
 
 
-def unpacked(data: bytes) -> tuple[dict[str, str], bytes]:
+def decode(data: bytes) -> tuple[dict[str, str], bytes]:
     """Header and code of a file's bytes. Raises DamagedFile where any byte is missing or another one."""
     if not data:
         raise DamagedFile("it is empty")
@@ -46,7 +46,7 @@ def unpacked(data: bytes) -> tuple[dict[str, str], bytes]:
     return json.loads(data[start:end]), data[end:]
 
 
-def write_whole(folder: Path, name: str, data: bytes) -> None:
+def write_atomically(folder: Path, name: str, data: bytes) -> None:
     """Puts a file into a folder, which is made where it is missing, in place of one of the same name. Raises OSError.
 
     Readers and other writers meet the old file or the new one, never a part of either.
@@ -63,12 +63,12 @@ def write_whole(folder: Path, name: str, data: bytes) -> None:
         raise
 
 
-def write_first(folders: Iterable[Path], name: str, data: bytes) -> list[str]:
+def write_to_first(folders: Iterable[Path], name: str, data: bytes) -> list[str]:
     """Writes to the first folder that takes the file. Gives the reasons of all of them where none does, else []."""
     problems = []
     for folder in folders:
         try:
-            write_whole(folder, name, data)
+            write_atomically(folder, name, data)
         except OSError as problem:
             problems.append(f"{folder}: {problem.strerror or problem}")
         else:

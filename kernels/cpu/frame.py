@@ -27,10 +27,10 @@ from numba.extending import intrinsic
 from rnnkit.kernels.cpu.digest import digest
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products, tile_shape
-from rnnkit.kernels.cpu.memory import add, maximum, minimum, set_word, word
+from rnnkit.kernels.cpu.memory import atomic_add, load_word, maximum, minimum, store_word
 from rnnkit.kernels.cpu.pack import packer
 from rnnkit.kernels.cpu.simd import INT64, vectors
-from rnnkit.kernels.cpu.threads import LINE, await_count, wait
+from rnnkit.kernels.cpu.threads import LINE, barrier, wait_for_count
 
 
 class Shape(NamedTuple):
@@ -182,8 +182,8 @@ def part_of(s, rows, meeting, index):
     return Part(
         group,
         member,
-        word(rows + 8 * group),
-        word(rows + 8 * group + 8),
+        load_word(rows + 8 * group),
+        load_word(rows + 8 * group + 8),
         s.groups * s.members,
         meeting,
         meeting + LINE * (1 + group),
@@ -194,28 +194,28 @@ def part_of(s, rows, meeting, index):
 def meet_all(p, times):
     """All threads of the call, for the `times`-th time."""
     if p.threads > 1:
-        wait(p.everyone, p.threads * times)
+        barrier(p.everyone, p.threads * times)
 
 
 @inner
 def meet(s, p, times):
     """The members of a group, for the `times`-th time."""
     if s.members > 1:
-        wait(p.together, s.members * times)
+        barrier(p.together, s.members * times)
 
 
 @inner
 def arrive(s, p):
     """The first half of `meet`: what others need is there. Work that needs nothing of theirs may follow."""
     if s.members > 1:
-        add(p.together, 1)
+        atomic_add(p.together, 1)
 
 
 @inner
 def await_members(s, p, times):
     """The second half of `meet`."""
     if s.members > 1:
-        await_count(p.together, s.members * times)
+        wait_for_count(p.together, s.members * times)
 
 
 @cache
@@ -273,7 +273,7 @@ def make_frame(dtype: str) -> SimpleNamespace:
 
     @inner
     def home(a, r):
-        return word(a.order + 8 * r)
+        return load_word(a.order + 8 * r)
 
     @inner
     def place(a, s, t, r):
@@ -282,8 +282,8 @@ def make_frame(dtype: str) -> SimpleNamespace:
     @inner
     def part_of_rows(a, s, p, index, t):
         """Of step t, the rows [low, high) that are this thread's where all N steps are shared evenly."""
-        n0, n1, at = s.N * index // p.threads, s.N * (index + 1) // p.threads, word(a.offsets + 8 * t)
-        return at, maximum(n0 - at, 0), minimum(n1 - at, word(a.counts + 8 * t))
+        n0, n1, at = s.N * index // p.threads, s.N * (index + 1) // p.threads, load_word(a.offsets + 8 * t)
+        return at, maximum(n0 - at, 0), minimum(n1 - at, load_word(a.counts + 8 * t))
 
     @outer
     def take_rows(a, s, p, index):
@@ -301,22 +301,22 @@ def make_frame(dtype: str) -> SimpleNamespace:
             for r in range(low, high):
                 copy(a.dx_rows + (at + r) * row, a.dx + place(a, s, t, r) * row, s.I)
         for t in range(s.T * index // p.threads, s.T * (index + 1) // p.threads):
-            for r in range(word(a.counts + 8 * t), s.B):
+            for r in range(load_word(a.counts + 8 * t), s.B):
                 clear(a.dx + place(a, s, t, r) * row, s.I)
 
     @outer
     def already_packed(a, s, p, index, gates):
         if not a.digest:
             return False
-        sum_at, some, trusted = p.everyone + 8, word(a.digest + 8) == 1, word(a.digest + 16) == 1
+        sum_at, some, trusted = p.everyone + 8, load_word(a.digest + 8) == 1, load_word(a.digest + 16) == 1
         if not (some and trusted):
             part = digest(a.w_ih, gates * s.H * s.I * size, 1, index, p.threads)
             part += digest(a.w_hh, gates * s.H * s.R * size, 2, index, p.threads)
             if a.w_hr:
                 part += digest(a.w_hr, s.R * s.H * size, 3, index, p.threads)
-            add(sum_at, part)
+            atomic_add(sum_at, part)
         meet_all(p, 1)
-        return some and (trusted or word(a.digest) == word(sum_at))
+        return some and (trusted or load_word(a.digest) == load_word(sum_at))
 
     @outer
     def pack_share(w, K, transposed, width, blocks, s, p, packed):
@@ -332,26 +332,26 @@ def make_frame(dtype: str) -> SimpleNamespace:
     def note_packed(a, p, index):
         """After all have packed."""
         if a.digest and index == 0:
-            set_word(a.digest, word(p.everyone + 8))
-            set_word(a.digest + 8, 1)
+            store_word(a.digest, load_word(p.everyone + 8))
+            store_word(a.digest + 8, 1)
 
     @outer
     def input_product(s, p, low, steps, x, w_x, offsets, counts, gates, GH):
         I, B, row_x, row_g, rows = s.I, s.B, s.I * size, GH * size, p.b1 - p.b0
-        first = word(offsets + 8 * low)
+        first = load_word(offsets + 8 * low)
         if rows == B:
-            total = word(offsets + 8 * (low + steps)) - first
+            total = load_word(offsets + 8 * (low + steps)) - first
             product(x + first * row_x, row_x, w_x, I, gates, row_g, GH, total, 0, False)
             return 0
-        if word(counts + 8 * (low + steps - 1)) == B:
+        if load_word(counts + 8 * (low + steps - 1)) == B:
             x_low = x + (first + p.b0) * row_x
             product_steps(
                 x_low, B * row_x, row_x, size, w_x, I, gates, rows * row_g, row_g, GH, steps, rows, 0, False
             )  # fmt: skip
             return rows
         for t in range(low, low + steps):
-            live, at = minimum(p.b1, word(counts + 8 * t)) - p.b0, gates + (t - low) * rows * row_g
-            x_step = x + (word(offsets + 8 * t) + p.b0) * row_x
+            live, at = minimum(p.b1, load_word(counts + 8 * t)) - p.b0, gates + (t - low) * rows * row_g
+            x_step = x + (load_word(offsets + 8 * t) + p.b0) * row_x
             product(x_step, row_x, w_x, I, at, row_g, GH, maximum(live, 0), 0, False)
         return rows
 

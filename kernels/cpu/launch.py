@@ -22,9 +22,9 @@ from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.frame import Backward, Forward, Shape
 from rnnkit.kernels.cpu.jit import entry, inner
-from rnnkit.kernels.cpu.memory import set_word, stack_bytes
+from rnnkit.kernels.cpu.memory import stack_bytes, store_word
 from rnnkit.kernels.cpu.simd import INT64
-from rnnkit.kernels.cpu.threads import LINE, run
+from rnnkit.kernels.cpu.threads import LINE, run_job
 
 number = types.intp  # an address is unsigned to Numba, and with a signed number it would make a float
 _FORWARD, _BACKWARD, _SHAPE = len(Forward._fields), len(Backward._fields), len(Shape._fields)
@@ -56,7 +56,7 @@ _BACKWARD_LINES = (8 * _BACKWARD + LINE - 1) // LINE
 @inner
 def clear_lines(first, lines):
     for at in range(first, first + LINE * lines, 8):
-        set_word(at, 0)
+        store_word(at, 0)
 
 
 @entry(("addresses",))
@@ -98,7 +98,7 @@ def launch_forward(
             scratch if scratch else meeting + LINE * (groups + 1), meeting,
         ),
     )  # fmt: skip
-    run(state, threads, job, block)
+    run_job(state, threads, job, block)
 
 
 @entry(("launch_backward",))
@@ -128,4 +128,4 @@ def launch_backward(
     )  # fmt: skip
     write(block, given)
     write(block + 8 * len(given), found)
-    run(state, groups * words[_MEMBERS], job, block)
+    run_job(state, groups * words[_MEMBERS], job, block)

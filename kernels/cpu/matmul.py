@@ -46,7 +46,7 @@ def tile_shape() -> tuple[int, int]:
 
 
 # Loops over larger tiles than this are not unrolled: they hold enough work already, and compiling takes seconds.
-UNROLLED_BELOW = 8
+UNROLL_LIMIT = 8
 
 
 def not_unrolled(module: ir.Module) -> Any:
@@ -72,16 +72,16 @@ LONGEST_SUM = 256
 def products(dtype: str) -> SimpleNamespace:
     """The products of a dtype, for other kernels: addresses and strides in bytes.
 
-    product(a, a_row, w, K, c, c_row, N, rows, add, turned)
+    product(a, a_row, w, K, c, c_row, N, rows, add, backwards)
         C (rows, N) = A (rows, K) W^T, or C += where add is not 0
-    product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned)
+    product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards)
         the same for `steps` A's with one W
 
-    product_ahead(…, turned, ahead, ahead_tile, ahead_k, tiles)
+    product_prefetching(…, backwards, ahead, ahead_tile, ahead_k, tiles)
         product_steps; and the first `tiles` tiles ask for a cache line at each of their k's: tile t at
         ahead + t * ahead_tile + k * ahead_k, which may be any address
 
-    turned: the panels of W are walked from the last to the first. Of weights larger than a cache, walked to and fro,
+    backwards: the panels of W are walked from the last to the first. Of weights larger than a cache, walked to and fro,
     a part is still there at each turn; walked around, none is.
     """
     v = vectors(dtype)
@@ -127,7 +127,7 @@ def products(dtype: str) -> SimpleNamespace:
         following = builder.add(k, number(1))
         k.add_incoming(following, body)
         back = builder.cbranch(builder.icmp_signed("<", following, K), body, after)
-        if len(sums) * columns > UNROLLED_BELOW:
+        if len(sums) * columns > UNROLL_LIMIT:
             back.set_metadata("llvm.loop", not_unrolled(builder.module))
         builder.position_at_end(after)
         # C joins at the end: a sum over many blocks of K is then a sum of short sums, and rounds less.
@@ -177,14 +177,14 @@ def products(dtype: str) -> SimpleNamespace:
         run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k)
 
     @inner
-    def product_ahead(
-        a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned, ahead, ahead_tile, ahead_k, tiles
+    def product_prefetching(
+        a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards, ahead, ahead_tile, ahead_k, tiles
     ):
         done = 0
         panels, blocks = (N + width - 1) // width, (rows + max_rows - 1) // max_rows
         parts = maximum(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
         for k in range(panels):
-            panel = panels - 1 - k if turned else k
+            panel = panels - 1 - k if backwards else k
             left = N - panel * width
             columns = minimum((left + lanes - 1) // lanes, max_columns)
             last = minimum(left - (columns - 1) * lanes, lanes)
@@ -205,11 +205,11 @@ def products(dtype: str) -> SimpleNamespace:
                         done += 1
 
     @inner
-    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned):
-        product_ahead(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned, a, 0, 0, 0)
+    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards):
+        product_prefetching(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards, a, 0, 0, 0)
 
     @inner
-    def product(a, a_row, w, K, c, c_row, N, rows, add, turned):
-        product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add, turned)
+    def product(a, a_row, w, K, c, c_row, N, rows, add, backwards):
+        product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add, backwards)
 
-    return SimpleNamespace(product=product, product_steps=product_steps, product_ahead=product_ahead)
+    return SimpleNamespace(product=product, product_steps=product_steps, product_prefetching=product_prefetching)

@@ -30,7 +30,7 @@ ROW_BLOCK = 96
 LINE = 64  # bytes of a cache line, near enough everywhere
 
 
-def room_of(K: int, M: int, N: int, dtype: str) -> int:
+def scratch_elements(K: int, M: int, N: int, dtype: str) -> int:
     """How many elements of scratch `over_time` needs for M rows of d^T x, x (K, N)."""
     lanes, levels = vectors(dtype).lanes, (K > SPAN) + (K > STRETCH)
     return K_BLOCK * (-(-N // lanes) * lanes + M_BLOCK + lanes) + levels * M * (N + 1)
@@ -44,9 +44,9 @@ def large_products(dtype: str) -> SimpleNamespace:
         rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
     over_time(d, d_row, x, K, N, out, sums, m0, m1, room, adds)
         rows [m0, m1) of out (M, N) = d^T x, or += where adds is not 0, of d (K, M) and x (K, N); and of sums (M,), of
-        d's columns, unless 0; x and out without gaps; room: of room_of(K, m1 - m0, N) elements
+        d's columns, unless 0; x and out without gaps; room: of scratch_elements(K, m1 - m0, N) elements
     """
-    v, product_ahead = vectors(dtype), products(dtype).product_ahead
+    v, product_prefetching = vectors(dtype), products(dtype).product_prefetching
     load, store, lanes, size = v.whole.load, v.whole.store, v.lanes, v.itemsize
     load_first, store_first, zero, add_blocks = v.first.load, v.first.store, v.zero, v.add_blocks
     load_blocks, store_blocks = v.whole.load_blocks, v.whole.store_blocks
@@ -58,7 +58,7 @@ def large_products(dtype: str) -> SimpleNamespace:
             rows, following = minimum(ROW_BLOCK, r1 - r), r + ROW_BLOCK
             # The rows of the next block are fetched meanwhile, a cache line for each k of a tile.
             tiles = minimum(ROW_BLOCK, r1 - following) * x_row // maximum(K * LINE, 1) + 1 if following < r1 else 0
-            product_ahead(
+            product_prefetching(
                 x + r * x_row, 0, x_row, size, w, K, y + r * y_row, 0, y_row, N, 1, rows, 0, False,
                 x + following * x_row, K * LINE, LINE, tiles,
             )  # fmt: skip
@@ -152,7 +152,7 @@ def large_products(dtype: str) -> SimpleNamespace:
                 # While one block is multiplied the next is fetched, a vector of each of its rows during each tile.
                 next_k, next_m = (k, m + M_BLOCK) if m + M_BLOCK < M else (k + K_BLOCK, 0)
                 vectors_ahead = (minimum(M_BLOCK, M - next_m) + lanes - 1) // lanes if next_k < K else 0
-                product_ahead(
+                product_prefetching(
                     together, 0, size, together_row, panels, steps, to + m * x_row, 0, x_row, N, 1, count,
                     inside + (adds if k < SPAN else 0), False,
                     d + next_k * d_row + (m0 + next_m) * size, lanes * size, d_row, vectors_ahead,

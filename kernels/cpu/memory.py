@@ -30,7 +30,7 @@ def _atomic(operation: str):
 
 
 @intrinsic
-def _look(typing, address):
+def _atomic_load(typing, address):
     """The word's value, and what was written before it was."""
 
     def emit(context, builder, sig, args):
@@ -40,7 +40,7 @@ def _look(typing, address):
 
 
 @intrinsic
-def _word(typing, address):
+def _load_word(typing, address):
     def emit(context, builder, sig, args):
         return builder.load(_address(builder, args[0]))
 
@@ -48,7 +48,7 @@ def _word(typing, address):
 
 
 @intrinsic
-def _set_word(typing, address, value):
+def _store_word(typing, address, value):
     def emit(context, builder, sig, args):
         builder.store(context.cast(builder, args[1], sig.args[1], types.int64), _address(builder, args[0]))
         return context.get_dummy_value()
@@ -57,7 +57,7 @@ def _set_word(typing, address, value):
 
 
 @intrinsic
-def _call(typing, function, block, index):
+def _call_address(typing, function, block, index):
     """function(block, index), of a compiled function's address."""
 
     def emit(context, builder, sig, args):
@@ -97,12 +97,12 @@ def _stack_bytes(typing, size):
     return types.int64(types.intp), emit
 
 
-add: Any = _atomic("add")  # typed by Numba, not by their Python signatures
-exchange: Any = _atomic("xchg")
-look: Any = _look
-word: Any = _word
-set_word: Any = _set_word
-call: Any = _call
+atomic_add: Any = _atomic("add")  # typed by Numba, not by their Python signatures
+atomic_exchange: Any = _atomic("xchg")
+atomic_load: Any = _atomic_load
+load_word: Any = _load_word
+store_word: Any = _store_word
+call_address: Any = _call_address
 # Of whole numbers. Numba's own are functions, which it would compile for each mix of argument types.
 minimum: Any = _select("<")
 maximum: Any = _select(">")

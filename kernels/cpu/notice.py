@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # Seconds of compiling in this process before the line; and how long the line of another process serves.
-AFTER, SERVES = 2.0, 600.0
+SHOWN_AFTER_S, MARK_VALID_S = 2.0, 600.0
 MARK = "rnnkit-notice"
 
 
@@ -32,7 +32,7 @@ class Notice:
         self._since = time.monotonic()
         if self._shown or os.environ.get("RNNKIT_QUIET", "0") not in ("", "0"):
             return
-        self._timer = threading.Timer(max(0.0, AFTER - self._spent), self._show, (what, folders))
+        self._timer = threading.Timer(max(0.0, SHOWN_AFTER_S - self._spent), self._show, (what, folders))
         self._timer.daemon = True
         try:
             self._timer.start()
@@ -66,7 +66,7 @@ def _marked(folders: tuple[Path, ...]) -> str | None:
     for folder in folders:
         mark = folder / MARK
         try:
-            if time.time() - mark.stat().st_mtime < SERVES:
+            if time.time() - mark.stat().st_mtime < MARK_VALID_S:
                 return None
         except OSError:
             pass
@@ -79,4 +79,4 @@ def _marked(folders: tuple[Path, ...]) -> str | None:
     return ""
 
 
-the_notice = Notice()
+compile_notice = Notice()

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.matmul import tile_shape
-from rnnkit.kernels.cpu.memory import minimum, set_word, stack_bytes
+from rnnkit.kernels.cpu.memory import minimum, stack_bytes, store_word
 from rnnkit.kernels.cpu.simd import INT32, emit_load, emit_store, load_first, pointer, store_first, vectors
 
 
@@ -25,7 +25,7 @@ def padded(columns: int, dtype: str) -> int:
     return -(-columns // lanes) * lanes
 
 
-def panels_of(N: int, dtype: str) -> int:
+def panel_count(N: int, dtype: str) -> int:
     """How many panels N rows make."""
     width = tile_shape()[1] * vectors(dtype).lanes
     return -(-N // width)
@@ -150,7 +150,7 @@ def packer(dtype: str) -> Any:
             return
         there = minimum(lanes, end - n)
         for lane in range(lanes):
-            set_word(table + 8 * lane, row)
+            store_word(table + 8 * lane, row)
             if lane < there - 1:
                 inside += 1
                 row += w_row

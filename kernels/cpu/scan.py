@@ -18,7 +18,7 @@ from rnnkit.kernels.cpu.frame import make_frame, meet, meet_all, part_of, read_b
 from rnnkit.kernels.cpu.gradients import make_gradients
 from rnnkit.kernels.cpu.jit import inner, job
 from rnnkit.kernels.cpu.matmul import products
-from rnnkit.kernels.cpu.memory import maximum, minimum, word
+from rnnkit.kernels.cpu.memory import load_word, maximum, minimum
 from rnnkit.kernels.cpu.simd import vectors
 
 # cell: (the module with its constants, its pointwise pair, whether the pair reads h', whether it has c)
@@ -142,14 +142,14 @@ def make_forward(cell: str, dtype: str) -> Any:
             stride = input_product(s, p, low, steps, a.x_rows, w_x, a.offsets, a.counts, gates, GH)
             for k in range(steps):
                 t = low + steps - 1 - k if s.reverse else low + k
-                count, at = word(a.counts + 8 * t), word(a.offsets + 8 * t)
+                count, at = load_word(a.counts + 8 * t), load_word(a.offsets + 8 * t)
                 end = minimum(p.b1, count)
                 for r in range(maximum(p.b0, end), p.b1):
                     clear(a.y + place(a, s, t, r) * a.y_row + first_r, own)
                 if end <= p.b0:
                     continue
                 rows, odd = end - p.b0, (s0 + k) & 1
-                g = gates + ((t - low) * stride if stride else at - word(a.offsets + 8 * low)) * row_g
+                g = gates + ((t - low) * stride if stride else at - load_word(a.offsets + 8 * low)) * row_g
                 h, h_new = states + odd * s.B * row_h, states + (1 - odd) * s.B * row_h
                 if keep:
                     for r in range(p.b0, end):
@@ -172,7 +172,7 @@ def make_forward(cell: str, dtype: str) -> Any:
                     for r in range(p.b0, end):
                         copy(h_new + r * row_h + first_r, a.y + place(a, s, t, r) * a.y_row + first_r, own)
                 over = t == (0 if s.reverse else s.T - 1)
-                lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))
+                lasting = 0 if over else (count if s.reverse else load_word(a.counts + 8 * (t + 1)))
                 for r in range(maximum(p.b0, lasting), end):
                     copy(h_new + r * row_h + first_r, a.h_n + home(a, r) * row_h + first_r, own)
                 meetings += 1
@@ -253,8 +253,8 @@ def make_backward(cell: str, dtype: str) -> Any:
         meetings = 0
         for k in range(s.T):
             t = k if s.reverse else s.T - 1 - k
-            at = word(a.offsets + 8 * t)
-            end = minimum(p.b1, word(a.counts + 8 * t))
+            at = load_word(a.offsets + 8 * t)
+            end = minimum(p.b1, load_word(a.counts + 8 * t))
             if end <= p.b0:
                 continue
             rows, odd = end - p.b0, k & 1

@@ -25,7 +25,7 @@ from rnnkit.kernels.cpu.frame import (
 from rnnkit.kernels.cpu.gradients import make_gradients
 from rnnkit.kernels.cpu.jit import inner, job
 from rnnkit.kernels.cpu.matmul import products
-from rnnkit.kernels.cpu.memory import maximum, minimum, word
+from rnnkit.kernels.cpu.memory import load_word, maximum, minimum
 from rnnkit.kernels.cpu.simd import vectors
 
 
@@ -139,14 +139,14 @@ def make_forward(dtype: str) -> Any:
             stride = input_product(s, p, low, steps, a.x_rows, w_x, a.offsets, a.counts, gates, GH)
             for k in range(steps):
                 t = low + steps - 1 - k if s.reverse else low + k
-                count, at = word(a.counts + 8 * t), word(a.offsets + 8 * t)
+                count, at = load_word(a.counts + 8 * t), load_word(a.offsets + 8 * t)
                 end = minimum(p.b1, count)
                 for r in range(maximum(p.b0, end), p.b1):
                     clear(a.y + place(a, s, t, r) * a.y_row + first, share)
                 if end <= p.b0:
                     continue
                 rows, odd = end - p.b0, (s0 + k) & 1
-                g = gates + ((t - low) * stride if stride else at - word(a.offsets + 8 * low)) * row_g
+                g = gates + ((t - low) * stride if stride else at - load_word(a.offsets + 8 * low)) * row_g
                 h, h_new = states + odd * s.B * row + first, states + (1 - odd) * s.B * row + first
                 h_rows = h - first + p.b0 * row
                 product(h_rows, row, w_rz, H, g, row_g, share if apart else 2 * share, rows, 1, odd)
@@ -173,7 +173,7 @@ def make_forward(dtype: str) -> Any:
                         a.y + place(a, s, t, r) * a.y_row + first, share, H, keep,
                     )  # fmt: skip
                 over = t == (0 if s.reverse else s.T - 1)
-                lasting = 0 if over else (count if s.reverse else word(a.counts + 8 * (t + 1)))
+                lasting = 0 if over else (count if s.reverse else load_word(a.counts + 8 * (t + 1)))
                 for r in range(maximum(p.b0, lasting), end):
                     copy(h_new + r * row, a.h_n + home(a, r) * row + first, share)
                 meetings += 2
@@ -264,8 +264,8 @@ def make_backward(dtype: str) -> Any:
         meetings = 0
         for k in range(s.T):
             t = k if s.reverse else s.T - 1 - k
-            at = word(a.offsets + 8 * t)
-            end = minimum(p.b1, word(a.counts + 8 * t))
+            at = load_word(a.offsets + 8 * t)
+            end = minimum(p.b1, load_word(a.counts + 8 * t))
             if end <= p.b0:
                 continue
             rows, odd, dg = end - p.b0, k & 1, a.dgates_x + (at + p.b0) * row_g

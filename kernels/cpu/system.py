@@ -13,11 +13,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.jit import inner
-from rnnkit.kernels.cpu.memory import set_word, word
+from rnnkit.kernels.cpu.memory import load_word, store_word
 from rnnkit.kernels.cpu.simd import INT64
 
 # A set of cores, as glibc and musl have it: a bit each. Where there are more than it has bits for, threads stay.
-SET_BYTES = 128
+CPU_SET_BYTES = 128
 
 
 @intrinsic
@@ -34,7 +34,7 @@ def _pause(typing):
 
 
 @intrinsic
-def _give_way(typing):
+def _yield_core(typing):
     """Lets another thread have this core: sched_yield, or Windows' SwitchToThread."""
 
     def emit(context, builder, sig, args):
@@ -47,7 +47,7 @@ def _give_way(typing):
 
 
 @intrinsic
-def _nanoseconds(typing, of_thread):
+def _clock_ns(typing, of_thread):
     """The system's clock, or this thread's time on a core; 0 where the system has no POSIX clocks."""
 
     def emit(context, builder, sig, args):
@@ -66,7 +66,7 @@ def _nanoseconds(typing, of_thread):
 
 
 @intrinsic
-def _core(typing):
+def _current_core(typing):
     """The number of the core this thread is on; -1 where the system is not Linux."""
 
     def emit(context, builder, sig, args):
@@ -79,7 +79,7 @@ def _core(typing):
     return types.int64(), emit
 
 
-def _of_affinity(name: str):
+def _affinity_call(name: str):
     """name(set): the call of that name for this thread and a set of cores; 0 where that was done."""
 
     @intrinsic
@@ -91,7 +91,7 @@ def _of_affinity(name: str):
             function_type = ir.FunctionType(int32, [int32, INT64, INT64.as_pointer()])
             function = cgutils.get_or_insert_function(builder.module, function_type, name)
             cores = builder.inttoptr(args[0], INT64.as_pointer())
-            done = builder.call(function, [ir.Constant(int32, 0), ir.Constant(INT64, SET_BYTES), cores])
+            done = builder.call(function, [ir.Constant(int32, 0), ir.Constant(INT64, CPU_SET_BYTES), cores])
             return builder.sext(done, INT64)
 
         return types.int64(types.intp), emit
@@ -100,11 +100,11 @@ def _of_affinity(name: str):
 
 
 @intrinsic
-def _two_sets(typing):
+def _two_cpu_sets(typing):
     """The address of room for two sets of cores, which the function that asks for it has until it returns."""
 
     def emit(context, builder, sig, args):
-        room = cgutils.alloca_once(builder, ir.ArrayType(INT64, 2 * SET_BYTES // 8))
+        room = cgutils.alloca_once(builder, ir.ArrayType(INT64, 2 * CPU_SET_BYTES // 8))
         return builder.ptrtoint(room, INT64)
 
     return types.int64(), emit
@@ -177,33 +177,33 @@ set_float_mode: Any = _set_float_mode
 JOB_MODE = job_mode()
 
 pause: Any = _pause  # typed by Numba, not by their Python signatures
-give_way: Any = _give_way
-nanoseconds: Any = _nanoseconds
-core: Any = _core
-get_usable: Any = _of_affinity("sched_getaffinity")
-set_usable: Any = _of_affinity("sched_setaffinity")
-two_sets: Any = _two_sets
+yield_core: Any = _yield_core
+clock_ns: Any = _clock_ns
+current_core: Any = _current_core
+get_affinity: Any = _affinity_call("sched_getaffinity")
+set_affinity: Any = _affinity_call("sched_setaffinity")
+two_cpu_sets: Any = _two_cpu_sets
 
 
 @inner
-def leave_cores(first, step, count):
+def move_off_cores(first, step, count):
     """Moves this thread to a core that it may use, and that none of `count` words names; stays where there is none.
 
     The words are `step` bytes apart and each one more than a core's number. What the thread may use is as it was.
     """
-    usable = two_sets()
-    others = usable + SET_BYTES
-    if get_usable(usable) != 0:
+    usable = two_cpu_sets()
+    others = usable + CPU_SET_BYTES
+    if get_affinity(usable) != 0:
         return
-    for at in range(0, SET_BYTES, 8):
-        set_word(others + at, word(usable + at))
+    for at in range(0, CPU_SET_BYTES, 8):
+        store_word(others + at, load_word(usable + at))
     for k in range(count):
-        named = word(first + step * k) - 1
-        if 0 <= named < 8 * SET_BYTES:
+        named = load_word(first + step * k) - 1
+        if 0 <= named < 8 * CPU_SET_BYTES:
             at = others + (named >> 6) * 8
-            set_word(at, word(at) & ~(1 << (named & 63)))
+            store_word(at, load_word(at) & ~(1 << (named & 63)))
     some = 0
-    for at in range(0, SET_BYTES, 8):
-        some |= word(others + at)
-    if some and set_usable(others) == 0:
-        set_usable(usable)
+    for at in range(0, CPU_SET_BYTES, 8):
+        some |= load_word(others + at)
+    if some and set_affinity(others) == 0:
+        set_affinity(usable)

@@ -11,17 +11,17 @@ cannot, or where the driver refuses.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 from numba import cuda
 
-from rnnkit.backends import Description, Forward, Gradients, Sizes, by_scan
+from rnnkit.backends import by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.backends.cupy.arena import refuse_capture
-from rnnkit.core.cells import Array, Cell, State, Weights
+from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
+from rnnkit.core.cells import Array, Cell
 from rnnkit.core.dtypes import DType
 from rnnkit.kernels.numba_cuda.launch_shape import launch_shape
 from rnnkit.kernels.numba_cuda.scan import is_split, kept_blocks, kernels, signatures
@@ -42,52 +42,22 @@ class Saved(NamedTuple):
     reverse: bool
 
 
-def forward(
-    cell: Cell,
-    dtype: DType,
-    x: Array,
-    state0: State,
-    weights: Weights,
-    *,
-    lengths: np.ndarray | None,
-    reverse: bool,
-    keep: bool,
-    out: Array | None = None,
-) -> Forward:
+def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`. Raises DeviceError while the current stream is being captured."""
     refuse_capture(cupy.cuda.get_current_stream())
-    scan = partial(scan_forward, dtype)
-    return by_scan.forward(
-        scan, cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep, compute=dtype.compute
-    )
+    return by_scan.forward(scan_forward, call, compute=call.dtype.compute)
 
 
-def backward(
-    cell: Cell,
-    dtype: DType,
-    saved: by_scan.Saved,
-    dy: Array | None,
-    dstate_n: State,
-    weights: Weights,
-    into: Weights | None,
-) -> Gradients:
+def backward(call: BackwardCall) -> Gradients:
     """See `rnnkit.backends.Backend.backward`. Raises as `forward`."""
     refuse_capture(cupy.cuda.get_current_stream())
-    return by_scan.backward(partial(scan_backward, dtype), cell, saved, dy, dstate_n, weights)
+    return by_scan.backward(scan_backward, call)
 
 
-def scan_forward(
-    dtype: DType,
-    cell: Cell,
-    gates_x: Array,
-    state0: State,
-    weights: Weights,
-    *,
-    lengths: Array | None,
-    reverse: bool,
-    keep: bool,
-) -> Scan:
+def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan:
     """gates_x (T, B, G*H) in the dtype's compute; lengths on the device. See `rnnkit.backends.by_scan.forward`."""
+    cell, dtype, state0, weights = call.cell, call.dtype, call.state0, call.weights
+    reverse, keep = call.reverse, call.keep
     storage, compute = dtype.storage, dtype.compute
     (T, B, _), (GH, R) = gates_x.shape, weights.w_hh.shape
     H, steps = GH // cell.n_gates, T if keep else 1
@@ -111,10 +81,10 @@ def scan_forward(
     return Scan(y, state_n, Saved(kept, h_prev, c_prev, operand, lengths, reverse) if keep else None)
 
 
-def scan_backward(
-    dtype: DType, cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights
-) -> ScanGradients:
-    """dy (T, B, R) or None for zeros; see `rnnkit.backends.by_scan.backward`."""
+def scan_backward(call: BackwardCall) -> ScanGradients:
+    """See `rnnkit.backends.by_scan.backward`."""
+    cell, dtype, saved = call.cell, call.dtype, call.saved
+    dy, dstate_n, weights = call.dy, call.dstate_n, call.weights
     storage, compute = dtype.storage, dtype.compute
     (T, B, R), GH = saved.h_prev.shape, weights.w_hh.shape[0]
     projected, reset_before = weights.w_hr is not None, cell.name == RESET_BEFORE

@@ -75,6 +75,6 @@ def _ragged(T: int, B: int, lengths: np.ndarray) -> Packing:
     return Packing(T, B, np.concatenate([[0], np.cumsum(counts), counts, order]).astype(np.int64, copy=False), order)
 
 
-def forget_packings() -> None:
+def clear_packing_cache() -> None:
     """No packing is kept."""
     _kept.cache_clear()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice
+from rnnkit.backends import Choice, LayerCall
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
@@ -44,9 +44,8 @@ def forward(
     x = xp.ascontiguousarray(x)
     directions = len(weights[0])
     if directions == len(weights) == 1:
-        y, end, saved = ops.run(
-            cell, choice, x, tuple([s[0] for s in state0]), weights[0][0], lengths, False, keep
-        )  # fmt: skip
+        start = tuple([s[0] for s in state0])
+        y, end, saved = ops.run(choice, LayerCall(cell, choice.dtype, x, start, weights[0][0], lengths, False, keep))
         state_n = tuple([s[None] for s in end])
         return y, state_n, Saved([(saved,)], [], y.shape) if keep else None  # type: ignore[list-item]
     state_n = tuple(xp.empty_like(s) for s in state0)
@@ -55,9 +54,11 @@ def forward(
         saveds, R = [], layer_weights[0].w_hh.shape[1]
         beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
         for direction, w in enumerate(layer_weights):
-            slot, first = layer * directions + direction, direction * R
-            start, place = tuple(s[slot] for s in state0), None if beside is None else beside[:, :, first : first + R]
-            y, end, saved = ops.run(cell, choice, x, start, w, lengths, direction == 1, keep, place)
+            slot = layer * directions + direction
+            start = tuple(s[slot] for s in state0)
+            out = None if beside is None else beside[:, :, direction * R : (direction + 1) * R]
+            call = LayerCall(cell, choice.dtype, x, start, w, lengths, direction == 1, keep, out)
+            y, end, saved = ops.run(choice, call)
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
             saveds.append(saved)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, HeldWeights, check_backend, select
+from rnnkit.backends import Choice, HeldWeights, LayerCall, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import array_module, current, on_own_device
@@ -110,7 +110,9 @@ class StepCell(Module):
         held = self._held
         if held is None or held.backend is not self.backend:
             held = self._weights()
-        _, state, saved = ops.run(self.cell, held.choice, x, state0, held.weights, None, False, grad_enabled())
+        choice = held.choice
+        call = LayerCall(self.cell, choice.dtype, x, state0, held.weights, None, False, grad_enabled())
+        _, state, saved = ops.run(choice, call)
         slot = self._memory.slot  # as self._saved does: a property would cost a hundredth of the call
         if saved is None:
             slot.kept = None

@@ -13,8 +13,9 @@ from unittest import mock
 import numpy as np
 
 from rnnkit import backends
-from rnnkit.backends import BACKENDS, BackendRow, Forward, Sizes
+from rnnkit.backends import BACKENDS, BackendRow, BackwardCall, Forward, LayerCall, Sizes
 from rnnkit.backends import numpy as oracle
+from rnnkit.core.cells import CELLS
 
 Fault = Callable[[dict[str, Any]], None]  # changes y, dx and the like in place
 
@@ -23,14 +24,14 @@ Fault = Callable[[dict[str, Any]], None]  # changes y, dx and the like in place
 def planted(fault: Fault, dtypes: tuple[str, ...] = ("float64", "float32")) -> Iterator[None]:
     """BACKENDS with one more row "planted": NumPy, and `fault` applied to what each forward and backward gives."""
 
-    def forward(*args: Any, **options: Any) -> Forward:
-        y, state_n, saved = oracle.forward(*args, **options)
+    def forward(call: LayerCall) -> Forward:
+        y, state_n, saved = oracle.forward(call)
         found = {"y": y, "h_n": state_n[0]}
         fault(found)
         return Forward(found["y"], (found["h_n"], *state_n[1:]), saved)
 
-    def backward(*args: Any) -> Any:
-        dx, dstate0, dweights = oracle.backward(*args)
+    def backward(call: BackwardCall) -> Any:
+        dx, dstate0, dweights = oracle.backward(call)
         found = {"dx": dx, "dh0": dstate0[0], "dw_hh": dweights.w_hh}
         fault(found)
         return found["dx"], (found["dh0"], *dstate0[1:]), dweights._replace(w_hh=found["dw_hh"])
@@ -40,7 +41,7 @@ def planted(fault: Fault, dtypes: tuple[str, ...] = ("float64", "float32")) -> I
         def load(self, schedule: str | None = None) -> Any:
             return types.SimpleNamespace(forward=forward, backward=backward, describe=oracle.describe)
 
-    row = Row("planted", "numpy", dtypes, "NumPy with a fault", lambda: None)
+    row = Row("planted", "numpy", dtypes, "NumPy with a fault", lambda: None, lambda: CELLS)
     backends.select.cache_clear()
     try:
         with mock.patch.dict(BACKENDS, {"planted": row}):

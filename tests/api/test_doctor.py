@@ -14,8 +14,13 @@ import pytest
 from rnnkit import doctor
 from rnnkit.core import cpu_limits
 from rnnkit.kernels.cpu import cache
+<<<<<<< HEAD:tests/test_doctor.py
+from rnnkit.kernels.cpu.cache_file import encode
+from tests.planted import broken, off, planted
+=======
 from rnnkit.kernels.cpu.cache_file import packed
 from tests.api.planted import broken, off, planted
+>>>>>>> 82d6f2e:tests/api/test_doctor.py
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,10 +73,10 @@ def test_the_cache_folder_by_kinds_of_files(cache_folder) -> None:
     stamp = {**cache.environment_stamp(), "sources": cache.sources_digest()}
     cache_folder.mkdir(parents=True)
     files = {
-        f"a.{'0' * 12}.nbc": packed(stamp, b"code"),
-        f"b.{'1' * 12}.nbc": packed({**stamp, "numba": "0.1"}, b"code"),
-        f"c.{'2' * 12}.nbc": packed({**stamp, "sources": "another"}, b"code"),
-        f"d.{'3' * 12}.nbc": packed(stamp, b"code")[:-1],
+        f"a.{'0' * 12}.nbc": encode(stamp, b"code"),
+        f"b.{'1' * 12}.nbc": encode({**stamp, "numba": "0.1"}, b"code"),
+        f"c.{'2' * 12}.nbc": encode({**stamp, "sources": "another"}, b"code"),
+        f"d.{'3' * 12}.nbc": encode(stamp, b"code")[:-1],
         f"e.{'4' * 12}.nbc": b"",
         "f.py311-f.1.nbc": b"of an rnnkit before this format",
         "f.py311-f.nbi": b"",

@@ -11,7 +11,7 @@ import pytest
 
 from bench.gpu import parity as part
 from bench.gpu import plan, smoke, tables
-from rnnkit import backends
+from rnnkit.backends import registry
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import CASES, LARGE_CASES, Case
 from tests.bench.gpu_card import part_items, stand_in_card
@@ -21,7 +21,7 @@ from tests.bench.gpu_document import document
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     # What Numba would compile it cannot launch here.
-    monkeypatch.setattr(backends, "_libnvvm_problem", lambda: "planted: no libNVVM")
+    monkeypatch.setattr(registry, "_libnvvm_problem", lambda: "planted: no libNVVM")
     with stand_in_card(monkeypatch) as cupy:
         yield cupy
 

@@ -142,16 +142,16 @@ def test_a_damaged_file_of_a_job_too(cache_root, kernels) -> None:
 
 
 def test_any_byte_that_is_missing_or_another_one_is_found(cache_root, kernels) -> None:
-    from rnnkit.kernels.cpu.cache_file import DamagedFile, unpacked
+    from rnnkit.kernels.cpu.cache_file import DamagedFile, decode
 
     called(kernels)
     (path,) = cached(cache_root)
     data = path.read_bytes()
-    unpacked(data)
+    decode(data)
     for at in range(len(data)):
         for changed in (data[:at], data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :]):
             with pytest.raises(DamagedFile):
-                unpacked(changed)
+                decode(changed)
 
 
 def test_a_file_that_cannot_be_read_is_passed_over(cache_root, kernels) -> None:
@@ -188,14 +188,14 @@ def test_a_disk_that_takes_nothing_costs_one_warning(error, cache_root, kernels,
 
 
 def test_a_failed_write_leaves_the_file_that_was_there(cache_root, kernels, monkeypatch) -> None:
-    from rnnkit.kernels.cpu.cache_file import write_whole
+    from rnnkit.kernels.cpu.cache_file import write_atomically
 
     called(kernels)
     (path,) = cached(cache_root)
     before = path.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: os.stat("/nowhere/at all"))
     with pytest.raises(OSError):
-        write_whole(path.parent, path.name, b"half")
+        write_atomically(path.parent, path.name, b"half")
     assert path.read_bytes() == before
     assert [other.name for other in path.parent.iterdir() if other.suffix != ""] == [path.name]
 
@@ -261,24 +261,24 @@ def test_another_environment_compiles_its_own_and_spoils_nothing(other, cache_ro
 
 
 def test_an_intact_file_of_other_sources_is_not_used(cache_root, kernels) -> None:
-    from rnnkit.kernels.cpu.cache_file import packed, unpacked
+    from rnnkit.kernels.cpu.cache_file import decode, encode
 
     called(kernels)
     (path,) = cached(cache_root)
-    header, code = unpacked(path.read_bytes())
-    path.write_bytes(packed({**header, "sources": "another"}, code))
+    header, code = decode(path.read_bytes())
+    path.write_bytes(encode({**header, "sources": "another"}, code))
     assert heard(lambda: called(kernels)) == ("compiled", [])
     assert heard(lambda: called(kernels)) == ("loaded", [])
 
 
 def test_an_intact_file_that_does_not_load_is_compiled_anew(cache_root, kernels) -> None:
     """As of a development version of Numba, which changes and keeps its number."""
-    from rnnkit.kernels.cpu.cache_file import packed, unpacked
+    from rnnkit.kernels.cpu.cache_file import decode, encode
 
     called(kernels)
     (path,) = cached(cache_root)
-    header, _ = unpacked(path.read_bytes())
-    path.write_bytes(packed(header, b"\x80\x04K\x01K\x02\x86."))  # the pair (1, 2)
+    header, _ = decode(path.read_bytes())
+    path.write_bytes(encode(header, b"\x80\x04K\x01K\x02\x86."))  # the pair (1, 2)
     how, said = heard(lambda: called(kernels))
     assert (how, len(said)) == ("compiled", 1)
     assert str(path) in said[0]

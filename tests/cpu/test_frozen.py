@@ -19,7 +19,7 @@ from tests.helpers import share_everything
 
 @pytest.fixture(autouse=True)
 def all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "KEPT_PACKED_FROM", 0)
+    monkeypatch.setattr(memory, "MIN_CACHED_PACKED", 0)
     backend.packed_weights.clear()
 
 
@@ -34,14 +34,14 @@ def make(seed: int = 0, **options: Any) -> rnnkit.LSTM:
 
 def spoil(packed: memory.Packed) -> None:
     """Makes the packed weights NaN, and their digest another."""
-    line = packed.room.memory[: memory.LINE].view(np.int64)
+    line = packed.buffer.memory[: memory.LINE].view(np.int64)
     assert line[1] == 1
     line[0] ^= 1
-    packed.room.memory[memory.LINE :] = 255
+    packed.buffer.memory[memory.LINE :] = 255
 
 
 def held() -> memory.Packed:
-    (packed,) = backend.packed_weights._held.values()
+    (packed,) = backend.packed_weights._entries.values()
     return packed
 
 
@@ -79,7 +79,7 @@ def test_ids_that_come_again_are_not_trusted(x, monkeypatch):
     want = [layer(x)[0] for layer in layers]
     for k in (0, 0, 1, 1, 2, 0, 2, 3, 2, 3, 3, 1):
         np.testing.assert_array_equal(without_grad(layers[k], x), want[k])
-    assert len(backend.packed_weights._held) == 1
+    assert len(backend.packed_weights._entries) == 1
     packed = held()
     without_grad(layers[3], x)
     gone = tuple(packed._packed)
@@ -263,7 +263,7 @@ def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, mon
         for a, b in zip(found, want, strict=True):
             np.testing.assert_array_equal(a, b)
     trusted = [
-        p.room.memory[: memory.LINE].view(np.int64)[memory.TRUSTED] for p in backend.packed_weights._held.values()
+        p.buffer.memory[: memory.LINE].view(np.int64)[memory.TRUSTED] for p in backend.packed_weights._entries.values()
     ]
     assert trusted[-12:] == [1] * 12
     plan.forget()

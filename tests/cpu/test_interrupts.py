@@ -86,7 +86,7 @@ def strike(code: Callable[[], Any], point: int) -> bool:
 @pytest.fixture(autouse=True)
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     share_everything(monkeypatch, 2)
-    monkeypatch.setattr(memory, "KEPT_PACKED_FROM", 0)
+    monkeypatch.setattr(memory, "MIN_CACHED_PACKED", 0)
     backend.packed_weights.clear()
     yield
     backend.packed_weights.clear()
@@ -100,25 +100,25 @@ def inputs() -> tuple[rnnkit.LSTM, np.ndarray]:
 def members_of(code: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many threads a job of `code` had."""
     found: list[int] = []
-    gather = thread_pool.Team.gather
+    reserve = thread_pool.ThreadPool.reserve
 
     def watched(*given: Any) -> int:
-        found.append(gather(*given))
+        found.append(reserve(*given))
         return found[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(thread_pool.Team, "gather", watched)
+        patch.setattr(thread_pool.ThreadPool, "reserve", watched)
         code()
     return max(found)
 
 
 def nothing_is_taken() -> bool:
-    packed = backend.packed_weights._held.values()
-    return not thread_pool.the_team().claims and not any(held.claims for held in packed)
+    packed = backend.packed_weights._entries.values()
+    return not thread_pool.shared_pool().claims and not any(held.claims for held in packed)
 
 
 @pytest.mark.parametrize("what", ["inference", "training"])
-def test_no_point_of_a_call_loses_the_team_or_packed_weights(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_point_of_a_call_loses_the_pool_or_packed_weights(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = inputs()
     dy = np.ones((5, 4, 40), np.float32)
 
@@ -147,7 +147,7 @@ def test_no_point_of_a_call_loses_the_team_or_packed_weights(what: str, monkeypa
 
 
 def test_interrupts_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real signals at random moments: every exception arrives, every result is right, and the team stays whole."""
+    """Real signals at random moments: every exception arrives, every result is right, and the pool stays usable."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         pytest.skip("signals are for the main thread")
     layer, x = inputs()
@@ -185,15 +185,15 @@ def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_sy
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A RuntimeError there usually means that the interpreter is shutting down."""
-    team = thread_pool.Team()
+    pool = thread_pool.ThreadPool()
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("planted by a handler")
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError, match="planted by a handler"):
-        team.gather(object(), 2, 1e6)
-    assert team.broken
+        pool.reserve(object(), 2, 1e6)
+    assert pool.broken
 
 
 @pytest.mark.slow

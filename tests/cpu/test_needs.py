@@ -16,6 +16,7 @@ import pytest
 
 import rnnkit
 from rnnkit import backends
+from rnnkit.backends import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,7 +147,7 @@ def test_versions(version, old, asked_anew, monkeypatch) -> None:
 
 def test_numba_cuda_needs_a_numba_that_can_be_imported(asked_anew, monkeypatch) -> None:
     needs = importlib.import_module("rnnkit.backends.needs")
-    monkeypatch.setattr(backends, "cuda_problem", lambda: None)
+    monkeypatch.setattr(registry, "cuda_problem", lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(needs, "import_problem", lambda: "planted")
     assert backends.BACKENDS["numba_cuda"].problem() == "planted"

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from rnnkit.kernels.cpu import notice
-from rnnkit.kernels.cpu.notice import MARK, SERVES, Notice
+from rnnkit.kernels.cpu.notice import MARK, MARK_VALID_S, Notice
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notice, "AFTER", 0.0)
+    monkeypatch.setattr(notice, "SHOWN_AFTER_S", 0.0)
     monkeypatch.delenv("RNNKIT_QUIET", raising=False)
 
 
@@ -44,7 +44,7 @@ def test_it_names_what_is_compiled_and_the_folder_and_is_shown_once(tmp_path, ca
 
 
 def test_a_short_compilation_says_nothing(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(notice, "AFTER", 60.0)
+    monkeypatch.setattr(notice, "SHOWN_AFTER_S", 60.0)
     one = Notice()
     compiled(one, tmp_path, seconds=0.01)
     assert capsys.readouterr().err == ""
@@ -52,7 +52,7 @@ def test_a_short_compilation_says_nothing(tmp_path, capsys, monkeypatch) -> None
 
 
 def test_short_compilations_add_up(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(notice, "AFTER", 0.05)
+    monkeypatch.setattr(notice, "SHOWN_AFTER_S", 0.05)
     one = Notice()
     for _ in range(3):
         compiled(one, tmp_path, seconds=0.03)
@@ -63,7 +63,7 @@ def test_processes_side_by_side_say_it_once(tmp_path, capsys) -> None:
     for _ in range(3):
         compiled(Notice(), tmp_path)  # of a process each
     assert capsys.readouterr().err.count("\n") == 1
-    earlier = time.time() - SERVES - 1
+    earlier = time.time() - MARK_VALID_S - 1
     os.utime(tmp_path / MARK, (earlier, earlier))
     compiled(Notice(), tmp_path)
     assert capsys.readouterr().err.count("\n") == 1
@@ -96,7 +96,7 @@ def test_a_process_that_compiles_says_so_and_one_that_loads_says_nothing(tmp_pat
     script = """if 1:
         import numpy as np, rnnkit
         from rnnkit.kernels.cpu import notice
-        notice.AFTER = 0.2
+        notice.SHOWN_AFTER_S = 0.2
         rnnkit.RNN(3, 4, rng=0)(np.ones((1, 1, 3), "float32"))"""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     environment.pop("RNNKIT_QUIET", None)

@@ -26,7 +26,7 @@ KINDS = (
 
 @pytest.fixture(autouse=True)
 def all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "KEPT_PACKED_FROM", 0)
+    monkeypatch.setattr(memory, "MIN_CACHED_PACKED", 0)
     backend.packed_weights.clear()
 
 
@@ -44,7 +44,7 @@ def without_grad(layer: rnnkit.Module, x: np.ndarray) -> np.ndarray:
 def test_every_change_is_seen(kind, options, x):
     """Also of one element, the last one, and of two that change places."""
     layer = kind(37, 53, backend="numba", rng=0, **options)
-    assert len(backend.packed_weights._held) == 0
+    assert len(backend.packed_weights._entries) == 0
     for name in [n for n in layer.params if n.startswith("weight")]:
         w = layer.params[name]
         before, first = w.copy(), without_grad(layer, x)
@@ -60,7 +60,7 @@ def test_every_change_is_seen(kind, options, x):
             np.testing.assert_array_equal(without_grad(layer, x), layer(x)[0])
             w[...] = before
         np.testing.assert_array_equal(without_grad(layer, x), first)
-    assert len(backend.packed_weights._held) == 1
+    assert len(backend.packed_weights._entries) == 1
 
 
 def test_weights_packed_for_other_shares_are_not_used(x, monkeypatch):
@@ -77,29 +77,29 @@ def test_weights_packed_for_other_shares_are_not_used(x, monkeypatch):
 
 
 def kept_bytes() -> int:
-    return sum(packed.room.memory.nbytes for packed in backend.packed_weights._held.values())
+    return sum(packed.buffer.memory.nbytes for packed in backend.packed_weights._entries.values())
 
 
 def test_what_is_kept_is_bounded_and_forgets_the_oldest(x, monkeypatch):
     layers = [rnnkit.GRU(37, 40, backend="numba", rng=k) for k in range(4)]
     first = without_grad(layers[0], x)
     size = kept_bytes()
-    monkeypatch.setattr(memory, "KEPT_PACKED", 3 * size)
+    monkeypatch.setattr(memory, "MAX_CACHED_PACKED", 3 * size)
     for layer in layers:
         without_grad(layer, x)
-    assert len(backend.packed_weights._held) == 3
+    assert len(backend.packed_weights._entries) == 3
     assert kept_bytes() == 3 * size
     np.testing.assert_array_equal(without_grad(layers[0], x), first)
-    monkeypatch.setattr(memory, "KEPT_PACKED", size // 2)
+    monkeypatch.setattr(memory, "MAX_CACHED_PACKED", size // 2)
     backend.packed_weights.clear()
     np.testing.assert_array_equal(without_grad(layers[0], x), first)
-    assert len(backend.packed_weights._held) == 0
+    assert len(backend.packed_weights._entries) == 0
 
 
 def test_training_keeps_none(x):
     layer = rnnkit.GRU(37, 40, backend="numba", rng=0)
     layer.backward(np.ones_like(layer(x)[0]))
-    assert len(backend.packed_weights._held) == 0
+    assert len(backend.packed_weights._entries) == 0
 
 
 def test_one_layer_from_many_threads(x):

@@ -16,8 +16,8 @@ import pytest
 
 from rnnkit.kernels.cpu.jit import entry
 from rnnkit.kernels.cpu.matmul import products, tile_shape
-from rnnkit.kernels.cpu.matmul_large import K_BLOCK, M_BLOCK, ROW_BLOCK, large_products, room_of
-from rnnkit.kernels.cpu.pack import packer, padded, panels_of
+from rnnkit.kernels.cpu.matmul_large import K_BLOCK, M_BLOCK, ROW_BLOCK, large_products, scratch_elements
+from rnnkit.kernels.cpu.pack import packer, padded, panel_count
 from rnnkit.kernels.cpu.simd import vectors
 
 DTYPES = ("float32", "float64")
@@ -31,12 +31,12 @@ def entries(dtype: str) -> SimpleNamespace:
     by_weights, of_time = large.rows_by_weights, large.over_time
 
     @entry(("test", "product", dtype))
-    def product(a, a_row, w, K, c, c_row, N, rows, add, turned):
-        multiply(a, a_row, w, K, c, c_row, N, rows, add, turned)
+    def product(a, a_row, w, K, c, c_row, N, rows, add, backwards):
+        multiply(a, a_row, w, K, c, c_row, N, rows, add, backwards)
 
     @entry(("test", "product_steps", dtype))
-    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned):
-        multiply_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, turned)
+    def product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards):
+        multiply_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards)
 
     @entry(("test", "pack", dtype))
     def pack(w, w_row, K, transposed, first, each, stride, N, panel0, panel1, packed):
@@ -93,7 +93,7 @@ def pack(w: np.ndarray, N: int, first: int, each: int, stride: int, transposed: 
     dtype, K = str(w.dtype), w.shape[0 if transposed else 1]
     packed, memory = guarded((padded(N, dtype) * K,), dtype)
     row = w.strides[0]
-    for panel in reversed(range(panels_of(N, dtype))):
+    for panel in reversed(range(panel_count(N, dtype))):
         entries(dtype).pack(
             w.ctypes.data, row, K, transposed, first, each, stride, N, panel, panel + 1, packed.ctypes.data
         )
@@ -138,13 +138,13 @@ def test_product_over_every_tile_shape(dtype):
             for K in (0, 1, 2, 17, 33):
                 a, w = rng.standard_normal((rows, K + 2)).astype(dtype), rng.standard_normal((N, K)).astype(dtype)
                 packed, results = pack(w, N, 0, N, 0), []
-                for turned in (False, True):
+                for backwards in (False, True):
                     c, memory = guarded((rows, N), dtype)
                     given = a.ctypes.data, (K + 2) * size, packed.ctypes.data, K, c.ctypes.data, c.strides[0], N, rows
-                    entries(dtype).product(*given, 0, turned)
+                    entries(dtype).product(*given, 0, backwards)
                     assert close_to_product(c, a[:, :K], w.T)
                     once = c.astype(np.float64)
-                    entries(dtype).product(*given, 1, turned)
+                    entries(dtype).product(*given, 1, backwards)
                     assert close_to_product(c, a[:, :K], w.T, once)
                     assert_guarded(c, memory)
                     results.append(c)
@@ -162,13 +162,13 @@ def test_product_of_steps(dtype):
         flat = rng.standard_normal((steps, K, rows + 2)).astype(dtype)[:, :, :rows].transpose(0, 2, 1)
         for a in (upright, flat):
             results = []
-            for turned in (False, True):
+            for backwards in (False, True):
                 c, memory = guarded((steps, rows, N), dtype)
                 once = np.zeros(c.shape)
                 for add in (0, 1):
                     entries(dtype).product_steps(
                         a.ctypes.data, *a.strides, packed.ctypes.data, K, c.ctypes.data, *c.strides[:2], N, steps, rows,
-                        add, turned,
+                        add, backwards,
                     )  # fmt: skip
                     assert all(close_to_product(c[t], a[t], w.T, once[t]) for t in range(steps))
                     once = c.astype(np.float64)
@@ -233,7 +233,7 @@ def test_products_over_time_in_shares(dtype, K):
         results = []
         for summed, cuts in ((True, (0, M)), (True, (0, M // 2, M)), (False, (0, M // 3, M))):
             dw, sums = np.full(M * N + 64, GUARD, dtype), np.full(M + 64, GUARD, dtype)
-            room = np.full(room_of(K, M, N, dtype) + 64, GUARD, dtype)
+            room = np.full(scratch_elements(K, M, N, dtype) + 64, GUARD, dtype)
             for low, high in pairwise(cuts):
                 entries(dtype).over_time(
                     d.ctypes.data, (M + 3) * size, x.ctypes.data, K, N, dw.ctypes.data,

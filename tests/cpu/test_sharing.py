@@ -16,20 +16,20 @@ import rnnkit
 from rnnkit.backends.numba import layer as backend
 from rnnkit.backends.numba import plan
 from rnnkit.core import thread_pool
-from rnnkit.kernels.cpu import threads as team_kernels
+from rnnkit.kernels.cpu import threads as pool_kernels
 from rnnkit.testing import Case, parity
 from tests.helpers import share_everything
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 
 
-def await_sleep(team: thread_pool.Team) -> None:
-    """Until all of the team's threads are asleep, and none is left out for having had no core."""
-    asleep = [(team._kernels.ASLEEP + team._kernels.LINE * k) // 8 for k in range(1, len(team._workers) + 1)]
+def await_sleep(pool: thread_pool.ThreadPool) -> None:
+    """Waits until all workers of the pool sleep, and ends the backoff."""
+    asleep = [(pool._kernels.ASLEEP + pool._kernels.LINE * k) // 8 for k in range(1, len(pool._workers) + 1)]
     end = time.monotonic() + 30
-    while not all(team._state[word] for word in asleep) and time.monotonic() < end:
+    while not all(pool._state[word] for word in asleep) and time.monotonic() < end:
         time.sleep(0.01)
-    team._spell = 0.0
+    pool._backoff = 0.0
 
 
 @pytest.fixture
@@ -175,11 +175,11 @@ def test_a_forked_child_has_threads_of_its_own(three_threads):
     layer = rnnkit.GRU(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    claims = thread_pool.the_team().claims
+    claims = thread_pool.shared_pool().claims
     claims[thread_pool.OWNER] = "another call"  # in the parent, at the moment of the fork
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(layer(x)[0], want) and thread_pool.the_team().claims is not claims else 1)
+        os._exit(0 if np.array_equal(layer(x)[0], want) and thread_pool.shared_pool().claims is not claims else 1)
     claims.clear()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -196,7 +196,7 @@ def test_set_num_threads(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_job_that_is_never_posted_leaves_the_team_free(error, three_threads, monkeypatch):
+def test_a_job_that_is_never_posted_leaves_the_pool_free(error, three_threads, monkeypatch):
     """The caller is interrupted between booking its threads and the launch."""
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
@@ -209,16 +209,16 @@ def test_a_job_that_is_never_posted_leaves_the_team_free(error, three_threads, m
         patch.setattr(backend, "launch_forward", interrupted)
         with pytest.raises(error):
             layer(x)
-    assert not thread_pool.the_team().claims
+    assert not thread_pool.shared_pool().claims
     np.testing.assert_array_equal(layer(x)[0], want)
 
 
-def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads, monkeypatch):
+def test_an_interrupt_while_threads_are_woken_leaves_the_pool_free(three_threads, monkeypatch):
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
-    team = thread_pool.the_team()
-    wake = team._wake
+    pool = thread_pool.shared_pool()
+    wake = pool._wake_workers
 
     def interrupted(threads):
         wake(threads)
@@ -229,11 +229,11 @@ def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads
 
     for moment in (interrupted, before):
         with monkeypatch.context() as patch:
-            patch.setattr(team, "_wake", moment)
-            await_sleep(team)
+            patch.setattr(pool, "_wake_workers", moment)
+            await_sleep(pool)
             with pytest.raises(KeyboardInterrupt):
                 layer(x)
-        assert not team.claims
+        assert not pool.claims
         np.testing.assert_array_equal(layer(x)[0], want)
     for _ in range(3):
         np.testing.assert_array_equal(layer(x)[0], want)
@@ -241,12 +241,12 @@ def test_an_interrupt_while_threads_are_woken_leaves_the_team_free(three_threads
 
 
 def test_a_system_that_gives_no_threads_leaves_the_caller_alone(three_threads, monkeypatch):
-    """One that raises in between has a new team made, since the thread may have come to be."""
+    """An exception in between makes a new pool, since the thread may have been started."""
     layer = rnnkit.LSTM(16, 96, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
     for error in (RuntimeError("can't start new thread"), KeyboardInterrupt()):
-        monkeypatch.setattr(thread_pool, "_team", None)
+        monkeypatch.setattr(thread_pool, "_pool", None)
 
         def start(self, error=error):
             raise error
@@ -258,9 +258,9 @@ def test_a_system_that_gives_no_threads_leaves_the_caller_alone(three_threads, m
             else:
                 with pytest.raises(KeyboardInterrupt):
                     layer(x)
-        assert not thread_pool.the_team().claims
+        assert not thread_pool.shared_pool().claims
         np.testing.assert_array_equal(layer(x)[0], want)
-        assert len(thread_pool.the_team()._workers) == 2
+        assert len(thread_pool.shared_pool()._workers) == 2
 
 
 def test_threads_sleep_between_calls_and_wake(three_threads):
@@ -271,9 +271,9 @@ def test_threads_sleep_between_calls_and_wake(three_threads):
         for _ in range(20 if not pause else 2):
             time.sleep(pause)
             np.testing.assert_array_equal(layer(x)[0], want)
-    await_sleep(thread_pool.the_team())
-    state, line = thread_pool.the_team()._state, team_kernels.LINE // 8
-    asleep = [state[team_kernels.ASLEEP // 8 + line * k] for k in (1, 2)]
+    await_sleep(thread_pool.shared_pool())
+    state, line = thread_pool.shared_pool()._state, pool_kernels.LINE // 8
+    asleep = [state[pool_kernels.ASLEEP // 8 + line * k] for k in (1, 2)]
     assert asleep == [1, 1], "threads still spin, long after the last call"
 
 
@@ -297,7 +297,7 @@ def test_more_cores_may_come_later(three_threads, monkeypatch):
     want = layer(x)[0]
     monkeypatch.setattr(thread_pool, "_threads", 6)
     np.testing.assert_array_equal(layer(x)[0], want)
-    assert len(thread_pool.the_team()._workers) >= 5
+    assert len(thread_pool.shared_pool()._workers) >= 5
 
 
 def test_layers_serve_in_a_thread_that_outlives_the_main_one():
@@ -305,8 +305,8 @@ def test_layers_serve_in_a_thread_that_outlives_the_main_one():
 import atexit, threading, time
 import numpy as np, rnnkit
 from rnnkit.core import thread_pool
-thread_pool.SHARED_FROM = thread_pool.WOKEN_FROM = 0
-thread_pool.AWAITED = thread_pool.AWAITED_WOKEN = 1e6
+thread_pool.PARALLEL_FROM_US = thread_pool.WAKE_FROM_US = 0
+thread_pool.READY_WAIT_US = thread_pool.WOKEN_WAIT_US = 1e6
 layer, x = rnnkit.LSTM(16, 16, rng=0), np.ones((5, 8, 16), np.float32)
 want = layer(x)[0]
 atexit.register(lambda: print("atexit", np.array_equal(layer(x)[0], want), flush=True))

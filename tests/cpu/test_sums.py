@@ -48,7 +48,13 @@ def tenths(*shape: int, vary: bool = False) -> np.ndarray:
 @pytest.mark.parametrize("vary", [False, True], ids=["equal", "drawn"])
 @pytest.mark.parametrize(
     ("N", "I", "O"),
-    [(1_000_000, 5, 3), *slow_except([(MILLIONS, 2, 2), (MILLIONS, 1, 1)]), (70_001, 64, 48), (513, 2, 2), (255, 2, 2)],
+    [
+        (1_000_000, 5, 3),
+        *slow_except([(MILLIONS, 2, 2), (MILLIONS, 1, 1)], unpack=True),
+        (70_001, 64, 48),
+        (513, 2, 2),
+        (255, 2, 2),
+    ],
 )
 def test_linear_over_many_rows(N: int, I: int, O: int, vary: bool) -> None:
     layer, x, dy = rnnkit.Linear(I, O, rng=0), tenths(N, I, vary=vary), tenths(N, O, vary=vary)
@@ -203,7 +209,7 @@ def shares(case: Case, dtype: str, backend: str) -> float:
     return max(worst for seed in range(2) for worst in parity(backend, case, dtype, seed).values())
 
 
-@pytest.mark.parametrize(("I", "H"), slow_except([(56, 8), (200, 100), (640, 1024)], (56, 8), (200, 100)))
+@pytest.mark.parametrize(("I", "H"), slow_except([(56, 8), (200, 100), (640, 1024)], (56, 8), (200, 100), unpack=True))
 @pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "rnn_tanh", "lstm"))
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_tolerances_hold_up_to_the_reach(backend: str, cell: str, I: int, H: int) -> None:
@@ -224,7 +230,7 @@ def test_tolerances_hold_in_many_draws(cell: str) -> None:
         assert max(parity("numba", case, "float32", seed).values()) <= 1, seed
 
 
-@pytest.mark.parametrize(("I", "H"), slow_except([(2000, 8), (20_000, 16)], (2000, 8)))
+@pytest.mark.parametrize(("I", "H"), slow_except([(2000, 8), (20_000, 16)], (2000, 8), unpack=True))
 @pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "rnn_tanh", "gru"))
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_tolerances_grow_in_proportion_beyond_the_reach(backend: str, cell: str, I: int, H: int) -> None:

@@ -14,9 +14,9 @@ from unittest import mock
 
 import numpy as np
 
-from rnnkit.backends import BACKENDS, BackendRow, Forward, Gradients
+from rnnkit.backends import BACKENDS, BackendRow, BackwardCall, Forward, Gradients, LayerCall
 from rnnkit.backends import numpy as oracle
-from rnnkit.core.cells import Weights
+from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.dtypes import DTYPES
 from tests.helpers import LAYERS
 from tests.tools import fakecupy
@@ -51,26 +51,26 @@ def _all(move: Any, arrays: Any) -> Any:
     return tuple(map(move, arrays))
 
 
-def _forward(
-    cell: Any, dtype: Any, x: Any, state0: Any, weights: Any, *, lengths: Any, reverse: bool, keep: bool, out: Any
-) -> Forward:
-    assert x.flags.c_contiguous
-    assert lengths is None or isinstance(lengths, np.ndarray)
-    down = (_down(x), _all(_down, state0), Weights(*_all(_down, weights)))
-    y, state_n, saved = oracle.forward(cell, dtype, *down, lengths=lengths, reverse=reverse, keep=keep)
+def _forward(call: LayerCall) -> Forward:
+    assert call.x.flags.c_contiguous
+    assert call.lengths is None or isinstance(call.lengths, np.ndarray)
+    weights = Weights(*_all(_down, call.weights))
+    down = call._replace(x=_down(call.x), state0=_all(_down, call.state0), weights=weights, out=None)
+    y, state_n, saved = oracle.forward(down)
     return Forward(_up(y), _all(_up, state_n), saved)
 
 
-def _backward(cell: Any, dtype: Any, saved: Any, dy: Any, dstate_n: Any, weights: Any, into: Any) -> Gradients:
-    down = (_down(dy), _all(_down, dstate_n), Weights(*_all(_down, weights)))
-    dx, dstate0, dweights = oracle.backward(cell, dtype, saved, *down, None)
+def _backward(call: BackwardCall) -> Gradients:
+    weights = Weights(*_all(_down, call.weights))
+    down = call._replace(dy=_down(call.dy), dstate_n=_all(_down, call.dstate_n), weights=weights, into=None)
+    dx, dstate0, dweights = oracle.backward(down)
     return Gradients(_up(dx), _all(_up, dstate0), Weights(*_all(_up, dweights)))
 
 
 @contextmanager
 def stand_in(devices: int = 1, names: tuple[str, ...] = ("cupy",), **options: Any) -> Iterator[Any]:
     """The fake CuPy, with stand-ins for the backends of those names; gives the module."""
-    rows = {name: StandIn(name, "cupy", tuple(DTYPES), "a stand-in", lambda: None) for name in names}
+    rows = {name: StandIn(name, "cupy", tuple(DTYPES), "a stand-in", lambda: None, lambda: CELLS) for name in names}
     with mock.patch.dict(BACKENDS, rows), fakecupy.installed(devices=devices, **options) as module:
         yield module
 

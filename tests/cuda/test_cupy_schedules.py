@@ -11,6 +11,7 @@ import pytest
 
 import rnnkit
 from rnnkit import backends
+from rnnkit.backends import registry
 from rnnkit.errors import UnsupportedDeviceError
 from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, make_inputs, run
@@ -75,13 +76,13 @@ def test_missing_libnvvm_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(f"no {name} anywhere\nand a page of folders")
 
     monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", missing)
-    monkeypatch.setattr(backends, "cuda_problem", lambda: None)
-    backends._libnvvm_problem.cache_clear()
+    monkeypatch.setattr(registry, "cuda_problem", lambda: None)
+    registry._libnvvm_problem.cache_clear()
     try:
         with refused(RuntimeError, "'numba_cuda' cannot run here", "libNVVM", "CUDA_HOME", "no nvvm anywhere"):
             backends.check_backend("numba_cuda")
     finally:
-        backends._libnvvm_problem.cache_clear()
+        registry._libnvvm_problem.cache_clear()
 
 
 # The choice

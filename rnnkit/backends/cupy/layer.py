@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from rnnkit.backends import Description, Forward, Gradients, Sizes
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.schedules import Schedule, choose
-from rnnkit.core.cells import Array, Cell, State, Weights
+from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
+from rnnkit.core.cells import Cell
 from rnnkit.core.dtypes import DType
 from rnnkit.errors import DeviceError, DeviceMemoryError
 
@@ -33,36 +31,23 @@ class Saved(NamedTuple):
     own: Any
 
 
-def forward(
-    cell: Cell,
-    dtype: DType,
-    x: Array,
-    state0: State,
-    weights: Weights,
-    *,
-    lengths: np.ndarray | None,
-    reverse: bool,
-    keep: bool,
-    out: Array | None = None,
-    schedule: str | None = None,
-) -> Forward:
+def forward(call: LayerCall, schedule: str | None = None) -> Forward:
     """See `rnnkit.backends.Backend.forward`. schedule: the name of the one to run, None for the first that serves.
 
     Raises DeviceMemoryError, UnsupportedDeviceError or DeviceError, see `rnnkit.errors`.
     """
-    problem = Problem.of(cell, dtype, x, weights, lengths, reverse)
-    with _on(x.device, problem):
-        chosen, _ = choose(cell, dtype, _sizes(problem), arch_of(x.device.id), schedule)
-        y, state_n, own = chosen.load().forward(problem, x, state0, weights, keep)
-    return Forward(y, state_n, Saved(chosen, problem, own) if keep else None)
+    problem, device = Problem.of(call), call.x.device
+    with _on(device, problem):
+        chosen, _ = choose(call.cell, call.dtype, _sizes(problem), arch_of(device.id), schedule)
+        y, state_n, own = chosen.load().forward(problem, call)
+    return Forward(y, state_n, Saved(chosen, problem, own) if call.keep else None)
 
 
-def backward(
-    cell: Cell, dtype: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights, into: Weights | None
-) -> Gradients:
+def backward(call: BackwardCall) -> Gradients:
     """See `rnnkit.backends.Backend.backward`. Raises as `forward`."""
-    with _on(weights.w_hh.device, saved.problem):
-        return saved.schedule.load().backward(saved.problem, saved.own, dy, dstate_n, weights)
+    saved: Saved = call.saved
+    with _on(call.weights.w_hh.device, saved.problem):
+        return saved.schedule.load().backward(saved.problem, call._replace(saved=saved.own))
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None = None) -> Description:
@@ -80,11 +65,11 @@ class Pinned:
 
     schedule: str
 
-    def forward(self, *args: Any, **options: Any) -> Forward:
-        return forward(*args, **options, schedule=self.schedule)
+    def forward(self, call: LayerCall) -> Forward:
+        return forward(call, self.schedule)
 
-    def backward(self, *args: Any) -> Gradients:
-        return backward(*args)
+    def backward(self, call: BackwardCall) -> Gradients:
+        return backward(call)
 
     def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
         return describe(cell, dtype, sizes, keep, self.schedule)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnkit.backends.interface import LayerCall
 from rnnkit.backends.ragged import Packing, packing
-from rnnkit.core.cells import Array, Cell, Weights
+from rnnkit.core.cells import Cell
 from rnnkit.core.dtypes import DType
 
 # A chunk of steps has its pre-activations computed at once, walks, and in backward has its weight gradients added at
@@ -83,14 +84,14 @@ class Problem:
     packing: Packing
 
     @classmethod
-    def of(
-        cls, cell: Cell, dtype: DType, x: Array, weights: Weights, lengths: np.ndarray | None, reverse: bool
-    ) -> Problem:
-        T, B, I = x.shape
+    def of(cls, call: LayerCall) -> Problem:
+        """The problem of a forward call."""
+        cell, weights, lengths = call.cell, call.weights, call.lengths
+        T, B, I = call.x.shape
         GH, R = weights.w_hh.shape
-        H = GH // cell.n_gates
         stored = packing(T, B, None) if lengths is None else _packing(T, B, lengths.tobytes())
-        return cls(cell, dtype, T, B, I, H, R, weights.w_hr is not None, reverse, stored)
+        projected = weights.w_hr is not None
+        return cls(cell, call.dtype, T, B, I, GH // cell.n_gates, R, projected, call.reverse, stored)
 
     @property
     def GH(self) -> int:
@@ -102,7 +103,7 @@ class Problem:
 
     @property
     def two_states(self) -> bool:
-        return len(self.cell.states) == 2
+        return self.cell.has_c
 
     @property
     def ragged(self) -> bool:

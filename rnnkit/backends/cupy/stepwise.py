@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Gradients, Sizes
 from rnnkit.backends.cupy import arena as arenas
 from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.modules import over, sums_down
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.stepwise_run import RESET_BEFORE, Kept, Run, address, i32, kept_blocks, sizes_of
+from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
 from rnnkit.backends.ragged import packing
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.dtypes import DType
@@ -32,14 +32,14 @@ class Saved(NamedTuple):
     places: Array | None
 
 
-def forward(p: Problem, x: Array, state0: State, weights: Weights, keep: bool) -> tuple[Array, State, Saved]:
+def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     """y (T, B, R), the final states, and what `backward` needs."""
     import cupy
 
-    arena, storage = arenas.current(), p.dtype.storage
+    x, arena, storage = call.x, arenas.current(), p.dtype.storage
     y = (cupy.zeros if p.ragged or not p.N else cupy.empty)((p.T, p.B, p.R), storage)
-    state0, weights = _contiguous(state0), Weights(*_contiguous(weights))
-    kept = Kept.empty(p) if keep else Kept()
+    state0, weights = _contiguous(call.state0), Weights(*_contiguous(call.weights))
+    kept = Kept.empty(p) if call.keep else Kept()
     index = _index(p)
     if not p.N:
         return y, tuple(s.copy() for s in state0), Saved(x, kept, index)
@@ -60,12 +60,12 @@ def forward(p: Problem, x: Array, state0: State, weights: Weights, keep: bool) -
     return y, state_n, Saved(x, kept, index)
 
 
-def backward(p: Problem, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> Gradients:
-    """The gradients of one forward."""
+def backward(p: Problem, call: BackwardCall) -> Gradients:
+    """The gradients of one forward; call.saved is its `Saved`."""
     import cupy
 
-    arena = arenas.current()
-    dstate_n, weights = _contiguous(dstate_n), Weights(*_contiguous(weights))
+    saved, dy, arena = call.saved, call.dy, arenas.current()
+    dstate_n, weights = _contiguous(call.dstate_n), Weights(*_contiguous(call.weights))
     if not p.N:
         dx = cupy.zeros((p.T, p.B, p.I), p.dtype.storage)
         nothing = Weights(*(None if w is None else cupy.zeros_like(w) for w in weights))

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Description, Forward, Gradients, HeldWeights
-from rnnkit.backends import Sizes as CallSizes
+from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, HeldWeights, LayerCall
+from rnnkit.backends.interface import Sizes as CallSizes
 from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.operands import even_rows, ready_array
 from rnnkit.backends.numba.plan import RESET_BEFORE, Plan, Sizes, call_us, plan_for, single, threads_of
 from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core import thread_pool
-from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
+from rnnkit.core.cells import CELLS, Array, Cell, Weights
 from rnnkit.core.dtypes import DType
 from rnnkit.core.read_only import is_constant
 from rnnkit.core.thread_pool import OWNER
@@ -60,9 +60,9 @@ class Saved(NamedTuple):
     reverse: bool
 
 
-scratch_memory, packed_weights = memory.Scratch(), memory.PackedWeights()
+scratch_memory, packed_weights = memory.Scratch(), memory.PackedWeightsCache()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=packed_weights.start_anew)
+    os.register_at_fork(after_in_child=packed_weights.reset_after_fork)
 
 
 @cache
@@ -167,27 +167,18 @@ def _memory_to_keep(ready: _Prepared, dtype: np.dtype) -> tuple[Array, tuple[int
     return values, (h_prev, c_prev, extra), tuple(others)
 
 
-def forward(
-    cell: Cell,
-    row: DType,
-    x: Array,
-    state0: State,
-    weights: Weights,
-    *,
-    lengths: np.ndarray | None,
-    reverse: bool,
-    keep: bool,
-    out: Array | None = None,
-) -> Forward:
+def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
+    x, weights, keep, out = call.x, call.weights, call.keep, call.out
+    cell, state0, lengths = call.cell, call.state0, call.lengths
     dtype, two, shapes = x.dtype, len(state0) == 2, (x.shape, weights.w_hh.shape, weights.w_hr is not None)
     p = None if lengths is None else packing(x.shape[0], x.shape[1], lengths)
     if p is None or p.order is None:
-        ready = _prepared(cell.name, dtype.char, *shapes, reverse, keep)
+        ready = _prepared(cell.name, dtype.char, *shapes, call.reverse, keep)
     else:
         ready = _prepare(_sizes(cell.name, dtype.char, *shapes, p.steps), p)
         if single(ready.sizes):
-            return _live_rows(p, cell, row, x, state0, weights, reverse=reverse, keep=keep)
+            return _live_rows(p, call)
     p, none, x = ready.packing, ready.none, ready_array(x)
     x_rows = x if p.order is None else np.empty((p.steps, x.shape[2]), dtype)
     h0, c0 = ready_array(state0[0]), ready_array(state0[1]) if two else none
@@ -196,23 +187,24 @@ def forward(
     c_n = np.empty(c0.shape, dtype) if two else none
     kept, places, others = _memory_to_keep(ready, dtype) if keep else ready.nothing_kept
     operands = (*places, y.strides[1], x, x_rows, h0, c0, y if out is None else y[:1, :1, :1], h_n, c_n, kept)
-    _run(ready.sizes, ready.microseconds, partial(_launch, ready, weights, reverse, keep, operands))
-    return Forward(y, (h_n, c_n) if two else (h_n,), Saved(p, x_rows, kept, places, others, reverse) if keep else None)
+    _run(ready.sizes, ready.microseconds, partial(_launch, ready, weights, call.reverse, keep, operands))
+    return Forward(
+        y, (h_n, c_n) if two else (h_n,), Saved(p, x_rows, kept, places, others, call.reverse) if keep else None
+    )
 
 
-def _live_rows(
-    p: Packing, cell: Cell, row: DType, x: Array, state0: State, weights: Weights, *, reverse: bool, keep: bool
-) -> Forward:
+def _live_rows(p: Packing, call: LayerCall) -> Forward:
     """A single step that not every row has: that of the batch of those that do."""
     assert p.order is not None
-    live = p.order[: p.steps]
+    x, state0, live = call.x, call.state0, p.order[: p.steps]
     states = tuple(s[live] for s in state0)
-    found = forward(cell, row, x[:, live], states, weights, lengths=None, reverse=reverse, keep=keep)
-    y, state = np.zeros((*x.shape[:2], found.y.shape[2]), x.dtype), tuple(np.array(s) for s in state0)
+    found = forward(call._replace(x=x[:, live], state0=states, lengths=None, out=None))
+    y = np.zeros((*x.shape[:2], found.y.shape[2]), x.dtype)
+    state = tuple(np.array(s) for s in state0)
     y[:, live] = found.y
     for whole, part in zip(state, found.state_n, strict=True):
         whole[live] = part
-    return Forward(y, state, found.saved._replace(packing=p) if keep else None)
+    return Forward(y, state, found.saved._replace(packing=p) if call.keep else None)
 
 
 def _launch(
@@ -222,23 +214,23 @@ def _launch(
     held, call, plan, standing = None, object(), ready.plans.get(threads), _addresses(weights)
     if plan is None:
         plan = ready.plans[threads] = plan_for(ready.sizes, ready.packing, threads, False, reverse, keep)
-    if plan.packed and not keep and memory.is_kept(plan.packed):
+    if plan.packed and not keep and memory.is_cached(plan.packed):
         w_ih, w_hh = weights.w_ih, weights.w_hh
         # An id may come again, for another array: then the digest is another.
         key = (ready.job, id(w_ih), id(w_hh), id(weights.w_hr), plan.members, w_ih.shape, w_hh.shape)
-        held = packed_weights.of(key, plan.packed)
+        held = packed_weights.get(key, plan.packed)
     try:
         if held is not None and held.claims.setdefault(OWNER, call) is call:
-            scratch, digest = scratch_memory.get(plan.scratch), held.room.address
-            held.trust(standing.constant)
+            scratch, digest = scratch_memory.get(plan.scratch), held.buffer.address
+            held.set_trusted(standing.constant)
         else:
             own = plan.scratch <= OWN_SCRATCH and not plan.packed
-            scratch = memory.NOTHING if own else scratch_memory.get(plan.scratch + plan.packed)
+            scratch = memory.EMPTY_BUFFER if own else scratch_memory.get(plan.scratch + plan.packed)
             digest = 0
         table, where = ready.packing.table, standing.found
         launch_forward(state, ready.job, plan.words, table, where, scratch.address, digest, *operands)
         if held is not None and digest:
-            held.note_packed(standing.constant)
+            held.record_packed(standing.constant)
     finally:
         if held is not None and OWNER in held.claims and held.claims[OWNER] is call:
             del held.claims[OWNER]
@@ -247,13 +239,13 @@ def _launch(
 def _run(sizes: Sizes, microseconds: float, launch: Any) -> None:
     """On as many threads as the work is worth and has parts for."""
     threads = thread_pool.threads_for(microseconds)
-    thread_pool.run(threads_of(sizes, threads) if threads > 1 else 1, microseconds, launch)
+    thread_pool.run_on_pool(threads_of(sizes, threads) if threads > 1 else 1, microseconds, launch)
 
 
-def backward(
-    cell: Cell, row: DType, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights, into: Weights | None
-) -> Gradients:
+def backward(call: BackwardCall) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
+    cell, row, saved = call.cell, call.dtype, call.saved
+    dy, dstate_n, weights, into = call.dy, call.dstate_n, call.weights, call.into
     p, dtype = saved.packing, row.storage
     (GH, R), I = weights.w_hh.shape, weights.w_ih.shape[1]
     name, G, N, projected = _NAMES[dtype.char], cell.n_gates, p.steps, weights.w_hr is not None
@@ -262,7 +254,7 @@ def backward(
     dh_n, dc_n = ready_array(dstate_n[0]), ready_array(dstate_n[1]) if two else none
     dh0, dc0 = np.empty(dh_n.shape, dtype), np.empty(dc_n.shape, dtype) if two else none
     dgates_x = np.empty((N, GH), dtype)
-    dgates_h = np.empty((N, GH), dtype) if cell.name == "gru" else dgates_x
+    dgates_h = np.empty((N, GH), dtype) if cell.splits_sides else dgates_x
     dx, dprojected = np.empty((p.T, p.B, I), dtype), np.empty((N, R), dtype) if projected else none
     dx_rows = dx if p.order is None else np.empty((N, I), dtype)
     # Added to where they are: fresh memory would cost its pages, and the sum a pass more over both.
@@ -301,7 +293,7 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
     plan = plan_for(sizes, packing(T, B, None), threads, False, False, keep)
     two, extra = len(cell.states) == 2, H if sizes.projected or reset_before else 0
     kept = N * (_kept_width(cell.name, H) + R + (H if two else 0) + extra) * item if keep else 0
-    stays = not keep and memory.is_kept(plan.packed)
+    stays = not keep and memory.is_cached(plan.packed)
     own = plan.packed + 2 * memory.LINE if stays else 0
     resident = plan.scratch + (0 if stays else plan.packed) + memory.LINE
     transient = resident
@@ -309,7 +301,7 @@ def describe(cell: Cell, row: DType, call: CallSizes, keep: bool) -> Description
         packed = N * I * item + 8 * (2 * T + 1 + 2 * B)  # x, and the packing's tables
         kept += packed if keep else 0
         transient += 0 if keep else packed
-    if resident > memory.KEPT_SCRATCH or (plan.scratch <= OWN_SCRATCH and not plan.packed):
+    if resident > memory.MAX_CACHED_SCRATCH or (plan.scratch <= OWN_SCRATCH and not plan.packed):
         resident = 0
     rows, columns = tile_shape()
     tiles = f"{rows} x {columns * vectors(row.stored).lanes} register tiles, {plan.chunk} steps a chunk"

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.ragged import Packing, forget_packings
+from rnnkit.backends.ragged import Packing, clear_packing_cache
 from rnnkit.kernels.cpu import scan, step
 from rnnkit.kernels.cpu.frame import Shape
-from rnnkit.kernels.cpu.matmul_large import room_of
+from rnnkit.kernels.cpu.matmul_large import scratch_elements
 from rnnkit.kernels.cpu.pack import padded
 from rnnkit.kernels.cpu.simd import vector_bytes, vectors
 
@@ -152,7 +152,7 @@ def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse
         place(padded(R, dtype) * (2 * H if reset_before else GH))
         place(padded(H, dtype) * (H if reset_before else R if projected else 0))
         place(B * R)
-        own = room_of(N, -(-GH // (groups * members)), max(I, R, H), dtype)
+        own = scratch_elements(N, -(-GH // (groups * members)), max(I, R, H), dtype)
     else:
         place(padded(GH, dtype) * I)
         place(2 * padded(H, dtype) * H if reset_before else padded(GH, dtype) * R)
@@ -215,5 +215,5 @@ def plan_for(sizes: Sizes, p: Packing, threads: int, backward: bool, reverse: bo
 
 def forget() -> None:
     """Plans are made anew from here on."""
-    forget_packings()
+    clear_packing_cache()
     _whole_plan.cache_clear()

@@ -196,7 +196,7 @@ def plant(arm: Arm) -> None:
 
     memory.aligned, backend._addresses, backend.TOGETHER = noted_room, noted_addresses, 1 << 40
     backend.launch_forward, backend.launch_backward = arm.launch_forward, arm.launch_backward
-    thread_pool.run = lambda threads, microseconds, launch: launch(0, threads)
+    thread_pool.run_on_pool = lambda threads, microseconds, launch: launch(0, threads)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from rnnkit import backends
+from rnnkit.backends import registry
 from tests.required import unless_required
 from tests.tools.greenlets.block import Grid, KernelError
 from tests.tools.greenlets.clone import clone
@@ -67,7 +67,7 @@ def installed(seed: int | None = None, watch: bool = False) -> Iterator[list[Lau
         return call
 
     with (
-        mock.patch.object(backends, "_libnvvm_problem", return_value=None),  # nothing is compiled here
+        mock.patch.object(registry, "_libnvvm_problem", return_value=None),  # nothing is compiled here
         mock.patch.object(cuda, "external_stream", int),
         mock.patch.object(cuda, "as_cuda_array", view),
         mock.patch.object(CUDADispatcher, "__getitem__", configured),

@@ -38,7 +38,7 @@ _CELLS = (
     row(
         "RNN: relu loses a NaN",
         CELLS,
-        "CELLS",
+        "_RELU",
         "np.maximum(a, 0)",
         "np.where(a > 0, a, 0 * a.dtype.type(1))",
         "tests/cpu/test_invariances.py",

@@ -50,7 +50,7 @@ _CACHE = (
     row(
         "cache: a wrong checksum is accepted",
         CACHE_FILE,
-        "unpacked",
+        "decode",
         "hashlib.sha256(memoryview(data)[_BODY:]).digest() != data[len(MAGIC) : _BODY]",
         "len(data) < _BODY",
         "tests/cpu/test_cache.py",
@@ -68,7 +68,7 @@ _CACHE = (
     row(
         "cache: a file is written in place",
         CACHE_FILE,
-        "write_whole",
+        "write_atomically",
         'folder / f"{name}.{secrets.token_hex(8)}{TEMPORARY}"',
         "folder / name",
         "tests/cpu/test_cache.py",
@@ -77,7 +77,7 @@ _CACHE = (
     row(
         "cache: an error of the disk reaches the caller",
         CACHE_FILE,
-        "write_first",
+        "write_to_first",
         "except OSError as",
         "except EOFError as",
         "tests/cpu/test_cache.py",
