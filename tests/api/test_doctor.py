@@ -14,13 +14,8 @@ import pytest
 from rnnkit import doctor
 from rnnkit.core import cpu_limits
 from rnnkit.kernels.cpu import cache
-<<<<<<< HEAD:tests/test_doctor.py
 from rnnkit.kernels.cpu.cache_file import encode
-from tests.planted import broken, off, planted
-=======
-from rnnkit.kernels.cpu.cache_file import packed
 from tests.api.planted import broken, off, planted
->>>>>>> 82d6f2e:tests/api/test_doctor.py
 
 ROOT = Path(__file__).resolve().parents[2]
 
