@@ -165,6 +165,7 @@ def test_start_tells_imports_and_first_calls() -> None:
     assert "T 3, B 2, I = H = 4" in start.render(found)
 
 
+@pytest.mark.slow
 def test_start_gives_a_wrong_call_no_time(wrong_peer: str) -> None:
     found = start.measure(1, ("gru",), (3, 2, 4), f"{wrong_peer}:layer")
     for result in found["first_calls"].values():
@@ -191,6 +192,7 @@ def test_neighbours_tell_every_scenario() -> None:
     assert len(text.splitlines()) == 2 + len(scenarios)
 
 
+@pytest.mark.slow
 def test_neighbours_are_met_on_one_thread_too() -> None:
     found = neighbours.measure([Point("gru", 3, 2, 4, 4)], 2, 0.01, ("alone", "blas"), "numpy")
     met = [(result["scenario"], result["threads"], result["status"]) for result in found["results"]]

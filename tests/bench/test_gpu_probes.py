@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.bench.gpu_card import stand_in_card
+from tests.helpers import slow_except
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", slow_except(FAULTS, *list(FAULTS)[::7]))
 def test_a_probe_that_does_not_hold_is_not_timed(
     card: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
