@@ -19,7 +19,7 @@ KEPT_STEPS, KEPT = 1 << 16, 4
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """How rows are stored: sorted by length, longest first, without padding. See kernels/cpu/frame.py."""
+    """How rows are stored: sorted by length, longest first, without padding. See kernels/cpu/arguments.py."""
 
     T: int
     B: int

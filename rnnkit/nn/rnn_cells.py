@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, HeldWeights, LayerCall, check_backend, select
+from rnnkit.backends import Choice, LayerCache, LayerCall, check_backend, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS
+from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import array_module, current, on_own_device
 from rnnkit.functional import direction as ops
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
@@ -32,10 +32,9 @@ _NAMES = tuple(name for _, name in PARTS)
 
 
 class _Held(NamedTuple):
-    """A cell's weights and gradients, the arrays themselves, and the choice for the `backend` that was asked for."""
+    """A cell's arrays and what a backend derived from them, and the choice for the `backend` that was asked for."""
 
-    weights: HeldWeights
-    grads: HeldWeights
+    cache: LayerCache
     choice: Choice
     backend: str | None
 
@@ -80,8 +79,9 @@ class StepCell(Module):
         """What is the same at every call, made once."""
         held = self._held
         if held is None or held.backend is not self.backend:
-            weights, grads = (HeldWeights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
-            held = self._held = _Held(weights, grads, self._choice(), self.backend)
+            weights, grads = (Weights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
+            held = _Held(LayerCache(weights, grads), self._choice(), self.backend)
+            self._held = held
         return held
 
     def __call__(self, x: Array, h0: Any = None) -> Any:
@@ -110,8 +110,8 @@ class StepCell(Module):
         held = self._held
         if held is None or held.backend is not self.backend:
             held = self._weights()
-        choice = held.choice
-        call = LayerCall(self.cell, choice.dtype, x, state0, held.weights, None, False, grad_enabled())
+        choice, cache = held.choice, held.cache
+        call = LayerCall(self.cell, choice.dtype, x, state0, cache.weights, None, False, grad_enabled(), None, cache)
         _, state, saved = ops.run(choice, call)
         slot = self._memory.slot  # as self._saved does: a property would cost a hundredth of the call
         if saved is None:
@@ -137,8 +137,8 @@ class StepCell(Module):
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
         dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
         with self._adding:  # a backend may add into the gradients itself
-            held = self._weights()
-            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, held.weights, held.grads)
+            cache = self._weights().cache
+            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, cache.weights, cache)
             for name, grad in zip(_NAMES, dweights, strict=True):
                 if grad is not None:
                     total = self._grads[name]

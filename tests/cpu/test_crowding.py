@@ -13,7 +13,7 @@ import rnnkit
 from rnnkit.backends.numba import layer as backend
 from rnnkit.core import thread_pool
 from rnnkit.kernels.cpu import threads as kernels
-from rnnkit.kernels.cpu.frame import Shape
+from rnnkit.kernels.cpu.arguments import Shape
 from rnnkit.kernels.cpu.jit import entry
 from rnnkit.kernels.cpu.memory import store_word
 from rnnkit.kernels.cpu.system import clock_ns, current_core

@@ -12,7 +12,7 @@ import pytest
 
 import rnnkit
 from rnnkit.backends.numba import layer as backend
-from rnnkit.backends.numba import memory, plan
+from rnnkit.backends.numba import memory, plan, prepared
 from tests.cpu.test_packed_weights import KINDS, without_grad
 from tests.helpers import share_everything
 
@@ -257,7 +257,7 @@ def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, mon
     for members in (1, 2, 3, 3, 2, 2, 1, 1):
         monkeypatch.setattr(plan, "division", lambda sizes, threads, members=members: (1, members))
         plan.forget()
-        backend._prepared.cache_clear()
+        prepared.prepared.cache_clear()
         with rnnkit.no_grad():
             found = [layer(x, lengths=lengths)[0] for lengths in (None, [6, 2, 4])]
         for a, b in zip(found, want, strict=True):
@@ -267,7 +267,7 @@ def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, mon
     ]
     assert trusted[-12:] == [1] * 12
     plan.forget()
-    backend._prepared.cache_clear()
+    prepared.prepared.cache_clear()
 
 
 def test_one_frozen_layer_from_many_threads(x):
