@@ -10,7 +10,7 @@ from tests.tools.mutants.planting import Mutant, row
 
 STACK, BY_SCAN, NUMPY = "rnnkit/functional/stack.py", "rnnkit/backends/by_scan.py", "rnnkit/backends/numpy.py"
 NUMBA, POOL = "rnnkit/backends/numba/layer.py", "rnnkit/core/thread_pool.py"
-SCAN, FRAME, MATMUL = "kernels/cpu/scan.py", "kernels/cpu/frame.py", "kernels/cpu/matmul.py"
+SCAN, MATMUL = "kernels/cpu/scan.py", "kernels/cpu/matmul.py"
 ARENA, CUBLAS, RUN = (
     "rnnkit/backends/cupy/arena.py",
     "rnnkit/backends/cupy/cublas.py",
@@ -134,12 +134,12 @@ _STACK = (
 
 _NUMBA_HOST = (
     _numba(
-        "the final gradient of c forgotten", NUMBA, "backward", "ready_array(dstate_n[1])", "0 * dstate_n[1]", "lstm-T5"
+        "the final gradient of c forgotten", NUMBA, "backward", "call.dstate_n[1]", "(0 * call.dstate_n[1])", "lstm-T5"
     ),
     _cpu(
         "weights packed for another number of workers are used",
         NUMBA,
-        "_launch",
+        "",
         "plan.members, w_ih.shape",
         "w_ih.shape",
         "packed_weights",
@@ -186,9 +186,9 @@ _NUMBA_HOST = (
 _NUMBA_KERNELS = (
     _numba(
         "x read in the order of storage",
-        FRAME,
-        "make_frame",
-        "a.x + place(a, s, t, r) *",
+        "kernels/cpu/rows.py",
+        "pack_x",
+        "a.x + caller_step(a.rows, s, t, r) *",
         "a.x + (at + r) *",
         "rnn_tanh-T5",
     ),
@@ -196,8 +196,8 @@ _NUMBA_KERNELS = (
         "a row's last state one step late",
         SCAN,
         "make_forward",
-        "0 if over else (count if s.reverse else",
-        "0 if over else (count if True else",
+        "(count if s.reverse else",
+        "(count if True else",
         "lstm-T5",
     ),
     _cpu(
@@ -213,16 +213,16 @@ _NUMBA_KERNELS = (
         "workers read the state that others write",
         SCAN,
         "make_forward",
-        "rows, odd = end - p.b0, (s0 + k) & 1",
-        "rows, odd = end - p.b0, s0 & 1",
+        "odd = (s0 + k) & 1",
+        "odd = s0 & 1",
         "sharing",
         "units_is_the_oracle and lstm and float32",
     ),
     _cpu(
         "a change of W_hh is not found",
-        FRAME,
-        "already_packed",
-        "digest(a.w_hh, gates * s.H * s.R * size, 2, index, p.threads)",
+        "kernels/cpu/packed_weights.py",
+        "are_packed",
+        "digest(w.w_hh, gates * s.H * s.R * size, 2, index, p.threads)",
         "0",
         "packed_weights",
         "every_change and RNN",
