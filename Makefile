@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help test test-all test-peers test-kernels test-arm lint bench bench-full bench-compare build-report gpu mutation \
-	clean
+	docs clean
 
 help:
 	@echo "make test           every promise once, on one machine without a GPU (about four minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-arm       the CPU kernels as 64-bit ARM would run them, in QEMU (needs it and a cross compiler)"
 	@echo "make gpu            on a machine with a GPU: parity, sanitizer and throughput, into OUT"
 	@echo "make lint           ruff and mypy"
+	@echo "make docs           the documentation as a site in out/docs; a broken link is an error"
 	@echo "make mutation       plants bugs one by one; each must turn the tests red"
 	@echo "make bench          throughput beside the peers that are installed (about a minute)"
 	@echo "make bench-full     the same over the full grid; ARGS= is handed on, as for bench"
@@ -62,6 +63,12 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 
 mutation: $(VENV)/.installed-test
 	$(BIN)/python -m tests.tools.mutants $(ARGS)
+
+# No --quiet: it would hide warnings from --strict too. NO_MKDOCS_2_WARNING hides an announcement of mkdocs-material.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/figures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "out/docs/index.html is the site. With a search: $(PYTHON) -m http.server -d out/docs"
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench $(ARGS)

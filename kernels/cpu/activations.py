@@ -9,7 +9,7 @@ functions end in a division anyway, so the fraction costs none, and h is odd and
 
 sigmoid's fraction is scaled by 2^-64, so that E reaches 2^150 and results that are subnormal come out rounded.
 
-Error in ulp, over all 2^32 float32 values and 20 million of float64 (`python -m bench.activations --all`, AVX-512):
+Error in ulp, over all 2^32 float32 values and 20 million float64 (`python -m bench.activation_error --all`, AVX-512):
 
     sigmoid, float32    at most 2.56    98.93% within 0.5, 99.82% within 1, 99.999% within 2
     tanh, float32       at most 2.54    98.54% within 0.5, 99.69% within 1, 99.998% within 2

@@ -33,7 +33,7 @@ COLLECTED = """
 import gc, weakref
 import rnnkit
 from numba.core.typing.context import BaseContext
-from rnnkit.backends.numba.layer import job
+from rnnkit.backends.numba.prepared import job
 from rnnkit.core.cells import CELLS
 made = []
 insert = BaseContext._insert_global
@@ -42,7 +42,7 @@ def inserted(self, value, kind):
     if type(value).__name__ == "CPUDispatcher":
         made.append((weakref.ref(value), repr(value)))
 BaseContext._insert_global = inserted
-for cell in CELLS:
+for cell in CELLS.values():
     for backward, single in ((False, False), (True, False), (False, True)):
         job(cell, "float32", backward, single)
 gc.collect()

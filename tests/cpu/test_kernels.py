@@ -89,9 +89,10 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
     script = textwrap.dedent("""
         import numpy as np, rnnkit
         from rnnkit.backends.numba import layer as numba
+        from rnnkit.core.cells import CELLS
         layer = rnnkit.RNN(3, 4, rng=0)
         layer(np.ones((1, 1, 3), "float32"))
-        launch, job = numba.launch_forward.stats, numba.job("rnn_tanh", "float32", False, True)
+        launch, job = numba.launch_forward.stats, numba.job(CELLS["rnn_tanh"], "float32", False, True)
         print(sum(launch.cache_misses.values()), sum(launch.cache_hits.values()), job.cache_hits)
     """)
 

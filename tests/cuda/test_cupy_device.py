@@ -132,12 +132,12 @@ def test_memory_that_is_full_beside_the_pool() -> None:
         once = mock.patch.object(cp.fake.libcublas, "cublasCreate_v2", lambda out: next(answers, None) or real(out))
         with once:
             layer(x)
-        from rnnkit.backends.cupy import stepwise_run
+        from rnnkit.backends.cupy import stepwise_launch
 
         def full(*args: Any) -> Any:
             raise cp.cuda.driver.CUDADriverError(2)
 
-        with mock.patch.object(stepwise_run.Run, "set_call", full), failing(layer, DeviceMemoryError, "lstm"):
+        with mock.patch.object(stepwise_launch.Launcher, "set_call", full), failing(layer, DeviceMemoryError, "lstm"):
             layer(x)
 
 
@@ -159,13 +159,13 @@ def test_launches_that_fail(call: int) -> None:
         inputs = make_inputs(case, "float32", device="cuda:0")
         for _ in range(call - 1):
             run(case, inputs, "cupy")
-        from rnnkit.backends.cupy import stepwise_run
+        from rnnkit.backends.cupy import stepwise_launch
 
         def refused(*args: Any) -> Any:
             raise cp.cuda.driver.CUDADriverError(1)
 
         # A replay launches no step: there what goes before it is refused.
-        owner, name = (stepwise_run, "rows_by_units") if call < 3 else (stepwise_run.Run, "set_call")
+        owner, name = (stepwise_launch, "rows_by_units") if call < 3 else (stepwise_launch.Launcher, "set_call")
         with mock.patch.object(owner, name, refused), pytest.raises(DeviceError, match="gru in float32"):
             run(case, inputs, "cupy")
         for _ in range(3):

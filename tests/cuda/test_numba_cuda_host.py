@@ -160,7 +160,7 @@ def test_explain_names_the_kernel() -> None:
     with device() as (cp, _):
         layer = rnnkit.LSTM(4, 70, device=DEVICE, backend="numba_cuda")
         told = str(rnnkit.explain(layer, cp.zeros((5, 3, 4), "float32")))
-    assert "one launch a sequence, a block of 96 threads a row" in told
+    assert "one launch per sequence, one block of 96 threads per row" in told
 
 
 def test_the_cpu_path_imports_no_cuda() -> None:

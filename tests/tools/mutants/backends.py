@@ -11,12 +11,8 @@ from tests.tools.mutants.planting import Mutant, row
 STACK, BY_SCAN, NUMPY = "rnnkit/functional/stack.py", "rnnkit/backends/by_scan.py", "rnnkit/backends/numpy.py"
 NUMBA, POOL = "rnnkit/backends/numba/layer.py", "rnnkit/core/thread_pool.py"
 SCAN, MATMUL = "kernels/cpu/scan.py", "kernels/cpu/matmul.py"
-ARENA, CUBLAS, RUN = (
-    "rnnkit/backends/cupy/arena.py",
-    "rnnkit/backends/cupy/cublas.py",
-    "rnnkit/backends/cupy/stepwise_run.py",
-)
-ROWS, BEFORE, STEPS = "kernels/cuda/rows.cuh", "kernels/cuda/stepwise_reset_before.cu", "kernels/cuda/stepwise.cu"
+ARENA, CUBLAS = "rnnkit/backends/cupy/arena.py", "rnnkit/backends/cupy/cublas.py"
+ROWS = "kernels/cuda/rows.cuh"
 NUMBA_SCAN, NUMBA_CUDA = "kernels/numba_cuda/scan.py", "rnnkit/backends/numba_cuda.py"
 
 
@@ -258,19 +254,19 @@ _NUMBA_KERNELS = (
 
 _CUPY_KERNELS = (
     _cupy(
-        "LSTM: i and f swapped",
+        "LSTM: i reads the input of f",
         "kernels/cells/lstm.cuh",
         "forward",
-        "sigmoid_of(x[0] + u[0]), f = sigmoid_of(x[1] + u[1])",
-        "sigmoid_of(x[1] + u[1]), f = sigmoid_of(x[0] + u[0])",
+        "i = sigmoid_of(x[0] + u[0])",
+        "i = sigmoid_of(x[1] + u[0])",
         "test_parity and lstm-T5-B3-I4-H6 and float32",
     ),
     _cupy(
         "GRU before: dh through r lost",
-        BEFORE,
-        "backward_gates",
-        "dh[at] * z + d * r",
-        "dh[at] * z",
+        "kernels/cells/gru_reset_before.cuh",
+        "gates_backward",
+        "dh * z + drh * r",
+        "dh * z",
         "test_parity and gru_reset_before-T5-B3-I4-H6 and float32",
     ),
     _cupy(
@@ -329,8 +325,8 @@ _CUPY_KERNELS = (
 _CUPY_HOST = (
     _cupy(
         "graphs of other weights are used",
-        RUN,
-        "_key",
+        "rnnkit/backends/cupy/stepwise_launch.py",
+        "",
         "address(weights.w_hh), address(weights.w_hr)",
         "0, 0",
         "test_graphs_are_not_taken",
@@ -352,8 +348,8 @@ _NUMBA_CUDA = (
         "no barrier between a step's units and the next step",
         NUMBA_SCAN,
         "make_forward",
-        "cuda.syncthreads() if projected:",
-        "if projected:",
+        "cuda.syncthreads() before = y[t, b]",
+        "before = y[t, b]",
         "no_two_threads_race and gru-T3-B4-I2-H5",
     ),
     _numba_cuda(

@@ -145,7 +145,7 @@ _ENVIRONMENT = (
 _GPU_RUNS = (
     row(
         "gpu: items not read where gpu.json was not written after them",
-        "bench/gpu/results.py",
+        "bench/gpu/result_file.py",
         "load",
         "ended(read_lines(path.with_name(ITEMS)))",
         "ended([])",
@@ -156,7 +156,7 @@ _GPU_RUNS = (
         "gpu: processes do not end with the run",
         "bench/gpu/processes.py",
         "Worker.start",
-        "tether.command((*self.command, *arguments))",
+        "exit_with_parent.command((*self.command, *arguments))",
         "(*self.command, *arguments)",
         "tests/bench/test_gpu_run.py",
         "no_process_outlives",
@@ -171,7 +171,7 @@ _GPU_RUNS = (
         "base_case",
     ),
     row(
-        "gpu: one side is always timed first",
+        "gpu: rnnkit is always timed first",
         "bench/gpu/throughput.py",
         "_times",
         "order.reverse()",
