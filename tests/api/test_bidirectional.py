@@ -149,14 +149,14 @@ def test_bidirectional_of_ones_own_layer() -> None:
     mirror = rnnkit.Bidirectional(Square(3, rng=1)).reverse_layer
     assert type(mirror) is Square
     assert mirror.hidden_size == 3
-    with refused(TypeError, "layer must keep each argument", "Square does not keep size, keeps"):
+    with refused(TypeError, "layer must store each constructor argument", "Square does not store size, keeps"):
         rnnkit.Bidirectional(Square(3, False))
 
     class Loose(rnnkit.GRU):
         def __init__(self, *sizes: int, **others: Any) -> None:
             super().__init__(*sizes, **others)
 
-    with refused(TypeError, "layer must keep each argument", "Loose does not keep sizes, others"):
+    with refused(TypeError, "layer must store each constructor argument", "Loose does not store sizes, others"):
         rnnkit.Bidirectional(Loose(3, 4, backend="numpy"))
 
 

@@ -119,7 +119,7 @@ def test_inference_keeps_nothing_that_grows_with_time():
 
 def test_it_reads_well():
     text = str(rnnkit.explain(rnnkit.GRU(3, 4), np.zeros((2, 5, 3), np.float32)))
-    for word in ("backend", "numba", "kernel", "gru", "workspace", "kept for backward", "why", "threads"):
+    for word in ("backend", "numba", "kernel", "gru", "workspace", "saved for backward", "why", "threads"):
         assert word in text
 
 
