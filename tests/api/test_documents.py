@@ -15,6 +15,7 @@ import pytest
 from bench.document import Document
 
 from bench import report
+from bench.result_file import Document
 from rnnkit.backends.cupy import arena
 from rnnkit.backends.numba import memory
 from tests.cuda.cuda_helpers import cuda
