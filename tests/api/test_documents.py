@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench.document import Document
 
 from bench import report
 from bench.result_file import Document
