@@ -281,6 +281,7 @@ def test_the_python_of_the_documentation_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) == 3
