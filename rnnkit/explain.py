@@ -7,7 +7,7 @@ from typing import Any
 
 from rnnkit.backends import Sizes
 from rnnkit.core import checks
-from rnnkit.core.thread_pool import get_num_threads, why_so_many
+from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
 from rnnkit.nn.rnn_cells import StepCell
@@ -131,7 +131,7 @@ def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Expla
         workspace_bytes=resident + own + running + saved + between + states + copied_x,
         kept_bytes=(saved + between + copied_x) if keep else 0,
         why=choice.why + (_about_packed_weights(layer) if own else ""),
-        threads_why=why_so_many() if compiled else None,
+        threads_why=thread_count_reason() if compiled else None,
     )
 
 

@@ -26,7 +26,7 @@ from rnnkit.backends import BACKENDS
 from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.core.thread_pool import the_team
+from rnnkit.core.thread_pool import shared_pool
 
 # Exit statuses; argparse exits with 2.
 OK = 0
@@ -107,7 +107,7 @@ def warm_up(kernels: Kernels) -> None:
             with rnnkit.no_grad():
                 layer(x, lengths=lengths)
     if backend == "numba":
-        the_team()  # compiles the loops of the thread pool; it starts no thread
+        shared_pool()  # compiles the loops of the thread pool; it starts no thread
 
 
 def _zeros(layer: Any, T: int) -> Any:

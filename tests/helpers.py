@@ -65,11 +65,14 @@ def train_step(
     return {name: np.array(value) for name, value in results.items()}
 
 
-def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
-    """Bit for bit, name by name; NaN equals NaN."""
-    assert got.keys() == want.keys()
-    for name in want:
-        np.testing.assert_array_equal(got[name], want[name], err_msg=name, strict=True)
+def assert_same(got: dict[str, Any], want: dict[str, Any], *, in_order: bool = False) -> None:
+    """Equal names, and under each name equal dtypes, shapes and bits. in_order: the names' order is compared too."""
+    assert set(got) == set(want)
+    assert not in_order or list(got) == list(want)
+    for name, value in want.items():
+        one, other = np.asarray(got[name]), np.asarray(value)
+        np.testing.assert_array_equal(one, other, err_msg=name, strict=True)
+        assert one.tobytes() == other.tobytes(), f"{name}: equal numbers of different bits"
 
 
 def record(layer: Any) -> dict[str, Any]:
@@ -111,6 +114,6 @@ def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None
 
 def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
     """Every amount of work shared among so many threads, whatever the machine has and whoever holds its cores."""
-    settings = {"_threads": threads, "SHARED_FROM": 0, "WOKEN_FROM": 0, "SPELLS": (0.0, 0.0)}
-    for name, value in (settings | dict.fromkeys(("AWAITED", "AWAITED_WOKEN"), 1e7)).items():
+    settings = {"_threads": threads, "PARALLEL_FROM_US": 0, "WAKE_FROM_US": 0, "BACKOFF_S": (0.0, 0.0)}
+    for name, value in (settings | dict.fromkeys(("READY_WAIT_US", "WOKEN_WAIT_US"), 1e7)).items():
         patch.setattr(thread_pool, name, value)

@@ -1,6 +1,15 @@
 """Implementations of one layer in one direction, and the choice among them."""
 
-from rnnkit.backends.interface import Backend, Description, Forward, Gradients, HeldWeights, Sizes
+from rnnkit.backends.interface import (
+    Backend,
+    BackwardCall,
+    Description,
+    Forward,
+    Gradients,
+    LayerCache,
+    LayerCall,
+    Sizes,
+)
 from rnnkit.backends.registry import (
     BACKENDS,
     BackendRow,
@@ -16,11 +25,13 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendRow",
+    "BackwardCall",
     "Choice",
     "Description",
     "Forward",
     "Gradients",
-    "HeldWeights",
+    "LayerCache",
+    "LayerCall",
     "Sizes",
     "available",
     "backend_row",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Forward, Gradients
+from rnnkit.backends.interface import BackwardCall, Forward, Gradients, LayerCall
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module
 from rnnkit.core.long_sums import column_sums, product_over_rows
@@ -54,48 +54,35 @@ class Saved(NamedTuple):
 
 
 def forward(
-    scan_forward: Callable[..., Scan],
-    cell: Cell,
-    x: Array,
-    state0: State,
-    weights: Weights,
-    *,
-    lengths: np.ndarray | None,
-    reverse: bool,
-    keep: bool,
-    compute: np.dtype | None = None,
+    scan_forward: Callable[[LayerCall, Array, Array | None], Scan], call: LayerCall, compute: np.dtype | None = None
 ) -> Forward:
     """See `rnnkit.backends.Backend.forward`.
 
-    scan_forward(cell, gates_x, state0, weights, lengths=, reverse=, keep=) takes gates_x (T, B, G*H) = x W_ih^T,
-    without its bias, and may overwrite it. It is in x's dtype, or in `compute`: a product of float16 arrays would be
-    rounded to float16 before the other side is added to it.
+    scan_forward(call, gates_x, lengths) takes gates_x (T, B, G*H) = x W_ih^T, without its bias, and may overwrite it.
+    lengths are on x's device. gates_x is in x's dtype, or in `compute`: a product of float16 arrays would be rounded to
+    float16 before the other side is added to it.
     """
-    live = None if lengths is None else _live_steps(x, lengths)
-    steps, w_ih = _steps(x, live), weights.w_ih
+    x = call.x
+    w_ih = call.weights.w_ih
+    live = None if call.lengths is None else _live_steps(x, call.lengths)
+    steps = _steps(x, live)
     if compute is not None:
         steps, w_ih = steps.astype(compute, copy=False), w_ih.astype(compute, copy=False)
     gates_x = _scatter(steps @ w_ih.T, live, (*x.shape[:2], w_ih.shape[0]))
     xp: Any = array_module(x)
-    on_device = None if lengths is None else xp.asarray(lengths)
-    scan = scan_forward(cell, gates_x, state0, weights, lengths=on_device, reverse=reverse, keep=keep)
-    return Forward(scan.y, scan.state_n, Saved(x, live, scan.saved) if keep else None)
+    lengths = None if call.lengths is None else xp.asarray(call.lengths)
+    scan = scan_forward(call, gates_x, lengths)
+    return Forward(scan.y, scan.state_n, Saved(x, live, scan.saved) if call.keep else None)
 
 
-def backward(
-    scan_backward: Callable[..., ScanGradients],
-    cell: Cell,
-    saved: Saved,
-    dy: Array | None,
-    dstate_n: State,
-    weights: Weights,
-) -> Gradients:
-    """See `rnnkit.backends.Backend.backward`. scan_backward(cell, scan's saved, dy, dstate_n, weights)."""
-    x, live = saved.x, saved.live
-    grads = scan_backward(cell, saved.scan, dy, dstate_n, weights)
+def backward(scan_backward: Callable[[BackwardCall], ScanGradients], call: BackwardCall) -> Gradients:
+    """See `rnnkit.backends.Backend.backward`. scan_backward takes the call with `saved` the scan's own part."""
+    x, live = call.saved.x, call.saved.live
+    grads = scan_backward(call._replace(saved=call.saved.scan))
     dgates_x = _steps(grads.dgates_x, live)
-    dx = _scatter(dgates_x @ weights.w_ih, live, x.shape)
-    return Gradients(dx, grads.dstate0, _weight_gradients(cell, grads, dgates_x, _steps(x, live), weights, live))
+    dx = _scatter(dgates_x @ call.weights.w_ih, live, x.shape)
+    dweights = _weight_gradients(call.cell, grads, dgates_x, _steps(x, live), call.weights, live)
+    return Gradients(dx, grads.dstate0, dweights)
 
 
 def _weight_gradients(

@@ -21,13 +21,77 @@ class Sizes(NamedTuple):
     N: int
 
 
-class HeldWeights(Weights):
-    """Weights of a layer that are the same arrays at every call, C-contiguous, whatever is written into them.
+class LayerCache:
+    """What stays of one layer-direction between calls. The layer owns it, and drops it when its arrays change.
 
-    A backend leaves in `found` what it has found out of where they stand.
+    weights, grads  the layer's own arrays, the same at every call, whatever is written into them. C-contiguous
+    addresses       for a backend to fill in: what it derived from where those arrays are
     """
 
-    found: Any = None
+    __slots__ = ("addresses", "grads", "weights")
+
+    def __init__(self, weights: Weights, grads: Weights) -> None:
+        self.weights = weights
+        self.grads = grads
+        self.addresses: Any = None
+
+
+class LayerCall(NamedTuple):
+    """One layer in one direction over a whole sequence: what a forward is given, from the layers down to the kernels.
+
+    cell, dtype  rows of CELLS and DTYPES. Arrays are of dtype.storage; the row says more than they do where it names a
+                 way to compute, as tf32 does
+    x            (T, B, I), C-contiguous, saved by reference
+    state0       h0 (B, R), and c0 (B, H) where the cell has c; R is P under projection, else H
+    weights      as PyTorch's
+    lengths      (B,) int64 on the host, or None for T everywhere
+    reverse      from each row's own end to its start
+    keep         whether to save what backward needs
+    out          where the caller will copy y to, (T, B, R), part of a wider array, or None. A backend may write y there
+                 itself, and then returns `out` as y
+    cache        the layer's, or None where the caller is no layer
+    """
+
+    cell: Cell
+    dtype: DType
+    x: Array
+    state0: State
+    weights: Weights
+    lengths: np.ndarray | None = None
+    reverse: bool = False
+    keep: bool = True
+    out: Array | None = None
+    cache: LayerCache | None = None
+
+    @property
+    def sizes(self) -> Sizes:
+        T, B, I = self.x.shape
+        GH, R = self.weights.w_hh.shape
+        steps = T * B if self.lengths is None else int(self.lengths.sum())
+        return Sizes(T, B, I, GH // self.cell.n_gates, R, steps)
+
+
+class BackwardCall(NamedTuple):
+    """What a backward is given.
+
+    cell, dtype  as in the forward
+    saved        what the forward returned as `saved`
+    dy           (T, B, R), of any strides, or None for zeros; never written to
+    dstate_n     gradients of the final states, one array per state; never written to
+    weights      those of the forward
+    into         arrays that the caller will add the weights' gradients to, or None. A backend may add them itself, and
+                 then returns None for those that it added
+    cache        as in the forward
+    """
+
+    cell: Cell
+    dtype: DType
+    saved: Any
+    dy: Array | None
+    dstate_n: State
+    weights: Weights
+    into: Weights | None = None
+    cache: LayerCache | None = None
 
 
 class Forward(NamedTuple):
@@ -70,43 +134,12 @@ class Backend(Protocol):
     A backend that supplies a time scan alone takes the products around it from `rnnkit.backends.by_scan`.
     """
 
-    def forward(
-        self,
-        cell: Cell,
-        dtype: DType,
-        x: Array,
-        state0: State,
-        weights: Weights,
-        *,
-        lengths: np.ndarray | None,
-        reverse: bool,
-        keep: bool,
-        out: Array | None,
-    ) -> Forward:
-        """x (T, B, I), C-contiguous and kept by reference; lengths (B,) on the host, or None for T everywhere.
-
-        out: where the caller will copy y to (T, B, R), part of a wider array or None. A backend may write y there
-        itself, and then gives `out` as y.
-
-        Arrays are of dtype.storage; dtype says more than they do where it names a way to compute, as tf32.
-        """
+    def forward(self, call: LayerCall) -> Forward:
+        """y (T, B, R), zero past each row's end, and the states at each row's end."""
         ...
 
-    def backward(
-        self,
-        cell: Cell,
-        dtype: DType,
-        saved: Any,
-        dy: Array | None,
-        dstate_n: State,
-        weights: Weights,
-        into: Weights | None,
-    ) -> Gradients:
-        """dy (T, B, R), of any strides, or None for zeros; dstate_n one array a state. Neither is written to.
-
-        into: where the caller will add the weights' gradients. A backend may do so itself, and gives None for those it
-        has added.
-        """
+    def backward(self, call: BackwardCall) -> Gradients:
+        """The gradients of x, of the initial states and of the weights."""
         ...
 
     def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:

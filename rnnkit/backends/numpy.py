@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Description, Forward, Gradients, Sizes, by_scan
+from rnnkit.backends import by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
-from rnnkit.core.cells import Array, Cell, Kept, State, Weights
+from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
+from rnnkit.core.cells import Array, Cell, Kept, Weights
 from rnnkit.core.dtypes import DType
 
 
@@ -34,22 +35,14 @@ def _live(t: int, lengths: Array | None) -> Array:
     return True if lengths is None else (t < lengths)[:, None]
 
 
-def scan_forward(
-    cell: Cell,
-    gates_x: Array,
-    state0: State,
-    weights: Weights,
-    *,
-    lengths: Array | None,
-    reverse: bool,
-    keep: bool,
-) -> Scan:
+def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan:
     """gates_x (T, B, G*H) is x W_ih^T, without its bias; see `rnnkit.backends.by_scan.forward`."""
+    cell, weights, keep = call.cell, call.weights, call.keep
     T, B, _ = gates_x.shape
-    y = np.empty((T, B, state0[0].shape[1]), gates_x.dtype)
+    y = np.empty((T, B, call.state0[0].shape[1]), gates_x.dtype)
     steps: list[Kept] = [{} for _ in range(T)]
-    state = tuple(np.array(s) for s in state0)
-    for t in _order(T, reverse):
+    state = tuple(np.array(s) for s in call.state0)
+    for t in _order(T, call.reverse):
         x_side = gates_x[t] if weights.b_ih is None else gates_x[t] + weights.b_ih
         new, kept = cell.forward(x_side, state, weights)
         live = _live(t, lengths)
@@ -57,11 +50,13 @@ def scan_forward(
         y[t] = np.where(live, state[0], 0)
         if keep:
             steps[t] = kept
-    return Scan(y, state, Saved(steps, lengths, reverse) if keep else None)
+    return Scan(y, state, Saved(steps, lengths, call.reverse) if keep else None)
 
 
-def scan_backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, weights: Weights) -> ScanGradients:
-    """dy (T, B, R) or None for zeros; see `rnnkit.backends.by_scan.backward`."""
+def scan_backward(call: BackwardCall) -> ScanGradients:
+    """See `rnnkit.backends.by_scan.backward`."""
+    cell, saved, dy = call.cell, call.saved, call.dy
+    dstate_n, weights = call.dstate_n, call.weights
     T, B = len(saved.steps), dstate_n[0].shape[0]
     dtype, GH = dstate_n[0].dtype, weights.w_hh.shape[0]
     dgates_x, dgates_h = np.zeros((T, B, GH), dtype), np.zeros((T, B, GH), dtype)
@@ -88,42 +83,21 @@ def scan_backward(cell: Cell, saved: Saved, dy: Array | None, dstate_n: State, w
     return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m)
 
 
-def forward(
-    cell: Cell,
-    dtype: DType,
-    x: Array,
-    state0: State,
-    weights: Weights,
-    *,
-    lengths: np.ndarray | None,
-    reverse: bool,
-    keep: bool,
-    out: Array | None = None,
-) -> Forward:
+def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`. Computes in the dtype's `compute`, gives back its `storage`."""
-    storage, compute = dtype.storage, dtype.compute
-    x, state0, weights = _cast(x, compute), _cast_all(state0, compute), Weights(*_cast_all(weights, compute))
-    y, state_n, saved = by_scan.forward(
-        scan_forward, cell, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep
-    )
+    storage, compute = call.dtype.storage, call.dtype.compute
+    weights = Weights(*_cast_all(call.weights, compute))
+    call = call._replace(x=_cast(call.x, compute), state0=_cast_all(call.state0, compute), weights=weights)
+    y, state_n, saved = by_scan.forward(scan_forward, call)
     return Forward(_cast(y, storage), _cast_all(state_n, storage), saved)
 
 
-def backward(
-    cell: Cell,
-    dtype: DType,
-    saved: by_scan.Saved,
-    dy: Array | None,
-    dstate_n: State,
-    weights: Weights,
-    into: Weights | None,
-) -> Gradients:
+def backward(call: BackwardCall) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
-    storage, compute = dtype.storage, dtype.compute
-    weights = Weights(*_cast_all(weights, compute))
-    dx, dstate0, dweights = by_scan.backward(
-        scan_backward, cell, saved, _cast(dy, compute), _cast_all(dstate_n, compute), weights
-    )
+    storage, compute = call.dtype.storage, call.dtype.compute
+    weights = Weights(*_cast_all(call.weights, compute))
+    call = call._replace(dy=_cast(call.dy, compute), dstate_n=_cast_all(call.dstate_n, compute), weights=weights)
+    dx, dstate0, dweights = by_scan.backward(scan_backward, call)
     return Gradients(_cast(dx, storage), _cast_all(dstate0, storage), Weights(*_cast_all(dweights, storage)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ def _no_schedules() -> tuple[str, ...]:
 class BackendRow:
     """One row of BACKENDS: the array kind it takes, the dtypes it serves, and why it may not run here.
 
+    cells: the names of the cells it serves: asked for when a call is made, as the tables of kernels are imported late.
     schedules: the names of its ways to run a layer-direction, of which a call may name one; () where there is one way.
     """
 
@@ -37,6 +38,7 @@ class BackendRow:
     dtypes: tuple[str, ...]
     about: str
     problem: Callable[[], str | None]
+    cells: Callable[[], Collection[str]]
     schedules: Callable[[], tuple[str, ...]] = _no_schedules
 
     def load(self, schedule: str | None = None) -> Backend:
@@ -47,6 +49,22 @@ class BackendRow:
 
 def _no_problem() -> str | None:
     return None
+
+
+def _all_cells() -> Collection[str]:
+    return CELLS
+
+
+def _compiled_cells() -> Collection[str]:
+    from rnnkit.kernels.cells import POINTWISE
+
+    return POINTWISE
+
+
+def _cuda_cells() -> Collection[str]:
+    from rnnkit.kernels.cells import HEADERS
+
+    return HEADERS
 
 
 def _cupy_schedules() -> tuple[str, ...]:
@@ -87,10 +105,13 @@ BACKENDS: dict[str, BackendRow] = {
             ("float32", "float64", "tf32"),
             "fused CPU scan, compiled by Numba",
             lambda: needs.numba_problem(),  # looked up when asked, so that a test may replace it
+            _compiled_cells,
         ),
-        BackendRow("numpy", "numpy", tuple(DTYPES), "the NumPy oracle", _no_problem),
-        BackendRow("cupy", "cupy", tuple(DTYPES), "CUDA C++ through CuPy", cuda_problem, _cupy_schedules),
-        BackendRow("numba_cuda", "cupy", ("float32", "float64", "float16"), "Numba CUDA", _numba_cuda_problem),
+        BackendRow("numpy", "numpy", tuple(DTYPES), "the NumPy oracle", _no_problem, _all_cells),
+        BackendRow("cupy", "cupy", tuple(DTYPES), "CUDA C++ through CuPy", cuda_problem, _cuda_cells, _cupy_schedules),
+        BackendRow(
+            "numba_cuda", "cupy", ("float32", "float64", "float16"), "Numba CUDA", _numba_cuda_problem, _compiled_cells
+        ),
     )
 }
 
@@ -158,13 +179,15 @@ def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choic
             raise ValueError(f"backend {name!r} takes {row.arrays} arrays, got {arrays} arrays on {device}")
         if dtype not in row.dtypes:
             raise ValueError(f"backend {name!r} serves {', '.join(row.dtypes)}, got dtype {dtype}")
+        if cell not in row.cells():
+            raise ValueError(f"backend {name!r} serves the cells {', '.join(row.cells())}, got {cell}")
         why = _with_precision(f"backend={name!r} was asked for", row, dtype)
         return Choice(row, row.load(schedule), DTYPES[dtype], why)
     skipped: list[str] = []
     for row in BACKENDS.values():
         if row.arrays != arrays:
             continue
-        problem = row.problem() or (None if dtype in row.dtypes else f"does not serve {dtype}")
+        problem = row.problem() or _unserved(row, dtype, cell)
         if problem:
             skipped.append(f"{row.name}: {problem}")
             continue
@@ -172,6 +195,12 @@ def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choic
         why = "; ".join([why, *(f"passed over {s}" for s in skipped)])
         return Choice(row, row.load(), DTYPES[dtype], _with_precision(why, row, dtype))
     raise RuntimeError(f"no backend can run {cell} in {dtype} on {device}: {'; '.join(skipped)}")
+
+
+def _unserved(row: BackendRow, dtype: str, cell: str) -> str | None:
+    if dtype not in row.dtypes:
+        return f"does not serve {dtype}"
+    return None if cell in row.cells() else f"does not serve the cell {cell}"
 
 
 def _with_precision(why: str, row: BackendRow, dtype: str) -> str:

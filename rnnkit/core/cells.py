@@ -17,7 +17,7 @@ The two sides differ for the GRU alone, whose n gate multiplies the hidden side 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,12 +46,20 @@ class StepGradients(NamedTuple):
     dprojected: Array | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
-    """One row of CELLS.
+    """One row of CELLS: every fact about a cell that layers, backends and kernels need.
 
-    `products` says which operand each block of gates multiplies on the hidden side, as (operand, first gate, end gate):
-    it is what turns the gradients of the pre-activations into those of weight_hh.
+    gates         names of the gates, in the order of their blocks in the weights
+    states        ("h",) or ("h", "c")
+    forward, backward
+                  one time step in NumPy; see the module's docstring
+    products      the operand of each block of gates on the hidden side, as (operand, first gate, end gate): how the
+                  gradients of the pre-activations become those of weight_hh
+    saved         names of the values that a fused step saves for backward, per unit, beside the states
+    reads_h       whether the pointwise part reads the state before, h'
+    splits_sides  whether the gradients of the input side and the hidden side differ
+    projects      whether the cell takes a projection, weight_hr
     """
 
     name: str
@@ -59,7 +67,10 @@ class Cell:
     states: tuple[str, ...]
     forward: Callable[[Array, State, Weights], tuple[State, Kept]]
     backward: Callable[[Kept, State, Weights], StepGradients]
-    products: tuple[tuple[str, int, int], ...] = field(default=())
+    products: tuple[tuple[str, int, int], ...]
+    saved: tuple[str, ...]
+    reads_h: bool = False
+    splits_sides: bool = False
     projects: bool = False
 
     def __reduce__(self) -> Any:
@@ -67,7 +78,23 @@ class Cell:
 
     @property
     def n_gates(self) -> int:
+        """G."""
         return len(self.gates)
+
+    @property
+    def n_saved(self) -> int:
+        """How many values per unit and step are saved for backward, beside the states."""
+        return len(self.saved)
+
+    @property
+    def has_c(self) -> bool:
+        """Whether the cell has a cell state c."""
+        return "c" in self.states
+
+    @property
+    def resets_before(self) -> bool:
+        """Whether a step has a second product on the hidden side, whose operand the first one decides: r h'."""
+        return len(self.products) > 1
 
 
 def sigmoid(a: Array) -> Array:
@@ -87,6 +114,8 @@ def _hidden_side(h: Array, weights: Weights, first: int = 0, end: int | None = N
 def _rnn_step(
     activation: Callable[[Array], Array], through: Callable[[Array, Array], Array]
 ) -> tuple[Callable[..., tuple[State, Kept]], Callable[..., StepGradients]]:
+    """forward and backward of an RNN: `through` takes h and dh to the gradient of the pre-activation."""
+
     def forward(x_side: Array, state: State, weights: Weights) -> tuple[State, Kept]:
         (h_prev,) = state
         h = activation(x_side + _hidden_side(h_prev, weights))
@@ -98,6 +127,10 @@ def _rnn_step(
         return StepGradients(da, da, (da @ weights.w_hh,))
 
     return forward, backward
+
+
+_TANH = _rnn_step(np.tanh, lambda h, dh: dh * (1 - h * h))
+_RELU = _rnn_step(lambda a: np.maximum(a, 0), lambda h, dh: np.where(h <= 0, 0, dh))
 
 
 # LSTM: i,f,o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c), then h W_hr^T under projection.
@@ -187,33 +220,58 @@ def _gru_before_backward(kept: Kept, dstate: State, weights: Weights) -> StepGra
     return StepGradients(da, da, (dh_prev,))
 
 
+_H_PREV = "h_prev"
+
 CELLS: dict[str, Cell] = {
     cell.name: cell
     for cell in (
-        Cell("rnn_tanh", ("h",), ("h",), *_rnn_step(np.tanh, lambda h, dh: dh * (1 - h * h)), (("h_prev", 0, 1),)),
+        Cell(
+            "rnn_tanh",
+            gates=("h",),
+            states=("h",),
+            forward=_TANH[0],
+            backward=_TANH[1],
+            products=((_H_PREV, 0, 1),),
+            saved=("h",),
+        ),
         Cell(
             "rnn_relu",
-            ("h",),
-            ("h",),
-            *_rnn_step(lambda a: np.maximum(a, 0), lambda h, dh: np.where(h <= 0, 0, dh)),
-            (("h_prev", 0, 1),),
+            gates=("h",),
+            states=("h",),
+            forward=_RELU[0],
+            backward=_RELU[1],
+            products=((_H_PREV, 0, 1),),
+            saved=("h",),
         ),
-        Cell("gru", ("r", "z", "n"), ("h",), _gru_forward, _gru_backward, (("h_prev", 0, 3),)),
+        Cell(
+            "gru",
+            gates=("r", "z", "n"),
+            states=("h",),
+            forward=_gru_forward,
+            backward=_gru_backward,
+            products=((_H_PREV, 0, 3),),
+            saved=("r", "z", "n", "h_side_n"),
+            reads_h=True,
+            splits_sides=True,
+        ),
         Cell(
             "gru_reset_before",
-            ("r", "z", "n"),
-            ("h",),
-            _gru_before_forward,
-            _gru_before_backward,
-            (("h_prev", 0, 2), ("rh", 2, 3)),
+            gates=("r", "z", "n"),
+            states=("h",),
+            forward=_gru_before_forward,
+            backward=_gru_before_backward,
+            products=((_H_PREV, 0, 2), ("rh", 2, 3)),
+            saved=("r", "z", "n"),
+            reads_h=True,
         ),
         Cell(
             "lstm",
-            ("i", "f", "g", "o"),
-            ("h", "c"),
-            _lstm_forward,
-            _lstm_backward,
-            (("h_prev", 0, 4),),
+            gates=("i", "f", "g", "o"),
+            states=("h", "c"),
+            forward=_lstm_forward,
+            backward=_lstm_backward,
+            products=((_H_PREV, 0, 4),),
+            saved=("i", "f", "g", "o"),
             projects=True,
         ),
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, check_backend, select
+from rnnkit.backends import BackwardCall, Choice, Gradients, LayerCache, LayerCall, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, current, device_of
@@ -69,7 +69,8 @@ def forward(
     checked = checks.lengths(lengths, T, B)
     with current(device):
         x = xp.ascontiguousarray(x)  # type: ignore[union-attr]
-        y, state_n, saved = run(row, choice, x, state0, weights, checked, reverse, keep)
+        call = LayerCall(row, choice.dtype, x, state0, weights, checked, reverse, keep)
+        y, state_n, saved = run(choice, call)
     if saved is not None:
         saved = saved._replace(shapes=tuple([None if w is None else tuple(w.shape) for w in weights]))
     return y, state_n, saved
@@ -110,30 +111,17 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
         return run_backward(saved, dy, ends, weights)
 
 
-def run(
-    cell: Cell,
-    choice: Choice,
-    x: Array,
-    state0: State,
-    weights: Weights,
-    lengths: np.ndarray | None,
-    reverse: bool,
-    keep: bool,
-    out: Array | None = None,
-) -> tuple[Array, State, Saved | None]:
-    """`forward` with every argument checked, x C-contiguous, its device the current one and the backend chosen.
-
-    out: an array (T, B, R), or part of a wider one, that y is to stand in.
-    """
-    y, state_n, own = choice.backend.forward(
-        cell, choice.dtype, x, state0, weights, lengths=lengths, reverse=reverse, keep=keep, out=out
-    )
+def run(choice: Choice, call: LayerCall) -> tuple[Array, State, Saved | None]:
+    """`forward` with every argument checked, x C-contiguous, its device the current one and the backend chosen."""
+    y, state_n, own = choice.backend.forward(call)
+    out = call.out
     if out is not None and y is not out:
         out[...] = y
         y = out
-    if not keep:
+    if not call.keep:
         return y, state_n, None
-    return y, state_n, Saved(cell, choice, x.shape, (), x.dtype, device_of(x), own)
+    x = call.x
+    return y, state_n, Saved(call.cell, choice, x.shape, (), x.dtype, device_of(x), own)
 
 
 def run_backward(
@@ -141,12 +129,11 @@ def run_backward(
     dy: Array | None,
     dstate_n: tuple[Array | None, ...],
     weights: Weights,
-    into: Weights | None = None,
-) -> tuple[Array, State, Weights]:
-    """`backward` with every argument checked and their device the current one; None in dstate_n stands for zeros.
+    cache: LayerCache | None = None,
+) -> Gradients:
+    """`backward` with every argument checked and their device the current one; None in dstate_n means zeros.
 
-    into: arrays that the caller will add the weights' gradients to. What the backend has added itself is None in what
-    is given back.
+    cache: the layer's. Its gradients are where the caller will add those of the weights; a backend may add them itself.
     """
     xp: Any = array_module(weights.w_hh)
     B, (GH, R) = saved.x_shape[1], weights.w_hh.shape
@@ -155,8 +142,9 @@ def run_backward(
         xp.zeros((B, width), saved.dtype) if d is None else d for d, width in zip(dstate_n, widths, strict=False)
     )
     choice = saved.choice
-    dx, dstate0, dweights = choice.backend.backward(saved.cell, choice.dtype, saved.own, dy, dstate, weights, into)
-    return dx, dstate0, dweights
+    into = None if cache is None else cache.grads
+    call = BackwardCall(saved.cell, choice.dtype, saved.own, dy, dstate, weights, into, cache)
+    return choice.backend.backward(call)
 
 
 def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tuple[Cell, Array, State, Weights]:

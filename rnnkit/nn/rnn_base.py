@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, HeldWeights, check_backend, select
+from rnnkit.backends import Choice, LayerCache, check_backend, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS, Cell
+from rnnkit.core.cells import CELLS, Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.functional import stack
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
@@ -148,16 +148,16 @@ class Recurrent(Module):
     def _check_device(self, device: str) -> None:
         select(device, self._dtype.name, self.cell.name, self.backend)
 
-    def _weights(self) -> tuple[list[stack.LayerWeights], list[stack.LayerWeights]]:
-        """The weights per layer and direction, and their gradients: the arrays themselves, not copies."""
-        cached = self._cached_weights
-        if cached is None:
-            cached = tuple(
-                [tuple(HeldWeights(*map(arrays.get, names)) for names in row) for row in self._weight_names]
-                for arrays in (self._params, self._grads)
-            )
-            self._cached_weights = cached
-        return cached
+    def _caches(self) -> list[stack.Directions]:
+        """The arrays of each layer and direction, and what a backend derived from them."""
+        caches = self._cached_weights
+        if caches is None:
+            caches = [tuple(map(self._new_cache, row)) for row in self._weight_names]
+            self._cached_weights = caches
+        return caches
+
+    def _new_cache(self, names: tuple[str, ...]) -> LayerCache:
+        return LayerCache(Weights(*map(self._params.get, names)), Weights(*map(self._grads.get, names)))
 
     # Calls
 
@@ -209,7 +209,7 @@ class Recurrent(Module):
             self._choice(),
             x,
             state0,
-            self._weights()[0],
+            self._caches(),
             lengths=checked,
             dropout=self.dropout,
             rng=rng,
@@ -257,7 +257,7 @@ class Recurrent(Module):
                 raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_in_user_layout(dy, flat, self)}")
         dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched, zeros=False)
         with self._adding:  # a backend may add into the gradients itself
-            dx, dstate0, grads = stack.backward(saved, dy, dstate_n, *self._weights())
+            dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
             for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
                 for part, name in PARTS:
                     grad = getattr(w, part)

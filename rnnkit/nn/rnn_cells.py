@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, HeldWeights, check_backend, select
+from rnnkit.backends import Choice, LayerCache, LayerCall, check_backend, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS
+from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import array_module, current, on_own_device
 from rnnkit.functional import direction as ops
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
@@ -32,10 +32,9 @@ _NAMES = tuple(name for _, name in PARTS)
 
 
 class _CachedWeights(NamedTuple):
-    """A cell's weights and gradients (the arrays themselves), and the backend chosen for the attribute `backend`."""
+    """A cell's arrays and what a backend derived from them, and the backend chosen for the attribute `backend`."""
 
-    weights: HeldWeights
-    grads: HeldWeights
+    cache: LayerCache
     choice: Choice
     backend: str | None
 
@@ -82,8 +81,8 @@ class StepCell(Module):
         """The part of a call that does not change between calls. It is cached."""
         cached = self._cached_weights
         if cached is None or cached.backend is not self.backend:
-            weights, grads = (HeldWeights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
-            cached = _CachedWeights(weights, grads, self._choice(), self.backend)
+            weights, grads = (Weights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
+            cached = _CachedWeights(LayerCache(weights, grads), self._choice(), self.backend)
             self._cached_weights = cached
         return cached
 
@@ -126,10 +125,12 @@ class StepCell(Module):
         if not x.flags.c_contiguous:
             xp: Any = array_module(x)
             x = xp.ascontiguousarray(x)
-        held = self._cached_weights
-        if held is None or held.backend is not self.backend:
-            held = self._weights()
-        _, state, saved = ops.run(self.cell, held.choice, x, state0, held.weights, None, False, grad_enabled())
+        cached = self._cached_weights
+        if cached is None or cached.backend is not self.backend:
+            cached = self._weights()
+        choice, cache = cached.choice, cached.cache
+        call = LayerCall(self.cell, choice.dtype, x, state0, cache.weights, None, False, grad_enabled(), None, cache)
+        _, state, saved = ops.run(choice, call)
         slot = self._thread_slots.slot  # inlined self._saved: the property would take 1% of the call
         if saved is None:
             slot.saved = None
@@ -175,8 +176,8 @@ class StepCell(Module):
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
         dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
         with self._adding:  # a backend may add into the gradients itself
-            held = self._weights()
-            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, held.weights, held.grads)
+            cache = self._weights().cache
+            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, cache.weights, cache)
             for name, grad in zip(_NAMES, dweights, strict=True):
                 if grad is not None:
                     total = self._grads[name]
