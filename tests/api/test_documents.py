@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench.document import Document
 
 from bench import report
+from bench.result_file import Document
 from rnnkit.backends.cupy import arena
 from rnnkit.backends.numba import memory
 from tests.cuda.cuda_helpers import cuda

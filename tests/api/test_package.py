@@ -172,7 +172,7 @@ def test_extras_that_are_named_exist() -> None:
         ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
         ("peers", [], 0, ""),
         ("", ["torch", "keras", "jax"], 0, ""),
-        ("yes", [], 4, "RNNKIT_REQUIRED may name kernels and peers, got 'yes'"),
+        ("yes", [], 4, "RNNKIT_REQUIRED may name emulators, kernels, peers, got 'yes'"),
     ],
 )
 def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: int, said: str, tmp_path: Path) -> None:

@@ -231,6 +231,7 @@ def test_the_module_runs_as_a_command() -> None:
     assert "2 checks: all within their bounds" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 def test_the_command_on_the_stand_in_cupy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--backend", "cupy:stepwise", "numpy", "--dtype", "float32", "--cell", "lstm", "--shape", "4,3,4,5")

@@ -196,6 +196,7 @@ def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_sy
     assert pool.broken
 
 
+@pytest.mark.slow
 def test_no_function_is_collected_whose_callback_could_swallow_an_exception() -> None:
     ran = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

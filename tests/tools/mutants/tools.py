@@ -12,7 +12,7 @@ _FILES = (
         "files: values left out of the checksum",
         FILES,
         "_digest",
-        "total.update(safetensors_format.as_bytes(value).data)",
+        "digest.update(safetensors_format.as_bytes(value).data)",
         "pass",
         "tests/api/test_safetensors.py",
         "every_flipped_byte",
@@ -96,11 +96,11 @@ _CACHE = (
 
 _ENVIRONMENT = (
     row(
-        "threads: the quota of the outermost group alone",
+        "threads: the quota of the innermost group alone",
         CORES,
         "_group_folders",
-        "(folder, *folder.parents)",
-        "(at,)",
+        "(innermost, *innermost.parents)",
+        "(innermost,)",
         "tests/cpu/test_cores.py",
         "nested",
     ),
@@ -125,8 +125,8 @@ _ENVIRONMENT = (
     row(
         "parity: bits of two calls are not compared",
         "rnnkit/parity/measure.py",
-        "judged",
-        "if len(different) > 1:",
+        "",
+        "if len(distinct) > 1:",
         "if False:",
         "tests/api/test_parity_tool.py",
         "bits",

@@ -15,7 +15,7 @@ import rnnkit.errors
 import rnnkit.io
 import rnnkit.parity
 import rnnkit.testing
-from tests.docstrings import documented, faults
+from tests.api.docstrings import documented, faults
 
 PACKAGE = Path(rnnkit.__file__).parent
 

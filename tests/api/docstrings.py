@@ -1,4 +1,4 @@
-"""A strict checker of Google-style docstrings, which `tests.test_docstrings` runs over the public API.
+"""A strict checker of Google-style docstrings, which `tests.api.test_docstrings` runs over the public API.
 
 A complete docstring describes every parameter under "Args:" (for fields of a dataclass or NamedTuple also
 "Attributes:"), describes the result under "Returns:" unless the annotation says None, and has an example under

@@ -20,9 +20,9 @@ from rnnkit.core.cells import CELLS, Cell, State, StepGradients, Weights, sigmoi
 from rnnkit.errors import DeviceError
 from rnnkit.kernels.cells import HEADERS, POINTWISE, Header
 from rnnkit.testing import Case, make_inputs, parity, run
-from tests import emulator, greenlets
-from tests.cuda_helpers import assert_matches, cuda
-from tests.test_numba_cuda import device
+from tests.cuda.cuda_helpers import assert_matches, cuda
+from tests.cuda.test_numba_cuda import device
+from tests.tools import emulator, greenlets
 
 needs_emulator = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 needs_greenlets = pytest.mark.skipif(bool(greenlets.available()), reason=str(greenlets.available()))
