@@ -3,8 +3,8 @@
 import os
 
 # Before NumPy is imported: BLAS on one thread, so that suites do not fight. The compiled path has no use for Numba's
-# threads: it shares work over a pool of its own, rnnkit.core.thread_pool, which tests/test_sharing.py widens where it
-# matters. That pool, which OMP_NUM_THREADS would bound too, has a thread per core.
+# threads: it shares work over a pool of its own, rnnkit.core.thread_pool, which tests/cpu/test_sharing.py widens where
+# it matters. That pool, which OMP_NUM_THREADS would bound too, has a thread per core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,20 @@ CPU_BACKENDS = [
     for row in BACKENDS.values()
     if row.arrays == "numpy" and importlib.util.find_spec(f"rnnkit.backends.{row.name}") is not None
 ]
+
+
+def slow_except(values: Iterable[Any], *quick: Any, unpack: bool = False) -> list[Any]:
+    """`values` as parameters of a test, of which `make test` runs `quick`; the others are marked slow.
+
+    unpack: each value is a tuple, of one entry for each of several names.
+    """
+    slow = pytest.mark.slow
+    return [v if v in quick else pytest.param(*(v if unpack else (v,)), marks=slow) for v in values]
+
+
+# In place of the fixture `cpu_backend`: one of them in `make test`, all of them in `make test-all`.
+ONE_BACKEND = pytest.mark.parametrize("cpu_backend", slow_except(CPU_BACKENDS, CPU_BACKENDS[0]))
+THE_ORACLE = pytest.mark.parametrize("cpu_backend", slow_except(CPU_BACKENDS, "numpy"))
 
 
 def randn(rng: np.random.Generator, *shape: int, dtype: Any = "float64") -> np.ndarray:
@@ -65,11 +79,14 @@ def train_step(
     return {name: np.array(value) for name, value in results.items()}
 
 
-def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
-    """Bit for bit, name by name; NaN equals NaN."""
-    assert got.keys() == want.keys()
-    for name in want:
-        np.testing.assert_array_equal(got[name], want[name], err_msg=name, strict=True)
+def assert_same(got: dict[str, Any], want: dict[str, Any], *, in_order: bool = False) -> None:
+    """Equal names, and under each name equal dtypes, shapes and bits. in_order: the names' order is compared too."""
+    assert set(got) == set(want)
+    assert not in_order or list(got) == list(want)
+    for name, value in want.items():
+        one, other = np.asarray(got[name]), np.asarray(value)
+        np.testing.assert_array_equal(one, other, err_msg=name, strict=True)
+        assert one.tobytes() == other.tobytes(), f"{name}: equal numbers of different bits"
 
 
 def record(layer: Any) -> dict[str, Any]:
@@ -111,6 +128,6 @@ def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None
 
 def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
     """Every amount of work shared among so many threads, whatever the machine has and whoever holds its cores."""
-    settings = {"_threads": threads, "SHARED_FROM": 0, "WOKEN_FROM": 0, "SPELLS": (0.0, 0.0)}
-    for name, value in (settings | dict.fromkeys(("AWAITED", "AWAITED_WOKEN"), 1e7)).items():
+    settings = {"_threads": threads, "PARALLEL_FROM_US": 0, "WAKE_FROM_US": 0, "BACKOFF_S": (0.0, 0.0)}
+    for name, value in (settings | dict.fromkeys(("READY_WAIT_US", "WOKEN_WAIT_US"), 1e7)).items():
         patch.setattr(thread_pool, name, value)

@@ -1,230 +1,246 @@
-"""Threads in native code: a job is a compiled function that each thread of a team calls with its own number.
+"""Worker threads in native code. A job is a compiled function that each thread of the job calls with its own rank.
 
-    run(state, members, function, block)    calls function(block, k) for k in [0, members), 0 here; back when all are
-    serve(state, index, seen)               what the thread `index` does: jobs as they come; back when idle too long
-    book(state, members, patience)          before run: who is awake stays so; how many of them are there, or that some
-                                            are asleep and must be woken
-    wait(counter, goal)                     a barrier between the threads of one job
+    run_job(state, threads, function, block)   calls function(block, rank) for each rank in [0, threads), rank 0 on the
+                                               calling thread; returns when all calls have returned
+    serve(state, index, seen)                  the loop of worker `index`; returns after a long idle time, to sleep
+    reserve(state, threads, timeout_ns)        before run_job: keeps the awake workers awake, and returns how many
+                                               threads are ready, or that some workers sleep and must be woken
+    barrier(counter, goal)                     a barrier between the threads of one job
 
-Threads that have just worked look for the next job for 200 to 400 us before they sleep, so that the calls of a training
-loop or of a stack of layers hand over within a microsecond, where waking a thread takes ninety. They give their core
-away between looks after the first few, for whoever else wants it. Sleeping and waking is Python's
-(rnnkit/core/thread_pool.py).
+Workers poll for the next job for 200 to 400 us before they sleep, because the calls of a training loop or of a stack of
+layers follow each other closely: a polling worker takes over within a microsecond, and waking one takes 90. After the
+first polls a worker yields its core between polls. Sleeping and waking happen in Python (rnnkit/core/thread_pool.py).
 
-A thread that has no core, because another library's thread spins on it, would be waited for at every barrier. So none
-gets a share before it has answered a roll call, and each notes when its core was taken from it while it worked.
+A worker without a core, for example because another library's thread spins on it, would delay every barrier. So a
+worker takes part in a job only after it has answered a ready check, and each thread records it if it was preempted
+during a job.
 
-`state` is the address of zeros, one cache line a word that different threads write. What is posted is a number and the
-members it is for in one word, and whether it is a roll call. Who answered a roll call is numbered for the job after it,
-by a word that names that roll call: a thread without such a number must not look at the job, which may be a later one.
+`state` is the address of zeroed memory, in which words that different threads write are on separate cache lines. POSTED
+holds a sequence number, the number of threads asked for, and whether this is a ready check or a job. `reserve` gives
+each worker that answered a ready check its rank for the job that follows. The rank names the ready check that it
+belongs to. A worker without a rank for a job must not read that job, since the words may already belong to a later one.
 """
 
 from __future__ import annotations
 
 from rnnkit.kernels.cpu.jit import entry, inner
-from rnnkit.kernels.cpu.memory import add, call, exchange, look, set_word, word
+from rnnkit.kernels.cpu.memory import atomic_add, atomic_exchange, atomic_load, call_address, load_word, store_word
 from rnnkit.kernels.cpu.system import (
     JOB_MODE,
-    core,
+    clock_ns,
+    current_core,
     float_mode,
-    give_way,
-    leave_cores,
-    nanoseconds,
+    move_off_cores,
     pause,
     set_float_mode,
+    yield_core,
 )
 
-LINE = 64
-# Offsets of words. From ASLEEP on a thread has a line: whether it is asleep, whether it is to be woken, the number of
-# the last roll call it heard, for how many nanoseconds its core was taken from it, until that is dealt with, its place
-# among those who answered a roll call, added to what was posted for that, and one more than the core it was on.
-POSTED, BOOKED, FINISHED, JOB, ASLEEP = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-WAKE, HEARD, ROBBED, PLACE, CORE = 8, 16, 24, 32, 40
-MEMBER_BITS, ROLL_CALL = 16, 1 << 15
-# What is found beside how many are there.
-SOME_ASLEEP, CROWDED = -1, 1 << 20
-# A core was taken where its thread had none for so many nanoseconds of a job (interrupts take some ten microseconds,
-# time slices a few milliseconds), and for more of it than one part in as many as it has members. Then members - 1
-# would have been as fast: work W takes W / members and what was lost, or W / (members - 1).
-ROBBED_NS = 200_000
-# Looks before giving the core away, and before going to sleep. A look is a pause instruction (10 to 40 ns), or later a
-# system call of about 300 ns. A job's threads wait longer for each other: a core given to a thread that spins comes
-# back after a time slice.
-SPINS, PATIENCE, SPINS_AT_WORK = 1500, 2000, 4000
-LOOK_NS = 30  # where there is no clock
+LINE = 64  # bytes of a cache line
+# Offsets in `state`, in bytes. From ASLEEP on, each thread has a line, with these words:
+#   0          1 while the worker sleeps
+#   WAKE       1 while the worker must be woken
+#   ANSWERED   what was posted for the last ready check that the worker answered
+#   PREEMPTED  nanoseconds off-CPU in a job, until the pool reads them
+#   RANK       the worker's rank in the next job, plus what was posted for the ready check
+#   CORE       1 + the number of the core that the thread was on
+POSTED, RESERVED, FINISHED, JOB, ASLEEP = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
+WAKE, ANSWERED, PREEMPTED, RANK, CORE = 8, 16, 24, 32, 40
+COUNT_BITS, READY_CHECK = 16, 1 << 15
+# Results of `reserve` besides the number of ready threads: SOME_ASLEEP alone, ONE_PREEMPTED once per preempted thread.
+SOME_ASLEEP, ONE_PREEMPTED = -1, 1 << 20
+# A thread counts as preempted if it was off-CPU for more than this in a job of P threads, and for more than 1/P of the
+# job. Interrupts take about 10 us, time slices a few ms. P - 1 threads would then have been as fast: the work W takes
+# W / P plus the time lost, or W / (P - 1).
+PREEMPTED_NS = 200_000
+# Polls with a pause instruction (10 to 40 ns each) before a worker yields its core at each poll (about 300 ns), and all
+# polls before it sleeps. At a barrier a thread pauses for longer: a yielded core may come back only after a time slice.
+IDLE_PAUSES, IDLE_POLLS, BARRIER_PAUSES = 1500, 2000, 4000
+POLL_NS = 30  # the estimated time of a poll, where the system has no clock
 
 
 def state_bytes(workers: int) -> int:
-    """Size of `state` for so many threads besides the caller's."""
+    """The size of `state` for this many workers and the calling thread."""
     return ASLEEP + LINE * (workers + 1)
 
 
 @inner
-def await_count(counter, goal):
-    """Until the word at `counter` has reached `goal`."""
+def wait_for_count(counter, goal):
+    """Waits until the word at `counter` has reached `goal`."""
     spins = 0
-    while look(counter) < goal:
+    while atomic_load(counter) < goal:
         spins += 1
-        if spins < SPINS_AT_WORK:
+        if spins < BARRIER_PAUSES:
             pause()
         else:
-            give_way()
+            yield_core()
 
 
 @inner
-def wait(counter, goal):
-    """Adds one to the counter, then waits for `goal`: with P threads the n-th meeting's is n * P. It only grows."""
-    add(counter, 1)
-    await_count(counter, goal)
+def barrier(counter, goal):
+    """Adds 1 to the counter, then waits until it has reached `goal`: n * P at the n-th barrier of P threads."""
+    atomic_add(counter, 1)
+    wait_for_count(counter, goal)
 
 
 @inner
-def note_if_robbed(own, since, worked, members):
-    """Where this thread had no core for much of the job that began at `since`, when it had `worked` so long."""
-    took = nanoseconds(False) - since
-    if took > ROBBED_NS:
-        lost = took - (nanoseconds(True) - worked)
-        if lost > ROBBED_NS and lost * members > took:
-            exchange(own + ROBBED, lost)
+def note_preemption(own, start, cpu_start, threads):
+    """Records a preemption in the job that began at `start`. cpu_start: the thread's CPU time then."""
+    elapsed = clock_ns(False) - start
+    if elapsed > PREEMPTED_NS:
+        lost = elapsed - (clock_ns(True) - cpu_start)
+        if lost > PREEMPTED_NS and lost * threads > elapsed:
+            atomic_exchange(own + PREEMPTED, lost)
 
 
 @inner
-def note_core(state, index):
-    """Notes which core this thread is on, and leaves it where a member numbered lower is on it too.
+def note_own_core(state, index):
+    """Records which core this thread is on. Leaves that core if a thread of a lower number is on it too.
 
-    A woken thread may be put on the core of who woke it, and stay there for tens of milliseconds beside idle ones.
+    Linux may put a woken worker on the core of the thread that woke it, and leave it there for tens of milliseconds
+    while other cores are idle.
     """
-    here, first = core() + 1, state + ASLEEP + CORE
+    first = state + ASLEEP + CORE
+    here = current_core() + 1
     shared = False
     for k in range(index):
-        shared |= here > 0 and word(first + LINE * k) == here
+        shared |= here > 0 and load_word(first + LINE * k) == here
     if shared:
-        leave_cores(first, LINE, index)
-        here = core() + 1
-    set_word(first + LINE * index, here)
+        move_off_cores(first, LINE, index)
+        here = current_core() + 1
+    store_word(first + LINE * index, here)
 
 
 @inner
-def call_in_job_mode(function, block, index):
-    """call(function, block, index) in the floating-point mode of jobs, so that no bit depends on the thread's own.
+def call_in_job_mode(function, block, rank):
+    """Calls function(block, rank) in the floating-point mode of jobs, so that results do not depend on the thread's.
 
-    A job is called by its address, so none of its arithmetic can be moved out of here by the compiler.
+    The call goes through an address, so the compiler cannot move the job's arithmetic out of it.
     """
     before = float_mode()
     set_float_mode(JOB_MODE)
-    call(function, block, index)
+    call_address(function, block, rank)
     set_float_mode(before)
 
 
 @entry(("serve",))
 def serve(state, index, seen):
-    """Does this thread's share of every job after the one numbered `seen`. Returns the last one's number, to sleep."""
-    own, idle, since, worked = state + ASLEEP + LINE * index, 0, 0, 0
+    """Runs this worker's part of every job after the one posted as `seen`. Returns what was posted last, to sleep."""
+    own = state + ASLEEP + LINE * index
+    idle = 0
+    start = 0
+    cpu_start = 0
     while True:
-        posted = look(state + POSTED)
+        posted = atomic_load(state + POSTED)
         if posted != seen:
-            before, seen = seen, posted
-            if posted & ROLL_CALL:
-                if index < posted & (ROLL_CALL - 1):
+            before = seen
+            seen = posted
+            if posted & READY_CHECK:
+                if index < posted & (READY_CHECK - 1):
                     idle = 0
-                    exchange(own + HEARD, posted)
-                    note_core(state, index)
-                    since, worked = nanoseconds(False), nanoseconds(True)
+                    atomic_exchange(own + ANSWERED, posted)
+                    note_own_core(state, index)
+                    start = clock_ns(False)
+                    cpu_start = clock_ns(True)
                 continue
-            follows = before & ROLL_CALL and posted >> MEMBER_BITS == (before >> MEMBER_BITS) + 1
-            place = word(own + PLACE) - before if follows else 0
-            if 0 < place < posted & (ROLL_CALL - 1):
+            follows = before & READY_CHECK and posted >> COUNT_BITS == (before >> COUNT_BITS) + 1
+            rank = load_word(own + RANK) - before if follows else 0
+            if 0 < rank < posted & (READY_CHECK - 1):
                 idle = 0
-                call_in_job_mode(word(state + JOB), word(state + JOB + 8), place)
-                add(state + FINISHED, 1)
-                note_if_robbed(own, since, worked, posted & (ROLL_CALL - 1))
-        elif idle < SPINS:
+                call_in_job_mode(load_word(state + JOB), load_word(state + JOB + 8), rank)
+                atomic_add(state + FINISHED, 1)
+                note_preemption(own, start, cpu_start, posted & (READY_CHECK - 1))
+        elif idle < IDLE_PAUSES:
             idle += 1
             pause()
-        elif idle < PATIENCE or look(state + BOOKED) > index:
+        elif idle < IDLE_POLLS or atomic_load(state + RESERVED) > index:
             idle += 1
-            give_way()
+            yield_core()
         else:
-            # Said before BOOKED is read, as a caller says BOOKED before it reads this: one of the two sees the other.
-            set_word(own + CORE, 0)
-            exchange(own, 1)
-            if look(state + BOOKED) <= index or not exchange(own, 0):
+            # The worker writes ASLEEP before it reads RESERVED, and a caller writes RESERVED before it reads ASLEEP. So
+            # one of the two sees the other.
+            store_word(own + CORE, 0)
+            atomic_exchange(own, 1)
+            if atomic_load(state + RESERVED) <= index or not atomic_exchange(own, 0):
                 return seen
             idle = 0
 
 
 @inner
-def post(state, members):
-    """Posts the next number for so many, and whether it is a roll call. Returns what was posted."""
-    posted = (((word(state + POSTED) >> MEMBER_BITS) + 1) << MEMBER_BITS) | members
-    exchange(state + POSTED, posted)
+def post(state, count):
+    """Posts the next sequence number with `count`: a number of threads, plus READY_CHECK. Returns what was posted."""
+    posted = (((load_word(state + POSTED) >> COUNT_BITS) + 1) << COUNT_BITS) | count
+    atomic_exchange(state + POSTED, posted)
     return posted
 
 
 @inner
-def answers(state, members, patience):
-    """Calls the roll. After at most so many nanoseconds: how many are there with the caller, each with its place.
+def check_ready(state, threads, timeout_ns):
+    """Posts a ready check and waits for the answers, at most `timeout_ns`. Gives each worker that answered its rank.
 
-    Plus CROWDED for each that had lost its core in an earlier job.
+    Returns the number of ready threads, the caller included, plus ONE_PREEMPTED for each thread that was preempted in
+    an earlier job.
     """
-    began, spins = nanoseconds(False), 0
-    note_core(state, 0)
-    posted = post(state, members | ROLL_CALL)
+    began = clock_ns(False)
+    spins = 0
+    note_own_core(state, 0)
+    posted = post(state, threads | READY_CHECK)
     while True:
-        present = 1
-        for k in range(1, members):
-            present += look(state + ASLEEP + LINE * k + HEARD) == posted
-        if present == members:
+        ready = 1
+        for k in range(1, threads):
+            ready += atomic_load(state + ASLEEP + LINE * k + ANSWERED) == posted
+        if ready == threads:
             break
         spins += 1
-        if spins < SPINS:
+        if spins < IDLE_PAUSES:
             pause()
         else:
-            give_way()
+            yield_core()
         if spins % 16 == 0:
-            waited = nanoseconds(False) - began if began else LOOK_NS * spins
-            if waited > patience:
+            waited = clock_ns(False) - began if began else POLL_NS * spins
+            if waited > timeout_ns:
                 break
-    present, crowded = 1, CROWDED * (word(state + ASLEEP + ROBBED) != 0)
-    for k in range(1, members):
+    ready = 1
+    preempted = ONE_PREEMPTED * (load_word(state + ASLEEP + PREEMPTED) != 0)
+    for k in range(1, threads):
         own = state + ASLEEP + LINE * k
-        crowded += CROWDED * (word(own + ROBBED) != 0)
-        if look(own + HEARD) == posted:
-            set_word(own + PLACE, posted + present)
-            present += 1
-    return present + crowded
+        preempted += ONE_PREEMPTED * (load_word(own + PREEMPTED) != 0)
+        if atomic_load(own + ANSWERED) == posted:
+            store_word(own + RANK, posted + ready)
+            ready += 1
+    return ready + preempted
 
 
-@entry(("book",))
-def book(state, members, patience):
-    """The members' answers, or SOME_ASLEEP without calling the roll.
+@entry(("reserve",))
+def reserve(state, threads, timeout_ns):
+    """The result of `check_ready`, or SOME_ASLEEP without a ready check.
 
-    Those asleep count as awake now, and the word after theirs says: wake me. It says so until that is done: who is
-    interrupted before leaves it to the next caller.
+    A sleeping worker counts as awake from here on, and its WAKE word asks for it to be woken. The word stays set until
+    that is done, so a caller that is interrupted before leaves the waking to the next one.
     """
-    exchange(state + BOOKED, members)
+    atomic_exchange(state + RESERVED, threads)
     asleep = 0
-    for k in range(1, members):
+    for k in range(1, threads):
         own = state + ASLEEP + LINE * k
-        if exchange(own, 0):
-            set_word(own + WAKE, 1)
-        asleep += word(own + WAKE)
-    return SOME_ASLEEP if asleep else answers(state, members, patience)
+        if atomic_exchange(own, 0):
+            store_word(own + WAKE, 1)
+        asleep += load_word(own + WAKE)
+    return SOME_ASLEEP if asleep else check_ready(state, threads, timeout_ns)
 
 
 @inner
-def run(state, members, function, block):
-    """See the module's docstring. The members have answered the roll call before it."""
-    if members < 2:
+def run_job(state, threads, function, block):
+    """See the module's docstring. The workers have answered the ready check before it."""
+    if threads < 2:
         call_in_job_mode(function, block, 0)
         return
-    since = nanoseconds(False)
-    set_word(state + JOB, function)
-    set_word(state + JOB + 8, block)
-    set_word(state + FINISHED, 0)
-    post(state, members)
-    worked = nanoseconds(True)
+    start = clock_ns(False)
+    store_word(state + JOB, function)
+    store_word(state + JOB + 8, block)
+    store_word(state + FINISHED, 0)
+    post(state, threads)
+    cpu_start = clock_ns(True)
     call_in_job_mode(function, block, 0)
-    await_count(state + FINISHED, members - 1)
-    exchange(state + BOOKED, 0)
-    note_if_robbed(state + ASLEEP, since, worked, members)
+    wait_for_count(state + FINISHED, threads - 1)
+    atomic_exchange(state + RESERVED, 0)
+    note_preemption(state + ASLEEP, start, cpu_start, threads)

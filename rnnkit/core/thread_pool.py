@@ -1,13 +1,13 @@
-"""The team of threads behind the compiled CPU kernels: started, woken and put to bed here; at work in
+"""The thread pool of the compiled CPU kernels: starts, wakes and stops its workers. Their loop is native code, in
 kernels/cpu/threads.py.
 
-One team a process, and one call at a time has it: a second caller works alone, as its kernels give the same bits on
-any number of threads. A team of our own, not Numba's parallel loops: its default layer aborts the process when two
-Python threads enter it at once, and hands work over in tens of microseconds.
+A process has one pool, and one call at a time reserves it. A second, concurrent call runs on its own thread alone: the
+kernels give the same bits on any number of threads. Numba's parallel loops do not serve here: Numba's default threading
+layer aborts the process when two Python threads enter it at once, and handing over work takes it tens of microseconds.
 
-A signal handler may raise between any two calls, so who has the team is an entry of a dict: `setdefault` claims it
-inside a `try` whose `finally` gives it back by subscripts alone, which CPython does not interrupt. A lock would be lost
-where the handler raises after `acquire` and before the `try`, or in the call of `release`.
+A signal handler may raise between any two calls. So the owner of the pool is an entry of a dict. `setdefault` claims
+the entry inside a `try`, and the `finally` deletes it by subscripts alone, which CPython does not interrupt. A lock
+would stay locked for ever where the handler raises between `acquire` and the `try`, or inside the call of `release`.
 """
 
 from __future__ import annotations
@@ -28,33 +28,60 @@ _threads = 0
 
 OWNER = "owner"  # the key of a claim
 
-# Guessed microseconds of one thread's work from which it is shared: with threads that are awake, and with threads that
-# must be woken.
-SHARED_FROM, WOKEN_FROM = 15.0, 200.0
-# How long a thread is waited for that does not answer, since something else has its core: so many microseconds, or so
-# large a part of the work. The first is for one that is awake: it answers within one, an interrupt takes some ten, and
-# what is waited in vain is little beside a spell. The second is for one that was woken or started: on a virtual machine
-# that takes 90 us, and 160 to 190 after 10 ms of rest.
-AWAITED, AWAITED_WOKEN, AWAITED_PART = 100.0, 300.0, 1 / 16
-# Seconds, at least and at most, that jobs have fewer threads after one did not answer, or had no core in a job, and
-# then how many times what was lost: doubled if that happens again, halved if not when more are tried. Where the cores
-# are free again at once, twice the loss is as much again lost to having half of them.
-SPELLS, SPELL_LOSSES = (4e-3, 0.1), 2
+# Work is divided from these estimates of its time on one thread, in microseconds: with workers that are awake, and with
+# workers that must be woken.
+PARALLEL_FROM_US = 15.0
+WAKE_FROM_US = 200.0
+# How long a call waits for a worker that does not answer a ready check because another thread has its core: so many
+# microseconds, or this fraction of the work. A worker that is awake answers within 1 us, and an interrupt delays it by
+# about 10 us. A worker that was woken or started answers within 90 to 190 us on a virtual machine.
+READY_WAIT_US = 100.0
+WOKEN_WAIT_US = 300.0
+READY_WAIT_FRACTION = 1 / 16
+# After a worker was preempted or did not answer, jobs use fewer threads for a while, the backoff. BACKOFF_S: its least
+# and greatest length in seconds. BACKOFF_PER_LOSS: its least length as a multiple of the time lost; where the cores are
+# free again at once, a backoff of twice the loss costs as much as the loss did, since half of the threads still work.
+# The backoff doubles if the loss repeats, and halves if all threads answer again.
+BACKOFF_S = (4e-3, 0.1)
+BACKOFF_PER_LOSS = 2
 
 
 def get_num_threads() -> int:
-    """How many threads the CPU kernels use at most: as many as the process may use cores, unless set otherwise.
+    """The largest number of threads of the CPU kernels: the cores that the process may use, unless set otherwise.
 
-    A call takes fewer where it is small, and for a while where other threads hold the cores. Raises ValueError where
-    the environment variable RNNKIT_NUM_THREADS is no positive whole number. See docs/install.md.
+    A short call uses fewer, and so do calls for a while after workers were preempted. See docs/install.md.
+
+    Returns:
+        The number of threads, at least 1.
+
+    Raises:
+        ValueError: the environment variable RNNKIT_NUM_THREADS is not a positive whole number.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.get_num_threads() >= 1
+        True
     """
     return _threads or default_threads().number
 
 
 def set_num_threads(threads: int | None) -> None:
-    """Sets how many threads the CPU kernels use at most, for the whole process. Results do not change by a bit.
+    """Sets the largest number of threads of the CPU kernels, for the whole process. Results keep the same bits.
 
-    threads: at least 1; None for the default, which is read anew, as after a change of the affinity mask.
+    Args:
+        threads: at least 1; None for the default, which is then determined again, for example after a change of the
+            affinity mask.
+
+    Raises:
+        TypeError: `threads` is not an integer.
+        ValueError: `threads` is less than 1.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.set_num_threads(1)
+        >>> rnnkit.get_num_threads()
+        1
+        >>> rnnkit.set_num_threads(None)
     """
     global _threads
     if threads is None:
@@ -64,193 +91,205 @@ def set_num_threads(threads: int | None) -> None:
         _threads = positive_int("threads", threads)
 
 
-def why_so_many() -> str:
-    """What `get_num_threads` follows from, in a few words."""
+def thread_count_reason() -> str:
+    """Where the value of `get_num_threads` comes from, in a few words."""
     return "set_num_threads" if _threads else default_threads().why
 
 
 def threads_for(microseconds: float) -> int:
-    """Among how many threads to share work that one would do in so long."""
-    return get_num_threads() if microseconds >= SHARED_FROM else 1
+    """The number of threads for work that takes one thread this long."""
+    return get_num_threads() if microseconds >= PARALLEL_FROM_US else 1
 
 
-class Team:
-    """Threads 1, 2, … beside whoever calls, each in `serve` or asleep at its own semaphore."""
+class ThreadPool:
+    """Workers 1, 2, … beside the calling thread, 0. A worker is in `serve` or sleeps on its own lock."""
 
-    MOST = 256
+    MAX_THREADS = 256
 
     def __init__(self) -> None:
-        from rnnkit.kernels.cpu import threads as team
+        from rnnkit.kernels.cpu import threads as kernels
 
-        self._kernels = team
-        room = np.zeros(team.state_bytes(self.MOST) // 8 + 8, np.int64)
-        start = -room.ctypes.data % team.LINE // 8
-        self._state = room[start:]
+        self._kernels = kernels
+        memory = np.zeros(kernels.state_bytes(self.MAX_THREADS) // 8 + 8, np.int64)
+        start = -memory.ctypes.data % kernels.LINE // 8
+        self._state = memory[start:]
         self.address = int(self._state.ctypes.data)
-        self.claims: dict[str, object] = {}  # OWNER -> the call that has the team; empty where none has
-        self.booked = self._state[team.BOOKED // 8 :]  # the word: how many threads are to stay awake
-        # A taken lock for each thread, which the thread waits for to be released. The first is not used. No semaphore:
-        # those are written in Python, and one that is interrupted may never be released again.
-        self._beds: list[Any] = [threading.Lock()]
+        self.claims: dict[str, object] = {}  # OWNER -> the call that has reserved the pool; empty if none has
+        self.reserved = self._state[kernels.RESERVED // 8 :]  # [0]: how many threads must stay awake
+        # One lock per worker. The worker sleeps in `acquire`, and `_signal_wakeup` releases the lock. Index 0 is not
+        # used. Semaphores do not serve: they are written in Python, and an interrupted one may stay locked for ever.
+        self._wakeups: list[Any] = [threading.Lock()]
         self._workers: list[threading.Thread] = []
-        self._ended = self.broken = False
-        self._spell = self._spell_ends = self.dismissed = 0.0  # seconds, and times of time.monotonic()
-        self._fewer = 1  # threads for that long
-        self._woken = -1.0  # a time, too
-        # Compiled here, not by the threads: what goes wrong is then told to the caller.
-        team.serve.compile("(int64, int64, int64)")
-        team.book.compile("(int64, int64, int64)")
+        self._shut_down = False
+        self.broken = False
+        self._backoff = 0.0  # seconds
+        self._backoff_until = 0.0  # a time of time.monotonic(), as the two below
+        self.released_at = 0.0
+        self._woken_at = -1.0
+        self._reduced = 1  # threads per job during the backoff
+        # Compiled here, not by a worker, so that the caller gets the exception if compiling fails.
+        kernels.serve.compile("(int64, int64, int64)")
+        kernels.reserve.compile("(int64, int64, int64)")
 
-    def gather(self, call: object, threads: int, microseconds: float) -> int:
-        """How many threads, the caller's among them, will run a job of `call`, which has the team from here on.
+    def reserve(self, call: object, threads: int, microseconds: float) -> int:
+        """Reserves the pool for `call`. Returns how many threads will run its job, the caller's included.
 
-        One where the team has another owner, or cannot be started; where it is asleep and the work not worth the wait:
-        it is then woken all the same, for the call after this one. Fewer than asked for, for a while, after some had no
-        core because another library's threads are on it (kernels/cpu/threads.py).
+        1 if another call owns the pool, or if no worker can be started. Also 1 if workers sleep and the work is too
+        short to wait for them; they are woken all the same, for the next call. During the backoff that follows a
+        preemption (kernels/cpu/threads.py), fewer than `threads`.
         """
-        threads = min(threads, self.MOST)
-        if threads < 2 or self._ended or self.claims.setdefault(OWNER, call) is not call:
+        threads = min(threads, self.MAX_THREADS)
+        if threads < 2 or self._shut_down or self.claims.setdefault(OWNER, call) is not call:
             return 1
-        return self._ready(threads, microseconds)
+        return self._ready_threads(threads, microseconds)
 
-    def _ready(self, threads: int, microseconds: float) -> int:
-        """How many threads are there to work, of a team that is taken."""
+    def _ready_threads(self, threads: int, microseconds: float) -> int:
+        """How many threads of the reserved pool are ready to work."""
         asked = threads
-        if self._spell and time.monotonic() < self._spell_ends:
-            threads = min(threads, self._fewer)
+        if self._backoff and time.monotonic() < self._backoff_until:
+            threads = min(threads, self._reduced)
         before = len(self._workers)
-        threads = self._started(threads)
+        threads = self._start_workers(threads)
         if threads < 2:
             return 1
-        patience, new = microseconds * AWAITED_PART, len(self._workers) > before
-        found = self._kernels.book(self.address, threads, int(1e3 * max(AWAITED_WOKEN if new else AWAITED, patience)))
-        while found == self._kernels.SOME_ASLEEP:  # twice where one was falling asleep
-            self._wake(threads)
-            if microseconds < WOKEN_FROM:
+        share = microseconds * READY_WAIT_FRACTION
+        limit = WOKEN_WAIT_US if len(self._workers) > before else READY_WAIT_US
+        found = self._kernels.reserve(self.address, threads, int(1e3 * max(limit, share)))
+        while found == self._kernels.SOME_ASLEEP:  # a second time where a worker was just falling asleep
+            self._wake_workers(threads)
+            if microseconds < WAKE_FROM_US:
                 return 1
-            found = self._kernels.book(self.address, threads, int(1e3 * max(AWAITED_WOKEN, patience)))
+            found = self._kernels.reserve(self.address, threads, int(1e3 * max(WOKEN_WAIT_US, share)))
         if found == threads:
-            if self._spell and threads == asked and threads > self._fewer:
-                self._spell = self._spell / 2 if self._spell > SPELLS[0] else 0.0
+            if self._backoff and threads == asked and threads > self._reduced:
+                self._backoff = self._backoff / 2 if self._backoff > BACKOFF_S[0] else 0.0
             return threads
-        robbed, present = divmod(found, self._kernels.CROWDED)
-        if not robbed and time.monotonic() < self._woken + 1e-6 * AWAITED_WOKEN:
-            return present  # the others are on their way
-        self._fewer = max(1, min(present, threads - robbed))
-        again = 2 * self._spell if robbed else self._spell
-        self._spell = min(max(again, SPELLS[0], SPELL_LOSSES * 1e-9 * self._losses()), SPELLS[1])
-        # What was lost in a job, was by its end: it may be long ago. Who does not answer has no core now.
-        now = time.monotonic()
-        self._spell_ends = (self.dismissed if present == threads else now) + self._spell
-        return self._fewer if now < self._spell_ends else present
+        preempted, ready = divmod(found, self._kernels.ONE_PREEMPTED)
+        if not preempted and time.monotonic() < self._woken_at + 1e-6 * WOKEN_WAIT_US:
+            return ready  # the other workers are still waking up
+        return self._back_off(threads, ready, preempted)
 
-    def _losses(self) -> int:
-        """For how many nanoseconds a thread had no core in earlier jobs, at most. They are dealt with by this."""
-        first, line = (self._kernels.ASLEEP + self._kernels.ROBBED) // 8, self._kernels.LINE // 8
+    def _back_off(self, threads: int, ready: int, preempted: int) -> int:
+        """Uses fewer threads from here on for a while. Returns how many threads run this job."""
+        self._reduced = max(1, min(ready, threads - preempted))
+        repeated = 2 * self._backoff if preempted else self._backoff
+        lost = 1e-9 * self._take_losses()
+        self._backoff = min(max(repeated, BACKOFF_S[0], BACKOFF_PER_LOSS * lost), BACKOFF_S[1])
+        # A preemption happened before the end of its job, perhaps long ago. A worker that does not answer has no core
+        # now.
+        now = time.monotonic()
+        self._backoff_until = (self.released_at if ready == threads else now) + self._backoff
+        return self._reduced if now < self._backoff_until else ready
+
+    def _take_losses(self) -> int:
+        """The longest time, in nanoseconds, that a thread spent off its core in earlier jobs. Resets the record."""
+        first = (self._kernels.ASLEEP + self._kernels.PREEMPTED) // 8
+        line = self._kernels.LINE // 8
         losses = self._state[first : first + line * (len(self._workers) + 1) : line]
         most = int(losses.max())
         losses[...] = 0
         return most
 
-    def _wake(self, threads: int) -> None:
+    def _wake_workers(self, threads: int) -> None:
         for k in range(1, threads):
             flag = (self._kernels.ASLEEP + self._kernels.LINE * k) // 8 + 1
             if self._state[flag]:
-                self._rouse(k)  # once too often, if interrupted here: the thread looks for a job in vain
+                self._signal_wakeup(k)  # repeated if interrupted here, which is harmless: the worker finds no job
                 self._state[flag] = 0
-        self._woken = time.monotonic()
+        self._woken_at = time.monotonic()
 
-    def _rouse(self, k: int) -> None:
-        if self._beds[k].locked():  # what locks it is the thread alone, and what releases it this
-            self._beds[k].release()
+    def _signal_wakeup(self, k: int) -> None:
+        if self._wakeups[k].locked():  # only the worker locks it, and only this method releases it
+            self._wakeups[k].release()
 
-    def _started(self, threads: int) -> int:
-        """Starts those that are missing. How many there are: fewer where the system gives no more."""
+    def _start_workers(self, threads: int) -> int:
+        """Starts the missing workers. Returns how many threads there are: fewer if the system refuses one."""
         while len(self._workers) < threads - 1:
             k = len(self._workers) + 1
-            self._beds.append(threading.Lock())
-            self._beds[k].acquire(blocking=False)
-            worker = threading.Thread(target=self._work, args=(k,), name=f"rnnkit-{k}", daemon=True)
+            self._wakeups.append(threading.Lock())
+            self._wakeups[k].acquire(blocking=False)
+            worker = threading.Thread(target=self._worker_loop, args=(k,), name=f"rnnkit-{k}", daemon=True)
             try:
                 worker.start()
             except RuntimeError as problem:
-                if "start new thread" not in str(problem):  # of a signal handler
+                if "start new thread" not in str(problem):  # raised by a signal handler
                     self.broken = True
                     raise
-                self._beds.pop()  # none can be started any more: the interpreter is shutting down
+                self._wakeups.pop()  # no thread can be started any more: the interpreter is shutting down
                 return k
-            except BaseException:  # it may run all the same, and a second of its number must not
+            except BaseException:  # the worker may run all the same, and there must be no second one with its number
                 self.broken = True
                 raise
             self._workers.append(worker)
         return threads
 
-    def _work(self, k: int) -> None:
+    def _worker_loop(self, k: int) -> None:
         seen = 0
-        while not self._ended:
+        while not self._shut_down:
             seen = self._kernels.serve(self.address, k, seen)
-            self._beds[k].acquire()
+            self._wakeups[k].acquire()
 
-    def end(self) -> None:
-        """Before the interpreter ends: none is left in native code, where it could not be stopped."""
-        self._ended = True
-        for k in range(len(self._beds)):
-            self._rouse(k)
+    def shutdown(self) -> None:
+        """Ends all workers before the interpreter ends: a worker in native code could not be stopped then."""
+        self._shut_down = True
+        for k in range(len(self._wakeups)):
+            self._signal_wakeup(k)
         until = time.monotonic() + 1.0
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
 
 
-_team: Team | None = None
-_starting = threading.Lock()
+_pool: ThreadPool | None = None
+_pool_lock = threading.Lock()
 
 
-def the_team() -> Team:
-    """The process's team, made at the first need."""
-    global _team
-    team = _team
-    if team is None or team.broken:
-        with _starting:
-            if _team is None or _team.broken:
-                _team = Team()
-            team = _team
-    return team
+def shared_pool() -> ThreadPool:
+    """The process's pool, made at its first use."""
+    global _pool
+    pool = _pool
+    if pool is None or pool.broken:
+        with _pool_lock:
+            if _pool is None or _pool.broken:
+                _pool = ThreadPool()
+            pool = _pool
+    return pool
 
 
-def run(threads: int, microseconds: float, launch: Any) -> None:
-    """launch(team's address, members), with as many threads as can be had; see `Team.gather`."""
+def run_on_pool(threads: int, microseconds: float, launch: Any) -> None:
+    """launch(address of the pool's state, threads), on as many threads as `ThreadPool.reserve` gives."""
     if threads < 2:
         launch(0, 1)
         return
-    team = the_team()
-    claims = team.claims
-    members = 0
+    pool = shared_pool()
+    claims = pool.claims
+    reserved = 0
     try:
-        members = team.gather(launch, threads, microseconds)
-        if members > 1:
-            launch(team.address, members)
+        reserved = pool.reserve(launch, threads, microseconds)
+        if reserved > 1:
+            launch(pool.address, reserved)
     finally:
-        # Nothing is called before the team is free again: see the module's docstring. The threads may sleep then.
+        # No call before the pool is free again: see the module's docstring. The workers may sleep from here on.
         if OWNER in claims and claims[OWNER] is launch:
-            team.booked[0] = 0
+            pool.reserved[0] = 0
             del claims[OWNER]
-    if members > 1:
-        team.dismissed = time.monotonic()
+    if reserved > 1:
+        pool.released_at = time.monotonic()
     else:
         launch(0, 1)
 
 
-def _start_anew() -> None:
-    """In a forked child: its parent's threads do not exist there, and its locks may be held by them."""
-    global _team, _starting
-    _team, _starting = None, threading.Lock()
+def _reset_after_fork() -> None:
+    """In a forked child: the parent's workers do not exist there, and the parent's locks may be locked."""
+    global _pool, _pool_lock
+    _pool = None
+    _pool_lock = threading.Lock()
 
 
-def _end() -> None:
-    if _team is not None and not sys.is_finalizing():
-        _team.end()
+def _shutdown_at_exit() -> None:
+    if _pool is not None and not sys.is_finalizing():
+        _pool.shutdown()
 
 
-atexit.register(_end)
+atexit.register(_shutdown_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

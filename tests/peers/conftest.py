@@ -1,6 +1,6 @@
-"""Parity with the peers: a suite of one that is not installed is skipped, unless it was asked for.
+"""Parity with the peers: tests of a peer that is not installed are skipped, unless RNNKIT_REQUIRED names peers.
 
-`make test-peers` installs all of them and sets RNNKIT_PEERS=required, so that skipping everything is not green.
+`make test-peers` installs all of them and sets it, so a run that skips everything fails.
 """
 
 from __future__ import annotations
@@ -8,17 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 
-import pytest
+from tests.required import required, unless_required
 
 PEERS = ("torch", "keras", "jax")
 
 
 def pytest_configure() -> None:
-    """Ends the run where RNNKIT_PEERS=required and a peer does not import."""
-    wanted = os.environ.get("RNNKIT_PEERS", "")
-    if wanted not in ("", "required"):
-        raise pytest.UsageError(f"RNNKIT_PEERS must be 'required' or not set, got {wanted!r}")
-    if not wanted:
+    """Ends the run where the peers are required and one does not import."""
+    if not required("peers"):
         return
     os.environ["KERAS_BACKEND"] = "torch"  # before Keras' first import; tests/peers/test_keras.py says why
     missing = []
@@ -27,5 +24,4 @@ def pytest_configure() -> None:
             importlib.import_module(peer)
         except ImportError as error:
             missing.append(f"{peer} ({error})")
-    if missing:
-        raise pytest.UsageError(f"RNNKIT_PEERS=required, and not to be imported: {', '.join(missing)}")
+    unless_required("peers", f"these do not import: {', '.join(missing)}" if missing else None)

@@ -1,7 +1,7 @@
 """PyTorch in float64 on randomised configurations: outputs, states and every gradient of every CPU backend.
 
-Ragged rows go through torch's packed sequences, which know no zero length (tests/test_invariances.py has those). The
-weights, inputs, states and output gradients are random, every row its own.
+Ragged rows go through torch's packed sequences, which know no zero length (tests/cpu/test_invariances.py has those).
+The weights, inputs, states and output gradients are random, every row its own.
 """
 
 from __future__ import annotations

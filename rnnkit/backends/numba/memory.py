@@ -1,8 +1,8 @@
-"""Memory that the Numba backend keeps between calls: a thread's scratch, and weights packed for inference.
+"""Memory that the Numba backend caches between calls: scratch memory per thread, and weights packed for inference.
 
-Packed weights are looked up by the arrays they came from and stay good while those hold what they held: the kernels
-read a digest of the weights at every call (kernels/cpu/digest.py), which takes a fraction of packing them anew. Of
-arrays that nothing can write to (rnnkit/core/read_only.py) they need none.
+Packed weights are cached under the arrays that they were packed from. They are valid while those arrays hold the same
+values: the kernels compute a digest of the weights at every call (kernels/cpu/digest.py), which takes a fraction of the
+time of packing. Arrays that nothing can write to (rnnkit/core/read_only.py) need no digest.
 """
 
 from __future__ import annotations
@@ -11,117 +11,125 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-# Scratch memory stays with a thread for its next call, up to this many bytes: fresh memory costs a page fault for each
-# 4 KiB, which is as long as packing the weights takes.
-KEPT_SCRATCH = 64 << 20
-# Packed weights are kept from so many bytes on, below which packing costs what a digest does; and so many in all, those
-# used last.
-KEPT_PACKED_FROM, KEPT_PACKED = 96 << 10, 128 << 20
-LINE = 64
-TRUSTED = 2  # the word of that line which says that no digest is needed
+# A thread's scratch memory stays allocated for its next call up to this many bytes. Fresh memory costs a page fault per
+# 4 KiB, which takes as long as packing the weights does.
+MAX_CACHED_SCRATCH = 64 << 20
+# Packed weights are cached from the first number of bytes on: below it packing costs as much as the digest. The cache
+# holds at most the second number in all, and drops the least recently used weights.
+MIN_CACHED_PACKED = 96 << 10
+MAX_CACHED_PACKED = 128 << 20
+LINE = 64  # bytes of a cache line
+TRUSTED = 2  # index of the header word that is 1 if no digest is needed
 
 
-class Room(NamedTuple):
-    """Memory and its address, which is good as long as the memory is held."""
+class AlignedBuffer(NamedTuple):
+    """Memory and its address. The address is valid while `memory` is referenced."""
 
-    memory: np.ndarray
+    memory: np.ndarray  # (size,) uint8
     address: int
 
 
-NOTHING = Room(np.empty(0, np.uint8), 0)
+EMPTY_BUFFER = AlignedBuffer(np.empty(0, np.uint8), 0)
 
 
-def aligned(size: int) -> Room:
-    """`size` bytes of any contents, from an address that vectors do not straddle."""
+def aligned(size: int) -> AlignedBuffer:
+    """`size` uninitialised bytes, aligned to a cache line, so that no vector crosses one."""
     whole = np.empty(size + LINE, np.uint8)
     start = -whole.ctypes.data % LINE
-    return Room(whole[start : start + size], whole.ctypes.data + start)
+    return AlignedBuffer(whole[start : start + size], whole.ctypes.data + start)
 
 
 class Scratch(threading.local):
     """Each thread's scratch memory."""
 
     def __init__(self) -> None:
-        self.room = NOTHING
+        self.buffer = EMPTY_BUFFER
 
-    def get(self, size: int) -> Room:
-        """`size` bytes, or more."""
-        room = self.room
-        if room.memory.nbytes < size:
-            del room
-            self.room = NOTHING  # the old memory goes before the new comes
-            room = aligned(size)
-            if size <= KEPT_SCRATCH:
-                self.room = room
-        return room
+    def get(self, size: int) -> AlignedBuffer:
+        """At least `size` bytes, the cached ones if they suffice."""
+        buffer = self.buffer
+        if buffer.memory.nbytes < size:
+            del buffer
+            self.buffer = EMPTY_BUFFER  # frees the old memory before the new memory is allocated
+            buffer = aligned(size)
+            if size <= MAX_CACHED_SCRATCH:
+                self.buffer = buffer
+        return buffer
 
     def clear(self) -> None:
-        """Gives the calling thread's memory back."""
-        self.room = NOTHING
+        """Frees the calling thread's memory."""
+        self.buffer = EMPTY_BUFFER
 
 
-class Packed:
-    """One layer's packed weights: a line for their digest, then themselves. One call at a time may have them.
+class PackedLayer:
+    """One layer's packed weights, after a header of one cache line for their digest. One call at a time owns them.
 
-    claims: OWNER -> the call that has them, empty where none has; claimed and given back as rnnkit/core/thread_pool.py
-    says.
+    claims: OWNER -> the call that owns them, empty if none does. Calls claim and release them as
+    rnnkit/core/thread_pool.py describes.
     """
 
     def __init__(self, size: int) -> None:
         self.claims: dict[str, object] = {}
-        self.room = aligned(LINE + size)
-        self._line = self.room.memory[:LINE].view(np.int64)
-        self._line[:] = 0
+        self.buffer = aligned(LINE + size)
+        self._header = self.buffer.memory[:LINE].view(np.int64)
+        self._header[:] = 0
         self._packed: tuple[weakref.ref[np.ndarray], ...] = ()
 
-    def trust(self, arrays: tuple[np.ndarray, ...]) -> None:
-        """Before a call: tells the kernels whether these constant arrays are those of `note_packed`."""
+    def set_trusted(self, arrays: tuple[np.ndarray, ...]) -> None:
+        """Before a call: tells the kernels whether these read-only arrays are the ones given to `record_packed`."""
         packed = self._packed
-        self._line[TRUSTED] = len(packed) == len(arrays) > 0 and all(
+        self._header[TRUSTED] = len(packed) == len(arrays) > 0 and all(
             r() is a for r, a in zip(packed, arrays, strict=True)
         )
 
-    def note_packed(self, arrays: tuple[np.ndarray, ...]) -> None:
-        """After a call with them. Held weakly: an array that is gone is no other one, whatever that one's id."""
-        if not self._line[TRUSTED]:
+    def record_packed(self, arrays: tuple[np.ndarray, ...]) -> None:
+        """After a call: records the read-only arrays whose values are packed here.
+
+        Weak references: a new array that reuses a freed array's id is not mistaken for it.
+        """
+        if not self._header[TRUSTED]:
             self._packed = tuple(map(weakref.ref, arrays))
 
 
-class PackedWeights:
-    """Those used last, by any hashable key that decides their size and layout."""
+class PackedWeightsCache:
+    """The most recently used packed weights, under any hashable key that determines their size and layout."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._held: OrderedDict[Hashable, Packed] = OrderedDict()
+        self._entries: OrderedDict[Hashable, PackedLayer] = OrderedDict()
 
-    def of(self, key: Hashable, size: int) -> Packed:
-        """The memory under `key`, which another call may have."""
+    def get(self, key: Hashable, size: int) -> PackedLayer:
+        """The entry under `key`, new if there is none. Another call may own it."""
         with self._lock:
-            found = self._held.get(key)
+            found = self._entries.get(key)
             if found is None:
-                found = self._held[key] = Packed(size)
-                # Counted anew: a count that is kept would be wrong after an exception between it and what it counts.
-                while len(self._held) > 1 and sum(p.room.memory.nbytes for p in self._held.values()) > KEPT_PACKED:
-                    self._held.popitem(last=False)
+                found = PackedLayer(size)
+                self._entries[key] = found
+                # The total is summed anew: a running total would be wrong after an exception between two updates.
+                while len(self._entries) > 1 and self._total_bytes() > MAX_CACHED_PACKED:
+                    self._entries.popitem(last=False)
             else:
-                self._held.move_to_end(key)
+                self._entries.move_to_end(key)
         return found
 
+    def _total_bytes(self) -> int:
+        return sum(entry.buffer.memory.nbytes for entry in self._entries.values())
+
     def clear(self) -> None:
-        """Gives all of it back."""
+        """Frees all packed weights."""
         with self._lock:
-            self._held.clear()
+            self._entries.clear()
 
-    def start_anew(self) -> None:
-        """In a forked child: locks may be held, and weights half packed, by threads that do not exist there."""
+    def reset_after_fork(self) -> None:
+        """In a forked child: threads that do not exist there may hold locks or have left weights half packed."""
         self._lock = threading.RLock()
-        self._held = OrderedDict()
+        self._entries = OrderedDict()
 
 
-def is_kept(size: Any) -> bool:
-    """Whether packed weights of so many bytes stay between calls."""
-    return KEPT_PACKED_FROM <= size <= KEPT_PACKED
+def is_cached(size: int) -> bool:
+    """Whether packed weights of this many bytes are cached between calls."""
+    return MIN_CACHED_PACKED <= size <= MAX_CACHED_PACKED

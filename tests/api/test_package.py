@@ -1,0 +1,188 @@
+"""What is shipped: an sdist that can be tested, a wheel of the package alone, an import that drags nothing in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import rnnkit
+from rnnkit.backends import needs
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# What a build may read. Not the whole folder, which may hold environments of any size.
+TREE = ("rnnkit", "kernels", "tests", "bench", "docs", ".ci", "Makefile", "MANIFEST.in", "pyproject.toml", "LICENSE")
+TREE += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml")
+
+
+def python(code: str, cwd: Path, *path: Path) -> str:
+    """What `code` prints in a fresh interpreter with `path` in front of sys.path."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def built(what: str, source: Path, into: Path) -> Path:
+    """The sdist or wheel of a source tree, by the backend that pip would call."""
+    code = f"import setuptools.build_meta as b; print('built:', b.build_{what}({str(into)!r}), sep='')"
+    return into / python(code, source).rpartition("built:")[2].strip()
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of an sdist built from a copy of this one."""
+    try:
+        found = metadata.version("setuptools")
+    except metadata.PackageNotFoundError:
+        found = "0"
+    if int(found.split(".")[0]) < 77:
+        pytest.skip(f"building needs setuptools>=77, of the extra `test`; installed: {found}")
+    folder = tmp_path_factory.mktemp("package")
+    for part in TREE:
+        if (ROOT / part).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, folder / "source" / part, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / part, folder / "source" / part)
+    left_by_the_cache = folder / "source" / "kernels" / "__pycache__"
+    left_by_the_cache.mkdir()
+    for name in ("a.0123456789ab.nbc", "a.0123456789ab.nbc.0123.tmp", "rnnkit-notice"):
+        (left_by_the_cache / name).write_bytes(b"")
+    with tarfile.open(built("sdist", folder / "source", folder)) as archive:
+        assert not [name for name in archive.getnames() if "__pycache__/" in name]
+        archive.extractall(folder / "unpacked", filter="data")
+    (tree,) = (folder / "unpacked").iterdir()
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the sdist's tree."""
+    return built("wheel", unpacked, tmp_path_factory.mktemp("wheel"))
+
+
+def files(root: Path) -> set[str]:
+    """Every file under a folder by its relative path, without what running and building leave there."""
+    left = ("__pycache__", "build", "rnnkit.egg-info")
+    found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return {path.as_posix() for path in found if not set(left) & set(path.parts)}
+
+
+def test_the_sdist_is_the_whole_tree(unpacked: Path) -> None:
+    want = {part for part in TREE if (ROOT / part).is_file()}
+    for folder in (part for part in TREE if (ROOT / part).is_dir()):
+        want |= {f"{folder}/{name}" for name in files(ROOT / folder)}
+    want |= {f"rnnkit/kernels/{name}" for name in files(ROOT / "kernels")}
+    assert files(unpacked) - {"PKG-INFO", "setup.cfg"} == want
+
+
+def test_the_sdists_tree_passes_tests_and_has_its_kernels(unpacked: Path) -> None:
+    code = """if 1:
+        import sys, pytest, rnnkit, rnnkit.kernels.cpu.scan
+        assert rnnkit.__file__.startswith(sys.path[1]), rnnkit.__file__
+        chosen = ["tests/oracle/test_oracle.py", "-k", "forward_is_the_equations and lstm"]
+        sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *chosen]))"""
+    python(code, unpacked, unpacked)  # asserts the exit status, which is not 0 where no test is selected either
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    info = f"rnnkit-{rnnkit.__version__}.dist-info/"
+    shipped = {name for name in names if not name.startswith(info)}
+    modules = {f"rnnkit/{name}" for name in files(ROOT / "rnnkit") if not name.startswith("kernels/")}
+    assert shipped == modules | {f"rnnkit/kernels/{name}" for name in files(ROOT / "kernels")}
+    assert {"rnnkit/py.typed", "rnnkit/kernels/cpu/scan.py"} <= shipped
+
+
+def test_the_wheels_layers_run(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = """if 1:
+        import numpy as np, rnnkit, rnnkit.kernels.cpu.scan
+        y, _ = rnnkit.GRU(3, 4, backend="numpy", rng=0)(np.ones((2, 1, 3), "float32"))
+        print(rnnkit.__file__, rnnkit.kernels.cpu.scan.__file__, y.shape, sep="\\n")"""
+    package, kernel, shape = python(code, tmp_path, tmp_path / "site").split("\n")[:3]
+    assert Path(package).parent == Path(kernel).parents[2] == tmp_path / "site" / "rnnkit"
+    assert shape == "(2, 1, 4)"
+
+
+def test_our_folder_of_kernels_hides_no_package_of_that_name(tmp_path: Path) -> None:
+    """Without an __init__.py it is at most a namespace: a regular package wins, though later on sys.path."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("whose = 'another'\n")
+    assert python("import kernels; print(kernels.whose)", ROOT, ROOT, tmp_path) == "another\n"
+
+
+def test_importing_and_constructing_import_no_compiler_and_no_cuda(tmp_path: Path) -> None:
+    """With a cupy there to be imported, as on a machine that has it."""
+    (tmp_path / "cupy.py").write_text("")
+    code = """if 1:
+        import sys
+        heavy = ("numba", "llvmlite", "cupy", "torch", "matplotlib", "sklearn")
+        import rnnkit
+        print([name for name in heavy if name in sys.modules])
+        for kind in (rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM, rnnkit.RNNCell, rnnkit.GRUCell, rnnkit.LSTMCell):
+            kind(3, 4, rng=0)
+            kind(3, 4, backend="numpy", device="cpu", rng=0)
+        print([name for name in heavy[2:] if name in sys.modules])"""
+    assert python(code, tmp_path, ROOT, tmp_path) == "[]\n[]\n"
+
+
+def test_versions_agree() -> None:
+    assert PROJECT["version"] == rnnkit.__version__
+    assert f"\n## {rnnkit.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_backend_asks_for_the_numba_that_the_package_does() -> None:
+    (floor,) = (found[1] for name in PROJECT["dependencies"] if (found := re.fullmatch("numba>=(.*)", name)))
+    assert ".".join(map(str, needs.OLDEST_NUMBA)) == floor
+
+
+def test_extras_that_are_named_exist() -> None:
+    """In commands of the documents and in messages of the package, and in the Makefile."""
+    told = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    told += (ROOT / "rnnkit").rglob("*.py")
+    named: set[str] = set()
+    for path in told:
+        for extras in re.findall(r"(?:rnnkit|\.)\[([a-z0-9,]+)\]", path.read_text(encoding="utf-8")):
+            named |= set(extras.split(","))
+    assert "examples" in named
+    named |= set(re.findall(r"\.installed-([a-z0-9-]+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    assert named <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "absent", "status", "said"),
+    [
+        ("peers", ["jax"], 4, "RNNKIT_REQUIRED=peers, but these do not import: jax (planted)"),
+        ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
+        ("peers", [], 0, ""),
+        ("", ["torch", "keras", "jax"], 0, ""),
+        ("yes", [], 4, "RNNKIT_REQUIRED may name emulators, kernels, peers, got 'yes'"),
+    ],
+)
+def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: int, said: str, tmp_path: Path) -> None:
+    """tests/peers/conftest.py beside a test of nothing, with peers that import or do not."""
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "peers" / "conftest.py").read_text(encoding="utf-8"))
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    for peer in ("torch", "keras", "jax"):
+        (tmp_path / f"{peer}.py").write_text("raise ImportError('planted')\n" if peer in absent else "")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "RNNKIT_REQUIRED": wanted}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert said in done.stderr

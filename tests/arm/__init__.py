@@ -1,1 +1,0 @@
-"""The CPU kernels on 64-bit ARM without such a machine: `python -m tests.arm`."""

@@ -1,0 +1,146 @@
+"""The first two parts of `make gpu` on the stand-in CuPy: does anything work, and is every result right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.gpu import parity as part
+from bench.gpu import plan, smoke, tables
+from rnnkit.backends import registry
+from rnnkit.core.dtypes import DTYPES
+from rnnkit.testing import CASES, LARGE_CASES, Case
+from tests.bench.gpu_card import part_items, stand_in_card
+from tests.bench.gpu_document import document
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    # What Numba would compile it cannot launch here.
+    monkeypatch.setattr(registry, "_libnvvm_problem", lambda: "planted: no libNVVM")
+    with stand_in_card(monkeypatch) as cupy:
+        yield cupy
+
+
+# Smoke
+
+
+def test_base_case_and_more(card: Any, tmp_path: Path) -> None:
+    found = part_items(smoke, tmp_path / "lines")
+    assert tuple(found)[:3] == plan.BASE_CASE
+    graph = "a graph has the bits of plain launches"
+    assert {key: found[key]["status"] for key in (*plan.BASE_CASE, graph)} == dict.fromkeys(
+        (*plan.BASE_CASE, graph), "ok"
+    )
+    assert found["nvrtc"]["kernels"] == 13
+    assert 0 < found["one step"]["worst"] <= 1
+    assert (found[graph]["captures"], found[graph]["refused"]) == (2, 0)
+    assert found[graph]["replays"] == 4
+    # What this machine lacks is said, once a piece, and is neither right nor wrong.
+    for key in ("torch's LSTM", "bfloat16 over DLPack"):
+        assert found[key]["status"] == "not available"
+        assert "torch" in found[key]["why"]
+    assert (found["a Numba kernel"]["status"], found["a Numba kernel"]["why"]) == (
+        "not available",
+        "planted: no libNVVM",
+    )
+    text = tables.render(document([], smoke=list(found.values())), "smoke")
+    assert "a Numba kernel: not available planted: no libNVVM" in text
+
+
+def test_wrong_step_and_wrong_product_are_seen(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rnnkit.backends.cupy.cublas import Products
+
+    right = Products._gemm
+
+    def wrong(self: Any, op_a: int, op_b: int, m: int, n: int, k: int, *rest: Any) -> None:
+        right(self, op_a, op_b, m, n, k - 1, *rest)
+
+    monkeypatch.setattr(Products, "_gemm", wrong)
+    found = part_items(smoke, tmp_path / "lines")
+    assert (found["cublas"]["status"], found["one step"]["status"]) == ("wrong", "wrong")
+    assert "times its bound" in found["one step"]["why"]
+
+
+def test_graph_with_other_bits_and_no_graph_at_all_are_seen(
+    card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = smoke.run
+    calls: list[int] = []
+
+    def differs(*given: Any) -> dict[str, Any]:
+        found = right(*given)
+        calls.append(1)
+        if len(calls) == 3:
+            found["dx"][0, 0, 0] *= 1.000001
+        return found
+
+    monkeypatch.setattr(smoke, "run", differs)
+    found = smoke.graph()
+    assert (found["status"], found["why"]) == ("wrong", "dx has other bits from a graph")
+    monkeypatch.setattr(smoke, "run", right)
+    from rnnkit.backends.cupy.arena import Arena
+
+    monkeypatch.setattr(Arena, "replay", lambda self, key, launch: launch())
+    found = smoke.graph()
+    assert (found["status"], found["why"]) == ("failed", "no graph was used: the steps were launched one by one")
+
+
+# Parity
+
+
+def test_every_check_of_the_cuda_backends_is_in_one_share(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks, unavailable = part.plan()
+    assert unavailable == {"numba_cuda": "planted: no libNVVM"}
+    shares = [part.share(checks, i, plan.PARITY_WORKERS) for i in range(1, plan.PARITY_WORKERS + 1)]
+    assert sorted(map(str, checks)) == sorted(str(check) for share in shares for check in share)
+    assert len(set(map(str, checks))) == len(checks) == len(DTYPES) * (len(CASES) + len(LARGE_CASES))
+    groups = [{part.group_of(check) for check in share} for share in shares]
+    assert all(not (a & b) for i, a in enumerate(groups) for b in groups[:i])
+    sizes = [len(share) for share in shares]
+    assert max(sizes) <= 2 * min(sizes)
+    for share in shares:  # the large ones last
+        large = [check.case in LARGE_CASES for check in share]
+        assert large == sorted(large)
+
+
+def test_pinned_schedule_alone_is_checked(card: Any) -> None:
+    checks, _ = part.plan("stepwise")
+    assert {check.backend for check in checks} == {"cupy:stepwise"}
+
+
+def test_outcomes_are_items(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("lstm", T=4, B=3, I=2, H=5)
+    monkeypatch.setattr(part, "CASES", (case,))
+    monkeypatch.setattr(part, "LARGE_CASES", ())
+    found = part_items(part, tmp_path / "lines")
+    json.dumps(found, allow_nan=False)
+    assert found["numba_cuda"]["status"] == "not available"
+    one = found[f"cupy:stepwise float32 {case} cuda:0"]
+    assert (one["status"], one["same_bits"]) == ("ok", True)
+    assert 0 < one["rms"] <= one["worst"] <= 1
+    text = tables.render(document([], parity=list(found.values())), "parity")
+    assert "cupy:stepwise   float32         1    0" in text
+    assert "not available: planted: no libNVVM" in text
+    assert tables.line("parity", one).startswith(f"parity     ok            cupy:stepwise float32 {case}")
+
+
+def test_planted_fault_is_an_item_that_is_wrong(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rnnkit.backends.cupy.cublas import Products
+
+    real = Products.rows_through
+
+    def replacing(products: Any, *matrices_and_sizes: Any, add: bool = False) -> None:
+        real(products, *matrices_and_sizes)
+
+    monkeypatch.setattr(part, "CASES", (Case("gru", T=4, B=3, I=2, H=5),))
+    monkeypatch.setattr(part, "LARGE_CASES", ())
+    monkeypatch.setattr(Products, "rows_through", replacing)  # the part of dh that bypasses the product is lost
+    found = part_items(part, tmp_path / "lines")
+    wrong = {key: item for key, item in found.items() if item["status"] == "wrong"}
+    assert len(wrong) == len(DTYPES)
+    assert all("bound" in item["why"] for item in wrong.values())

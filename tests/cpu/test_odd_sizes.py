@@ -1,0 +1,50 @@
+"""Any sizes, however odd, shared any way: the compiled CPU path is the oracle, in every output and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnnkit.backends.numba import plan, prepared
+from rnnkit.core.cells import CELLS
+from rnnkit.testing import Case, parity
+from tests.helpers import share_everything
+
+# About vectors (8 and 16 lanes), panels (32 and 64), blocks of rows (6) and what lies between.
+UNITS = st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 31, 33, 63, 64, 65, 96, 113, 128, 130]))
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    cell, H = draw(st.sampled_from(sorted(CELLS))), draw(UNITS)
+    P = draw(st.integers(1, H - 1)) if cell == "lstm" and H > 1 and draw(st.booleans()) else 0
+    flags = {name: draw(st.booleans()) for name in ("bias", "reverse", "ragged")}
+    return Case(cell, draw(st.integers(0, 9)), draw(st.integers(1, 14)), draw(UNITS), H, P, **flags)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def four_threads() -> Iterator[None]:
+    """Whatever the machine has, and every amount of work shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        share_everything(patch, 4)
+        yield
+
+
+@given(case=cases(), dtype=st.sampled_from(["float32", "float64"]), members=st.integers(1, 4), groups=st.integers(1, 4))
+def test_any_sizes_shared_any_way_are_the_oracle(case: Case, dtype: str, members: int, groups: int) -> None:
+    def division(sizes: plan.Work, threads: int) -> tuple[int, int]:
+        units = min(members, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
+        return max(1, min(groups, threads // units, sizes.B)), units
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "division", division)
+        plan.forget()
+        prepared.prepared.cache_clear()
+        worst = parity("numba", case, dtype)
+    plan.forget()
+    prepared.prepared.cache_clear()
+    assert max(worst.values()) <= 1, worst

@@ -1,0 +1,119 @@
+"""python -m rnnkit.warmup: it compiles all that calls need, says how far it is, and fails where nothing is gained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from rnnkit import warmup
+from rnnkit.core.cells import CELLS
+from rnnkit.kernels.cpu import cache
+from rnnkit.warmup import Kernels, plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_plan_is_every_compiled_kernel_that_can_run() -> None:
+    found = plan(["numba"]).kernels
+    assert set(found) == {Kernels("numba", dtype, cell) for dtype in ("float32", "float64") for cell in CELLS}
+    assert plan(["numba"], ["tf32"], ["gru"]).kernels == (Kernels("numba", "tf32", "gru"),)
+    assert plan(["numba"], ["float16"]).kernels == ()
+    assert {one.backend for one in plan().kernels} <= {"numba", "cupy", "numba_cuda"}
+    assert set(plan().unavailable) | {one.backend for one in plan().kernels} == {"numba", "cupy", "numba_cuda"}
+
+
+@pytest.mark.slow
+def test_no_call_of_a_layer_asks_for_more_kernels_than_it_compiles() -> None:
+    script = textwrap.dedent("""
+        import itertools, sys
+        import numpy as np, rnnkit
+        from rnnkit.kernels.cpu.cache import KernelCache
+        from rnnkit.warmup import Kernels, warm_up
+        asked, load = set(), KernelCache.load_overload
+        def noted(self, sig, context):
+            asked.add((self._what, str(sig)))
+            return load(self, sig, context)
+        KernelCache.load_overload = noted
+        warm_up(Kernels("numba", "float32", "rnn_tanh"))
+        warm = set(asked)
+        rnnkit.set_num_threads(2)
+        rng = np.random.default_rng(0)
+        for T, B, bidirectional, layers in itertools.product((1, 2, 6), (1, 3, 20), (False, True), (1, 2)):
+            layer = rnnkit.RNN(70, 130, layers, bidirectional=bidirectional, rng=0)
+            x = rng.standard_normal((T, B, 70)).astype("float32")
+            for lengths in (None, [T] * B, [0] * B, rng.integers(0, T + 1, B)):
+                y, state = layer(x, lengths=lengths)
+                layer.backward(y, state)
+                layer.backward(None, state)
+                y, state = layer(x, state, lengths=lengths)
+                layer.backward(np.asfortranarray(y))
+                with rnnkit.no_grad():
+                    layer(x, lengths=lengths)
+            x.flags.writeable = False
+            layer.freeze()
+            with rnnkit.no_grad():
+                layer(x[::-1])
+        rnnkit.RNN(3, 4, bias=False, batch_first=True, rng=0)(np.ones((2, 5, 3), "float32"))
+        rnnkit.RNN(3, 4, rng=0)(np.ones((5, 3), "float32"))
+        rnnkit.RNNCell(3, 4, rng=0)(np.ones((5, 3), "float32"))
+        print(sorted(asked - warm))
+    """)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_command_compiles_what_is_named_and_says_how_far_it_is(capsys) -> None:
+    assert warmup.main(["--cell", "rnn_tanh", "--dtype", "float32", "--backend", "numba"]) == 0
+    said = capsys.readouterr().out
+    assert "1/1 numba float32 rnn_tanh ... " in said
+    assert f"are in {cache.kernel_folders()[0]}" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("--cell lstm2", 2),
+        ("--dtype int8", 2),
+        ("--backend numpy", 2),
+        ("--backend numba --dtype float16", 3),
+        ("--backend numba_cuda numba --cell gru", 3),
+    ],
+)
+def test_what_cannot_be_compiled_here_is_an_exit_status(command, status, capsys, monkeypatch) -> None:
+    row = warmup.BACKENDS["numba_cuda"]
+    monkeypatch.setitem(warmup.BACKENDS, "numba_cuda", type(row)(**vars(row) | {"problem": lambda: "planted"}))
+    monkeypatch.setattr(warmup, "warm_up", lambda _: pytest.fail("compiled all the same"))
+    if status == 2:
+        with pytest.raises(SystemExit, match="2"):
+            warmup.main(command.split())
+    else:
+        assert warmup.main(command.split()) == status
+    if "numba_cuda" in command:
+        assert "not compiled here: numba_cuda: planted" in capsys.readouterr().out
+
+
+def test_one_that_fails_is_status_1_and_the_others_are_compiled(capsys, monkeypatch) -> None:
+    done = []
+
+    def planted(kernels: Kernels) -> None:
+        done.append(kernels.cell)
+        if kernels.cell == "gru":
+            raise RuntimeError("planted\nand more lines")
+
+    monkeypatch.setattr(warmup, "warm_up", planted)
+    assert warmup.main(["--backend", "numba", "--dtype", "float32"]) == 1
+    assert done == list(CELLS)
+    assert "gru ... failed: RuntimeError: planted\n" in capsys.readouterr().out
+
+
+def test_code_that_is_cached_nowhere_is_status_1(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "counts", Counter(compiled=7, cached=2))  # of what was made before
+    monkeypatch.setattr(warmup, "warm_up", lambda _: cache.counts.update(compiled=3, cached=1))
+    assert warmup.main(["--backend", "numba", "--dtype", "float32", "--cell", "gru"]) == 1
+    assert "2 compiled kernels are cached nowhere" in capsys.readouterr().err

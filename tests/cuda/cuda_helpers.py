@@ -1,0 +1,58 @@
+"""What the suites of the CUDA backends share: the fake card, calls that stay on it, and small chunks of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from rnnkit.core.cells import CELLS, Weights
+from rnnkit.functional import direction as ops
+from rnnkit.testing import Case, Inputs, assert_close, make_inputs, run
+from tests.tools import fakecupy
+
+
+@contextmanager
+def cuda(**settings: Any) -> Iterator[Any]:
+    """The fake CuPy installed, with two devices."""
+    with fakecupy.installed(**{"devices": 2, **settings}) as fake:
+        yield fake
+
+
+def assert_matches(got: dict[str, Any], want: dict[str, Any], dtype: str = "float32") -> None:
+    """Every output and gradient by name, within the tolerance of its kind."""
+    assert got.keys() == want.keys()
+    for name in want:
+        forward = name in ("y", "h_n", "c_n") or name.startswith("state_n")
+        assert_close(name, got[name], want[name], dtype, "forward" if forward else "backward")
+
+
+@contextmanager
+def chunked(steps: int) -> Iterator[None]:
+    """At most `steps` steps in a chunk."""
+    from rnnkit.backends.cupy import problem
+
+    with mock.patch.object(problem, "CHUNK_STEPS", steps):
+        yield
+
+
+def outputs(case: Case, inputs: Inputs, backend: str) -> dict[str, Any]:
+    """As `rnnkit.testing.run`, but everything stays on the device."""
+    cell = CELLS[case.cell]
+    given = (inputs.x, inputs.state0, inputs.weights)
+    y, state_n, saved = ops.forward(case.cell, *given, lengths=inputs.lengths, reverse=case.reverse, backend=backend)
+    assert saved is not None
+    dx, dstate0, dweights = ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+    found = {"y": y, "dx": dx}
+    for name, n, d in zip(cell.states, state_n, dstate0, strict=True):
+        found |= {f"{name}_n": n, f"d{name}0": d}
+    return found | {f"d{name}": d for name, d in zip(Weights._fields, dweights, strict=True) if d is not None}
+
+
+def run_on(cp: Any, case: Case, device: str, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """A case with its arrays on `device`, whatever device is current."""
+    inputs = make_inputs(case, dtype, device=device)
+    return run(case, inputs, "cupy")

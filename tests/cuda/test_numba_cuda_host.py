@@ -1,0 +1,182 @@
+"""The Numba CUDA backend's host side: what it launches and where, and what it takes; without a GPU."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit.backends import Sizes
+from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES as ROWS
+from rnnkit.functional import direction as ops
+from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS
+from rnnkit.testing import Case, make_inputs, run
+from tests.cuda.test_numba_cuda import DEVICE, DTYPES, device, features, on_device
+from tests.helpers import slow_except
+from tests.tools import greenlets
+
+pytestmark = pytest.mark.skipif(greenlets.available() is not None, reason=str(greenlets.available()))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[Any, tuple[str, Any]]:
+    """The name and the signature that every kernel is compiled with in tests/cuda/test_cuda_build.py, by dispatcher."""
+    from rnnkit.kernels.numba_cuda.scan import compilable
+
+    return {kernel: (name, signature) for name, kernel, signature in compilable()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_launch_is_of_a_kernel_and_types_that_are_compiled_for_every_card(compiled: Any, dtype: str) -> None:
+    seen = set()
+    with device() as (_, launches):
+        for case in [*features()[::3], *(Case(cell, T=1, B=1, I=1, H=1) for cell in CELLS)]:
+            run(case, on_device(make_inputs(case, dtype)), "numba_cuda")
+    for launch in launches:
+        name, signature = compiled[launch.kernel]
+        assert launch.types == signature, name
+        seen.add(name)
+    assert seen == {name for name, _ in compiled.values() if name.endswith(dtype)}
+
+
+def test_every_kernel_and_dtype_is_there_to_be_compiled(compiled: Any) -> None:
+    names = {name for name, _ in compiled.values()}
+    assert names == {f"{way}-{cell}-{dtype}" for way in ("forward", "backward") for cell in CELLS for dtype in DTYPES}
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_pass_is_one_launch_and_waits_for_nothing(cell: str, ragged: bool) -> None:
+    case = Case(cell, T=6, B=4, ragged=ragged, P=3 if CELLS[cell].projects else 0)
+    with device() as (cp, launches):
+        held = on_device(make_inputs(case, "float16"))
+
+        def both() -> Any:
+            *_, saved = ops.forward(
+                cell, held.x, held.state0, held.weights, lengths=held.lengths, backend="numba_cuda"
+            )  # fmt: skip
+            return ops.backward(saved, held.dy, held.dstate_n, held.weights)
+
+        both()
+        del launches[:]
+        with cp.fake.counting() as counts:
+            both()
+    assert [launch.blocks for launch in launches] == [128, 128]
+    assert not counts.synchronisations
+    assert counts.memcpys["device to host"] == 0
+    assert counts.memcpys["host to device"] == (2 if ragged else 0)  # the lengths, and which steps are live
+    assert counts.device_mallocs == 0, "every temporary is in the memory pool by now"
+    # x W_ih^T, dx, dW_ih, dW_hr; dW_hh, which for reset before is two
+    assert counts.gemms == 4 + (cell == "gru_reset_before") + CELLS[cell].projects
+    assert counts.operations["sum"] == 2  # db_ih and db_hh
+
+
+def test_launches_go_to_the_current_stream_of_the_arrays_device() -> None:
+    inputs = make_inputs(Case("lstm"), "float32")
+    with device(devices=2) as (cp, launches):
+        with cp.cuda.Device(1):
+            x, state0, weights = (put(cp, a) for a in (inputs.x, inputs.state0, inputs.weights))
+            own = cp.cuda.Stream(non_blocking=True)
+            with own:
+                y, _, saved = ops.forward("lstm", x, state0, ops.Weights(*weights), backend="numba_cuda")
+                ops.backward(saved, y, None, ops.Weights(*weights))
+            ops.forward("lstm", x, state0, ops.Weights(*weights), backend="numba_cuda")
+        assert y.device.id == 1
+        assert [launch.stream for launch in launches] == [own.ptr, own.ptr, cp.cuda.Stream.null.ptr]
+        assert own.ptr != cp.cuda.Stream.null.ptr
+        y, *_ = ops.forward("lstm", x, state0, ops.Weights(*weights), backend="numba_cuda")  # device 0 is current
+        assert y.device.id == 1
+
+
+def put(cp: Any, value: Any) -> Any:
+    return (
+        tuple(put(cp, v) for v in value) if isinstance(value, tuple) else None if value is None else cp.asarray(value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("B", "H", "blocks", "threads"), [(1, 1, 128, 32), (129, 1, 129, 32), (2, 33, 128, 64), (1, 300, 128, 256)]
+)
+def test_a_block_a_row_and_whole_warps(B: int, H: int, blocks: int, threads: int) -> None:
+    case = Case("rnn_relu", T=1, B=B, I=1, H=H)
+    with device() as (_, launches):
+        held = on_device(make_inputs(case, "float32"))
+        ops.forward(case.cell, held.x, held.state0, held.weights, backend="numba_cuda", keep=False)
+    assert [(launch.blocks, launch.threads) for launch in launches] == [(blocks, threads)]
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("dtype", slow_except(DTYPES, "float32"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_bytes_that_explain_tells_are_those_that_are_taken(cell: str, dtype: str, ragged: bool) -> None:
+    P = 16 if CELLS[cell].projects else 0
+    case = Case(cell, T=8, B=6, I=24, H=32, P=P, ragged=ragged)
+    inputs = make_inputs(case, dtype)
+    steps = case.T * case.B if inputs.lengths is None else int(inputs.lengths.sum())
+    sizes = Sizes(case.T, case.B, case.I, case.H, P or case.H, steps)
+    for keep in (True, False):
+        with device() as (cp, _):
+            from rnnkit.backends import numba_cuda
+
+            held, used = on_device(inputs), cp.get_default_memory_pool().used_bytes
+            ops.forward(
+                cell, held.x, held.state0, held.weights, backend="numba_cuda", keep=False
+            )  # what stays is there
+            before = used()
+            with cp.fake.counting() as counts:
+                y, state_n, saved = ops.forward(
+                    cell, held.x, held.state0, held.weights, lengths=held.lengths, backend="numba_cuda", keep=keep
+                )
+            results = sum(a.nbytes for a in (y, *state_n))
+            _, transient, kept, *_ = numba_cuda.describe(CELLS[cell], ROWS[dtype], sizes, keep)
+            rounding = 4 * 512  # the pool's, of the few whose size is no multiple
+            assert kept + results <= used() - before <= kept + results + rounding
+            taken = counts.allocated_bytes - kept - results
+            assert 0.85 * taken - 512 <= transient <= 1.1 * taken + 512
+            del saved
+
+
+def test_numba_takes_what_the_stand_in_takes() -> None:
+    """The calls that tests/tools/greenlets replaces, by Numba's own names; and no warning that the grid is small."""
+    from numba import cuda
+
+    assert list(inspect.signature(cuda.external_stream).parameters) == ["ptr"]
+    assert "sync" in inspect.signature(cuda.as_cuda_array).parameters
+    for blocks, warned in ((FEWEST_BLOCKS, 0), (FEWEST_BLOCKS - 1, 1)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cuda.jit(lambda a: None)[blocks, 32, 0]
+        assert len(caught) == warned
+
+
+def test_explain_names_the_kernel() -> None:
+    with device() as (cp, _):
+        layer = rnnkit.LSTM(4, 70, device=DEVICE, backend="numba_cuda")
+        told = str(rnnkit.explain(layer, cp.zeros((5, 3, 4), "float32")))
+    assert "one launch per sequence, one block of 96 threads per row" in told
+
+
+def test_the_cpu_path_imports_no_cuda() -> None:
+    code = (
+        "import sys, numpy, rnnkit; y, _ = rnnkit.LSTM(3, 4)(numpy.ones((2, 2, 3), 'float32')); "
+        "print([m for m in ('numba.cuda', 'cupy', 'rnnkit.kernels.numba_cuda.scan') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_float16_gates_are_not_rounded_before_both_sides_are_added() -> None:
+    """x W_ih^T and b_hh cancel: in float16 their sum would be rounded to the spacing of 2048, which is 2."""
+    weights = ops.Weights(*(np.array(w, np.float16) for w in ([[2047.0, 1.25]], [[0.0]], [0.0], [-2047.0])))
+    x, h0 = np.ones((1, 1, 2), np.float16), np.zeros((1, 1), np.float16)
+    with device() as (cp, _):
+        x, h0, weights = cp.asarray(x), (cp.asarray(h0),), ops.Weights(*(cp.asarray(w) for w in weights[:4]))
+        y, *_ = ops.forward("rnn_relu", x, h0, weights, backend="numba_cuda", keep=False)
+        assert float(y.get()[0, 0, 0]) == 1.25

@@ -1,0 +1,141 @@
+"""The NumPy oracle against the two things that need no other library: the equations, and finite differences.
+
+The forward is held to `tests.oracle.reference`, written unit by unit; every gradient, element by element, to a central
+difference of that forward in float64. Everything else in the project is held to the oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit.core.cells import CELLS
+from rnnkit.functional import direction as ops
+from rnnkit.testing import CASES, Case, assert_close, make_inputs, run
+from tests.helpers import LAYERS, parts, randn, random_state, slow_except
+from tests.oracle import reference
+
+# Sixth order: with this step both its truncation and its rounding stay under the float64 tolerance of DTYPES.
+STENCIL = ((1, 3 / 4), (2, -3 / 20), (3, 1 / 60))
+STEP = 2e-3
+# Seeds for which no relu comes within reach of its kink, where no difference means anything.
+CELL_SEED, LAYER_SEED = 8, 2
+
+
+def difference(loss: Callable[[], float], a: np.ndarray) -> np.ndarray:
+    """d loss / d a, each element moved in place and put back. Wrong, so failing, where a kink of relu is in reach."""
+    grad = np.zeros_like(a)
+    for index in np.ndindex(a.shape):
+        centre = a[index]
+        for k, weight in STENCIL:
+            a[index] = centre + k * STEP
+            above = loss()
+            a[index] = centre - k * STEP
+            grad[index] += weight * (above - loss()) / STEP
+        a[index] = centre
+    return grad
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_forward_is_the_equations(case: Case) -> None:
+    inputs = make_inputs(case)
+    y, state_n, _ = ops.forward(
+        case.cell,
+        inputs.x,
+        inputs.state0,
+        inputs.weights,
+        lengths=inputs.lengths,
+        reverse=case.reverse,
+        backend="numpy",
+    )
+    want_y, want_n = reference.forward(case.cell, inputs.x, inputs.state0, inputs.weights, inputs.lengths, case.reverse)
+    assert_close("y", y, want_y, "float64")
+    for name, got, want in zip(("h_n", "c_n"), state_n, want_n, strict=False):
+        assert_close(name, got, want, "float64")
+
+
+def _small(cell: str, **features: Any) -> Case:
+    return Case(cell, T=4, B=3, I=2, H=3, **features)
+
+
+GRADIENT_CASES = [
+    _small(name, reverse=reverse, ragged=ragged)
+    for name in CELLS
+    for reverse in (False, True)
+    for ragged in (False, True)
+]
+GRADIENT_CASES += [_small(name, bias=False) for name in CELLS]
+GRADIENT_CASES += [_small("lstm", P=2, reverse=on, ragged=on) for on in (False, True)]
+
+
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=str)
+def test_every_gradient_of_a_cell_is_the_finite_difference(case: Case) -> None:
+    inputs = make_inputs(case, seed=CELL_SEED)
+    got = run(case, inputs, "numpy")
+    dy = np.nan_to_num(inputs.dy)  # NaN past each row's end; y is zero there, which its product with zero still checks
+
+    def loss() -> float:
+        y, state_n, _ = ops.forward(
+            case.cell,
+            inputs.x,
+            inputs.state0,
+            inputs.weights,
+            lengths=inputs.lengths,
+            reverse=case.reverse,
+            backend="numpy",
+            keep=False,
+        )
+        return float((y * dy).sum() + sum((s * d).sum() for s, d in zip(state_n, inputs.dstate_n, strict=True)))
+
+    moved = {"dx": inputs.x}
+    moved |= {f"d{name}0": s for name, s in zip(CELLS[case.cell].states, inputs.state0, strict=True)}
+    moved |= {f"d{name}": w for name, w in inputs.weights._asdict().items() if w is not None}
+    assert moved.keys() == {name for name in got if name.startswith("d")}
+    for name, a in moved.items():
+        assert np.abs(got[name]).max() > 1e-3, f"{name} is nothing to compare"
+        assert_close(name, got[name], difference(loss, a), "float64", "backward")
+
+
+LAYER_CASES = [(name, 0) for name in LAYERS] + [("lstm", 1)]
+
+
+@pytest.mark.parametrize(("name", "proj_size"), slow_except(LAYER_CASES, ("gru", 0), ("lstm", 1), unpack=True))
+def test_every_gradient_of_two_layers_both_ways_with_dropout_is_the_finite_difference(
+    name: str, proj_size: int
+) -> None:
+    projection = {"proj_size": proj_size} if proj_size else {}
+    layer = LAYERS[name](
+        2, 2, 2, dropout=0.3, bidirectional=True, dtype="float64", backend="numpy", rng=5, **projection
+    )
+    rng = np.random.default_rng(LAYER_SEED)
+    T, B, lengths = 3, 3, [2, 0, 3]
+    x, state = randn(rng, T, B, 2), random_state(layer, B, rng)
+    dy, dstate = randn(rng, T, B, layer.output_size), random_state(layer, B, rng)
+    masks = layer.rng.bit_generator.state
+
+    def call() -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        layer.rng.bit_generator.state = masks
+        y, state_n = layer(x, state, lengths)
+        return y, parts(state_n)
+
+    def loss() -> float:
+        with rnnkit.no_grad():
+            y, state_n = call()
+        return float((y * dy).sum() + sum((s * d).sum() for s, d in zip(state_n, parts(dstate), strict=True)))
+
+    y, _ = call()
+    layer.eval()
+    assert not np.array_equal(y, call()[0]), "no element was dropped, so dropout goes unchecked"
+    layer.train().zero_grad()
+    call()
+    dx, dstate0 = layer.backward(dy, dstate)
+    got = {"dx": (dx, x)}
+    got |= {f"dstate0[{k}]": pair for k, pair in enumerate(zip(parts(dstate0), parts(state), strict=True))}
+    got |= {parameter: (layer.grads[parameter].copy(), layer.params[parameter]) for parameter in layer.params}
+    for what, (grad, a) in got.items():
+        assert np.abs(grad).max() > 1e-4, f"the gradient of {what} is nothing to compare"
+        assert_close(what, grad, difference(loss, a), "float64", "backward")

@@ -1,0 +1,265 @@
+"""The numba backend's tests with its jobs compiled for 64-bit ARM (NEON) and run in QEMU's user mode.
+
+    python -m tests.tools.arm [pytest arguments]   by default the numba backend's parity with the oracle, three minutes
+
+Python, and what launches a job, run here; the job itself, with its threads, in QEMU. Needs qemu-aarch64 or
+qemu-aarch64-static and aarch64-linux-gnu-gcc (Debian: qemu-user-static, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross).
+Exits with 3 where they are missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+TRIPLE, PROCESSOR, PAGE = "aarch64-linux-gnu", "cortex-a72", 1 << 12
+DEFAULT = ["tests/cpu/test_parity.py", "-k", "numba"]
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+GCC = shutil.which("aarch64-linux-gnu-gcc")
+
+
+class Arm:
+    """Jobs on that processor, in place of the host's."""
+
+    def __init__(self, folder: Path) -> None:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        self.llvm, self.folder = llvm, folder
+        self.machine = llvm.Target.from_triple(TRIPLE).create_target_machine(
+            cpu=PROCESSOR, opt=3, reloc="static", codemodel="small"
+        )
+        self.jobs: dict[int, Any] = {}  # compiled for the host, by address there
+        self.programs: dict[int, Path] = {}
+        self.known: dict[int, np.ndarray] = {}  # memory that is handed on by its address alone
+        self.calls = 0
+
+    def program(self, address: int) -> Path:
+        """The job of this address on the host, as a program for ARM."""
+        if address not in self.programs:
+            callback, llvm = self.jobs[address], self.llvm
+            # Of Numba's reference counts, which no kernel has.
+            text = re.sub(r"(= )[a-z ]*call i8 @llvm\.x86\.atomic\.sub.*", r"\1add i8 0, 0", callback.inspect_llvm())
+            module = llvm.parse_assembly(text)
+            module.triple, module.data_layout = TRIPLE, str(self.machine.target_data)
+            function = module.get_function(callback.native_name)
+            function.name, function.linkage = "job", "external"
+            path = self.folder / f"job{len(self.programs)}"
+            path.with_suffix(".o").write_bytes(self.machine.emit_object(module))
+            sources = [str(Path(__file__).with_name("run.c")), str(path.with_suffix(".o"))]
+            # What only the reporting of Python errors would call stays undefined.
+            options = ["-O1", "-static", "-pthread", "-Wl,--unresolved-symbols=ignore-all"]
+            subprocess.run([str(GCC), *options, *sources, "-o", str(path)], check=True, capture_output=True)
+            self.programs[address] = path
+        return self.programs[address]
+
+    def run(self, job: int, block: np.ndarray, threads: int, read: list[Any], written: list[Any]) -> None:
+        """The job on copies of these arrays, at their addresses; those of `written` get what it wrote."""
+        arrays = [(a, k >= len(read)) for k, a in enumerate([*read, *written, block]) if a.nbytes]
+        ranges = [(a.ctypes.data, a.nbytes, int(out)) for a, out in arrays]
+        spans: list[list[int]] = []
+        for start, size, _ in sorted(ranges):
+            low, high = start // PAGE * PAGE, -(-(start + size) // PAGE) * PAGE
+            if spans and low <= spans[-1][1]:
+                spans[-1][1] = max(spans[-1][1], high)
+            else:
+                spans.append([low, high])
+        words = [len(ranges), len(spans), block.ctypes.data, threads, *(w for r in ranges for w in r)]
+        words += [w for low, high in spans for w in (low, high - low)]
+        image = self.folder / "image"
+        head = np.array(words, np.int64).tobytes()
+        image.write_bytes(head + b"".join(ctypes.string_at(start, size) for start, size, _ in ranges))
+        subprocess.run([str(QEMU), str(self.program(job)), str(image)], check=True, timeout=300)
+        found, place = image.read_bytes(), len(head)
+        for start, size, out in ranges:
+            if out:
+                ctypes.memmove(start, found[place : place + size], size)
+            place += size
+        self.calls += 1
+
+    def note(self, a: np.ndarray) -> np.ndarray:
+        self.known[a.ctypes.data] = a
+        return a
+
+    def launch_forward(
+        self, state, job, words, table, weights, workspace, digest, h_prev, c_prev, operand, y_row,
+        x, x_packed, h0, c0, y, h_n, c_n, values,
+    ):  # fmt: skip
+        """kernels/cpu/launch.py's, of the same name."""
+        from rnnkit.backends.numba import memory
+        from rnnkit.kernels.cpu.arguments import Forward, WeightAddresses
+
+        s, threads, block, barriers = self._begin(Forward, words)
+        size = s.own + threads * s.own_size
+        room = self.known[workspace] if workspace else memory.aligned(size).memory
+        rooms = [room] + ([self.known[digest]] if digest else [])
+        workspace = room.ctypes.data
+        arguments = Forward(
+            shape=words.ctypes.data,
+            x=x.ctypes.data,
+            x_packed=x_packed.ctypes.data,
+            rows=_rows(s, words, table),
+            weights=WeightAddresses(*map(int, weights)),
+            h0=h0.ctypes.data,
+            c0=c0.ctypes.data,
+            y=y.ctypes.data,
+            y_row=y_row,
+            h_n=h_n.ctypes.data,
+            c_n=c_n.ctypes.data,
+            saved=_saved(values, h_prev, c_prev, operand),
+            packed=digest + 64 if digest else workspace + size,
+            digest=digest,
+            workspace=workspace,
+            barriers=barriers,
+        )
+        _fill(block, arguments)
+        packed_x = [] if x_packed.ctypes.data == x.ctypes.data else [x_packed]
+        read, written = [words, table, *self._held(weights), x, h0, c0], [_whole(y), h_n, c_n, values, *packed_x]
+        self.run(job, block, threads, read, [*written, *rooms])
+
+    def launch_backward(
+        self, state, job, words, table, weights, workspace, h_prev, c_prev, operand, y_row, has_dy, biased, adds,
+        x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr,
+        db_ih, db_hh,
+    ):  # fmt: skip
+        """The same."""
+        from rnnkit.kernels.cpu.arguments import Backward, WeightAddresses
+
+        s, threads, block, barriers = self._begin(Backward, words)
+        biases = [a.ctypes.data if biased else 0 for a in (db_ih, db_hh)]
+        arguments = Backward(
+            shape=words.ctypes.data,
+            x_packed=x_packed.ctypes.data,
+            rows=_rows(s, words, table),
+            weights=WeightAddresses(*map(int, weights)),
+            saved=_saved(values, h_prev, c_prev, operand),
+            dy=dy.ctypes.data if has_dy else 0,
+            y_row=y_row,
+            dh_n=dh_n.ctypes.data,
+            dc_n=dc_n.ctypes.data,
+            dh0=dh0.ctypes.data,
+            dc0=dc0.ctypes.data,
+            dgates_x=dgates_x.ctypes.data,
+            dgates_h=dgates_h.ctypes.data,
+            dprojected=dprojected.ctypes.data,
+            dx_packed=dx_packed.ctypes.data,
+            dx=dx.ctypes.data,
+            dweights=WeightAddresses(*(a.ctypes.data for a in (dw_ih, dw_hh, dw_hr)), *biases),
+            adds=int(adds),
+            workspace=workspace,
+            barriers=barriers,
+        )
+        _fill(block, arguments)
+        written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]
+        written = list({a.ctypes.data: a for a in written if a.nbytes}.values())
+        read = [words, table, *self._held(weights), x_packed, values, _whole(dy), dh_n, dc_n]
+        self.run(job, block, threads, read, [*written, self.known[workspace]])
+
+    def _begin(self, kind: Any, words: np.ndarray) -> tuple[Any, int, np.ndarray, int]:
+        """The call's shape, its threads, room for an argument block of `kind`, and the address of its barriers."""
+        from rnnkit.kernels.cpu.arguments import Shape, words_of
+
+        s = Shape(*map(int, words[: len(Shape._fields)]))
+        block = np.zeros(words_of(kind) + 8 * (s.groups + 2), np.int64)
+        barriers = -(-(block.ctypes.data + 8 * words_of(kind)) // 64) * 64
+        return s, s.groups * s.members, block, barriers
+
+    def _held(self, weights: np.ndarray) -> list[np.ndarray]:
+        return list({int(a): self.known[int(a)] for a in weights if a and int(a) in self.known}.values())
+
+
+def _rows(s: Any, words: np.ndarray, table: np.ndarray) -> Any:
+    from rnnkit.kernels.cpu.arguments import Rows
+
+    counts = table.ctypes.data + 8 * (s.T + 1)
+    return Rows(table.ctypes.data, counts, counts + 8 * s.T, words.ctypes.data + 8 * len(s))
+
+
+def _saved(values: np.ndarray, *offsets: int) -> Any:
+    from rnnkit.kernels.cpu.arguments import SavedAddresses
+
+    return SavedAddresses(values.ctypes.data, *(values.ctypes.data + offset for offset in offsets))
+
+
+def _fill(block: np.ndarray, arguments: Any) -> None:
+    """A struct's words, nested structs included."""
+    words = [word for field in arguments for word in (field if isinstance(field, tuple) else (field,))]
+    block[: len(words)] = words
+
+
+def _whole(a: np.ndarray) -> np.ndarray:
+    """The array that `a` is a part of."""
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a
+
+
+def plant(arm: Arm) -> None:
+    """Puts ARM in the place of the host, before any kernel is made."""
+    from rnnkit.kernels.cpu import simd as vector
+
+    vector.vector_bytes = lambda: 16
+    from rnnkit.kernels.cpu import jit, system
+
+    system.llvm = SimpleNamespace(get_process_triple=lambda: TRIPLE)
+    job = jit.job
+
+    def noted(key: tuple[str, ...]) -> Any:
+        def decorate(function: Any) -> Any:
+            callback = job(key)(function)
+            arm.jobs[callback.address] = callback
+            return callback
+
+        return decorate
+
+    jit.job = noted
+    from rnnkit.backends.numba import layer as backend
+    from rnnkit.backends.numba import memory
+    from rnnkit.core import thread_pool
+
+    aligned, addresses = memory.aligned, backend._addresses
+
+    def noted_room(size: int) -> Any:
+        room = aligned(size)
+        arm.note(room.memory)
+        return room
+
+    def noted_addresses(weights: Any) -> Any:
+        found = addresses(weights)
+        for a in found[1]:
+            arm.note(a)
+        return found
+
+    memory.aligned, backend._addresses, backend.TOGETHER = noted_room, noted_addresses, 1 << 40
+    backend.launch_forward, backend.launch_backward = arm.launch_forward, arm.launch_backward
+    thread_pool.run_on_pool = lambda threads, microseconds, launch: launch(0, threads)
+
+
+def main(arguments: list[str]) -> int:
+    if QEMU is None or GCC is None:
+        print("python -m tests.tools.arm: needs qemu-aarch64 and aarch64-linux-gnu-gcc", file=sys.stderr)
+        return 3
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=folder)
+        arm = Arm(Path(folder))
+        plant(arm)
+        import pytest
+
+        ended = pytest.main(["-p", "no:cacheprovider", *(arguments or DEFAULT)])
+        print(f"{arm.calls} calls of {len(arm.programs)} jobs ran on {PROCESSOR} in QEMU")
+        return int(ended)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,293 @@
+"""From the source of kernels to an object file that runs them, by g++, kept on disk.
+
+The scan runs the preprocessor over the source alone, with none but the headers of include/ in reach, as NVRTC would,
+and leaves CUDA's qualifiers in the text. Kernels are then found whatever macros made them, and `extern __shared__`
+becomes the pointer that it is here. What is compiled is that text; its line markers keep the original file and line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.tools.emulator.errors import EmulatorError
+from tests.tools.emulator.scan import FoundKernel, find_kernels, rewrite
+
+HERE = Path(__file__).resolve().parent
+INCLUDE, RUNTIME = HERE / "include", HERE / "runtime"
+CXX = os.environ.get("CXX", "g++")
+
+COMMON = ("-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-threadsafe-statics", "-fno-strict-aliasing")
+# GCC must not conclude from one thread's code what is in shared memory; nor is a product and sum one operation here.
+KERNEL = (
+    *COMMON,
+    "-fno-exceptions",
+    "-fno-ipa-reference",
+    "-fno-ipa-reference-addressable",
+    "-ffp-contract=off",
+    "-w",
+    "-include",
+    "emulator.h",
+)
+# "check" has every access call the runtime: the calls are those of -fsanitize=thread, but libtsan is not linked, the
+# runtime answers them. The same goes for undefined behaviour.
+MODES = {
+    "fast": ("-O2", "-g1"),
+    "check": (
+        *("-O1", "-g", "-gdwarf-4", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"),
+        "-fsanitize=bounds,alignment,shift,signed-integer-overflow,integer-divide-by-zero,null",
+        *("-fno-sanitize-recover=all", "-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns"),
+        "-ftrivial-auto-var-init=pattern",
+        "-fno-optimize-sibling-calls",
+    ),
+}
+# What NVRTC defines, and the word by which a PTX wrapper knows its host branch.
+DEFINES = ("RNNKIT_EMULATOR", "__CUDACC__", "__CUDACC_RTC__", "__NVCC__")
+DEFAULT_ARCH = "90"
+GUARD = "_ZGV"
+
+
+class KernelInfo(NamedTuple):
+    """A kernel that the object file exports as number `number`."""
+
+    number: int
+    static_shared: int  # bytes
+    launch_bounds: bool  # whether emulator_bounds_<number> is exported
+    cluster: bool  # whether emulator_cluster_<number> is
+
+
+class DataObject(NamedTuple):
+    """A variable of the kernels' object file: where in the file, and how many bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Built(NamedTuple):
+    """statics: the static __shared__ objects of all kernels. variables: the __device__ and __constant__ ones."""
+
+    path: Path
+    kernels: dict[str, KernelInfo]
+    templates: frozenset[str]
+    statics: tuple[DataObject, ...]
+    variables: tuple[DataObject, ...]
+
+
+@functools.cache
+def available() -> str | None:
+    """None, or the reason why no kernel can be run here."""
+    if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "AMD64"):
+        return f"the emulator is written for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+    for tool in (CXX, "nm", "addr2line"):
+        if shutil.which(tool) is None:
+            return f"the emulator needs {tool}, which is not installed"
+    version = _compiler()
+    number = re.search(r"(\d+)\.\d+", version)
+    if "Free Software Foundation" not in version or not number or int(number[1]) < 12:
+        return f"the emulator needs GCC 12 or later, {CXX} is {version.splitlines()[0]}"
+    return None
+
+
+@functools.cache
+def _compiler() -> str:
+    return subprocess.run([CXX, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def cache_folder() -> Path:
+    """RNNKIT_EMULATOR_CACHE, or a folder of the user's cache, or where that cannot be written, a temporary one."""
+    given = os.environ.get("RNNKIT_EMULATOR_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    for folder in [Path(given)] if given else [Path(home, "rnnkit", "emulator")]:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    folder = Path(tempfile.gettempdir(), f"rnnkit-emulator-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def build(code: str, options: Iterable[str], mode: str, instances: Iterable[str] = ()) -> Built:
+    """The object file of `code`, from the cache or compiled now. `instances`: template kernels such as "scan<4>".
+
+    EmulatorError of kind "compile" with the compiler's words where it does not compile, "launch" where there is no g++.
+    """
+    reason = available()
+    if reason is not None:
+        raise EmulatorError(reason, "launch")
+    options, instances = tuple(options), tuple(sorted(set(instances)))
+    key = _digest(code, *options, "\0", *instances, mode, str(MODES), str(KERNEL), _compiler(), _own_sources())
+    folder = cache_folder() / f"kernels-{key}"
+    if not (folder / "info.json").exists():
+        with _publishing(folder) as work:
+            _compile(code, options, mode, instances, work)
+    info = json.loads((folder / "info.json").read_text())
+    kernels = {name: KernelInfo(*fields) for name, fields in info["kernels"].items()}
+    statics, variables = (tuple(DataObject(*fields) for fields in info[key]) for key in ("statics", "variables"))
+    return Built(folder / "kernels.so", kernels, frozenset(info["templates"]), statics, variables)
+
+
+def source_lines(path: Path, addresses: Iterable[int]) -> list[str]:
+    """file:line for each address in the object file: the innermost that is not of the emulator's own headers."""
+    wanted = [hex(address) for address in addresses]
+    if not wanted:
+        return []
+    lines = []
+    for answer in re.split(r"^0x.*\n", _run(["addr2line", "-a", "-i", "-e", str(path), *wanted]), flags=re.MULTILINE)[
+        1:
+    ]:
+        frames = [frame.split(" (")[0] for frame in answer.splitlines()]
+        own = [frame for frame in frames if not frame.startswith((str(INCLUDE), str(RUNTIME), "??"))]
+        lines.append((own or frames or ["?:0"])[0].rsplit("/", 1)[-1])
+    return lines
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\1".join(parts).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _own_sources() -> str:
+    files = [p for folder in (INCLUDE, RUNTIME) for p in folder.rglob("*") if p.is_file() and p.name[0] != "."]
+    return _digest(*(p.read_text() for p in sorted([*files, HERE / "compile.py", HERE / "scan.py"])))
+
+
+@contextlib.contextmanager
+def _publishing(folder: Path) -> Any:
+    """A new folder to work in that becomes `folder` at the end, whole or not at all. Another process may be first."""
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
+    try:
+        yield work
+        with contextlib.suppress(OSError):
+            work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        raise EmulatorError("\n".join([*errors[:8], done.stderr[-4000:]]), "compile")
+    return done.stdout
+
+
+def _runtime() -> Path:
+    folder = cache_folder() / f"runtime-{_digest(_own_sources(), _compiler())}"
+    if not folder.exists():
+        with _publishing(folder) as work:
+            flags = ["-O2", "-g1", "-std=c++17", "-Wall", *COMMON, "-I", str(INCLUDE), "-I", str(RUNTIME)]
+            # One unit: the scheduler's parts are inlined into one another, and the headers are read once.
+            unit = work / "runtime.cpp"
+            unit.write_text("".join(f'#include "{p.name}"\n' for p in sorted(RUNTIME.glob("*.cpp"))))
+            _run([CXX, *flags, "-c", str(unit), "-o", str(work / "runtime.o")])
+    return folder / "runtime.o"
+
+
+def _language(options: tuple[str, ...]) -> list[str]:
+    return [o for o in options if o.startswith(("-std=", "--std="))] or ["-std=c++17"]
+
+
+def _scan(code: str, options: tuple[str, ...], work: Path) -> str:
+    """The source after its own preprocessing, CUDA's words left as they are."""
+    path = work / "source.cu"
+    path.write_text('#line 1 "kernel.cu"\n' + code)
+    macros = [o for o in options if o.startswith(("-D", "-U", "-I"))]
+    number = next((m[1] for o in options if (m := re.search(r"arch\w*=(?:sm|compute)_(\d+)", o))), DEFAULT_ARCH)
+    arch = [] if any(o.startswith("-D__CUDA_ARCH__") for o in options) else [f"-D__CUDA_ARCH__={number}0"]
+    defines = [f"-D{name}" for name in (*DEFINES, "RNNKIT_EMULATOR_SCAN")]
+    nothing_else = ["-nostdinc", "-nostdinc++", "-I", str(INCLUDE)]
+    return _run([CXX, "-x", "c++", "-E", *_language(options), *nothing_else, *arch, *defines, *macros, str(path)])
+
+
+def _exports(kernels: list[FoundKernel], instances: tuple[str, ...]) -> tuple[str, list[str], set[str], set[str]]:
+    """The lines that export the kernels; their names; those that have launch bounds; those that have a cluster size."""
+    by_name = {k.name: k for k in kernels}
+    names = [k.name for k in kernels if not k.template]
+    for instance in instances:
+        base = instance.split("<")[0].strip()
+        if base not in by_name or not by_name[base].template:
+            raise EmulatorError(f"there is no template kernel {base}", "compile")
+        names.append(instance)
+    lines = ['#line 1 "exports of the emulator"']
+    bounded: set[str] = set()
+    clustered: set[str] = set()
+    for number, name in enumerate(names):
+        kernel = by_name[name.split("<")[0].strip()]
+        lines.append(f"EMULATOR_EXPORT({number}, &{name})")
+        for values, key, having in ((kernel.bounds, "bounds", bounded), (kernel.cluster, "cluster", clustered)):
+            # In a template the values may name its parameters, which are not known out here.
+            if values and (not kernel.template or not re.search(r"[A-Za-z_]", values)):
+                lines.append(f"EMULATOR_NUMBERS({key}, {number}, {values})")
+                having.add(name)
+    return "\n".join(lines) + "\n", names, bounded, clustered
+
+
+def _compile(code: str, options: tuple[str, ...], mode: str, instances: tuple[str, ...], work: Path) -> None:
+    scanned = _scan(code, options, work)
+    kernels = find_kernels(scanned)
+    exports, names, bounded, clustered = _exports(kernels, instances)
+    text, unit, library = work / "kernels.cpp", work / "kernels.o", work / "kernels.so"
+    text.write_text(rewrite(scanned) + "\n" + exports)
+    _run([CXX, *_language(options), *KERNEL, *MODES[mode], "-I", str(INCLUDE), "-c", str(text), "-o", str(unit)])
+    _run([CXX, "-shared", "-Wl,-Bsymbolic", "-o", str(library), str(unit), str(_runtime())])
+    statics, variables = _data_objects(unit, library)
+    plain = {k.name for k in kernels if not k.template}
+    mangled = {line.split()[-1] for line in _run(["nm", str(unit)]).splitlines()}
+    info: dict[str, Any] = {"kernels": {}, "templates": [k.name for k in kernels if k.template]}
+    for number, name in enumerate(names):
+        if name in plain and name not in mangled:
+            continue  # not extern "C": no driver finds it by this name
+        used = sum(o.size for o in statics if _may_use(o.name, name.split("<")[0].strip(), by=plain))
+        info["kernels"][name] = KernelInfo(number, used, name in bounded, name in clustered)
+    info["statics"] = [o._replace(name=_plain_name(o.name)) for o in statics]
+    info["variables"] = [o._replace(name=_plain_name(o.name)) for o in variables]
+    text.unlink()
+    unit.unlink()
+    (work / "info.json").write_text(json.dumps(info))
+
+
+def _data_objects(unit: Path, library: Path) -> tuple[list[DataObject], list[DataObject]]:
+    """The static variables of functions, which in kernels are shared memory; other variables, GCC's own flags last."""
+    own = {line.split()[-1] for line in _run(["nm", str(unit)]).splitlines()}
+    statics: list[DataObject] = []
+    variables: list[DataObject] = []
+    for line in _run(["nm", "-S", str(library)]).splitlines():
+        fields = line.split()
+        if len(fields) != 4 or fields[2] not in "bdBDuV" or fields[3] not in own:
+            continue
+        found = DataObject(fields[3], int(fields[0], 16), int(fields[1], 16))
+        (statics if fields[3].startswith("_ZZ") else variables).append(found)
+    # GCC guards a static array of a class by a flag (_ZGV...), though __half and the like have nothing to construct.
+    variables.sort(key=lambda o: o.name.startswith(GUARD))
+    return statics, variables
+
+
+def _plain_name(symbol: str) -> str:
+    """tile of _ZZ6kernelE4tile; a flag of GCC's as it is."""
+    if symbol.startswith(GUARD):
+        return symbol
+    for mark in reversed(list(re.finditer(r"[EL](\d+)", symbol))):
+        name, rest = symbol[mark.end() :][: int(mark[1])], symbol[mark.end() + int(mark[1]) :]
+        if len(name) == int(mark[1]) and re.fullmatch(r"(_\d+)?", rest):
+            return name
+    return symbol
+
+
+def _may_use(symbol: str, kernel: str, by: set[str]) -> bool:
+    """Whether shared variable `symbol` (_ZZ<function>E<name>) counts for `kernel`: unless it is another kernel's."""
+    owner = next((k for k in by if symbol.startswith(f"_ZZ{len(k)}{k}E")), None)
+    return owner is None or owner == kernel

@@ -1,0 +1,88 @@
+"""A stand-in for CuPy on a machine with no GPU: the library's own launch code runs on it unchanged.
+
+    with fakecupy.installed(devices=2, mode="check") as cp:
+        layer = rnnkit.LSTM(8, 16, device="cuda")
+        with cp.fake.counting() as counts:
+            y, _ = layer(cp.asarray(x))
+        assert not counts.synchronisations
+
+Arrays live in host memory that stands for a device's and is registered with the emulator, which runs the kernels;
+cuBLAS is NumPy over raw addresses; streams, captures, graphs, devices, allocations and synchronisations are modelled
+and counted. What CuPy 14 refuses is refused, with its error: NumPy arrays mixed in, a transfer in a capture, an array
+of another device. It is stricter where a real card would go wrong in silence: memory is poisoned, touching what is
+freed or another device's raises FakeError, and a copy from the host in a capture is refused.
+It says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.tools.fakecupy import _cuda_libraries, _device, _modules, _state
+from tests.tools.fakecupy._counts import Counts
+from tests.tools.fakecupy._errors import FakeError
+
+__all__ = ["Counts", "FakeError", "installed"]
+
+REPLACED = ("cupy", "cupyx", "cupy_backends")
+HOLDERS = ("rnnkit.backends.cupy", "rnnkit.backends.numba_cuda")
+
+
+def _inside(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def _forget_choices() -> None:
+    """Has rnnkit choose its backends anew, and import anew those that hold CuPy's objects."""
+    for name in [name for name in sys.modules if _inside(name, HOLDERS)]:
+        del sys.modules[name]
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules and hasattr(sys.modules[parent], child):
+            delattr(sys.modules[parent], child)
+    backends = sys.modules.get("rnnkit.backends")
+    if backends is not None:
+        backends.select.cache_clear()
+
+
+@contextmanager
+def installed(
+    devices: int = 1,
+    mode: str = "fast",
+    *,
+    arch: str = "90",
+    lazy_streams: bool = False,
+    attributes: dict[str, int] | None = None,
+) -> Iterator[Any]:
+    """Puts the fake in sys.modules as `cupy`, and what was there back at the end. Gives the module.
+
+    devices: how many. mode: the emulator's, "fast" or "check". arch: compute capability, as "75". lazy_streams: streams
+    run when something waits for them and not before, so that a missing order between them shows. attributes: device
+    attributes beside those of an H100.
+    Raises FakeError at the end where something wrote past the end of an allocation.
+    """
+    kept = {name: module for name, module in sys.modules.items() if _inside(name, REPLACED)}
+    machine = _state.Machine(devices, arch, mode, lazy_streams, {**_device.ATTRIBUTES, **(attributes or {})})
+    before = _state.set_machine(machine)
+    for name in kept:
+        del sys.modules[name]
+    modules = _modules.build(machine)
+    sys.modules.update(modules)
+    sys.modules["cupyx"] = None  # type: ignore[assignment]  # the real one would come with the real CuPy
+    importlib.invalidate_caches()
+    _forget_choices()
+    try:
+        with _cuda_libraries.found(modules["cupy"].fake.libcublas):
+            yield modules["cupy"]
+        overrun = machine.problems + [text for memory in machine.memories for text in memory.check_guards()]
+        if overrun:
+            raise FakeError("; ".join(overrun))
+    finally:
+        for name in [name for name in sys.modules if _inside(name, REPLACED)]:
+            del sys.modules[name]
+        sys.modules.update(kept)
+        _state.set_machine(before)
+        _forget_choices()

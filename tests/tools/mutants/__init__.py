@@ -1,0 +1,24 @@
+"""The test of the tests: planted bugs, each of which must make a few chosen tests fail.
+
+    python -m tests.tools.mutants [word of a name]...
+
+A mutant is a row of a table: one edit of the source (`planting.Edit`), and the fewest tests that must fail. There is
+about one mutant per promise of the library. `planting` makes the edits, in copies, and runs the tests.
+"""
+
+from __future__ import annotations
+
+from tests.tools import emulator, greenlets
+from tests.tools.mutants.backends import BACKEND_MUTANTS
+from tests.tools.mutants.modules import MODULE_MUTANTS
+from tests.tools.mutants.planting import Mutant
+from tests.tools.mutants.tools import TOOL_MUTANTS
+
+MUTANTS: tuple[Mutant, ...] = (*MODULE_MUTANTS, *TOOL_MUTANTS, *BACKEND_MUTANTS)
+
+
+def problem_of(mutant: Mutant) -> str | None:
+    """What keeps the tests of `mutant` from running on this machine, or None."""
+    if "test_cupy_" in mutant.files:
+        return emulator.available()
+    return greenlets.available() if "test_numba_cuda" in mutant.files else None

@@ -1,0 +1,390 @@
+"""BACKEND_MUTANTS: bugs in rnnkit/functional, rnnkit/backends and kernels/, seen by parity with the oracle.
+
+The emulator sees those of CUDA C++ and tests/tools/greenlets those of Numba CUDA, without a GPU: also races, and reads
+and writes outside of arrays. A mutant of kernels/cpu compiles its kernels, for about ten seconds.
+"""
+
+from __future__ import annotations
+
+from tests.tools.mutants.planting import Mutant, row
+
+STACK, BY_SCAN, NUMPY = "rnnkit/functional/stack.py", "rnnkit/backends/by_scan.py", "rnnkit/backends/numpy.py"
+NUMBA, POOL = "rnnkit/backends/numba/layer.py", "rnnkit/core/thread_pool.py"
+SCAN, MATMUL = "kernels/cpu/scan.py", "kernels/cpu/matmul.py"
+ARENA, CUBLAS = "rnnkit/backends/cupy/arena.py", "rnnkit/backends/cupy/cublas.py"
+ROWS = "kernels/cuda/rows.cuh"
+NUMBA_SCAN, NUMBA_CUDA = "kernels/numba_cuda/scan.py", "rnnkit/backends/numba_cuda.py"
+
+
+def _oracle(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(name, file, at, old, new, "tests/oracle/test_oracle.py", pick)
+
+
+def _numba(name: str, file: str, at: str, old: str, new: str, case: str) -> Mutant:
+    pick = f"numba and float64 and {case}"
+    return row(f"numba: {name}", file, at, old, new, "tests/cpu/test_parity.py", pick)
+
+
+def _cpu(name: str, file: str, at: str, old: str, new: str, tests: str, pick: str) -> Mutant:
+    return row(f"numba: {name}", file, at, old, new, f"tests/cpu/test_{tests}.py", pick)
+
+
+def _cupy(name: str, file: str, at: str, old: str, new: str, pick: str, tests: str = "backend") -> Mutant:
+    return row(f"cupy: {name}", file, at, old, new, f"tests/cuda/test_cupy_{tests}.py", pick)
+
+
+def _numba_cuda(name: str, file: str, at: str, old: str, new: str, pick: str, tests: str = "numba_cuda") -> Mutant:
+    return row(f"Numba CUDA: {name}", file, at, old, new, f"tests/cuda/test_{tests}.py", pick)
+
+
+_ORACLE = (
+    _oracle(
+        "lengths: one step too many",
+        NUMPY,
+        "_live",
+        "t < lengths",
+        "t <= lengths",
+        "forward_is_the_equations and rnn_tanh-",
+    ),
+    _oracle(
+        "lengths: one live step too few in the products",
+        BY_SCAN,
+        "_live_steps",
+        "< lengths[None, :]",
+        "< lengths[None, :] - 1",
+        "every_gradient_of_a_cell and rnn_tanh-",
+    ),
+    _oracle(
+        "the reversed direction runs forward",
+        NUMPY,
+        "_order",
+        "range(T - 1, -1, -1) if reverse else range(T)",
+        "range(T)",
+        "forward_is_the_equations and rnn_tanh-",
+    ),
+    _oracle(
+        "y not zero past the end of a row",
+        NUMPY,
+        "scan_forward",
+        "np.where(live, state[0], 0)",
+        "state[0]",
+        "forward_is_the_equations and rnn_tanh-",
+    ),
+    _oracle(
+        "the final state's gradient lost",
+        NUMPY,
+        "scan_backward",
+        "np.array(d) for d in dstate_n",
+        "np.zeros_like(d) for d in dstate_n",
+        "every_gradient_of_a_cell and rnn_tanh-",
+    ),
+    row(
+        "dx past a row's end never written",
+        BY_SCAN,
+        "_scatter",
+        "xp.zeros(",
+        "xp.empty(",
+        "tests/cpu/test_parity.py",
+        "read_before_it_is_written and numpy and gru",
+    ),
+    row(
+        "h0 kept by reference",
+        NUMPY,
+        "scan_forward",
+        "np.array(s) for s in",
+        "s for s in",
+        "tests/cpu/test_reentrancy.py",
+        "writes_after_the_call and numpy and lstm",
+    ),
+)
+
+_STACK = (
+    row(
+        "states stacked direction by direction",
+        STACK,
+        "forward",
+        "layer * directions + direction",
+        "direction * len(weights) + layer",
+        "tests/api/test_layers.py",
+        "state_is_the_output and numpy",
+    ),
+    row(
+        "dropout: the mask of another layer in backward",
+        STACK,
+        "backward",
+        "saved.masks[layer - 1]",
+        "saved.masks[-layer]",
+        "tests/api/test_dropout.py",
+        "acts_between and numpy and gru",
+    ),
+    row(
+        "needs: NUMBA_DISABLE_JIT is not asked",
+        "rnnkit/backends/needs.py",
+        "_jit_problem",
+        "if _numba().config.DISABLE_JIT",
+        "if False",
+        "tests/cpu/test_needs.py",
+        "oracle_runs and jit",
+    ),
+)
+
+_NUMBA_HOST = (
+    _numba(
+        "the final gradient of c forgotten", NUMBA, "backward", "call.dstate_n[1]", "(0 * call.dstate_n[1])", "lstm-T5"
+    ),
+    _cpu(
+        "weights packed for another number of workers are used",
+        NUMBA,
+        "",
+        "plan.members, w_ih.shape",
+        "w_ih.shape",
+        "packed_weights",
+        "other_shares",
+    ),
+    _cpu(
+        "packed weights are trusted by the id of an array that was freed",
+        "rnnkit/backends/numba/memory.py",
+        "set_trusted",
+        "r() is a",
+        "r is not a",
+        "frozen",
+        "ids_that_come_again",
+    ),
+    _cpu(
+        "an interrupt right after the thread pool was claimed leaves it claimed",
+        POOL,
+        "run_on_pool",
+        "OWNER in claims and claims[OWNER] is launch",
+        "reserved > 1",
+        "interrupts",
+        "no_point_of_a_call and training",
+    ),
+    _cpu(
+        "a call that fails leaves the thread pool claimed",
+        POOL,
+        "run_on_pool",
+        "del claims[OWNER]",
+        "pass",
+        "sharing",
+        "leaves_the_pool_free",
+    ),
+    _cpu(
+        "a worker without a core gets a share again at once",
+        POOL,
+        "_back_off",
+        "self._reduced if now < self._backoff_until else ready",
+        "ready",
+        "crowding",
+        "left_out_for_a_spell",
+    ),
+)
+
+_NUMBA_KERNELS = (
+    _numba(
+        "x read in the order of storage",
+        "kernels/cpu/rows.py",
+        "pack_x",
+        "a.x + caller_step(a.rows, s, t, r) *",
+        "a.x + (at + r) *",
+        "rnn_tanh-T5",
+    ),
+    _numba(
+        "a row's last state one step late",
+        SCAN,
+        "make_forward",
+        "(count if s.reverse else",
+        "(count if True else",
+        "lstm-T5",
+    ),
+    _cpu(
+        "a single step omits what is left of K past whole vectors",
+        "kernels/cpu/step.py",
+        "dot_products",
+        'icmp_signed(">", left, number(0))',
+        'icmp_signed(">", left, number(1))',
+        "parity",
+        "numba and T1-",
+    ),
+    _cpu(
+        "workers read the state that others write",
+        SCAN,
+        "make_forward",
+        "odd = (s0 + k) & 1",
+        "odd = s0 & 1",
+        "sharing",
+        "units_is_the_oracle and lstm and float32",
+    ),
+    _cpu(
+        "a change of W_hh is not found",
+        "kernels/cpu/packed_weights.py",
+        "are_packed",
+        "digest(w.w_hh, gates * s.H * s.R * size, 2, index, p.threads)",
+        "0",
+        "packed_weights",
+        "every_change and RNN",
+    ),
+    _cpu(
+        "a panel beyond the last one",
+        MATMUL,
+        "product_prefetching",
+        "panels - 1 - k",
+        "panels - k",
+        "products",
+        "float32",
+    ),
+    _cpu(
+        "a sum over steps starts anew at each span",
+        "kernels/cpu/matmul_large.py",
+        "large_products",
+        "accumulate(span, out, count, True)",
+        "accumulate(span, out, count, False)",
+        "sums",
+        "every_cell and numba and gru and 32845",
+    ),
+    _cpu(
+        "a wrong digit in tanh's polynomial",
+        "kernels/cpu/activations.py",
+        "_TABLE",
+        "0.33331276261387518",
+        "0.33332276261387518",
+        "activations",
+        "float32",
+    ),
+)
+
+_CUPY_KERNELS = (
+    _cupy(
+        "LSTM: i reads the input of f",
+        "kernels/cells/lstm.cuh",
+        "forward",
+        "i = sigmoid_of(x[0] + u[0])",
+        "i = sigmoid_of(x[1] + u[0])",
+        "test_parity and lstm-T5-B3-I4-H6 and float32",
+    ),
+    _cupy(
+        "GRU before: dh through r lost",
+        "kernels/cells/gru_reset_before.cuh",
+        "gates_backward",
+        "dh * z + drh * r",
+        "dh * z",
+        "test_parity and gru_reset_before-T5-B3-I4-H6 and float32",
+    ),
+    _cupy(
+        "the order of ragged rows ignored in packing",
+        ROWS,
+        "pack_rows",
+        "order[b]",
+        "b",
+        "test_parity and ragged and lstm and float32",
+    ),
+    _cupy(
+        "reads past the live rows",
+        ROWS,
+        "unpack_rows",
+        "b < rows ? packed",
+        "b <= rows ? packed",
+        "test_no_race_nor_stray_access and rnn_tanh",
+        "device",
+    ),
+    _cupy(
+        "no barrier before a sum",
+        ROWS,
+        "column_sums",
+        ".value(); __syncthreads();",
+        ".value();",
+        "test_no_race_nor_stray_access and gru",
+        "device",
+    ),
+    _cupy(
+        "sums of earlier chunks lost",
+        ROWS,
+        "add_parts",
+        "if (!first) sum = total[k];",
+        "",
+        "test_chunks and lstm",
+    ),
+    _cupy(
+        "what a sum rounded off is forgotten",
+        ROWS,
+        "value",
+        "sum - sum == Compute(0) ? sum + lost : sum",
+        "sum",
+        "later_chunks",
+        "sums",
+    ),
+    _cupy(
+        "float16 loaded through an integer",
+        "kernels/cuda/numbers.cuh",
+        "",
+        "__half2float(v)",
+        "(float)(int)__half2float(v)",
+        "test_parity and lstm-T5-B3-I4-H6 and float16",
+    ),
+)
+
+_CUPY_HOST = (
+    _cupy(
+        "graphs of other weights are used",
+        "rnnkit/backends/cupy/stepwise_launch.py",
+        "",
+        "address(weights.w_hh), address(weights.w_hr)",
+        "0, 0",
+        "test_graphs_are_not_taken",
+    ),
+    _cupy(
+        "graphs are kept when the workspace moves",
+        ARENA,
+        "reserve",
+        "self._graphs.clear()",
+        "pass",
+        "test_graphs_are_dropped",
+    ),
+    _cupy("one arena for all streams", ARENA, "current", "stream.ptr", "0", "test_streams_do_not_share", "device"),
+    _cupy("tf32 computed in float32", CUBLAS, "COMPUTE", '"tf32": 77', '"tf32": 68', "test_tf32_rounds"),
+)
+
+_NUMBA_CUDA = (
+    _numba_cuda(
+        "no barrier between a step's units and the next step",
+        NUMBA_SCAN,
+        "make_forward",
+        "cuda.syncthreads() before = y[t, b]",
+        "before = y[t, b]",
+        "no_two_threads_race and gru-T3-B4-I2-H5",
+    ),
+    _numba_cuda(
+        "a block past the batch takes a row",
+        NUMBA_SCAN,
+        "make_backward",
+        "if b >= dh.shape[0]:",
+        "if b > dh.shape[0]:",
+        "no_two_threads_race and rnn_tanh-T3-B4-I2-H5",
+    ),
+    _numba_cuda(
+        "y past a row's end not written",
+        NUMBA_SCAN,
+        "make_forward",
+        "range(steps, y.shape[0])",
+        "range(steps + 1, y.shape[0])",
+        "every_output_and_gradient and gru-T5-B3-I4-H6-ragged-float32",
+    ),
+    _numba_cuda(
+        "launched on the null stream",
+        NUMBA_CUDA,
+        "_launch",
+        "cupy.cuda.get_current_stream().ptr",
+        "0",
+        "current_stream",
+        "numba_cuda_host",
+    ),
+)
+
+BACKEND_MUTANTS = (
+    *_ORACLE,
+    *_STACK,
+    *_NUMBA_HOST,
+    *_NUMBA_KERNELS,
+    *_CUPY_KERNELS,
+    *_CUPY_HOST,
+    *_NUMBA_CUDA,
+)

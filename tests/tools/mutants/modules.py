@@ -1,0 +1,388 @@
+"""MODULE_MUTANTS: bugs in the equations of the cells, in layers, losses and optimizers, on the CPU and on a device."""
+
+from __future__ import annotations
+
+from tests.tools.mutants.planting import Mutant, row
+
+CELLS, CHECKS, DEVICES = "rnnkit/core/cells.py", "rnnkit/core/checks.py", "rnnkit/core/devices.py"
+RECURRENT, MODULE, CALLS = "rnnkit/nn/rnn_base.py", "rnnkit/nn/module.py", "rnnkit/nn/calls.py"
+BIDIRECTIONAL, CONTAINERS = "rnnkit/nn/bidirectional.py", "rnnkit/nn/containers.py"
+EMBEDDING, LINEAR, LOSSES = "rnnkit/nn/embedding.py", "rnnkit/nn/linear.py", "rnnkit/nn/losses.py"
+OPTIMIZERS, CLIPPING, GRAD_MODE = "rnnkit/optim/optimizers.py", "rnnkit/optim/clipping.py", "rnnkit/core/grad_mode.py"
+
+INTEROP = "tests/cuda/test_interop.py tests/cuda/test_devices.py"
+SIXTEEN_BITS = "tests/api/test_dtypes.py tests/api/test_dtypes_training.py"
+
+
+def _cell(name: str, at: str, old: str, new: str, cell: str, shown: str) -> Mutant:
+    """A bug of the oracle's cells, shown by the equations or by finite differences."""
+    test = {"equations": "forward_is_the_equations", "gradients": "every_gradient_of_a_cell"}[shown]
+    return row(name, CELLS, at, old, new, "tests/oracle/test_oracle.py", f"{test} and {cell}-")
+
+
+_CELLS = (
+    _cell("LSTM: i and f swapped", "_lstm_forward", "i, f, g, o = np", "f, i, g, o = np", "lstm", "equations"),
+    _cell("LSTM: dc not multiplied by f", "_lstm_backward", "dc * f)", "dc)", "lstm", "gradients"),
+    _cell(
+        "LSTM: the projection's gradient from c, not from m",
+        "_lstm_forward",
+        '"m": m}',
+        '"m": np.tanh(c)}',
+        "lstm and P2",
+        "gradients",
+    ),
+    _cell("GRU: z and 1 - z swapped", "_gru_forward", "(1 - z) * n + z *", "z * n + (1 - z) *", "gru", "equations"),
+    _cell("GRU: r left out of dgates_h", "_gru_backward", "da_n * r]", "da_n]", "gru", "gradients"),
+    _cell("GRU before: h not reset", "_gru_before_forward", "r * h_prev", "h_prev", "gru_reset_before", "equations"),
+    _cell("bias_hh dropped", "_hidden_side", "product + weights.b_hh[first:end]", "product", "rnn_tanh", "equations"),
+    row(
+        "RNN: relu loses a NaN",
+        CELLS,
+        "_RELU",
+        "np.maximum(a, 0)",
+        "np.where(a > 0, a, 0 * a.dtype.type(1))",
+        "tests/cpu/test_invariances.py",
+        "nan_stays and numpy and rnn_relu",
+    ),
+)
+
+_LAYERS = (
+    row(
+        "dropout in eval mode",
+        RECURRENT,
+        "Recurrent.__call__",
+        "if self.training and self.dropout",
+        "if self.dropout",
+        "tests/api/test_dropout.py",
+        "eval_turns and numpy and gru",
+    ),
+    row(
+        "gradients of a layer overwritten, not added",
+        RECURRENT,
+        "Recurrent.backward",
+        "total += grad",
+        "total[...] = grad",
+        "tests/api/test_layers.py",
+        "gradients_add_up and numpy and gru",
+    ),
+    row(
+        "batch_first: outputs left time-major",
+        RECURRENT,
+        "_user_layout",
+        "a.swapaxes(0, 1) if self.batch_first else a",
+        "a",
+        "tests/api/test_layers.py",
+        "batch_first and numpy and gru",
+    ),
+    row(
+        "initial parameters of a wrong bound",
+        RECURRENT,
+        "uniform_parameters",
+        "math.sqrt(H)",
+        "math.sqrt(I)",
+        "tests/api/test_layers.py",
+        "initial and lstm",
+    ),
+    row(
+        "no_grad keeps what backward needs",
+        RECURRENT,
+        "Recurrent.__call__",
+        "keep=grad_enabled()",
+        "keep=True",
+        "tests/cpu/test_reentrancy.py",
+        "no_grad_keeps and numpy and gru",
+    ),
+    row(
+        "another dtype passes",
+        CHECKS,
+        "array",
+        "if value.dtype != dtype:",
+        "if value.dtype.kind != dtype.kind:",
+        "tests/api/test_bad_input.py",
+        "test_x and gru",
+    ),
+    row(
+        "negative lengths pass",
+        CHECKS,
+        "lengths",
+        "(got < 0) | (got > T)",
+        "got > T",
+        "tests/api/test_bad_input.py",
+        "test_lengths and gru",
+    ),
+    row(
+        "load_state_dict: unknown names pass",
+        "rnnkit/nn/loading.py",
+        "checked_load",
+        "if strict and (missing or extra):",
+        "if strict and missing:",
+        "tests/api/test_state_dict.py",
+        "test_load_state_dict and gru",
+    ),
+    row(
+        "step cells: gradients of h and c exchanged",
+        "rnnkit/nn/rnn_cells.py",
+        "StepCell.backward",
+        "None, dstate,",
+        "None, dstate[::-1],",
+        "tests/api/test_steps.py",
+        "values_and_gradients and numpy and LSTM",
+    ),
+    row(
+        "Bidirectional: a row's last step not reversed",
+        BIDIRECTIONAL,
+        "_ReverseRows.__call__",
+        "steps < self.lengths,",
+        "steps < self.lengths - 1,",
+        "tests/api/test_bidirectional.py",
+        "concat_is_the_bidirectional_layer and ragged and numpy and gru",
+    ),
+    row(
+        "Bidirectional: gradients of mul exchanged",
+        BIDIRECTIONAL,
+        "merge_gradients",
+        "d * reverse, d * forward",
+        "d * forward, d * reverse",
+        "tests/api/test_bidirectional.py",
+        "bidirectional_gradients_by_differences and mul and numpy and gru",
+    ),
+    row(
+        "Sequential: lengths passed to no module",
+        CONTAINERS,
+        "Sequential.__call__",
+        "and module.takes_lengths",
+        "and not module",
+        "tests/api/test_containers.py",
+        "sequential_is_its_modules_in_turn and numpy",
+    ),
+)
+
+_CALLS = (
+    row(
+        "threads share what a call saves",
+        CALLS,
+        "ThreadSlots",
+        "(threading.local)",
+        "",
+        "tests/api/test_shared_layers.py",
+        "own_call and Linear",
+    ),
+    row(
+        "backward takes the last of several calls",
+        CALLS,
+        "_recalled",
+        "calls > 1",
+        "calls > 9",
+        "tests/api/test_several_uses.py",
+        "may_mean_several and Linear",
+    ),
+    row(
+        "a forked child waits for a thread that it does not have",
+        CALLS,
+        "_release_locks_in_child",
+        "lock._at_fork_reinit()",
+        "lock.acquire(blocking=False)",
+        "tests/api/test_shared_layers.py",
+        "forked_child",
+    ),
+    row(
+        "gradients added without a lock",
+        MODULE,
+        "Module._add_grad",
+        "with self._adding:",
+        "if True:",
+        "tests/api/test_shared_layers.py",
+        "one_after_another",
+    ),
+    row(
+        "no_grad: an exception of a signal handler at its end leaves it on",
+        GRAD_MODE,
+        "_Mode.__exit__",
+        "block.lock.__exit__",
+        "lambda *_: block.lock.release()",
+        "tests/api/test_grad_mode.py",
+        "no_interrupt",
+    ),
+)
+
+_PIECES = (
+    row(
+        "Embedding: the last of an odd number of equal indices left out",
+        EMBEDDING,
+        "_sums_by_row",
+        "(left[heads] > step)",
+        "(left[heads] > step + 1)",
+        "tests/api/test_modules.py",
+        "embedding_sums_the_gradients",
+    ),
+    row(
+        "Linear: the bias's gradient is a mean",
+        LINEAR,
+        "Linear.backward",
+        "column_sums(rows))",
+        "column_sums(rows) / len(rows))",
+        "tests/api/test_modules.py",
+        "linear_gradients_by_differences",
+    ),
+    row(
+        "losses: the gradient of a mean is that of the sum",
+        LOSSES,
+        "_reduced",
+        "narrow(d / count,",
+        "narrow(d,",
+        "tests/api/test_losses.py",
+        "gradients_by_differences and mean and mse",
+    ),
+    row(
+        "cross-entropy: the largest logit not subtracted",
+        LOSSES,
+        "_softmax_loss",
+        "flat - flat.max(axis=1, keepdims=True)",
+        "flat.copy()",
+        "tests/api/test_losses.py",
+        "extreme_logits",
+    ),
+    row(
+        "Adam: the mean of gradients not corrected for its start",
+        OPTIMIZERS,
+        "Adam._update",
+        "scratch *= self.lr / (1 - b1**self.t)",
+        "scratch *= self.lr",
+        "tests/api/test_optimizers.py",
+        "adam_by_hand",
+    ),
+    row(
+        "optimizer state: what is loaded is not copied",
+        "rnnkit/optim/state.py",
+        "_checked_array",
+        'np.array(array, order="C")',
+        "array",
+        "tests/api/test_optimizer_state.py",
+        "goes_on_where and float32 and adam",
+    ),
+    row(
+        "an optimizer's step ends half way at a read-only parameter",
+        "rnnkit/optim/base.py",
+        "Optimizer.step",
+        "check_writable(name, p)",
+        "pass",
+        "tests/cpu/test_frozen.py",
+        "nothing_writes",
+    ),
+    row(
+        "clip_grad_norm: gradients below the limit scaled up",
+        CLIPPING,
+        "clip_grad_norm",
+        "not factor >= 1",
+        "factor",
+        "tests/api/test_optimizers.py",
+        "clip_grad_norm_scales",
+    ),
+)
+
+_SUMS = (
+    row(
+        "16 bits: losses summed in 16 bits",
+        "rnnkit/core/mixed_precision.py",
+        "wide",
+        "a.astype(compute_dtype(a.dtype), copy=False)",
+        "a",
+        SIXTEEN_BITS,
+        "losses_beyond_float16 or test_losses",
+    ),
+    row(
+        "16 bits: steps added to the rounded parameter",
+        "rnnkit/optim/base.py",
+        "Optimizer._step_of",
+        "wide, where=written)",
+        "wide)",
+        SIXTEEN_BITS,
+        "steps_below_half",
+    ),
+    row(
+        "long sums: columns in one chain",
+        "rnnkit/core/long_sums.py",
+        "column_sums",
+        "N <= COLUMN_ROWS",
+        "True",
+        "tests/cpu/test_sums.py",
+        "linear_over and 1000000-5-3-equal",
+    ),
+    row(
+        "long sums: a loss on a device in float32",
+        "rnnkit/core/long_sums.py",
+        "total",
+        "a.sum(dtype=np.float64)",
+        "a.sum()",
+        "tests/cuda/test_cupy_sums.py",
+        "losses_are_summed",
+    ),
+)
+
+_DEVICES = (
+    row(
+        "a layer runs on whatever device is current",
+        DEVICES,
+        "on_own_device",
+        "current(module._device)",
+        "current('cpu')",
+        INTEROP,
+        "a_layer_runs_on_its_own_device",
+    ),
+    row(
+        "backward answers for a call on another device",
+        MODULE,
+        "Module.to",
+        "module._thread_slots = ThreadSlots()",
+        "pass",
+        INTEROP,
+        "to_moves_everything or back_and_forth",
+    ),
+    row(
+        "a device that is full has moved half of a model",
+        MODULE,
+        "Module.to",
+        "module._check_device(target)",
+        "module._check_device(target); module._device = target",
+        "tests/cuda/test_cupy_device.py",
+        "full_card_leaves",
+    ),
+    row(
+        "an array of another library is copied to the host",
+        DEVICES,
+        "adopted",
+        "return cupy.from_dlpack(value)",
+        "return cupy.asarray(cupy.from_dlpack(value).get())",
+        INTEROP,
+        "taken_without_a_copy",
+    ),
+    row(
+        "Embedding waits for its indices",
+        EMBEDDING,
+        "Embedding.__call__",
+        'self.device == "cpu": check_range("indices",',
+        'True: check_range("indices",',
+        INTEROP,
+        "nothing_waits",
+    ),
+    row(
+        "cross_entropy takes a target outside the classes",
+        LOSSES,
+        "_softmax_loss",
+        "(picked < 0) | (picked >= K)",
+        "picked < 0",
+        INTEROP,
+        "target_outside",
+    ),
+    row(
+        "a layer on the host takes a CuPy array",
+        CHECKS,
+        "located",
+        "if actual != device:",
+        "if actual != device and device != 'cpu':",
+        INTEROP,
+        "wrong_side",
+    ),
+)
+
+MODULE_MUTANTS = (*_CELLS, *_LAYERS, *_CALLS, *_PIECES, *_SUMS, *_DEVICES)

@@ -1,0 +1,193 @@
+"""TOOL_MUTANTS: bugs in files, in the cache of compiled kernels, in the command-line tools and in `make gpu`."""
+
+from __future__ import annotations
+
+from tests.tools.mutants.planting import row
+
+CACHE, CACHE_FILE, CORES = "kernels/cpu/cache.py", "kernels/cpu/cache_file.py", "rnnkit/core/cpu_limits.py"
+FILES, CHECKPOINT, MEANING = "rnnkit/io/files.py", "rnnkit/io/checkpoint.py", "rnnkit/nn/conventions.py"
+
+_FILES = (
+    row(
+        "files: values left out of the checksum",
+        FILES,
+        "_digest",
+        "digest.update(safetensors_format.as_bytes(value).data)",
+        "pass",
+        "tests/api/test_safetensors.py",
+        "every_flipped_byte",
+    ),
+    row(
+        "checkpoint: generators of dropout not restored",
+        CHECKPOINT,
+        "_checked_generators",
+        "bits.state = state",
+        "bits",
+        "tests/api/test_checkpoint.py",
+        "goes_on_bit_for_bit and adam and float32",
+    ),
+    row(
+        "checkpoint: the model is written before all is checked",
+        CHECKPOINT,
+        "Checkpoint.restore",
+        "write_generators =",
+        "write_model(); write_generators =",
+        "tests/api/test_checkpoint.py",
+        "what_does_not_fit",
+    ),
+    row(
+        "from_keras: the GRU's gates left in Keras' order",
+        "rnnkit/io/keras.py",
+        "_KINDS",
+        "_Kind(3, (1, 0, 2)",
+        "_Kind(3, (0, 1, 2)",
+        "tests/api/test_from_keras.py",
+        "computes_what_the_keras_layer_does and GRU",
+    ),
+)
+
+_CACHE = (
+    row(
+        "cache: a wrong checksum is accepted",
+        CACHE_FILE,
+        "decode",
+        "hashlib.sha256(memoryview(data)[_BODY:]).digest() != data[len(MAGIC) : _BODY]",
+        "len(data) < _BODY",
+        "tests/cpu/test_cache.py",
+        "is_found",
+    ),
+    row(
+        "cache: machine code of any environment is used",
+        CACHE,
+        "KernelCache._name_and_header",
+        "{**environment_stamp(),",
+        "{",
+        "tests/cpu/test_cache.py",
+        "another_environment",
+    ),
+    row(
+        "cache: a file is written in place",
+        CACHE_FILE,
+        "write_atomically",
+        'folder / f"{name}.{secrets.token_hex(8)}{TEMPORARY}"',
+        "folder / name",
+        "tests/cpu/test_cache.py",
+        "failed_write or takes_nothing",
+    ),
+    row(
+        "cache: an error of the disk reaches the caller",
+        CACHE_FILE,
+        "write_to_first",
+        "except OSError as",
+        "except EOFError as",
+        "tests/cpu/test_cache.py",
+        "takes_nothing",
+    ),
+    row(
+        "notice: one line per kernel",
+        "kernels/cpu/notice.py",
+        "Notice._show",
+        "self._shown = True",
+        "self._shown = False",
+        "tests/cpu/test_notice.py",
+        "shown_once",
+    ),
+)
+
+_ENVIRONMENT = (
+    row(
+        "threads: the quota of the innermost group alone",
+        CORES,
+        "_group_folders",
+        "(innermost, *innermost.parents)",
+        "(innermost,)",
+        "tests/cpu/test_cores.py",
+        "nested",
+    ),
+    row(
+        "warmup: rows of no steps left out",
+        "rnnkit/warmup.py",
+        "warm_up",
+        ", (1, [1, 0])):",
+        "):",
+        "tests/cpu/test_warmup.py",
+        "asks_for_more",
+    ),
+    row(
+        "doctor: a wrong result is no fault",
+        "rnnkit/doctor.py",
+        "_smoke",
+        "if not outcome.ok:",
+        "if not outcome.status:",
+        "tests/api/test_doctor.py",
+        "wrong_or_raises",
+    ),
+    row(
+        "parity: bits of two calls are not compared",
+        "rnnkit/parity/measure.py",
+        "",
+        "if len(distinct) > 1:",
+        "if False:",
+        "tests/api/test_parity_tool.py",
+        "bits",
+    ),
+    row(
+        "parity: tolerances do not grow with the features",
+        "rnnkit/core/dtypes.py",
+        "DType.growth",
+        "max(1.0, reach / self.reach)",
+        "1.0",
+        "tests/cpu/test_sums.py",
+        "beyond_the_reach and numpy-rnn_tanh",
+    ),
+)
+
+_GPU_RUNS = (
+    row(
+        "gpu: items not read where gpu.json was not written after them",
+        "bench/gpu/result_file.py",
+        "load",
+        "ended(read_lines(path.with_name(ITEMS)))",
+        "ended([])",
+        "tests/bench/test_gpu_command.py",
+        "killed_at_a_random_moment",
+    ),
+    row(
+        "gpu: processes do not end with the run",
+        "bench/gpu/processes.py",
+        "Worker.start",
+        "exit_with_parent.command((*self.command, *arguments))",
+        "(*self.command, *arguments)",
+        "tests/bench/test_gpu_run.py",
+        "no_process_outlives",
+    ),
+    row(
+        "gpu: the run continues after the base case has failed",
+        "bench/gpu/__main__.py",
+        "Run._part",
+        'part.name == "smoke"',
+        'part.name == "none"',
+        "tests/bench/test_gpu_command.py",
+        "base_case",
+    ),
+    row(
+        "gpu: rnnkit is always timed first",
+        "bench/gpu/throughput.py",
+        "_times",
+        "order.reverse()",
+        "pass",
+        "tests/bench/test_gpu_throughput.py",
+        "take_turns",
+    ),
+    row(
+        "gpu: the bits of a graph are not compared",
+        "bench/gpu/smoke.py",
+        "graph",
+        "any(array.tobytes() != other[name].tobytes() for other in results[1:])",
+        "False",
+        "tests/bench/test_gpu_smoke.py",
+        "other_bits",
+    ),
+)
+
+TOOL_MUTANTS = (*_FILES, *_CACHE, *_ENVIRONMENT, *_GPU_RUNS)

@@ -1,0 +1,69 @@
+"""Some seconds of `python -m tests.tools.soak`, run for ten minutes before a release; and that it sees faults."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import rnnkit
+from tests.tools import soak
+
+
+@pytest.mark.slow
+def test_nothing_is_wrong_in_some_seconds() -> None:
+    # In a process of its own: in this one, callbacks of what other tests compiled may swallow an exception.
+    command = [sys.executable, "-m", "tests.tools.soak", "--minutes", "0.2"]
+    ran = subprocess.run(command, cwd=soak.ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "; 0 wrong" in ran.stdout
+
+
+def test_an_exception_that_is_swallowed_is_counted_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Swallows(rnnkit.LSTM):
+        def zero_grad(self) -> None:
+            with contextlib.suppress(soak.Interrupt):
+                for _ in range(3000):  # where nearly all of the signals arrive
+                    super().zero_grad()
+
+    monkeypatch.setattr(soak.rnnkit, "LSTM", Swallows)
+    with pytest.raises(soak.Wrong, match="exceptions were swallowed"):
+        soak.interrupts(random.Random(0))
+
+
+def test_what_is_wrong_is_said_and_decides_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def caches(rng: random.Random) -> None:
+        soak.require(False, "planted")
+
+    monkeypatch.setattr(soak, "ACTIVITIES", ((caches, 1),))
+    assert soak.main(["--minutes", "0.001"]) == 1
+    assert "caches: planted" in capsys.readouterr().out
+
+
+def test_memory_that_grows_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    held: list[int] = []
+    monkeypatch.setattr(soak, "ACTIVITIES", ((lambda rng: held.append(1 << 25), 1),))
+    monkeypatch.setattr(soak, "resident_bytes", lambda: (1 << 20) + sum(held))
+    monkeypatch.setattr(soak, "time", SimpleNamespace(monotonic=count(0.0, 0.001).__next__))
+    soak.ACTIVITIES[0][0].__name__ = "grow"
+    assert soak.main(["--minutes", "0.005"]) == 1
+    assert "memory grew" in capsys.readouterr().out
+
+
+def test_files_are_emptied_cut_and_garbled(tmp_path: Path) -> None:
+    path, whole = tmp_path / "file", bytes(range(200))
+    sizes = set()
+    for seed in range(30):
+        path.write_bytes(whole)
+        soak._damage(path, random.Random(seed))
+        assert path.read_bytes() != whole or seed
+        sizes.add(path.stat().st_size)
+    assert {0, 200} < sizes
