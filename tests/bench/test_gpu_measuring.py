@@ -147,8 +147,9 @@ def test_a_wrong_product_is_not_timed(card: Any, fault: str, monkeypatch: pytest
 
     right = Products._gemm
 
-    def wrong(self: Any, op_a: int, op_b: int, m: int, n: int, k: int, a: Any, b: Any, out: Any, add: bool) -> None:
-        right(self, op_a, op_b, m, n, k - (fault == "a short sum"), a, b, out, add and fault != "no sum")
+    def wrong(self: Any, ops: Any, sizes: tuple[int, int, int], a: Any, b: Any, out: Any, add: bool) -> None:
+        m, n, k = sizes
+        right(self, ops, (m, n, k - (fault == "a short sum")), a, b, out, add and fault != "no sum")
 
     assert {
         hardware_ceilings.product("float32", layout, 5, 12, 7, 0.0).get("status")

@@ -57,8 +57,9 @@ def test_wrong_step_and_wrong_product_are_seen(card: Any, tmp_path: Path, monkey
 
     right = Products._gemm
 
-    def wrong(self: Any, op_a: int, op_b: int, m: int, n: int, k: int, *rest: Any) -> None:
-        right(self, op_a, op_b, m, n, k - 1, *rest)
+    def wrong(self: Any, ops: Any, sizes: tuple[int, int, int], *rest: Any) -> None:
+        m, n, k = sizes
+        right(self, ops, (m, n, k - 1), *rest)
 
     monkeypatch.setattr(Products, "_gemm", wrong)
     found = part_items(smoke, tmp_path / "lines")

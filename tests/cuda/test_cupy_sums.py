@@ -14,6 +14,7 @@ import pytest
 
 import rnnkit
 from rnnkit.backends import by_scan
+from rnnkit.backends.interface import BackwardCall
 from rnnkit.core import long_sums
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import to_device
@@ -58,7 +59,8 @@ def test_products_outside_time_over_many_rows(cp: Any) -> None:
     weights = Weights(*(to_device(np.zeros(shape, np.float32), DEVICE) for shape in ((2, 2), (2, 2), (2,), (2,))))
     grads = by_scan.ScanGradients(d_there, d_there, (), {"h_prev": x_there})
     saved = by_scan.Saved(x_there, None, None)
-    found = by_scan.backward(lambda *_: grads, CELLS["rnn_tanh"], saved, None, (), weights).dweights
+    call = BackwardCall(CELLS["rnn_tanh"], DTYPES["float32"], saved, None, (), weights)
+    found = by_scan.backward(lambda *_: grads, call).dweights
     for name in ("w_ih", "w_hh"):
         assert_sum(name, getattr(found, name), product64(d[:, 0], x[:, 0]))
     for name in ("b_ih", "b_hh"):
