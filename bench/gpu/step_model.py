@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnkit.backends.cupy.stepwise_run import kept_blocks
 from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
 
@@ -64,10 +63,10 @@ def step_counts(cell: str, dtype: str, B: int, H: int, backward: bool, keep: boo
     if not backward:
         rows = unit * s + G * unit * c
         point = 2 * G * unit * c + 2 * two * unit * c + (2 + (split or keep)) * unit * s
-        kept = (kept_blocks(CELLS[cell]) * s + s + two * c) * unit if keep else 0
+        kept = (CELLS[cell].n_saved * s + s + two * c) * unit if keep else 0
         return Step(2.0 * unit * G * H, weights, rows, point + kept)
     rows = G * unit * s + (2 if split else 1) * unit * c
-    reads = (kept_blocks(CELLS[cell]) * s + two * c + split * s + s) * unit + (1 + two) * unit * c
+    reads = (CELLS[cell].n_saved * s + two * c + split * s + s) * unit + (1 + two) * unit * c
     writes = G * (2 if split else 1) * unit * s + (two + split) * unit * c
     return Step(2.0 * unit * G * H, weights, rows, reads + writes)
 

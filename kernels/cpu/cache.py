@@ -1,12 +1,13 @@
-"""The cache of the compiled CPU kernels: which folders, which files, and when a file may be used.
+"""The cache of compiled CPU kernels: its folders, its files, and when a file may be used.
 
-Numba's own `cache=True` looks only at the file a function stands in and cannot key a function made by a factory,
-as ours are (one per cell and dtype). It also trusts what it reads. Here a kernel is one file (cache_file.py), used
-only where its checksum is right and its header names this Python, Numba, llvmlite and processor, and a digest of every
-file in this folder. A fault of the cache never fails a call: the kernel is compiled, and one warning names the file.
+Numba's own `cache=True` does not serve. It watches only the source file of a function, and it has no key for the
+functions of a factory, of which there is one per cell and dtype here. It also trusts what it reads. Here each kernel is
+one file (cache_file.py). A file is used only if its checksum is right and its header matches this Python, Numba,
+llvmlite, processor, and the digest of all sources of the kernels. A fault of the cache never makes a call fail: the
+kernel is compiled instead, and one warning names the file.
 
-Code is read from the first folder that has it and written to the first that takes it. No folder is made before code
-is written. This file imports neither Numba nor llvmlite, so that `python -m rnnkit.doctor` works without them.
+Code is read from the first folder that has it and written to the first writable one. A folder is created only when code
+is written. This module imports neither Numba nor llvmlite, so that `python -m rnnkit.doctor` works without them.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from rnnkit.kernels.cpu.cache_file import SUFFIX, TEMPORARY, DamagedFile, decode
 from rnnkit.kernels.cpu.notice import compile_notice
 
 HERE = Path(__file__).absolute().parent
-# The folders that the CPU kernels are compiled from, and files there that cannot change a compiled kernel.
+# The folders of the CPU kernels' sources, and the files there that cannot change a compiled kernel.
 _FOLDERS = (HERE.parent / "cells", HERE)
 _NO_SOURCES = ("cache.py", "cache_file.py", "notice.py")
 
-_NAMED_BY_US = re.compile(r"\.[0-9a-f]{12}\.nbc$")
+_FILE_NAME = re.compile(r"\.[0-9a-f]{12}\.nbc$")
 
-# Kernels of this process: "loaded" from a file, "compiled", and "cached" of those.
+# How many kernels this process has "loaded" from a file, "compiled", and after compiling "cached".
 counts: Counter[str] = Counter()
 _warned: set[object] = set()
 
 
 @cache
 def sources_digest() -> str:
-    """Digest of every Python file that CPU kernels are compiled from, or by."""
+    """The digest of every Python file that the CPU kernels are compiled from, or that compiles them."""
     digest = hashlib.sha256()
     for folder in _FOLDERS:
         for path in sorted(folder.glob("*.py")):
@@ -52,34 +53,34 @@ def sources_digest() -> str:
 
 
 def cache_folders(source: Path) -> tuple[Path, ...]:
-    """The folders that may hold the code of functions in the file `source`, best first.
+    """The folders that may hold the compiled functions of the file `source`, best first.
 
-    NUMBA_CACHE_DIR names the only root where it is set. Else they are the __pycache__ beside the source, and a folder
-    of the user: a read-only install is read from the first and written to the second. () where there is no source
-    file, as in a zip archive.
+    If NUMBA_CACHE_DIR is set, a folder below it is the only one. Otherwise they are the __pycache__ beside the source
+    and a folder of the user: code of a read-only installation is read from the first and written to the second. () if
+    there is no source file, as in a zip archive.
     """
     if not source.is_file():
         return ()
     version = f"rnnkit-{sources_digest()[:12]}"
-    named = _named_root()
-    if named:
-        return (Path(named).absolute() / version,)
+    configured = _configured_root()
+    if configured:
+        return (Path(configured).absolute() / version,)
     user = _user_root()
     return (source.parent / "__pycache__", *(() if user is None else (user / "rnnkit" / version,)))
 
 
 def kernel_folders() -> tuple[Path, ...]:
-    """The folders that may hold rnnkit's own kernels, best first."""
+    """The folders that may hold rnnkit's compiled kernels, best first."""
     return cache_folders(HERE / "jit.py")
 
 
-def _named_root() -> str:
-    config = getattr(sys.modules.get("numba"), "config", None)  # which also reads Numba's file of settings
+def _configured_root() -> str:
+    config = getattr(sys.modules.get("numba"), "config", None)  # reads Numba's settings file, too
     return getattr(config, "CACHE_DIR", os.environ.get("NUMBA_CACHE_DIR", ""))
 
 
 def _user_root() -> Path | None:
-    """Where the system wants caches of this user; None where it does not say."""
+    """The system's cache folder of this user; None if it is not defined."""
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA", "")
     elif sys.platform == "darwin":
@@ -92,9 +93,9 @@ def _user_root() -> Path | None:
 
 @cache
 def environment_stamp() -> dict[str, str]:
-    """What compiled code depends on besides its sources. Needs Numba. Not to be changed.
+    """What compiled code depends on besides its sources. Needs Numba. Callers must not change the dict.
 
-    vector_bytes is of the host: kernels are laid out for it whatever processor NUMBA_CPU_NAME has Numba compile for.
+    vector_bytes is that of the host, which determines the kernels' layout, whatever processor NUMBA_CPU_NAME selects.
     """
     import llvmlite
     import numba
@@ -112,43 +113,46 @@ def environment_stamp() -> dict[str, str]:
 
 
 def survey(folder: Path, stamp: dict[str, str] | None) -> dict[str, list[Path]]:
-    """The files of a cache folder by what they are worth; each is read in full.
+    """The files of a cache folder by their state. Reads each file in full.
 
-    current: intact, of these sources and of the environment `stamp`, or of any where that is None. stale: intact, of
-    others, or of an rnnkit from before this format. damaged; unfinished: left by a process that was killed.
+    current     intact, from these sources and the environment `stamp`, or any environment if that is None
+    stale       intact, from other sources or another environment, or in the format of an older rnnkit
+    damaged     some bytes are missing or changed
+    unfinished  left behind by a process that was killed
     """
-    found: dict[str, list[Path]] = {"current": [], "stale": [], "damaged": [], "unfinished": []}
+    files: dict[str, list[Path]] = {"current": [], "stale": [], "damaged": [], "unfinished": []}
     try:
         paths = sorted(folder.iterdir())
-    except OSError:  # it is not there, or another user's
-        return found
+    except OSError:  # the folder does not exist, or belongs to another user
+        return files
     for path in paths:
         if path.suffix == TEMPORARY:
-            found["unfinished"].append(path)
+            files["unfinished"].append(path)
         elif path.suffix in (SUFFIX, ".nbi"):
-            found[_worth(path, stamp)].append(path)
-    return found
+            files[_state_of(path, stamp)].append(path)
+    return files
 
 
-def _worth(path: Path, stamp: dict[str, str] | None) -> str:
-    if _NAMED_BY_US.search(path.name) is None:
+def _state_of(path: Path, stamp: dict[str, str] | None) -> str:
+    if _FILE_NAME.search(path.name) is None:
         return "stale"
     try:
         header, _ = decode(path.read_bytes())
     except (OSError, DamagedFile):
         return "damaged"
-    fits = header.get("sources", "").startswith(sources_digest()) and (stamp or {}).items() <= header.items()
-    return "current" if fits else "stale"
+    same_sources = header.get("sources", "").startswith(sources_digest())
+    same_environment = (stamp or {}).items() <= header.items()
+    return "current" if same_sources and same_environment else "stale"
 
 
 class KernelCache:
-    """The cache of one function, for Numba's dispatchers and callbacks, which call `load_overload`, `save_overload`."""
+    """The cache of one function. Numba's dispatchers and callbacks call its `load_overload` and `save_overload`."""
 
     def __init__(self, function: Callable, key: tuple[str, ...]) -> None:
         source = Path(inspect.getfile(function)).absolute()
         self.folders = cache_folders(source)
-        self.cache_path = str(self.folders[0]) if self.folders else None  # which Numba's statistics show
-        self._what = " ".join(key)
+        self.cache_path = str(self.folders[0]) if self.folders else None  # shown in Numba's statistics
+        self._description = " ".join(key)
         name = f"{source.stem}.{function.__qualname__}-{'-'.join(key)}"
         self._name = name.replace("<", "").replace(">", "")
         self._sources = sources_digest()
@@ -156,61 +160,64 @@ class KernelCache:
             self._sources += hashlib.sha256(source.read_bytes()).hexdigest()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function for the argument types `sig`, or None; then the caller compiles, and saves.
+        """The compiled function for the argument types `sig`, or None. On None the caller compiles and saves.
 
-        Numba's own would first have its context take in all that Numba compiles from, SciPy's linear algebra where that
-        is installed: 0.2 s and more that only compiling needs, which sees to it by itself. Machine code needs Numba's
-        runtime, whose functions it calls.
+        Numba's own cache would first refresh the target context, which imports everything that compiling needs, SciPy's
+        linear algebra included. Loading machine code needs only Numba's runtime, whose functions the code calls, and
+        compiling refreshes the context by itself.
         """
         from numba.core.runtime import rtsys
 
         rtsys.initialize(target_context)
-        name, header = self._file_of(sig)
+        name, header = self._name_and_header(sig)
         for folder in self.folders:
-            found = _loaded(folder / name, header, target_context)
+            found = _load(folder / name, header, target_context)
             if found is not None:
                 counts["loaded"] += 1
                 return found
-        compile_notice.started(self._what, self.folders)
+        compile_notice.started(self._description, self.folders)
         return None
 
     def save_overload(self, sig: Any, compiled: Any) -> None:
-        """Caches what was compiled for `sig`. A failure is a warning: `compiled` serves this process all the same."""
+        """Caches the function compiled for `sig`. A failure causes a warning only: this process can use `compiled`."""
         from numba.core.serialize import dumps
 
         compile_notice.ended()
         counts["compiled"] += 1
         if not self.folders or compiled.library.has_dynamic_globals:
             return
-        name, header = self._file_of(sig)
+        name, header = self._name_and_header(sig)
         try:
             data = encode(header, dumps(compiled._reduce()))
-        except Exception as problem:  # whatever Numba raises for code that it cannot store
-            _warn(name, f"rnnkit: {self._what} cannot be cached ({type(problem).__name__}: {problem})")
+        except Exception as problem:  # any exception that Numba raises for code that it cannot serialise
+            _warn_once(name, f"rnnkit: {self._description} cannot be cached ({type(problem).__name__}: {problem})")
             return
         problems = write_to_first(self.folders, name, data)
         if problems:
-            said = f"rnnkit: no folder takes compiled code, so every process compiles anew: {'; '.join(problems)}"
-            _warn(self.folders, said)
+            reasons = "; ".join(problems)
+            _warn_once(
+                self.folders,
+                f"rnnkit: no cache folder is writable, so every process compiles the kernels again: {reasons}",
+            )
         else:
             counts["cached"] += 1
 
     def flush(self) -> None:
-        """For Numba's `recompile`. What is compiled next is written over the old file."""
+        """Called by Numba's `recompile`. The next compiled function overwrites the old file."""
 
-    def _file_of(self, sig: Any) -> tuple[str, dict[str, str]]:
-        """The name of the file for argument types, and the header that it must have.
+    def _name_and_header(self, sig: Any) -> tuple[str, dict[str, str]]:
+        """The name of the file for these argument types, and the header that it must have.
 
-        The name is another one for another environment, so that machines and versions may share a folder; a changed
-        source overwrites.
+        The name depends on the environment, so that machines and versions can share a folder. It does not depend on the
+        sources, so that code of changed sources overwrites the old code.
         """
-        header = {**environment_stamp(), "kernel": self._what, "signature": str(sig)}
+        header = {**environment_stamp(), "kernel": self._description, "signature": str(sig)}
         tag = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:12]
         return f"{self._name}.{tag}{SUFFIX}", {**header, "sources": self._sources}
 
 
-def _loaded(path: Path, header: dict[str, str], target_context: Any) -> Any:
-    """The compiled function in a file, or None where there is none that may be used."""
+def _load(path: Path, header: dict[str, str], target_context: Any) -> Any:
+    """The compiled function in a file; None if there is no usable one."""
     from numba.core.compiler import CompileResult
 
     try:
@@ -224,14 +231,14 @@ def _loaded(path: Path, header: dict[str, str], target_context: Any) -> Any:
         reason = f"is damaged: {problem}"
     except OSError as problem:
         reason = f"cannot be read: {problem.strerror or problem}"
-    except Exception as problem:  # of an intact file, whatever unpickling and linking raise
+    except Exception as problem:  # any exception of unpickling and linking an intact file
         reason = f"cannot be loaded: {type(problem).__name__}: {problem}"
-    _warn(path, f"rnnkit: a cached kernel {reason}; it is compiled anew: {path}")
+    _warn_once(path, f"rnnkit: a cached kernel {reason}; it is compiled again: {path}")
     return None
 
 
-def _warn(about: object, text: str) -> None:
-    """Warns once per process and `about`."""
-    if about not in _warned:
-        _warned.add(about)
+def _warn_once(key: object, text: str) -> None:
+    """Warns once per process and key."""
+    if key not in _warned:
+        _warned.add(key)
         warnings.warn(text, stacklevel=1)

@@ -1,9 +1,10 @@
-"""A file of cached machine code: checked before it is used, and written whole or not at all.
+"""One file of cached machine code. It is verified before use, and written as a whole or not at all.
 
-    MAGIC | SHA-256 of all that follows | length of the header | header, JSON | machine code, as pickled by Numba
+    MAGIC | SHA-256 of the rest | length of the header | header, JSON | machine code, as pickled by Numba
 
-The header says what the code was compiled from, with and for, so that a file can be judged without unpickling it.
-The digest finds damage. It does not prove who wrote the file: a cache folder must be as trusted as the package.
+The header says from which sources, by which versions and for which processor the code was compiled, so that a file can
+be judged without unpickling it. The digest detects damage. It does not authenticate the file: a cache folder must be as
+trustworthy as the package itself.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from contextlib import suppress
 from pathlib import Path
 
 MAGIC = b"rnnkit kernel 1\n"
-SUFFIX, TEMPORARY = ".nbc", ".tmp"
-_DIGEST_BYTES, _LENGTH_BYTES = 32, 4
+SUFFIX = ".nbc"
+TEMPORARY = ".tmp"
+_DIGEST_BYTES = 32
+_LENGTH_BYTES = 4
 _BODY = len(MAGIC) + _DIGEST_BYTES
 
 
 class DamagedFile(Exception):
-    """A file whose bytes are not those that were written. The text is the reason, without the file's name."""
+    """The file's bytes are not those that were written. The text is the reason, without the file's name."""
 
 
 def encode(header: dict[str, str], code: bytes) -> bytes:
-    """The bytes of a file."""
-    described = json.dumps(header).encode()
-    body = len(described).to_bytes(_LENGTH_BYTES, "little") + described + code
+    """The content of a file."""
+    header_bytes = json.dumps(header).encode()
+    body = len(header_bytes).to_bytes(_LENGTH_BYTES, "little") + header_bytes + code
     return MAGIC + hashlib.sha256(body).digest() + body
 
 
 def decode(data: bytes) -> tuple[dict[str, str], bytes]:
-    """Header and code of a file's bytes. Raises DamagedFile where any byte is missing or another one."""
+    """Header and code of a file's content. Raises DamagedFile if any byte is missing or changed."""
     if not data:
         raise DamagedFile("it is empty")
     if not data.startswith(MAGIC):
@@ -47,9 +50,9 @@ def decode(data: bytes) -> tuple[dict[str, str], bytes]:
 
 
 def write_atomically(folder: Path, name: str, data: bytes) -> None:
-    """Puts a file into a folder, which is made where it is missing, in place of one of the same name. Raises OSError.
+    """Writes a file, over one of the same name, and makes the folder if it is missing. Raises OSError.
 
-    Readers and other writers meet the old file or the new one, never a part of either.
+    Readers and other writers see the old file or the new one, never a part of either.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{name}.{secrets.token_hex(8)}{TEMPORARY}"
@@ -64,7 +67,7 @@ def write_atomically(folder: Path, name: str, data: bytes) -> None:
 
 
 def write_to_first(folders: Iterable[Path], name: str, data: bytes) -> list[str]:
-    """Writes to the first folder that takes the file. Gives the reasons of all of them where none does, else []."""
+    """Writes to the first writable folder. Returns [], or if none is writable, the reason for each folder."""
     problems = []
     for folder in folders:
         try:

@@ -1,13 +1,14 @@
-"""What activations are made of: limits, signs, polynomials and powers of two of Vecs, lane by lane.
+"""Lane-wise operations on Vecs that the activations are made of: limits, signs, polynomials and powers of two.
 
-Generic LLVM, which every host has in a few instructions. Comparisons are written so that NaN stays NaN and x86, whose
-min and max return the second operand at NaN, needs one instruction for each.
+They are generic LLVM, a few instructions on every host. The comparisons propagate NaN, and are written so that each is
+one instruction on x86, whose min and max return the second operand if either is NaN.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 from llvmlite import ir
 from numba.extending import intrinsic
@@ -19,19 +20,20 @@ from rnnkit.kernels.cpu.simd import llvm_function, vectors
 def elementwise(dtype: str) -> SimpleNamespace:
     """The functions on Vecs of a dtype ("float32" or "float64"), callable from Numba code.
 
-    at_least(low)(a), at_most(high)(a)      limits; NaN stays NaN
-    relu(a), passed(h, dh)                  0 where a <= 0, else a; 0 where h <= 0, else dh
-    negative(a), signed_as(a, b)            -|a|; |a| with the sign of b
+    clamp_min(low)(a), clamp_max(high)(a)   max(a, low) and min(a, high); NaN stays NaN
+    relu(a)                                 0 where a <= 0, else a
+    passed(h, dh)                           the gradient of relu: 0 where h <= 0, else dh
+    negative_abs(a), copysign(a, b)         -|a|; |a| with the sign of b
     polynomial(coefficients)(a)             by Horner's rule, highest power first
-    power_of_two(t), scaled(a, n)           made on the bits; see there
+    power_of_two(t), scale_exponent(a, n)   2^k and a 2^n, computed on the bits
     """
     return SimpleNamespace(**_limits(dtype), **_signs(dtype), **_numbers(dtype))
 
 
-def _limits(dtype: str) -> dict:
+def _limits(dtype: str) -> dict[str, Any]:
     vec = vectors(dtype).type
 
-    def limit(relation: str, bound: float):
+    def limit(relation: str, bound: float) -> Any:
         @intrinsic
         def limited(typing, a):
             def emit(context, builder, sig, args):
@@ -57,42 +59,43 @@ def _limits(dtype: str) -> dict:
         return vec(vec, vec), emit
 
     return {
-        "at_least": lambda low: limit(">", low),
-        "at_most": lambda high: limit("<", high),
+        "clamp_min": lambda low: limit(">", low),
+        "clamp_max": lambda high: limit("<", high),
         "relu": relu,
         "passed": passed,
     }
 
 
-def _signs(dtype: str) -> dict:
+def _signs(dtype: str) -> dict[str, Any]:
     vec = vectors(dtype).type
 
     @intrinsic
-    def negative(typing, a):
+    def negative_abs(typing, a):
         def emit(context, builder, sig, args):
             return builder.fneg(builder.call(llvm_function(builder, "llvm.fabs", vec.llvm, 1), args))
 
         return vec(vec), emit
 
     @intrinsic
-    def signed_as(typing, a, b):
+    def copysign(typing, a, b):
         def emit(context, builder, sig, args):
             return builder.call(llvm_function(builder, "llvm.copysign", vec.llvm, 2), args)
 
         return vec(vec, vec), emit
 
-    return {"negative": negative, "signed_as": signed_as}
+    return {"negative_abs": negative_abs, "copysign": copysign}
 
 
-def _numbers(dtype: str) -> dict:
+def _numbers(dtype: str) -> dict[str, Any]:
     vec = vectors(dtype).type
-    mantissa, ints = (23 if dtype == "float32" else 52), vec.llvm_int
+    mantissa = 23 if dtype == "float32" else 52
+    ints = vec.llvm_int
 
-    def polynomial(coefficients: tuple[float, ...]):
+    def polynomial(coefficients: tuple[float, ...]) -> Any:
         @intrinsic
         def evaluated(typing, a):
             def emit(context, builder, sig, args):
-                # Not llvm.fma: a host without that instruction would call a function for each lane.
+                # Not llvm.fma: on a host without that instruction it would be a function call per lane.
                 multiply_add = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
                 value = vec.constant(coefficients[0])
                 for c in coefficients[1:]:
@@ -105,7 +108,7 @@ def _numbers(dtype: str) -> dict:
 
     @intrinsic
     def power_of_two(typing, t):
-        """2^k, from t = 1.5 * 2^mantissa + bias + k: the low bits of t are the exponent's, the others drop out."""
+        """2^k, from t = 1.5 * 2^mantissa + bias + k: the low bits of t, shifted into the exponent."""
 
         def emit(context, builder, sig, args):
             k = builder.shl(builder.bitcast(args[0], ints), ir.Constant(ints, [mantissa] * vec.lanes))
@@ -114,13 +117,13 @@ def _numbers(dtype: str) -> dict:
         return vec(vec), emit
 
     @intrinsic(prefer_literal=True)
-    def scaled(typing, a, n):
-        """a 2^n, n literal, by an addition to the exponent: a and the result must be normal numbers."""
+    def scale_exponent(typing, a, n):
+        """a 2^n for a literal n, by an addition to the exponent. Both a and the result must be normal numbers."""
 
         def emit(context, builder, sig, args):
-            step = ir.Constant(ints, [n.literal_value << mantissa] * vec.lanes)
-            return builder.bitcast(builder.add(builder.bitcast(args[0], ints), step), vec.llvm)
+            shift = ir.Constant(ints, [n.literal_value << mantissa] * vec.lanes)
+            return builder.bitcast(builder.add(builder.bitcast(args[0], ints), shift), vec.llvm)
 
         return vec(vec, n), emit
 
-    return {"polynomial": polynomial, "power_of_two": power_of_two, "scaled": scaled}
+    return {"polynomial": polynomial, "power_of_two": power_of_two, "scale_exponent": scale_exponent}

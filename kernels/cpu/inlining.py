@@ -1,8 +1,8 @@
-"""How functions that compiled code alone calls are compiled: to LLVM IR, of which their callers make machine code.
+"""A compiler for functions that only compiled code calls. It stops at LLVM IR, which their callers link in.
 
-Numba optimises each function together with all that it calls, and makes machine code of it, before the function's
-callers do the same again. A job of ours calls some sixty functions, nested up to nine deep, so most of the time of a
-first call went into code that nothing runs. A function of `Inlined` is typed and lowered, and no more.
+Numba's own compiler optimises each function together with all that it calls, and generates machine code for it, before
+the function's callers do the same again. A job calls about sixty functions, nested up to nine deep, so most of the time
+of a first call would go into machine code that nothing runs. `IROnlyCompiler` types and lowers a function, no more.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numba.core.typed_passes import NativeLowering, NopythonRewrites
 from numba.core.untyped_passes import InlineClosureLikes
 
 
-class _Ingredients(JITCodeLibrary):
-    """LLVM IR of one function for other libraries to link in. It is not optimised, and there is no machine code of it.
+class _IRLibrary(JITCodeLibrary):
+    """The unoptimised LLVM IR of one function, for other libraries to link in. It has no machine code.
 
-    It contains nothing that it calls: `parts` are linked in one by one.
+    It does not contain the functions that it calls. Each is a library of its own, see `libraries`.
     """
 
     def _optimize_functions(self, ll_module: Any) -> None:
@@ -32,41 +32,42 @@ class _Ingredients(JITCodeLibrary):
         self._finalized = True
 
     @property
-    def parts(self) -> list[CodeLibrary]:
-        """This and what it calls, callers first: LLVM links in a function only where it is already called."""
+    def libraries(self) -> list[CodeLibrary]:
+        """This library and those that it calls, callers first: LLVM links a function only if a call of it exists."""
         return list(dict.fromkeys([self, *self._linking_libraries]))
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Lowering(NativeLowering):
-    """Lowers into such a library. The function object that Numba wants of every overload is one that nobody calls."""
+    """Lowers into an `_IRLibrary`. Numba requires a function object of every overload; this one's cannot be called."""
 
     _name = "rnnkit_lowering"
 
     def run_pass(self, state: Any) -> bool:
         codegen = state.targetctx.codegen()
-        state.library = _Ingredients(codegen, state.func_id.func_qualname)
+        state.library = _IRLibrary(codegen, state.func_id.func_qualname)
         state.flags.no_compile = True
-        done = super().run_pass(state)
+        changed = super().run_pass(state)
         lowered = state["cr"]
         description = lowered.fndesc
         name = description.qualname.split(".")[-1]
         module = description.lookup_module()
         uncallable = _dynfunc.make_function(module, name, "called by compiled code alone", 0, lowered.env, ())
-        state.targetctx.insert_user_function(uncallable, description, state.library.parts)
+        state.targetctx.insert_user_function(uncallable, description, state.library.libraries)
         state["cr"] = _LowerResult(description, lowered.call_helper, cfunc=uncallable, env=lowered.env)
-        return done
+        return changed
 
 
-_LEFT_OUT = (NativeLowering, InlineClosureLikes, NopythonRewrites)
+# The passes for closures and array expressions are removed, since kernels have neither.
+_REMOVED = (NativeLowering, InlineClosureLikes, NopythonRewrites)
 
 
-class Inlined(CompilerBase):
-    """Numba's pipeline of nopython mode, but for how it lowers, and for closures and arrays, which kernels have not."""
+class IROnlyCompiler(CompilerBase):
+    """Numba's nopython pipeline with its own lowering and without the passes in `_REMOVED`."""
 
     def define_pipelines(self) -> list[Any]:
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
         pipeline.add_pass_after(_Lowering, NativeLowering)
-        pipeline.passes = [each for each in pipeline.passes if each[0] not in _LEFT_OUT]
+        pipeline.passes = [each for each in pipeline.passes if each[0] not in _REMOVED]
         pipeline.finalize()
         return [pipeline]

@@ -1,7 +1,7 @@
-"""How the CPU kernels are compiled: Numba without the GIL, FMA allowed, machine code cached on disk.
+"""How the CPU kernels are compiled: by Numba, without the GIL, with fused multiply-add, and cached on disk.
 
-The cache is in cache.py: keyed by what a function was made for, and stamped with a digest of every file in this folder
-that kernels are compiled from. An edit to one of them recompiles.
+The cache is in cache.py. Its key is what a function was made for, and its stamp is a digest of all sources that kernels
+are compiled from, so that an edit to any of them compiles all kernels again.
 """
 
 from __future__ import annotations
@@ -16,91 +16,96 @@ from numba import types
 from numba.core.ccallback import CFunc
 
 from rnnkit.kernels.cpu.cache import KernelCache
-from rnnkit.kernels.cpu.inlining import Inlined
+from rnnkit.kernels.cpu.inlining import IROnlyCompiler
 
-# `contract` lets a*b+c fuse; nothing else of fast-math, so NaN, infinities and the order of sums keep their meaning.
-# error_model: division by zero gives inf, as in NumPy, without a branch at each division.
+# Of the fast-math flags only `contract`, which lets a*b+c fuse. NaN, infinities and the order of sums keep their
+# meaning. error_model: a division by zero gives inf, as in NumPy, so that no division needs a branch.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
-# Options of functions that only compiled code calls.
-_CALLED: dict[str, Any] = {"pipeline_class": Inlined, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# More options, for functions that only compiled code calls.
+_CALLED_BY_KERNELS: dict[str, Any] = {
+    "pipeline_class": IROnlyCompiler,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 
-# Every function made below, also where no job uses it. Numba has a callback for when one is collected, and an exception
-# that a signal handler raises in the callback would be lost.
-_kept: list[Any] = []
+# References to every function made below, also to those that no job uses. Numba registers a callback for the collection
+# of a function, and Python would lose an exception that a signal handler raises inside that callback.
+_all_functions: list[Any] = []
 
 
-def _named_apart(function: Callable, name: str) -> Callable:
-    """`function`, with a name in machine code that no other has.
+def _rename(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`function` with a unique name in machine code.
 
-    Numba numbers functions from 1 in each process, so two factories' products of one name may get one symbol in files
-    of the cache that different processes wrote; and of two symbols loaded later the first would serve for both.
+    Numba numbers functions from 1 in each process. So the products of two factories may get the same symbol in cache
+    files that different processes wrote. If both were loaded, the first would serve for both.
     """
     function.__qualname__ += f".{name}"
     return function
 
 
-def _plain(kind: Any) -> Any:
+def _int64_if_integer(kind: Any) -> Any:
     kind = types.unliteral(kind)
     return types.intp if isinstance(kind, types.Integer | types.Boolean) else kind
 
 
-def _of_words(dispatcher: Any) -> Any:
-    """The function, all of whose whole numbers and flags are int64, for callers that are compiled.
+def _with_int64_arguments(dispatcher: Any) -> Any:
+    """The function, with all integers and flags passed as int64 when compiled code calls it.
 
-    Numba compiles a function anew for every mix of types and of constants that it is called with, and so all that the
-    function calls. What is inlined knows its constants all the same.
+    Numba would compile a function, and all that it calls, for each combination of argument types and constants. An
+    inlined function sees its constants all the same.
     """
     resolve = dispatcher.get_call_template
 
-    def get_call_template(args: tuple, kws: dict) -> Any:
-        return resolve(tuple(map(_plain, args)), {name: _plain(kind) for name, kind in kws.items()})
+    def get_call_template(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        named = {name: _int64_if_integer(kind) for name, kind in kws.items()}
+        return resolve(tuple(map(_int64_if_integer, args)), named)
 
     dispatcher.get_call_template = get_call_template
-    _kept.append(dispatcher)
+    _all_functions.append(dispatcher)
     return dispatcher
 
 
-def inner(function: Callable) -> Any:
-    """A function that other kernels call; it is compiled into them."""
-    _named_apart(function, secrets.token_hex(8))
-    return _of_words(numba.njit(function, forceinline=True, **_CALLED, **_OPTIONS))
+def inner(function: Callable[..., Any]) -> Any:
+    """Compiles a function that other kernels call, always inlined into them."""
+    _rename(function, secrets.token_hex(8))
+    return _with_int64_arguments(numba.njit(function, forceinline=True, **_CALLED_BY_KERNELS, **_OPTIONS))
 
 
-def outer(function: Callable) -> Any:
-    """A function that other kernels call, too large to be compiled into each place that does."""
-    _named_apart(function, secrets.token_hex(8))
-    # forceinline is given, or that of the first caller would hold.
-    return _of_words(numba.njit(function, forceinline=False, **_CALLED, **_OPTIONS))
+def outer(function: Callable[..., Any]) -> Any:
+    """Compiles a function that other kernels call and that is too large to be inlined at each call."""
+    _rename(function, secrets.token_hex(8))
+    # forceinline=False is explicit, since Numba would otherwise take the option over from the first caller.
+    return _with_int64_arguments(numba.njit(function, forceinline=False, **_CALLED_BY_KERNELS, **_OPTIONS))
 
 
-def entry(key: tuple[str, ...]) -> Callable[[Callable], Any]:
-    """A function that Python calls, compiled at its first call and cached under `key` (its cell, its dtype, …)."""
+def entry(key: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
+    """Compiles a function that Python calls, at its first call. Cached under `key` (its name, cell, dtype, …)."""
 
-    def decorate(function: Callable) -> Any:
-        stored = KernelCache(function, key)  # whose files go by the name as it was
-        dispatcher: Any = numba.njit(_named_apart(function, "-".join(key)), **_OPTIONS)
-        dispatcher._cache = stored
+    def decorate(function: Callable[..., Any]) -> Any:
+        cache = KernelCache(function, key)  # before the renaming: the file's name contains the function's
+        dispatcher: Any = numba.njit(_rename(function, "-".join(key)), **_OPTIONS)
+        dispatcher._cache = cache
         return dispatcher
 
     return decorate
 
 
-def job(key: tuple[str, ...]) -> Callable[[Callable], CFunc]:
-    """A function of two whole numbers that native code calls by its `address`; compiled here, and cached as entries."""
+def job(key: tuple[str, ...]) -> Callable[[Callable[..., Any]], CFunc]:
+    """Compiles a function of two integers that native code calls by its `address`, at once. Cached as an entry is."""
 
-    def decorate(function: Callable) -> CFunc:
-        stored = KernelCache(function, key)
+    def decorate(function: Callable[..., Any]) -> CFunc:
+        cache = KernelCache(function, key)
         signature = ((types.intp, types.intp), types.void)
         options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
-        callback: Any = CFunc(_named_apart(function, "-".join(key)), signature, {}, options)
-        callback._cache = stored
-        collects = gc.isenabled()
+        callback: Any = CFunc(_rename(function, "-".join(key)), signature, {}, options)
+        callback._cache = cache
+        was_enabled = gc.isenabled()
         try:
-            # Compiling makes many objects and little garbage; looking for garbage would take 5% of the time.
+            # Compiling creates many objects and little garbage, so collecting it is not worth its time.
             gc.disable()
             callback.compile()
         finally:
-            if collects:
+            if was_enabled:
                 gc.enable()
         return callback
 

@@ -1,14 +1,15 @@
-"""Matrix products in register tiles: what the product of a time step and the large ones outside time are made of.
+"""Matrix products in register tiles, for the product of a time step and for the large products outside the time loop.
 
-A tile holds rows x columns accumulators in registers (columns counted in vectors) and walks K once: each weight vector
-is loaded once and multiplied by one element of each row, which may stand anywhere (`a_row`, `a_k` bytes apart), so that
-A and A^T are the same to it. Weights are packed (kernels/cpu/pack.py) so that the walk streams memory.
+A tile holds rows x columns accumulators in registers, its columns counted in vectors, and walks K once. Each weight
+vector is loaded once and multiplied by one element of each row. The elements of A may have any strides (`a_row` and
+`a_k` bytes), so A and A^T are read alike. Weights are packed (kernels/cpu/pack.py), so that the walk reads them in
+memory order.
 
-Every element of C sums over k in one order, in blocks of at most LONGEST_SUM, whatever tile it falls in: a row's bits
-depend neither on the rows beside it nor on the number of threads.
+Every element of C is summed over k in one order, in blocks of at most LONGEST_SUM, whatever tile it is in. So a row's
+bits depend neither on the rows beside it nor on the number of threads.
 
-Tile shapes by the host's registers, accumulators + weights + one broadcast value: AVX-512 has 32 registers, 6 x 4 + 4 +
-1; AVX2 has 16, 6 x 2 + 2 + 1; SSE2 has 16 too, NEON 32, and the smaller shape serves both.
+The tile shape follows from the host's registers: accumulators + weights + one broadcast value. AVX-512 has 32
+registers, 6 x 4 + 4 + 1. AVX2 has 16, 6 x 2 + 2 + 1. SSE2 has 16 and NEON 32; both use the smaller shape.
 """
 
 from __future__ import annotations
@@ -45,52 +46,60 @@ def tile_shape() -> tuple[int, int]:
     return _TILES[vector_bytes()]
 
 
-# Loops over larger tiles than this are not unrolled: they hold enough work already, and compiling takes seconds.
+# The K loops of tiles with more accumulators than this are not unrolled: each iteration has enough work, and unrolled
+# code takes seconds to compile.
 UNROLL_LIMIT = 8
 
 
 def not_unrolled(module: ir.Module) -> Any:
-    """Loop metadata that turns LLVM's unrolling off; such a node names itself first."""
+    """Loop metadata that disables LLVM's unrolling. The first operand of such a node must be the node itself."""
     loop = module.add_metadata([module.add_metadata(["llvm.loop.unroll.disable"])])
     loop.operands = (loop, *loop.operands)
     return loop
 
 
-def emit_prefetch(builder: ir.IRBuilder, address: ir.Value, to_write: int, keep: int) -> None:
-    """Ask for the cache line at `address`; an address of nothing does no harm."""
+def emit_prefetch(builder: ir.IRBuilder, address: ir.Value, to_write: int, locality: int) -> None:
+    """Prefetches the cache line at `address`, which need not be valid. locality: 0 (none) to 3 (keep in all caches)."""
     byte = ir.IntType(8).as_pointer()
     function_type = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-    builder.call(function, [builder.inttoptr(address, byte), *(ir.Constant(INT32, n) for n in (to_write, keep, 1))])
+    builder.call(function, [builder.inttoptr(address, byte), *(ir.Constant(INT32, n) for n in (to_write, locality, 1))])
 
 
-# Terms that are added one after the other; longer sums are sums of such ones, which round less.
+# The most terms added one after the other. A longer sum is a sum of such blocks, which rounds less.
 LONGEST_SUM = 256
 
 
 @cache
 def products(dtype: str) -> SimpleNamespace:
-    """The products of a dtype, for other kernels: addresses and strides in bytes.
+    """The products of a dtype, for other kernels. Operands are addresses, strides are in bytes.
 
     product(a, a_row, w, K, c, c_row, N, rows, add, backwards)
-        C (rows, N) = A (rows, K) W^T, or C += where add is not 0
+        C (rows, N) = A (rows, K) W^T, or C += A W^T if add is not 0
     product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards)
-        the same for `steps` A's with one W
+        the same for `steps` matrices A with one W
 
     product_prefetching(…, backwards, ahead, ahead_tile, ahead_k, tiles)
-        product_steps; and the first `tiles` tiles ask for a cache line at each of their k's: tile t at
-        ahead + t * ahead_tile + k * ahead_k, which may be any address
+        product_steps, with prefetches: the first `tiles` tiles prefetch a cache line at each of their k, tile t at
+        ahead + t * ahead_tile + k * ahead_k, which need not be a valid address
 
-    backwards: the panels of W are walked from the last to the first. Of weights larger than a cache, walked to and fro,
-    a part is still there at each turn; walked around, none is.
+    backwards: walks the panels of W from the last to the first. If W is larger than a cache and the direction
+    alternates, the panels read last are still cached at each change of direction. In one direction none would be.
     """
     v = vectors(dtype)
-    vec, itemsize, lanes = v.type, v.itemsize, v.lanes
+    vec = v.type
+    itemsize = v.itemsize
+    lanes = v.lanes
     max_rows, max_columns = tile_shape()
-    vector_size, width = itemsize * lanes, max_columns * lanes
+    vector_size = itemsize * lanes
+    width = max_columns * lanes  # columns of a panel
 
-    def emit_tile(builder: ir.IRBuilder, sums: list, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k) -> None:
-        """One tile's code. sums[m][n] are stack slots, which LLVM keeps in registers; `last` lanes end C's rows."""
+    def emit_tile(
+        builder: ir.IRBuilder, sums: list[list[ir.Value]], a: ir.Value, a_row: ir.Value, a_k: ir.Value, w: ir.Value,
+        K: ir.Value, c: ir.Value, c_row: ir.Value, last: ir.Value, add: ir.Value, ahead: ir.Value, ahead_k: ir.Value,
+    ) -> None:  # fmt: skip
+        """One tile's code. sums[m][n] are stack slots, which LLVM promotes to registers. The last vector of each row of
+        C has `last` lanes."""
         columns = len(sums[0])
 
         def number(n: int) -> ir.Constant:
@@ -99,15 +108,17 @@ def products(dtype: str) -> SimpleNamespace:
         def c_at(m: int, n: int) -> ir.Value:
             return builder.add(builder.add(c, builder.mul(c_row, number(m))), number(n * vector_size))
 
-        # Fused where the processor fuses: without FMA, llvm.fma would be a call of the C library for every lane.
+        # fmuladd fuses on processors with FMA. Without FMA, llvm.fma would call the C library for each lane.
         fma = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
-        # C is touched after the whole walk of K: asked for now, it is there by then, from however far it comes.
+        # C is read and written after the walk over K. Prefetched here, it has arrived by then.
         for m in range(len(sums)):
             for n in range(columns):
                 emit_prefetch(builder, c_at(m, n), 1, 3)
         for slot in (slot for row in sums for slot in row):
             builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
-        before, body, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("k.end")
+        before = builder.block
+        body = builder.append_basic_block("k")
+        after = builder.append_basic_block("k.end")
         builder.cbranch(builder.icmp_signed(">", K, number(0)), body, after)
         builder.position_at_end(body)
         k = builder.phi(K.type)
@@ -122,7 +133,7 @@ def products(dtype: str) -> SimpleNamespace:
             value = splat(builder, vec.llvm, scalar)
             for n, slot in enumerate(row):
                 builder.store(builder.call(fma, [value, weights[n], builder.load(slot)]), slot)
-        if len(sums) >= max_rows - 1:  # smaller ones have no time to spare, and products of few rows no next block
+        if len(sums) >= max_rows - 1:  # smaller tiles have no time to spare; products of few rows have no next block
             emit_prefetch(builder, builder.add(ahead, builder.mul(k, ahead_k)), 0, 2)
         following = builder.add(k, number(1))
         k.add_incoming(following, body)
@@ -130,7 +141,7 @@ def products(dtype: str) -> SimpleNamespace:
         if len(sums) * columns > UNROLL_LIMIT:
             back.set_metadata("llvm.loop", not_unrolled(builder.module))
         builder.position_at_end(after)
-        # C joins at the end: a sum over many blocks of K is then a sum of short sums, and rounds less.
+        # C is added after the walk over K, so that a sum over many blocks of K adds short sums, which rounds less.
         with builder.if_then(add):
             for m, row in enumerate(sums):
                 for n, slot in enumerate(row):
@@ -144,10 +155,10 @@ def products(dtype: str) -> SimpleNamespace:
 
     @intrinsic
     def tile(typing, rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
-        """A tile of any shape up to the largest: a switch to the code of that shape."""
+        """A tile of any shape up to the largest: a switch over the shapes."""
 
         def emit(context, builder, sig, args):
-            # The tiles are most of a kernel's machine code: one copy of them, whatever LLVM thinks of inlining.
+            # The tiles are most of a kernel's machine code, so they are never inlined: each kernel has one copy.
             builder.function.attributes.add("noinline")
             rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k = args
             adding = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
@@ -168,9 +179,9 @@ def products(dtype: str) -> SimpleNamespace:
 
         return types.void(*[types.intp] * 13), emit
 
-    run_tile: Any = tile  # typed by Numba, not by its Python signature
+    run_tile: Any = tile  # `Any`, since Numba types this call, and not the Python signature
 
-    word = types.intp  # every argument made one type, or each mix of types would compile the tiles again
+    integer = types.intp  # all arguments have this type: each combination of types would compile the tiles again
 
     @outer
     def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
@@ -181,26 +192,34 @@ def products(dtype: str) -> SimpleNamespace:
         a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards, ahead, ahead_tile, ahead_k, tiles
     ):
         done = 0
-        panels, blocks = (N + width - 1) // width, (rows + max_rows - 1) // max_rows
+        panels = (N + width - 1) // width
+        blocks = (rows + max_rows - 1) // max_rows
         parts = maximum(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
         for k in range(panels):
             panel = panels - 1 - k if backwards else k
             left = N - panel * width
             columns = minimum((left + lanes - 1) // lanes, max_columns)
             last = minimum(left - (columns - 1) * lanes, lanes)
-            w_panel, c_panel = w + panel * width * K * itemsize, c + panel * width * itemsize
+            w_panel = w + panel * width * K * itemsize
+            c_panel = c + panel * width * itemsize
             for part in range(parts):
-                k0, k1 = K * part // parts, K * (part + 1) // parts
-                w_at, a_part, adds = w_panel + k0 * columns * vector_size, a + k0 * a_k, 1 if add or part else 0
+                k0 = K * part // parts
+                k1 = K * (part + 1) // parts
+                w_at = w_panel + k0 * columns * vector_size
+                a_part = a + k0 * a_k
+                adds = 1 if add or part else 0
                 for step in range(steps):
                     for block in range(blocks):
-                        first, end = rows * block // blocks, rows * (block + 1) // blocks
-                        a_at, c_at = a_part + step * a_step + first * a_row, c_panel + step * c_step + first * c_row
-                        asks = done < tiles
+                        first = rows * block // blocks
+                        end = rows * (block + 1) // blocks
+                        a_at = a_part + step * a_step + first * a_row
+                        c_at = c_panel + step * c_step + first * c_row
+                        prefetches = done < tiles
                         one_tile(
-                            word(end - first), word(columns), word(a_at), word(a_row), word(a_k), word(w_at),
-                            word(k1 - k0), word(c_at), word(c_row), word(last), word(adds),
-                            word(ahead + done * ahead_tile if asks else c_at), word(ahead_k if asks else 0),
+                            integer(end - first), integer(columns), integer(a_at), integer(a_row), integer(a_k),
+                            integer(w_at), integer(k1 - k0), integer(c_at), integer(c_row), integer(last),
+                            integer(adds), integer(ahead + done * ahead_tile if prefetches else c_at),
+                            integer(ahead_k if prefetches else 0),
                         )  # fmt: skip
                         done += 1
 

@@ -1,13 +1,13 @@
-"""The products outside time, for a share of the rows of their result.
+"""The products outside the time loop, each for one thread's rows of the result.
 
-x W^T       the rows of x in blocks that stay in a cache while the panels of W pass by
-d^T x       K in blocks; each block of x packed as panels, each of d copied together, and C added to block by block
+x W^T       rows of x in blocks that stay in a cache while the panels of W are read
+d^T x       K in blocks: each block of x is packed as panels, each block of d copied, and C accumulated per block
 
-K of d^T x is every step of every row, millions of them. So its sums have three levels: blocks of K_BLOCK steps, spans
-of SPAN, which are at most 64 blocks, and stretches of STRETCH, at most 64 spans. Each level is summed by itself and
-added to the one above, so an element is the end of chains of 256, 64, 64 and K / 2^20 additions, never of one of K.
+The K of d^T x counts all row-steps, which may be millions. So its sums have three levels: blocks of K_BLOCK row-steps,
+spans of at most 64 blocks, and stretches of at most 64 spans. Each level is summed separately and added to the one
+above, so an element is the end of chains of 256, 64, 64 and K / 2^20 additions, never of one chain of K.
 
-What the next block will read is asked for while this one is multiplied: such operands often stand in memory.
+Each block prefetches the operands of the next, which are often in memory rather than in a cache.
 """
 
 from __future__ import annotations
@@ -20,43 +20,51 @@ from rnnkit.kernels.cpu.matmul import products, tile_shape
 from rnnkit.kernels.cpu.memory import maximum, minimum
 from rnnkit.kernels.cpu.simd import vectors
 
-# Steps of K, and columns of d, that one pass of d^T x covers: with x's panels they stay in the second-level cache.
-K_BLOCK, M_BLOCK = 256, 192
-# Steps whose blocks are added up by themselves, and steps whose spans are.
+# Row-steps, and columns of d, per pass of d^T x. Together with x's panels they stay in the second-level cache.
+K_BLOCK = 256
+M_BLOCK = 192
+# Row-steps of a span and of a stretch.
 SPAN = 64 * K_BLOCK
 STRETCH = 64 * SPAN
-# Rows of A that one pass over the panels of W covers.
+# Rows of A per pass over the panels of W.
 ROW_BLOCK = 96
-LINE = 64  # bytes of a cache line, near enough everywhere
+LINE = 64  # bytes of a cache line on most hosts
 
 
 def scratch_elements(K: int, M: int, N: int, dtype: str) -> int:
-    """How many elements of scratch `over_time` needs for M rows of d^T x, x (K, N)."""
-    lanes, levels = vectors(dtype).lanes, (K > SPAN) + (K > STRETCH)
+    """How many elements of scratch memory `over_time` needs for M rows of d^T x, where x is (K, N)."""
+    lanes = vectors(dtype).lanes
+    levels = (K > SPAN) + (K > STRETCH)
     return K_BLOCK * (-(-N // lanes) * lanes + M_BLOCK + lanes) + levels * M * (N + 1)
 
 
 @cache
 def large_products(dtype: str) -> SimpleNamespace:
-    """The products of a dtype, for other kernels: addresses, and strides in bytes.
+    """The products of a dtype, for other kernels. Operands are addresses, strides are in bytes.
 
     rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1)
         rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
-    over_time(d, d_row, x, K, N, out, sums, m0, m1, room, adds)
-        rows [m0, m1) of out (M, N) = d^T x, or += where adds is not 0, of d (K, M) and x (K, N); and of sums (M,), of
-        d's columns, unless 0; x and out without gaps; room: of scratch_elements(K, m1 - m0, N) elements
+    over_time(d, d_row, x, K, N, out, sums, m0, m1, scratch, adds)
+        rows [m0, m1) of out (M, N) = d^T x, or += d^T x if adds is not 0, for d (K, M) and x (K, N); and unless `sums`
+        is 0, elements [m0, m1) of sums (M,), the sums of d's columns. x and out are contiguous; scratch has
+        scratch_elements(K, m1 - m0, N) elements
     """
-    v, product_prefetching = vectors(dtype), products(dtype).product_prefetching
-    load, store, lanes, size = v.whole.load, v.whole.store, v.lanes, v.itemsize
-    load_first, store_first, zero, add_blocks = v.first.load, v.first.store, v.zero, v.add_blocks
+    v = vectors(dtype)
+    product_prefetching = products(dtype).product_prefetching
+    load, store = v.whole.load, v.whole.store
+    load_first, store_first = v.first.load, v.first.store
     load_blocks, store_blocks = v.whole.load_blocks, v.whole.store_blocks
+    zero, add_blocks = v.zero, v.add_blocks
+    lanes = v.lanes
+    size = v.itemsize
     width = tile_shape()[1] * lanes
 
     @inner
     def rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1):
         for r in range(r0, r1, ROW_BLOCK):
-            rows, following = minimum(ROW_BLOCK, r1 - r), r + ROW_BLOCK
-            # The rows of the next block are fetched meanwhile, a cache line for each k of a tile.
+            rows = minimum(ROW_BLOCK, r1 - r)
+            following = r + ROW_BLOCK
+            # Prefetches the rows of the next block, one cache line per k of a tile.
             tiles = minimum(ROW_BLOCK, r1 - following) * x_row // maximum(K * LINE, 1) + 1 if following < r1 else 0
             product_prefetching(
                 x + r * x_row, 0, x_row, size, w, K, y + r * y_row, 0, y_row, N, 1, rows, 0, False,
@@ -65,10 +73,11 @@ def large_products(dtype: str) -> SimpleNamespace:
 
     @inner
     def copy_rows(source, source_row, target, target_row, K, count):
-        """K rows of `count` values; the last vector of each filled up with zeros."""
+        """Copies K rows of `count` values and pads each to whole vectors with zeros."""
         whole = count // lanes * lanes
         for k in range(K):
-            a, b = source + k * source_row, target + k * target_row
+            a = source + k * source_row
+            b = target + k * target_row
             for n in range(0, whole, lanes):
                 store(load(a + n * size, lanes), b + n * size, lanes)
             if whole < count:
@@ -76,7 +85,7 @@ def large_products(dtype: str) -> SimpleNamespace:
 
     @inner
     def copy_and_sum(source, source_row, target, target_row, K, count, sums):
-        """copy_rows, and sums (count,) += the sums of the columns: on the way, four vectors of them in registers."""
+        """copy_rows, and sums (count,) += the sums of the columns, which four registers accumulate during the copy."""
         whole = count // (4 * lanes) * 4 * lanes
         for n in range(0, whole, 4 * lanes):
             totals = (zero(), zero(), zero(), zero())
@@ -87,7 +96,8 @@ def large_products(dtype: str) -> SimpleNamespace:
             before = load_blocks(sums + n * size, lanes * size, lanes, 4)
             store_blocks(add_blocks(before, totals), sums + n * size, lanes * size, lanes)
         for n in range(whole, count, lanes):
-            total, left = zero(), minimum(lanes, count - n)
+            total = zero()
+            left = minimum(lanes, count - n)
             for k in range(K):
                 value = load_first(source + k * source_row + n * size, left)
                 store(value, target + k * target_row + n * size, lanes)
@@ -95,27 +105,28 @@ def large_products(dtype: str) -> SimpleNamespace:
             store_first(load_first(sums + n * size, left) + total, sums + n * size, left)
 
     @inner
-    def join(source, target, count, adds):
-        """target = source, or += where `adds`."""
+    def accumulate(source, target, count, adds):
+        """target = source, or target += source if `adds`."""
         whole = count // lanes * lanes
         for n in range(0, whole, lanes):
             at = n * size
             value = load(source + at, lanes)
             store(load(target + at, lanes) + value if adds else value, target + at, lanes)
         if whole < count:
-            at, left = whole * size, count - whole
+            at = whole * size
+            left = count - whole
             value = load_first(source + at, left)
             store_first(load_first(target + at, left) + value if adds else value, target + at, left)
 
     @outer
-    def join_span(span, stretch, out, count, k, ends):
-        """Adds the sum of the span that began with step k to its stretch, and that, where it `ends`, to out."""
+    def accumulate_span(span, stretch, out, count, k, ends):
+        """Adds the span that began at row-step k to its stretch, and a complete stretch to out. ends: the last span."""
         if k < STRETCH:
-            join(span, out, count, True)
+            accumulate(span, out, count, True)
         else:
-            join(span, stretch, count, k % STRETCH > 0)
+            accumulate(span, stretch, count, k % STRETCH > 0)
             if ends or (k + SPAN) % STRETCH == 0:
-                join(stretch, out, count, True)
+                accumulate(stretch, out, count, True)
 
     @inner
     def pack_panels(x, x_row, steps, N, panels):
@@ -125,42 +136,50 @@ def large_products(dtype: str) -> SimpleNamespace:
             panels += steps * columns * size
 
     @inner
-    def over_time(d, d_row, x, K, N, out, sums, m0, m1, room, adds):
-        x_row, M, count_out = N * size, m1 - m0, (m1 - m0) * N
-        # A row of the copy is one vector longer than it need be: powers of two would fall into one set of the cache.
-        together, together_row = room + K_BLOCK * ((N + lanes - 1) // lanes * lanes) * size, (M_BLOCK + lanes) * size
-        out, sums = out + m0 * x_row, sums + m0 * size if sums else 0
-        span, span_sums = together + K_BLOCK * together_row, together + K_BLOCK * together_row + count_out * size
-        above = span_sums + M * size - span  # from a span's sum to its stretch's
-        for k in range(0, maximum(K, 1), K_BLOCK):  # a sum over no steps is written too
-            steps, inside = minimum(K_BLOCK, K - k), k % SPAN
-            to, sums_to = (out, sums) if k < SPAN else (span, span_sums if sums else 0)
+    def over_time(d, d_row, x, K, N, out, sums, m0, m1, scratch, adds):
+        x_row = N * size
+        M = m1 - m0
+        count_out = M * N
+        # One more vector per row of the copy: with a power of two as the stride, all rows would share one cache set.
+        d_block_row = (M_BLOCK + lanes) * size
+        d_block = scratch + K_BLOCK * ((N + lanes - 1) // lanes * lanes) * size
+        out += m0 * x_row
+        sums = sums + m0 * size if sums else 0
+        span = d_block + K_BLOCK * d_block_row
+        span_sums = span + count_out * size
+        to_stretch = (count_out + M) * size  # from the sums of a span to those of its stretch, in bytes
+        for k in range(0, maximum(K, 1), K_BLOCK):  # K = 0 writes zeros
+            steps = minimum(K_BLOCK, K - k)
+            inside = k % SPAN
+            to = out if k < SPAN else span
+            sums_to = (sums if k < SPAN else span_sums) if sums else 0
             if sums and inside == 0:
                 for m in range(M):
                     store_first(0.0, sums_to + m * size, 1)
-            panels = room
+            panels = scratch
             if N % lanes == 0 and width >= N:
-                panels = x + k * x_row  # x is a panel as it stands
+                panels = x + k * x_row  # x already has the layout of a panel
             else:
-                pack_panels(x + k * x_row, x_row, steps, N, room)
+                pack_panels(x + k * x_row, x_row, steps, N, scratch)
             for m in range(0, M, M_BLOCK):
-                count, source = minimum(M_BLOCK, M - m), d + k * d_row + (m0 + m) * size
+                count = minimum(M_BLOCK, M - m)
+                source = d + k * d_row + (m0 + m) * size
                 if sums:
-                    copy_and_sum(source, d_row, together, together_row, steps, count, sums_to + m * size)
+                    copy_and_sum(source, d_row, d_block, d_block_row, steps, count, sums_to + m * size)
                 else:
-                    copy_rows(source, d_row, together, together_row, steps, count)
-                # While one block is multiplied the next is fetched, a vector of each of its rows during each tile.
+                    copy_rows(source, d_row, d_block, d_block_row, steps, count)
+                # Each tile prefetches one vector of each row of the next block.
                 next_k, next_m = (k, m + M_BLOCK) if m + M_BLOCK < M else (k + K_BLOCK, 0)
                 vectors_ahead = (minimum(M_BLOCK, M - next_m) + lanes - 1) // lanes if next_k < K else 0
                 product_prefetching(
-                    together, 0, size, together_row, panels, steps, to + m * x_row, 0, x_row, N, 1, count,
+                    d_block, 0, size, d_block_row, panels, steps, to + m * x_row, 0, x_row, N, 1, count,
                     inside + (adds if k < SPAN else 0), False,
                     d + next_k * d_row + (m0 + next_m) * size, lanes * size, d_row, vectors_ahead,
                 )  # fmt: skip
             if k >= SPAN and (k + K_BLOCK >= K or inside + K_BLOCK == SPAN):
                 ends = k + K_BLOCK >= K
-                join_span(span, span + above, out, count_out, k - inside, ends)
+                accumulate_span(span, span + to_stretch, out, count_out, k - inside, ends)
                 if sums:
-                    join_span(span_sums, span_sums + above, sums, M, k - inside, ends)
+                    accumulate_span(span_sums, span_sums + to_stretch, sums, M, k - inside, ends)
 
     return SimpleNamespace(rows_by_weights=rows_by_weights, over_time=over_time)

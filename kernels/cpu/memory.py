@@ -1,4 +1,7 @@
-"""Words of memory by their addresses, which several threads may read and write; and functions by theirs."""
+"""64-bit words of memory by address, plain and atomic; calls of functions by address; the smaller of two integers.
+
+Addresses are plain integers. The words may be shared by several threads. Atomic operations are sequentially consistent.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ from numba.extending import intrinsic
 from rnnkit.kernels.cpu.simd import INT64
 
 
-def _address(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    return builder.inttoptr(value, INT64.as_pointer())
+def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return builder.inttoptr(address, INT64.as_pointer())
 
 
-def _atomic(operation: str):
-    """operation(address, value) -> the word's value before."""
+def _atomic(operation: str) -> Any:
+    """An intrinsic operation(address, value), which returns the word's value before the operation."""
 
     @intrinsic
     def atomic(typing, address, value):
         def emit(context, builder, sig, args):
             number = context.cast(builder, args[1], sig.args[1], types.int64)
-            return builder.atomic_rmw(operation, _address(builder, args[0]), number, "seq_cst")
+            return builder.atomic_rmw(operation, _pointer(builder, args[0]), number, "seq_cst")
 
         return types.int64(types.intp, value), emit
 
@@ -31,26 +34,30 @@ def _atomic(operation: str):
 
 @intrinsic
 def _atomic_load(typing, address):
-    """The word's value, and what was written before it was."""
+    """The word at `address`, by a sequentially consistent load."""
 
     def emit(context, builder, sig, args):
-        return builder.load_atomic(_address(builder, args[0]), "seq_cst", 8)
+        return builder.load_atomic(_pointer(builder, args[0]), "seq_cst", 8)
 
     return types.int64(types.intp), emit
 
 
 @intrinsic
 def _load_word(typing, address):
+    """The word at `address`, by a plain load."""
+
     def emit(context, builder, sig, args):
-        return builder.load(_address(builder, args[0]))
+        return builder.load(_pointer(builder, args[0]))
 
     return types.int64(types.intp), emit
 
 
 @intrinsic
 def _store_word(typing, address, value):
+    """Writes the word at `address`, by a plain store."""
+
     def emit(context, builder, sig, args):
-        builder.store(context.cast(builder, args[1], sig.args[1], types.int64), _address(builder, args[0]))
+        builder.store(context.cast(builder, args[1], sig.args[1], types.int64), _pointer(builder, args[0]))
         return context.get_dummy_value()
 
     return types.void(types.intp, value), emit
@@ -58,7 +65,7 @@ def _store_word(typing, address, value):
 
 @intrinsic
 def _call_address(typing, function, block, index):
-    """function(block, index), of a compiled function's address."""
+    """function(block, index), where `function` is the address of a compiled function."""
 
     def emit(context, builder, sig, args):
         function_type = ir.FunctionType(ir.VoidType(), [INT64, INT64])
@@ -68,8 +75,8 @@ def _call_address(typing, function, block, index):
     return types.void(types.intp, types.intp, types.intp), emit
 
 
-def _select(relation: str):
-    """The one of two whole numbers that has the relation to the other."""
+def _select(relation: str) -> Any:
+    """An intrinsic select(a, b) on integers: a if `a relation b`, else b."""
 
     @intrinsic
     def select(typing, a, b):
@@ -84,9 +91,9 @@ def _select(relation: str):
 
 @intrinsic
 def _stack_bytes(typing, size):
-    """The address of `size` bytes of any contents on the stack of the kernel that asks, until it returns.
+    """The address of `size` uninitialised bytes on the stack of the calling kernel, valid until it returns.
 
-    Not for use in a loop, nor in a function that is inlined, unless `size` is constant.
+    Unless `size` is constant, neither in a loop nor in an inlined function.
     """
 
     def emit(context, builder, sig, args):
@@ -97,13 +104,14 @@ def _stack_bytes(typing, size):
     return types.int64(types.intp), emit
 
 
-atomic_add: Any = _atomic("add")  # typed by Numba, not by their Python signatures
+# `Any`, since Numba types these calls, and not the Python signatures.
+atomic_add: Any = _atomic("add")
 atomic_exchange: Any = _atomic("xchg")
 atomic_load: Any = _atomic_load
 load_word: Any = _load_word
 store_word: Any = _store_word
 call_address: Any = _call_address
-# Of whole numbers. Numba's own are functions, which it would compile for each mix of argument types.
+# For integers. Numba's own min and max are functions, which it would compile for each combination of argument types.
 minimum: Any = _select("<")
 maximum: Any = _select(">")
 stack_bytes: Any = _stack_bytes

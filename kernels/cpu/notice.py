@@ -1,7 +1,7 @@
-"""One line on standard error where compiling takes long: what is compiled, and in which folder it is cached.
+"""A line on standard error if compiling takes long. It names the kernel and the folder that caches the machine code.
 
-At most one line per process and, of processes that compile side by side, one per cache folder. RNNKIT_QUIET=1
-silences it. Nothing is printed where all code is cached.
+It appears at most once per process and, of processes that compile at the same time, once per cache folder. The
+environment variable RNNKIT_QUIET=1 disables it. A process that finds all code in the cache prints nothing.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# Seconds of compiling in this process before the line; and how long the line of another process serves.
-SHOWN_AFTER_S, MARK_VALID_S = 2.0, 600.0
-MARK = "rnnkit-notice"
+SHOWN_AFTER_S = 2.0  # seconds of compiling in this process before the line
+MARK_VALID_S = 600.0  # seconds for which the line of one process silences the others
+MARK = "rnnkit-notice"  # a file in the cache folder, whose time is that of the line
 
 
 class Notice:
-    """Measures the compilation in progress. Numba's compiler lock makes it one at a time."""
+    """Times the compilation in progress. Numba's compiler lock allows one at a time."""
 
     def __init__(self) -> None:
-        self._spent = self._since = 0.0  # seconds of earlier compilations; a time of time.monotonic()
+        self._spent = 0.0  # seconds of earlier compilations
+        self._since = 0.0  # a time of time.monotonic()
         self._timer: threading.Timer | None = None
         self._shown = False
 
     def started(self, what: str, folders: tuple[Path, ...]) -> None:
-        """A kernel is about to be compiled. what: its name for people; folders: where it may be cached, best first."""
+        """Call before a kernel is compiled. what: its readable name; folders: where it may be cached, best first."""
         self._cancel()
         self._since = time.monotonic()
         if self._shown or os.environ.get("RNNKIT_QUIET", "0") not in ("", "0"):
@@ -36,11 +37,11 @@ class Notice:
         self._timer.daemon = True
         try:
             self._timer.start()
-        except RuntimeError:  # no thread can be started: then nothing is printed
+        except RuntimeError:  # no thread can be started: the line is left out
             self._timer = None
 
     def ended(self) -> None:
-        """It is compiled. Where compiling raises instead, the line may still be shown."""
+        """Call after a kernel was compiled. If compiling raises instead, the line may still appear."""
         self._cancel()
         self._spent += time.monotonic() - self._since
 
@@ -51,18 +52,18 @@ class Notice:
 
     def _show(self, what: str, folders: tuple[Path, ...]) -> None:
         self._shown = True
-        folder = _marked(folders)
+        folder = _mark_folder(folders)
         if folder is None:
             return
-        kept = f"caches them in {folder}" if folder else "finds no folder to cache them in (docs/install.md)"
-        text = f"rnnkit compiles kernels for this machine, now {what}, and {kept}. RNNKIT_QUIET=1 hides this line.\n"
-        with suppress(OSError, ValueError, AttributeError):  # closed, or none, as under pythonw
+        caching = f"caches them in {folder}" if folder else "finds no folder to cache them in (docs/install.md)"
+        text = f"rnnkit compiles kernels for this machine, now {what}, and {caching}. RNNKIT_QUIET=1 hides this line.\n"
+        with suppress(OSError, ValueError, AttributeError):  # standard error is closed, or None, as under pythonw
             sys.stderr.write(text)
             sys.stderr.flush()
 
 
-def _marked(folders: tuple[Path, ...]) -> str | None:
-    """The folder that takes the compiled code, "" where none does, None where another process has just said so."""
+def _mark_folder(folders: tuple[Path, ...]) -> str | None:
+    """Marks the first writable folder and returns it. "" if none is writable, None if a recent mark exists."""
     for folder in folders:
         mark = folder / MARK
         try:
@@ -72,7 +73,7 @@ def _marked(folders: tuple[Path, ...]) -> str | None:
             pass
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            mark.write_bytes(b"")  # which also sets its time
+            mark.write_bytes(b"")  # sets the file's time, too
         except OSError:
             continue
         return str(folder)

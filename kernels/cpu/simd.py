@@ -1,19 +1,20 @@
-"""A vector as a number: the Numba type `Vec`, so that one scalar source of a cell compiles to SIMD on the CPU.
+"""A SIMD vector as a number: the Numba type `Vec`, so that one scalar source of a cell compiles to vector code.
 
-    v = vectors("float32")                      lanes chosen from the host: 16 with AVX-512, 8 with AVX2, 4 else
-    a = v.whole.load(address, n)                v.first.load takes the n lanes that end a row, and reads no other
+    v = vectors("float32")                      as many lanes as the host has: 16 with AVX-512, 8 with AVX2, else 4
+    a = v.whole.load(address, n)                v.first.load reads the n lanes at the end of a row, and no more
     v.whole.store(a * b + 1.0, address, n)      + - * / between Vecs and numbers; a * b + c may fuse
 
-Nothing depends on LLVM noticing that a loop can be vectorised: arithmetic on a Vec is vector arithmetic.
-Addresses are plain integers. Products and sums carry the `contract` flag alone, so NaN, infinities and signed
-zeros keep their meaning.
+Arithmetic on a Vec is vector arithmetic, so nothing depends on LLVM's loop vectoriser. Addresses are plain integers.
+Products and sums carry only the `contract` flag of fast-math, so NaN, infinities and signed zeros keep their meaning.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -29,7 +30,7 @@ _CONTRACT = ("contract",)
 
 @cache
 def vector_bytes() -> int:
-    """Width of the host's vectors. AVX-512 64, AVX 32, else 16 (SSE2, NEON)."""
+    """The width of the host's vectors: 64 with AVX-512, 32 with AVX2 and FMA, else 16 (SSE2, NEON)."""
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
         return 64
@@ -40,7 +41,8 @@ class VecType(types.Type):
     """Numba's type of `lanes` values of `scalar` (a Numba float type) in one vector register."""
 
     def __init__(self, scalar: types.Float, lanes: int) -> None:
-        self.scalar, self.lanes = scalar, lanes
+        self.scalar = scalar
+        self.lanes = lanes
         super().__init__(name=f"Vec({scalar}, {lanes})")
 
     @property
@@ -53,7 +55,7 @@ class VecType(types.Type):
 
     @property
     def llvm_int(self) -> ir.VectorType:
-        """The vector of integers of the same width, for work on bits."""
+        """The integer vector of the same width, for operations on bits."""
         return ir.VectorType(INT32 if self.scalar == types.float32 else INT64, self.lanes)
 
     def constant(self, value: float) -> ir.Constant:
@@ -75,13 +77,13 @@ def splat(builder: ir.IRBuilder, vector: ir.VectorType, scalar: ir.Value) -> ir.
 
 
 def llvm_function(builder: ir.IRBuilder, name: str, vector: ir.VectorType, arguments: int) -> ir.Function:
-    """The LLVM intrinsic `name` on `vector`, of so many arguments of that type."""
+    """The LLVM intrinsic `name` with `arguments` arguments of type `vector`."""
     suffix = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
     function_type = ir.FunctionType(vector, [vector] * arguments)
     return cgutils.get_or_insert_function(builder.module, function_type, f"{name}.v{vector.count}{suffix}")
 
 
-# Arithmetic: Vec with Vec, and Vec with any number on either side.
+# Arithmetic: of two Vecs, and of a Vec and a number on either side.
 
 
 class _Binary(AbstractTemplate):
@@ -99,13 +101,14 @@ class _Unary(AbstractTemplate):
         return signature(args[0], args[0]) if len(args) == 1 and isinstance(args[0], VecType) else None
 
 
-def _as_vector(context, builder, value, from_type, vec: VecType):
+def _as_vector(context: Any, builder: ir.IRBuilder, value: ir.Value, from_type: types.Type, vec: VecType) -> ir.Value:
+    """A Vec as it is; a number in every lane."""
     if isinstance(from_type, VecType):
         return value
     return splat(builder, vec.llvm, context.cast(builder, value, from_type, vec.scalar))
 
 
-def _define_binary(op, emit) -> None:
+def _define_binary(op: Callable[..., Any], emit: Callable[[ir.IRBuilder], Any]) -> None:
     infer_global(op)(type(f"Vec_{op.__name__}", (_Binary,), {}))
 
     def lower(context, builder, sig, args):
@@ -129,7 +132,7 @@ def _lower_neg(context, builder, sig, args):
     return builder.fneg(args[0])
 
 
-# Memory: whole vectors, and the first n lanes of one.
+# Loads and stores: of whole vectors, and of the first n lanes of a vector.
 
 
 def pointer(builder: ir.IRBuilder, address: ir.Value, vector: ir.Type) -> ir.Value:
@@ -147,7 +150,7 @@ def emit_store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> Non
 
 
 def _first_lanes(builder: ir.IRBuilder, vec: VecType, n: ir.Value) -> ir.Value:
-    """The mask of lanes below n."""
+    """The mask of the first n lanes."""
     wide = ir.VectorType(INT64, vec.lanes)
     iota = ir.Constant(wide, list(range(vec.lanes)))
     return builder.icmp_signed("<", iota, splat(builder, wide, n))
@@ -185,7 +188,7 @@ def _store_whole(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: 
 
 
 def emit_load_up_to(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
-    """The first n lanes, or the whole vector where n reaches its end; decided at run time."""
+    """The first n lanes, or the whole vector if n reaches its width; decided at run time."""
     whole = builder.icmp_signed(">=", n, ir.Constant(n.type, vec.lanes))
     with builder.if_else(whole, likely=True) as (then, otherwise):
         with then:
@@ -201,7 +204,7 @@ def emit_load_up_to(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: i
 
 
 def emit_store_up_to(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
-    """The first n lanes, or the whole vector where n reaches its end; decided at run time."""
+    """The first n lanes, or the whole vector if n reaches its width; decided at run time."""
     whole = builder.icmp_signed(">=", n, ir.Constant(n.type, vec.lanes))
     with builder.if_else(whole, likely=True) as (then, otherwise):
         with then:
@@ -214,17 +217,20 @@ def emit_store_up_to(builder: ir.IRBuilder, vec: VecType, value: ir.Value, addre
 def vectors(dtype: str) -> SimpleNamespace:
     """The operations on Vecs of a dtype ("float32" or "float64"), as functions callable from Numba code.
 
-    whole, first     two ways to memory: whole vectors (n is ignored), and the first n lanes (the rest zero, untouched):
-        load(address, n), store(value, address, n)             one vector; a number can be stored
-        load_blocks(address, stride, n, count)                 a tuple of vectors `stride` bytes apart, count literal
-        store_blocks(values, address, stride, n)               the tuple back
-    zero(), add_blocks(left, right)                           two tuples, vector by vector
+    whole     loads and stores of whole vectors; n is ignored
+    first     loads and stores of the first n lanes; other lanes are loaded as zero, and not stored
+        load(address, n)                            one vector
+        store(value, address, n)                    one vector, or a number in every lane
+        load_blocks(address, stride, n, count)      a tuple of `count` vectors, `stride` bytes apart; count is a literal
+        store_blocks(values, address, stride, n)    the same for a store
+    zero()                                          zero in every lane
+    add_blocks(left, right)                         the sums of two tuples, vector by vector
     """
     itemsize = np.dtype(dtype).itemsize
     vec = VecType(types.float32 if dtype == "float32" else types.float64, vector_bytes() // itemsize)
 
-    def memory(load_one, store_one) -> SimpleNamespace:
-        """load, store, load_blocks and store_blocks on one way to load and store a vector."""
+    def memory(load_one: Callable[..., ir.Value], store_one: Callable[..., None]) -> SimpleNamespace:
+        """load, store, load_blocks and store_blocks, made of functions that emit one vector's load and store."""
 
         @intrinsic
         def load(typing, address, n):

@@ -1,4 +1,4 @@
-"""What the processor and the operating system tell a thread and do for it: pauses, clocks, cores, floating point."""
+"""Services of the processor and the operating system for a thread: pauses, clocks, cores, the floating-point mode."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.memory import load_word, store_word
 from rnnkit.kernels.cpu.simd import INT64
 
-# A set of cores, as glibc and musl have it: a bit each. Where there are more than it has bits for, threads stay.
+# The size of a `cpu_set_t` of glibc and musl: one bit per core. On a machine with more cores than bits, the system call
+# fails and threads stay where they are.
 CPU_SET_BYTES = 128
 
 
 @intrinsic
 def _pause(typing):
-    """The processor's hint that this is a spin loop, where it has one."""
+    """The instruction that marks a spin loop, on x86; nothing on other processors."""
 
     def emit(context, builder, sig, args):
         if llvm.get_process_triple().startswith(("x86_64", "i686")):
@@ -35,7 +36,7 @@ def _pause(typing):
 
 @intrinsic
 def _yield_core(typing):
-    """Lets another thread have this core: sched_yield, or Windows' SwitchToThread."""
+    """Yields this core to another thread: sched_yield, or SwitchToThread on Windows."""
 
     def emit(context, builder, sig, args):
         name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
@@ -48,39 +49,42 @@ def _yield_core(typing):
 
 @intrinsic
 def _clock_ns(typing, of_thread):
-    """The system's clock, or this thread's time on a core; 0 where the system has no POSIX clocks."""
+    """Nanoseconds of the monotonic clock, or of this thread's CPU time if `of_thread`; 0 on Windows."""
 
     def emit(context, builder, sig, args):
         if sys.platform == "win32":
             return ir.Constant(INT64, 0)
-        monotonic, own = (6, 16) if sys.platform == "darwin" else (1, 3)
+        monotonic, thread_cpu = (6, 16) if sys.platform == "darwin" else (1, 3)  # clock ids
         int32 = ir.IntType(32)
-        clock = builder.select(args[0], ir.Constant(int32, own), ir.Constant(int32, monotonic))
-        found = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(INT64, 2), [0, 0]))
-        function_type = ir.FunctionType(int32, [int32, found.type])
-        builder.call(cgutils.get_or_insert_function(builder.module, function_type, "clock_gettime"), [clock, found])
-        seconds, rest = (builder.extract_value(builder.load(found), k) for k in range(2))
-        return builder.add(builder.mul(seconds, ir.Constant(INT64, 10**9)), rest)
+        clock = builder.select(args[0], ir.Constant(int32, thread_cpu), ir.Constant(int32, monotonic))
+        timespec = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(INT64, 2), [0, 0]))
+        function_type = ir.FunctionType(int32, [int32, timespec.type])
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, "clock_gettime"), [clock, timespec])
+        seconds, nanoseconds = (builder.extract_value(builder.load(timespec), k) for k in range(2))
+        return builder.add(builder.mul(seconds, ir.Constant(INT64, 10**9)), nanoseconds)
 
     return types.int64(types.boolean), emit
 
 
 @intrinsic
 def _current_core(typing):
-    """The number of the core this thread is on; -1 where the system is not Linux."""
+    """The number of the core that this thread is on; -1 on systems other than Linux."""
 
     def emit(context, builder, sig, args):
         if sys.platform != "linux":
             return ir.Constant(INT64, -1)
         function_type = ir.FunctionType(ir.IntType(32), [])
-        found = builder.call(cgutils.get_or_insert_function(builder.module, function_type, "sched_getcpu"), [])
-        return builder.sext(found, INT64)
+        number = builder.call(cgutils.get_or_insert_function(builder.module, function_type, "sched_getcpu"), [])
+        return builder.sext(number, INT64)
 
     return types.int64(), emit
 
 
-def _affinity_call(name: str):
-    """name(set): the call of that name for this thread and a set of cores; 0 where that was done."""
+def _affinity_call(name: str) -> Any:
+    """An intrinsic name(cores), the system call of that name for this thread and the CPU set at an address.
+
+    Returns 0 on success, and -1 on systems other than Linux.
+    """
 
     @intrinsic
     def of_affinity(typing, cores):
@@ -91,8 +95,8 @@ def _affinity_call(name: str):
             function_type = ir.FunctionType(int32, [int32, INT64, INT64.as_pointer()])
             function = cgutils.get_or_insert_function(builder.module, function_type, name)
             cores = builder.inttoptr(args[0], INT64.as_pointer())
-            done = builder.call(function, [ir.Constant(int32, 0), ir.Constant(INT64, CPU_SET_BYTES), cores])
-            return builder.sext(done, INT64)
+            status = builder.call(function, [ir.Constant(int32, 0), ir.Constant(INT64, CPU_SET_BYTES), cores])
+            return builder.sext(status, INT64)
 
         return types.int64(types.intp), emit
 
@@ -101,23 +105,27 @@ def _affinity_call(name: str):
 
 @intrinsic
 def _two_cpu_sets(typing):
-    """The address of room for two sets of cores, which the function that asks for it has until it returns."""
+    """The address of stack memory for two CPU sets, valid until the calling function returns."""
 
     def emit(context, builder, sig, args):
-        room = cgutils.alloca_once(builder, ir.ArrayType(INT64, 2 * CPU_SET_BYTES // 8))
-        return builder.ptrtoint(room, INT64)
+        sets = cgutils.alloca_once(builder, ir.ArrayType(INT64, 2 * CPU_SET_BYTES // 8))
+        return builder.ptrtoint(sets, INT64)
 
     return types.int64(), emit
 
 
-# Round to nearest, no exceptions, and subnormal numbers taken and given as zero: arithmetic on them takes some hundred
-# cycles on x86. MXCSR: flush to zero is bit 15, denormals are zero bit 6. FPCR: flush to zero is bit 24.
-_MXCSR, _FPCR = 0x1F80 | 1 << 15 | 1 << 6, 1 << 24
+# The floating-point mode of jobs: round to nearest, no exceptions, subnormal operands and results replaced by zero.
+# Arithmetic on subnormal numbers takes more than a hundred cycles on x86. MXCSR: bit 15 is flush-to-zero, bit 6 is
+# denormals-are-zero. FPCR: bit 24 is flush-to-zero.
+_MXCSR = 0x1F80 | 1 << 15 | 1 << 6
+_FPCR = 1 << 24
 
 
 def _float_control(builder: ir.IRBuilder) -> Callable[[ir.Value | None], ir.Value | None]:
-    """control(value) sets the register of this thread's floating-point mode, control(None) gives it; on other
-    processors than x86-64 and 64-bit ARM neither does anything."""
+    """control(value) sets this thread's floating-point control register, control(None) reads it.
+
+    On processors other than x86-64 and 64-bit ARM, control(value) does nothing and control(None) gives 0.
+    """
     triple = llvm.get_process_triple()
     byte = ir.IntType(8).as_pointer()
 
@@ -126,12 +134,12 @@ def _float_control(builder: ir.IRBuilder) -> Callable[[ir.Value | None], ir.Valu
         return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
     def x86(value: ir.Value | None) -> ir.Value | None:
-        place = cgutils.alloca_once(builder, ir.IntType(32))
-        at = builder.bitcast(place, byte)
+        slot = cgutils.alloca_once(builder, ir.IntType(32))
+        at = builder.bitcast(slot, byte)
         if value is None:
             call("llvm.x86.sse.stmxcsr", ir.VoidType(), [at])
-            return builder.zext(builder.load(place), INT64)
-        builder.store(builder.trunc(value, ir.IntType(32)), place)
+            return builder.zext(builder.load(slot), INT64)
+        builder.store(builder.trunc(value, ir.IntType(32)), slot)
         call("llvm.x86.sse.ldmxcsr", ir.VoidType(), [at])
         return None
 
@@ -150,7 +158,7 @@ def _float_control(builder: ir.IRBuilder) -> Callable[[ir.Value | None], ir.Valu
 
 @intrinsic
 def _float_mode(typing):
-    """This thread's floating-point mode: rounding, exceptions, subnormal numbers."""
+    """This thread's floating-point control register: rounding, exceptions, subnormal numbers."""
 
     def emit(context, builder, sig, args):
         return _float_control(builder)(None)
@@ -168,15 +176,16 @@ def _set_float_mode(typing, mode):
 
 
 def job_mode() -> int:
-    """The floating-point mode of jobs, the same whatever the caller's and the worker's are."""
+    """The floating-point mode of jobs, which does not depend on the caller's or the worker's mode."""
     return _FPCR if llvm.get_process_triple().startswith(("aarch64", "arm64")) else _MXCSR
 
 
-float_mode: Any = _float_mode  # typed by Numba, not by their Python signatures
-set_float_mode: Any = _set_float_mode
 JOB_MODE = job_mode()
 
-pause: Any = _pause  # typed by Numba, not by their Python signatures
+# `Any`, since Numba types these calls, and not the Python signatures.
+float_mode: Any = _float_mode
+set_float_mode: Any = _set_float_mode
+pause: Any = _pause
 yield_core: Any = _yield_core
 clock_ns: Any = _clock_ns
 current_core: Any = _current_core
@@ -186,10 +195,10 @@ two_cpu_sets: Any = _two_cpu_sets
 
 
 @inner
-def move_off_cores(first, step, count):
-    """Moves this thread to a core that it may use, and that none of `count` words names; stays where there is none.
+def move_off_cores(first, stride, count):
+    """Moves this thread to a core that it may use and that none of `count` words names. Stays if there is none.
 
-    The words are `step` bytes apart and each one more than a core's number. What the thread may use is as it was.
+    The words are `stride` bytes apart; each is 1 + the number of a core. The thread's affinity mask does not change.
     """
     usable = two_cpu_sets()
     others = usable + CPU_SET_BYTES
@@ -198,12 +207,12 @@ def move_off_cores(first, step, count):
     for at in range(0, CPU_SET_BYTES, 8):
         store_word(others + at, load_word(usable + at))
     for k in range(count):
-        named = load_word(first + step * k) - 1
-        if 0 <= named < 8 * CPU_SET_BYTES:
-            at = others + (named >> 6) * 8
-            store_word(at, load_word(at) & ~(1 << (named & 63)))
-    some = 0
+        occupied = load_word(first + stride * k) - 1
+        if 0 <= occupied < 8 * CPU_SET_BYTES:
+            at = others + (occupied >> 6) * 8
+            store_word(at, load_word(at) & ~(1 << (occupied & 63)))
+    remaining = 0
     for at in range(0, CPU_SET_BYTES, 8):
-        some |= load_word(others + at)
-    if some and set_affinity(others) == 0:
+        remaining |= load_word(others + at)
+    if remaining and set_affinity(others) == 0:
         set_affinity(usable)

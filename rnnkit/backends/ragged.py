@@ -1,7 +1,8 @@
-"""How a batch is stored that is walked without its padding: rows sorted by length, longest first.
+"""The layout of a ragged batch without padding: rows sorted by length, longest first.
 
-Step t holds the rows that are still live, one after the other, so that all steps of all rows are one array (N, K), N
-the sum of the lengths. Where no row is shorter than T that is (T, B, K) as it stands. Kernels do the copying.
+Step t holds the rows that are longer than t, one after the other. So the row-steps, the live (t, row) pairs, form one
+array (N, K), where N is the sum of the lengths. If all rows have length T, that is (T, B, K) unchanged. The kernels
+copy the data.
 """
 
 from __future__ import annotations
@@ -12,38 +13,38 @@ from typing import Any
 
 import numpy as np
 
-# Packings of batches of at most so many steps, with their padding, are kept, and so many of them: the layers and
-# directions of a stack ask for the same one.
-KEPT_STEPS, KEPT = 1 << 16, 4
+# The layers and directions of a stack share one packing. So the most recent packings are cached, if T * B is small.
+MAX_CACHED_TB = 1 << 16
+CACHED_PACKINGS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """How rows are stored: sorted by length, longest first, without padding. See kernels/cpu/arguments.py."""
+    """The layout of a batch: rows sorted by length, longest first, without padding. See kernels/cpu/arguments.py."""
 
     T: int
     B: int
-    table: np.ndarray  # (2*T+1+B,) where each step begins, T+1 numbers; the rows that are live at each; the order
-    order: np.ndarray | None  # (B,) which row stands at each place; None where no row is shorter than T
-    plans: dict[Any, Any] = field(default_factory=dict)  # of ragged rows: rnnkit/backends/numba/plan.py
+    table: np.ndarray  # (2*T+1+B,) `offsets`, then `counts`, then the order
+    order: np.ndarray | None  # (B,) the caller's row at each position; None if all rows have length T
+    plans: dict[Any, Any] = field(default_factory=dict)  # cached by rnnkit/backends/numba/plan.py, for ragged rows
 
     @property
     def offsets(self) -> np.ndarray:
-        """(T+1,) where each step begins."""
+        """(T+1,) the first row-step of each step, then N."""
         return self.table[: self.T + 1]
 
     @property
     def counts(self) -> np.ndarray:
-        """(T,) rows that are live at each step."""
+        """(T,) the number of live rows at each step."""
         return self.table[self.T + 1 : 2 * self.T + 1]
 
     @property
     def steps(self) -> int:
-        """N."""
+        """N, the number of row-steps."""
         return int(self.table[self.T])
 
     def bounds(self, shares: int) -> list[int]:
-        """Rows split into `shares` of about equal numbers of steps."""
+        """(shares+1,) bounds that split the rows into shares with about equal numbers of row-steps."""
         if self.order is None:
             return [self.B * k // shares for k in range(shares + 1)]
         done = np.cumsum(np.searchsorted(-self.counts, -np.arange(self.B)))
@@ -52,29 +53,29 @@ class Packing:
 
 
 @lru_cache(4)
-def _whole(T: int, B: int) -> Packing:
+def _full_packing(T: int, B: int) -> Packing:
     table = np.concatenate([np.arange(T + 1) * B, np.full(T, B), np.arange(B)])
     return Packing(T, B, table.astype(np.int64, copy=False), None)
 
 
 def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
-    """The packing of a batch; lengths (B,) or None."""
+    """The packing of a batch of rows with these lengths (B,), or of full rows for None."""
     if lengths is None or (lengths == T).all():
-        return _whole(T, B)
-    return _kept(T, B, lengths.tobytes()) if T * B <= KEPT_STEPS else _ragged(T, B, lengths)
+        return _full_packing(T, B)
+    return _cached_packing(T, B, lengths.tobytes()) if T * B <= MAX_CACHED_TB else _ragged_packing(T, B, lengths)
 
 
-@lru_cache(KEPT)
-def _kept(T: int, B: int, lengths: bytes) -> Packing:
-    return _ragged(T, B, np.frombuffer(lengths, np.int64))
+@lru_cache(CACHED_PACKINGS)
+def _cached_packing(T: int, B: int, lengths: bytes) -> Packing:
+    return _ragged_packing(T, B, np.frombuffer(lengths, np.int64))
 
 
-def _ragged(T: int, B: int, lengths: np.ndarray) -> Packing:
+def _ragged_packing(T: int, B: int, lengths: np.ndarray) -> Packing:
     order = np.argsort(-lengths, kind="stable")
     counts = np.count_nonzero(np.arange(T)[:, None] < lengths[None, :], axis=1)
     return Packing(T, B, np.concatenate([[0], np.cumsum(counts), counts, order]).astype(np.int64, copy=False), order)
 
 
 def clear_packing_cache() -> None:
-    """No packing is kept."""
-    _kept.cache_clear()
+    """Empties the cache of packings."""
+    _cached_packing.cache_clear()

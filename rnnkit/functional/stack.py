@@ -61,6 +61,7 @@ def forward(
             out = None if beside is None else beside[:, :, direction * R : (direction + 1) * R]
             call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, direction == 1, keep, out, cache)
             y, end, saved = ops.run(choice, call)
+            del call  # the next layer's call must not keep this one's x alive
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
             saveds.append(saved)

@@ -234,6 +234,7 @@ def test_another_run_is_not_resumed(tmp_path: Path, spoil: Any, what: str) -> No
         finished(POINTS, resume=path)
 
 
+@pytest.mark.slow
 def test_command_resumes_and_names_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     common = ["--peers", "numpy", "--cells", "rnn_tanh", "--seconds-per-point", "0.001", "--repeat", "1", "--threads=1"]

@@ -170,6 +170,7 @@ def test_first_call_measures_imports_and_calls() -> None:
     assert "T 3, B 2, I = H = 4" in first_call.render(found)
 
 
+@pytest.mark.slow
 def test_first_call_gives_a_wrong_result_no_time(wrong_peer: str) -> None:
     found = first_call.measure(1, ("gru",), (3, 2, 4), f"{wrong_peer}:layer")
     for result in found["first_calls"].values():
@@ -196,6 +197,7 @@ def test_thread_contention_has_every_scenario() -> None:
     assert len(text.splitlines()) == 2 + len(scenarios)
 
 
+@pytest.mark.slow
 def test_thread_contention_is_measured_on_one_thread_too() -> None:
     found = thread_contention.measure([Point("gru", 3, 2, 4, 4)], 2, 0.01, ("alone", "blas"), "numpy")
     met = [(result["scenario"], result["threads"], result["status"]) for result in found["results"]]

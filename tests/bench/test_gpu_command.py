@@ -18,6 +18,7 @@ from bench.gpu import __main__ as command
 from bench.gpu import items_file, plan, processes, result_file
 from rnnkit.core.devices import cuda_problem
 from tests.bench.gpu_parts import ROOT, gone, part
+from tests.helpers import slow_except
 
 MOST_FILES = 8
 MOST_BYTES = 16 << 20
@@ -189,7 +190,7 @@ def assert_whole(out: Path, witness: Path) -> None:
     assert ended_according_to(witness) <= on_disk(out)
 
 
-@pytest.mark.parametrize("moment", range(10))
+@pytest.mark.parametrize("moment", slow_except(range(10), 4))
 def test_killed_at_a_random_moment_nothing_that_had_ended_is_missing(moment: int, tmp_path: Path) -> None:
     number = (signal.SIGKILL, signal.SIGTERM)[moment % 2]
     out = tmp_path / "out"

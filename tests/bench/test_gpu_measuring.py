@@ -53,6 +53,7 @@ def test_cublas_version_is_asked_of_the_library(monkeypatch: pytest.MonkeyPatch)
         module.cublas_version()
 
 
+@pytest.mark.slow
 def test_ceilings_are_measured(card: Any, tmp_path: Path) -> None:
     from bench.gpu import hardware_ceilings, hardware_ceilings_table
 
@@ -160,6 +161,7 @@ def test_a_wrong_product_is_not_timed(card: Any, fault: str, monkeypatch: pytest
         assert set(found) == {"status", "why", "error"}
 
 
+@pytest.mark.slow
 def test_small_program_launches_every_kernel(card: Any, capsys: pytest.CaptureFixture[str]) -> None:
     from bench.gpu import every_kernel
 
@@ -188,6 +190,7 @@ def gpu_tests(card: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(**vars(test_gpu) | vars(test_gpu_calls))
 
 
+@pytest.mark.slow
 def test_gpu_tests_run(gpu_tests: Any, tmp_path: Path) -> None:
     from rnnkit.testing import Case
 

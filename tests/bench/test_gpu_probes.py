@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.helpers import slow_except
+
 PROBES: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "launches": lambda barriers, hops: barriers.launches(),
     "grid.sync": lambda barriers, hops: barriers.grid_sync(4),
@@ -193,7 +195,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", slow_except(FAULTS, *list(FAULTS)[::7]))
 def test_a_probe_that_does_not_hold_is_not_timed(
     card: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

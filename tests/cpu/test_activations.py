@@ -174,9 +174,9 @@ def apply_elementwise(function: Any, key: str, x: np.ndarray) -> np.ndarray:
 def test_limits_and_signs_at_nan_infinity_and_zero(dtype):
     of = elementwise(dtype)
     x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 2.5, -2.5, 1.0, -1.0], dtype)
-    np.testing.assert_array_equal(apply_elementwise(of.at_least(-1.0), "least", x), np.where(x < -1, -1, x))
-    np.testing.assert_array_equal(apply_elementwise(of.at_most(1.0), "most", x), np.where(x > 1, 1, x))
-    negative = apply_elementwise(of.negative, "negative", x)
+    np.testing.assert_array_equal(apply_elementwise(of.clamp_min(-1.0), "least", x), np.where(x < -1, -1, x))
+    np.testing.assert_array_equal(apply_elementwise(of.clamp_max(1.0), "most", x), np.where(x > 1, 1, x))
+    negative = apply_elementwise(of.negative_abs, "negative", x)
     np.testing.assert_array_equal(negative, -np.abs(x))
     assert np.signbit(negative).all()
 

@@ -119,6 +119,7 @@ def test_a_robbed_thread_is_left_out_for_a_spell(pool, monkeypatch):
     assert (reserved_threads(pool), pool._backoff) == (3, 0)
 
 
+@pytest.mark.slow
 def test_results_are_the_same_in_a_crowd(pool, monkeypatch):
     monkeypatch.setattr(thread_pool, "BACKOFF_S", (0.01, 0.02))
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)

@@ -95,7 +95,7 @@ def test_a_read_only_view_of_what_may_be_written_to_is_looked_at(x):
         view = array[...]
         view.flags.writeable = False
         layer._params._add(name, view)
-    layer._held = None
+    layer._cached_weights = None
     assert not layer.frozen
     first = without_grad(layer, x)
     arrays["weight_hh_l0"][3, 5] += 0.25
@@ -313,5 +313,5 @@ def test_explain_says_whether_weights_are_looked_at(x):
     layer = make()
     assert "packed" not in rnnkit.explain(layer, x).why
     with rnnkit.no_grad():
-        assert "packed, and each call sees whether they have changed" in rnnkit.explain(layer, x).why
-        assert "packed, frozen" in rnnkit.explain(layer.freeze(), x).why
+        assert "packed weights are cached, and each call checks whether they are stale" in rnnkit.explain(layer, x).why
+        assert "packed weights are cached, and the parameters are frozen" in rnnkit.explain(layer.freeze(), x).why

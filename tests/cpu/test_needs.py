@@ -93,7 +93,7 @@ def test_without_numba_the_oracle_runs_and_says_why(numba, environment, reason, 
 def asked_anew() -> Iterator[None]:
     """The answers that are cached are forgotten, before and after."""
     needs = importlib.import_module("rnnkit.backends.needs")
-    caches = (needs._found, backends.select)
+    caches = (needs._first_problem, backends.select)
     for cached in caches:
         cached.cache_clear()
     yield

@@ -11,7 +11,7 @@ import pytest
 import rnnkit
 from rnnkit.backends.numba import layer as backend
 from rnnkit.backends.numba import memory, plan, prepared
-from rnnkit.kernels.cpu.digest import PAGE, WORDS, digest
+from rnnkit.kernels.cpu.digest import LANES, SEGMENT, digest
 from rnnkit.kernels.cpu.jit import entry
 from tests.helpers import share_everything
 
@@ -186,8 +186,8 @@ def test_a_digest_tells_where_a_word_stands(apart):
         a[[at, at + apart]] = a[[at + apart, at]]
 
 
-def test_a_digest_tells_where_a_page_stands():
-    a = np.random.default_rng(4).integers(0, 1 << 62, (3, PAGE * WORDS))
+def test_a_digest_depends_on_the_order_of_segments():
+    a = np.random.default_rng(4).integers(0, 1 << 62, (3, SEGMENT * LANES))
     digests = {whole(np.ascontiguousarray(a[list(order)]), 1) for order in permutations(range(3))}
     assert len(digests) == 6
 

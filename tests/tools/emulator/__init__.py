@@ -19,4 +19,4 @@ __all__ = ["EmulatorError", "Function", "Memory", "Module", "RaceError", "Stats"
 
 def available() -> str | None:
     """None, or the reason why no kernel can be run here."""
-    return unless_required("kernels", _available())
+    return unless_required("emulators", _available())

@@ -12,7 +12,7 @@ _FILES = (
         "files: values left out of the checksum",
         FILES,
         "_digest",
-        "total.update(safetensors_format.as_bytes(value).data)",
+        "digest.update(safetensors_format.as_bytes(value).data)",
         "pass",
         "tests/api/test_safetensors.py",
         "every_flipped_byte",
@@ -50,7 +50,7 @@ _CACHE = (
     row(
         "cache: a wrong checksum is accepted",
         CACHE_FILE,
-        "unpacked",
+        "decode",
         "hashlib.sha256(memoryview(data)[_BODY:]).digest() != data[len(MAGIC) : _BODY]",
         "len(data) < _BODY",
         "tests/cpu/test_cache.py",
@@ -59,7 +59,7 @@ _CACHE = (
     row(
         "cache: machine code of any environment is used",
         CACHE,
-        "KernelCache._file_of",
+        "KernelCache._name_and_header",
         "{**environment_stamp(),",
         "{",
         "tests/cpu/test_cache.py",
@@ -68,7 +68,7 @@ _CACHE = (
     row(
         "cache: a file is written in place",
         CACHE_FILE,
-        "write_whole",
+        "write_atomically",
         'folder / f"{name}.{secrets.token_hex(8)}{TEMPORARY}"',
         "folder / name",
         "tests/cpu/test_cache.py",
@@ -77,7 +77,7 @@ _CACHE = (
     row(
         "cache: an error of the disk reaches the caller",
         CACHE_FILE,
-        "write_first",
+        "write_to_first",
         "except OSError as",
         "except EOFError as",
         "tests/cpu/test_cache.py",
@@ -96,11 +96,11 @@ _CACHE = (
 
 _ENVIRONMENT = (
     row(
-        "threads: the quota of the outermost group alone",
+        "threads: the quota of the innermost group alone",
         CORES,
         "_group_folders",
-        "(folder, *folder.parents)",
-        "(at,)",
+        "(innermost, *innermost.parents)",
+        "(innermost,)",
         "tests/cpu/test_cores.py",
         "nested",
     ),
@@ -125,8 +125,8 @@ _ENVIRONMENT = (
     row(
         "parity: bits of two calls are not compared",
         "rnnkit/parity/measure.py",
-        "judged",
-        "if len(different) > 1:",
+        "",
+        "if len(distinct) > 1:",
         "if False:",
         "tests/api/test_parity_tool.py",
         "bits",
