@@ -4,15 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help test test-peers test-kernels test-arm lint bench bench-full bench-compare build-report gpu mutation clean
+.PHONY: help test test-all test-peers test-kernels test-arm lint bench bench-full bench-compare build-report gpu mutation \
+	docs clean
 
 help:
-	@echo "make test           the tests, without PyTorch, Keras or JAX (a few minutes)"
+	@echo "make test           every promise once, on one machine without a GPU (about four minutes)"
+	@echo "make test-all       what make test leaves out: long cases, planted bugs, rehearsals (about ten minutes)"
 	@echo "make test-peers     parity with PyTorch, Keras and JAX, which it installs"
-	@echo "make test-kernels   every CUDA kernel compiled for seven architectures and emulated: no GPU (some minutes)"
+	@echo "make test-kernels   every CUDA kernel compiled by NVIDIA's compilers for seven architectures: no GPU"
 	@echo "make test-arm       the CPU kernels as 64-bit ARM would run them, in QEMU (needs it and a cross compiler)"
 	@echo "make gpu            on a machine with a GPU: parity, sanitizer and throughput, into OUT"
 	@echo "make lint           ruff and mypy"
+	@echo "make docs           the documentation as a site in out/docs; a broken link is an error"
 	@echo "make mutation       plants bugs one by one; each must turn the tests red"
 	@echo "make bench          throughput beside the peers that are installed (about a minute)"
 	@echo "make bench-full     the same over the full grid; ARGS= is handed on, as for bench"
@@ -28,17 +31,20 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not peers and not gpu and not kernels" $(ARGS)
+	$(PYTEST) -m "not slow and not kernels and not peers and not gpu" $(ARGS)
+
+test-all: $(VENV)/.installed-test
+	$(PYTEST) -m "slow and not kernels and not peers and not gpu" $(ARGS)
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
 	RNNKIT_REQUIRED=peers $(PYTEST) -m peers tests/peers $(ARGS)
 
-# What needs a compiler of CUDA or CuPy beside it, and what is marked `kernels`: all that `make test` skips or leaves out.
-COMPILING := tests/cuda/test_cuda_build.py tests/cuda/test_cuda_occupancy.py tests/cuda/test_numba_ptx.py tests/tools/test_fakecupy_names.py
+# The tests that need NVIDIA's compilers, or a CuPy beside them.
+COMPILING := tests/cuda/test_cuda_build.py tests/cuda/test_cuda_occupancy.py tests/cuda/test_numba_ptx.py \
+	tests/tools/test_fakecupy_names.py
 
 test-kernels: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
 	RNNKIT_REQUIRED=kernels $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
-	RNNKIT_REQUIRED=kernels $(PYTEST) -m kernels tests $(addprefix --ignore=,$(COMPILING)) $(ARGS)
 
 test-arm: $(VENV)/.installed-test
 	$(BIN)/python -m tests.tools.arm $(ARGS)
@@ -57,6 +63,12 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 
 mutation: $(VENV)/.installed-test
 	$(BIN)/python -m tests.tools.mutants $(ARGS)
+
+# No --quiet: it would hide warnings from --strict too. NO_MKDOCS_2_WARNING hides an announcement of mkdocs-material.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/figures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "out/docs/index.html is the site. With a search: $(PYTHON) -m http.server -d out/docs"
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench $(ARGS)

@@ -1,8 +1,8 @@
 """The command line.
 
 python -m bench [--grid quick|full|cpu] [...]    measure, print the table, write JSON and PNG
-python -m bench report FILE                      the table and the plot of a result file again
-python -m bench report FILE SECOND               two runs of one grid: the spread between them
+python -m bench report FILE                      print the table of a result file and draw its plot
+python -m bench report FILE SECOND               two runs of one grid: the differences between them
 python -m bench compare BEFORE AFTER             the ratio of two result files, point by point
 """
 
@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from bench import document, machine, means, report
+from bench import grid_summary, machine, report, result_file
 from bench.grid import GRIDS, PASSES, points
 from bench.peers import ORACLE, PEERS
-from bench.pool import ROOT
 from bench.runner import Settings, run
+from bench.worker_pool import ROOT
 from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
 
@@ -38,9 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure_command(arguments: list[str]) -> int:
     options = measure_parser().parse_args(arguments)
-    # A SystemExit, so that the workers are ended when the run is.
+    # As a SystemExit, which ends the workers with the run.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    grid, failed, show = GRIDS[options.grid], False, Progress()
+    grid = GRIDS[options.grid]
+    failed = False
+    show = Progress()
     end = time.monotonic() + 60 * options.budget if options.budget else math.inf
     folder = Path(options.out) / machine.slug(machine.describe())
     names = options.peers or [n for n in PEERS if ":" not in n and (grid.oracle_too or n != ORACLE)]
@@ -50,28 +52,29 @@ def measure_command(arguments: list[str]) -> int:
             raise ValueError(f"--cells {' '.join(options.cells)} leaves no point of the {grid.name} grid")
         path = folder / f"{grid.name}-{dtype}{'' if options.run == 1 else f'-{options.run}'}.json"
         settings = Settings(
-            grid.name,
-            dtype,
-            tuple(options.passes),
-            tuple(options.cells),
-            options.threads,
-            options.seconds_per_point or grid.seconds,
-            options.repeat or grid.rounds,
-            [row for name, row in PEERS.items() if name in names],
-            options.every,
-            path if options.resume else None,
-            end,
+            grid=grid.name,
+            dtype=dtype,
+            passes=tuple(options.passes),
+            cells=tuple(options.cells),
+            threads=options.threads,
+            seconds=options.seconds_per_point or grid.seconds,
+            rounds=options.repeat or grid.rounds,
+            rows=[row for name, row in PEERS.items() if name in names],
+            every=options.every,
+            resume=path if options.resume else None,
+            end=end,
         )
         if time.monotonic() > end:
-            print(f"no time left for {path}; --resume goes on")
+            print(f"no time left for {path}; --resume continues")
             continue
-        started, found = time.perf_counter(), None
+        started = time.perf_counter()
+        found = None
         for found in run(settings, chosen, left_out, show):
-            document.save(found, path)
+            result_file.save(found, path)
         show.clear()
         assert found is not None
         print(report.render(found))
-        print("\n".join(means.summary(found)))
+        print("\n".join(grid_summary.summary(found)))
         print(f"{time.perf_counter() - started:.0f} s; {path}, {draw(found, path)}\n")
         failed |= report.has_errors(found)
     return int(failed)
@@ -85,24 +88,29 @@ def measure_parser() -> argparse.ArgumentParser:
     about = "; ".join(f"{grid.name}: {grid.about}" for grid in GRIDS.values())
     add("--grid", choices=GRIDS, default="quick", help=about)
     add("--cells", nargs="+", default=[], metavar="CELL", help=f"of {', '.join(CELLS)}, or beginnings of them")
-    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="a result file each")
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one result file per dtype")
     add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
-    peers = f"of {', '.join(PEERS)}; default all without a colon, but {ORACLE} in the quick grid alone"
+    peers = f"of {', '.join(PEERS)}; default: all without a colon; {ORACLE} in the quick grid alone"
     add("--peers", nargs="+", choices=PEERS, metavar="PEER", help=peers)
     add("--out", default=str(ROOT / "bench" / "results"), metavar="DIR")
-    add("--threads", type=_positive, default=machine.usable_cores(), help="of every peer; default all cores")
-    add("--seconds-per-point", type=_above_zero, metavar="S", help="of timed calls, a point and peer")
+    add("--threads", type=_positive, default=machine.usable_cores(), help="per peer; default: all cores")
+    add("--seconds-per-point", type=_above_zero, metavar="S", help="of timed calls per point and peer")
     add("--every", type=_positive, default=1, metavar="N", help="about one shape in N, drawn by a checksum of its name")
     add(
         "--run",
         type=_positive,
         default=1,
         metavar="N",
-        help="from 2 on part of the file's name; see report FILE SECOND",
+        help="from 2 on the number is part of the file's name; see report FILE SECOND",
     )
-    add("--resume", action="store_true", help="go on with the file that is there, if it is of this commit and settings")
-    add("--budget", type=_above_zero, metavar="MINUTES", help="of the whole command: then end after the point at hand")
-    add("--repeat", type=_positive, metavar="N", help="rounds over the peers at each point; default 3")
+    add("--resume", action="store_true", help="continue the result file, if its commit and settings are the same")
+    add(
+        "--budget",
+        type=_above_zero,
+        metavar="MINUTES",
+        help="of the whole command: it then ends after the current point",
+    )
+    add("--repeat", type=_positive, metavar="N", help="rounds over the peers per point; default 3")
     return parser
 
 
@@ -111,12 +119,13 @@ def report_command(arguments: list[str]) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("second", type=Path, nargs="?")
     options = parser.parse_args(arguments)
-    path, found = options.file, document.load(options.file)
+    path = options.file
+    found = result_file.load(options.file)
     if options.second is not None:
-        print(means.spread_of_runs(found, document.load(options.second)))
+        print(grid_summary.spread_of_runs(found, result_file.load(options.second)))
         return 0
     print(report.render(found))
-    print("\n".join(means.summary(found)))
+    print("\n".join(grid_summary.summary(found)))
     print(draw(found, path))
     return int(report.has_errors(found))
 
@@ -126,26 +135,27 @@ def compare_command(arguments: list[str]) -> int:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     options = parser.parse_args(arguments)
-    print(report.compare(document.load(options.before), document.load(options.after)))
+    print(report.compare(result_file.load(options.before), result_file.load(options.after)))
     return 0
 
 
-def draw(found: document.Document, path: Path) -> str:
-    """The plot beside the file, or why there is none."""
-    from bench.plot import draw
+def draw(found: result_file.Document, path: Path) -> str:
+    """Draws the plot beside the file. Gives its path, or why there is none."""
+    from bench import plot
 
     try:
-        draw(found, path.with_suffix(".png"))
-    except ImportError as error:
+        plot.draw(found, path.with_suffix(".png"))
+    except (ImportError, ValueError) as error:
         return f"no plot: {error}"
     return str(path.with_suffix(".png"))
 
 
 class Progress:
-    """One line on stderr, rewritten on a terminal; elsewhere a line a point."""
+    """Progress on stderr: one line that is rewritten on a terminal, one line per point elsewhere."""
 
     def __init__(self) -> None:
-        self._terminal, self._last = sys.stderr.isatty(), ""
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
 
     def __call__(self, text: str) -> None:
         if self._terminal:

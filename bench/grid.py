@@ -1,14 +1,14 @@
-"""What is measured: a point is one call of one network on one batch, and a grid is a list of points.
+"""The points that are measured. A point is one call of one network on one batch, and a grid is a list of points.
 
-    quick   about a minute: the shapes people meet first, forward and forward+backward
-    full    every cell, width, batch and length that fits; says what it leaves out
-    cpu     the grid a CPU backend is held to, with the variants (relu, reset before, projection, two layers, ragged)
+    quick   about a minute: common shapes, forward and forward+backward
+    full    every cell, width, batch and length that fits; it lists the points that it leaves out
+    cpu     the acceptance grid of the CPU backend, with variants (relu, reset before, projection, two layers, ragged)
 
-The cpu grid has every cell, width and batch at both of its ends, T = 64 with I = H and T = 256 with I = 40; the two
-other pairings of T and I at H = 128 alone, since a longer sequence or a narrower input changes the share of the
-products outside time, not the step. That is a little more than half of the product of all, in half of the time.
+The cpu grid has every cell, width and batch with T = 64, I = H and with T = 256, I = 40. The two other pairings of T
+and I are measured at H = 128 alone: a longer sequence or a narrower input changes the share of the products outside
+the time loop, not the step.
 
-The order of a grid is the order it is run and printed in.
+A grid is run and printed in its order.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from rnnkit.core.cells import CELLS
 
 FORWARD, FORWARD_BACKWARD = PASSES = ("forward", "forward+backward")
 
-# A point stays out of a grid when one call would take longer, or hold more, than this.
-CALL_SECONDS, CALL_BYTES = 1.5, 2**30
-# What a call is guessed to cost: deliberately a plain, slowish CPU. Only `left out` and the ETA use these.
-GUESSED_FLOPS, GUESSED_WEIGHT_BYTES = 100e9, 20e9
+# A point is left out of a grid when one call would take longer, or hold more memory, than this.
+CALL_SECONDS = 1.5
+CALL_BYTES = 2**30
+# Rates of a slow CPU, for estimates. Only `left out` and the time to go depend on them.
+GUESSED_FLOPS = 100e9
+GUESSED_WEIGHT_BYTES = 20e9
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Point:
 
     @property
     def extras(self) -> list[str]:
-        """The features beyond one plain layer, in words."""
+        """The names of the features beyond one plain layer."""
         named = [f"P{self.P}"] if self.P else []
         named += [f"{self.layers}-layer"] if self.layers > 1 else []
         named += ["bidirectional"] if self.bidirectional else []
@@ -91,7 +93,8 @@ class Point:
         A step of a row is 2 (I + R) G H, and 2 H P for a projection; forward+backward is three times that: every
         product has two more in its backward, one for its operand and one for its weights.
         """
-        G, R = CELLS[self.cell].n_gates, self.P or self.H
+        G = CELLS[self.cell].n_gates
+        R = self.P or self.H
         total = 0
         for layer in range(self.layers):
             I = self.I if layer == 0 else R * self.directions
@@ -99,7 +102,7 @@ class Point:
         return total * self.steps() * (3 if self.backward else 1)
 
     def guessed_seconds(self) -> float:
-        """Roughly what a call costs: its products, or reading the recurrent weights each step when B is small."""
+        """An estimate of a call's time: its products, or reading the recurrent weights each step when B is small."""
         R = self.P or self.H
         weights = CELLS[self.cell].n_gates * self.H * R * self.itemsize * self.layers * self.directions
         width = self.itemsize / 4
@@ -107,7 +110,7 @@ class Point:
         return max(width * self.flop() / GUESSED_FLOPS, stream)
 
     def guessed_bytes(self) -> float:
-        """Roughly what a call holds at once: input, gates and output, and with a backward what it keeps."""
+        """An estimate of a call's memory: input, gates and output, and what is saved for backward."""
         G = CELLS[self.cell].n_gates
         a_step = self.I + (G + 1) * self.H + (self.I + (2 * G + 4) * self.H if self.backward else 0)
         return float(self.T * self.B * a_step * self.itemsize * self.layers * self.directions)
@@ -133,17 +136,19 @@ class Point:
 
 
 MAIN_CELLS = ("rnn_tanh", "gru", "lstm")
-CPU_WIDTHS, CPU_BATCHES, CPU_WHOLE_AT = (32, 64, 100, 128, 256, 512, 1024), (1, 4, 8, 32, 64, 128), 128
+CPU_WIDTHS = (32, 64, 100, 128, 256, 512, 1024)
+CPU_BATCHES = (1, 4, 8, 32, 64, 128)
+CPU_WHOLE_AT = 128
 
 
 def _quick() -> Iterator[Point]:
-    # One layer, I = H: a stream, two usual batches, and one whose weights leave the second-level cache.
+    # One layer, I = H: a single row, two usual batches, and one whose weights exceed the L2 cache.
     for cell, (T, B, H) in itertools.product(MAIN_CELLS, ((128, 1, 128), (128, 32, 128), (64, 32, 256), (64, 64, 512))):
         yield Point(cell, T, B, H, H)
 
 
 def _variants(T: int, B: int, H: int) -> Iterator[Point]:
-    """What is not a plain main cell, at one size."""
+    """The points that are not one plain layer of a main cell, at one size."""
     yield Point("rnn_relu", T, B, H, H)
     yield Point("gru_reset_before", T, B, H, H)
     yield Point("lstm", T, B, H, H, P=H // 2)
@@ -175,22 +180,22 @@ def _cpu() -> Iterator[Point]:
 
 @dataclass(frozen=True)
 class Grid:
-    """A named list of points (of one dtype and one pass, to be spread over both) and how long to measure each."""
+    """A named list of shapes, which `points` repeats for each pass, and how long to measure each."""
 
     name: str
     about: str
     points: Callable[[], Iterable[Point]]
-    seconds: float  # of measuring, a point and peer
+    seconds: float  # of timed calls per point and peer
     rounds: int
-    oracle_too: bool  # whether the NumPy backend, which is no competitor, is measured unless asked for
+    oracle_too: bool  # whether the NumPy backend is measured by default
 
 
 GRIDS: dict[str, Grid] = {
     grid.name: grid
     for grid in (
         Grid("quick", "about a minute", _quick, 0.1, 3, True),
-        Grid("full", "the whole grid, an hour or two a dtype", _full, 0.6, 3, False),
-        Grid("cpu", "what a CPU backend is held to, half an hour to an hour a dtype", _cpu, 0.08, 3, False),
+        Grid("full", "the whole grid, an hour or two per dtype", _full, 0.6, 3, False),
+        Grid("cpu", "the acceptance grid of the CPU backend, half an hour per dtype", _cpu, 0.08, 3, False),
     )
 }
 
@@ -201,9 +206,11 @@ def points(
     """The points of a grid in a dtype, and those left out, each with its reason.
 
     cells: names of CELLS or the beginnings of some ("rnn" is both nonlinearities, "gru" both resets); empty for all.
-    every: keeps about one shape in so many, drawn by a checksum of its name, so that no size is favoured.
+    every: keeps about one shape in `every`, drawn by a checksum of its name, so that no size is favoured.
     """
-    wanted, kept, left_out = tuple(cells), [], []
+    wanted = tuple(cells)
+    kept = []
+    left_out = []
     for shape in GRIDS[grid].points():
         if (wanted and not shape.cell.startswith(wanted)) or crc32(shape.shape.encode()) % every:
             continue

@@ -1,9 +1,9 @@
-"""What the figures were measured on: the processor, its caches and vector flags, versions, and measured ceilings.
+"""Describes the machine of a run: the processor, its caches and vector flags, the commit, and measured ceilings.
 
-The ceilings are those of bench.limits, the multiply-add peak and the reading rates, and beside them the best rate of a
-large square np.matmul: what one good BLAS makes of the peak here. A kernel written for thin products may pass it.
+The ceilings are the multiply-add peak and the read bandwidths of bench.cpu_peaks, and the best rate of a large square
+np.matmul. That is the share of the peak that a good BLAS reaches. A kernel written for thin products may exceed it.
 
-    python -m bench.machine DTYPE     prints that rate in GFLOP/s, on as many threads as the BLAS was started with
+    python -m bench.machine DTYPE     prints the rate of np.matmul in GFLOP/s, on the BLAS's number of threads
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.pool import ROOT, environment
+from bench.worker_pool import ROOT, environment
 
 FLAGS_OF_INTEREST = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
-CEILING_SIZE, CEILING_SECONDS = 2048, 2.0
+CEILING_SIZE = 2048
+CEILING_SECONDS = 2.0
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe() -> dict[str, Any]:
-    """cpu, cores this process may use, caches, flags, memory and system. Nothing that names the host."""
+    """cpu, cores that this process may use, caches, flags, memory and system. Nothing that identifies the host."""
     info = _cpuinfo()
     return {
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
@@ -62,12 +63,12 @@ def usable_cores() -> int:
 
 
 def load() -> float | None:
-    """The system's load average over the last minute; None where it tells none."""
+    """The system's load average over the last minute; None where the system does not report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def commit() -> str | None:
-    """The commit that is measured, with + where the tree differs from it; None outside a repository."""
+    """The measured commit, with + where the working tree differs from it; None outside a repository."""
     try:
         head = _git("rev-parse", "--short=10", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -76,12 +77,12 @@ def commit() -> str | None:
 
 
 def ceiling(dtype: str, threads: int) -> dict[str, Any]:
-    """np.matmul's best rate on one core and on `threads`, each in a fresh process; and bench.limits' figures."""
+    """np.matmul's best rate on one core and on `threads`, in a fresh process each, and bench.cpu_peaks' figures."""
     counts = sorted({1, threads})
     return {
         "what": f"np.matmul of two {CEILING_SIZE}x{CEILING_SIZE} {dtype} matrices, best in {CEILING_SECONDS} s",
         "gflops": {str(n): in_child("bench.machine", dtype, threads=n) for n in counts},
-        **in_child("bench.limits", dtype, str(threads), threads=threads),
+        **in_child("bench.cpu_peaks", dtype, str(threads), threads=threads),
     }
 
 
@@ -91,9 +92,9 @@ def in_child(module: str, *arguments: str, threads: int) -> Any:
 
 
 def run_child(*arguments: str, threads: int) -> str:
-    """What `python arguments` prints, from a fresh process whose pools have `threads` threads.
+    """What `python arguments` prints, from a fresh process whose thread pools have `threads` threads.
 
-    Raises ValueError with the end of what it said where the process fails.
+    Raises ValueError with the last line of its stderr where the process fails.
     """
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment(threads), cwd=ROOT, check=False, capture_output=True, text=True)
@@ -108,7 +109,8 @@ def matmul_gflops(dtype: str, size: int = CEILING_SIZE, seconds: float = CEILING
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((size, size)).astype(dtype) for _ in range(2))
     out = a @ b
-    best, end = float("inf"), time.perf_counter() + seconds
+    best = float("inf")
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         started = time.perf_counter()
         np.matmul(a, b, out=out)
@@ -117,7 +119,8 @@ def matmul_gflops(dtype: str, size: int = CEILING_SIZE, seconds: float = CEILING
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
+    # Without optional locks, since a process that is killed meanwhile would leave the lock of the index behind.
+    command = ["git", "--no-optional-locks", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -1,6 +1,6 @@
-"""The picture of a result file: how many times faster than each peer, and GFLOP/s against the measured ceiling.
+"""The plot of a result file: how many times faster rnnkit is than each peer, and GFLOP/s beside the measured ceiling.
 
-A grid over many widths and batches has a map of them instead, see bench.heat.
+A grid with many widths and batches has a heat map instead, see bench.heat_map.
 """
 
 from __future__ import annotations
@@ -8,94 +8,126 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench import heat
-from bench.document import Document
+from bench import heat_map, png
 from bench.grid import MAIN_CELLS, Point
 from bench.report import Entry, headline, median, others, ratio, sections
+from bench.result_file import Document, gflops
 
 COLOURS = {"numba": "#1b1b1b", "torch": "#d1495b", "onnxruntime": "#2e86ab", "jax": "#4f9d69"}
 MARKERS = ("o", "s", "^", "D", "v", "P")
-LABELLED_POINTS = 60  # with more, labels would overlap, and the cells alone are named
+LABELLED_POINTS = 60  # with more, labels would overlap, and only the cells are named
+Series = dict[str, list[tuple[int, float]]]
 
 
 def draw(document: Document, path: Path) -> None:
-    """Writes the PNG: a column a pass, above the ratios and below the rates. Needs matplotlib."""
-    if heat.suits(document):
-        heat.draw(document, path)
-        return
-    import matplotlib
+    """Writes the PNG. Needs matplotlib. Raises ValueError where no result has a time."""
+    if heat_map.suits(document):
+        png.save(heat_map.figure(document), path, dpi=90)
+    else:
+        png.save(figure(document), path, dpi=100)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    parts = sections(document)
-    longest = max((len(entries) for entries in parts.values()), default=1)
-    width = min(10.0, max(5.5, 0.3 * longest)) * max(1, len(parts))
-    figure, axes = pyplot.subplots(2, max(1, len(parts)), figsize=(width, 8.5), squeeze=False, sharex="col")
-    for (above, below), (passes, entries) in zip(axes.T, parts.items(), strict=False):
-        above.set_title(f"{document['dtype']} {passes}")
-        _draw_ratios(above, document, entries)
-        _draw_rates(below, document, entries)
-        _name_points(below, [point for point, _ in entries])
+def figure(document: Document) -> Any:
+    """A column per pass: the ratios above, where a peer was measured, and the rates below."""
+    parts = {passes: entries for passes, entries in sections(document).items() if _rates(document, entries)}
+    if not parts:
+        raise ValueError("no result has a time")
+    with_ratios = any(_ratios(document, entries) for entries in parts.values())
+    longest = max(len(entries) for entries in parts.values())
+    width = min(10.0, max(6.5, 0.36 * longest)) * len(parts)
+    fig, axes = png.pyplot().subplots(
+        1 + with_ratios,
+        len(parts),
+        figsize=(width, 4.4 + 4 * with_ratios),
+        squeeze=False,
+        sharex="col",
+        layout="constrained",
+    )
+    for column, (passes, entries) in zip(axes.T, parts.items(), strict=True):
+        found = _ratios(document, entries)
+        if found:
+            _draw_ratios(column[0], document, found, len(entries))
+        elif with_ratios:
+            column[0].remove()
+        _draw_rates(column[-1], document, entries)
+        _name_points(column[-1], [point for point, _ in entries])
+        column[0 if found else -1].set_title(passes, pad=24)
     m = document["machine"]
-    figure.suptitle(f"rnnkit on {m['cpu']}, {document['settings']['threads']} threads, {document['date']}", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    threads = document["settings"]["threads"]
+    fig.suptitle(f"rnnkit on {m['cpu']}, {document['dtype']}, {threads} threads, {document['date']}", fontsize=11)
+    return fig
 
 
-def _draw_ratios(axis: Any, document: Document, entries: list[Entry]) -> None:
-    ours, peers = headline(document), others(document)
+def _ratios(document: Document, entries: list[Entry]) -> Series:
+    """Peer -> (position, the peer's time over ours); and under "" the best peer's."""
+    ours = headline(document)
+    peers = others(document)
+    found: Series = {}
+    for name, those in [*((peer, [peer]) for peer in peers), ("", peers)]:
+        points = [(x, r) for x, (_, results) in enumerate(entries) if (r := ratio(results, ours, those)) is not None]
+        if points:
+            found[name] = points
+    return found
+
+
+def _rates(document: Document, entries: list[Entry]) -> Series:
+    """Name -> (position, GFLOP/s), of everything that was timed."""
+    found: Series = {}
+    for x, (point, results) in enumerate(entries):
+        for name in document["peers"]:
+            if median(results, name) is not None:
+                found.setdefault(name, []).append((x, gflops(point, results[name])))
+    return found
+
+
+def _draw_ratios(axis: Any, document: Document, found: Series, count: int) -> None:
     axis.axhline(1, color="black", linewidth=0.8)
-    for i, name in enumerate(peers):
-        points = [(x, r) for x, (_, results) in enumerate(entries) if (r := ratio(results, ours, [name])) is not None]
-        _scatter(axis, points, name, i, _size(len(entries)))
-    best = [(x, r) for x, (_, results) in enumerate(entries) if (r := ratio(results, ours, peers)) is not None]
-    if best:
-        rings = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.8, "label": "the best of them"}
-        axis.scatter(*zip(*best, strict=True), s=3 * _size(len(entries)), **rings)
-        axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.legend(fontsize=8)
-    axis.set_ylabel(f"peer's time / {ours}'s (above 1: ahead)")
-    axis.grid(axis="y", alpha=0.3)
+    for i, name in enumerate(others(document)):
+        if name in found:
+            _scatter(axis, found[name], name, i, _size(count))
+    rings = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.8, "label": "the best peer"}
+    axis.scatter(*zip(*found[""], strict=True), s=3 * _size(count), **rings)
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_ylabel("peer's time / rnnkit's\n(above 1 rnnkit is faster)")
+    _finish(axis)
 
 
 def _draw_rates(axis: Any, document: Document, entries: list[Entry]) -> None:
-    names = [name for name, peer in document["peers"].items() if "absent" not in peer]
     order = {name: i for i, name in enumerate(others(document))}
-    for name in names:
-        points = []
-        for x, (point, results) in enumerate(entries):
-            ms = median(results, name)
-            if ms is not None:
-                points.append((x, point.flop() / ms / 1e6))
+    for name, points in _rates(document, entries).items():
         i = order.get(name, len(order) + (name != headline(document)))
-        _scatter(axis, points, name, i, _size(len(entries)))
-    for threads, rate in document["ceiling"]["gflops"].items():
+        label = f"rnnkit ({name})" if document["peers"][name]["ours"] else name
+        _scatter(axis, points, label, i, _size(len(entries)), COLOURS.get(name))
+    rates = document["ceiling"]["gflops"]
+    for threads, rate in rates.items():
         axis.axhline(rate, color="grey", linewidth=0.8, linestyle="--")
-        x = max(0, len(entries) - 1)
-        axis.annotate(f"np.matmul on {threads}", (x, rate), fontsize=7, color="grey", va="bottom", ha="right")
+        # Right of the axes, where no point can be under the label; above or below its line, away from the other one.
+        side = "bottom" if rate == max(rates.values()) else "top"
+        at = {"xycoords": axis.get_yaxis_transform(), "va": side, "fontsize": 7, "color": "grey"}
+        axis.annotate(f"np.matmul,\n{threads} thread{'s'[: int(threads) > 1]}", (1.01, rate), **at)
     axis.set_yscale("log")
     axis.set_ylabel("GFLOP/s")
-    axis.legend(fontsize=8)
+    _finish(axis)
+
+
+def _finish(axis: Any) -> None:
+    """The grid, and the legend above the axes, where no point can be under it."""
     axis.grid(axis="y", alpha=0.3)
+    columns = len(axis.get_legend_handles_labels()[0])
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
+    axis.legend(fontsize=8, ncols=columns, handletextpad=0.1, columnspacing=1.0, **above)
 
 
 def _size(points: int) -> int:
     return 26 if points <= LABELLED_POINTS else 6
 
 
-def _scatter(axis: Any, points: list[tuple[int, float]], name: str, i: int, size: int) -> None:
-    if points:
-        axis.scatter(
-            *zip(*points, strict=True),
-            s=size,
-            label=name,
-            marker=MARKERS[i % len(MARKERS)],
-            color=COLOURS.get(name, "#b0a18b"),
-        )
+def _scatter(
+    axis: Any, points: list[tuple[int, float]], label: str, i: int, size: int, colour: str | None = None
+) -> None:
+    chosen = colour or COLOURS.get(label, "#b0a18b")
+    axis.scatter(*zip(*points, strict=True), s=size, label=label, marker=MARKERS[i % len(MARKERS)], color=chosen)
 
 
 def _name_points(axis: Any, points: list[Point]) -> None:

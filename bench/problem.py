@@ -1,12 +1,12 @@
-"""The numbers of a point, the same for every peer, and the gate: no time before the result agrees with the oracle.
+"""The inputs of a point, the same for every peer, and the check that a result passes before it is timed.
 
-Inputs and weights come from a seeded NumPy generator, through float32, so that every dtype and every peer starts from
-equal numbers. Weights are PyTorch's initial distribution, U(-1/sqrt(H), 1/sqrt(H)).
+Inputs and weights come from a seeded NumPy generator in float32, so every dtype and every peer has equal numbers.
+Weights have PyTorch's initial distribution, U(-1/sqrt(H), 1/sqrt(H)).
 
-The oracle is rnnkit's NumPy backend in float64. A large point is checked on a few rows spread over the batch: rows do
-not see each other, so their outputs need no other row; and since gradients flow into these rows alone (dy and the final
-states' gradients are zero elsewhere), nor do the weight gradients. The peer always runs the whole batch, in the one
-call that is also timed.
+The oracle is rnnkit's NumPy backend in float64. A large point is checked on a few rows spread over the batch. Rows are
+independent, so their outputs need no other row. Gradients flow into these rows alone (dy and the final states'
+gradients are zero elsewhere), so the weight gradients need no other row either. The peer always runs the whole batch,
+in the same call that is timed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rnnkit.testing import error_ratio
 
 FORWARD_NAMES = ("y", "h_n", "c_n")
 CHECKED_ROWS = 8
-WHOLE_ORACLE_FLOP = 2e9  # forward+backward; under it the oracle takes a fraction of a second and checks every row
+WHOLE_ORACLE_FLOP = 2e9  # forward+backward; below it the oracle takes a fraction of a second and checks every row
 
 
 @dataclass
 class Problem:
-    """Everything a peer needs of a point, in its dtype.
+    """The inputs of a point, in its dtype.
 
     x (T, B, I), zero past each row's length; state0 h0 (L*D, B, R) and for LSTM c0 (L*D, B, H); params by torch's
     names; dy (T, B, D*R) and dstate_n as state0: the gradients that flow in. rows: those checked, None for all.
@@ -59,7 +59,9 @@ def make_layer(point: Point, backend: str | None, dtype: str, device: str | None
 
 def param_shapes(point: Point) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter, in torch's order, names and layout."""
-    G, H, R = CELLS[point.cell].n_gates, point.H, point.P or point.H
+    G = CELLS[point.cell].n_gates
+    H = point.H
+    R = point.P or point.H
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(point.layers):
         I = point.I if layer == 0 else R * point.directions
@@ -73,18 +75,21 @@ def param_shapes(point: Point) -> dict[str, tuple[int, ...]]:
 
 
 def checked_rows(point: Point) -> np.ndarray | None:
-    """The rows the oracle checks: None for all, or a few from the first to the last where all would take too long."""
+    """The rows that the oracle checks: None for all, or a few rows over the batch where all would take too long."""
     if replace(point, passes="forward+backward").flop() <= WHOLE_ORACLE_FLOP or point.B <= CHECKED_ROWS:
         return None
     return np.linspace(0, point.B - 1, CHECKED_ROWS).astype(np.int64)
 
 
 def make_problem(point: Point, dtype: str | None = None) -> Problem:
-    """The numbers of a point, in `dtype` where it is given and else in the point's own."""
+    """The inputs of a point, in `dtype` where it is given and otherwise in the point's own."""
     storage = np.dtype(dtype or point.dtype)
     rng = np.random.default_rng([point.T, point.B, point.I, point.H, point.layers, point.directions, point.P])
-    T, B, R = point.T, point.B, point.P or point.H
-    slots, bound = point.layers * point.directions, 1 / math.sqrt(point.H)
+    T = point.T
+    B = point.B
+    R = point.P or point.H
+    slots = point.layers * point.directions
+    bound = 1 / math.sqrt(point.H)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32).astype(storage, copy=False)
@@ -97,8 +102,10 @@ def make_problem(point: Point, dtype: str | None = None) -> Problem:
     # NumPy 2 makes float32 of a float32 scalar times 16-bit numbers.
     state0 = tuple((np.float32(0.5) * draw(slots, B, width)).astype(storage, copy=False) for width in widths)
     dstate_n = tuple(draw(slots, B, width) for width in widths)
-    x, dy = draw(T, B, point.I), draw(T, B, R * point.directions)
-    lengths, rows = point.lengths(), checked_rows(point)
+    x = draw(T, B, point.I)
+    dy = draw(T, B, R * point.directions)
+    lengths = point.lengths()
+    rows = checked_rows(point)
     if lengths is not None:
         past = np.arange(T)[:, None] >= lengths
         x[past] = dy[past] = 0
@@ -110,7 +117,7 @@ def make_problem(point: Point, dtype: str | None = None) -> Problem:
 
 
 def select_rows(results: dict[str, np.ndarray], rows: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The checked rows of what a peer gave: axis 1 of everything but the gradients of parameters."""
+    """The checked rows of a peer's results: axis 1 of every array but the parameters' gradients."""
     if rows is None:
         return results
     by_row = (*FORWARD_NAMES, "dx", "dh0", "dc0")
@@ -118,12 +125,13 @@ def select_rows(results: dict[str, np.ndarray], rows: np.ndarray | None) -> dict
 
 
 class Oracle:
-    """The float64 truth of a shape. `wanted` computes the backward only when it is asked for, and once."""
+    """The float64 reference results of a shape. `wanted` computes the backward once, at its first use."""
 
     def __init__(self, point: Point) -> None:
         problem = make_problem(point, "float64")
         rows = slice(None) if problem.rows is None else problem.rows
-        self.shape, self.rows = point.shape, problem.rows
+        self.shape = point.shape
+        self.rows = problem.rows
         self._names = CELLS[point.cell].states
         self._layer = make_layer(point, "numpy", "float64")
         self._layer.load_state_dict(problem.params, cells=problem.point.cell)

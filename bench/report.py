@@ -1,7 +1,8 @@
-"""A result file as tables for a terminal: a section a pass, a row a point, and the geometric means.
+"""A result file as tables for a terminal: a section per pass, a row per point, and the geometric means.
 
-ratio is the best other peer's time over ours (above 1 we are ahead); spread is the middle half of our calls as a share
-of their median, and a time marked * has one above 20%. FMA and W_hh are the shares of bench.shares.
+ratio is the best peer's time over rnnkit's, so rnnkit is faster above 1. spread is the interquartile range of rnnkit's
+calls as a share of their median; a time marked * has a spread above 20%. FMA and W_hh are the shares of
+bench.peak_shares.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench import shares
-from bench.document import Document, spread
+from bench import peak_shares
 from bench.grid import Point
+from bench.result_file import Document, gflops, sequences_per_s, spread
 from bench.table import aligned
 
-NOISY, BUSY = 0.2, 1.0
+NOISY = 0.2
+BUSY = 1.0
 Entry = tuple[Point, dict[str, dict[str, Any]]]
 
 
 def headline(document: Document) -> str | None:
-    """The backend `ours` stands for: the first of rnnkit's that is here; None where none was measured."""
+    """The backend that stands for rnnkit: its first one that was measured; None where none was."""
     return next((name for name, peer in document["peers"].items() if peer["ours"] and "absent" not in peer), None)
 
 
 def others(document: Document) -> list[str]:
-    """The peers that are not rnnkit and are here."""
+    """The peers that are not rnnkit and were measured."""
     return [name for name, peer in document["peers"].items() if not peer["ours"] and "absent" not in peer]
 
 
@@ -39,14 +41,15 @@ def sections(document: Document) -> dict[str, list[Entry]]:
 
 
 def median(results: dict[str, Any], name: str | None) -> float | None:
-    """A peer's median milliseconds, where its result was right."""
+    """A peer's median milliseconds; None where it has no time."""
     result = results.get(name or "", {})
     return result["ms"]["median"] if result.get("status") == "ok" else None
 
 
 def ratio(results: dict[str, Any], ours: str | None, peers: Iterable[str]) -> float | None:
-    """The best of the peers' times over ours; None where either side has none."""
-    own, theirs = median(results, ours), [ms for name in peers if (ms := median(results, name)) is not None]
+    """The best of the peers' times over ours; None where ours or every peer's is missing."""
+    own = median(results, ours)
+    theirs = [ms for name in peers if (ms := median(results, name)) is not None]
     return None if own is None or not theirs else min(theirs) / own
 
 
@@ -58,13 +61,14 @@ def render(document: Document) -> str:
     """The whole report."""
     lines = [*_head(document), ""]
     for passes, entries in sections(document).items():
-        lines += [f"{document['dtype']} {passes}, milliseconds a call", *_table(document, entries), ""]
+        lines += [f"{document['dtype']} {passes}, milliseconds per call", *_table(document, entries), ""]
     lines += [*_means(document), *_notes(document)]
     return "\n".join(lines)
 
 
 def _head(document: Document) -> Iterator[str]:
-    m, settings = document["machine"], document["settings"]
+    m = document["machine"]
+    settings = document["settings"]
     caches = " ".join(f"{level} {size}" for level, size in m["caches"].items())
     yield f"{m['cpu']}, {m['cores']} cores, {caches}; {' '.join(m['flags'])}"
     for name, peer in document["peers"].items():
@@ -79,17 +83,19 @@ def _head(document: Document) -> Iterator[str]:
         yield f"read by one core, GB/s: {reads}"
     said = f"grid {document['grid']}, {document['date']}, commit {document['commit'] or 'unknown'}"
     if (settings["load"] or 0) > BUSY:
-        yield f"the machine was busy: load {settings['load']} before the run; these figures are not to be trusted"
+        yield f"the machine was busy (load {settings['load']} before the run): do not trust these times"
     if settings.get("every", 1) > 1:
         said += f", about one shape in {settings['every']}"
-    yield f"{said}, {settings['threads']} threads, {settings['rounds']} rounds in {settings['seconds']:g} s a peer"
-    turns = [entry["turns"] for entry in document["points"] if "turns" in entry]
-    if turns:
-        again, unsure = (sum(t[key] for t in turns) for key in ("again", "unsure"))
-        yield f"{again} turns repeated as not all cores were at hand, {unsure} kept though they may not have been"
-    planned, done = settings.get("planned", 0), len(document["points"])
+    yield f"{said}, {settings['threads']} threads, {settings['rounds']} rounds in {settings['seconds']:g} s per peer"
+    runs = [entry["timing_runs"] for entry in document["points"]]
+    if runs:
+        repeated = sum(run["repeated"] for run in runs)
+        unconfirmed = sum(run["unconfirmed"] for run in runs)
+        yield f"timing runs without all cores available: {repeated} repeated, {unconfirmed} counted"
+    planned = settings.get("planned", 0)
+    done = len(document["points"])
     if done < planned:
-        yield f"not finished: {done} of {planned} points; --resume goes on"
+        yield f"not finished: {done} of {planned} points; --resume continues"
 
 
 def _table(document: Document, entries: list[Entry]) -> list[str]:
@@ -98,8 +104,8 @@ def _table(document: Document, entries: list[Entry]) -> list[str]:
     extras = any(point.extras for point, _ in entries)
     header = ["cell", "T", "B", "I", "H", *(["with"] if extras else []), *names]
     header += ["seq/s", "GFLOP/s", "ratio", "spread"]
-    told = "fma_gflops" in document["ceiling"]
-    header += ["FMA", "W_hh"] if told else []
+    has_peak = "fma_gflops" in document["ceiling"]
+    header += ["FMA", "W_hh"] if has_peak else []
     rows = [header]
     for point, results in entries:
         row = [point.cell, *map(str, (point.T, point.B, point.I, point.H))]
@@ -108,9 +114,10 @@ def _table(document: Document, entries: list[Entry]) -> list[str]:
         own = results.get(ours or "", {})
         if own.get("status") == "ok":
             ahead = ratio(results, ours, others(document))
-            row += [f"{own['sequences_per_s']:.0f}", f"{own['gflops']:.1f}"]
+            row += [f"{sequences_per_s(point, own):.0f}", f"{gflops(point, own):.1f}"]
             row += ["-" if ahead is None else f"{ahead:.2f}", f"{100 * spread(own):.0f}%"]
-            row += [shares.fma_text(document, point, own), shares.stream_text(document, point, own)] if told else []
+            if has_peak:
+                row += [peak_shares.fma_text(document, point, own), peak_shares.stream_text(document, point, own)]
         else:
             row += [own.get("status", "-"), *["-"] * (len(header) - len(row) - 1)]
         rows.append(row)
@@ -127,9 +134,10 @@ def _time(result: dict[str, Any] | None) -> str:
 
 
 def _means(document: Document) -> Iterator[str]:
-    ours, peers = headline(document), others(document)
+    ours = headline(document)
+    peers = others(document)
     if ours is None or not peers:
-        yield "no ratios: " + ("rnnkit was not measured" if ours is None else "no other peer is here")
+        yield "no ratios: " + ("rnnkit was not measured" if ours is None else "no peer was measured")
         return
     yield f"geometric means of ratios, {ours} to"
     for passes, entries in sections(document).items():
@@ -149,7 +157,7 @@ def _means(document: Document) -> Iterator[str]:
 
 
 def _notes(document: Document) -> Iterator[str]:
-    """Whatever has no time, and why; and what the grid left out."""
+    """The results without a time, with the reason, and the points that the grid left out."""
     for entry in document["points"]:
         for name, result in entry["results"].items():
             if result["status"] in ("wrong", "failed"):
@@ -184,24 +192,27 @@ def has_errors(document: Document) -> bool:
 def compare(before: Document, after: Document) -> str:
     """Times of two files side by side: before / after, above 1 where the second is faster.
 
-    The peers that did not change between the two tell how far the machine itself drifted.
+    The ratios of peers that did not change between the two show how far the machine drifted.
     """
     olds = {str(Point.from_dict(e["point"])): e["results"] for e in before["points"]}
-    ours, lines = headline(after), []
+    ours = headline(after)
+    lines = []
     speedups: dict[tuple[str, str], list[float]] = {}
     for entry in after["points"]:
-        point, old = Point.from_dict(entry["point"]), olds.get(str(Point.from_dict(entry["point"])))
+        point = Point.from_dict(entry["point"])
+        old = olds.get(str(point))
         if old is None:
             continue
         for name in entry["results"]:
-            a, b = median(old, name), median(entry["results"], name)
+            a = median(old, name)
+            b = median(entry["results"], name)
             if a is None or b is None:
                 continue
             speedups.setdefault((point.passes, name), []).append(a / b)
             if name == ours:
                 lines.append(f"{a:9.3g} ms {b:9.3g} ms {a / b:6.2f}  {point}")
     if not speedups:
-        return "the two files have no right result in common"
+        return "no point has a time of one peer in both files"
     head = [f"{'before':>12} {'after':>12} {'ratio':>6}  {ours}"] if lines else []
     means = [
         f"  {passes}, {name}: {geometric_mean(found):.3f} over {len(found)} points"

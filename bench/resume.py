@@ -1,21 +1,21 @@
-"""Going on with a run that was interrupted, from the file it left: same commit, settings and versions, or not."""
+"""Continues an interrupted run from its result file, where the commit, the settings and the versions are the same."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from bench.document import Document, load
 from bench.grid import Point
+from bench.result_file import Document, load
 
-# Of the settings; how busy the machine was and how long it took may differ.
+# The settings that must be equal; the machine's load and the minutes may differ.
 SAME_SETTINGS = ("passes", "cells", "threads", "seconds", "rounds", "calls", "every")
 
 
 def begun(path: Path, fresh: Document) -> Document | None:
-    """The document at `path`, which `fresh` (a new one, with no points) may continue; None where there is no file.
+    """The document at `path`, for a run whose new, empty document is `fresh`. None where there is no file.
 
-    Raises ValueError naming the first thing that is not the same in both.
+    Raises ValueError naming the first difference between the two.
     """
     if not path.exists():
         return None
@@ -27,7 +27,7 @@ def begun(path: Path, fresh: Document) -> Document | None:
 
 
 def remaining(points: list[Point], document: Document) -> list[Point]:
-    """Those of the points that the document does not have yet, in order."""
+    """The points that the document does not have yet, in order."""
     done = {str(Point.from_dict(entry["point"])) for entry in document["points"]}
     return [point for point in points if str(point) not in done]
 

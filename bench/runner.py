@@ -1,13 +1,18 @@
-"""Runs a grid: for each point the oracle, then every peer's checked call, then rounds of timed calls, peer after peer.
+"""Runs a grid. At each point the oracle runs, then every peer's checked call, then rounds of timed calls.
 
-A peer is timed only where its result passed. The rounds go A B C A B C, so that a drift of the machine meets all alike.
-After what warms up a turn lasts its share of `seconds`, and longer where that would leave fewer than LEAST_CALLS in all
-rounds together; calls above a tenth of a second are made once a turn, and a peer whose call takes more than 20 ms and
-more than twice the fastest other peer's has no further turn, as it cannot be the best. A turn stands between two looks
-at the cores (bench/cores.py), and is repeated where they were not whole at both, for PATIENCE seconds a point; how many
-were, and how many remained unsure, stands with the point. Before anything is timed, a peer that compiles does so beside
-the oracle and the other peers' checks.
-The document is given back after every point, so that what is measured is not lost, and a run can be ended and resumed.
+A peer is timed only where its result is right. The peers alternate (A B C A B C), so a drift of the machine affects all
+of them alike. One peer's share of one round is a timing run:
+
+- It lasts `seconds` / `rounds` after its warm-up, and longer where all rounds together would have fewer than
+  LEAST_CALLS calls. A call above a tenth of a second is made once per run.
+- Each timing run is preceded and followed by a check that all cores are available (bench.core_check). A run that fails
+  either check is repeated, for up to PATIENCE seconds per point. The point records how many runs were repeated, and how
+  many count although a check failed.
+- A peer whose call takes more than OUTRUN_FROM ms and more than OUTRUN times the fastest other peer's is not timed
+  again, because it cannot be the best.
+
+Peers that compile do so before anything is timed, while the oracle and the other peers' checks run. `run` yields the
+document after every point, so that an interrupted run loses one point at most and can be resumed.
 """
 
 from __future__ import annotations
@@ -26,28 +31,35 @@ from typing import Any
 import numpy as np
 
 from bench import machine
-from bench.cores import Cores
-from bench.document import SCHEMA, Document, ok_result
+from bench.core_check import CoreCheck
 from bench.grid import Point
 from bench.peers import PeerRow
-from bench.pool import Pool
 from bench.problem import Oracle, check
+from bench.result_file import SCHEMA, Document, ok_result
 from bench.resume import begun, remaining
+from bench.worker_pool import Pool
 
-PREPARE_SECONDS, TIME_SECONDS = 300.0, 120.0  # past these a worker is ended and the point counts as failed
-SETTLE_SECONDS = 0.01  # between two workers: a held one's cores are free before the next starts
-OUTRUN, OUTRUN_FROM = 2.0, 20.0  # times the fastest other peer's time, and ms of a call, from where it has one turn
-PATIENCE = 3.0  # seconds a point that are given to waiting for whole cores and to turns that are repeated
-LEAST_CALLS = 7  # of a short call, a point and peer: quartiles of fewer say nothing
+# Seconds after which a worker is killed and the point counts as failed.
+PREPARE_SECONDS = 300.0
+TIME_SECONDS = 120.0
+# Pause between two workers, in which the cores of the stopped one become free.
+SETTLE_SECONDS = 0.01
+OUTRUN = 2.0
+OUTRUN_FROM = 20.0  # ms
+# Seconds per point for waiting until all cores are available and for repeating timing runs.
+PATIENCE = 3.0
+# Timed calls per point and peer, where a call is short: quartiles of fewer say nothing.
+LEAST_CALLS = 7
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Settings:
-    """How a run is done. seconds: of timed calls a point and peer, over all rounds; every: see grid.points.
+    """The settings of a run.
 
-    resume: a result file to go on with, where it exists; end: the time.monotonic() after which no point is begun.
+    seconds: of timed calls per point and peer, over all rounds. every: see grid.points. resume: a result file to
+    continue, where it exists. end: the time.monotonic() after which no point is started.
     """
 
     grid: str
@@ -64,16 +76,16 @@ class Settings:
 
 
 def run(settings: Settings, points: list[Point], left_out: list[tuple[Point, str]], say: Say) -> Iterator[Document]:
-    """The document, again after every point; the last one is whole, or what there was time for.
+    """Yields the document at the start and after every point. The last one has every point that there was time for.
 
-    `say` shows one line of progress. Raises ValueError where the file to resume is of another run.
+    say: shows one line of progress. Raises ValueError where the file to resume is of another run.
     """
     document = _empty(settings, points, left_out)
     say(f"starting {', '.join(row.name for row in settings.rows)}")
     with (
         Pool(settings.rows, settings.threads) as pool,
         tempfile.TemporaryDirectory() as folder,
-        closing(Cores(settings.threads)) as cores,
+        closing(CoreCheck(settings.threads)) as cores,
     ):
         _note_peers(document, pool)
         old = begun(settings.resume, document) if settings.resume else None
@@ -83,24 +95,29 @@ def run(settings: Settings, points: list[Point], left_out: list[tuple[Point, str
         else:
             document = old
         yield document
-        begin, oracles = time.monotonic(), Oracles()
+        begin = time.monotonic()
+        oracles = Oracles()
         spent = document["settings"].get("minutes", 0.0)
-        left = remaining(points, document)
-        for point, tell in _told(left, settings, say):
+        for point, tell in _with_progress(remaining(points, document), settings, say):
             if time.monotonic() > settings.end:
                 return
-            turns = Turns(pool, cores)
-            results, rows_checked = measure_point(pool, point, oracles, settings, turns, Path(folder), tell)
-            looked = {"again": turns.again, "unsure": turns.unsure}
-            about = {"point": point.to_dict(), "flop": point.flop(), "rows_checked": rows_checked, "turns": looked}
-            document["points"].append({**about, "results": results})
+            runs = TimingRuns(pool, cores)
+            results, rows_checked = measure_point(pool, point, oracles, settings, runs, Path(folder), tell)
+            document["points"].append(
+                {
+                    "point": point.to_dict(),
+                    "rows_checked": rows_checked,
+                    "timing_runs": {"repeated": runs.repeated, "unconfirmed": runs.unconfirmed},
+                    "results": results,
+                }
+            )
             document["settings"]["minutes"] = round(spent + (time.monotonic() - begin) / 60, 2)
             _note_peers(document, pool)
             yield document
 
 
-def _told(points: list[Point], settings: Settings, say: Say) -> Iterator[tuple[Point, Say]]:
-    """Each point with the function that says what is done at it and how long the rest may take."""
+def _with_progress(points: list[Point], settings: Settings, say: Say) -> Iterator[tuple[Point, Say]]:
+    """Each point with a function that shows its progress: the current action, and an estimate of the seconds left."""
     started = time.perf_counter()
     weights = [0.5 + settings.seconds * len(settings.rows) + 12 * point.guessed_seconds() for point in points]
     for i, point in enumerate(points):
@@ -116,9 +133,9 @@ def _told(points: list[Point], settings: Settings, say: Say) -> Iterator[tuple[P
 
 
 def measure_point(
-    pool: Pool, point: Point, oracles: Oracles, settings: Settings, turns: Turns, folder: Path, tell: Say
+    pool: Pool, point: Point, oracles: Oracles, settings: Settings, runs: TimingRuns, folder: Path, tell: Say
 ) -> tuple[dict[str, dict[str, Any]], int]:
-    """Every peer's result at a point, a time only for those whose result is right; and how many rows were checked."""
+    """Every peer's result at a point, with a time where it is right, and how many rows were checked."""
     errors, rows_checked = _checked(pool, point, oracles, folder, tell)
     results = {name: errors[name] for name in pool.rows if name in errors}
     rounds: dict[str, list[list[float]]] = {name: [] for name, r in results.items() if r["status"] == "ok"}
@@ -129,57 +146,62 @@ def measure_point(
             missing = LEAST_CALLS - sum(map(len, rounds[name]))
             calls = max(1, math.ceil(missing / (settings.rounds - i)))
             request = {"do": "time", "seconds": settings.seconds / settings.rounds, "calls": calls}
-            answer = turns.take(name, request)
+            answer = runs.measure(name, request)
             if "ms" in answer:
                 rounds[name].append(answer["ms"])
             else:
                 results[name] = {"status": "failed", "why": answer["error"]}
                 del rounds[name]
         left = [name for name in rounds if name not in _outrun(pool, rounds)]
-    timed = {name: ok_result(point, results[name]["error"], r) for name, r in rounds.items()}
+    timed = {name: ok_result(results[name]["error"], r) for name, r in rounds.items()}
     return results | timed, rows_checked
 
 
-class Turns:
-    """The turns of a point. again: how many were repeated; unsure: those that count though the cores were not whole."""
+class TimingRuns:
+    """The timing runs of one point.
+
+    repeated: how many were repeated. unconfirmed: how many count although not all cores were available.
+    """
 
     def __init__(self, pool: Any, cores: Any) -> None:
-        self._pool, self._cores = pool, cores
+        self._pool = pool
+        self._cores = cores
         self._lost = 0.0
-        self.again = self.unsure = 0
+        self.repeated = 0
+        self.unconfirmed = 0
 
-    def take(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        """The peer's answer, of a turn with whole cores before and after it if there is one in time."""
+    def measure(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        """The peer's answer, from a run with all cores available before and after it if PATIENCE allows one."""
         while True:
             started = time.monotonic()
             time.sleep(SETTLE_SECONDS)
-            whole = self._cores.whole()
+            available = self._cores.all_available()
             patient = self._lost < PATIENCE
-            if whole or not patient:
+            if available or not patient:
                 answer = self._pool.ask(name, request, TIME_SECONDS)
-                whole = whole and self._cores.whole()
-                if whole or not patient or "ms" not in answer:
-                    self.unsure += not whole
+                available = available and self._cores.all_available()
+                if available or not patient or "ms" not in answer:
+                    self.unconfirmed += not available
                     return answer
-                self.again += 1
+                self.repeated += 1
             self._lost += time.monotonic() - started
 
 
 def _outrun(pool: Pool, rounds: dict[str, list[list[float]]]) -> list[str]:
-    """The peers that have shown enough: not short, and far behind another that is not rnnkit."""
+    """The peers that are not timed again: their calls are long, and another peer, not rnnkit, is far ahead of them."""
     medians = {name: float(np.median(np.concatenate(r))) for name, r in rounds.items() if not pool.rows[name].ours}
     return [name for name, ms in medians.items() if ms > max(OUTRUN_FROM, OUTRUN * min(medians.values()))]
 
 
 class Oracles:
-    """The oracle of a point's shape; the passes of one shape follow each other and share it."""
+    """Caches the oracle of the last shape: the passes of a shape follow each other and share it."""
 
     def __init__(self) -> None:
         self._last: Oracle | None = None
 
     def of(self, point: Point) -> Oracle:
         if self._last is None or self._last.shape != point.shape:
-            self._last = None  # let go first: two may not fit
+            self._last = None  # freed first: two may not fit into memory
             self._last = Oracle(point)
         return self._last
 
@@ -187,8 +209,9 @@ class Oracles:
 def _checked(
     pool: Pool, point: Point, oracles: Oracles, folder: Path, tell: Say
 ) -> tuple[dict[str, dict[str, Any]], int]:
-    """The gate: for each peer {"status": "ok", "error": ...}, or what to print in place of a time."""
-    found, present = {}, list(pool.present)
+    """Each peer's checked call: {"status": "ok", "error": ...}, or the status that is printed in place of a time."""
+    found = {}
+    present = list(pool.present)
     first = [name for name in present if pool.rows[name].compiles]
     files = {name: folder / f"{name}.npz" for name in present}
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 
 def aligned(rows: list[list[str]], left: Collection[str] = ()) -> list[str]:
-    """A line a row; the first row is the header, and its columns named in `left` go to the left."""
+    """One line per row. The first row is the header. Columns whose header is in `left` are left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,9 +1,9 @@
 """Single operations under pytest-benchmark, so that two commits can be compared on one machine.
 
-    pytest bench/test_ops_benchmark.py --benchmark-enable --benchmark-autosave                       on the one
-    pytest bench/test_ops_benchmark.py --benchmark-enable --benchmark-compare                        on the other
+    pytest bench/test_ops_benchmark.py --benchmark-enable --benchmark-autosave                       on the first
+    pytest bench/test_ops_benchmark.py --benchmark-enable --benchmark-compare                        on the second
 
-The sizes are small enough for a suite of seconds. Without --benchmark-enable every operation runs once, as a test.
+The sizes are small, so the suite takes seconds. Without --benchmark-enable every operation runs once, as a test.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from rnnkit.testing import Case, Inputs, make_inputs
 
 CPU_BACKENDS = [name for name, row in BACKENDS.items() if row.arrays == "numpy" and available(name)]
 MAIN_CELLS = ("rnn_tanh", "gru", "lstm")
-T, B, H = 32, 32, 128
+T = 32
+B = 32
+H = 128
 
 
 def scan(cell: str, backend: str, keep: bool) -> tuple[Inputs, Any]:
-    """The functional forward of one layer-direction as a call of no arguments."""
+    """The functional forward of one layer-direction as a function without arguments."""
     inputs = make_inputs(Case(cell, T, B, H, H), "float32")
 
     def call() -> Any:
@@ -61,7 +63,7 @@ def test_scan_forward_backward(benchmark: Any, backend: str, cell: str) -> None:
 @pytest.mark.parametrize("cell", MAIN_CELLS)
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_layer_call_of_one_step(benchmark: Any, backend: str, cell: str) -> None:
-    """T = 1, B = 1 and few units: what a call costs beyond its arithmetic."""
+    """T = 1, B = 1 and few units: the overhead of a call."""
     layer: Any = make_layer(Point(cell, 1, 1, 8, 8), backend, "float32")
     x = np.ones((1, 1, 8), np.float32)
     with rnnkit.no_grad():
@@ -71,7 +73,7 @@ def test_layer_call_of_one_step(benchmark: Any, backend: str, cell: str) -> None
 
 @pytest.mark.parametrize("cell", ["RNNCell", "GRUCell", "LSTMCell"])
 def test_cell_step(benchmark: Any, cell: str) -> None:
-    """A stream: one row, one step, the state handed on by the caller."""
+    """One row and one step."""
     step = getattr(rnnkit, cell)(128, 128, rng=0)
     x = np.ones((1, 128), np.float32)
     with rnnkit.no_grad():
@@ -91,7 +93,7 @@ def test_linear(benchmark: Any) -> None:
 
 
 def test_embedding_backward(benchmark: Any) -> None:
-    """Many indices, most of them repeated: the scattered sum."""
+    """Many indices, most of them repeated: the scatter-add."""
     embedding = rnnkit.Embedding(1000, H, rng=0)
     indices = np.random.default_rng(0).integers(0, 1000, (T, B))
     embedding(indices)

@@ -1,15 +1,15 @@
-"""One peer in a process of its own: JSON requests on stdin, a JSON answer a line on stdout.
+"""One peer in its own process: JSON requests on stdin, one line of JSON per answer on stdout.
 
     python -m bench.worker PEER|module:name THREADS
 
-    {"do": "prepare", "point": {...}, "write": path}   -> {"seconds": ...}  two calls; the second's results go to path.
-                                                                            One call where it is a long one
-    {"do": "time", "seconds": s, "calls": n}           -> {"ms": [...]}     calls that warm up, then calls until s
-                                                                            seconds have passed and, unless they are
-                                                                            long, there were n
+    {"do": "prepare", "point": {...}, "write": path}   -> {"seconds": ...}  makes two calls and writes the second one's
+                                                                            results to path. A long call is made once
+    {"do": "time", "seconds": s, "calls": n}           -> {"ms": [...]}     warms up, then times calls until s seconds
+                                                                            have passed and, unless calls are long,
+                                                                            there are n
 
-The first line, unasked, says {"versions": ...} or {"absent": reason}. An answer may be {"unsupported": reason} or
-{"error": text} instead. Whatever a library prints to stdout goes to stderr.
+The first line is {"versions": ...} or {"absent": reason}, without a request. An answer may be {"unsupported": reason}
+or {"error": text} instead. What a library prints to stdout goes to stderr.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from bench.peers import PEERS, Absent, Peer, PeerRow, Prepared
 from bench.problem import Problem, make_problem, select_rows
 
 MOST_CALLS = 10_000
-LONG_CALL = 0.1  # seconds; one of these tells as much as several short ones
-# Seconds of calls, and one at least, that do not count after the others' turn: they warm caches, wake threads, and the
-# core of a virtual machine that has rested may be given back ten milliseconds late.
+LONG_CALL = 0.1  # seconds; one such call is as exact as several short ones
+# Seconds of calls, at least one, that do not count: they fill caches and wake threads, and a virtual machine's idle
+# core may be scheduled again ten milliseconds late.
 WARM_UP = 0.02
-CHECKED_ONCE = 0.1  # seconds by guess; a longer call is not made a second time before it is checked
+CHECKED_ONCE = 0.1  # estimated seconds; a longer call is made once before it is checked
 
 
 def limit_cores(threads: int) -> None:
-    """Keeps this process on its first `threads` cores, where the system can: every pool a peer starts then fits."""
+    """Pins this process to its first `threads` cores where the system can, so every thread pool of a peer fits."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 class Bench:
-    """The requests of one worker, and the point it holds."""
+    """Answers the requests of one worker, for the point that was prepared last."""
 
     def __init__(self, peer: Peer, threads: int) -> None:
-        self.peer, self.threads = peer, threads
+        self.peer = peer
+        self.threads = threads
         self.prepared: Prepared | None = None
         self.problem: Problem | None = None
 
@@ -55,7 +56,7 @@ class Bench:
         reason = self.peer.unsupported(point)
         if reason:
             return {"unsupported": reason}
-        self.prepared = None  # the point before is let go first: two may not fit
+        self.prepared = None  # the previous point is freed first: two may not fit into memory
         started = time.perf_counter()
         problem = self.problem = self._problem_of(point)
         self.prepared = self.peer.prepare(problem, self.threads)
@@ -69,8 +70,10 @@ class Bench:
         return {"seconds": time.perf_counter() - started}
 
     def _problem_of(self, point: Point) -> Problem:
-        """The numbers of a point: those of the one before, where only the pass is another."""
-        last, self.problem = self.problem, None  # let go first, as above
+        """The inputs of a point: those of the previous point where only the pass differs."""
+        # freed first, as above
+        last = self.problem
+        self.problem = None
         if last is not None and (last.point.shape, last.point.dtype) == (point.shape, point.dtype):
             return replace(last, point=point)
         return make_problem(point)
@@ -78,12 +81,15 @@ class Bench:
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.prepared is None:
             return {"error": "nothing is prepared"}
-        call, clock = self.prepared.call, time.perf_counter
+        call = self.prepared.call
+        clock = time.perf_counter
         samples: list[float] = []
         least = request.get("calls", 1)
         gc.collect()
         gc.disable()
-        warm, took, warm_from = False, 0.0, clock() + WARM_UP
+        warm = False
+        took = 0.0
+        warm_from = clock() + WARM_UP
         end = warm_from + request["seconds"]
         while len(samples) < MOST_CALLS and (
             not samples or clock() < end or (len(samples) < least and took < LONG_CALL)
@@ -92,7 +98,7 @@ class Bench:
             call()
             ended = clock()
             took = ended - started
-            if warm or ended >= end:  # one that fills the whole turn has warmed itself
+            if warm or ended >= end:  # a call that fills the whole time warms up by itself
                 samples.append(1e3 * took)
             warm = ended >= warm_from
         gc.enable()
@@ -101,7 +107,7 @@ class Bench:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"prepare": self.prepare, "time": self.time}[request["do"]](request)
-        except Exception as error:  # whatever a peer raises is this point's result, told to the parent
+        except Exception as error:  # whatever a peer raises is this point's result
             self.prepared = None
             return {"error": f"{type(error).__name__}: {error}"}
 

@@ -1,4 +1,4 @@
-"""rnnkit: fused RNN, GRU and LSTM layers that drop in where torch.nn's stood, on NumPy and CuPy arrays."""
+"""rnnkit: fused RNN, GRU and LSTM layers with the API of torch.nn, on NumPy and CuPy arrays."""
 
 from rnnkit.core.thread_pool import get_num_threads, set_num_threads
 from rnnkit.explain import explain

@@ -1,7 +1,7 @@
-"""summary: a model's layers in a table, with output shapes and two counts of parameters.
+"""summary: a table of a model's layers, with output shapes and two parameter counts.
 
-rnnkit and PyTorch give every gate two biases. Keras gives one to SimpleRNN, to LSTM and to GRU with reset before, and
-two to GRU with reset after; its count stands beside, for comparing with figures published for Keras.
+rnnkit and PyTorch have two biases per gate. Keras has one in SimpleRNN, in LSTM and in GRU with reset_after=False, and
+two in GRU with reset_after=True. The second count follows Keras, for comparison with figures published for Keras.
 """
 
 from __future__ import annotations
@@ -26,7 +26,20 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. output_shape has None for an open size, and is None where not known (a pair, a Module of your own)."""
+    """One layer of a summary.
+
+    Attributes:
+        name: name of the layer in the model, such as "0.layer".
+        layer: its class and main arguments.
+        output_shape: shape of its output, with None for an open size; None if unknown (a pair, or a user's own Module).
+        parameters: number of parameters.
+        keras_parameters: number of parameters by Keras' count.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.summary(rnnkit.Linear(3, 2), (None, 3)).rows[0].output_shape
+        (None, 2)
+    """
 
     name: str
     layer: str
@@ -37,18 +50,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a model, their totals, and the table as text: print it."""
+    """The layers of a model and their totals. Print it for a table.
+
+    Attributes:
+        rows: one Row per layer.
+
+    Examples:
+        >>> import rnnkit
+        >>> print(rnnkit.summary(rnnkit.Sequential(rnnkit.GRU(4, 6), rnnkit.Linear(6, 1)), (None, 3, 4)))
+           layer   output shape  parameters  Keras parameters
+        -----------------------------------------------------
+        0  GRU     (None, 3, 6)         216               216
+        1  Linear  (None, 3, 1)           7                 7
+        -----------------------------------------------------
+           total                        223               223
+    """
 
     rows: tuple[Row, ...]
 
     @property
     def total(self) -> int:
-        """Parameters, two biases a gate."""
+        """Number of parameters, with two biases per gate."""
         return sum(row.parameters for row in self.rows)
 
     @property
     def total_keras(self) -> int:
-        """Parameters as Keras counts them."""
+        """Number of parameters by Keras' count."""
         return sum(row.keras_parameters for row in self.rows)
 
     def __str__(self) -> str:
@@ -70,11 +97,24 @@ class Summary:
 
 
 def summary(model: Module, input_shape: tuple[int | None, ...]) -> Summary:
-    """What a model is made of. Nothing is run.
+    """Summarises a model without running it.
 
-    input_shape: the shape x would have in a call, the batch included where x has one, None for a size left open. So for
-    batch_first layers (None, T, I), for others (T, None, I), (T, I) for an unbatched x, (None, T) for indices.
-    Raises TypeError for what is no Module or no such shape, ValueError naming the layer that the shape does not fit.
+    Args:
+        model: a Module.
+        input_shape: shape of x in a call, including the batch, with None for an open size: (None, T, I) for batch_first
+            layers, (T, None, I) for others, (T, I) for an unbatched x, (None, T) for indices.
+
+    Returns:
+        A `Summary`; print it for a table.
+
+    Raises:
+        TypeError: `model` is not a Module, or `input_shape` is not a tuple of integers and None.
+        ValueError: the shape does not fit a layer, which the message names.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.summary(rnnkit.LSTM(4, 6, batch_first=True), (None, 10, 4)).total
+        288
     """
     if not isinstance(model, Module):
         raise TypeError(f"model must be a Module, got {type(model).__name__}")
@@ -85,7 +125,28 @@ def summary(model: Module, input_shape: tuple[int | None, ...]) -> Summary:
 
 @singledispatch
 def output_shape(module: Module, shape: Shape) -> Shape | None:
-    """The shape a module gives for an input of `shape`; None where not known. Register your own Modules' here."""
+    """The output shape of a module for an input shape.
+
+    It is a `functools.singledispatch` function: register your own Modules.
+
+    Args:
+        module: a Module.
+        shape: shape of its input, with None for an open size.
+
+    Returns:
+        The shape of its output, or None if unknown.
+
+    Examples:
+        >>> import rnnkit
+        >>> from rnnkit.summary import output_shape
+        >>> class Double(rnnkit.Module):
+        ...     pass
+        >>> @output_shape.register
+        ... def _(module: Double, shape: tuple) -> tuple:
+        ...     return shape
+        >>> output_shape(Double(), (None, 3))
+        (None, 3)
+    """
     return None
 
 
@@ -96,7 +157,7 @@ def _(module: Embedding, shape: Shape) -> Shape:
 
 @output_shape.register
 def _(module: Linear, shape: Shape) -> Shape:
-    return (*_fitting(module, shape, module.in_features)[:-1], module.out_features)
+    return (*_checked_width(module, shape, module.in_features)[:-1], module.out_features)
 
 
 @output_shape.register
@@ -106,17 +167,17 @@ def _(module: Activation, shape: Shape) -> Shape:
 
 @output_shape.register
 def _(module: Recurrent, shape: Shape) -> Shape:
-    return (*_sequence(module, shape, module.input_size)[:-1], module.output_size)
+    return (*_checked_sequence(module, shape, module.input_size)[:-1], module.output_size)
 
 
 @output_shape.register
 def _(module: StepCell, shape: Shape) -> Shape:
-    return (*_fitting(module, shape, module.input_size)[:-1], module.hidden_size)
+    return (*_checked_width(module, shape, module.input_size)[:-1], module.hidden_size)
 
 
 @output_shape.register
 def _(module: Bidirectional, shape: Shape) -> Shape | None:
-    y = (*_sequence(module, shape, module.forward_layer.input_size)[:-1], module.output_size)
+    y = (*_checked_sequence(module, shape, module.forward_layer.input_size)[:-1], module.output_size)
     return None if module.merge is None else y
 
 
@@ -128,7 +189,7 @@ def _(module: LastState, shape: Shape) -> Shape | None:
 
 
 def keras_parameters(module: Module) -> int:
-    """Parameters of a module as Keras counts them: one bias a gate, two for GRU with reset after.
+    """Number of parameters by Keras' count: one bias per gate, two for GRU with reset_after=True.
 
     A projected LSTM, which Keras lacks, is counted with one bias too.
     """
@@ -136,24 +197,24 @@ def keras_parameters(module: Module) -> int:
 
 
 def _own_keras_parameters(module: Module) -> int:
-    """Without those of its children."""
+    """Number of the module's own parameters by Keras' count, without its children's."""
     one_bias = isinstance(module, (Recurrent, StepCell)) and not getattr(module, "reset_after", False)
     own = module._params.items()
     return sum(math.prod(p.shape) for name, p in own if not (one_bias and name.startswith("bias_hh")))
 
 
 def _collect(module: Module, name: str, shape: Shape | None, rows: list[Row]) -> Shape | None:
-    """Adds the module's rows, one a layer that a user would name, and gives the shape that goes on."""
+    """Appends a row for each layer that a user would name, and returns the shape of the output."""
     if isinstance(module, Sequential):
         for position, child in module.children().items():
             shape = _collect(child, f"{name}.{position}".lstrip("."), shape, rows)
         return shape
     out = None if shape is None else output_shape(module, shape)
-    whole = isinstance(module, (Bidirectional, LastState)) or not module.children()
-    if whole:
+    one_row = isinstance(module, (Bidirectional, LastState)) or not module.children()
+    if one_row:
         rows.append(Row(name, _title(module), out, _parameters(module), keras_parameters(module)))
         return out
-    if module._params:  # a Module of one's own, with parameters beside its children's
+    if module._params:  # a user's Module with parameters of its own and children
         own = sum(math.prod(p.shape) for p in module._params.values())
         rows.append(Row(name, _title(module), out, own, _own_keras_parameters(module)))
     for child_name, child in module.children().items():
@@ -166,7 +227,7 @@ def _parameters(module: Module) -> int:
 
 
 def _title(module: Module) -> str:
-    """The layer in a few words: its class, what it wraps, and its kind."""
+    """The layer's class, the class of the layer that it wraps, and its kind."""
     if isinstance(module, LastState):
         return f"LastState({_title(module.layer)})"
     if isinstance(module, Bidirectional):
@@ -178,22 +239,22 @@ def _checked_shape(shape: Any) -> Shape:
     if not isinstance(shape, (tuple, list)):
         raise TypeError(f"input_shape must be a tuple of sizes and None, got {shape!r}")
     for size in shape:
-        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
-        if size is not None and not (whole and size >= 0):
+        is_integer = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        if size is not None and not (is_integer and size >= 0):
             raise TypeError(f"input_shape must hold whole numbers of at least 0 or None, got {size!r} in {shape!r}")
     return tuple(None if size is None else int(size) for size in shape)
 
 
-def _fitting(module: Module, shape: Shape, width: int) -> Shape:
+def _checked_width(module: Module, shape: Shape, width: int) -> Shape:
     if not shape or shape[-1] not in (None, width):
         raise ValueError(f"input_shape does not fit: {_title(module)} takes (..., {width}), got {_shape_text(shape)}")
     return shape
 
 
-def _sequence(module: Module, shape: Shape, width: int) -> Shape:
+def _checked_sequence(module: Module, shape: Shape, width: int) -> Shape:
     if len(shape) not in (2, 3):
         raise ValueError(f"input_shape does not fit: {_title(module)} takes 2 or 3 axes, got {_shape_text(shape)}")
-    return _fitting(module, shape, width)
+    return _checked_width(module, shape, width)
 
 
 def _shape_text(shape: Shape | None) -> str:

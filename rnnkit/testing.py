@@ -1,10 +1,11 @@
-"""What tests, benchmarks and users share: cases, inputs, and the comparison with the float64 oracle.
+"""Cases, inputs and the comparison with the float64 oracle, for tests, benchmarks and users.
 
-    for case in CASES: parity("numba", case, "float32")
+    for case in CASES:
+        parity("numba", case, "float32")
 
-`parity` runs forward and backward of one case on a backend and on the NumPy oracle in float64, and gives for every
-output and gradient its worst error as a share of its tolerance in DTYPES: at most 1 passes. `rnnkit.parity` does so
-for whole tables of cases and for layers of users.
+`parity` runs forward and backward of a case on a backend, and on the NumPy oracle in float64. It returns the worst
+error of every output and gradient as a share of its tolerance in DTYPES: at most 1 passes. `rnnkit.parity` runs tables
+of cases, and layers of users.
 """
 
 from __future__ import annotations
@@ -22,7 +23,24 @@ from rnnkit.functional import direction as ops
 
 @dataclass(frozen=True)
 class Case:
-    """One layer-direction to check: sizes, and which features are on."""
+    """One layer in one direction to check: its cell, its sizes and its options.
+
+    Attributes:
+        cell: a name in `rnnkit.core.cells.CELLS`.
+        T: number of steps.
+        B: number of rows of the batch.
+        I: number of input features.
+        H: number of features of the state.
+        P: number of features of the projection; 0 for none.
+        bias: whether the cell has biases.
+        reverse: whether it runs from each row's last step to the first.
+        ragged: whether the rows have different lengths.
+
+    Examples:
+        >>> from rnnkit.testing import Case
+        >>> str(Case("lstm", T=5, B=3, I=4, H=6, ragged=True))
+        'lstm-T5-B3-I4-H6-ragged'
+    """
 
     cell: str
     T: int = 5
@@ -48,7 +66,7 @@ def _cases() -> tuple[Case, ...]:
             for ragged in (False, True):
                 cases.append(Case(cell.name, reverse=reverse, ragged=ragged))
         cases.append(Case(cell.name, bias=False, T=3, B=2, I=3, H=5))
-        # Sizes on both sides of vector widths and tiles, one row, one step, one unit.
+        # Sizes below and above vector widths and tiles; one row, one step, one unit.
         for T, B, I, H in (
             (1, 1, 1, 1),
             (3, 1, 7, 17),
@@ -58,7 +76,7 @@ def _cases() -> tuple[Case, ...]:
             (2, 25, 2, 64),
         ):
             cases.append(Case(cell.name, T, B, I, H, reverse=T == 3, ragged=B == 7))
-        cases.append(Case(cell.name, 6, 7, 3, 9, reverse=True, ragged=True))  # rows of many lengths between 0 and T
+        cases.append(Case(cell.name, 6, 7, 3, 9, reverse=True, ragged=True))  # many different lengths in [0, T]
         if cell.projects:
             for reverse in (False, True):
                 cases.append(Case(cell.name, P=4, reverse=reverse, ragged=reverse))
@@ -68,8 +86,8 @@ def _cases() -> tuple[Case, ...]:
 
 CASES: tuple[Case, ...] = _cases()
 
-# For GPUs: several chunks of steps, several thread blocks per row, sizes that are multiples of no tile. Without relu:
-# its gradient jumps where rounding changes the sign of a pre-activation, and among so many numbers one sign changes.
+# For GPUs: several chunks of steps, several thread blocks per row, sizes that are not multiples of a tile. The relu RNN
+# is excluded: its gradient jumps if rounding changes the sign of a pre-activation, and at these sizes one sign does.
 LARGE_CASES: tuple[Case, ...] = tuple(
     Case(cell, T, B, I, H, reverse=reverse, ragged=ragged)
     for cell in CELLS
@@ -82,12 +100,26 @@ LARGE_CASES: tuple[Case, ...] = tuple(
     )
 )
 
-WIDE_TANH = 100  # the largest H at which make_inputs leaves the recurrent weights of rnn_tanh as they are drawn
+WIDE_TANH = 100  # for a larger H, make_inputs halves the recurrent weights of rnn_tanh
 
 
 @dataclass
 class Inputs:
-    """What one forward and backward take: rows that differ, random weights, no zero states or state gradients."""
+    """The arrays of one forward and backward pass: random numbers, different in every row and never all zero.
+
+    Attributes:
+        x: (T, B, I).
+        state0: initial state, (h0,) or (h0, c0), with h0 (B, R) and c0 (B, H); R is P with a projection, else H.
+        weights: a `rnnkit.core.cells.Weights`.
+        lengths: number of steps of each row, (B,), or None.
+        dy: gradient of y, (T, B, R).
+        dstate_n: gradient of the final state, with the shapes of state0.
+
+    Examples:
+        >>> from rnnkit.testing import Case, make_inputs
+        >>> make_inputs(Case("gru")).x.shape
+        (5, 3, 4)
+    """
 
     x: Array
     state0: State
@@ -98,22 +130,40 @@ class Inputs:
 
 
 def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str = "cpu") -> Inputs:
-    """Inputs of a case, the same numbers in every dtype up to its rounding. Padding is NaN: nothing may read it.
+    """Draws the inputs of a case: the same numbers in every dtype, up to its rounding.
 
-    float32 and float64 hold equal numbers.
+    Padding of x and dy is NaN, because nothing may read it. float32 and float64 inputs hold equal numbers.
+
+    Args:
+        case: the case.
+        dtype: a name in DTYPES or a NumPy dtype.
+        seed: seed of the random numbers.
+        device: "cpu" or "cuda:<index>".
+
+    Returns:
+        An `Inputs` on that device.
+
+    Raises:
+        ValueError: the dtype is unknown.
+
+    Examples:
+        >>> from rnnkit.testing import Case, make_inputs
+        >>> make_inputs(Case("lstm"), "float32").weights.w_ih.shape
+        (24, 4)
     """
     rng = np.random.default_rng([seed, case.T, case.B, case.I, case.H])
     storage = resolve_dtype(dtype).storage
     cell = CELLS[case.cell]
-    GH, R = cell.n_gates * case.H, case.P or case.H
+    GH = cell.n_gates * case.H
+    R = case.P or case.H
 
     def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
-        # Through float32, so that a float64 run and a float32 run start from equal numbers.
+        # Rounded to float32, so that a float64 run and a float32 run start from equal numbers.
         return (scale * rng.standard_normal(shape)).astype(np.float32).astype(storage)
 
     k = case.H**-0.5
-    # The recurrent matrix has a spectral radius near 1. In a wide tanh layer, which has no gates, the rounding error of
-    # one step would then not fade over the next steps, and its growth would hide the error of a kernel.
+    # The recurrent matrix has a spectral radius near 1. In a wide tanh layer, which has no gates, a rounding error
+    # would then not decay over the following steps, and would hide the error of a kernel. So its weights are halved.
     recurrent = 0.5 * k if case.cell == "rnn_tanh" and case.H > WIDE_TANH else k
     biases = (draw(GH, scale=0.5), draw(GH, scale=0.5)) if case.bias else (None, None)
     weights = Weights(
@@ -126,7 +176,8 @@ def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str =
     widths = (R, case.H)[: len(cell.states)]
     state0 = tuple(draw(case.B, w, scale=0.5) for w in widths)
     dstate_n = tuple(draw(case.B, w) for w in widths)
-    x, dy = draw(case.T, case.B, case.I), draw(case.T, case.B, R)
+    x = draw(case.T, case.B, case.I)
+    dy = draw(case.T, case.B, R)
     lengths = None
     if case.ragged:
         lengths = rng.integers(0, case.T + 1, case.B)
@@ -150,7 +201,19 @@ def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str =
 
 
 def widened(inputs: Inputs) -> Inputs:
-    """The same numbers in float64 on the host: what the oracle is given."""
+    """Converts inputs to float64 on the host, as the oracle takes them.
+
+    Args:
+        inputs: inputs in any dtype, on any device.
+
+    Returns:
+        An `Inputs` with the same numbers in float64, in NumPy arrays.
+
+    Examples:
+        >>> from rnnkit.testing import Case, make_inputs, widened
+        >>> widened(make_inputs(Case("gru"), "float32")).x.dtype
+        dtype('float64')
+    """
 
     def wide(a: Any) -> Any:
         return None if a is None else to_numpy(a).astype(np.float64)
@@ -169,7 +232,26 @@ def widened(inputs: Inputs) -> Inputs:
 
 
 def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None = None) -> dict[str, np.ndarray]:
-    """Forward and backward of a case: every output and gradient by name, on the host."""
+    """Runs forward and backward of a case.
+
+    Args:
+        case: the case.
+        inputs: its inputs.
+        backend: name of the backend; None for the first that serves the arrays.
+        precision: a row of DTYPES that stores the arrays' dtype, such as "tf32"; None for the arrays' own dtype.
+
+    Returns:
+        Every output and gradient by name, on the host: "y", "dx", "h_n", "dh0", "dw_ih", ....
+
+    Raises:
+        ValueError: the backend or the precision is unknown.
+
+    Examples:
+        >>> from rnnkit.testing import Case, make_inputs, run
+        >>> case = Case("rnn_tanh")
+        >>> sorted(run(case, make_inputs(case), "numpy"))
+        ['db_hh', 'db_ih', 'dh0', 'dw_hh', 'dw_ih', 'dx', 'h_n', 'y']
+    """
     cell = CELLS[case.cell]
     y, state_n, saved = ops.forward(
         case.cell,
@@ -183,17 +265,26 @@ def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None =
     )
     assert saved is not None
     dx, dstate0, dweights = ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
-    found = {"y": y, "dx": dx}
+    arrays = {"y": y, "dx": dx}
     for name, n, d in zip(cell.states, state_n, dstate0, strict=True):
-        found |= {f"{name}_n": n, f"d{name}0": d}
-    found |= {f"d{name}": d for name, d in zip(Weights._fields, dweights, strict=True) if d is not None}
-    return {name: to_numpy(a) for name, a in found.items()}
+        arrays |= {f"{name}_n": n, f"d{name}0": d}
+    arrays |= {f"d{name}": d for name, d in zip(Weights._fields, dweights, strict=True) if d is not None}
+    return {name: to_numpy(a) for name, a in arrays.items()}
 
 
 class Errors(NamedTuple):
-    """Errors of one array as shares of the bound that DTYPES gives each element: the worst, and the root mean square.
+    """Errors of one array, as shares of the bound that DTYPES gives each element.
 
-    At most 1 passes. (0, 0) for an empty array.
+    At most 1 passes. An empty array has (0, 0).
+
+    Attributes:
+        worst: the largest share.
+        rms: the root mean square of the shares.
+
+    Examples:
+        >>> from rnnkit.testing import errors
+        >>> errors([1.0, 2.0], [1.0, 2.0], "float32")
+        Errors(worst=0.0, rms=0.0)
     """
 
     worst: float
@@ -201,26 +292,57 @@ class Errors(NamedTuple):
 
 
 def growth_of(case: Case, dtype: Any) -> float:
-    """The factor of the tolerances of `dtype` for a case with the numbers of `make_inputs`: see
-    rnnkit/core/dtypes.py."""
+    """The factor of the tolerances of a dtype for the inputs of a case, see rnnkit/core/dtypes.py.
+
+    Args:
+        case: a case, with the inputs of `make_inputs`.
+        dtype: a name in DTYPES or a NumPy dtype.
+
+    Returns:
+        A factor of at least 1.
+
+    Examples:
+        >>> from rnnkit.testing import Case, growth_of
+        >>> growth_of(Case("gru", I=4, H=4), "float32")
+        1.0
+    """
     return resolve_dtype(dtype).growth(case.I / case.H**0.5)
 
 
 def errors(got: Any, want: Any, dtype: Any, kind: str = "forward", growth: float = 1.0) -> Errors:
-    """|got - want| / bound over all elements; the bound is that of `dtype` for `kind`, "forward" or "backward".
+    """Compares an array with the oracle's: |got - want| / bound over all elements.
 
-    got, want: arrays of one shape and of any dtype; `want` is the oracle's. An element's bound is
-    growth * (rtol * |want| + atol * max(1, max|want|)), with the rtol and atol of the dtype's row in DTYPES.
-    rms is sqrt(mean((|got - want| / bound)**2)). Both are infinite where one is NaN and the other is not.
-    Raises AssertionError where the shapes differ.
+    The bound of an element is growth * (rtol * |want| + atol * max(1, max|want|)), with the rtol and atol of the
+    dtype's row in DTYPES. The rms is sqrt(mean((|got - want| / bound)^2)). Both are infinite if exactly one of two
+    elements is NaN.
+
+    Args:
+        got: the array to check.
+        want: the oracle's array, of the same shape; both may have any dtype.
+        dtype: the dtype of the run: a name in DTYPES or a NumPy dtype.
+        kind: which tolerance to use, "forward" or "backward".
+        growth: factor of the tolerance, see `growth_of`.
+
+    Returns:
+        An `Errors`.
+
+    Raises:
+        AssertionError: the shapes differ.
+
+    Examples:
+        >>> from rnnkit.testing import errors
+        >>> errors([1.0], [1.0 + 6e-6], "float32").worst < 1
+        True
     """
-    got, want = to_numpy(got), to_numpy(want)
+    got = to_numpy(got)
+    want = to_numpy(want)
     if got.shape != want.shape:
         raise AssertionError(f"shape {got.shape} is not {want.shape}")
     if not got.size:
         return Errors(0.0, 0.0)
     tolerance = getattr(DTYPES[resolve_dtype(dtype).name], kind)
-    got, want = got.astype(np.float64), want.astype(np.float64)
+    got = got.astype(np.float64)
+    want = want.astype(np.float64)
     finite = np.abs(want[np.isfinite(want)])
     scale = max(1.0, float(finite.max())) if finite.size else 1.0
     same = (got == want) | (np.isnan(got) & np.isnan(want))
@@ -230,28 +352,85 @@ def errors(got: Any, want: Any, dtype: Any, kind: str = "forward", growth: float
     worst = float(np.where(np.isnan(shares), np.inf, shares).max())
     if worst == 0 or not np.isfinite(worst):
         return Errors(worst, worst)
-    # Relative to the worst share, so that no square overflows or underflows to zero.
+    # Shares are divided by the worst one, so that no square overflows or underflows to zero.
     return Errors(worst, worst * float(np.sqrt(np.mean(np.square(shares / worst)))))
 
 
 def error_ratio(got: Any, want: Any, dtype: Any, kind: str = "forward") -> float:
-    """The worst share of `errors`: at most 1 passes, infinite where one is NaN and the other is not."""
+    """The worst share of `errors`.
+
+    Args:
+        got: the array to check.
+        want: the oracle's array, of the same shape.
+        dtype: a name in DTYPES or a NumPy dtype.
+        kind: "forward" or "backward".
+
+    Returns:
+        The largest share of the bound; infinite if exactly one of two elements is NaN.
+
+    Raises:
+        AssertionError: the shapes differ.
+
+    Examples:
+        >>> from rnnkit.testing import error_ratio
+        >>> error_ratio([1.0], [1.0], "float64")
+        0.0
+    """
     return errors(got, want, dtype, kind).worst
 
 
 def precision_of(dtype: Any) -> str | None:
-    """What `ops.forward` takes as `precision` to compute in `dtype`: None where the arrays' dtype says all."""
+    """The `precision` argument of `run` for a dtype.
+
+    Args:
+        dtype: a name in DTYPES or a NumPy dtype.
+
+    Returns:
+        The name of the row if the arrays' dtype does not determine it, else None.
+
+    Examples:
+        >>> from rnnkit.testing import precision_of
+        >>> precision_of("tf32"), precision_of("float32")
+        ('tf32', None)
+    """
     row = resolve_dtype(dtype)
     return None if row.name == row.stored else row.name
 
 
 def kind_of(name: str) -> str:
-    """The tolerance of an output or gradient of `run`, by its name: "forward" or "backward"."""
+    """The tolerance that an output or gradient of `run` is compared with.
+
+    Args:
+        name: a name that `run` returns.
+
+    Returns:
+        "forward" or "backward".
+
+    Examples:
+        >>> from rnnkit.testing import kind_of
+        >>> kind_of("h_n"), kind_of("dx")
+        ('forward', 'backward')
+    """
     return "forward" if name in ("y", "h_n", "c_n") else "backward"
 
 
 def assert_close(name: str, got: Any, want: Any, dtype: Any, kind: str = "forward") -> None:
-    """Raises AssertionError where `got` is further from `want` than DTYPES allows for `dtype` and `kind`."""
+    """Checks that an array is within the tolerance of DTYPES.
+
+    Args:
+        name: name of the array, for the message.
+        got: the array to check.
+        want: the oracle's array, of the same shape.
+        dtype: a name in DTYPES or a NumPy dtype.
+        kind: "forward" or "backward".
+
+    Raises:
+        AssertionError: an element is outside of its bound, or the shapes differ.
+
+    Examples:
+        >>> from rnnkit.testing import assert_close
+        >>> assert_close("y", [1.0, 2.0], [1.0, 2.0 + 1e-7], "float32")
+    """
     ratio = error_ratio(got, want, dtype, kind)
     if not ratio <= 1:
         worst = float(np.nanmax(np.abs(to_numpy(got).astype(np.float64) - to_numpy(want).astype(np.float64))))
@@ -261,7 +440,23 @@ def assert_close(name: str, got: Any, want: Any, dtype: Any, kind: str = "forwar
 
 
 def parity(backend: str, case: Case, dtype: Any = "float32", seed: int = 0, device: str = "cpu") -> dict[str, float]:
-    """Worst error of every output and gradient of a case on `backend`, as a share of its tolerance."""
+    """Runs a case on a backend and on the float64 oracle.
+
+    Args:
+        backend: name of the backend.
+        case: the case.
+        dtype: a name in DTYPES or a NumPy dtype.
+        seed: seed of the random inputs.
+        device: "cpu" or "cuda:<index>".
+
+    Returns:
+        Name of each output and gradient -> its worst error as a share of its tolerance; at most 1 passes.
+
+    Examples:
+        >>> from rnnkit.testing import Case, parity
+        >>> all(share <= 1 for share in parity("numpy", Case("lstm"), "float32").values())
+        True
+    """
     inputs = make_inputs(case, dtype, seed, device)
     got = run(case, inputs, backend, precision_of(dtype))
     want = run(case, widened(inputs), "numpy")

@@ -1,10 +1,11 @@
-"""Compiles kernels ahead of their first call, as in a Dockerfile.
+"""Compiles kernels ahead of their first call, for example in a Dockerfile.
 
     RUN python -m rnnkit.warmup --cell lstm --dtype float32
 
-Without options: every cell and dtype of every compiled backend that can run here. CPU kernels are cached in the folders
-that docs/install.md names, CUDA kernels in CuPy's cache. Exit status: 0 all is compiled and cached, 1 something failed
-or no folder takes the code, 2 a bad argument, 3 what was asked for by name cannot run here.
+Without options it compiles every cell and dtype of every compiled backend that can run here. CPU kernels are cached in
+the folders that docs/install.md names, CUDA kernels in CuPy's cache. Exit status: 0 all kernels are compiled and
+cached, 1 a compilation failed or no folder accepts the code, 2 bad argument, 3 something that was requested by name
+cannot run here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.core.thread_pool import shared_pool
 
-OK, BAD, MISSING, INTERRUPTED = 0, 1, 3, 130  # argparse exits with 2
+# Exit statuses; argparse exits with 2.
+OK = 0
+BAD = 1
+MISSING = 3
+INTERRUPTED = 130
 
 COMPILED = tuple(name for name in BACKENDS if name != "numpy")
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -40,7 +45,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
 
 
 class Kernels(NamedTuple):
-    """The kernels of one cell, in one dtype, on one backend: names of BACKENDS, DTYPES and CELLS."""
+    """The kernels of one cell, in one dtype, on one backend: names in BACKENDS, DTYPES and CELLS."""
 
     backend: str
     dtype: str
@@ -51,7 +56,7 @@ class Kernels(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to compile, and backend -> why it cannot run here."""
+    """The kernels to compile, and backend -> why it cannot run here."""
 
     kernels: tuple[Kernels, ...]
     unavailable: dict[str, str]
@@ -60,7 +65,16 @@ class Plan(NamedTuple):
 def plan(
     backends: Sequence[str] | None = None, dtypes: Sequence[str] | None = None, cells: Sequence[str] | None = None
 ) -> Plan:
-    """Every combination that exists; None asks for all. The NumPy backend compiles nothing and has none."""
+    """Lists every combination that exists; None stands for all. The NumPy backend has no kernels.
+
+    Args:
+        backends: names in COMPILED.
+        dtypes: names in DTYPES.
+        cells: names in CELLS.
+
+    Returns:
+        A Plan.
+    """
     unavailable = {}
     kernels = []
     for name in backends or COMPILED:
@@ -71,13 +85,13 @@ def plan(
             continue
         served = [dtype for dtype in dtypes or row.dtypes if dtype in row.dtypes]
         if dtypes is None and row.arrays == "numpy":
-            served = [dtype for dtype in served if DTYPES[dtype].stored == dtype]  # tf32 is float32 there
+            served = [dtype for dtype in served if DTYPES[dtype].stored == dtype]  # on the CPU tf32 is float32
         kernels += [Kernels(name, dtype, cell) for dtype in served for cell in cells or CELLS]
     return Plan(tuple(kernels), unavailable)
 
 
 def warm_up(kernels: Kernels) -> None:
-    """Calls layers forward and backward, so that all is compiled that calls of such layers need. Raises as they do."""
+    """Calls layers forward and backward so that all their kernels are compiled. Raises what the calls raise."""
     backend, dtype, cell = kernels
     device = "cpu" if BACKENDS[backend].arrays == "numpy" else "cuda"
     make = partial(LAYERS[cell], 3, 4, dtype=dtype, device=device, backend=backend, rng=0)
@@ -93,7 +107,7 @@ def warm_up(kernels: Kernels) -> None:
             with rnnkit.no_grad():
                 layer(x, lengths=lengths)
     if backend == "numba":
-        shared_pool()  # its own loops. It starts no thread
+        shared_pool()  # compiles the loops of the thread pool; it starts no thread
 
 
 def _zeros(layer: Any, T: int) -> Any:
@@ -106,7 +120,7 @@ def _zeros(layer: Any, T: int) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; gives the exit status."""
+    """Runs the command. Returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     planned = plan(args.backend, args.dtype, args.cell)
@@ -114,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"not compiled here: {name}: {reason}")
     named = [name for name in planned.unavailable if name in (args.backend or ())]
     if named or not planned.kernels:
-        print(f"{parser.prog}: nothing is compiled, because what was named cannot run here", file=sys.stderr)
+        print(f"{parser.prog}: nothing is compiled, because a requested backend cannot run here", file=sys.stderr)
         return MISSING
-    os.environ.setdefault("RNNKIT_QUIET", "1")  # the lines below say it
+    os.environ.setdefault("RNNKIT_QUIET", "1")  # the progress lines replace the notice of a compilation
     before = Counter(_counts())
     try:
         failed = _compile(planned.kernels)
@@ -131,19 +145,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m rnnkit.warmup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for option, names in (("backend", COMPILED), ("dtype", tuple(DTYPES)), ("cell", tuple(CELLS))):
-        parser.add_argument(f"--{option}", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}")
+        parser.add_argument(f"--{option}", nargs="+", metavar="NAME", choices=names, help=f"names: {', '.join(names)}")
     return parser
 
 
 def _compile(kernels: Sequence[Kernels]) -> int:
-    """A line per combination as it is done. Gives how many failed."""
+    """Compiles the kernels and prints a line for each. Returns the number of failures."""
     failed = 0
     for number, one in enumerate(kernels, 1):
-        start, before = time.monotonic(), _compiled()
+        start = time.monotonic()
+        before = _compiled()
         print(f"{number}/{len(kernels)} {one} ... ", end="", flush=True)
         try:
             warm_up(one)
-        except Exception as problem:  # whatever a compiler raises; the other kernels may do
+        except Exception as problem:  # any exception of a compiler; other kernels may compile
             failed += 1
             lines = str(problem).strip().splitlines() or [""]
             print(f"failed: {type(problem).__name__}: {lines[0]}")
@@ -154,7 +169,7 @@ def _compile(kernels: Sequence[Kernels]) -> int:
 
 
 def _counts() -> Counter[str]:
-    """What the cache of the CPU kernels has counted in this process; nothing where no such kernel was made."""
+    """Counts of the CPU kernels' cache in this process; empty if no CPU kernel was used."""
     cache = sys.modules.get("rnnkit.kernels.cpu.cache")
     return Counter() if cache is None else cache.counts
 
@@ -164,22 +179,22 @@ def _compiled() -> int:
 
 
 def _report(before: Counter[str]) -> bool:
-    """Says where the CPU kernels are. False where one that was compiled since `before` is cached nowhere."""
+    """Prints the folders of the CPU kernels. Returns whether all kernels compiled since `before` are cached."""
     counts = _counts()
     if not counts:
         return True
     from rnnkit.kernels.cpu import cache
 
     for folder in cache.kernel_folders():
-        found = cache.survey(folder, cache.environment_stamp())["current"]
-        if found:
-            size = sum(path.stat().st_size for path in found)
-            print(f"{len(found)} CPU kernels for this machine, {size / 1e6:.1f} MB, are in {folder}")
+        files = cache.survey(folder, cache.environment_stamp())["current"]
+        if files:
+            size = sum(path.stat().st_size for path in files)
+            print(f"{len(files)} CPU kernels for this machine, {size / 1e6:.1f} MB, are in {folder}")
     new = counts - before
-    lost = new["compiled"] - new["cached"]
-    if lost:
-        print(f"{lost} compiled kernels are cached nowhere: no folder takes them", file=sys.stderr)
-    return not lost
+    uncached = new["compiled"] - new["cached"]
+    if uncached:
+        print(f"{uncached} compiled kernels are cached nowhere: no folder is writable", file=sys.stderr)
+    return not uncached
 
 
 if __name__ == "__main__":

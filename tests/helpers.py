@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,20 @@ CPU_BACKENDS = [
     for row in BACKENDS.values()
     if row.arrays == "numpy" and importlib.util.find_spec(f"rnnkit.backends.{row.name}") is not None
 ]
+
+
+def slow_except(values: Iterable[Any], *quick: Any, unpack: bool = False) -> list[Any]:
+    """`values` as parameters of a test, of which `make test` runs `quick`; the others are marked slow.
+
+    unpack: each value is a tuple, of one entry for each of several names.
+    """
+    slow = pytest.mark.slow
+    return [v if v in quick else pytest.param(*(v if unpack else (v,)), marks=slow) for v in values]
+
+
+# In place of the fixture `cpu_backend`: one of them in `make test`, all of them in `make test-all`.
+ONE_BACKEND = pytest.mark.parametrize("cpu_backend", slow_except(CPU_BACKENDS, CPU_BACKENDS[0]))
+THE_ORACLE = pytest.mark.parametrize("cpu_backend", slow_except(CPU_BACKENDS, "numpy"))
 
 
 def randn(rng: np.random.Generator, *shape: int, dtype: Any = "float64") -> np.ndarray:

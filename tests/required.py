@@ -1,15 +1,18 @@
 """RNNKIT_REQUIRED names the parts of the tests that must run: what such a part lacks is an error, not a reason to skip.
 
-`make test-peers` sets it to peers, `make test-kernels` to kernels. Several names are separated by commas.
+peers: PyTorch, Keras and JAX; `make test-peers` sets it. kernels: NVIDIA's compilers; `make test-kernels` sets it.
+emulators: g++ and greenlet, for the CUDA kernels without a GPU; `.ci/run` sets it. Commas separate several names.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-PARTS = ("kernels", "peers")
+PARTS = ("emulators", "kernels", "peers")
 
 
 def required(part: str) -> bool:
@@ -17,7 +20,7 @@ def required(part: str) -> bool:
     named = [name for name in os.environ.get("RNNKIT_REQUIRED", "").split(",") if name]
     for name in named:
         if name not in PARTS:
-            raise pytest.UsageError(f"RNNKIT_REQUIRED may name {' and '.join(PARTS)}, got {name!r}")
+            raise pytest.UsageError(f"RNNKIT_REQUIRED may name {', '.join(PARTS)}, got {name!r}")
     return part in named
 
 
@@ -28,6 +31,7 @@ def unless_required(part: str, problem: str | None) -> str | None:
     return problem
 
 
-def needs(part: str, problem: str | None) -> pytest.MarkDecorator:
-    """A mark that skips tests of `part` where there is a `problem`. Raises UsageError where they must run."""
-    return pytest.mark.skipif(unless_required(part, problem) is not None, reason=str(problem))
+def needs_kernels(problem: str | None) -> Callable[[Any], Any]:
+    """Marks a test `kernels`, and skips it where there is a `problem`. Raises UsageError where it must run."""
+    skip = pytest.mark.skipif(unless_required("kernels", problem) is not None, reason=str(problem))
+    return lambda test: pytest.mark.kernels(skip(test))

@@ -2,9 +2,9 @@
 
 python -m bench.gpu [--out FOLDER] [--seconds N] [--parts NAME ...] [--done gpu.json [--only-failed]] [--schedule NAME]
 
-Every finished check is in OUT/gpu.json or OUT/items.jsonl from the moment it ends, whatever ends the run. Exit status:
-0 all done and right; 1 something is wrong, or a part did not come to its end; 3 there is no CUDA card to be used, and
-nothing was written; 2 an argument is wrong. (make has one status of its own for every failure, and prints ours.)
+Every finished check is in OUT/gpu.json or OUT/items.jsonl as soon as it ends, whatever ends the run. Exit status: 0 all
+is done and right; 1 something is wrong, or a part did not end; 2 an argument is wrong; 3 there is no usable CUDA card,
+and nothing was written. (make exits with its own status for every failure, and prints ours.)
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.gpu import lines, plan, report, results, tables
+from bench.gpu import items_file, plan, report, result_file, tables
 from bench.gpu.log import Log
 from bench.gpu.processes import Part, Result, run
-from bench.gpu.results import ITEMS, Document, Results, Unusable
-from bench.pool import ROOT
+from bench.gpu.result_file import ITEMS, Document, Results, Unusable
+from bench.worker_pool import ROOT
 from rnnkit.backends import BACKENDS
 
 NO_CARD = 3
 SECONDS = 290.0
-# Kept at the end for a part that is stuck, the plot, the files and the table.
+# Reserved at the end for a part that hangs, the plot, the files and the table.
 ENDING = 20.0
 RESULTS = ROOT / "bench" / "results"
 STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: list[str] | None = None, parts: Sequence[Part] | None = None, card: Part | None = None) -> int:
-    """parts, card: others than the plan's, for tests."""
+    """parts, card: for tests, in place of the plan's."""
     deadline = time.monotonic()
     options = _parser().parse_args(arguments)
     deadline += options.seconds
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None, parts: Sequence[Part] | None = None
     session = Run(out, deadline, wanted, found, earlier, options.only_failed)
     try:
         session.run()
-    except lines.NotWritten as problem:
+    except items_file.NotWritten as problem:
         print(f"{problem}: nothing can be measured that cannot be kept")
         return 1
     except BaseException as stop:
@@ -73,12 +73,12 @@ def main(arguments: list[str] | None = None, parts: Sequence[Part] | None = None
 
 
 def find_card(part: Part, folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """The items of the part "card", and why there is no card to be used, "" where there is."""
+    """The items of the part "card", and why no card can be used ("" where one can)."""
     items = folder / ITEMS
     log = Log(folder / "log.txt")
     result = run(part, items, log, time.monotonic() + part.most)
     log.close()
-    found = list(lines.ended(lines.read_lines(items)).get(part.name, {}).values())
+    found = list(items_file.ended(items_file.read_lines(items)).get(part.name, {}).values())
     device = next((item for item in found if item["item"] == "device"), None)
     if device is None:
         return found, f"{result.why}: {' | '.join(result.last_lines[-3:])}"
@@ -86,7 +86,7 @@ def find_card(part: Part, folder: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 class Run:
-    """One run: its parts one after the other, with the results on disk after every check."""
+    """One run: its parts in order, with the results on disk after every check."""
 
     def __init__(
         self,
@@ -104,10 +104,10 @@ class Run:
         self._stop = ""
         now = {"date": datetime.date.today().isoformat(), "commit": machine.commit(), "seconds": 0.0}
         runs = [*(earlier["runs"] if earlier else []), now]
-        self.results = Results(out, {"schema": results.SCHEMA, **now, "runs": runs}, earlier)
-        todo = {p.name: results.todo(p.name, earlier, only_failed) for p in parts} if earlier else {}
+        self.results = Results(out, {"schema": result_file.SCHEMA, **now, "runs": runs}, earlier)
+        todo = {p.name: result_file.todo(p.name, earlier, only_failed) for p in parts} if earlier else {}
         self.parts = [part for part in parts if part.name not in todo or todo[part.name].start]
-        # The items of parts that are not started again stay in gpu.json, and need no line.
+        # The items of parts that are not started again are in gpu.json already, and need no line.
         self._known = [line for part in self.parts if part.name in todo for line in todo[part.name].lines]
         if earlier is None:
             (out / "log.txt").unlink(missing_ok=True)
@@ -115,15 +115,15 @@ class Run:
 
     def run(self) -> None:
         self.items.unlink(missing_ok=True)
-        lines.reserve(self.items)
-        lines.append(self.items, [*self._known, *({"part": "card", **item} for item in self._card)])
+        items_file.reserve(self.items)
+        items_file.append(self.items, [*self._known, *({"part": "card", **item} for item in self._card)])
         self.results.note({"part": "card", **item} for item in self._card)
         self.results.finish(Part("card", (), 0.0), Result("done", starts=1))
         for i, part in enumerate(self.parts):
             self._part(part, kept=ENDING + sum(later.least for later in self.parts[i + 1 :]))
 
     def _part(self, part: Part, kept: float) -> None:
-        """Runs a part, and prints the table so far. kept: seconds that come after it."""
+        """Runs a part, and prints its table. kept: seconds reserved for what follows."""
         if self._stop:
             self.results.finish(part, Result("not run", self._stop))
             return
@@ -144,14 +144,16 @@ class Run:
             print(tables.line(name, item), flush=True)
 
     def finish(self) -> int:
-        """Draws the plot, prints the whole table, and gives the exit status."""
+        """Draws the plot, prints the whole table and returns the exit status."""
         out = self.out
         document = self.results.document()
         self.results.add(means=report.means(document))
         self.results.save()
         log = Log(out / "log.txt")
         left = self.deadline - time.monotonic() - 3.0
-        drawn = run(plan.plot(out / results.NAME, out / "gpu.png"), out / "plot.jsonl", log, time.monotonic() + left)
+        drawn = run(
+            plan.plot(out / result_file.NAME, out / "gpu.png"), out / "plot.jsonl", log, time.monotonic() + left
+        )
         log.close()
         (out / "plot.jsonl").unlink(missing_ok=True)
         document = self.results.document()
@@ -174,22 +176,22 @@ class Run:
 
 
 def base_case_problem(document: Document) -> str:
-    """Why nothing after "smoke" is worth measuring, "" where it is."""
+    """Why nothing after "smoke" can be measured, "" where it can."""
     found = {item["item"]: item for item in report.items(document, "smoke")}
     for key in plan.BASE_CASE:
-        item = found.get(key, {"status": "not run", "why": "it did not come to its turn"})
+        item = found.get(key, {"status": "not run", "why": "it was not started"})
         if item["status"] != "ok":
             return f"the base case failed: {key}: {item['status']}: {item.get('why', '')}"[:300]
     return ""
 
 
 def slug(name: str) -> str:
-    """A card's name as a folder's: nvidia-h200."""
+    """A card's name as a folder name: nvidia-h200."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
 def _stop(number: int, frame: Any) -> None:
-    """Ends the run by an exception, so that its processes are ended and its results written; once."""
+    """Ends the run by an exception, once, so that its processes are ended and its results are written."""
     for each in STOPPED:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
@@ -213,7 +215,7 @@ def _earlier(options: argparse.Namespace) -> Document | None:
     if options.only_failed and options.done is None:
         raise SystemExit(_refuse("--only-failed needs --done, which names the run whose failed checks are repeated"))
     try:
-        return None if options.done is None else results.load(options.done)
+        return None if options.done is None else result_file.load(options.done)
     except Unusable as problem:
         raise SystemExit(_refuse(f"--done: {problem}")) from None
 
@@ -231,11 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FOLDER", help="default bench/results/<card>")
     add("--seconds", type=_above_zero, default=SECONDS, help="of the whole run (default %(default).0f)")
     names = ", ".join(part.name for part in plan.parts())
-    add("--parts", nargs="+", default=[], metavar="NAME", help=f"these alone, of {names}")
-    add("--done", type=Path, metavar="FILE", help="go on where the run of this gpu.json ended, and merge the two")
-    add("--only-failed", action="store_true", help="with --done: repeat what was wrong or failed there, nothing else")
+    add("--parts", nargs="+", default=[], metavar="NAME", help=f"only these of {names}")
+    add("--done", type=Path, metavar="FILE", help="continue the run of this gpu.json, and merge the two")
+    add("--only-failed", action="store_true", help="with --done: repeat only what was wrong or failed there")
     schedules = BACKENDS["cupy"].schedules()
-    add("--schedule", choices=schedules, help="run this schedule alone (default: what the library chooses)")
+    add("--schedule", choices=schedules, help="run this schedule alone (default: the library's choice)")
     return parser
 
 

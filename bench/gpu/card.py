@@ -1,4 +1,4 @@
-"""The card and the software on it: python -m bench.gpu.card. Reads settings, changes none."""
+"""The card and its software: python -m bench.gpu.card. It reads settings and changes none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from bench import machine
-from bench.gpu.lines import Item, Lines, Unavailable
+from bench.gpu.items_file import Item, Lines, Unavailable
 
 TOOLS = ("nvidia-smi", "compute-sanitizer", "ncu", "nvcc", "cuobjdump")
 TOOL_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/nvidia/bin", "/usr/local/cuda/compute-sanitizer")
@@ -34,7 +34,7 @@ def find_tool(name: str) -> str | None:
 
 
 def smi(fields: str) -> dict[str, str]:
-    """What nvidia-smi says of the first card, by field; empty where it says nothing."""
+    """The fields of the first card by nvidia-smi; empty where it fails."""
     tool = find_tool("nvidia-smi")
     if tool is None:
         return {}
@@ -47,7 +47,7 @@ def smi(fields: str) -> dict[str, str]:
 
 
 def clocks() -> dict[str, float]:
-    """The first card's clocks (MHz), power (W) and temperature (C) now; empty where nothing can be asked.
+    """The first card's current clocks (MHz), power (W) and temperature (C); empty where neither source works.
 
     By NVML where its bindings (nvidia-ml-py) are installed, in microseconds; else by nvidia-smi, in about 0.1 s.
     """
@@ -105,7 +105,7 @@ def attributes() -> Item:
 
 
 def versions() -> Item:
-    """Of everything that does the work."""
+    """The versions of Python, the system, the packages and CUDA."""
     import cupy
 
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}

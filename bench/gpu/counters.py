@@ -1,7 +1,7 @@
-"""Launches and bytes a step, predicted and measured: python -m bench.gpu.counters.
+"""Launches and bytes per step, predicted and counted: python -m bench.gpu.counters.
 
-Launches by CUPTI through torch.profiler, which sees every kernel of the process, those inside graphs too; where that
-sees none, by the nodes of the graphs themselves. Bytes by ncu's hardware counters, over a call without graphs.
+CUPTI counts the launches through torch.profiler, which records every kernel of the process, also inside graphs. Where
+it records none, the nodes of the graphs are counted. ncu's hardware counters give the bytes of a call without graphs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import subprocess
 import sys
 from typing import Any
 
-from bench.floors import step_of
-from bench.gpu import model, tether, timing
+from bench.gpu import call_model, exit_with_parent, timing
 from bench.gpu.card import find_tool
-from bench.gpu.lines import Item, Lines, Unavailable
-from bench.gpu.one import point_of
+from bench.gpu.items_file import Item, Lines, Unavailable
+from bench.gpu.ncu_call import point_of
+from bench.gpu.step_model import step_counts
 from bench.grid import MAIN_CELLS, Point
-from bench.pool import ROOT
+from bench.worker_pool import ROOT
 from rnnkit.backends.cupy import sources
 
 POINTS = (*(Point(cell, 64, 32, 256, 256) for cell in MAIN_CELLS), Point("lstm", 64, 32, 256, 256, "float16"))
@@ -44,18 +44,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def count(point: Point, backward: bool) -> Item:
-    """Kernels of a call in the steady state. Raises Unavailable without torch, which makes the inputs and profiles."""
+    """The kernels of a call after the first ones. Raises Unavailable without torch, which makes inputs and profiles."""
     if importlib.util.find_spec("torch") is None:
         raise Unavailable("torch is not installed")
-    from bench.gpu.numbers import numbers
-    from bench.gpu.sides import Ours
+    from bench.gpu.inputs import point_inputs
+    from bench.gpu.rnnkit_and_torch import Ours
 
-    side = Ours(numbers(point))
+    side = Ours(point_inputs(point))
     call = side.forward_backward if backward else side.forward
     for _ in range(3):
         call()
     timing.wait()
-    want = model.launches(point, backward)
+    want = call_model.launches(point, backward)
     names, how = profiled(call)
     if not names:
         how = "graph nodes"
@@ -78,7 +78,7 @@ def count(point: Point, backward: bool) -> Item:
 
 
 def profiled(call: Any) -> tuple[list[str], str]:
-    """The names of the kernels that `call` runs; none where there is no profiler to say."""
+    """The names of the kernels that `call` runs, and how they were counted; no names where no profiler works."""
     import torch
 
     activities = [torch.profiler.ProfilerActivity.CUDA]
@@ -94,7 +94,7 @@ def profiled(call: Any) -> tuple[list[str], str]:
 
 
 def is_kernel(event: Any) -> bool:
-    """Whether an event of the profiler is a kernel: it ran on the device, and is no copy."""
+    """Whether an event of the profiler is a kernel: it ran on the device and is no copy."""
     on_device = str(event.device_type).endswith("CUDA")
     return on_device and not event.name.startswith(("Memcpy", "Memset"))
 
@@ -121,11 +121,11 @@ def graph_nodes() -> list[dict[str, int]]:
 
 
 def bytes_by_ncu(tool: str, cell: str, seconds: float) -> Item:
-    """What a step's kernels move, by the counters of the L2 cache and of the memory behind it."""
-    program = [sys.executable, "-m", "bench.gpu.one", cell]
+    """The bytes that a step's kernels move, by the counters of the L2 cache and of memory."""
+    program = [sys.executable, "-m", "bench.gpu.ncu_call", cell]
     command = [tool, "--clock-control", "none", "--csv", "--metrics", ",".join(METRICS), *program]
     ran = subprocess.run(
-        tether.command(tuple(command)), cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
+        exit_with_parent.command(tuple(command)), cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
     )
     print(ran.stdout[-4000:], ran.stderr[-2000:], flush=True)
     rows = parse_ncu(ran.stdout)
@@ -134,17 +134,18 @@ def bytes_by_ncu(tool: str, cell: str, seconds: float) -> Item:
         raise Unavailable(f"ncu counted nothing: {' | '.join(said)}"[:400])
     point = point_of(cell)
     ways = {"forward": False, "backward": True}
-    predicted = {way: step_of(cell, point.dtype, point.B, point.H, back)._asdict() for way, back in ways.items()}
+    predicted = {way: step_counts(cell, point.dtype, point.B, point.H, back)._asdict() for way, back in ways.items()}
     return {"point": point.to_dict(), "predicted_step": predicted, "kernels": rows}
 
 
 def parse_ncu(text: str) -> dict[str, dict[str, float]]:
-    """Kernel -> metric -> its mean over the launches, and "launches"; from ncu's CSV, one row a launch and metric."""
+    """Kernel -> metric -> its mean over the launches, and "launches"; from ncu's CSV, one row per launch and metric."""
     body = [line for line in text.splitlines() if line.startswith('"')]
     sums: dict[str, dict[str, list[float]]] = {}
     for row in csv.DictReader(body):
         try:
-            kernel, metric = row["Kernel Name"].split("(")[0][:80], row["Metric Name"]
+            kernel = row["Kernel Name"].split("(")[0][:80]
+            metric = row["Metric Name"]
             value = float(row["Metric Value"].replace(",", ""))
         except (KeyError, ValueError, AttributeError):
             continue

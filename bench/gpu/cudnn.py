@@ -1,7 +1,7 @@
-"""Which algorithm of cuDNN PyTorch takes for a call, and the flags that decide its arithmetic.
+"""The cuDNN algorithm that PyTorch uses for a call, and the flags that decide its arithmetic.
 
-The choice is `get_algo` of PyTorch's aten/src/ATen/native/cudnn/RNN.cpp, read for compute capability 8.0 and later:
-PyTorch itself does not say.
+PyTorch does not report the algorithm. `path` follows `get_algo` of its aten/src/ATen/native/cudnn/RNN.cpp, for compute
+capability 8.0 and later.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from typing import Any
 
 from bench.grid import Point
 
-STANDARD, SMALL_H, PERSISTENT, NATIVE = "standard", "small-H", "persistent", "no cuDNN"
+STANDARD = "standard"
+SMALL_H = "small-H"
+PERSISTENT = "persistent"
+NATIVE = "no cuDNN"
 
-# Before this version PyTorch ran bfloat16 through its own kernels, no peer to measure against.
+# Before this version PyTorch runs bfloat16 through its own kernels instead of cuDNN.
 BFLOAT16_VERSION = 91300
 
 PERSISTENT_MULTIPROCESSORS = 98

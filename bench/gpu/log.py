@@ -1,4 +1,4 @@
-"""The log of a run: what every process prints, in one file that stays small enough to be fetched."""
+"""The log of a run: the output of every process, in one file of limited size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-# Of each process: the beginning as it comes, and the end when it has ended.
+# Of each process: the beginning of its output at once, and the end when it has ended.
 HEAD_BYTES = 1 << 20
 TAIL_BYTES = 1 << 16
 # Of the whole file.
@@ -32,7 +32,7 @@ class Log:
             try:
                 self._file.write(text)
                 self._file.flush()
-            except OSError:  # a full disk: the items are what matters
+            except OSError:  # a full disk: the items matter more
                 return 0
             return len(text)
 
@@ -42,7 +42,7 @@ class Log:
 
 
 class Output:
-    """What one process prints: followed by a thread, added to the log, and its last lines kept."""
+    """The output of one process: a thread reads it, adds it to the log and keeps its last lines."""
 
     def __init__(self, name: str, log: Log) -> None:
         self.name = name
@@ -69,7 +69,7 @@ class Output:
     def _take(self, chunk: bytes) -> None:
         with self._lock:
             *lines, self._rest = (self._rest + chunk).split(b"\n")
-            if len(self._rest) > TAIL_BYTES:  # what is printed need not have lines
+            if len(self._rest) > TAIL_BYTES:  # output without line breaks
                 lines.append(self._rest)
                 self._rest = b""
             lines = [line for line in lines if line.strip()]
@@ -94,7 +94,7 @@ class Output:
         return ["".join(c if c.isprintable() else "?" for c in line)[:200] for line in decoded]
 
     def finish(self, seconds: float = 2.0) -> None:
-        """Waits for what is still in the pipe, but not for a grandchild that holds it open; adds the end to the log."""
+        """Reads the rest of the pipe, without waiting for a grandchild that keeps it open. Adds the end to the log."""
         if self._thread is not None:
             self._thread.join(seconds)
         with self._lock:

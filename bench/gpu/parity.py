@@ -1,4 +1,4 @@
-"""Is every result right: python -m bench.gpu.parity --share 2/6. The checks of `rnnkit.parity` on the card.
+"""The checks of `rnnkit.parity` on the card: python -m bench.gpu.parity --share 2/6.
 
 A share has whole groups of a backend, cell and stored dtype, so that no two processes compile the same kernels.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench.gpu import lines as file
-from bench.gpu.lines import Item, Lines
+from bench.gpu import items_file as file
+from bench.gpu.items_file import Item, Lines
 from rnnkit import parity
 from rnnkit.backends import BACKENDS, pinned_names
 from rnnkit.core.dtypes import DTYPES
@@ -17,14 +17,14 @@ from rnnkit.parity import Check
 from rnnkit.testing import CASES, LARGE_CASES
 
 DEVICE = "cuda:0"
-# The scan of Numba CUDA has one block a row: larger cases take it seconds.
+# The scan of Numba CUDA has one block per row, and takes seconds on larger cases.
 LARGEST_NUMBA_H = 250
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     file.add_arguments(parser)
-    parser.add_argument("--share", default="1/1", help="which part of how many is run")
+    parser.add_argument("--share", default="1/1", help="which share of how many is run")
     parser.add_argument("--schedule", help="of the CuPy backend, instead of all")
     options = parser.parse_args(arguments)
     which, count = map(int, options.share.split("/"))
@@ -39,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def plan(schedule: str | None = None) -> tuple[list[Check], dict[str, str]]:
-    """Every check of the CUDA backends and what cannot be checked here with the reason.
+    """Every check of the CUDA backends, and by name why a backend cannot be checked here.
 
-    Small cases come first, and of those the CuPy backend's: a run that is cut short has what matters most.
+    Small cases come first, and of those the CuPy backend's: a run that is cut off has the most important checks.
     """
     names = [name for name in pinned_names() if BACKENDS[name.partition(":")[0]].arrays == "cupy"]
     if schedule is not None:

@@ -1,7 +1,8 @@
 """Runs a part: one or more processes that append their items to one file, within the part's time.
 
-A process that outstays its time, or ends no check for too long, is killed with all its children. One that dies with
-checks left may be started again, and goes on after the check at which it died. None outlives this process (`tether`).
+A process that exceeds its time, or ends no check for too long, is killed with all its children. A process that dies
+with checks left may be started again, and continues after the check at which it died. No process outlives this one
+(`exit_with_parent`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.gpu import tether
-from bench.gpu.lines import NO_SPACE, Item, Tail, append, read_lines, under_way
+from bench.gpu import exit_with_parent
+from bench.gpu.items_file import NO_SPACE, Item, Tail, append, read_lines, under_way
 from bench.gpu.log import Log, Output
-from bench.pool import ROOT
+from bench.worker_pool import ROOT
 
 POLL_SECONDS = 0.05
 # From SIGTERM to SIGKILL, and how long a killed process is waited for: one stuck in the driver does not end.
@@ -32,9 +33,9 @@ OUT_OF_TIME = "ended when its time was over"
 class Part:
     """One question of a run. workers: the commands that answer it at once, each given `--items --part --seconds`.
 
-    most: seconds it may take. least: fewer are not worth the start, and so many are kept for it by the parts before.
-    quiet: seconds in which no check ends after which a worker is taken to hang. restarts: how often a worker may be
-    started again. environment: variables beside those of this process.
+    most: the seconds it may take. least: the seconds that earlier parts reserve for it; with fewer it is not started.
+    quiet: a worker that ends no check for this many seconds counts as hung. restarts: how often a worker may be started
+    again. environment: variables in addition to those of this process.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Worker:
         self.starts += 1
         self.changed = time.monotonic()
         self.process = subprocess.Popen(
-            tether.command((*self.command, *arguments)),
+            exit_with_parent.command((*self.command, *arguments)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -96,9 +97,9 @@ class Worker:
         return True
 
     def give_up(self) -> None:
-        """Writes the end of the checks that this process began and will not end.
+        """Writes an item for each check that this process began and did not end.
 
-        One that was cut off by the clock is left to the next run; one at which its process died or hung has failed.
+        A check that ran out of time is left to the next run. A check at which its process died or hung has failed.
         """
         assert self.process is not None
         status = "not run" if self.ended == OUT_OF_TIME else "failed"
@@ -170,12 +171,17 @@ def run(
         for worker in running:
             worker.output.finish(INTERRUPTED_SECONDS)
     _note(tail, [], seen)
+    return _result(workers, time.monotonic() - started)
+
+
+def _result(workers: list[Worker], seconds: float) -> Result:
+    """The result of a part whose workers have all ended."""
     bad = [worker for worker in workers if worker.ended]
     why = "; ".join(dict.fromkeys(worker.ended for worker in bad))
     return Result(
         status="failed" if bad else "done",
         why=why,
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(seconds, 1),
         starts=max(worker.starts for worker in workers),
         last_lines=[line for worker in bad[:2] for line in worker.output.last()],
         written=all(worker.written for worker in workers),

@@ -1,12 +1,12 @@
-"""What a run found, from its document (`results`): the rows of throughput, their means, and what is wrong."""
+"""The findings of a run, from gpu.json (`result_file`): the throughput rows, their means, and what is wrong."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
 
-from bench.gpu import cudnn, model
-from bench.gpu.lines import BAD
+from bench.gpu import call_model, cudnn
+from bench.gpu.items_file import BAD
 from bench.grid import FORWARD_BACKWARD, PASSES, Point
 
 Document = dict[str, Any]
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     spread: float | None
     wall: float | None
     paths: tuple[str, ...]
-    floor_share: float | None
+    lower_bound_share: float | None
     predicted_share: float | None
 
     @property
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
     @property
     def standard(self) -> bool:
-        """Whether torch takes cuDNN's non-persistent path in every pass: the rows that the bar is over."""
+        """Whether torch uses cuDNN's non-persistent algorithm in every pass. The acceptance mean is over these rows."""
         return set(self.paths) == {cudnn.STANDARD}
 
 
@@ -63,7 +63,7 @@ def card_name(document: Document) -> str:
 def rows(document: Document) -> list[Row]:
     """Every measured or wrong pass, in the order of measuring."""
     l2 = item(document, "card", "attributes").get("attributes", {}).get("L2CacheSize", 0)
-    measured = model.rates(card_name(document), float(l2), items(document, "ceilings"))
+    measured = call_model.rates(card_name(document), float(l2), items(document, "ceilings"))
     found = []
     for entry in items(document, "throughput"):
         for passes, result in entry.get("passes", {}).items():
@@ -71,12 +71,12 @@ def rows(document: Document) -> list[Row]:
     return found
 
 
-def _row(point: Point, passes: str, result: dict[str, Any], measured: model.Rates | None) -> Row:
+def _row(point: Point, passes: str, result: dict[str, Any], measured: call_model.Rates | None) -> Row:
     ours = result.get("ours", {}).get("ms")
     median = ours["median"] if ours else None
     best, by = torch_best(result)
     shares = []
-    for predict in (model.floor, model.stepwise):
+    for predict in (call_model.lower_bound, call_model.predicted):
         seconds = predict(point, passes == FORWARD_BACKWARD, measured) if measured else None
         shares.append(seconds * 1e3 / median if seconds and median else None)
     return Row(
@@ -96,25 +96,26 @@ def _row(point: Point, passes: str, result: dict[str, Any], measured: model.Rate
 
 
 def torch_best(result: dict[str, Any]) -> tuple[float | None, str]:
-    """torch's median milliseconds at its faster, and which that is; None where it was not timed."""
+    """The smaller of torch's median milliseconds, eager or graph, and which it is; None where it was not timed."""
     times = {said: result[name]["ms"]["median"] for name, said in TORCH.items() if "ms" in result.get(name, {})}
     by = min(times, key=times.__getitem__, default="")
     return times.get(by), by
 
 
 def measured_points(document: Document) -> set[str]:
-    """The points that were begun and ended, right or wrong; gpu.json lists the others, if the part came to its end."""
+    """The points that ended, right or wrong. gpu.json lists the others too, if the part ended."""
     return {i["item"] for i in items(document, "throughput") if "passes" in i}
 
 
 def mean(values: list[float]) -> float | None:
-    """The geometric mean; None of nothing."""
+    """The geometric mean; None of no values."""
     return math.exp(sum(map(math.log, values)) / len(values)) if values else None
 
 
 def means(document: Document) -> list[dict[str, Any]]:
-    """By dtype and pass: the geometric mean of torch's time to ours over all rows, and over those of the bar."""
-    found, all_rows = [], rows(document)
+    """By dtype and pass: the geometric mean of torch's time over ours, of all rows and of the `standard` ones."""
+    found = []
+    all_rows = rows(document)
     for dtype in dict.fromkeys(row.dtype for row in all_rows):
         for passes in PASSES:
             chosen = [row for row in all_rows if (row.dtype, row.passes) == (dtype, passes) and row.ratio]
@@ -131,7 +132,7 @@ def means(document: Document) -> list[dict[str, Any]]:
                     "bar_rows": len(bar),
                     "bar_mean": mean(bar),
                     "least": min(ratios),
-                    "floor_share": mean([row.floor_share for row in chosen if row.floor_share]),
+                    "lower_bound_share": mean([row.lower_bound_share for row in chosen if row.lower_bound_share]),
                     "predicted_share": mean([row.predicted_share for row in chosen if row.predicted_share]),
                 }
             )
@@ -139,7 +140,7 @@ def means(document: Document) -> list[dict[str, Any]]:
 
 
 def problems(document: Document) -> list[str]:
-    """One line for everything that is wrong or failed: what the run's exit status is about."""
+    """One line per item that is wrong or failed. They decide the exit status of the run."""
     found = []
     for name, part in document["parts"].items():
         if part["status"] == "failed":
@@ -150,7 +151,7 @@ def problems(document: Document) -> list[str]:
 
 
 def why(entry: dict[str, Any]) -> str:
-    """What an item says of its status, in one line."""
+    """The reason for an item's status, in one line."""
     if entry.get("why"):
         return str(entry["why"])
     errors = {p: r.get("error") for p, r in entry.get("passes", {}).items() if r["status"] == "wrong"}
@@ -158,5 +159,5 @@ def why(entry: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A number of the document, where what is not finite is text."""
+    """A number of the document, in which numbers that are not finite are text."""
     return None if value is None else float(value)

@@ -1,7 +1,7 @@
-"""compute-sanitizer over `bench.gpu.small`: python -m bench.gpu.sanitizer. An item for each tool and stored dtype.
+"""Runs compute-sanitizer over `bench.gpu.every_kernel`: python -m bench.gpu.sanitizer.
 
-memcheck and racecheck over every kernel come first, then the others where there is time. A run counts its cases: one
-that did not come to its turn is no reason to say "ok".
+There is an item per tool and stored dtype. memcheck and racecheck over every kernel come first, then the other tools
+where there is time. A run counts its cases, and is "ok" only if all of them ran.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 import subprocess
 import sys
 
-from bench.gpu import tether
+from bench.gpu import exit_with_parent
 from bench.gpu.card import find_tool
-from bench.gpu.lines import Item, Lines, Unavailable
-from bench.pool import ROOT
+from bench.gpu.items_file import Item, Lines, Unavailable
+from bench.worker_pool import ROOT
 
 # tf32 has the kernels of float32. racecheck looks at shared memory, of which Numba's kernels have none.
 CUPY = ("--backends", "cupy")
@@ -38,7 +38,7 @@ SUMMARIES = (
 )
 REFUSALS = re.compile(r"Device not supported|not supported on|Unable to find|Failed to initialize|error 999", re.I)
 KERNEL = re.compile(r"(?:at|in|by) (?:void )?([A-Za-z_]\w*)(?:<[^(]*>)?(?:\(.*\))?\+0x")
-COUNTS = re.compile(r"small: (\d+) of (\d+) cases done, (\d+) failed, probes (done|not done|not wanted)")
+COUNTS = re.compile(r"every_kernel: (\d+) of (\d+) cases done, (\d+) failed, probes (done|not done|not wanted)")
 SHOWN = 12
 
 
@@ -58,15 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
 def check(tool: str, name: str, seconds: float, extra: tuple[str, ...]) -> Item:
     """One tool over the small program, in `seconds`."""
     own = max(2.0, seconds - GRACE)
-    program = [sys.executable, "-m", "bench.gpu.small", "--seconds", f"{own:.0f}", *extra]
-    command = tether.command((tool, "--tool", name, "--print-limit", "30", *program))
+    program = [sys.executable, "-m", "bench.gpu.every_kernel", "--seconds", f"{own:.0f}", *extra]
+    command = exit_with_parent.command((tool, "--tool", name, "--print-limit", "30", *program))
     try:
         ran = subprocess.run(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False
         )
-        said, status = ran.stdout, f"exit status {ran.returncode}"
+        said = ran.stdout
+        status = f"exit status {ran.returncode}"
     except subprocess.TimeoutExpired as late:
-        said, status = late.stdout or b"", f"ended after {seconds:.0f} s"
+        said = late.stdout or b""
+        status = f"ended after {seconds:.0f} s"
     text = said.decode(errors="replace")
     print(text[-20000:], flush=True)
     return parse(text, status)
@@ -97,7 +99,7 @@ def parse(text: str, status: str) -> Item:
     if counted is None:
         return {"status": "failed", "why": f"no errors, but the program did not come to its end: {last}"[:400], **found}
     if found["failed_cases"]:
-        failed = [line for line in text.splitlines() if line.startswith("small: case")][:3]
+        failed = [line for line in text.splitlines() if line.startswith("every_kernel: case")][:3]
         return {"status": "failed", "why": f"no errors, but cases failed: {' | '.join(failed)}"[:400], **found}
     if counted[1] != counted[2] or counted[4] == "not done":
         return {"status": "not run", "why": f"no errors in {found['cases']} cases, probes {counted[4]}", **found}

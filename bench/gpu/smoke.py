@@ -1,6 +1,6 @@
-"""Does anything work on this card: python -m bench.gpu.smoke. A check a line, in seconds, before anything is measured.
+"""Does anything work on this card: python -m bench.gpu.smoke. Short checks, one line each, before anything is measured.
 
-The first three are the base case (`plan.BASE_CASE`): without them no later part has anything to measure.
+The first three are the base case (`plan.BASE_CASE`): without them no later part can measure anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu import card, timing
-from bench.gpu.lines import Item, Lines, Unavailable
+from bench.gpu.items_file import Item, Lines, Unavailable
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import Case, error_ratio, make_inputs, run, widened
 
@@ -37,13 +37,13 @@ def nvrtc() -> Item:
 
     build = sources.stepwise("lstm", "float32")
     kernels = modules.kernels(build)
-    # An attribute is only known of a kernel that has been compiled and loaded.
+    # Only a compiled and loaded kernel has attributes.
     registers = {name: int(kernel.num_regs) for name, kernel in kernels.items()}
     return {"module": build.name, "kernels": len(kernels), "most_registers": max(registers.values())}
 
 
 def cublas() -> Item:
-    """A product through the library's own path, against float64."""
+    """A product through the library's cuBLAS calls, against float64."""
     import cupy
 
     from rnnkit.backends.cupy.arena import current
@@ -74,7 +74,7 @@ def right(backend: str, case: Case, dtype: str = "float32") -> Item:
 
 
 def graph() -> Item:
-    """The first call of a shape is launched, the second captured, the third replayed: all with the same bits."""
+    """A shape's first call is launched, the second captured, the third replayed. All must have the same bits."""
     from rnnkit.backends.cupy import arena
 
     inputs = make_inputs(CASE, "float32", device="cuda:0")
@@ -93,7 +93,7 @@ def graph() -> Item:
 
 
 def torch_lstm() -> Item:
-    """torch's LSTM runs on the card; with the versions of torch and cuDNN."""
+    """torch's LSTM runs on the card. The item has the versions of torch and cuDNN."""
     versions = card.torch_versions()
     if not versions["sees_the_card"]:
         raise Unavailable(f"torch {versions['torch']} sees no CUDA device")
@@ -107,7 +107,7 @@ def torch_lstm() -> Item:
 
 
 def bfloat16_over_dlpack() -> Item:
-    """A torch tensor in bfloat16 is taken without a copy and gives what a CuPy array gives."""
+    """A bfloat16 tensor of torch is read without a copy, and gives the bits of an equal CuPy array."""
     versions = card.torch_versions()
     if not versions["sees_the_card"]:
         raise Unavailable(f"torch {versions['torch']} sees no CUDA device")

@@ -1,4 +1,4 @@
-"""What a run prints: a line per check as it ends, a table after each part, and the whole table last."""
+"""The output of a run: a line per check as it ends, a table after each part, and the whole table last."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from bench.gpu import ceilings_table, sample
+from bench.gpu import hardware_ceilings_table, point_order
 from bench.gpu.report import Document, card_name, item, items, means, measured_points, problems, rows, torch_best, why
 
-FAILURES_SHOWN, LINES_SHOWN, LEAST_SHOWN, LINE_CHARACTERS = 12, 6, 8, 150
+FAILURES_SHOWN = 12
+LINES_SHOWN = 6
+LEAST_SHOWN = 8
+LINE_CHARACTERS = 150
 
 
 def line(part: str, entry: dict[str, Any]) -> str:
-    """One check that has ended."""
+    """The line of a check that has ended."""
     said = why(entry) if entry["status"] != "ok" else _figure(entry)
     seconds = f"{entry['seconds']:.1f} s" if "seconds" in entry else ""
     return f"{part:<11}{entry['status']:<14}{entry['item']}  {said}  {seconds}".rstrip()[:LINE_CHARACTERS]
 
 
 def _figure(entry: dict[str, Any]) -> str:
-    """The figure of a check that went well, where it has one."""
+    """The figure of a check with status "ok", where it has one."""
     if "passes" in entry:
         found = []
         for passes, result in entry["passes"].items():
@@ -38,7 +41,7 @@ def _figure(entry: dict[str, Any]) -> str:
 
 
 def render(document: Document, part: str | None = None) -> str:
-    """The table of one part, or the whole: at most a few thousand characters, whatever the run found."""
+    """The table of one part, or of the whole run: at most a few thousand characters."""
     if part is not None:
         return "\n".join([*_parts(document, [part]), *SECTIONS.get(part, _nothing)(document)])
     lines = [_heading(document), "", *_parts(document, list(document["parts"]))]
@@ -88,7 +91,7 @@ def _smoke(document: Document) -> list[str]:
 
 
 def _parity(document: Document) -> list[str]:
-    """By backend and dtype: checks of values, the worst error, and whether bits were equal from run to run."""
+    """By backend and dtype: the checks of values, those that are not ok, and the worst error."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in items(document, "parity"):
         if "worst" in entry:
@@ -106,15 +109,16 @@ def _parity(document: Document) -> list[str]:
 
 
 def _ceilings(document: Document) -> list[str]:
-    return ceilings_table.lines(items(document, "ceilings"))
+    return hardware_ceilings_table.lines(items(document, "ceilings"))
 
 
 def _counters(document: Document) -> list[str]:
-    """Launches and bytes a step, as predicted and as counted."""
+    """Launches and bytes per step, as predicted and as counted."""
     lines = []
     for i in items(document, "counters"):
         if "predicted" in i:
-            want, got = i["predicted"], i.get("measured", {})
+            want = i["predicted"]
+            got = i.get("measured", {})
             counted = f"{got.get('kernels', '?')} kernels, {got.get('others', '?')} others"
             lines.append(f"{i['item']}: {counted}; predicted {want['kernels']}, {want['products']} products")
         for way in ("forward", "backward"):
@@ -129,22 +133,24 @@ def _means(document: Document) -> list[str]:
     found = means(document)
     if not found:
         return ["", "no time was measured"]
-    header = f"{'rows':>5}{'ratio':>8}{'least':>7}{'bar rows':>10}{'bar':>7}{'floor':>8}{'model':>8}"
-    about = "torch's time / ours, geometric means (bar: where cuDNN is not persistent); floor and model by our time"
+    header = f"{'rows':>5}{'ratio':>8}{'least':>7}{'bar rows':>10}{'bar':>7}{'bound':>8}{'model':>8}"
+    about = (
+        "torch's time / ours, geometric means (bar: where cuDNN is not persistent); lower bound and model / our time"
+    )
     lines = ["", about, f"{'dtype':<10}{'pass':<18}{header}"]
     for m in found:
-        cells = (m["mean"], m["least"], m["bar_mean"], m["floor_share"], m["predicted_share"])
+        cells = (m["mean"], m["least"], m["bar_mean"], m["lower_bound_share"], m["predicted_share"])
         mean_, least, bar, share, predicted = (f"{v:.2f}" if v is not None else "-" for v in cells)
         numbers = f"{m['rows']:>5}{mean_:>8}{least:>7}{m['bar_rows']:>10}{bar:>7}{share:>8}{predicted:>8}"
         lines.append(f"{m['dtype']:<10}{m['passes']:<18}{numbers}")
     return [
         *lines,
-        f"{len(measured_points(document))} of {len(list(sample.ordered()))} points of the grid were measured",
+        f"{len(measured_points(document))} of {len(list(point_order.ordered()))} points of the grid were measured",
     ]
 
 
 def _ragged(document: Document) -> list[str]:
-    """Ragged rows, milliseconds: lengths that repeat and lengths that are new, and torch with rows packed before."""
+    """Ragged batches, milliseconds: lengths that repeat, new lengths, and torch with batches packed before."""
     names = ("ours", "ours_fresh", "torch_eager", "torch_fresh", "torch_packed")
     lines = []
     for entry in items(document, "throughput"):
@@ -158,7 +164,7 @@ def _ragged(document: Document) -> list[str]:
 
 
 def _fell_back(document: Document) -> list[str]:
-    """Points at which our steps were launched one by one where they should have been graphs."""
+    """The points at which our steps were launched one by one instead of by a graph."""
     found = {}
     for entry in items(document, "throughput"):
         for passes, result in entry.get("passes", {}).items():
@@ -180,7 +186,7 @@ def _throughput(document: Document) -> list[str]:
 def _sanitizer(document: Document) -> list[str]:
     lines = []
     for i in items(document, "sanitizer"):
-        if i["status"] == "not available":  # said once, with the part
+        if i["status"] == "not available":  # printed once, with the part
             continue
         what = why(i) or f"{i.get('errors')} errors over {i.get('cases')} cases, probes {i.get('probes')}"
         lines.append(f"  {i['item']}: {i['status']}: {what}"[:200])

@@ -1,9 +1,9 @@
-"""Throughput beside torch and cuDNN over the grid: python -m bench.gpu.throughput. Parity first, at every point.
+"""Throughput beside torch and cuDNN over the grid: python -m bench.gpu.throughput. Each point is checked first.
 
-Of torch the faster counts, eager or captured into a CUDA graph; rnnkit is called as it is, and makes its own graphs.
-The sides take turns at being first. Every contender runs over one set of inputs again and again: what fits the L2 cache
-is read from there, on both sides. Ragged rows are timed with lengths that repeat and with lengths that are new at every
-call, and torch besides with rows that are packed before its clock starts and stay packed.
+torch is called eagerly and captured into a CUDA graph, and the faster of the two counts. rnnkit is called as users
+call it, and makes its graphs itself. The contenders are timed in turn, and their order is reversed in every round.
+Every call has the same inputs, so what fits the L2 cache is read from there. Ragged batches are timed with lengths that
+repeat and with new lengths at every call, and torch also with batches that are packed before and stay packed.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from bench.gpu import lines as file
-from bench.gpu import sample, timing
+from bench.gpu import items_file as file
+from bench.gpu import point_order, timing
 from bench.gpu.card import clocks
-from bench.gpu.lines import Item, Lines
+from bench.gpu.items_file import Item, Lines
 from bench.grid import FORWARD_BACKWARD, PASSES, Point
 
-# Seconds of timed calls a pass and contender, and how often the contenders take turns.
-SECONDS, ROUNDS = 0.03, 2
+# Seconds of timed calls per pass and contender in a round, and rounds over the contenders.
+SECONDS = 0.03
+ROUNDS = 2
 WALL_CALLS = 5
 COUNTED_CALLS = 2
 
-# A peer so far off is not doing the same work, and is not timed.
+# A peer with a larger error, in tolerances, does not do the same work, and is not timed.
 PEER_WRONG = 8.0
 
-# Why torch would not be captured, by cell, whether rows are ragged, and whether there is a backward.
+# Why torch could not be captured, by cell, whether the batch is ragged, and whether there is a backward.
 REFUSED: dict[tuple[str, bool, bool], str] = {}
 
 
@@ -46,20 +47,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     backend = "cupy" if options.schedule is None else f"cupy:{options.schedule}"
     card = Card.here()
-    for i, point in enumerate(sample.ordered()):
+    for i, point in enumerate(point_order.ordered()):
         key = f"{point.shape}-{point.dtype}"
         why = card.too_much(point)
         if why:
             lines.skip(key, why)
             continue
-        needs = 0.4 + 25 * sample.guessed_seconds(point)
+        needs = 0.4 + 25 * point_order.guessed_seconds(point)
         lines.item(key, lambda i=i, point=point: measure_point(point, card, backend, ours_first=i % 2 == 0), needs)
         forget()
     return 0
 
 
 class Card:
-    """What of the card decides a point's path and whether it fits."""
+    """The properties of the card that decide cuDNN's algorithm and whether a point fits."""
 
     def __init__(self, multiprocessors: int, arch: int, cudnn_version: int, free: float) -> None:
         self.multiprocessors = multiprocessors
@@ -78,7 +79,7 @@ class Card:
         return cls(device.attributes["MultiProcessorCount"], int(device.compute_capability), version, free)
 
     def too_much(self, point: Point) -> str | None:
-        needs = sample.guessed_bytes(point)
+        needs = point_order.guessed_bytes(point)
         if needs > 0.8 * self.free:
             return f"would take about {needs / 2**30:.0f} GiB of the {self.free / 2**30:.0f} free"
         return None
@@ -92,7 +93,7 @@ class Card:
 
 
 def forget() -> None:
-    """Gives back what the last point held."""
+    """Frees the memory of the last point."""
     import cupy
     import torch
 
@@ -103,15 +104,15 @@ def forget() -> None:
 
 
 def measure_point(point: Point, card: Card, backend: str = "cupy", ours_first: bool = True) -> Item:
-    """Both passes of a point, each {"status", ...}; the point's own status is the worst of theirs."""
+    """Both passes of a point, each {"status", ...}. The point's status is the worse of theirs."""
     import torch
 
     from bench.gpu import cudnn
-    from bench.gpu.numbers import for_check, numbers
-    from bench.gpu.sides import Ours, Torch, truth
+    from bench.gpu.inputs import for_check, point_inputs
+    from bench.gpu.rnnkit_and_torch import Ours, Torch, truth
 
     cudnn.set_arithmetic(torch, point.dtype)
-    n = numbers(point)
+    n = point_inputs(point)
     check = for_check(n)
     want = truth(check)
     ours = Ours(n, backend)
@@ -135,7 +136,7 @@ def measure_point(point: Point, card: Card, backend: str = "cupy", ours_first: b
 
 def worst_error(side: Any, backward: bool, want: dict[str, Any]) -> float:
     """The worst error of the first call and of the third, which rnnkit replays from a graph."""
-    from bench.gpu.numbers import errors
+    from bench.gpu.inputs import errors
 
     call = side.ready(backward)
     worst = 0.0
@@ -174,7 +175,7 @@ def measure_pass(
 
 
 def _captured(peer: Any, backward: bool) -> tuple[Any, str]:
-    """The pass as a CUDA graph of torch's, or None and why not. What was refused once is not tried again."""
+    """torch's pass as a CUDA graph, or None and the reason. A capture that failed once is not tried again."""
     kind = (peer.n.point.cell, peer.n.point.ragged, backward)
     if kind not in REFUSED:
         try:
@@ -185,7 +186,7 @@ def _captured(peer: Any, backward: bool) -> tuple[Any, str]:
 
 
 def _times(contenders: dict[str, Callable[[], Any]], ours_first: bool) -> dict[str, Any]:
-    """Of each contender the device's time, the host's to hand over a call, and the wall's; of ours what it launched."""
+    """Per contender the device time, the host time to launch a call and the wall time; of ours also the launches."""
     device: dict[str, list[float]] = {name: [] for name in contenders}
     host: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders) if ours_first else list(reversed(contenders))
@@ -213,7 +214,7 @@ def _times(contenders: dict[str, Callable[[], Any]], ours_first: bool) -> dict[s
 
 
 def count_launches(call: Callable[[], Any]) -> dict[str, Any]:
-    """What a call of ours hands to the driver: launches one by one, graphs, what is in them, and what fell back."""
+    """What a call of ours launches: single kernels, graphs and their contents, and why graphs were not used."""
     from rnnkit.backends.cupy import arena
 
     before = dataclasses.asdict(arena.counts())

@@ -1,6 +1,6 @@
-"""Times by CUDA events: many calls back to back, each between two events; and by the host's clock, with a wait each.
+"""Times by CUDA events, of many calls back to back, each between two events; and by the host's clock, with a wait each.
 
-Both sides run on the null stream, where CuPy's events time torch's work as well as ours.
+rnnkit and torch run on the null stream, where CuPy's events time the work of both.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FEWEST, MOST = 5, 200
+FEWEST = 5
+MOST = 200
 
 
 class Samples(NamedTuple):
-    """Milliseconds: of each call on the device, and of the host to hand one over."""
+    """Milliseconds of each call on the device, and of the host per launched call."""
 
     device: list[float]
     host: float

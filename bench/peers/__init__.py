@@ -1,12 +1,12 @@
-"""PEERS: one row a thing that is measured, one small file each beside this one.
+"""PEERS: one row per library or backend that is measured. Each has a module in this folder.
 
-A peer's file has
+A peer's module has
 
     make(name)                       -> a Peer; raises ImportError, or Absent with the reason, where it cannot run here
-    Peer.versions                    -> name -> version of what does the work
-    Peer.unsupported(point)          -> why it has no such network, or None
-    Peer.prepare(problem, threads)   -> Prepared: `call()` runs the whole pass and waits for it; `results(called)` turns
-                                        what it returned into NumPy arrays by name, outside the clock
+    Peer.versions                    -> name -> version, of the libraries that compute the result
+    Peer.unsupported(point)          -> why the peer cannot compute the point, or None
+    Peer.prepare(problem, threads)   -> Prepared: `call()` runs the whole pass and waits for it, and is timed;
+                                        `results(called)` converts its return value to NumPy arrays by name
 
 Names of results are rnnkit's and torch's: y, h_n, c_n, and with a backward dx, dh0, dc0 and "d" + a parameter's name.
 """
@@ -46,9 +46,9 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class PeerRow:
-    """One row of PEERS: its name, its file, whether it is rnnkit itself, and whether it compiles for every point.
+    """One row of PEERS: its name, its module, whether it is rnnkit itself, and whether it compiles for every point.
 
-    One that does is asked to prepare before the others, and compiles while they are checked.
+    A peer that compiles prepares before the others, and compiles while they are checked.
     """
 
     name: str
@@ -60,7 +60,7 @@ class PeerRow:
         return importlib.import_module(self.module).make(self.name)
 
 
-# rnnkit's own backends in their order of preference, then the others; last, backends with one schedule pinned.
+# rnnkit's backends in their order of preference, then the other libraries, then backends with one schedule pinned.
 PEERS: dict[str, PeerRow] = {
     row.name: row
     for row in (
@@ -71,4 +71,4 @@ PEERS: dict[str, PeerRow] = {
         *(PeerRow(name, "bench.peers.rnnkit", ours=True) for name in pinned_names() if ":" in name),
     )
 }
-ORACLE = "numpy"  # a backend of rnnkit that is there to be right
+ORACLE = "numpy"  # rnnkit's reference backend

@@ -1,10 +1,10 @@
-"""One step of a Cell: rnnkit's RNNCell, GRUCell and LSTMCell beside torch.nn's. Rows of bench.calls, not of PEERS.
+"""One step of a Cell: rnnkit's RNNCell, GRUCell and LSTMCell, and torch.nn's. For bench.cell_calls, not in PEERS.
 
     rnnkit, torch              forward under no_grad and inference_mode; forward+backward
-    rnnkit_grad, torch_grad    forward with gradients enabled, so that what a backward needs is kept
+    rnnkit_grad, torch_grad    forward with gradients enabled, which saves what the backward needs
 
-The points have T = 1. A Cell gives no y apart from its state, so its state stands for both, and the gradients that flow
-into the two are added up before the call.
+The points have T = 1. A Cell returns its state and no separate y, so the state is checked as both, and the incoming
+gradients of both are added up before the call.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ def make(name: str) -> Cells:
 
 
 class Cells:
-    """What both sides share. grad: whether a forward keeps what a backward needs."""
+    """Shared by both libraries. grad: whether a forward saves what the backward needs."""
 
     def __init__(self, versions: dict[str, str], grad: bool) -> None:
-        self.versions, self.grad = versions, grad
+        self.versions = versions
+        self.grad = grad
 
     def unsupported(self, point: Point) -> str | None:
         if point.T != 1 or point.extras or point.cell not in KINDS:
             return "a Cell is one step of one plain layer"
-        return "forward+backward is the other row's" if self.grad and point.backward else None
+        return "forward+backward is measured without _grad" if self.grad and point.backward else None
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
-        """The call of one step, and what it gives by a layer's names and shapes."""
+        """The call of one step, and its results by a layer's names and shapes."""
         call = self.make_call(problem, threads)
         names = CELLS[problem.point.cell].states
 
@@ -104,7 +105,8 @@ class TorchCells(Cells):
         torch.set_num_threads(threads)
         point = problem.point
         arrays = _inputs(problem)
-        x, params = torch.from_numpy(arrays[0]), {name: torch.from_numpy(p) for name, p in arrays[3].items()}
+        x = torch.from_numpy(arrays[0])
+        params = {name: torch.from_numpy(p) for name, p in arrays[3].items()}
         states, ends = (tuple(map(torch.from_numpy, a)) for a in arrays[1:3])
         cell = getattr(torch.nn, KINDS[point.cell])(point.I, point.H, dtype=getattr(torch, point.dtype))
         cell.load_state_dict(params)

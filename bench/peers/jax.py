@@ -1,10 +1,10 @@
-"""JAX on the CPU: jit over lax.scan, the input products outside the scan, weights held transposed for h @ W.
+"""JAX on the CPU: jit over lax.scan, with the input products outside the scan and weights transposed for h @ W.
 
-forward+backward is one jitted jax.vjp, which returns the outputs and every gradient. lax.scan's `unroll` was tried at
-2, 4 and 8: up to 15% faster at some shapes, two to four times slower at others, so it stays 1. No compilation is timed.
+forward+backward is one jitted jax.vjp, which returns the outputs and every gradient. lax.scan's `unroll` is 1: 2, 4 and
+8 are up to 15% faster at some shapes and two to four times slower at others. Compilation is not timed.
 
-Compiling takes about a second a shape. With JAX_COMPILATION_CACHE_DIR set to a folder and
-JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS to 0, JAX keeps its programs there, and a second run loads them.
+Compiling takes about a second per shape. With JAX_COMPILATION_CACHE_DIR set to a folder and
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS to 0, JAX caches its programs there, and a second run loads them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ class Jax:
         return None
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
-        point, names = problem.point, CELLS[problem.point.cell].states
+        point = problem.point
+        names = CELLS[problem.point.cell].states
         params = {n: jnp.asarray(p.T if p.ndim == 2 else p) for n, p in problem.params.items()}
-        x, dy = jnp.asarray(problem.x), jnp.asarray(problem.dy)
-        state0, dstate_n = tuple(map(jnp.asarray, problem.state0)), tuple(map(jnp.asarray, problem.dstate_n))
+        x = jnp.asarray(problem.x)
+        dy = jnp.asarray(problem.dy)
+        state0 = tuple(map(jnp.asarray, problem.state0))
+        dstate_n = tuple(map(jnp.asarray, problem.dstate_n))
         live = None
         if problem.lengths is not None:
             live = jnp.asarray(np.arange(point.T)[:, None, None] < problem.lengths[None, :, None])
@@ -99,7 +102,9 @@ def _scan(cell: str, x: Any, start: Any, w: dict[str, Any], live: Any, reverse: 
 
 
 def _step(cell: str, gates_x: Any, state: Any, w: dict[str, Any]) -> Any:
-    h, w_hh, b_hh = state[0], w["weight_hh"], w["bias_hh"]
+    h = state[0]
+    w_hh = w["weight_hh"]
+    b_hh = w["bias_hh"]
     if cell in ACTIVATIONS:
         return (ACTIVATIONS[cell](gates_x + h @ w_hh + b_hh),)
     if cell == "lstm":
@@ -111,10 +116,12 @@ def _step(cell: str, gates_x: Any, state: Any, w: dict[str, Any]) -> Any:
     x_r, x_z, x_n = jnp.split(gates_x, 3, axis=1)
     if cell == "gru":
         h_r, h_z, h_n = jnp.split(h @ w_hh + b_hh, 3, axis=1)
-        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+        r = jax.nn.sigmoid(x_r + h_r)
+        z = jax.nn.sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + r * h_n)
     else:
         h_r, h_z = jnp.split(h @ w_hh[:, : 2 * H] + b_hh[: 2 * H], 2, axis=1)
-        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+        r = jax.nn.sigmoid(x_r + h_r)
+        z = jax.nn.sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + (r * h) @ w_hh[:, 2 * H :] + b_hh[2 * H :])
     return ((1 - z) * n + z * h,)

@@ -1,7 +1,7 @@
-"""ONNX Runtime: the ONNX operators RNN, GRU and LSTM, forward only, one node a layer, weights as initialisers.
+"""ONNX Runtime: the ONNX operators RNN, GRU and LSTM, forward only, one node per layer, weights as initialisers.
 
-Inputs and outputs are bound once to preallocated buffers, so a call copies nothing it need not. ONNX packs gates as
-i,o,f,c and z,r,h where torch has i,f,g,o and r,z,n, and gives y as (T, D, B, H).
+Inputs and outputs are bound once to preallocated buffers, so a call makes no extra copy. ONNX orders gates as i,o,f,c
+and z,r,h where torch has i,f,g,o and r,z,n, and returns y as (T, D, B, H).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rnnkit.core.cells import CELLS
 
 OPERATORS = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "gru_reset_before": "GRU", "lstm": "LSTM"}
 GATES = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}  # ONNX's gates as positions among torch's
-OPSET, IR_VERSION = 17, 8
+OPSET = 17
+IR_VERSION = 8
 
 
 def make(name: str) -> OnnxRuntime:
@@ -35,22 +36,25 @@ class OnnxRuntime:
         if point.backward:
             return "ONNX Runtime is inference only"
         if point.dtype != "float32":
-            return "ONNX Runtime's recurrent kernels are float32 alone"
+            return "ONNX Runtime's recurrent kernels have float32 alone"
         return "the ONNX LSTM has no projection" if point.P else None
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(
             build_model(problem).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        point, names = problem.point, CELLS[problem.point.cell].states
+        point = problem.point
+        names = CELLS[problem.point.cell].states
         feeds = {"x": problem.x, **{f"{n}0": s for n, s in zip(names, problem.state0, strict=True)}}
         if problem.lengths is not None:
             feeds["lengths"] = problem.lengths.astype(np.int32)
         shapes = {"y": problem.dy.shape, **{f"{n}_n": s.shape for n, s in zip(names, problem.state0, strict=True)}}
-        binding, buffers = session.io_binding(), {}
+        binding = session.io_binding()
+        buffers = {}
         values = {n: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for n, a in feeds.items()}
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
@@ -69,13 +73,15 @@ def build_model(problem: Problem) -> onnx.ModelProto:
     """The network of a problem as an ONNX model: inputs x, h0 (c0, lengths), outputs y (T, B, D*H), h_n (c_n)."""
     point = problem.point
     element = helper.np_dtype_to_tensor_dtype(np.dtype(point.dtype))
-    names, D, H = CELLS[point.cell].states, point.directions, point.H
+    names = CELLS[point.cell].states
+    D = point.directions
+    H = point.H
     initializers = [numpy_helper.from_array(np.array([point.T, point.B, D * H], np.int64), "flat")]
     nodes: list[Any] = []
     inputs = [helper.make_tensor_value_info("x", element, list(problem.x.shape))]
     for name, s in zip(names, problem.state0, strict=True):
         inputs.append(helper.make_tensor_value_info(f"{name}0", element, list(s.shape)))
-        # A state is (L*D, B, H) outside and one (D, B, H) a layer inside.
+        # The model's states are (L*D, B, H), a layer's node has (D, B, H).
         parts = [f"{name}0_l{layer}" for layer in range(point.layers)]
         nodes.append(helper.make_node("Split", [f"{name}0"], parts, axis=0))
     if problem.lengths is not None:
@@ -86,8 +92,8 @@ def build_model(problem: Problem) -> onnx.ModelProto:
         initializers += [numpy_helper.from_array(a, f"{key}{layer}") for key, a in weights.items()]
         nodes.append(_layer_node(point, layer, carried))
         carried = "y" if layer == point.layers - 1 else f"y{layer}"
-        nodes.append(helper.make_node("Transpose", [f"Y{layer}"], [f"turned{layer}"], perm=[0, 2, 1, 3]))
-        nodes.append(helper.make_node("Reshape", [f"turned{layer}", "flat"], [carried]))
+        nodes.append(helper.make_node("Transpose", [f"Y{layer}"], [f"transposed{layer}"], perm=[0, 2, 1, 3]))
+        nodes.append(helper.make_node("Reshape", [f"transposed{layer}", "flat"], [carried]))
     outputs = [helper.make_tensor_value_info("y", element, [point.T, point.B, D * H])]
     for name, s in zip(names, problem.state0, strict=True):
         ends = [f"{name}_n_l{layer}" for layer in range(point.layers)]
@@ -100,7 +106,9 @@ def build_model(problem: Problem) -> onnx.ModelProto:
 
 
 def _layer_node(point: Point, layer: int, x: str) -> Any:
-    names, D, kind = CELLS[point.cell].states, point.directions, OPERATORS[point.cell]
+    names = CELLS[point.cell].states
+    D = point.directions
+    kind = OPERATORS[point.cell]
     attributes: dict[str, Any] = {"hidden_size": point.H, "direction": "bidirectional" if D == 2 else "forward"}
     if kind == "RNN":
         attributes["activations"] = ["Relu" if point.cell == "rnn_relu" else "Tanh"] * D

@@ -1,7 +1,7 @@
 """rnnkit on one of its backends, through its public layers.
 
-forward runs under `no_grad`, on the CPU with frozen parameters, as an ONNX Runtime session has them. forward+backward
-clears the gradients first, so that what it leaves is this call's alone, as what torch.autograd.grad returns is.
+forward runs under `no_grad`, and on the CPU with frozen parameters, like those of an ONNX Runtime session.
+forward+backward clears the gradients first, so they are those of this call, like the result of torch.autograd.grad.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ class Rnnkit:
         layer.load_state_dict(problem.params, cells=point.cell)
         if self.device == "cpu" and not point.backward:
             layer.freeze()
-        x, dy = self._put(problem.x), self._put(problem.dy)
+        x = self._put(problem.x)
+        dy = self._put(problem.dy)
         states = tuple(map(self._put, problem.state0))
         ends = tuple(map(self._put, problem.dstate_n))
         h0, dh_n = (states[0], ends[0]) if len(states) == 1 else (states, ends)
-        lengths, wait = problem.lengths, self._wait()
+        lengths = problem.lengths
+        wait = self._wait()
 
         def forward() -> Any:
             with rnnkit.no_grad():

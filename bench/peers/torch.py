@@ -1,8 +1,7 @@
 """PyTorch: torch.nn.RNN, GRU and LSTM on the CPU.
 
-forward is eval and inference_mode; forward+backward is one forward and one torch.autograd.grad for every input and
-parameter. torch.compile is not used: Dynamo captures no graph of these modules and leaves them to eager, with equal
-times when tried, and for anything else its CPU code would need a C++ compiler.
+forward runs under eval and inference_mode. forward+backward is one forward and one torch.autograd.grad for every input
+and parameter. torch.compile is not used: Dynamo runs these modules eagerly, with equal times.
 """
 
 from __future__ import annotations
@@ -31,10 +30,12 @@ class Torch:
 
     def prepare(self, problem: Problem, threads: int) -> Prepared:
         torch.set_num_threads(threads)
-        point, names = problem.point, CELLS[problem.point.cell].states
+        point = problem.point
+        names = CELLS[problem.point.cell].states
         module = _module(point)
         module.load_state_dict({name: torch.from_numpy(p) for name, p in problem.params.items()})
-        x, dy = torch.from_numpy(problem.x), torch.from_numpy(problem.dy)
+        x = torch.from_numpy(problem.x)
+        dy = torch.from_numpy(problem.dy)
         states = tuple(map(torch.from_numpy, problem.state0))
         ends = tuple(map(torch.from_numpy, problem.dstate_n))
         h0 = states[0] if len(states) == 1 else states
@@ -43,7 +44,7 @@ class Torch:
         def run() -> Any:
             if lengths is None:
                 return module(x, h0)
-            # Sorting and packing is what a user with ragged rows pays, so it is in the clock.
+            # Sorting and packing are timed: a user with a ragged batch needs them.
             packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
             y, state_n = module(packed, h0)
             return torch.nn.utils.rnn.pad_packed_sequence(y, total_length=point.T)[0], state_n

@@ -1,34 +1,38 @@
-"""GRU, pointwise, in both reset modes. One scalar source for every target; `jit` and `act` come from it.
+"""GRU, pointwise, in both reset modes. One scalar source for every target, which supplies `jit` and `act`.
 
-Reset after (`make`): r,z = sigmoid(x + u), n = tanh(x_n + r u_n), h = (1 - z) n + z h', with u = h' W_hh^T +
-b_hh. Kept: r,z,n and u_n. The hidden side's gradient differs from the input side's in n, by the factor r: hence
-SPLIT.
+Reset after (`make`): r,z = sigmoid(x + u), n = tanh(x_n + r u_n), h = (1 - z) n + z h', with u = h' W_hh^T + b_hh.
+Saved for backward: r,z,n and u_n. The gradient of n on the hidden side is r times that on the input side.
 
-Reset before (`make_reset_before`): u_n = (r h') W_hn^T + b_hn waits for r, so a step is two products with a
-pointwise stage after each: `gates` and `output` forward, `output_backward` and `gates_backward` back. z waits for
-nothing and nothing but `output` for it: `gates` may as well be `reset` before r h' is used and `update` at any time.
+Reset before (`make_reset_before`): the product u_n = (r h') W_hn^T + b_hn needs r. So a step has two products with a
+pointwise stage after each: `gates`, then `output`. Backward has `output_backward`, then `gates_backward`. Only `output`
+needs z, so instead of `gates` a target may compute `reset` before it uses r h', and `update` at any time before
+`output`. Saved for backward: r,z,n.
 """
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+# Read by kernels/cpu/scan.py alone; the row of CELLS states the same facts.
 GATES, KEPT, SPLIT = 3, 4, True
 
 
 def make(jit, act) -> SimpleNamespace:
-    """forward and backward of one unit, reset after; a number may be a scalar or a vector of units."""
-    sigmoid, tanh, one = act.sigmoid, act.tanh, act.one
+    """forward and backward of one unit, reset after. Each number is a scalar, or a vector of units."""
+    sigmoid = act.sigmoid
+    tanh = act.tanh
+    one = act.one
 
     @jit
     def forward(x, u, h_prev, c_prev):
-        r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
+        r = sigmoid(x[0] + u[0])
+        z = sigmoid(x[1] + u[1])
         n = tanh(x[2] + r * u[2])
         return (r, z, n, u[2]), n + z * (h_prev - n), c_prev
 
     @jit
-    def backward(kept, h_prev, c_prev, dh, dc):
-        r, z, n, u_n = kept
+    def backward(saved, h_prev, c_prev, dh, dc):
+        r, z, n, u_n = saved
         da_n = dh * (one - z) * (one - n * n)
         da_z = dh * (h_prev - n) * z * (one - z)
         da_r = da_n * u_n * r * (one - r)
@@ -38,8 +42,10 @@ def make(jit, act) -> SimpleNamespace:
 
 
 def make_reset_before(jit, act) -> SimpleNamespace:
-    """The stages of one unit, reset before; a number may be a scalar or a vector of units."""
-    sigmoid, tanh, one = act.sigmoid, act.tanh, act.one
+    """The stages of one unit, reset before. Each number is a scalar, or a vector of units."""
+    sigmoid = act.sigmoid
+    tanh = act.tanh
+    one = act.one
 
     @jit
     def reset(a_r, h_prev):

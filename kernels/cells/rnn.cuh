@@ -1,30 +1,31 @@
-// RNN, pointwise: h = act(a), a = x_side + h_side; act is tanh, or relu under RK_RNN_RELU.
+// RNN, pointwise: h = act(a), a = x_side + h_side. act is tanh, or relu under RK_RNN_RELU.
 //
-// Kept for backward: h itself, from which both slopes follow: 1 - h^2, and whether h <= 0 (which a NaN is not).
+// Saved for backward: h, which gives the slope of both activations: 1 - h^2, and 0 where h <= 0. A NaN is not <= 0.
 
 struct Cell {
-  static const int kGates = 1, kKept = 1;
-  static const bool kHasC = false;       // a second state, c
-  static const bool kReadsH = false;     // the pointwise part reads h_{t-1}
-  static const bool kSplit = false;      // the two sides' gradients differ
-  static const bool kDirect = false;     // part of dh passes by the product
+  static const int kGates = 1;
+  static const int kSaved = 1;              // values saved for backward, per unit and row-step
+  static const bool kHasC = false;          // the cell has a cell state c
+  static const bool kReadsH = false;        // the pointwise part reads h_{t-1}, so part of dh bypasses the product
+  static const bool kSplits = false;        // the gradients of the input side and the hidden side differ
+  static const bool kResetsBefore = false;  // r multiplies h_{t-1} before a second product
 
-  static __device__ __forceinline__ void forward(const Compute* x, const Compute* u, Compute, Compute, Compute* kept,
+  static __device__ __forceinline__ void forward(const Compute* x, const Compute* u, Compute, Compute, Compute* saved,
                                                  Compute& h, Compute&) {
 #if defined(RK_RNN_RELU)
     h = relu_of(x[0] + u[0]);
 #else
     h = tanh_of(x[0] + u[0]);
 #endif
-    kept[0] = h;
+    saved[0] = h;
   }
 
-  static __device__ __forceinline__ void backward(const Compute* kept, Compute, Compute, Compute dh, Compute,
+  static __device__ __forceinline__ void backward(const Compute* saved, Compute, Compute, Compute dh, Compute,
                                                   Compute* dx, Compute*, Compute&, Compute&) {
 #if defined(RK_RNN_RELU)
-    dx[0] = kept[0] <= Compute(0) ? Compute(0) : dh;
+    dx[0] = saved[0] <= Compute(0) ? Compute(0) : dh;
 #else
-    dx[0] = dh * (Compute(1) - kept[0] * kept[0]);
+    dx[0] = dh * (Compute(1) - saved[0] * saved[0]);
 #endif
   }
 };

@@ -9,7 +9,7 @@ r^2 with 2 coefficients (float32) or 6 (float64), where e^r itself would need 5 
 
 sigmoid's fraction is scaled by 2^-64, so that E can reach 2^150 and subnormal results are rounded correctly.
 
-Errors in ulp, over all 2^32 float32 values and 20 million float64 values (`python -m bench.activations --all`,
+Errors in ulp, over all 2^32 float32 values and 20 million float64 values (`python -m bench.activation_error --all`,
 AVX-512):
 
     sigmoid, float32    at most 2.56    98.93% within 0.5, 99.82% within 1, 99.999% within 2

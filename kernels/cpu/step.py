@@ -2,8 +2,8 @@
 
 A vector of gates is `lanes` dot products side by side: as many accumulators, each over the K values of a row of W, then
 added up crosswise into one vector. Sums run in another order than in the loops of many steps, and in the same one for
-every row, batch and number of threads. Arguments are those of kernels/cpu/frame.py, for T = 1, no projection and no row
-without a step.
+every row, batch and number of threads. Arguments are those of kernels/cpu/arguments.py, for T = 1, no projection and no
+row without a step.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.frame import make_frame, meet, part_of, read_forward, read_shape
+from rnnkit.kernels.cpu.arguments import read_forward, read_shape
 from rnnkit.kernels.cpu.jit import job, outer
 from rnnkit.kernels.cpu.memory import minimum
-from rnnkit.kernels.cpu.scan import kept_blocks, make_pointwise, parts_of
-from rnnkit.kernels.cpu.scan_reset_before import make_stages
+from rnnkit.kernels.cpu.partition import part_of, sync_group
+from rnnkit.kernels.cpu.pointwise import forward_row, reset_rows
+from rnnkit.kernels.cpu.rows import row_functions
 from rnnkit.kernels.cpu.simd import INT32, emit_load, emit_store, llvm_function, load_first, vectors
 
 # Rows of a batch that a vector of units' gates are computed for before the cell is.
@@ -127,92 +128,113 @@ def dot_products(dtype: str) -> Any:
     return dot_rows
 
 
-def make_step(cell: str, dtype: str) -> Any:
-    """The forward job of one step: step(block, index), block a `Forward`."""
-    v, dots, frame, pointwise = vectors(dtype), dot_products(dtype), make_frame(dtype), make_pointwise(cell, dtype)
-    G, SPLIT = parts_of(cell)
-    size, lanes, bound, copy, add_to = v.itemsize, v.lanes, frame.bound, frame.copy, frame.add_to
-    KEPT = kept_blocks(cell)
+def make_step(cell: Any, dtype: str) -> Any:
+    """The forward job of one step of a cell, a row of CELLS: step(block, index), block the address of a `Forward`."""
+    return _make_reset_before(cell, dtype) if cell.resets_before else _make_one_stage(cell, dtype)
 
-    @job(("step", cell, dtype))
+
+def _make_one_stage(cell: Any, dtype: str) -> Any:
+    v, dots, rows, row = vectors(dtype), dot_products(dtype), row_functions(dtype), forward_row(cell, dtype)
+    size, lanes, first_unit, copy, add_to = v.itemsize, v.lanes, rows.first_unit, rows.copy, rows.add_to
+    G, SAVED, SPLITS = cell.n_gates, cell.n_saved, cell.splits_sides
+
+    @job(("step", cell.name, dtype))
     def step(block, index):
         a = read_forward(block)
         s = read_shape(a.shape)
-        p = part_of(s, a.rows, a.meeting, index)
-        H, I, keep = s.H, s.I, s.keep
-        u0, u1 = bound(H, s.members, p.member), bound(H, s.members, p.member + 1)
+        p = part_of(s, a.rows.bounds, a.barriers, index)
+        H, I, keep, weights, saved = s.H, s.I, s.keep, a.weights, a.saved
+        u0 = first_unit(H, s.members, p.member)
+        u1 = first_unit(H, s.members, p.member + 1)
         row_h, row_x, vector = H * size, I * size, lanes * size
-        sides, row_g = a.scratch + s.own + index * s.own_size, 2 * G * vector
+        sides = a.workspace + s.own + index * s.own_size
+        row_g = 2 * G * vector
         for j in range(u0, u1, lanes):
-            n, at = minimum(lanes, u1 - j), j * size
+            n = minimum(lanes, u1 - j)
+            at = j * size
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
-                x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
+                x_rows = a.x + first * row_x
+                h_rows = a.h0 + first * row_h
                 for gate in range(G):
-                    unit, out = gate * H + j, sides + gate * vector
-                    dots(x_rows, row_x, count, a.w_ih + unit * row_x, row_x, I, n, out, row_g)
-                    dots(h_rows, row_h, count, a.w_hh + unit * row_h, row_h, H, n, out + G * vector, row_g)
+                    unit = gate * H + j
+                    out = sides + gate * vector
+                    dots(x_rows, row_x, count, weights.w_ih + unit * row_x, row_x, I, n, out, row_g)
+                    dots(h_rows, row_h, count, weights.w_hh + unit * row_h, row_h, H, n, out + G * vector, row_g)
                 for r in range(first, first + count):
-                    h, own, g = a.h0 + r * row_h + at, r * row_h + at, sides + (r - first) * row_g
-                    if not SPLIT:
+                    own = r * row_h + at
+                    h = a.h0 + own
+                    g = sides + (r - first) * row_g
+                    if not SPLITS:
                         add_to(g + G * vector, g, G * lanes)
                     if keep:
-                        copy(h, a.h_prev + own, n)
-                    pointwise(
-                        g, g + G * vector, vector, a.b_ih + at, a.b_hh + at, h, a.c0 + own, a.h_n + own,
-                        a.y + r * a.y_row + at,
-                        a.kept + KEPT * r * row_h + at, a.c_prev + own, a.c_n + own, n, H, keep,
+                        copy(h, saved.h_prev + own, n)
+                    row(
+                        g, g + G * vector, vector, weights.b_ih + at, weights.b_hh + at, h, a.c0 + own, a.h_n + own,
+                        a.y + r * a.y_row + at, saved.values + SAVED * r * row_h + at, saved.c_prev + own,
+                        a.c_n + own, n, H, keep,
                     )  # fmt: skip
 
     return step
 
 
-def make_step_reset_before(dtype: str) -> Any:
-    """The forward job of one step of the GRU that resets before."""
-    v, dots, frame, (reset_row, output_row) = vectors(dtype), dot_products(dtype), make_frame(dtype), make_stages(dtype)
-    size, lanes, bound, copy, add_to = v.itemsize, v.lanes, frame.bound, frame.copy, frame.add_to
+def _make_reset_before(cell: Any, dtype: str) -> Any:
+    v, dots, rows, (reset_row, output_row) = (
+        vectors(dtype), dot_products(dtype), row_functions(dtype), reset_rows(cell, dtype),
+    )  # fmt: skip
+    size, lanes, first_unit, copy, add_to = v.itemsize, v.lanes, rows.first_unit, rows.copy, rows.add_to
+    SAVED = cell.n_saved
 
-    @job(("step", "gru_reset_before", dtype))
+    @job(("step", cell.name, dtype))
     def step(block, index):
         a = read_forward(block)
         s = read_shape(a.shape)
-        p = part_of(s, a.rows, a.meeting, index)
-        H, I, keep = s.H, s.I, s.keep
-        u0, u1 = bound(H, s.members, p.member), bound(H, s.members, p.member + 1)
+        p = part_of(s, a.rows.bounds, a.barriers, index)
+        H, I, keep, weights, saved = s.H, s.I, s.keep, a.weights, a.saved
+        u0 = first_unit(H, s.members, p.member)
+        u1 = first_unit(H, s.members, p.member + 1)
         row_h, row_x, vector = H * size, I * size, lanes * size
-        sides, row_g = a.scratch + s.own + index * s.own_size, 4 * vector
-        rh_rows = a.extra if keep else a.scratch + s.exchanged
+        sides = a.workspace + s.own + index * s.own_size
+        row_g = 4 * vector
+        rh_rows = saved.operand if keep else a.workspace + s.exchanged
         for j in range(u0, u1, lanes):
-            n, at = minimum(lanes, u1 - j), j * size
+            n = minimum(lanes, u1 - j)
+            at = j * size
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
-                x_rows, h_rows = a.x + first * row_x, a.h0 + first * row_h
-                dots(x_rows, row_x, count, a.w_ih + j * row_x, row_x, I, n, sides, row_g)
-                dots(h_rows, row_h, count, a.w_hh + j * row_h, row_h, H, n, sides + vector, row_g)
+                x_rows = a.x + first * row_x
+                h_rows = a.h0 + first * row_h
+                dots(x_rows, row_x, count, weights.w_ih + j * row_x, row_x, I, n, sides, row_g)
+                dots(h_rows, row_h, count, weights.w_hh + j * row_h, row_h, H, n, sides + vector, row_g)
                 for r in range(first, first + count):
-                    h, own, g = a.h0 + r * row_h + at, r * row_h + at, sides + (r - first) * row_g
+                    own = r * row_h + at
+                    h = a.h0 + own
+                    g = sides + (r - first) * row_g
                     add_to(g + vector, g, lanes)
-                    reset_row(
-                        g, a.b_ih + at, a.b_hh + at, h, a.kept + 3 * r * row_h + at, rh_rows + own, n, keep
-                    )  # fmt: skip
+                    values = saved.values + SAVED * r * row_h + at
+                    reset_row(g, weights.b_ih + at, weights.b_hh + at, h, values, rh_rows + own, n, keep)
                     if keep:
-                        copy(h, a.h_prev + own, n)
-        meet(s, p, 1)
+                        copy(h, saved.h_prev + own, n)
+        sync_group(s, p, 1)
         for j in range(u0, u1, lanes):
-            n, z = minimum(lanes, u1 - j), row_h + j * size
+            n = minimum(lanes, u1 - j)
+            z = row_h + j * size
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
                 for gate in range(1, 3):
-                    unit, out = gate * H + j, sides + (gate - 1) * vector
+                    unit = gate * H + j
+                    out = sides + (gate - 1) * vector
                     h_rows = (a.h0 if gate == 1 else rh_rows) + first * row_h
-                    dots(a.x + first * row_x, row_x, count, a.w_ih + unit * row_x, row_x, I, n, out, row_g)
-                    dots(h_rows, row_h, count, a.w_hh + unit * row_h, row_h, H, n, out + 2 * vector, row_g)
+                    x_rows = a.x + first * row_x
+                    dots(x_rows, row_x, count, weights.w_ih + unit * row_x, row_x, I, n, out, row_g)
+                    dots(h_rows, row_h, count, weights.w_hh + unit * row_h, row_h, H, n, out + 2 * vector, row_g)
                 for r in range(first, first + count):
-                    own, g = r * row_h + j * size, sides + (r - first) * row_g
+                    own = r * row_h + j * size
+                    g = sides + (r - first) * row_g
                     add_to(g + 2 * vector, g, 2 * lanes)
                     output_row(
-                        g, vector, a.b_ih + z, a.b_hh + z, a.h0 + own, a.kept + 3 * r * row_h + z, a.h_n + own,
-                        a.y + r * a.y_row + j * size, n, H, keep,
+                        g, vector, weights.b_ih + z, weights.b_hh + z, a.h0 + own,
+                        saved.values + SAVED * r * row_h + z, a.h_n + own, a.y + r * a.y_row + j * size, n, H, keep,
                     )  # fmt: skip
 
     return step

@@ -1,7 +1,7 @@
-// Storage, what arrays hold; Compute, what the arithmetic runs in; and the way between them.
+// Storage, the type of array elements; Compute, the type of the arithmetic; conversions between them; activations.
 //
-// One of RK_FLOAT64, RK_FLOAT32, RK_FLOAT16, RK_BFLOAT16 is defined by the build. load() is exact, store() rounds to
-// nearest even.
+// The build defines one of RK_FLOAT64, RK_FLOAT32, RK_FLOAT16, RK_BFLOAT16. load() is exact, store() rounds to nearest
+// even.
 
 #if defined(RK_FLOAT64)
 typedef double Storage;
@@ -46,7 +46,7 @@ struct Convert<__nv_bfloat16, float> {
 __device__ __forceinline__ Compute load(Storage v) { return Convert<Compute, Storage>::of(v); }
 __device__ __forceinline__ Storage store(Compute v) { return Convert<Storage, Compute>::of(v); }
 
-// The activations. No fast-math: an error of a unit or two in the last place, right at infinities and NaN.
+// The activations. They use no fast-math functions: errors are at most about 2 ulp, and infinities and NaN are exact.
 
 #if defined(RK_FLOAT64)
 __device__ __forceinline__ Compute tanh_of(Compute a) { return tanh(a); }
@@ -56,5 +56,5 @@ __device__ __forceinline__ Compute tanh_of(Compute a) { return tanhf(a); }
 __device__ __forceinline__ Compute sigmoid_of(Compute a) { return 1.0f / (1.0f + expf(-a)); }
 #endif
 
-// NaN passes, as in numpy.maximum.
+// Propagates NaN, like numpy.maximum.
 __device__ __forceinline__ Compute relu_of(Compute a) { return a <= Compute(0) ? Compute(0) : a; }

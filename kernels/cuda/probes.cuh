@@ -1,5 +1,5 @@
 // What the probes share. Probes are kernels that measure launches, barriers and hand-overs on a card, for
-// bench/gpu/barriers.py and bench/gpu/hops.py. No kernel of the library uses these files.
+// bench/gpu/sync_costs.py and bench/gpu/exchange_costs.py. No kernel of the library uses these files.
 //
 // Every probe repeats one thing for `rounds` rounds; its cost is the slope between two numbers of rounds. Each adds to
 // `wrong` what it saw that it should not have seen: a protocol that does not hold is not timed. What a round sends

@@ -1,7 +1,7 @@
-// What every schedule needs beside its steps: states in and out, ragged rows, sums over steps.
+// What every schedule needs beside its steps: states in and out, ragged rows, sums over row-steps.
 //
-// Rows are stored longest first and without their padding: `order` (B,) says which row stands at each place, null for
-// 0..B-1; `offsets` (T+1,) where each step begins among the N live steps, null where every row has T. See
+// Rows are stored by descending length and without padding. order (B,): the row at each sorted position, null for
+// 0..B-1. offsets (T+1,): the first of each step's row-steps among all N, null where every row has T steps. See
 // rnnkit/backends/ragged.py.
 
 typedef long long Index;
@@ -13,7 +13,8 @@ __device__ __forceinline__ Index index_stride() { return (Index)gridDim.x * bloc
 template <typename To, typename From>
 __device__ __forceinline__ void sort_rows(To* dst, const From* src, const Index* order, Index B, Index K) {
   for (Index i = first_index(); i < B * K; i += index_stride()) {
-    const Index b = i / K, k = i - b * K;
+    const Index b = i / K;
+    const Index k = i - b * K;
     dst[i] = Convert<To, From>::of(src[(order ? order[b] : b) * K + k]);
   }
 }
@@ -22,12 +23,13 @@ __device__ __forceinline__ void sort_rows(To* dst, const From* src, const Index*
 template <typename To, typename From>
 __device__ __forceinline__ void unsort_rows(To* dst, const From* src, const Index* order, Index B, Index K) {
   for (Index i = first_index(); i < B * K; i += index_stride()) {
-    const Index b = i / K, k = i - b * K;
+    const Index b = i / K;
+    const Index k = i - b * K;
     dst[(order ? order[b] : b) * K + k] = Convert<To, From>::of(src[i]);
   }
 }
 
-// States into the order of storage; bias (2, G*H) is b_ih then b_hh, zeros where one is null.
+// States in sorted order. bias (2, G*H) is b_ih then b_hh, with zeros for a null one.
 extern "C" __global__ void __launch_bounds__(256, 2)
 forward_begin(const Storage* h0, const Storage* c0, const Storage* b_ih, const Storage* b_hh, const Index* order,
               Storage* h, Compute* c, Compute* bias, Index B, Index R, Index H, Index GH) {
@@ -60,35 +62,40 @@ backward_end(const Compute* dh, const Compute* dc, const Index* order, Storage* 
   if (dc0) unsort_rows(dc0, dc, order, B, H);
 }
 
-// packed (N, K) = the live steps of src (T, B, K); gridDim.y walks T.
+// packed (N, K) = the row-steps of src (T, B, K). Blocks along y take the steps.
 extern "C" __global__ void __launch_bounds__(256, 2)
 pack_rows(Storage* packed, const Storage* src, const Index* order, const Index* offsets, Index T, Index B, Index K) {
   for (Index t = blockIdx.y; t < T; t += gridDim.y) {
-    const Index n = offsets[t], rows = offsets[t + 1] - n;
+    const Index n = offsets[t];
+    const Index rows = offsets[t + 1] - n;
     for (Index i = first_index(); i < rows * K; i += index_stride()) {
-      const Index b = i / K, k = i - b * K;
+      const Index b = i / K;
+      const Index k = i - b * K;
       packed[n * K + i] = src[(t * B + order[b]) * K + k];
     }
   }
 }
 
-// The inverse, zero past each row's end.
+// The inverse of pack_rows; zero past each row's end.
 extern "C" __global__ void __launch_bounds__(256, 2)
 unpack_rows(Storage* dst, const Storage* packed, const Index* order, const Index* offsets, Index T, Index B, Index K) {
   for (Index t = blockIdx.y; t < T; t += gridDim.y) {
-    const Index n = offsets[t], rows = offsets[t + 1] - n;
+    const Index n = offsets[t];
+    const Index rows = offsets[t + 1] - n;
     for (Index i = first_index(); i < B * K; i += index_stride()) {
-      const Index b = i / K, k = i - b * K;
+      const Index b = i / K;
+      const Index k = i - b * K;
       dst[(t * B + order[b]) * K + k] = b < rows ? packed[n * K + i] : store(Compute(0));
     }
   }
 }
 
-// Sums over steps, in two passes and one order always: no atomics. The error does not grow with the number of steps: a
-// chain of plain additions is at most kChain long, and what each addition of its sums rounds off is summed beside them.
+// Sums over row-steps, in two passes and in a fixed order, without atomics. The error does not grow with the number of
+// row-steps: a chain of plain additions has at most kChain terms, and LongSum adds the sums of chains together with the
+// rounding error of each addition.
 constexpr int kChain = 32;
 
-// A sum and what it has rounded off so far. Knuth, The Art of Computer Programming 2, 4.2.2: exact for any two numbers.
+// A sum and its accumulated rounding error. Knuth, The Art of Computer Programming 2, 4.2.2: exact for any two numbers.
 struct LongSum {
   Compute sum, lost;
   __device__ __forceinline__ void add(Compute v) {
@@ -97,19 +104,22 @@ struct LongSum {
     const Compute added = sum - before;
     lost += (before - (sum - added)) + (v - added);
   }
-  // Of infinity the difference is NaN.
+  // sum - sum is NaN if sum is infinite: then the rounding error is meaningless.
   __device__ __forceinline__ Compute value() const { return sum - sum == Compute(0) ? sum + lost : sum; }
 };
 
-// partial (gridDim.y, K): sums down the columns of a (N, K), each block a part of the rows. blockDim = (32, 8).
+// partial (gridDim.y, K): sums down the columns of a (N, K); each block along y sums a part of the rows.
+// blockDim = (32, 8).
 extern "C" __global__ void __launch_bounds__(256, 2)
 column_sums(Compute* partial, const Storage* a, Index N, Index K) {
   __shared__ Compute sums[8][32];
-  const Index k = (Index)blockIdx.x * 32 + threadIdx.x, stride = (Index)gridDim.y * 8;
+  const Index k = (Index)blockIdx.x * 32 + threadIdx.x;
+  const Index stride = (Index)gridDim.y * 8;
   LongSum total = {0, 0};
   if (k < K)
     for (Index n = (Index)blockIdx.y * 8 + threadIdx.y; n < N;) {
-      const Index chain = n + kChain * stride, end = chain < N ? chain : N;
+      const Index chain = n + kChain * stride;
+      const Index end = chain < N ? chain : N;
       Compute sum = 0;
       for (; n < end; n += stride) sum += load(a[n * K + k]);
       total.add(sum);
@@ -123,8 +133,8 @@ column_sums(Compute* partial, const Storage* a, Index N, Index K) {
   if (threadIdx.y == 0 && k < K) partial[blockIdx.y * K + k] = sums[0][threadIdx.x];
 }
 
-// total (K,), or zero where `first`, plus the sum of part (parts, K): into total and, rounded, into result. Either may
-// be null: total where all parts are given at once, result where more of them follow.
+// Adds part (parts, K) to total (K,), or to zero if `first`. Writes the sum to total and, rounded, to result. total is
+// null if these are all the parts; result is null if more parts follow.
 extern "C" __global__ void __launch_bounds__(256, 2)
 add_parts(Storage* result, LongSum* total, const Compute* part, int parts, Index K, int first) {
   for (Index k = first_index(); k < K; k += index_stride()) {

@@ -1,14 +1,14 @@
-"""Numba CUDA: how many threads and blocks a scan is launched with. No import of Numba: any machine may ask."""
+"""Numba CUDA: the number of threads and blocks of a scan's launch. Imports no Numba, so it works without a GPU."""
 
 from __future__ import annotations
 
-# The most of 256, 384 and 512 for which ptxas spills nothing of any kernel on any card.
+# The largest of 256, 384 and 512 for which ptxas spills no register of any kernel on any card.
 THREADS = 256
 WARP = 32
-# Fewer blocks than this, and Numba warns that the device is not filled.
+# With fewer blocks than this Numba warns that the device is underused.
 FEWEST_BLOCKS = 128
 
 
 def launch_shape(B: int, width: int) -> tuple[int, int]:
-    """(blocks, threads a block) for B rows of at most `width` units: whole warps, a block a row."""
+    """(blocks, threads per block) for B rows of at most `width` units: one block per row, in whole warps."""
     return max(B, FEWEST_BLOCKS), min(THREADS, -(-width // WARP) * WARP)

@@ -1,7 +1,7 @@
-"""Numba CUDA: the numbers a scan is made of. Activations, sums over a row, and tuples of one number a gate.
+"""Numba CUDA: the arithmetic of a scan. Activations, sums over a row, and tuples of one number per gate.
 
-Storage is what arrays hold, compute what everything between a load and a store runs in: they differ for float16, which
-is widened to float32 where it is loaded.
+Storage is the type of array elements, compute the type of the arithmetic. They differ for float16, which is widened to
+float32 when it is loaded.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import numba.cuda
 import numpy as np
 from numba import types
 
-cuda: Any = numba.cuda  # Any: to a type checker it is Numba's simulator, which lacks some of it
+cuda: Any = numba.cuda  # Any: a type checker sees Numba's simulator, which lacks some names
 STORAGE: dict[str, Any] = {"float64": types.float64, "float32": types.float32, "float16": types.float16}
 COMPUTE: dict[str, Any] = {"float64": types.float64, "float32": types.float32, "float16": types.float32}
 
 
 def device(function):
-    """A function that kernels call; compiled with the first kernel that does."""
+    """A function that kernels call. Numba compiles it with the first kernel that does."""
     return cuda.jit(function, device=True)
 
 
 @cache
 def activations(dtype: str) -> SimpleNamespace:
-    """sigmoid(a), tanh(a), relu(a), passed(h, dh), the gradient of relu, and one: scalars of the dtype's compute.
+    """sigmoid(a), tanh(a), relu(a), passed(h, dh), the gradient of relu, and one: scalars of the compute type.
 
-    Right at NaN, at the infinities, and where exp overflows: 1 / (1 + inf) is the 0 it should be.
+    They are correct at NaN, at infinities, and where exp overflows: 1 / (1 + inf) = 0.
     """
-    zero, one = constant(dtype, 0), constant(dtype, 1)
+    zero = constant(dtype, 0)
+    one = constant(dtype, 1)
 
     @device
     def sigmoid(a):
@@ -43,7 +44,7 @@ def activations(dtype: str) -> SimpleNamespace:
 
     @device
     def relu(a):
-        return zero if a <= zero else a  # a NaN is not
+        return zero if a <= zero else a  # a NaN is not <= 0
 
     @device
     def passed(h, dh):
@@ -53,19 +54,19 @@ def activations(dtype: str) -> SimpleNamespace:
 
 
 def constant(dtype: str, value: float):
-    """A number of the dtype's compute. A plain 1.0 is a float64 to Numba, and would make float64 of all it meets."""
+    """A number of the compute type. Numba types a literal 1.0 as float64, and every expression with it as float64."""
     return np.dtype(str(COMPUTE[dtype])).type(value)
 
 
 @cache
 def dot(dtype: str):
-    """dot(a, b, total): total + a . b, in order. Rows of one length; b is as a rule a column, so that neighbouring
-    threads read neighbouring numbers."""
+    """dot(a, b, total): total + a . b, in order. b is usually a column, so neighbouring threads read neighbours."""
     compute = COMPUTE[dtype]
 
     @device
     def dot_from(a, b, total):
-        k, end = types.uint64(0), types.uint64(a.shape[0])
+        k = types.uint64(0)
+        end = types.uint64(a.shape[0])
         while k < end:
             total += compute(a[k]) * compute(b[k])
             k += types.uint64(1)
@@ -76,13 +77,15 @@ def dot(dtype: str):
 
 @cache
 def tuples(dtype: str, count: int) -> SimpleNamespace:
-    """Functions on tuples of `count` numbers, one a gate. Tuples stay in registers, as arrays may not.
+    """Functions on tuples of `count` numbers, one per gate. Tuples stay in registers; local arrays may not.
 
-    load(row, j, H), store(values, row, j, H)     the numbers at j, j + H, j + 2H, … of a row
-    add(p, q)                                     number by number
-    products(a, w, bias, j, H)                    bias + a w, at those columns of w
+    load(row, j, H), store(values, row, j, H)     elements j, j + H, j + 2H, … of a row
+    add(p, q)                                     elementwise
+    products(a, w, bias, j, H)                    bias + a w at those columns of w
     """
-    compute, storage, dot_from = COMPUTE[dtype], STORAGE[dtype], dot(dtype)
+    compute = COMPUTE[dtype]
+    storage = STORAGE[dtype]
+    dot_from = dot(dtype)
     if count == 1:
 
         @device
@@ -103,7 +106,10 @@ def tuples(dtype: str, count: int) -> SimpleNamespace:
 
     else:
         rest = tuples(dtype, count - 1)
-        load_rest, store_rest, add_rest, products_rest = rest.load, rest.store, rest.add, rest.products
+        load_rest = rest.load
+        store_rest = rest.store
+        add_rest = rest.add
+        products_rest = rest.products
 
         @device
         def load(row, j, H):

@@ -1,34 +1,43 @@
-"""Numba CUDA: a whole sequence in one launch, a block a batch row. The CUDA C++ schedules' legible sibling.
+"""Numba CUDA: a whole sequence in one launch, one block per batch row. The readable counterpart of the CUDA C++.
 
-    forward     per step, for every unit: its gates' products h W_hh, then the cell; then, if projected, h W_hr
-    backward    per step, last first: if projected, dh W_hr; for every unit the cell; then dh += du W_hh
+A step has one product, or two. The second one is the projection, or the product that r h' waits for in a GRU that
+resets before; FIRST is the number of gates of the first one.
 
-The threads of a block share its row: thread i has the units i, i + threads, i + 2 threads, …, so any H will do. What
-one thread makes and all read (h, du and, under projection, the operands around it) goes through the very arrays that
-are the results, y and dgates_h among them: a place a step, so that one barrier between writing and reading is enough.
-What only its own thread needs (c, dc, dh) needs none. Nothing is added up between threads: results do not depend on
-their order.
+    forward     for every unit: its gates' products h W_hh, then the cell, or the gates r and z and r h'
+                second product: (o tanh(c)) W_hr, or (r h') W_hn, then n and h
+    backward    last step first. Second product: dh W_hr, or the gradients of z and n, then those of n times W_hn
+                for every unit the cell, or the gradient of r; then dh += du W_hh over the gates of the first product
 
-A row has its own number of steps, and ends after them: no block waits for another. Blocks past the batch do nothing;
-they are there because Numba warns of a small grid.
+The threads of a block share its row: thread i has the units i, i + threads, i + 2 threads, …, so H is arbitrary. What
+one thread writes and all read (h, du, and the operands and gradients of a second product) is in arrays with one entry
+per step, mostly the results themselves (y, dgates_h), so one barrier between writing and reading is enough. Without
+`keep` the arrays of a second product have one entry for all steps, and the barrier after it protects them. What only
+its own thread accesses (c, dc, dh) needs no barrier. No sum runs across threads, so the results do not depend on the
+order of threads.
 
-S stands for the dtype's storage, C for its compute; all arrays are C-contiguous. An array that a cell or a call has no
-use for is given as one number, for Numba has no optional arguments: c's under RNN and GRU, those of a projection
-without one, what is kept without `keep`.
+A row has its own number of steps and ends after them: no block waits for another. Blocks past the batch do nothing;
+they exist because Numba warns about small grids.
+
+S is the dtype's storage, C its compute; all arrays are C-contiguous. Numba has no optional arguments, so an array that
+a cell or a call does not use is passed with one element: c's arrays under RNN and GRU, those of a projection without
+one, what is saved without `keep`.
 
     lengths (B,) int64                      the steps of each row
     gates_x (T, B, G*H) C                   x W_ih^T
     bias_x, bias_h (G*H) S                  b_ih, b_hh
-    w (R, G*H), w_proj (H, P) S             forward: W_hh and W_hr transposed, so that threads read side by side
-    w (G*H, R), w_proj (P, H) S             backward: as they are, for the same reason
-    h (B, R) S, c (B, H) C                  in the initial, out the final states
+    w (R, G*H), w_proj (H, P) S             forward: W_hh and W_hr transposed, so that neighbouring threads read
+                                            neighbouring elements
+    w (G*H, R), w_proj (P, H) S             backward: untransposed, for the same reason
+    h (B, R) S, c (B, H) C                  in: the initial states; out: the final ones
     y (T, B, R) S                           zero past a row's end
-    kept (T, B, KEPT*H) S, h_prev (T, B, R) S, c_prev (T, B, H) C      as `keep`
-    m (T, B, H) S, or (1, B, H)             what the projection multiplies, of every step with `keep`, else of one
-    dy (T, B, R) S                          read where has_dy
-    dgates_x, dgates_h (T, B, G*H) S        out; one array where the cell's two sides are not apart
-    dh (B, R), dc (B, H) C                  in the gradients of the final states, out those of the initial ones
-    dprojected (T, B, P) S                  out, under projection
+    saved (T, B, n_saved*H) S               the values that the row of CELLS names, with `keep`
+    h_prev (T, B, R) S, c_prev (T, B, H) C  the states before each step, with `keep`
+    m (T, B, H) S                           operand of the second product: o tanh(c) or r h'
+    saved, m                                without `keep` (1, B, ·): one step, for cells that have a second product
+    dy (T, B, R) S                          read if has_dy
+    dgates_x, dgates_h (T, B, G*H) S        out; one array unless the cell splits its sides
+    dh (B, R), dc (B, H) C                  in: gradients of the final states; out: of the initial ones
+    dproj (T, B, P) S                       out, under projection: the gradient of its output
 """
 
 from __future__ import annotations
@@ -40,69 +49,95 @@ from typing import Any
 
 from numba import types
 
-from rnnkit.kernels.cells import gru, lstm, rnn
-from rnnkit.kernels.numba_cuda import scan_reset_before as cuda_scan_reset_before
+from rnnkit.core.cells import CELLS, Cell
+from rnnkit.kernels.cells import POINTWISE, Make
 from rnnkit.kernels.numba_cuda.launch_shape import THREADS
 from rnnkit.kernels.numba_cuda.numbers import COMPUTE, STORAGE, activations, constant, cuda, device, dot, tuples
-from rnnkit.kernels.numba_cuda.scan_reset_before import RESET_BEFORE
-
-# cell: (the module with its constants, its pointwise pair, whether the pair reads h', whether it has c)
-_CELLS: dict[str, tuple[Any, Any, bool, bool]] = {
-    "rnn_tanh": (rnn, lambda act: rnn.make(device, act, "tanh"), False, False),
-    "rnn_relu": (rnn, lambda act: rnn.make(device, act, "relu"), False, False),
-    "gru": (gru, lambda act: gru.make(device, act), True, False),
-    "lstm": (lstm, lambda act: lstm.make(device, act), False, True),
-}
 
 
-def kept_blocks(cell: str) -> int:
-    """How many arrays of H values a step of the cell keeps, its states and a projection's operand aside."""
-    return cuda_scan_reset_before.KEPT if cell == RESET_BEFORE else _CELLS[cell][0].KEPT
+def first_gates(cell: Cell) -> int:
+    """How many gates the first product of a step computes: all of them, or r and z of a GRU that resets before."""
+    _, _, end = cell.products[0]
+    return end
 
 
-def is_split(cell: str) -> bool:
-    """Whether the gradients of the input's and the hidden side's pre-activations differ."""
-    return cell != RESET_BEFORE and _CELLS[cell][0].SPLIT
+def first_stage(cell: Cell, pointwise: SimpleNamespace):
+    """(x, u, h', c') -> (values to save, new h or m, new c): the pointwise part after the first product."""
+    if not cell.resets_before:
+        return pointwise.forward
+    gates = pointwise.gates
+
+    @device
+    def first(x, u, h_prev, c_prev):
+        r, z, rh = gates(x[0] + u[0], x[1] + u[1], h_prev)
+        return (r, z), rh, c_prev
+
+    return first
 
 
-def make_forward(cell: str, dtype: str):
+def make_forward(cell: Cell, make: Make, dtype: str):
     """forward(gates_x, lengths, reverse, keep, projected, …): see the module's docstring."""
-    module, make_pair, READS_H, HAS_C = _CELLS[cell]
-    G, KEPT = module.GATES, module.KEPT
-    compute, storage, zero = COMPUTE[dtype], STORAGE[dtype], constant(dtype, 0)
-    pair, dot_from = make_pair(activations(dtype)).forward, dot(dtype)
-    load, add, products = tuples(dtype, G).load, tuples(dtype, G).add, tuples(dtype, G).products
-    load_gates = tuples("float64" if compute is types.float64 else "float32", G).load
-    store_kept = tuples(dtype, KEPT).store
+    G = cell.n_gates
+    FIRST = first_gates(cell)
+    READS_H = cell.reads_h
+    HAS_C = cell.has_c
+    RESETS_BEFORE = cell.resets_before
+    compute = COMPUTE[dtype]
+    storage = STORAGE[dtype]
+    zero = constant(dtype, 0)
+    pointwise = make(device, activations(dtype))
+    first = first_stage(cell, pointwise)
+    output: Any = getattr(pointwise, "output", None)
+    dot_from = dot(dtype)
+    load = tuples(dtype, FIRST).load
+    add = tuples(dtype, FIRST).add
+    products = tuples(dtype, FIRST).products
+    # gates_x is in the compute dtype.
+    load_gates = tuples("float64" if compute is types.float64 else "float32", FIRST).load
+    store_saved = tuples(dtype, FIRST if RESETS_BEFORE else cell.n_saved).store
 
     @cuda.jit(launch_bounds=THREADS)
     def forward(
-        gates_x, lengths, reverse, keep, projected, bias_x, bias_h, w, w_proj, h, c, y, kept, h_prev, c_prev, m
+        gates_x, lengths, reverse, keep, projected, bias_x, bias_h, w, w_proj, h, c, y, saved, h_prev, c_prev, m
     ):
-        b, thread, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        b = cuda.blockIdx.x
+        thread = cuda.threadIdx.x
+        threads = cuda.blockDim.x
         if b >= h.shape[0]:
             return
-        H, R, steps = bias_x.shape[0] // G, h.shape[1], lengths[b]
+        H = bias_x.shape[0] // G
+        R = h.shape[1]
+        steps = lengths[b]
         before = h[b]
         for s in range(steps):
             t = steps - 1 - s if reverse else s
-            out = m[t if keep else 0, b] if projected else y[t, b]
+            at = t if keep else 0
+            out = m[at, b] if projected or RESETS_BEFORE else y[t, b]
             for j in range(thread, H, threads):
                 x = add(load_gates(gates_x[t, b], j, H), load(bias_x, j, H))
                 u = products(before, w, bias_h, j, H)
                 c_before = c[b, j] if HAS_C else zero
-                values, new, c_new = pair(x, u, compute(before[j]) if READS_H else zero, c_before)
+                values, new, c_new = first(x, u, compute(before[j]) if READS_H else zero, c_before)
                 out[j] = storage(new)
                 if HAS_C:
                     c[b, j] = c_new
-                if keep:
-                    store_kept(values, kept[t, b], j, H)
-                    if HAS_C:
-                        c_prev[t, b, j] = c_before
+                if keep or RESETS_BEFORE:
+                    store_saved(values, saved[at, b], j, H)
+                if keep and HAS_C:
+                    c_prev[t, b, j] = c_before
             if keep:
                 for k in range(thread, R, threads):
                     h_prev[t, b, k] = before[k]
             cuda.syncthreads()
+            if RESETS_BEFORE:
+                for j in range(thread, H, threads):
+                    n_at = FIRST * H + j
+                    u_n = dot_from(out, w[:, n_at], compute(bias_h[n_at]))
+                    a_n = gates_x[t, b, n_at] + compute(bias_x[n_at]) + u_n
+                    n, new = output(a_n, compute(saved[at, b, H + j]), compute(before[j]))
+                    saved[at, b, n_at] = storage(n)
+                    y[t, b, j] = storage(new)
+                cuda.syncthreads()
             if projected:
                 for p in range(thread, R, threads):
                     y[t, b, p] = storage(dot_from(out, w_proj[:, p], zero))
@@ -116,22 +151,38 @@ def make_forward(cell: str, dtype: str):
     return forward
 
 
-def make_backward(cell: str, dtype: str):
+def make_backward(cell: Cell, make: Make, dtype: str):
     """backward(dy, has_dy, lengths, reverse, projected, …): see the module's docstring."""
-    module, make_pair, READS_H, HAS_C = _CELLS[cell]
-    G, KEPT, SPLIT = module.GATES, module.KEPT, module.SPLIT
-    compute, storage, zero = COMPUTE[dtype], STORAGE[dtype], constant(dtype, 0)
-    pair, dot_from = make_pair(activations(dtype)).backward, dot(dtype)
-    load_kept, store_gates = tuples(dtype, KEPT).load, tuples(dtype, G).store
+    G = cell.n_gates
+    FIRST = first_gates(cell)
+    READS_H = cell.reads_h
+    HAS_C = cell.has_c
+    SPLITS = cell.splits_sides
+    RESETS_BEFORE = cell.resets_before
+    compute = COMPUTE[dtype]
+    storage = STORAGE[dtype]
+    zero = constant(dtype, 0)
+    pointwise = make(device, activations(dtype))
+    # Numba leaves out branches on constants, and with them the stages that the cell lacks.
+    pair: Any = getattr(pointwise, "backward", None)
+    output_backward: Any = getattr(pointwise, "output_backward", None)
+    gates_backward: Any = getattr(pointwise, "gates_backward", None)
+    dot_from = dot(dtype)
+    load_saved = tuples(dtype, cell.n_saved).load
+    store_gates = tuples(dtype, G).store
 
     @cuda.jit(launch_bounds=THREADS)
     def backward(
-        dy, has_dy, lengths, reverse, projected, w, w_proj, kept, h_prev, c_prev, dgates_x, dgates_h, dh, dc, dprojected
+        dy, has_dy, lengths, reverse, projected, w, w_proj, saved, h_prev, c_prev, dgates_x, dgates_h, dh, dc, dproj
     ):
-        b, thread, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        b = cuda.blockIdx.x
+        thread = cuda.threadIdx.x
+        threads = cuda.blockDim.x
         if b >= dh.shape[0]:
             return
-        H, R, steps = dgates_x.shape[2] // G, dh.shape[1], lengths[b]
+        H = dgates_x.shape[2] // G
+        R = dh.shape[1]
+        steps = lengths[b]
         for s in range(steps):
             t = s if reverse else steps - 1 - s
             if has_dy:
@@ -139,45 +190,67 @@ def make_backward(cell: str, dtype: str):
                     dh[b, k] += compute(dy[t, b, k])
             if projected:
                 for p in range(thread, R, threads):
-                    dprojected[t, b, p] = storage(dh[b, p])
+                    dproj[t, b, p] = storage(dh[b, p])
                     dh[b, p] = zero
                 cuda.syncthreads()
+            if RESETS_BEFORE:
+                for j in range(thread, H, threads):
+                    _, z, n = load_saved(saved[t, b], j, H)
+                    da_z, da_n = output_backward(z, n, compute(h_prev[t, b, j]), dh[b, j])
+                    dgates_x[t, b, H + j] = storage(da_z)
+                    dgates_x[t, b, 2 * H + j] = storage(da_n)
+                cuda.syncthreads()
             for j in range(thread, H, threads):
-                dxs, dus, direct, dc_new = pair(
-                    load_kept(kept[t, b], j, H),
-                    compute(h_prev[t, b, j]) if READS_H else zero,
-                    c_prev[t, b, j] if HAS_C else zero,
-                    dot_from(dprojected[t, b], w_proj[:, j], zero) if projected else dh[b, j],
-                    dc[b, j] if HAS_C else zero,
-                )
-                store_gates(dxs, dgates_x[t, b], j, H)
-                if SPLIT:
-                    store_gates(dus, dgates_h[t, b], j, H)
-                if HAS_C:
-                    dc[b, j] = dc_new
-                if not projected:
-                    dh[b, j] = compute(direct)
+                values = load_saved(saved[t, b], j, H)
+                h_before = compute(h_prev[t, b, j]) if READS_H else zero
+                if RESETS_BEFORE:
+                    drh = dot_from(dgates_x[t, b, FIRST * H :], w[FIRST * H :, j], zero)
+                    da_r, direct = gates_backward(values[0], values[1], h_before, dh[b, j], drh)
+                    dgates_x[t, b, j] = storage(da_r)
+                    dh[b, j] = direct
+                else:
+                    dxs, dus, direct, dc_new = pair(
+                        values,
+                        h_before,
+                        c_prev[t, b, j] if HAS_C else zero,
+                        dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j],
+                        dc[b, j] if HAS_C else zero,
+                    )
+                    store_gates(dxs, dgates_x[t, b], j, H)
+                    if SPLITS:
+                        store_gates(dus, dgates_h[t, b], j, H)
+                    if HAS_C:
+                        dc[b, j] = dc_new
+                    if not projected:
+                        dh[b, j] = compute(direct)
             cuda.syncthreads()
             for k in range(thread, R, threads):
-                dh[b, k] = dot_from(dgates_h[t, b], w[:, k], dh[b, k])
+                dh[b, k] = dot_from(dgates_h[t, b, : FIRST * H], w[: FIRST * H, k], dh[b, k])
 
     return backward
 
 
+def kernels(cell: Cell, dtype: str) -> SimpleNamespace:
+    """forward and backward of a cell and dtype. Numba compiles each at its first launch."""
+    return _kernels(cell, POINTWISE[cell.name], dtype)
+
+
 @cache
-def kernels(cell: str, dtype: str) -> SimpleNamespace:
-    """The pair of a cell and dtype, each compiled by Numba at its first launch."""
-    if cell == RESET_BEFORE:
-        return cuda_scan_reset_before.make(dtype)
-    return SimpleNamespace(forward=make_forward(cell, dtype), backward=make_backward(cell, dtype))
+def _kernels(cell: Cell, make: Make, dtype: str) -> SimpleNamespace:
+    return SimpleNamespace(forward=make_forward(cell, make, dtype), backward=make_backward(cell, make, dtype))
 
 
-def signatures(cell: str, dtype: str) -> dict[str, tuple[Any, ...]]:
-    """The Numba types that each kernel of a cell and dtype is launched with."""
-    if cell == RESET_BEFORE:
-        return cuda_scan_reset_before.signatures(dtype)
-    S, C, flag, lengths = STORAGE[dtype], COMPUTE[dtype], types.boolean, types.int64[::1]
-    S1, S2, S3, C2, C3 = S[::1], S[:, ::1], S[:, :, ::1], C[:, ::1], C[:, :, ::1]
+def signatures(dtype: str) -> dict[str, tuple[Any, ...]]:
+    """The Numba types of each kernel's arguments, the same for every cell."""
+    S = STORAGE[dtype]
+    C = COMPUTE[dtype]
+    flag = types.boolean
+    lengths = types.int64[::1]
+    S1 = S[::1]
+    S2 = S[:, ::1]
+    S3 = S[:, :, ::1]
+    C2 = C[:, ::1]
+    C3 = C[:, :, ::1]
     return {
         "forward": (C3, lengths, flag, flag, flag, S1, S1, S2, S2, S2, C2, S3, S3, S3, C3, S3),
         "backward": (S3, flag, lengths, flag, flag, S2, S2, S3, S3, C3, S3, S3, C2, C2, S3),
@@ -185,8 +258,8 @@ def signatures(cell: str, dtype: str) -> dict[str, tuple[Any, ...]]:
 
 
 def compilable() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    """Every kernel and dtype: its name, its dispatcher, not compiled yet, and the Numba types it is launched with."""
-    for cell in (*_CELLS, RESET_BEFORE):
+    """Every kernel and dtype: its name, its dispatcher, not compiled yet, and the Numba types of its arguments."""
+    for cell in (CELLS[name] for name in POINTWISE):
         for dtype in STORAGE:
-            for name, signature in signatures(cell, dtype).items():
-                yield f"{name}-{cell}-{dtype}", getattr(kernels(cell, dtype), name), signature
+            for name, signature in signatures(dtype).items():
+                yield f"{name}-{cell.name}-{dtype}", getattr(kernels(cell, dtype), name), signature

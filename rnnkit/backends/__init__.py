@@ -6,7 +6,7 @@ from rnnkit.backends.interface import (
     Description,
     Forward,
     Gradients,
-    HeldWeights,
+    LayerCache,
     LayerCall,
     Sizes,
 )
@@ -30,7 +30,7 @@ __all__ = [
     "Description",
     "Forward",
     "Gradients",
-    "HeldWeights",
+    "LayerCache",
     "LayerCall",
     "Sizes",
     "available",

@@ -21,6 +21,21 @@ class Sizes(NamedTuple):
     N: int
 
 
+class LayerCache:
+    """What stays of one layer-direction between calls. The layer owns it, and drops it when its arrays change.
+
+    weights, grads  the layer's own arrays, the same at every call, whatever is written into them. C-contiguous
+    addresses       for a backend to fill in: what it derived from where those arrays are
+    """
+
+    __slots__ = ("addresses", "grads", "weights")
+
+    def __init__(self, weights: Weights, grads: Weights) -> None:
+        self.weights = weights
+        self.grads = grads
+        self.addresses: Any = None
+
+
 class LayerCall(NamedTuple):
     """One layer in one direction over a whole sequence: what a forward is given, from the layers down to the kernels.
 
@@ -34,6 +49,7 @@ class LayerCall(NamedTuple):
     keep         whether to save what backward needs
     out          where the caller will copy y to, (T, B, R), part of a wider array, or None. A backend may write y there
                  itself, and then returns `out` as y
+    cache        the layer's, or None where the caller is no layer
     """
 
     cell: Cell
@@ -45,6 +61,7 @@ class LayerCall(NamedTuple):
     reverse: bool = False
     keep: bool = True
     out: Array | None = None
+    cache: LayerCache | None = None
 
     @property
     def sizes(self) -> Sizes:
@@ -64,6 +81,7 @@ class BackwardCall(NamedTuple):
     weights      those of the forward
     into         arrays that the caller will add the weights' gradients to, or None. A backend may add them itself, and
                  then returns None for those that it added
+    cache        as in the forward
     """
 
     cell: Cell
@@ -73,15 +91,7 @@ class BackwardCall(NamedTuple):
     dstate_n: State
     weights: Weights
     into: Weights | None = None
-
-
-class HeldWeights(Weights):
-    """Weights of a layer that are the same arrays at every call, C-contiguous, whatever is written into them.
-
-    A backend leaves in `found` what it has found out of where they stand.
-    """
-
-    found: Any = None
+    cache: LayerCache | None = None
 
 
 class Forward(NamedTuple):

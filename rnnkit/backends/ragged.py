@@ -20,7 +20,7 @@ CACHED_PACKINGS = 4
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The layout of a batch: rows sorted by length, longest first, without padding. See kernels/cpu/frame.py."""
+    """The layout of a batch: rows sorted by length, longest first, without padding. See kernels/cpu/arguments.py."""
 
     T: int
     B: int

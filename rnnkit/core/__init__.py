@@ -1,1 +1,1 @@
-"""What everything else stands on: the cells, dtypes, devices, checks of arguments, threads."""
+"""The base of the other packages: cells, dtypes, devices, argument checks, threads."""

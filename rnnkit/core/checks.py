@@ -1,4 +1,4 @@
-"""Argument checks. Each raises one error that names the argument, what it was, and what it should be."""
+"""Argument checks. Each raises one error that names the argument, its value, and the requirement."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from rnnkit.core.devices import adopted, array_module, device_of, is_foreign_cuda
 from rnnkit.errors import DeviceMemoryError
 
-# What Python and NumPy count among the numbers and nobody means as one.
-NO_NUMBERS = (bool, np.bool_, np.timedelta64)
+# Types that Python or NumPy registers as numbers and that no argument accepts as a number.
+NOT_NUMBERS = (bool, np.bool_, np.timedelta64)
 
 
 def positive_int(name: str, value: Any) -> int:
-    """`value` as an int of at least 1."""
-    if isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Integral):
+    """Returns `value` as an int of at least 1."""
+    if isinstance(value, NOT_NUMBERS) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a positive whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
@@ -27,8 +27,8 @@ def positive_int(name: str, value: Any) -> int:
 
 
 def fraction(name: str, value: Any) -> float:
-    """`value` as a float in [0, 1]."""
-    if isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Real):
+    """Returns `value` as a float in [0, 1]."""
+    if isinstance(value, NOT_NUMBERS) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1], got {value!r}")
     if not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
@@ -36,14 +36,14 @@ def fraction(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` as a bool, when it is one: 1, "no" and other truthy things are mistakes here."""
+    """Returns `value` if it is a bool. Other truthy values, such as 1 or "no", are likely mistakes."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def one_of(name: str, value: Any, choices: tuple[str | None, ...]) -> Any:
-    """`value`, when it is one of `choices`: strings, and None."""
+    """Returns `value` if it is one of `choices`, which are strings or None."""
     if not isinstance(value, (str, type(None))) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
@@ -51,39 +51,39 @@ def one_of(name: str, value: Any, choices: tuple[str | None, ...]) -> Any:
 
 @contextmanager
 def memory_for(**sizes: int) -> Iterator[None]:
-    """Around the drawing of parameters: what NumPy says of a shape beyond memory becomes a ValueError with `sizes`."""
+    """Context for drawing parameters: NumPy's errors for shapes beyond the memory become a ValueError with `sizes`."""
     try:
         yield
     except DeviceMemoryError:
         raise
     except (MemoryError, OverflowError, ValueError) as problem:
-        said = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(f"parameters of {said} do not fit memory ({problem})") from None
+        text = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"parameters of {text} do not fit memory ({problem})") from None
 
 
-def plain_array(name: str, value: Any, wanted: str = "NumPy or CuPy array") -> ModuleType:
-    """The module of `value`, when it is a NumPy or CuPy array and of no subclass with arithmetic of its own."""
+def plain_array(name: str, value: Any, expected: str = "NumPy or CuPy array") -> ModuleType:
+    """The module (numpy or cupy) of `value`, if it is an array of that module and not of a subclass."""
     xp = array_module(value)
     if xp is not None:
         return xp
     kind = type(value).__name__
     if isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a plain NumPy array, got {kind} (use np.asarray)")
-    raise TypeError(f"{name} must be a {wanted}, got {kind}")
+    raise TypeError(f"{name} must be a {expected}, got {kind}")
 
 
 def adopt(name: str, value: Any) -> Any:
-    """`value`, or where it is another library's array on a CUDA device a CuPy array over the same memory."""
+    """Returns `value`; for another library's array on a CUDA device, a CuPy array over the same memory."""
     try:
         return adopted(value)
     except (ImportError, BufferError, TypeError, ValueError, RuntimeError) as problem:
-        raise TypeError(f"{name} is a {type(value).__name__} that CuPy cannot take: {problem}") from problem
+        raise TypeError(f"{name} is a {type(value).__name__} that CuPy cannot use: {problem}") from problem
 
 
-def located(name: str, value: Any, device: str, wanted: str = "NumPy or CuPy array") -> Any:
-    """`value`, when it is a plain array on `device`, whatever its dtype; never moved.
+def located(name: str, value: Any, device: str, expected: str = "NumPy or CuPy array") -> Any:
+    """Returns `value` if it is a plain array of any dtype on `device`. It is never moved.
 
-    Where `device` is a CUDA device, another library's array there comes back as CuPy's, over the same memory.
+    On a CUDA device, another library's array is returned as a CuPy array over the same memory.
     """
     if device == "cpu" and is_foreign_cuda(value):
         raise ValueError(f"{name} must be on device cpu, got a {type(value).__name__} on a CUDA device")
@@ -91,28 +91,28 @@ def located(name: str, value: Any, device: str, wanted: str = "NumPy or CuPy arr
     if device != "cpu" and array_module(value) in (np, None) and hasattr(value, "__array__"):
         kind = type(value).__name__
         raise ValueError(f"{name} must be on device {device}, got {kind} on the host: cupy.asarray({name}) copies it")
-    plain_array(name, value, wanted)
-    found = device_of(value)
-    if found != device:
-        how = f"{name}.get() copies it" if device == "cpu" else f"layer.to({found!r}) moves the layer"
-        raise ValueError(f"{name} must be on device {device}, got an array on {found}: {how}")
+    plain_array(name, value, expected)
+    actual = device_of(value)
+    if actual != device:
+        hint = f"{name}.get() copies it" if device == "cpu" else f"layer.to({actual!r}) moves the layer"
+        raise ValueError(f"{name} must be on device {device}, got an array on {actual}: {hint}")
     return value
 
 
 def array(name: str, value: Any, dtype: np.dtype, device: str) -> Any:
-    """`located`, when it is of `dtype` too; never cast."""
+    """Returns `value` if it is `located` on `device` and has the dtype. It is never cast."""
     if type(value) is np.ndarray and device == "cpu" and value.dtype == dtype:
-        return value  # as nearly every call's: the rest takes microseconds
+        return value  # fast path: the checks below take microseconds
     value = located(name, value, device)
     if value.dtype != dtype:
         raise TypeError(
-            f"{name} must have dtype {dtype}, got {value.dtype} (nothing is cast silently: use {name}.astype)"
+            f"{name} must have dtype {dtype}, got {value.dtype} (arrays are not cast implicitly: use {name}.astype)"
         )
     return value
 
 
 def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, device: str, means: str) -> Any:
-    """`array`, when it is of exactly `shape` too; `means` spells the shape in letters."""
+    """Returns `value` if it passes `array` and has exactly this shape. `means` is the shape in letters."""
     value = array(name, value, dtype, device)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {means} = {tuple(shape)}, got {tuple(value.shape)}")
@@ -120,31 +120,34 @@ def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, devic
 
 
 def states(
-    given: Any, names: tuple[str, str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype, device: str, means: str
+    state: Any, names: tuple[str, str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype, device: str, means: str
 ) -> tuple[Any, ...]:
-    """One array or None for each of `shapes`, one or two: `given` itself where it is one, else a pair; or None."""
-    if given is None:
+    """A state as a tuple of checked arrays or None, one for each of `shapes`.
+
+    `state` is one array if there is one shape, a pair if there are two; or None.
+    """
+    if state is None:
         return (None,) * len(shapes)
     if len(shapes) == 1:
-        return (shaped(names[0], given, shapes[0], dtype, device, means),)
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
-        was = f"{len(given)} arrays" if isinstance(given, (tuple, list)) else type(given).__name__
-        raise TypeError(f"the state of an LSTM must be a pair ({', '.join(names)}), got {was}")
+        return (shaped(names[0], state, shapes[0], dtype, device, means),)
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        kind = f"{len(state)} arrays" if isinstance(state, (tuple, list)) else type(state).__name__
+        raise TypeError(f"the state of an LSTM must be a pair ({', '.join(names)}), got {kind}")
     return tuple(
         [
-            None if state is None else shaped(name, state, shape, dtype, device, means)
-            for name, state, shape in zip(names, given, shapes, strict=False)
+            None if part is None else shaped(name, part, shape, dtype, device, means)
+            for name, part, shape in zip(names, state, shapes, strict=False)
         ]
     )
 
 
 def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray | None:
-    """Row lengths as a host int64 array (B,), or None where every row has all T steps.
+    """Row lengths as an int64 array (B,) on the host, or None if every row has T steps.
 
-    Takes any sequence or array of whole numbers in [0, T], in any order; for an unbatched x also the number alone.
-    One on a CUDA device is copied to the host, which waits for that device.
+    `value` is a sequence or array of whole numbers in [0, T], in any order, or None; for an unbatched x also one
+    number. A CUDA array is copied to the host, which synchronises.
     """
-    wanted = "be a whole number or have shape (1,)" if unbatched else f"have shape (B,) = ({B},)"
+    required = "be a whole number or have shape (1,)" if unbatched else f"have shape (B,) = ({B},)"
     if value is None:
         return None
     value = adopt("lengths", value)
@@ -155,13 +158,13 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
     try:
         got = np.asarray(value)
     except ValueError:
-        raise ValueError(f"lengths must {wanted}, got a nested sequence: {value!r}") from None
+        raise ValueError(f"lengths must {required}, got a nested sequence: {value!r}") from None
     if unbatched and got.ndim == 0:
         got = got[None]
     if got.shape != (B,):
-        raise ValueError(f"lengths must {wanted}, got {got.shape}")
+        raise ValueError(f"lengths must {required}, got {got.shape}")
     if got.dtype.kind == "f" and isinstance(value, (list, tuple)) and _whole(np.asarray(value, dtype=object)):
-        got = np.asarray(value, dtype=object)  # NumPy makes floats of whole numbers on both sides of 2**63
+        got = np.asarray(value, dtype=object)  # NumPy converts integers below and above 2**63 to float
     if got.size and not _whole(got):
         raise TypeError(f"lengths must be whole numbers, got dtype {got.dtype}")
     wrong = (got < 0) | (got > T)
@@ -172,7 +175,7 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
 
 
 def _whole(values: np.ndarray) -> bool:
-    """Whether all are whole numbers; NumPy keeps those beyond 64 bits as Python's own."""
+    """Whether all values are whole numbers. NumPy stores integers beyond 64 bits as Python objects."""
     if values.dtype == object:
-        return all(isinstance(v, (int, np.integer)) and not isinstance(v, NO_NUMBERS) for v in values)
+        return all(isinstance(v, (int, np.integer)) and not isinstance(v, NOT_NUMBERS) for v in values)
     return values.dtype.kind in "iu"

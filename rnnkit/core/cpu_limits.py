@@ -1,8 +1,8 @@
-"""How many threads the CPU kernels use unless `set_num_threads` says otherwise, and the reason.
+"""The default number of threads of the CPU kernels, and what determines it.
 
-RNNKIT_NUM_THREADS names the number. Else it is the smallest of the cores in the affinity mask, the CPU quota of the
-process's control groups (containers have one) rounded down, and OMP_NUM_THREADS. The kernels' threads wait for each
-other, so one more than the quota allows would have all of them wait for the next period.
+RNNKIT_NUM_THREADS sets the number. Otherwise it is the minimum of the number of cores in the affinity mask, the CPU
+quota of the process's control groups (as in containers), rounded down, and OMP_NUM_THREADS. The kernels' threads wait
+for each other at barriers, so with one thread more than the quota allows, all would wait for the next quota period.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-NAMED, OPENMP = "RNNKIT_NUM_THREADS", "OMP_NUM_THREADS"
+OWN_VARIABLE = "RNNKIT_NUM_THREADS"
+OPENMP_VARIABLE = "OMP_NUM_THREADS"
 
 
 class Threads(NamedTuple):
-    """A number of threads, and what it follows from."""
+    """A number of threads, and what determines it."""
 
     number: int
     why: str
@@ -26,22 +27,22 @@ class Threads(NamedTuple):
 
 @cache
 def default_threads() -> Threads:
-    """The default of this process, read once; in a forked child once more, at its first call.
+    """The default number of threads of this process. It is cached; a forked child determines it again.
 
-    Raises ValueError where RNNKIT_NUM_THREADS is no positive whole number.
+    Raises ValueError if RNNKIT_NUM_THREADS is not a positive whole number.
     """
-    named = os.environ.get(NAMED, "").strip()
-    if named:
-        if re.fullmatch("[0-9]+", named) is None or int(named) < 1:
-            raise ValueError(f"{NAMED} must be a positive whole number, got {named!r}")
-        return Threads(int(named), NAMED)
+    number = os.environ.get(OWN_VARIABLE, "").strip()
+    if number:
+        if re.fullmatch("[0-9]+", number) is None or int(number) < 1:
+            raise ValueError(f"{OWN_VARIABLE} must be a positive whole number, got {number!r}")
+        return Threads(int(number), OWN_VARIABLE)
     bounds = [_usable_cores()]
     quota = cpu_quota()
     if quota is not None:
         bounds.append(Threads(max(1, int(quota)), f"CPU quota of {quota:.4g} cores"))
     openmp = _openmp_threads()
     if openmp is not None:
-        bounds.append(Threads(openmp, OPENMP))
+        bounds.append(Threads(openmp, OPENMP_VARIABLE))
     return min(bounds, key=lambda bound: bound.number)
 
 
@@ -54,34 +55,31 @@ def _usable_cores() -> Threads:
 
 
 def _openmp_threads() -> int | None:
-    """OMP_NUM_THREADS, of a list the first; None where it is not set, or what OpenMP would not take either."""
-    found = re.fullmatch(r"\s*([0-9]+)\s*(,.*)?", os.environ.get(OPENMP, ""))
-    return int(found[1]) if found is not None and int(found[1]) > 0 else None
+    """The first element of OMP_NUM_THREADS; None if it is not set or has a value that OpenMP rejects."""
+    match = re.fullmatch(r"\s*([0-9]+)\s*(,.*)?", os.environ.get(OPENMP_VARIABLE, ""))
+    return int(match[1]) if match is not None and int(match[1]) > 0 else None
 
 
-# The quota of Linux control groups, of both versions
+# The quota of Linux control groups, versions 1 and 2
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time that the process may use per period; None where nothing bounds it.
+    """The CPU time that the process may use per period, in cores; None if it is not limited.
 
-    A group is bounded by all that it is in, so the smallest counts. root: of the file system, for tests.
+    Every enclosing control group limits the process, so the minimum applies. root: root of the file system, for tests.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
         mounts = (root / "proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux, or /proc is hidden
         return None
-    quotas = [
-        quota
-        for folder, version in _group_folders(groups, mounts)
-        if (quota := _quota_v2(root / folder) if version == 2 else _quota_v1(root / folder)) is not None
-    ]
-    return min(quotas, default=None)
+    folders = [(root / folder, version) for folder, version in _group_folders(groups, mounts)]
+    quotas = [_quota_v2(folder) if version == 2 else _quota_v1(folder) for folder, version in folders]
+    return min([quota for quota in quotas if quota is not None], default=None)
 
 
 def _group_folders(groups: str, mounts: str) -> Iterator[tuple[str, int]]:
-    """Each folder, relative to the root, of a group that the process is in, and the version: inner groups first."""
+    """Yields folder (relative to the root) and version of each control group of the process, innermost first."""
     own: dict[int, str] = {}
     for line in groups.splitlines():
         number, _, rest = line.partition(":")
@@ -92,38 +90,39 @@ def _group_folders(groups: str, mounts: str) -> Iterator[tuple[str, int]]:
             own[1] = path
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
-        place, system = before.split(" "), after.split(" ")
-        if len(place) < 5 or len(system) < 3:
+        mount = before.split(" ")
+        file_system = after.split(" ")
+        if len(mount) < 5 or len(file_system) < 3:
             continue
-        version = {"cgroup2": 2, "cgroup": 1}.get(system[0])
-        if version is None or version not in own or (version == 1 and "cpu" not in system[2].split(",")):
+        version = {"cgroup2": 2, "cgroup": 1}.get(file_system[0])
+        if version is None or version not in own or (version == 1 and "cpu" not in file_system[2].split(",")):
             continue
-        mounted, at = (PurePosixPath(_unescaped(field)) for field in place[3:5])
+        mounted, mount_point = (PurePosixPath(_unescaped(field)) for field in mount[3:5])
         group = PurePosixPath(own[version])
-        # Outside what is mounted here, as seen from within a container: the mount is all that can be seen.
+        # In a container, the group may be outside of what is mounted. Then only the mount itself is visible.
         inner = group.relative_to(mounted) if group.is_relative_to(mounted) and ".." not in group.parts else None
-        folder = at if inner is None else at / inner
-        for one in (folder, *folder.parents):
-            if one.is_relative_to(at):
-                yield str(one).lstrip("/"), version
+        innermost = mount_point if inner is None else mount_point / inner
+        for folder in (innermost, *innermost.parents):
+            if folder.is_relative_to(mount_point):
+                yield str(folder).lstrip("/"), version
 
 
 def _unescaped(field: str) -> str:
-    """A field of mountinfo, where a blank is written as its octal code."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    """A field of mountinfo, in which spaces and other characters are escaped as octal codes."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _quota_v2(group: Path) -> float | None:
-    """cpu.max holds "max 100000", or the microseconds that may be used in a period, and the period."""
-    return _ratio(*(_words(group / "cpu.max") or ["max", ""])[:2])
+    """The quota in cpu.max: "max 100000", or the microseconds per period and the period in microseconds."""
+    return _ratio(*(_fields(group / "cpu.max") or ["max", ""])[:2])
 
 
 def _quota_v1(group: Path) -> float | None:
-    quota, period = (_words(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    quota, period = (_fields(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
     return _ratio(quota[0], period[0]) if quota and period else None
 
 
-def _words(path: Path) -> list[str]:
+def _fields(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8", errors="replace").split()
     except OSError:
@@ -131,7 +130,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _ratio(quota: str, period: str = "100000") -> float | None:
-    """None for "max", for v1's -1 and for what is no number."""
+    """quota / period; None for "max", for -1 (no limit in version 1), and for values that are not numbers."""
     if re.fullmatch("[0-9]+", quota) is None or re.fullmatch("[0-9]+", period) is None or int(period) == 0:
         return None
     return int(quota) / int(period) or None

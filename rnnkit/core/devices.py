@@ -1,8 +1,8 @@
-"""Where an array lives: the one place that knows NumPy from CuPy. CuPy is imported only when a CUDA device is named.
+"""Devices of arrays. CuPy is imported only if a CUDA device is named.
 
-CuPy allocates and launches on the thread's current device, which need not be the one its arguments are on: whatever
-computes runs inside `current(device)`, or is a method marked `on_own_device`. Streams are left to the caller: CuPy's
-current one serves.
+CuPy allocates and launches on the thread's current device, which may differ from the device of its arguments. So code
+that computes runs inside `current(device)`, or in a method decorated with `on_own_device`. Streams are the caller's:
+CuPy's current stream is used.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from rnnkit.errors import DeviceMemoryError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-_NOTHING = nullcontext()
+_NO_CONTEXT = nullcontext()
 _CUDA_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
 
 def array_module(array: Any) -> ModuleType | None:
-    """numpy for a NumPy array, cupy for a CuPy array, None for anything else (CuPy is not imported to find out).
+    """numpy for a NumPy array, cupy for a CuPy array, None for anything else. It does not import CuPy.
 
-    A subclass of NumPy's is something else: np.matrix has another product, a masked array another sum. np.memmap has
-    not.
+    Subclasses of NumPy's array give None, because np.matrix redefines products and masked arrays redefine sums.
+    np.memmap redefines nothing and gives numpy.
     """
     kind = type(array)
     if kind is np.ndarray or kind is np.memmap:
@@ -40,16 +40,16 @@ def array_module(array: Any) -> ModuleType | None:
 
 
 def device_of(array: Any) -> str:
-    """'cpu' or 'cuda:<index>' of a NumPy or CuPy array."""
+    """Device of a NumPy or CuPy array: 'cpu' or 'cuda:<index>'."""
     return "cpu" if array_module(array) in (np, None) else f"cuda:{array.device.id}"
 
 
 def current(device: str) -> AbstractContextManager[Any]:
-    """Inside, `device` is the thread's current CUDA device, and after it the one before is; nothing for 'cpu'.
+    """A context in which `device` is the thread's current CUDA device; for 'cpu' it does nothing.
 
-    What CuPy raises when a device's memory is full leaves it as DeviceMemoryError.
+    Inside, CuPy's out-of-memory error becomes DeviceMemoryError.
     """
-    return _NOTHING if device == "cpu" else _current_cuda(device)
+    return _NO_CONTEXT if device == "cpu" else _current_cuda(device)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def _current_cuda(device: str) -> Iterator[None]:
 
 
 def on_own_device(method: Method) -> Method:
-    """A method of a Module, run with the module's CUDA device as the current one."""
+    """Decorates a method of a Module: it runs with the module's CUDA device as the current one."""
 
     @functools.wraps(method)
     def inside(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +77,7 @@ def on_own_device(method: Method) -> Method:
 
 
 def is_foreign_cuda(value: Any) -> bool:
-    """Whether `value` is an array on a CUDA device that is not CuPy's: torch's, Numba's, any that says so."""
+    """Whether `value` is a CUDA array of another library than CuPy, such as torch or Numba."""
     if array_module(value) is not None or isinstance(value, type):
         return False
     if hasattr(value, "__dlpack_device__"):
@@ -86,11 +86,12 @@ def is_foreign_cuda(value: Any) -> bool:
 
 
 def adopted(value: Any) -> Any:
-    """A CuPy array over the memory of a foreign CUDA array, in order with CuPy's current stream; else `value` itself.
+    """Returns a CuPy array over the memory of a foreign CUDA array; any other value is returned unchanged.
 
-    DLPack first: it alone knows bfloat16, and the order is kept without the host. Of an interface that names a stream
-    CuPy waits for that. Raises what CuPy and the array's library do: BufferError for a torch tensor that requires a
-    gradient, TypeError for a dtype CuPy lacks, ImportError without CuPy.
+    The array is ordered with CuPy's current stream. DLPack is preferred, because it supports bfloat16 and orders the
+    streams without the host. If `__cuda_array_interface__` names a stream, CuPy synchronises with it. Raises what CuPy
+    and the array's library raise: BufferError for a torch tensor that requires a gradient, TypeError for a dtype that
+    CuPy lacks, ImportError without CuPy.
     """
     if not is_foreign_cuda(value):
         return value
@@ -99,30 +100,30 @@ def adopted(value: Any) -> Any:
     if hasattr(value, "__dlpack__"):
         return cupy.from_dlpack(value)
     address = value.__cuda_array_interface__["data"][0]
-    if not address:  # of nothing, on no device
+    if not address:  # an empty array, on no device
         return cupy.asarray(value)
-    # With another device current, asarray would copy to that.
+    # If another device were current, asarray would copy the array there.
     with cupy.cuda.Device(cupy.cuda.UnownedMemory(address, 1, value).device_id):
         return cupy.asarray(value)
 
 
 def cuda_problem() -> str | None:
-    """Why CUDA arrays cannot be made in this process, or None when they can."""
+    """Why CUDA arrays cannot be created in this process, or None if they can."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
     try:
         import cupy
 
-        found = cupy.cuda.is_available()
-    except Exception as problem:  # a broken install fails in many ways: a missing library, another NumPy, a driver
+        available = cupy.cuda.is_available()
+    except Exception as problem:  # broken installations raise many types: a missing library, an old NumPy, a driver
         return f"CuPy is installed and cannot be used ({type(problem).__name__}: {problem})"
-    return None if found else "CuPy finds no CUDA device"
+    return None if available else "CuPy finds no CUDA device"
 
 
 def resolve_device(device: Any) -> str:
-    """'cpu' or 'cuda:<index>' from None, 'cpu', 'cuda' (the current device) or 'cuda:<index>'.
+    """'cpu' or 'cuda:<index>', from None, 'cpu', 'cuda' (the current device) or 'cuda:<index>'.
 
-    Raises ValueError for any other value, RuntimeError when a CUDA device is named and cannot be used.
+    Raises ValueError for any other value, RuntimeError if a CUDA device is named and cannot be used.
     """
     if device is None or (isinstance(device, str) and device == "cpu"):
         return "cpu"
@@ -141,7 +142,7 @@ def resolve_device(device: Any) -> str:
 
 
 def to_device(array: Any, device: str) -> Any:
-    """A copy of `array` on `device` ('cpu' or 'cuda:<index>'); the array itself when it is there already."""
+    """A copy of `array` on `device` ('cpu' or 'cuda:<index>'), or the array itself if it is there already."""
     if device_of(array) == device:
         return array
     if device == "cpu":
@@ -153,11 +154,11 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """`array` as NumPy: from NumPy, CuPy, torch, Numba's device arrays, or anything with `__array__`.
+    """`array` as a NumPy array: from NumPy, CuPy, torch, Numba's device arrays, or any object with `__array__`.
 
-    A torch tensor in bfloat16 stays that where ml_dtypes is installed; else float32 holds its values exactly.
+    A torch tensor in bfloat16 keeps its dtype if ml_dtypes is installed; else it becomes float32, which is exact.
     """
-    if hasattr(array, "detach"):  # a torch parameter refuses __array__ while it requires a gradient
+    if hasattr(array, "detach"):  # a torch tensor that requires a gradient refuses __array__
         array = array.detach().cpu()
         if str(array.dtype) == "torch.bfloat16":
             if importlib.util.find_spec("ml_dtypes") is None:

@@ -1,21 +1,22 @@
-"""DTYPES: one row a dtype. What is stored, what the arithmetic runs in, and how close a result must be.
+"""DTYPES: one row per dtype, with the storage dtype, the dtype of the arithmetic, and the tolerances of results.
 
-Every tolerance of the project is here and nowhere else. They compare with a float64 oracle that starts from the same
-numbers, element by element: ``|got - want| <= rtol * |want| + atol * max(1, max|want|)``, see
-`rnnkit.testing.assert_close`. They hold for these sizes:
+All tolerances of the project are here. They compare with a float64 oracle that starts from the same numbers, element by
+element: ``|got - want| <= rtol * |want| + atol * max(1, max|want|)``, see `rnnkit.testing.assert_close`. They hold for
+these sizes:
 
-Row-steps    any number N of (t, b) pairs that a weight's or bias's gradient, or a loss, is summed over. Where the
-             terms have one sign and about one size, a float32 sum is within relative 1e-5 up to N = 2e7.
-Features     I up to `reach` * sqrt(H), for inputs of variance 1 and weights of variance 1/H, which tests draw. What
-             counts is the reach of a pre-activation, sqrt(I * sum of (x_k w_k)^2) over its I products: rounding
-             moves the sum by about 2^-24 of that, wherever the sum itself lies. Beyond, the tolerances grow in
-             proportion: `DType.growth`.
-Steps        any number, for layers in which the rounding error of a step fades over the next ones. It does not where a
-             recurrent matrix has a gain near 1 or above and no gate or saturation takes it back: of random plain RNNs
-             of spectral radius 1, over 35 steps at the largest reach, one in thirty is outside by up to a fifth.
+Row-steps    any number N of (t, b) pairs that the gradient of a weight or bias, or a loss, is summed over. If the terms
+             have one sign and similar magnitudes, a float32 sum has a relative error below 1e-5 up to N = 2e7.
+Features     I up to `reach` * sqrt(H), for inputs of variance 1 and weights of variance 1/H, which tests draw. The
+             reach of a pre-activation is sqrt(I * sum of (x_k w_k)^2) over its I products: rounding changes the sum by
+             about 2^-24 of the reach, whatever the sum is. For a larger reach the tolerances grow in proportion:
+             `DType.growth`.
+Steps        any number, for layers in which a rounding error decays over the following steps. It does not decay if a
+             recurrent matrix has a gain near 1 or above and neither gates nor saturation reduce it: of random plain
+             RNNs of spectral radius 1, over 35 steps at the largest reach, one in thirty exceeds the bound, by up to a
+             fifth.
 
-A row is asked for by its name, or by the NumPy dtype of the same name. "tf32" has no NumPy dtype of its own: its arrays
-are float32, and matrix products may round their operands to the 10 bits of NVIDIA's TF32, so it has to be named.
+A row is selected by its name, or by the NumPy dtype of the same name. "tf32" has no NumPy dtype: its arrays are
+float32, and matrix products may round their operands to the 10 bits of NVIDIA's TF32, so it is selected by name only.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Bounds of one comparison; `atol` is scaled by the largest magnitude of the wanted array (at least 1)."""
+    """Bounds of a comparison. `atol` is multiplied by the largest magnitude of the oracle's array, but at least by
+    1."""
 
     rtol: float
     atol: float
@@ -38,10 +40,17 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class DType:
-    """One row: what arrays hold (`stored`), what the arithmetic between products runs in (`computed`), tolerances.
+    """One row: the dtype of stored arrays, the dtype of the arithmetic, and the tolerances.
 
-    reach: the largest reach of a pre-activation, see the module, at which the tolerances hold as they are.
-    Sums of products, the cell state within a call and everything else between load and store are in `computed`.
+    Sums of products, the cell state within a call and every other intermediate value have the dtype `computed`.
+
+    Attributes:
+        name: name of the row.
+        stored: name of the dtype of arrays.
+        computed: name of the dtype of the arithmetic.
+        forward: tolerance of outputs.
+        backward: tolerance of gradients.
+        reach: the largest reach of a pre-activation (see the module) for which the tolerances hold without a factor.
     """
 
     name: str
@@ -52,12 +61,12 @@ class DType:
     reach: float
 
     def growth(self, reach: float) -> float:
-        """The factor of both tolerances for pre-activations of this reach: 1 up to the row's own."""
+        """The factor of both tolerances for pre-activations of this reach: 1 up to the row's reach."""
         return max(1.0, reach / self.reach)
 
     @cached_property
     def storage(self) -> np.dtype:
-        """dtype of parameters, inputs and results. Raises ImportError for bfloat16 without the package ml_dtypes."""
+        """dtype of parameters, inputs and results. Raises ImportError for bfloat16 if ml_dtypes is not installed."""
         if self.stored == "bfloat16":
             import ml_dtypes
 
@@ -70,9 +79,9 @@ class DType:
         return np.dtype(self.computed)
 
 
-# The 16-bit rows: results and states are rounded to 11 and 8 bits at every step, and an error of one step is carried
-# through the next ones; so a few units in the last place, more after as many sums as backward has. tf32's operands are
-# cut to 11 bits, which some cards do by rounding and others by dropping the rest: twice the error of float16.
+# The 16-bit rows: results and states are rounded to 11 or 8 bits at every step, and errors propagate through the
+# following steps. So forward has a few units in the last place, and backward, with more sums, has more. The operands of
+# tf32 are reduced to 11 bits, by rounding on some GPUs and by truncation on others: twice the error of float16.
 DTYPES: dict[str, DType] = {
     row.name: row
     for row in (
@@ -86,31 +95,31 @@ DTYPES: dict[str, DType] = {
 
 
 def resolve_dtype(dtype: Any) -> DType:
-    """The DTYPES row of a name, NumPy dtype or scalar type. Raises ValueError naming the ones that exist."""
+    """The DTYPES row of a name, NumPy dtype or scalar type. Raises ValueError that lists the names of the rows."""
     if isinstance(dtype, DType):
         return dtype
     error = ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if dtype is None:  # which NumPy reads as float64
+    if dtype is None:  # np.dtype(None) is float64
         raise error
-    if isinstance(dtype, str) and dtype in DTYPES:  # two of the names NumPy does not know
+    if isinstance(dtype, str) and dtype in DTYPES:  # NumPy does not know all of the names
         row = DTYPES[dtype]
     else:
         try:
-            wanted = np.dtype(dtype)
-        except (TypeError, ValueError, SyntaxError):  # the last two from strings such as ","
+            numpy_dtype = np.dtype(dtype)
+        except (TypeError, ValueError, SyntaxError):  # strings such as "," raise the last two
             raise error from None
-        if wanted.name not in DTYPES or not wanted.isnative:
+        if numpy_dtype.name not in DTYPES or not numpy_dtype.isnative:
             raise error
-        row = DTYPES[wanted.name]
+        row = DTYPES[numpy_dtype.name]
     if row.stored == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
         raise ValueError("dtype bfloat16 needs the package ml_dtypes (pip install ml_dtypes)")
     return row
 
 
 def resolve_precision(precision: Any, dtype: np.dtype) -> DType:
-    """The row for arrays of `dtype`: their own (precision None), or a named one that stores that dtype.
+    """The row for arrays of `dtype`: their own row if precision is None, or the named row, which must store that dtype.
 
-    Raises TypeError for a dtype of no row, ValueError for a precision of another dtype.
+    Raises TypeError for a dtype without a row, ValueError for a precision that stores another dtype.
     """
     names = tuple(DTYPES)
     if dtype.name not in DTYPES or not dtype.isnative:

@@ -1,7 +1,7 @@
-"""Whether calls keep what backward needs: `no_grad`, `set_grad_enabled`, and `grad_enabled`, which calls read.
+"""The grad mode: whether calls save what backward needs. `no_grad`, `set_grad_enabled` and `grad_enabled`.
 
-The mode is a chain of open blocks, one chain per thread and async task. A block is open while its lock is held: the
-lock is how C code alone, which no signal handler can interrupt, ends a block.
+The mode is a linked list of open blocks, one list per thread and async task. A block is open while its lock is held.
+The lock is used because acquiring and releasing it is C code, which no signal handler can interrupt.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Block:
-    """One block: its mode, the lock that is held while it is open, and the block around it.
+    """One block: its mode, the lock that is held while it is open, and the enclosing block.
 
-    lock: None for what `set_grad_enabled` sets outside every block, which nothing ends. entered, left: whether its
-    `__enter__` and its `__exit__` have been looked up. No __init__: `with no_grad()` is part of many short calls.
+    `lock` is None for a mode that `set_grad_enabled` sets outside every block, which nothing closes. `entered` and
+    `left` record whether the `with` statement has looked up `__enter__` and `__exit__`. There is no __init__, because
+    `with no_grad()` is part of many short calls.
     """
 
     __slots__ = ("enabled", "entered", "left", "lock", "outer", "owner")
@@ -38,7 +39,17 @@ _innermost: contextvars.ContextVar[_Block | None] = contextvars.ContextVar("rnnk
 
 
 def grad_enabled() -> bool:
-    """Whether calls keep what backward needs: False inside `no_grad()`. Per thread and async task."""
+    """Whether calls save what backward needs, in this thread and async task.
+
+    Returns:
+        False inside `no_grad()` and after `set_grad_enabled(False)`, else True.
+
+    Examples:
+        >>> import rnnkit
+        >>> with rnnkit.no_grad():
+        ...     rnnkit.grad_enabled()
+        False
+    """
     block = _innermost.get()
     if block is None:
         return True
@@ -50,47 +61,49 @@ def grad_enabled() -> bool:
 
 
 def _open_block(block: _Block | None) -> _Block | None:
-    """The innermost open block, from `block` on outwards."""
+    """The innermost open block among `block` and the blocks that enclose it."""
     while block is not None and block.lock is not None and not block.lock.locked():
         block = block.outer
     return block
 
 
 class _LookedUp(property):
-    """A property that gives a method. Looked up on the class, as by ExitStack, it serves as that class's function."""
+    """A property that returns a method. ExitStack looks it up on the class, and then calls it like a function."""
 
     def __call__(self, mode: Any, *error: Any) -> Any:
         return self.__get__(mode)(*error)
 
 
 def _new_block(mode: _Mode, around: _Block | None) -> _Block:
-    """A block for `mode`, not yet open, inside those of `around` that are open."""
+    """A new block for `mode`, not yet open, inside the open blocks among `around` and those that enclose it."""
     if around is not None and (around.lock is None or around.lock.locked()):
-        if around is mode._set:  # its `with` block begins: after it the mode is what it was before the call
+        if around is mode._set:  # the `with` block of set_grad_enabled begins; it restores the mode before the call
             around = _open_block(mode._before)
             mode._set = None
-    elif around is not None and (around := around.outer) is not None:
-        around = _open_block(around)
+    elif around is not None:
+        around = _open_block(around.outer)
     block = _Block()
     block.owner = mode
     block.enabled = mode._enabled
     block.lock = _new_lock()
     block.outer = around
-    block.entered = block.left = False
+    block.entered = False
+    block.left = False
     _innermost.set(block)
     return block
 
 
 class _Mode:
-    """What `no_grad()` and `set_grad_enabled(mode)` give: a context manager and a decorator."""
+    """What `no_grad()` and `set_grad_enabled(mode)` return: a context manager and decorator."""
 
     _enabled = False
-    _before: _Block | None = None  # of set_grad_enabled: what was before it, and what it has set until its `with` block
+    # Of set_grad_enabled: the block before its call, and the block that the call opened until a `with` block begins.
+    _before: _Block | None = None
     _set: _Block | None = None
 
-    # A `with` statement looks both up before it enters, and then calls C code alone: the acquisition and the release of
-    # the block's lock. Python functions in their place would have windows: a signal handler may raise after the mode is
-    # set and before the statement has its block to end, or before the first instruction of `__exit__`.
+    # A `with` statement looks up both methods before it enters, and then calls only C code, which acquires and releases
+    # the block's lock. With Python functions a signal handler could raise after the mode is set and before the
+    # statement is bound to restore it, or before the first instruction of `__exit__`.
 
     @_LookedUp
     def __enter__(self) -> Callable[..., Any]:
@@ -109,17 +122,35 @@ class _Mode:
         return block.lock.__exit__
 
     def _block_to_leave(self, top: _Block | None) -> _Block:
-        """The innermost of this mode's blocks that has no `__exit__` yet: entered by hand, or not yet entered."""
+        """The innermost block of this mode without an `__exit__`: one entered by a direct call, or not yet entered."""
         block = top
         while block is not None and (block.left or block.owner is not self):
             block = block.outer
-        return _new_block(self, top) if block is None else block  # Python 3.14 looks `__exit__` up first
+        return _new_block(self, top) if block is None else block  # Python 3.14 looks up `__exit__` first
 
     def __call__(self, function: Function) -> Function:
-        """`function`, run inside."""
+        """Decorates a function: every call of it runs in this mode.
+
+        Args:
+            function: a plain function, no generator or coroutine.
+
+        Returns:
+            The decorated function.
+
+        Raises:
+            TypeError: `function` is not callable, or is a generator or coroutine function.
+
+        Examples:
+            >>> import rnnkit
+            >>> @rnnkit.no_grad()
+            ... def evaluate():
+            ...     return rnnkit.grad_enabled()
+            >>> evaluate()
+            False
+        """
         if not callable(function):
             raise TypeError(f"function must be callable, got {function!r}")
-        # Those return before they run, and what they set between two yields their caller would see.
+        # Generators and coroutines return before their body runs, and their callers would run in the mode they set.
         kinds = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
         if any(is_kind(function) for is_kind in kinds):
             raise TypeError(f"function must be no generator or coroutine, got {function!r}: use a with block inside it")
@@ -143,14 +174,31 @@ def no_grad() -> _Mode: ...
 @overload
 def no_grad(function: Function) -> Function: ...
 def no_grad(function: Any = None) -> Any:
-    """Inside, layers keep nothing for backward: a call costs the memory of its outputs. Per thread and async task.
+    """Disables saving for backward: inside, a call needs only the memory of its outputs. Per thread and async task.
 
-    `with no_grad():`, or over a function `@no_grad` or `@no_grad()`. Raises TypeError for what is no plain function:
-    a generator or coroutine takes the `with` inside. A task that starts inside the block follows the block.
+    Use it as `with no_grad():`, or as a decorator `@no_grad` or `@no_grad()`. An async task that starts inside the
+    block inherits the mode. The mode ends with the block, even if a signal handler (such as Ctrl-C) raises at its start
+    or end. This holds for the `with` statement and for the decorator. Code that calls `__enter__` and `__exit__`
+    itself, such as contextlib.ExitStack, has to reach the second call.
 
-    However the block ends, the mode ends with it: also where a signal handler raises, as Ctrl-C does, at its very
-    start or end. This holds for the `with` statement and the decorator. Code that calls `__enter__` and `__exit__` by
-    itself, as contextlib.ExitStack does, has to reach the second call.
+    Args:
+        function: the function to decorate; omitted for the context manager. Not a generator or coroutine: use the
+            `with` statement inside those.
+
+    Returns:
+        A context manager and decorator, or the decorated function.
+
+    Raises:
+        TypeError: `function` is not a plain function.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> layer = rnnkit.Linear(3, 2, rng=0)
+        >>> with rnnkit.no_grad():
+        ...     y = layer(np.ones((4, 3), np.float32))
+        >>> layer.backward(y)
+        Traceback (most recent call last):
+        RuntimeError: backward needs a call of this Linear first, in the same thread, and one outside rnnkit.no_grad()
     """
     return _NO_GRAD if function is None else _NO_GRAD(function)
 
@@ -159,24 +207,59 @@ _NO_GRAD = _Mode()
 
 
 class set_grad_enabled(_Mode):
-    """Sets at once whether calls keep what backward needs; as a context manager, until its block ends. As torch's.
+    """Sets whether calls save what backward needs; equivalent of torch.set_grad_enabled. Per thread and async task.
 
-    `set_grad_enabled(mode)` inside a `no_grad()` block lasts until that block ends, outside every block until the next
-    call. `with set_grad_enabled(mode):` restores what was before it, as `no_grad` does; over a function, the mode of
-    each call. Per thread and async task. Raises TypeError unless mode is True or False.
+    Called as a function, it sets the mode until the enclosing `no_grad()` block ends, or, outside every block, until
+    the next call. `with set_grad_enabled(mode):` restores the previous mode when its block ends, as `no_grad` does. As
+    a decorator it sets the mode of each call of the function. If a signal handler raises between the call and the start
+    of the `with` block, the mode stays set.
 
-    A signal handler that raises between the call and the start of the `with` block leaves the mode set.
+    Args:
+        mode: True to save, False not to save.
+
+    Raises:
+        TypeError: `mode` is not a bool.
+
+    Examples:
+        >>> import rnnkit
+        >>> training = False
+        >>> with rnnkit.set_grad_enabled(training):
+        ...     rnnkit.grad_enabled()
+        False
+        >>> rnnkit.grad_enabled()
+        True
     """
 
     def __init__(self, mode: bool) -> None:
         self._enabled = checks.flag("mode", mode)
-        self._before = block = _open_block(_innermost.get())
-        self._set = now = _new_block(self, None if block is None else block.outer)
-        now.lock = None if block is None else block.lock
-        now.entered = now.left = True
+        block = _open_block(_innermost.get())
+        self._before = block
+        new = _new_block(self, None if block is None else block.outer)
+        self._set = new
+        new.lock = None if block is None else block.lock
+        new.entered = True
+        new.left = True
 
     def __call__(self, function: Function) -> Function:
-        """`function`, run in this mode, which is then not set outside it."""
+        """Decorates a function: every call of it runs in this mode, which is no longer set outside of it.
+
+        Args:
+            function: a plain function, no generator or coroutine.
+
+        Returns:
+            The decorated function.
+
+        Raises:
+            TypeError: `function` is not callable, or is a generator or coroutine function.
+
+        Examples:
+            >>> import rnnkit
+            >>> @rnnkit.set_grad_enabled(False)
+            ... def evaluate():
+            ...     return rnnkit.grad_enabled()
+            >>> evaluate(), rnnkit.grad_enabled()
+            (False, True)
+        """
         if _innermost.get() is self._set:
             _innermost.set(self._before)
         return super().__call__(function)

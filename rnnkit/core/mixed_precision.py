@@ -1,6 +1,6 @@
-"""16-bit arrays are stored in 16 bits and not computed in them: arithmetic between load and store is in float32.
+"""16-bit arrays are stored in 16 bits and computed in float32.
 
-For float32 and float64 arrays, which compute in themselves, each of these is the plain operation and copies nothing.
+For float32 and float64 arrays each function is the plain operation and makes no extra copy.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ Array = Any
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype arithmetic on arrays of a DTYPES dtype runs in."""
+    """The dtype in which arrays of `dtype`, a dtype of DTYPES, are computed."""
     return DTYPES[dtype.name].compute
 
 
 def wide(a: Array) -> Array:
-    """`a` in the dtype to compute in; `a` itself where it is in that already."""
+    """`a` in the dtype of the arithmetic; `a` itself if it has that dtype already."""
     return a.astype(compute_dtype(a.dtype), copy=False)
 
 
 def narrow(a: Array, dtype: np.dtype) -> Array:
-    """`a` rounded to the dtype it is stored in; `a` itself where it is in that already. Beyond float16's 65504: inf."""
+    """`a` rounded to its storage dtype; `a` itself if it has that dtype already. An overflow gives infinity."""
     if a.dtype == dtype:
         return a
-    with np.errstate(over="ignore"):  # on a CUDA device nothing warns either
+    with np.errstate(over="ignore"):  # CUDA devices do not warn of an overflow either
         return a.astype(dtype)
 
 
 def product(a: Array, b: Array) -> Array:
-    """a @ b, summed in at least float32; for 16-bit arrays the result is float32 on the CPU, 16-bit on a CUDA device.
+    """a @ b, summed in at least float32.
 
-    cuBLAS sums 16-bit products in float32 by itself. NumPy does not, and has no BLAS for them.
+    The result of 16-bit arrays is float32 on the CPU and 16-bit on a CUDA device: cuBLAS sums 16-bit products in
+    float32. NumPy does not, and has no BLAS for them.
     """
     if array_module(a) is np:
-        a, b = wide(a), wide(b)
+        return wide(a) @ wide(b)
     return a @ b

@@ -47,18 +47,41 @@ BACKOFF_PER_LOSS = 2
 
 
 def get_num_threads() -> int:
-    """The largest number of threads that the CPU kernels use: the cores available to the process, unless set.
+    """The largest number of threads of the CPU kernels: the cores that the process may use, unless set otherwise.
 
-    A small call uses fewer threads. So does every call for a while after other threads occupied the cores. Raises
-    ValueError if the environment variable RNNKIT_NUM_THREADS is not a positive integer. See docs/install.md.
+    A short call uses fewer, and so do calls for a while after workers were preempted. See docs/install.md.
+
+    Returns:
+        The number of threads, at least 1.
+
+    Raises:
+        ValueError: the environment variable RNNKIT_NUM_THREADS is not a positive whole number.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.get_num_threads() >= 1
+        True
     """
     return _threads or default_threads().number
 
 
 def set_num_threads(threads: int | None) -> None:
-    """Sets the largest number of threads that the CPU kernels use, for the whole process. Results keep every bit.
+    """Sets the largest number of threads of the CPU kernels, for the whole process. Results keep the same bits.
 
-    threads: at least 1; None for the default, which is computed anew, for example after a change of the affinity mask.
+    Args:
+        threads: at least 1; None for the default, which is then determined again, for example after a change of the
+            affinity mask.
+
+    Raises:
+        TypeError: `threads` is not an integer.
+        ValueError: `threads` is less than 1.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.set_num_threads(1)
+        >>> rnnkit.get_num_threads()
+        1
+        >>> rnnkit.set_num_threads(None)
     """
     global _threads
     if threads is None:

@@ -1,8 +1,8 @@
-"""A tutorial notebook on Keras' recurrent layers, repeated with rnnkit and checked against its published output.
+"""Reproduces a tutorial notebook on Keras' recurrent layers with rnnkit, and compares with its published output.
 
 Keras' SimpleRNN, LSTM, Dense and Bidirectional are RNN, LSTM, Linear and Bidirectional here, and
-`return_sequences=False` is LastState. PyTorch and rnnkit hold two biases for each recurrent layer where Keras'
-SimpleRNN and LSTM hold one: the summaries below count both ways.
+`return_sequences=False` is LastState. PyTorch and rnnkit have two biases per recurrent layer, Keras' SimpleRNN and LSTM
+have one: the summaries below count both ways.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GOLDEN_REVERSE = [0.7038734, 0.58863586, 0.3951699, 0.21942244]
 
 @dataclass
 class Result:
-    """What each part found: parameter counts, shapes, the golden outputs, and the trained classifier."""
+    """The results of each part: parameter counts, shapes, the published outputs, and the trained classifier."""
 
     counts: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -40,13 +40,14 @@ class Result:
 
 
 def forward_by_hand(run: common.Run, result: Result) -> None:
-    """One RNN, 10 steps, input 4, hidden 8: the recurrence as a loop, and the layer that replaces the loop."""
+    """One RNN, 10 steps, input 4, hidden 8: the recurrence as a loop, and the layer that replaces it."""
     common.heading("1. One RNN forward, in NumPy: 10 steps, input 4, hidden 8")
     rnn = rnnkit.RNN(4, 8, dtype="float64", backend=run.backend, **run.layer)
     x = run.rng.standard_normal((10, 4))
 
     w_ih, w_hh, b_ih, b_hh = (common.host(p) for p in rnn.params.values())
-    h, states = np.zeros(8), []
+    h = np.zeros(8)
+    states = []
     for x_t in x:
         h = np.tanh(w_ih @ x_t + b_ih + w_hh @ h + b_hh)
         states.append(h)
@@ -60,7 +61,7 @@ def forward_by_hand(run: common.Run, result: Result) -> None:
 
 
 def parameter_counts(run: common.Run, result: Result) -> None:
-    """H x (I + H + 1) for each SimpleRNN, and the summaries of whole models."""
+    """H x (I + H + 1) for each SimpleRNN, and summaries of whole models."""
     common.heading("2. Parameters: a SimpleRNN has H x (I + H + 1)")
 
     def rnn(inputs: int, units: int) -> rnnkit.RNN:
@@ -83,7 +84,8 @@ def parameter_counts(run: common.Run, result: Result) -> None:
 
     print()
     keras = {name: [row.keras_parameters for row in s.rows] for name, s in summaries.items()}
-    two, three = keras["SimpleRNN(3) twice on input 5"], keras["Embedding -> SimpleRNN(128) -> Dense"]
+    two = keras["SimpleRNN(3) twice on input 5"]
+    three = keras["Embedding -> SimpleRNN(128) -> Dense"]
     result.counts = {
         "SimpleRNN(3) on (2, 10)": summaries["SimpleRNN(3) on (2, 10)"].total_keras,
         "stacked, first SimpleRNN(3)": two[0],
@@ -100,7 +102,7 @@ def parameter_counts(run: common.Run, result: Result) -> None:
 
 
 def sequences_and_states(run: common.Run, result: Result) -> None:
-    """What Keras' return_sequences and return_state give, in rnnkit's terms, on input (1, 4, 5)."""
+    """The results of Keras' return_sequences and return_state, in rnnkit's terms, on input (1, 4, 5)."""
     common.heading("3. return_sequences and return_state: input (1, 4, 5), 3 units")
     x = run.array(run.rng.standard_normal((1, 4, 5)), np.float32)
     rows: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
@@ -114,17 +116,17 @@ def sequences_and_states(run: common.Run, result: Result) -> None:
         rows.append((f"{name}: LastState(layer)(x)", (1, 3), last.shape))
         rows.append((f"{name}, return_sequences: y", (1, 4, 3), y.shape))
         for letter, s in zip("hc", states, strict=False):
-            # h_n has a slot for each layer and direction in front; Keras' state is the only slot.
+            # The first axis of h_n is layers and directions; with one of each, Keras' state is h_n[0].
             rows.append((f"{name}, return_state: {letter}_n[0]", (1, 3), s[0].shape))
         assert np.array_equal(common.host(last), common.host(y[:, -1]))
         assert np.array_equal(common.host(last), common.host(states[0][0]))
-    result.shapes |= {what: got for what, _, got in rows}
+    result.shapes |= {name: got for name, _, got in rows}
     common.compare(rows)
     print("  and the last output, y[:, -1] and the state h_n[0] are equal")
 
 
 def golden_bidirectional(run: common.Run, result: Result) -> None:
-    """A bidirectional LSTM(3) with constant weights: every number is the notebook's."""
+    """A bidirectional LSTM(3) with constant weights: the published numbers."""
     common.heading("4. Bidirectional LSTM(3), kernels 0.1, forget bias 1: published output")
     lstm = rnnkit.LSTM(5, 3, batch_first=True, dtype="float64", backend=run.backend, **run.layer)
     bidirectional = rnnkit.Bidirectional(lstm)
@@ -135,7 +137,8 @@ def golden_bidirectional(run: common.Run, result: Result) -> None:
     x = run.array(GOLDEN_X, np.float64)
     result.golden_sequence = common.host(bidirectional(x)[0])[0]
     result.golden_last = common.host(rnnkit.LastState(bidirectional)(x))[0]
-    sequence, last = result.golden_sequence, result.golden_last
+    sequence = result.golden_sequence
+    last = result.golden_last
     rows = [(f"last output, unit {k}", p, float(last[k])) for k, p in enumerate([0.6303138] * 3 + [0.7038734] * 3)]
     for name, column, published in (("forward", 0, GOLDEN_FORWARD), ("backward", 3, GOLDEN_REVERSE)):
         rows += [(f"{name}, step {t}", p, float(sequence[t, column])) for t, p in enumerate(published)]
@@ -143,7 +146,7 @@ def golden_bidirectional(run: common.Run, result: Result) -> None:
 
 
 def word_classifier(run: common.Run) -> rnnkit.Sequential:
-    """Embedding(5000, 100) -> SimpleRNN(128) -> Dense(1); its sigmoid is inside the loss."""
+    """Embedding(5000, 100) -> SimpleRNN(128) -> Dense(1). The loss contains the sigmoid."""
     return rnnkit.Sequential(
         rnnkit.Embedding(5000, 100, **run.layer),
         rnnkit.LastState(rnnkit.RNN(100, 128, batch_first=True, backend=run.backend, **run.layer)),
@@ -152,7 +155,7 @@ def word_classifier(run: common.Run) -> rnnkit.Sequential:
 
 
 def numbered_words() -> np.ndarray:
-    """Python's documentation as numbers (N,): its 4,999 most frequent words, and 0 for any other."""
+    """Python's documentation as integers (N,): its 4,999 most frequent words, and 0 for any other."""
     words = re.findall(r"[a-z]+", common.python_documentation().lower())
     frequent = Counter(words).most_common(4999)
     number = {word: k for k, (word, _) in enumerate(frequent, 1)}
@@ -160,10 +163,11 @@ def numbered_words() -> np.ndarray:
 
 
 def train_classifier(run: common.Run, result: Result) -> None:
-    """The model of part 2 learns to tell text from the same text read backwards: a question of order alone."""
-    common.heading("5. The 529,441 parameters at work: are ten words in their order, or reversed?")
-    model, loss_fn = word_classifier(run), rnnkit.BCEWithLogitsLoss()
-    result.losses, result.accuracy = common.learn_both_ways(
+    """Trains the model of part 2 to distinguish text from reversed text, which depends on the order only."""
+    common.heading("5. Training the 529,441 parameters: are ten words in order, or reversed?")
+    model = word_classifier(run)
+    loss_fn = rnnkit.BCEWithLogitsLoss()
+    result.losses, result.accuracy = common.learn_order(
         run, model, loss_fn, 0.001, numbered_words(), 10, yes_above=0, label="words in order", max_norm=1.0
     )
     result.figures.append(
@@ -182,7 +186,7 @@ def train_classifier(run: common.Run, result: Result) -> None:
 def main(argv: Sequence[str] | None = None) -> Result:
     """Runs the program; `argv` as on the command line."""
     options = common.parser(__doc__, "keras_notebook")
-    options.add_argument("--steps", type=common.positive, default=800, help="of training in part 5 (default 800)")
+    options.add_argument("--steps", type=common.positive, default=800, help="training steps in part 5 (default 800)")
     run = common.start(options, argv)
     result = Result()
     for part in (forward_by_hand, parameter_counts, sequences_and_states, golden_bidirectional, train_classifier):

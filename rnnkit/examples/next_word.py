@@ -1,7 +1,7 @@
-"""RNN and LSTM argument by argument, then six sentences of three words whose last word is predicted from two.
+"""RNN and LSTM argument by argument; then both predict the last of three words in six sentences.
 
-Names, defaults, shapes and the initial distribution are torch.nn.RNN's and torch.nn.LSTM's, so code written for those
-reads the same here.
+Names, defaults, shapes and the initial distribution are those of torch.nn.RNN and torch.nn.LSTM, so code that was
+written for those is the same here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MEANINGS = {
 
 @dataclass
 class Result:
-    """Shapes by configuration; cost of each epoch and predicted last words by model; the figures drawn."""
+    """Shapes by configuration, losses per epoch and predicted last words by model, and the figures."""
 
     shapes: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Result:
 
 
 def arguments() -> None:
-    """The arguments both layers share, with their defaults as the code has them."""
+    """Prints the arguments that both layers share, with the defaults in the code."""
     common.heading("1. Every argument of RNN and LSTM")
     defaults = inspect.signature(rnnkit.RNN).parameters
     rows = []
@@ -56,9 +56,12 @@ def arguments() -> None:
 
 
 def shapes(run: common.Run, result: Result) -> None:
-    """Shapes of everything that goes in and comes out, for T=5 steps, B=3 rows, I=4 features, H=6 units."""
+    """Shapes of all inputs and outputs, for T=5 steps, B=3 rows, I=4 features, H=6 units."""
     common.heading("2. Shapes for T=5 steps, B=3 sequences, I=4 features, H=6 units")
-    T, B, I, H = 5, 3, 4, 6
+    T = 5
+    B = 3
+    I = 4
+    H = 6
     settings: tuple[dict[str, Any], ...] = (
         {},
         {"num_layers": 2},
@@ -70,40 +73,41 @@ def shapes(run: common.Run, result: Result) -> None:
     for kind in (rnnkit.RNN, rnnkit.LSTM):
         for setting in settings:
             layer = kind(I, H, backend=run.backend, **setting, **run.layer)
-            slots = layer.num_layers * layer.num_directions  # one state for each layer and direction
+            slots = layer.num_layers * layer.num_directions  # one state per layer and direction
             x = run.array(run.rng.standard_normal((B, T, I) if layer.batch_first else (T, B, I)), np.float32)
             zeros = [run.array(np.zeros((slots, B, H), np.float32)) for _ in layer.cell.states]
             y, state = layer(x)
             y_too, _ = layer(x, tuple(zeros) if kind is rnnkit.LSTM else zeros[0])
-            assert np.array_equal(common.host(y), common.host(y_too)), "no state given means zeros"
+            assert np.array_equal(common.host(y), common.host(y_too)), "the default state is zero"
             h_n, c_n = state if kind is rnnkit.LSTM else (state, None)
-            found = {"input": x.shape, "h_0": zeros[0].shape, "output": y.shape, "h_n": h_n.shape}
+            by_name = {"input": x.shape, "h_0": zeros[0].shape, "output": y.shape, "h_n": h_n.shape}
             if c_n is not None:
-                found |= {"c_0": zeros[1].shape, "c_n": c_n.shape}
-            said = ", ".join(f"{k}={v}" for k, v in setting.items()) or "defaults"
-            result.shapes[f"{kind.__name__}: {said}"] = found
+                by_name |= {"c_0": zeros[1].shape, "c_n": c_n.shape}
+            options = ", ".join(f"{k}={v}" for k, v in setting.items()) or "defaults"
+            result.shapes[f"{kind.__name__}: {options}"] = by_name
             names = ("input", "h_0", "c_0", "output", "h_n", "c_n")
-            rows.append((kind.__name__, said, *(found.get(n, "-") for n in names)))
+            rows.append((kind.__name__, options, *(by_name.get(n, "-") for n in names)))
     common.table(("layer", "settings", "input", "h_0", "c_0", "output", "h_n", "c_n"), rows)
-    print("  Where h_0 and c_0 are not given they are zeros: checked in each row.")
+    print("  The default of h_0 and c_0 is zero: checked in each row.")
 
 
 def effects(run: common.Run) -> None:
-    """What the arguments that leave the shapes alone do: nonlinearity, bias, dropout."""
-    common.heading("3. Arguments that leave the shapes alone")
+    """The effect of the arguments that do not change the shapes: nonlinearity, bias, dropout."""
+    common.heading("3. Arguments that do not change the shapes")
     x = run.array(run.rng.standard_normal((5, 3, 4)), np.float32)
     relu = rnnkit.RNN(4, 6, nonlinearity="relu", backend=run.backend, **run.layer)
     tanh = rnnkit.RNN(4, 6, backend=run.backend, **run.layer)
     plain = rnnkit.LSTM(4, 6, bias=False, backend=run.backend, **run.layer)
     dropped = rnnkit.LSTM(4, 6, num_layers=2, dropout=0.5, backend=run.backend, **run.layer)
-    lowest, highest = float(relu(x)[0].min()), float(abs(tanh(x)[0]).max())
+    lowest = float(relu(x)[0].min())
+    highest = float(abs(tanh(x)[0]).max())
     once, again = (common.host(dropped(x)[0]) for _ in range(2))
     dropped.eval()
-    calm, calm_again = (common.host(dropped(x)[0]) for _ in range(2))
+    eval_once, eval_again = (common.host(dropped(x)[0]) for _ in range(2))
     assert lowest >= 0
     assert highest < 1
     assert not np.array_equal(once, again)
-    assert np.array_equal(calm, calm_again)
+    assert np.array_equal(eval_once, eval_again)
     print(f"  nonlinearity: relu's lowest output is {lowest:.3f}; tanh's largest magnitude is {highest:.3f}")
     print(f"  bias=False: the parameters are {', '.join(plain.params)}")
     print("  dropout=0.5, two layers: two calls differ after train(), and agree after eval()")
@@ -129,7 +133,7 @@ class NextWord(rnnkit.Module):
 
 
 def predict_last_words(run: common.Run, result: Result) -> None:
-    """TextRNN and TextLSTM: Adam on all six sentences at once."""
+    """Trains TextRNN and TextLSTM on all six sentences at once, by Adam."""
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})
     number = {word: k for k, word in enumerate(words)}
     numbers = np.array([[number[word] for word in sentence.split()] for sentence in SENTENCES])
@@ -139,8 +143,10 @@ def predict_last_words(run: common.Run, result: Result) -> None:
     for number_of_part, (name, kind) in enumerate((("TextRNN", rnnkit.RNN), ("TextLSTM", rnnkit.LSTM)), 4):
         common.heading(f"{number_of_part}. {name}: {len(SENTENCES)} sentences, {len(words)} words, hidden 5, Adam 0.01")
         model = NextWord(kind, len(words), 5, run)
-        loss_fn, optimizer = rnnkit.CrossEntropyLoss(), rnnkit.Adam(model, lr=0.01)
-        losses = result.losses[name] = []
+        loss_fn = rnnkit.CrossEntropyLoss()
+        optimizer = rnnkit.Adam(model, lr=0.01)
+        losses: list[float] = []
+        result.losses[name] = losses
         bar = common.progress(range(1, run.args.epochs + 1), name)
         for epoch in bar:
             loss = loss_fn(model(x), last_word)
@@ -152,22 +158,23 @@ def predict_last_words(run: common.Run, result: Result) -> None:
                 bar.write(f"  epoch {epoch:4d}  cost = {losses[-1]:.6f}")
         chosen = common.host(model(x)).argmax(axis=1)
         result.predictions[name] = [words[k] for k in chosen]
-        told_apart(name, result)
+        print_predictions(name, result)
 
 
-def told_apart(name: str, result: Result) -> None:
-    """Prints the predicted words beside the right ones."""
+def print_predictions(name: str, result: Result) -> None:
+    """Prints the predicted and the correct words."""
     rows = []
     for sentence, predicted in zip(SENTENCES, result.predictions[name], strict=True):
-        *given, wanted = sentence.split()
-        rows.append((" ".join(given), predicted, "right" if predicted == wanted else f"wrong: {wanted}"))
-    common.table(("given", "predicted", ""), rows)
+        *context, last_word = sentence.split()
+        rows.append((" ".join(context), predicted, "right" if predicted == last_word else f"wrong: {last_word}"))
+    common.table(("context", "predicted", ""), rows)
 
 
 def explain_costs(run: common.Run, result: Result) -> None:
-    """The published costs beside this run's."""
-    common.heading("6. The published costs, and these")
-    first, last = min(100, run.args.epochs) - 1, run.args.epochs - 1
+    """Prints the published losses beside those of this run."""
+    common.heading("6. Comparison with the published costs")
+    first = min(100, run.args.epochs) - 1
+    last = run.args.epochs - 1
     rows = []
     for name, (published_first, published_last) in PUBLISHED.items():
         losses = result.losses[name]
@@ -175,15 +182,15 @@ def explain_costs(run: common.Run, result: Result) -> None:
             (name, f"{published_first:.6f} ... {published_last:.6f}", f"{losses[first]:.6f} ... {losses[last]:.6f}")
         )
     common.table(("", "published, epoch 100 ... 500", f"here, epoch {first + 1} ... {last + 1}"), rows)
-    print("  The digits depend on the initial weights, and those on the random generator: PyTorch's there,")
-    print("  NumPy's here. The distribution, U(-1/sqrt(H), 1/sqrt(H)), is the same, and so are the order of")
+    print("  The digits depend on the initial weights, and so on the random generator: PyTorch's for the published")
+    print("  costs, NumPy's here. The distribution, U(-1/sqrt(H), 1/sqrt(H)), is the same, and so are the order of")
     print("  magnitude and the six words. Another --seed gives other digits.")
 
 
 def main(argv: Sequence[str] | None = None) -> Result:
     """Runs the program; `argv` as on the command line."""
     options = common.parser(__doc__, "next_word")
-    options.add_argument("--epochs", type=common.positive, default=500, help="of training (default 500)")
+    options.add_argument("--epochs", type=common.positive, default=500, help="training epochs (default 500)")
     run = common.start(options, argv)
     result = Result()
     arguments()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import BackwardCall, Choice, Gradients, LayerCall, check_backend, select
+from rnnkit.backends import BackwardCall, Choice, Gradients, LayerCache, LayerCall, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, current, device_of
@@ -129,11 +129,11 @@ def run_backward(
     dy: Array | None,
     dstate_n: tuple[Array | None, ...],
     weights: Weights,
-    into: Weights | None = None,
+    cache: LayerCache | None = None,
 ) -> Gradients:
     """`backward` with every argument checked and their device the current one; None in dstate_n means zeros.
 
-    into: as of `BackwardCall`.
+    cache: the layer's. Its gradients are where the caller will add those of the weights; a backend may add them itself.
     """
     xp: Any = array_module(weights.w_hh)
     B, (GH, R) = saved.x_shape[1], weights.w_hh.shape
@@ -142,7 +142,8 @@ def run_backward(
         xp.zeros((B, width), saved.dtype) if d is None else d for d, width in zip(dstate_n, widths, strict=False)
     )
     choice = saved.choice
-    call = BackwardCall(saved.cell, choice.dtype, saved.own, dy, dstate, weights, into)
+    into = None if cache is None else cache.grads
+    call = BackwardCall(saved.cell, choice.dtype, saved.own, dy, dstate, weights, into, cache)
     return choice.backend.backward(call)
 
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, LayerCall
+from rnnkit.backends import Choice, LayerCache, LayerCall
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
 from rnnkit.functional import direction as ops
 
-LayerWeights = tuple[Weights, ...]  # one a direction
+Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where it is bidirectional
 
 
 class Saved(NamedTuple):
@@ -32,7 +32,7 @@ def forward(
     choice: Choice,
     x: Array,
     state0: State,
-    weights: list[LayerWeights],
+    layers: list[Directions],
     *,
     lengths: np.ndarray | None = None,
     dropout: float = 0.0,
@@ -42,29 +42,32 @@ def forward(
     """x (T, B, I), state0 a tuple of (L*D, B, ·) -> y (T, B, D*R), state_n, saved. No dropout without rng."""
     xp: Any = array_module(x)
     x = xp.ascontiguousarray(x)
-    directions = len(weights[0])
-    if directions == len(weights) == 1:
+    directions = len(layers[0])
+    if directions == len(layers) == 1:
         start = tuple([s[0] for s in state0])
-        y, end, saved = ops.run(choice, LayerCall(cell, choice.dtype, x, start, weights[0][0], lengths, False, keep))
+        cache = layers[0][0]
+        call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, False, keep, None, cache)
+        y, end, saved = ops.run(choice, call)
         state_n = tuple([s[None] for s in end])
         return y, state_n, Saved([(saved,)], [], y.shape) if keep else None  # type: ignore[list-item]
     state_n = tuple(xp.empty_like(s) for s in state0)
     scans, masks = [], []
-    for layer, layer_weights in enumerate(weights):
-        saveds, R = [], layer_weights[0].w_hh.shape[1]
+    for layer, caches in enumerate(layers):
+        saveds, R = [], caches[0].weights.w_hh.shape[1]
         beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
-        for direction, w in enumerate(layer_weights):
+        for direction, cache in enumerate(caches):
             slot = layer * directions + direction
             start = tuple(s[slot] for s in state0)
             out = None if beside is None else beside[:, :, direction * R : (direction + 1) * R]
-            call = LayerCall(cell, choice.dtype, x, start, w, lengths, direction == 1, keep, out)
+            call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, direction == 1, keep, out, cache)
             y, end, saved = ops.run(choice, call)
+            del call  # the next layer's call must not keep this one's x alive
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
             saveds.append(saved)
         x = y if beside is None else beside
         scans.append(tuple(saveds))
-        if dropout and rng is not None and layer < len(weights) - 1:
+        if dropout and rng is not None and layer < len(layers) - 1:
             mask = dropout_mask(x, dropout, rng)
             x *= mask
             if keep:
@@ -77,26 +80,25 @@ def backward(
     saved: Saved,
     dy: Array | None,
     dstate_n: tuple[Array | None, ...],
-    weights: list[LayerWeights],
-    into: list[LayerWeights],
-) -> tuple[Array, State, list[LayerWeights]]:
-    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and gradients shaped as `weights`.
+    layers: list[Directions],
+) -> tuple[Array, State, list[tuple[Weights, ...]]]:
+    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and the weights' gradients per
+    direction.
 
-    into: as of `ops.run_backward`.
+    Gradients that the backend has added to those of the layers are None.
     """
-    directions = len(weights[0])
+    directions = len(layers[0])
     dstate0: list[list[Array]] = [[] for _ in dstate_n]
-    grads: list[LayerWeights] = []
-    for layer in range(len(weights) - 1, -1, -1):
+    grads: list[tuple[Weights, ...]] = []
+    for layer in range(len(layers) - 1, -1, -1):
         dx, layer_grads, layer_dstate0 = None, [], []
-        for direction, w in enumerate(weights[layer]):
+        for direction, cache in enumerate(layers[layer]):
             slot = layer * directions + direction
-            R = w.w_hh.shape[1]
+            R = cache.weights.w_hh.shape[1]
             dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
             ends = tuple(None if d is None else d[slot] for d in dstate_n)
-            dx_part, dstart, dw = ops.run_backward(
-                saved.scans[layer][direction], dy_part, ends, w, into[layer][direction]
-            )
+            scan = saved.scans[layer][direction]
+            dx_part, dstart, dw = ops.run_backward(scan, dy_part, ends, cache.weights, cache)
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)

@@ -1,4 +1,4 @@
-"""Files: parameters as safetensors, checkpoints of a training run, and weights of Keras models."""
+"""Files: parameters as safetensors, checkpoints of training runs, and the weights of Keras models."""
 
 from rnnkit.io.files import from_keras, load, save
 

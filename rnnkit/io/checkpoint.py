@@ -1,14 +1,14 @@
-"""Checkpoint: all that a training run needs to go on with the same bits, in one safetensors file.
+"""Checkpoint: everything from which a training run resumes with the same bits, in one safetensors file.
 
     rnnkit.save(model, path, optimizer=optimizer, rng=loader_rng, step=step, scalars={"best": best})
 
     checkpoint = rnnkit.load(path)
-    checkpoint.restore(model, optimizer, loader_rng)  # into objects made anew
+    checkpoint.restore(model, optimizer, loader_rng)  # into newly constructed objects
     step, best = checkpoint.step, checkpoint.scalars["best"]
 
 The file holds the model's parameters under their own names, as a file of weights does, the optimizer's arrays as
-"optimizer.<index>.<slot>", and the rest as JSON in the metadata. Between steps nothing else is to be saved: gradients,
-what calls keep and scratch arrays are made anew.
+"optimizer.<index>.<slot>", and the rest as JSON in the metadata. Between steps a run has no other state: gradients,
+what calls saved and scratch arrays are recomputed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,37 @@ from typing import Any
 import numpy as np
 
 from rnnkit.core import checks
+from rnnkit.nn.loading import checked_load
 from rnnkit.nn.module import Module, StateDict
 from rnnkit.optim import state
-from rnnkit.optim.optimizers import Optimizer
+from rnnkit.optim.base import Optimizer
 
 Generators = dict[str, np.random.Generator]
 
 
 class Checkpoint(StateDict):
-    """What `rnnkit.load` gives of a checkpoint: the model's state dict, and beside it what else was saved.
+    """The contents of a checkpoint file, from `rnnkit.load`: the model's state dict, and the rest in attributes.
 
-    optimizer: its state dict, or None. step: the whole number saved, or None. scalars: dict of numbers, texts, None.
+    Args:
+        arrays: name -> array of the model.
+        layers: what the file records of the layers, see `StateDict`.
+
+    Attributes:
+        optimizer: the optimizer's state dict, or None.
+        step: the saved number of steps, or None.
+        scalars: the saved numbers, strings and None, by name.
+        generators: the states of the random generators.
+
+    Raises:
+        TypeError: `layers` has a wrong form.
+
+    Examples:
+        >>> import rnnkit
+        >>> layer = rnnkit.GRU(3, 4, rng=0)
+        >>> rnnkit.save(layer, "gru.safetensors", optimizer=rnnkit.Adam(layer), step=7, scalars={"best": 0.5})
+        >>> checkpoint = rnnkit.load("gru.safetensors")
+        >>> checkpoint.step, checkpoint.scalars
+        (7, {'best': 0.5})
     """
 
     optimizer: dict[str, Any] | None = None
@@ -40,21 +60,39 @@ class Checkpoint(StateDict):
     generators: dict[str, Any]  # see `_generator_states`
 
     def restore(self, model: Any, optimizer: Any = None, rng: Any = None) -> None:
-        """Puts everything back: into the model (with its dropout's generators), the optimizer, and generators.
+        """Restores the model, the random generators of its dropout, the optimizer and other generators.
 
-        model, optimizer, rng: as for `rnnkit.save`, made by the same arguments. To take the weights alone, use
-        `model.load_state_dict(checkpoint)`. Everything is checked before anything is changed. Raises ValueError where
-        the checkpoint holds what is not given or is given what it does not hold, and where generators are of another
-        kind or shared in another way; TypeError for parameters of another dtype; what `load_state_dict` of the model
-        and of the optimizer raise.
+        Everything is checked before anything is changed. To load the weights only, use
+        `model.load_state_dict(checkpoint)`.
+
+        Args:
+            model: the Module, or mapping of names to Modules, constructed with the same arguments as the saved one.
+            optimizer: the optimizer over it; required if the checkpoint holds one, None otherwise.
+            rng: a numpy Generator, or a mapping of names to Generators, as passed to `rnnkit.save`.
+
+        Raises:
+            TypeError: a parameter has another dtype than in the checkpoint.
+            KeyError: the model has other parameters.
+            ValueError: an argument is missing or superfluous, generators are of another kind or are shared in another
+                way, or the model or the optimizer does not fit.
+
+        Examples:
+            >>> import rnnkit
+            >>> layer = rnnkit.GRU(3, 4, rng=0)
+            >>> rnnkit.save(layer, "gru.safetensors", optimizer=rnnkit.Adam(layer, lr=0.5))
+            >>> layer = rnnkit.GRU(3, 4)
+            >>> optimizer = rnnkit.Adam(layer)
+            >>> rnnkit.load("gru.safetensors").restore(layer, optimizer)
+            >>> optimizer.lr
+            0.5
         """
-        model = together(model)
+        model = as_module(model)
         if (optimizer is None) != (self.optimizer is None):
-            holds, given = ("none", "one") if self.optimizer is None else ("one", "none")
-            raise ValueError(f"optimizer must be what the checkpoint was saved with, which holds {holds}, got {given}")
-        _, write_model = model._checked_load(self, strict=True)
+            saved, passed = ("none", "one") if self.optimizer is None else ("one", "none")
+            raise ValueError(f"optimizer must be what the checkpoint was saved with, which holds {saved}, got {passed}")
+        _, write_model = checked_load(model, self, strict=True)
         for name, p in model.params.items():
-            if p.dtype != self[name].dtype:  # which load_state_dict would cast
+            if p.dtype != self[name].dtype:  # load_state_dict would cast
                 raise TypeError(f"{name} must have the checkpoint's dtype {self[name].dtype}, got {p.dtype}")
         write_generators = _checked_generators(self.generators, generators_of(model, rng))
         write_optimizer = None
@@ -67,8 +105,8 @@ class Checkpoint(StateDict):
             write_optimizer()
 
 
-class _Together(Module):
-    """Several modules by name."""
+class _NamedModules(Module):
+    """A container of modules by name."""
 
     def __init__(self, modules: Mapping[str, Module]) -> None:
         self._modules = dict(modules)
@@ -78,8 +116,8 @@ class _Together(Module):
         return self._modules
 
 
-def together(model: Any) -> Module:
-    """A Module, or a mapping of names to Modules as one whose parameters are named "<name>.<parameter>"."""
+def as_module(model: Any) -> Module:
+    """Returns a Module unchanged; wraps a mapping of names to Modules, with parameters "<name>.<parameter>"."""
     if isinstance(model, Module):
         return model
     if not isinstance(model, Mapping) or not model or not all(isinstance(m, Module) for m in model.values()):
@@ -87,26 +125,26 @@ def together(model: Any) -> Module:
     for name in model:
         if not isinstance(name, str):
             raise TypeError(f"names of modules must be strings, got {name!r}")
-    return _Together(model)
+    return _NamedModules(model)
 
 
 def _check_same_parameters(model: Module, optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one of rnnkit's optimizers, got {type(optimizer).__name__}")
     own = {id(p) for p in model.params.values()}
-    if any(id(p) not in own for moved in optimizer._models for p in moved.params.values()):
-        raise ValueError("optimizer must move parameters of this model, got one that moves others: a copy's?")
+    if any(id(p) not in own for module in optimizer._models for p in module.params.values()):
+        raise ValueError("optimizer must update parameters of this model, got one over others, perhaps of a copy")
 
 
-# What is saved
+# Contents of a checkpoint
 
 
 def contents(
     model: Module, optimizer: Any, rng: Any, step: Any, scalars: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays by name and what goes into the metadata, of a checkpoint. Raises TypeError or ValueError by name."""
+    """Arrays by name, and the metadata, of a checkpoint. Raises TypeError or ValueError that names the argument."""
     arrays: dict[str, np.ndarray] = dict(model.state_dict())
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "optimizer": None,
         "generators": _generator_states(generators_of(model, rng)),
         "step": None if step is None else _checked_step(step),
@@ -117,40 +155,45 @@ def contents(
         state = optimizer.state_dict()
         entries: dict[str, dict[str, Any]] = {}
         for index, entry in state["state"].items():
-            entries[str(index)] = held = {}
+            slots: dict[str, Any] = {}
             for slot, value in entry.items():
                 if not isinstance(value, np.ndarray):
-                    held[slot] = value
+                    slots[slot] = value
                     continue
-                held[slot] = {"array": (name := f"optimizer.{index}.{slot}")}
+                name = f"optimizer.{index}.{slot}"
                 if name in arrays:
                     raise ValueError(f"model must have no parameter named {name!r}: checkpoints use that name")
+                slots[slot] = {"array": name}
                 arrays[name] = value
-        found["optimizer"] = {"state": entries, "param_groups": state["param_groups"]}
-    return arrays, found
+            entries[str(index)] = slots
+        metadata["optimizer"] = {"state": entries, "param_groups": state["param_groups"]}
+    return arrays, metadata
 
 
-def from_file(arrays: dict[str, np.ndarray], layers: Any, found: Any) -> Checkpoint:
-    """The checkpoint that a file's arrays and metadata make. Raises ValueError that says what is wrong with them."""
-    if not isinstance(found, dict) or set(found) != {"optimizer", "generators", "step", "scalars"}:
+def from_file(arrays: dict[str, np.ndarray], layers: Any, metadata: Any) -> Checkpoint:
+    """The checkpoint in the arrays and the metadata of a file. Raises ValueError if they are not well formed."""
+    if not isinstance(metadata, dict) or set(metadata) != {"optimizer", "generators", "step", "scalars"}:
         raise ValueError("its checkpoint must hold optimizer, generators, step and scalars")
     try:
-        step = None if found["step"] is None else _checked_step(found["step"])
-        scalars = _checked_scalars(found["scalars"])
+        step = None if metadata["step"] is None else _checked_step(metadata["step"])
+        scalars = _checked_scalars(metadata["scalars"])
     except TypeError as problem:
         raise ValueError(str(problem)) from None
-    optimizer, arrays = found["optimizer"], dict(arrays)
+    arrays = dict(arrays)
+    optimizer = metadata["optimizer"]
     if optimizer is not None:
         optimizer = {"state": _entries(optimizer, arrays), "param_groups": optimizer["param_groups"]}
-    _check_states(found["generators"])
+    _check_states(metadata["generators"])
     checkpoint = Checkpoint(arrays, layers)
-    checkpoint.optimizer, checkpoint.step, checkpoint.scalars = optimizer, step, scalars
-    checkpoint.generators = found["generators"]
+    checkpoint.optimizer = optimizer
+    checkpoint.step = step
+    checkpoint.scalars = scalars
+    checkpoint.generators = metadata["generators"]
     return checkpoint
 
 
 def _entries(optimizer: Any, arrays: dict[str, np.ndarray]) -> dict[int, dict[str, Any]]:
-    """An optimizer's state with its arrays, which leave `arrays`."""
+    """An optimizer's state with its arrays, which are removed from `arrays`."""
     state = optimizer.get("state") if isinstance(optimizer, dict) and "param_groups" in optimizer else None
     if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
         raise ValueError("its optimizer must hold a state by parameter, and param_groups")
@@ -158,19 +201,20 @@ def _entries(optimizer: Any, arrays: dict[str, np.ndarray]) -> dict[int, dict[st
     for index, entry in state.items():
         if not index.isdecimal():
             raise ValueError(f"its optimizer must number parameters, got {index!r}")
-        entries[int(index)] = held = {}
+        slots: dict[str, Any] = {}
         for slot, value in entry.items():
             if isinstance(value, dict):
                 name = value.get("array")
                 if not isinstance(name, str) or name not in arrays:
                     raise ValueError(f"its optimizer names the array {name!r}, which it does not hold")
                 value = arrays.pop(name)
-            held[slot] = value
+            slots[slot] = value
+        entries[int(index)] = slots
     return entries
 
 
 def _checked_step(step: Any) -> int:
-    if isinstance(step, checks.NO_NUMBERS) or not isinstance(step, numbers.Integral):
+    if isinstance(step, checks.NOT_NUMBERS) or not isinstance(step, numbers.Integral):
         raise TypeError(f"step must be a whole number, got {step!r}")
     if step < 0:
         raise ValueError(f"step must be at least 0, got {step}")
@@ -179,45 +223,48 @@ def _checked_step(step: Any) -> int:
 
 def _checked_scalars(scalars: Any) -> dict[str, Any]:
     if not isinstance(scalars, Mapping):
-        raise TypeError(f"scalars must be a mapping of names to numbers and texts, got {type(scalars).__name__}")
-    found: dict[str, Any] = {}
+        raise TypeError(f"scalars must be a mapping of names to numbers and strings, got {type(scalars).__name__}")
+    checked: dict[str, Any] = {}
     for name, value in scalars.items():
         if isinstance(value, np.generic):
             value = value.item()
         if not isinstance(name, str) or not isinstance(value, (bool, int, float, str, type(None))):
-            raise TypeError(f"scalars must map names to numbers, texts or None, got {name!r}: {value!r}")
-        found[name] = value
-    return found
+            raise TypeError(f"scalars must map names to numbers, strings or None, got {name!r}: {value!r}")
+        checked[name] = value
+    return checked
 
 
 # Random generators
 
 
 def generators_of(model: Module, rng: Any) -> Generators:
-    """Every generator by name: "model.<path>" of the modules that hold one, "rng" or "rng.<name>" of those given."""
-    found = {f"model{path}": module.rng for path, module in _by_path(model) if _is_generator(module)}
-    given = rng if isinstance(rng, Mapping) else {} if rng is None else {"": rng}
-    for name, generator in given.items():
+    """Random generators by name: "model.<path>" of modules that have one, "rng" or "rng.<name>" of the argument
+    `rng`."""
+    generators = {f"model{path}": module.rng for path, module in _by_path(model) if _has_generator(module)}
+    arguments = rng if isinstance(rng, Mapping) else {} if rng is None else {"": rng}
+    for name, generator in arguments.items():
         if not isinstance(name, str) or not isinstance(generator, np.random.Generator):
             kind = type(generator).__name__
-            raise TypeError(f"rng must be a numpy.random.Generator or a mapping of names to some, got {name!r}: {kind}")
-        found[f"rng.{name}" if name else "rng"] = generator
-    return found
+            raise TypeError(
+                f"rng must be a numpy.random.Generator or a mapping of names to Generators, got {name!r}: {kind}"
+            )
+        generators[f"rng.{name}" if name else "rng"] = generator
+    return generators
 
 
-def _is_generator(module: Module) -> bool:
+def _has_generator(module: Module) -> bool:
     return isinstance(getattr(module, "rng", None), np.random.Generator)
 
 
 def _by_path(module: Module, path: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = [(path, module)]
+    modules: list[tuple[str, Any]] = [(path, module)]
     for name, child in module.children().items():
-        found += _by_path(child, f"{path}.{name}")
-    return found
+        modules += _by_path(child, f"{path}.{name}")
+    return modules
 
 
 def _generator_states(generators: Generators) -> dict[str, Any]:
-    """{"states": [...], "of": {name: index}}: a state per bit generator, which several names may share."""
+    """{"states": [...], "of": {name: index}}: one state per bit generator, because several names may share one."""
     indices: dict[int, int] = {}
     states: list[Any] = []
     of: dict[str, int] = {}
@@ -230,37 +277,41 @@ def _generator_states(generators: Generators) -> dict[str, Any]:
     return {"states": states, "of": of}
 
 
-def _check_states(found: Any) -> None:
-    states, of = (found.get("states"), found.get("of")) if isinstance(found, dict) else (None, None)
+def _check_states(generators: Any) -> None:
+    """Raises ValueError unless `generators` has the form that `_generator_states` returns."""
+    states, of = (generators.get("states"), generators.get("of")) if isinstance(generators, dict) else (None, None)
     sound = isinstance(states, list) and isinstance(of, dict) and all(isinstance(s, dict) for s in states)
     if not sound or not all(type(k) is int and 0 <= k < len(states) for k in of.values()):  # type: ignore[arg-type,union-attr]
-        raise ValueError("its generators must be a list of states, and which name has which")
+        raise ValueError("its generators must be a list of states, and the index of the state for each name")
 
 
-def _checked_generators(found: Mapping[str, Any], generators: Generators) -> Callable[[], None]:
-    """Sets the states of `generators` to those saved, when what is returned is called."""
-    states, of = found["states"], found["of"]
+def _checked_generators(saved: Mapping[str, Any], generators: Generators) -> Callable[[], None]:
+    """Performs all checks; the function it returns sets the states of `generators` to the saved ones."""
+    states = saved["states"]
+    of = saved["of"]
     if of.keys() != generators.keys():
         missing, extra = (sorted(k) or "none" for k in (of.keys() - generators.keys(), generators.keys() - of.keys()))
         raise ValueError(f"random generators do not fit the checkpoint: it also has {missing}, and lacks {extra}")
-    taken: dict[int, tuple[str, int]] = {}
+    first_use: dict[int, tuple[str, int]] = {}  # id of a bit generator -> its first name, index of its state
     writes: list[tuple[str, Any, int, Any]] = []
     for name, generator in generators.items():
-        bits, index = generator.bit_generator, of[name]
-        other, shared = taken.setdefault(id(bits), (name, index))
-        apart = next((n for n, b in _holders(writes, index) if b is not bits), None)
-        if shared != index or apart is not None:
-            kind = "one generator" if shared != index else "two generators"
+        bits = generator.bit_generator
+        index = of[name]
+        other, first_index = first_use.setdefault(id(bits), (name, index))
+        unshared = next((n for n, b in _with_state(writes, index) if b is not bits), None)
+        if first_index != index or unshared is not None:
+            kind = "one generator" if first_index != index else "two generators"
             raise ValueError(
-                f"random generators must be shared as in the checkpoint: {apart or other} and {name} are {kind} here "
-                f"and were not there"
+                f"random generators must be shared as in the checkpoint: {unshared or other} and {name} are {kind} "
+                f"here and were not when it was saved"
             )
         state = _from_json(states[index])
         try:
             copy.deepcopy(bits).state = state
         except (ValueError, TypeError, KeyError) as problem:
-            kind, was = type(bits).__name__, state.get("bit_generator")
-            raise ValueError(f"{name} must be a generator over {was}, got {kind} ({problem})") from None
+            kind = type(bits).__name__
+            saved_kind = state.get("bit_generator")
+            raise ValueError(f"{name} must be a generator over {saved_kind}, got {kind} ({problem})") from None
         writes.append((name, bits, index, state))
 
     def write() -> None:
@@ -270,13 +321,13 @@ def _checked_generators(found: Mapping[str, Any], generators: Generators) -> Cal
     return write
 
 
-def _holders(writes: list[tuple[str, Any, int, Any]], index: int) -> list[tuple[str, Any]]:
-    """Name and bit generator of all that are to have the state of that index."""
+def _with_state(writes: list[tuple[str, Any, int, Any]], index: int) -> list[tuple[str, Any]]:
+    """Name and bit generator of each entry of `writes` with the state of that index."""
     return [(name, bits) for name, bits, k, _ in writes if k == index]
 
 
 def _as_json(value: Any) -> Any:
-    """A bit generator's state: numbers, texts, arrays and dicts of them."""
+    """A bit generator's state (numbers, strings, arrays and dicts of them) as JSON values."""
     if isinstance(value, dict):
         return {name: _as_json(part) for name, part in value.items()}
     if isinstance(value, np.ndarray):

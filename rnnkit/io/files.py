@@ -1,13 +1,13 @@
-"""Weights on disk and from Keras.
+"""Weights in files.
 
     rnnkit.save(model, "model.safetensors")
     model.load_state_dict(rnnkit.load("model.safetensors"))
 
-Checkpoints, for training to go on from, are files of weights with more in them: see `rnnkit.io.checkpoint`.
+A checkpoint, from which training resumes, is a file of weights with additional contents: see `rnnkit.io.checkpoint`.
 
-Files are safetensors, which any tool reads. Their metadata says what shapes cannot: the gate order, which cell the
-arrays belong to (the two GRUs share every name and shape, and are different functions), and a checksum. `load` checks
-all three as far as a file has them, so files from other tools load as well.
+Files are in the safetensors format, which other tools read. Their metadata records what names and shapes do not
+determine: the gate order, the cell of each recurrent layer (the two GRU variants have equal names and shapes but are
+different functions), and a checksum. `load` checks those that the file has, so files from other tools load as well.
 """
 
 from __future__ import annotations
@@ -29,14 +29,18 @@ from rnnkit.nn.named_arrays import layers_problem
 
 __all__ = ["FORMAT_VERSION", "GATE_ORDER", "from_keras", "load", "save"]
 
-FORMAT_VERSION, CHECKPOINT_VERSION = "1", "2"  # of weights, and of checkpoints
+FORMAT_VERSION = "1"  # of files with weights only
+CHECKPOINT_VERSION = "2"
 GATE_ORDER = ";".join(f"{name}={','.join(CELLS[name].gates)}" for name in ("lstm", "gru"))
 
-# Metadata keys. The gate order has a plain name, for other tools to read; the rest are ours alone.
-_ORDER, _VERSION, _LAYERS, _DIGEST = "gate_order", "rnnkit.format_version", "rnnkit.layers", "rnnkit.sha256"
+# Metadata keys. The gate order has an unprefixed name, because other tools may read it.
+_ORDER = "gate_order"
+_VERSION = "rnnkit.format_version"
+_LAYERS = "rnnkit.layers"
+_DIGEST = "rnnkit.sha256"
 _CHECKPOINT = "rnnkit.checkpoint"
 
-# The arguments that say what a layer is, by the names layers keep them under.
+# Constructor arguments that the file records: attributes of layers.
 _CONFIG = (
     "input_size",
     "hidden_size",
@@ -65,26 +69,40 @@ def save(
     step: int | None = None,
     scalars: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the parameters of a module, or a mapping of names to arrays (NumPy, CuPy or torch), as safetensors.
+    """Writes parameters to a safetensors file, and with any of the keyword arguments a checkpoint.
 
-    With any of the other arguments it writes a checkpoint, which `load` gives back and `Checkpoint.restore` puts back:
-    a module (or a mapping of names to Modules) with its dropout's random generators, and
-    optimizer  an optimizer over it
-    rng        a numpy Generator, as a data loader's, or a mapping of names to some
-    step       a whole number of at least 0
-    scalars    a mapping of names to numbers, texts or None
-    Save between steps: gradients are no part of it.
+    The metadata holds the gate order, the format version, each layer's class and arguments, and a checksum. The file is
+    written under a temporary name and then renamed, so a crash or a full disk leaves an older file intact. A checkpoint
+    also holds the state of the model's random generators; `load` and `Checkpoint.restore` read it. Save a checkpoint
+    between steps: gradients are not part of it.
 
-    The metadata holds the gate order, the format's version, each layer's kind and arguments, and a checksum. The file
-    appears whole or not at all: a crash or a full disk leaves an older file as it was. Raises TypeError or ValueError
-    naming a bad array or argument before anything is written, OSError where the file cannot be.
+    Args:
+        module_or_mapping: a Module, or a mapping of names to arrays (NumPy, CuPy or torch). For a checkpoint a Module,
+            or a mapping of names to Modules.
+        path: the file.
+        optimizer: an optimizer over the module.
+        rng: a numpy Generator, such as a data loader's, or a mapping of names to Generators.
+        step: number of steps trained, at least 0.
+        scalars: a mapping of names to numbers, strings or None.
+
+    Raises:
+        TypeError: an array or argument has the wrong type. No file is written.
+        ValueError: an argument has a bad value. No file is written.
+        OSError: the file cannot be written.
+
+    Examples:
+        >>> import rnnkit
+        >>> layer = rnnkit.Linear(3, 2, rng=0)
+        >>> rnnkit.save(layer, "layer.safetensors")
+        >>> list(rnnkit.load("layer.safetensors"))
+        ['weight', 'bias']
     """
     extras: dict[str, str] = {}
-    if any(given is not None for given in (optimizer, rng, step, scalars)):
-        module = checkpoint.together(module_or_mapping)
-        tensors, found = checkpoint.contents(module, optimizer, rng, step, scalars)
+    if any(argument is not None for argument in (optimizer, rng, step, scalars)):
+        module = checkpoint.as_module(module_or_mapping)
+        tensors, contents = checkpoint.contents(module, optimizer, rng, step, scalars)
         layers = _describe(module)
-        extras[_CHECKPOINT] = json.dumps(found)
+        extras[_CHECKPOINT] = json.dumps(contents)
     elif isinstance(module_or_mapping, Module):
         tensors = dict(module_or_mapping.state_dict())
         layers = _describe(module_or_mapping)
@@ -102,17 +120,34 @@ def save(
 
 
 def load(path: str | os.PathLike[str]) -> StateDict:
-    """name -> NumPy array of a safetensors file, ours or another tool's, for `load_state_dict`.
+    """Reads a safetensors file of rnnkit or of another tool.
 
-    What the file says of its layers comes along in `.layers`, and `load_state_dict` refuses another cell's weights. A
-    checkpoint is given as a `Checkpoint`: the model's arrays, and the rest in attributes and by `restore`.
-    Raises OSError where the file cannot be read; ValueError naming the file and the fault where it is damaged, was
-    written by a later format, or says that its gates are in another order than rnnkit's.
+    `layers` of the result holds what the file records of its layers; `load_state_dict` refuses the weights of another
+    cell.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A StateDict, name -> NumPy array, for `load_state_dict`; for a checkpoint a `Checkpoint`, with the model's
+        arrays, further attributes and `restore`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, has a later format version, or declares another gate order than rnnkit's. The
+            message names the file.
+
+    Examples:
+        >>> import rnnkit
+        >>> layer = rnnkit.GRU(3, 4, rng=0)
+        >>> rnnkit.save(layer, "gru.safetensors")
+        >>> layer.load_state_dict(rnnkit.load("gru.safetensors"))
+        LoadedKeys(missing_keys=[], unexpected_keys=[])
     """
     tensors, metadata = safetensors_format.read(path)
     try:
         _check_gate_order(metadata.get(_ORDER, ""))
-        layers = _check_ours(tensors, metadata)
+        layers = _checked_layers(tensors, metadata)
         if metadata.get(_VERSION) == CHECKPOINT_VERSION:
             return checkpoint.from_file(tensors, layers, _json(metadata, _CHECKPOINT))
     except ValueError as problem:
@@ -128,59 +163,60 @@ def _json(metadata: Mapping[str, str], key: str) -> Any:
 
 
 def _describe(module: Module) -> dict[str, dict[str, Any]]:
-    """Prefix of parameter names -> kind, arguments and cell of the module they belong to, innermost where two share it.
+    """Prefix of parameter names -> class, arguments and cell of the module they belong to.
 
-    A prefix is read off the names under which the whole shows the part's arrays, whatever stands between them.
+    A prefix is the part of the parameters' names that precedes the module's own names. If two modules share a prefix,
+    as LastState and its layer do, the innermost is recorded.
     """
-    shown = {id(value): name for name, value in module.params.items()}
-    found: dict[str, dict[str, Any]] = {}
-    for part in module._family():
+    full_names = {id(value): name for name, value in module.params.items()}
+    layers: dict[str, dict[str, Any]] = {}
+    for part in module._walk():
         for name, value in part.params.items():
-            prefix = shown[id(value)].removesuffix(name)
-            found[prefix] = {"kind": type(part).__name__}
+            prefix = full_names[id(value)].removesuffix(name)
+            layers[prefix] = {"kind": type(part).__name__}
             for key in _CONFIG:
                 if isinstance(getattr(part, key, None), (bool, int, float, str)):
-                    found[prefix][key] = getattr(part, key)
-            found[prefix] |= part._meanings.get("", {})
+                    layers[prefix][key] = getattr(part, key)
+            layers[prefix] |= part._meanings.get("", {})
             break
-    return found
+    return layers
 
 
-def _check_gate_order(said: str) -> None:
-    """Refuses a claim like "lstm=i,o,f,c" that rnnkit's own order of that cell's gates does not bear out."""
-    for claim in filter(None, said.replace(" ", "").split(";")):
-        if claim not in GATE_ORDER.split(";"):
+def _check_gate_order(declared: str) -> None:
+    """Raises ValueError if a declaration such as "lstm=i,o,f,c" differs from rnnkit's gate order of that cell."""
+    for order in filter(None, declared.replace(" ", "").split(";")):
+        if order not in GATE_ORDER.split(";"):
             raise ValueError(
-                f"its metadata gives the gate order {claim!r}, and rnnkit's is {GATE_ORDER!r}; permute the gates first"
+                f"its metadata gives the gate order {order!r}, and rnnkit's is {GATE_ORDER!r}; permute the gates first"
             )
 
 
-def _check_ours(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """The layers a file of ours describes, its checksum verified; nothing for a file from elsewhere."""
+def _checked_layers(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The layers that a file of rnnkit describes, after verifying the checksum; empty for a file of another tool."""
     if not any(key.startswith("rnnkit.") for key in metadata):
         return {}
     version = metadata.get(_VERSION)
     if version not in (FORMAT_VERSION, CHECKPOINT_VERSION):
         raise ValueError(f"its format version must be {FORMAT_VERSION!r} or {CHECKPOINT_VERSION!r}, got {version!r}")
     if metadata.get(_DIGEST) != _digest(tensors, metadata):
-        raise ValueError("its contents do not have the checksum that its metadata gives: they have been changed")
+        raise ValueError("its contents do not have the checksum in its metadata: they have been changed")
     layers = _json(metadata, _LAYERS)
-    wrong = layers_problem(layers)
-    if wrong:
-        raise ValueError(f"its {_LAYERS} must {wrong}")
+    problem = layers_problem(layers)
+    if problem:
+        raise ValueError(f"its {_LAYERS} must {problem}")
     return layers
 
 
 def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of names, dtypes, shapes, values and our own metadata: of what a file says, not of how it lays it out.
+    """SHA-256 of the names, dtypes, shapes, values and rnnkit's own metadata, independent of the layout of the file.
 
-    A tool that writes the same arrays anew, in another layout or with metadata of its own beside ours, leaves it valid.
+    It stays valid if another tool rewrites the arrays in another layout or adds metadata.
     """
-    said = [metadata.get(key) for key in (_ORDER, _VERSION, _LAYERS)]
-    said += [metadata[_CHECKPOINT]] if _CHECKPOINT in metadata else []
-    total = hashlib.sha256(json.dumps(said).encode())
+    texts = [metadata.get(key) for key in (_ORDER, _VERSION, _LAYERS)]
+    texts += [metadata[_CHECKPOINT]] if _CHECKPOINT in metadata else []
+    digest = hashlib.sha256(json.dumps(texts).encode())
     for name in sorted(tensors):
         value = tensors[name]
-        total.update(json.dumps([name, value.dtype.name, value.shape]).encode())
-        total.update(safetensors_format.as_bytes(value).data)
-    return total.hexdigest()
+        digest.update(json.dumps([name, value.dtype.name, value.shape]).encode())
+        digest.update(safetensors_format.as_bytes(value).data)
+    return digest.hexdigest()

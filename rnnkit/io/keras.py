@@ -1,9 +1,9 @@
-"""Keras' recurrent weights under rnnkit's names, in rnnkit's layout.
+"""Converts Keras' recurrent weights to rnnkit's names and layout.
 
-Keras keeps a kernel (I, G*U), a recurrent kernel (U, G*U) and a bias, gates packed along the last axis in the order
-i,f,c,o (LSTM) and z,r,h (GRU); rnnkit keeps PyTorch's (G*H, ·), in the order i,f,g,o and r,z,n. Both update the GRU by
-h = z h' + (1 - z) n. One bias becomes bias_ih with bias_hh zero; a GRU with reset_after=True has both. Where rnnkit
-computes another function than the Keras layer, there is no conversion, and the ValueError says why.
+Keras stores a kernel (I, G*U), a recurrent kernel (U, G*U) and a bias. The gates are packed along the last axis, in the
+order i,f,c,o (LSTM) and z,r,h (GRU). rnnkit stores PyTorch's (G*H, ·), in the order i,f,g,o and r,z,n. Both update the
+GRU by h = z h' + (1 - z) n. One bias becomes bias_ih, with bias_hh zero; a GRU with reset_after=True has both. If
+rnnkit has no layer that computes the function of the Keras layer, the conversion raises ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rnnkit.nn.module import StateDict
 
 
 class _Kind(NamedTuple):
-    """One Keras layer: its number of gates, where each of rnnkit's gates lies among them, and what it may apply."""
+    """One Keras layer: number of gates, position of each of rnnkit's gates among Keras', supported activations."""
 
     gates: int
     order: tuple[int, ...]
@@ -44,21 +44,42 @@ def from_keras(
     layer: int = 0,
     prefix: str = "",
 ) -> StateDict:
-    """A rnnkit state dict from `keras_layer.get_weights()`, for `load_state_dict`.
+    """Converts the weights of a Keras recurrent layer to a state dict for `load_state_dict`.
 
-    layer_weights   the list Keras gives: kernel (I, G*U), recurrent kernel (U, G*U), and, unless use_bias=False, the
-                    bias; twice as long for Bidirectional, forward before backward
-    kind            "SimpleRNN", "LSTM" or "GRU", of the layer inside where it is Bidirectional
-    reset_after     GRU only; None reads it off the bias, (2, 3U) or (3U,), and must be said where there is no bias
-    bidirectional   names the backward half `..._reverse`, as RNN, GRU and LSTM with bidirectional=True do. For the
-                    container `rnnkit.Bidirectional` convert each half alone, under prefix "forward." and "reverse."
-    activation, recurrent_activation    the Keras layer's, by name
-    layer           index k of the names' `_l{k}`: convert a stack layer by layer and join the results with `|`
-    prefix          put before every name, as "0." for the first child of a Sequential
+    The conversion keeps dtypes and copies every array. The result's `layers` records the cell, so that a layer with
+    another cell refuses it.
 
-    A conversion keeps dtypes and copies every array. The cell goes into the result's `.layers`, so that a layer of
-    another cell refuses it. Raises ValueError with the reason for weights that fit no Keras layer or that rnnkit has no
-    layer for.
+    Args:
+        layer_weights: the list that `keras_layer.get_weights()` returns: kernel (I, G*U), recurrent kernel (U, G*U),
+            and, unless use_bias=False, the bias. For Bidirectional the list has both directions, forward before
+            backward.
+        kind: "SimpleRNN", "LSTM" or "GRU"; for Bidirectional the class of the wrapped layer.
+        reset_after: the argument of a Keras GRU. None infers it from the shape of the bias, (2, 3*U) or (3*U,); it is
+            required for a GRU without bias.
+        bidirectional: whether the weights are those of a Bidirectional; the backward half is named `..._reverse`, as in
+            RNN, GRU and LSTM with bidirectional=True. For `rnnkit.Bidirectional`, convert each half separately, with
+            the prefixes "forward." and "reverse.".
+        activation: the argument of the Keras layer.
+        recurrent_activation: the argument of the Keras layer.
+        layer: index k of the names' suffix `_l{k}`. Convert the layers of a stack one by one and join the results by
+            `|`.
+        prefix: prefix of every name, such as "0." for the first module of a Sequential.
+
+    Returns:
+        A StateDict in PyTorch's names and layout.
+
+    Raises:
+        TypeError: a flag is not a bool.
+        ValueError: the weights fit no Keras layer, or rnnkit has no layer for them. The message contains the reason.
+
+    Examples:
+        >>> import numpy as np, rnnkit, rnnkit.io
+        >>> weights = [np.ones((3, 16)), np.ones((4, 16)), np.zeros(16)]  # of keras.layers.LSTM(4) with 3 inputs
+        >>> state = rnnkit.io.from_keras(weights, "LSTM")
+        >>> state["weight_ih_l0"].shape
+        (16, 3)
+        >>> rnnkit.LSTM(3, 4).load_state_dict(state)
+        LoadedKeys(missing_keys=[], unexpected_keys=[])
     """
     bidirectional = checks.flag("bidirectional", bidirectional)
     reset_after = None if reset_after is None else checks.flag("reset_after", reset_after)
@@ -68,17 +89,20 @@ def from_keras(
     arrays = _check_count(layer_weights, bidirectional)
     per_direction = len(arrays) // (2 if bidirectional else 1)
     cells: set[str] = set()
-    found: dict[str, np.ndarray] = {}
+    arrays_by_name: dict[str, np.ndarray] = {}
     for direction, suffix in enumerate(("", "_reverse")[: 1 + bidirectional]):
         part = arrays[direction * per_direction : (direction + 1) * per_direction]
         cell, converted = _convert(part, kind, row, reset_after, activation)
         cells.add(cell)
-        found |= {f"{prefix}{name}_l{layer}{suffix}": value for name, value in converted.items()}
+        arrays_by_name |= {f"{prefix}{name}_l{layer}{suffix}": value for name, value in converted.items()}
     if len(cells) > 1:
         raise ValueError("layer_weights must have the same reset_after in both directions, got one of each")
-    if found[f"{prefix}weight_ih_l{layer}"].shape != found[f"{prefix}weight_ih_l{layer}{suffix}"].shape:
+    if (
+        arrays_by_name[f"{prefix}weight_ih_l{layer}"].shape
+        != arrays_by_name[f"{prefix}weight_ih_l{layer}{suffix}"].shape
+    ):
         raise ValueError("layer_weights must have the same sizes in both directions; rnnkit's directions share them")
-    return StateDict(found, {prefix: {"cell": cells.pop()}})
+    return StateDict(arrays_by_name, {prefix: {"cell": cells.pop()}})
 
 
 def _check_kind(kind: str, activation: str, recurrent_activation: str, reset_after: bool | None) -> _Kind:
@@ -101,7 +125,7 @@ def _check_kind(kind: str, activation: str, recurrent_activation: str, reset_aft
 def _check_count(layer_weights: Sequence[Any], bidirectional: bool) -> list[np.ndarray]:
     if isinstance(layer_weights, (str, bytes, Mapping, np.ndarray)) or not isinstance(layer_weights, Sequence):
         kind = type(layer_weights).__name__
-        raise ValueError(f"layer_weights must be the list that get_weights() gives, got {kind}")
+        raise ValueError(f"layer_weights must be the list that get_weights() returns, got {kind}")
     counts = (4, 6) if bidirectional else (2, 3)
     if len(layer_weights) not in counts:
         raise ValueError(
@@ -118,7 +142,7 @@ def _check_count(layer_weights: Sequence[Any], bidirectional: bool) -> list[np.n
 def _convert(
     arrays: list[np.ndarray], kind: str, row: _Kind, reset_after: bool | None, activation: str
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """Cell and arrays of one direction, under names without the layer's index."""
+    """The cell and the arrays of one direction, under names without the layer's index."""
     kernel, recurrent, *rest = arrays
     U = recurrent.shape[0] if recurrent.ndim == 2 else 0
     if not U or recurrent.shape != (U, row.gates * U):
@@ -142,26 +166,26 @@ def _convert(
     return cells[kind], {name: _reorder(value, row.order) for name, value in packed.items()}
 
 
-def _reset_after(bias: np.ndarray | None, U: int, said: bool | None) -> bool:
-    """Which GRU the weights are of; the two are different functions, so that neither can stand for the other."""
+def _reset_after(bias: np.ndarray | None, U: int, argument: bool | None) -> bool:
+    """Whether the weights are those of a GRU with reset_after=True; the two variants are different functions."""
     if bias is None:
-        if said is None:
-            raise ValueError("reset_after must be True or False for a GRU without bias: its weights do not tell")
-        return said
-    shows = {(2, 3 * U): True, (3 * U,): False}.get(bias.shape)
-    if shows is None:
+        if argument is None:
+            raise ValueError("reset_after must be True or False for a GRU without bias: only a bias determines it")
+        return argument
+    inferred = {(2, 3 * U): True, (3 * U,): False}.get(bias.shape)
+    if inferred is None:
         raise ValueError(
             f"the bias of a GRU of {U} units must have shape (2, 3*U) = {(2, 3 * U)} with reset_after=True or "
             f"(3*U,) = {(3 * U,)} with reset_after=False, got {bias.shape}"
         )
-    if said is not None and said != shows:
+    if argument is not None and argument != inferred:
         raise ValueError(
-            f"reset_after={said} does not fit: a bias of shape {bias.shape} is that of a GRU with reset_after={shows}, "
-            "which is another function and has no equal in the other form"
+            f"reset_after={argument} does not fit: a bias of shape {bias.shape} is that of a GRU with "
+            f"reset_after={inferred}, which is another function and cannot be converted"
         )
-    return shows
+    return inferred
 
 
 def _reorder(value: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
-    """A row-major copy of value (G*U, ...) with its gates in `order`."""
+    """A C-contiguous copy of `value` (G*U, ...) with its gates in `order`."""
     return np.ascontiguousarray(np.concatenate([np.split(value, len(order))[gate] for gate in order]))

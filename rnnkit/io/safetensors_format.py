@@ -2,10 +2,11 @@
 
     8 bytes   N, the length of the header, little-endian
     N bytes   JSON {name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, "__metadata__": {str: str}}
-    the rest  the arrays, row-major and little-endian; offsets count from here and cover it with no hole or overlap
+    the rest  the arrays, C-contiguous and little-endian; offsets count from here and cover it without gap or overlap
 
-The format is Hugging Face's. The reader trusts nothing: a file either gives its arrays or a ValueError that names the
-file and what is wrong with it. Nothing is allocated before the header has been held against the file's size.
+The format is Hugging Face's (https://github.com/huggingface/safetensors). The reader trusts nothing: a damaged file
+raises a ValueError that names the file and the fault. The header is checked against the file's size before anything is
+allocated.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ DTYPES = {
 }
 CODES = {name: code for code, name in DTYPES.items()}
 METADATA = "__metadata__"
-LONGEST_HEADER = 100_000_000  # bytes: the limit of the format's own library, which would refuse a longer one
+LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers
 
 
 class _Damage(ValueError):
-    """What is wrong with a file, in words; `read` adds which file."""
+    """A fault in a file; `read` adds the name of the file to the message."""
 
 
 class _Entry(NamedTuple):
-    """Where one array lies in the data: its dtype code, shape, and bytes [begin, end)."""
+    """Header entry of one array: its dtype code, its shape, and its bytes [begin, end) of the data."""
 
     code: str
     shape: tuple[int, ...]
@@ -55,17 +56,33 @@ class _Entry(NamedTuple):
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Every array of a file by name, in the header's order, and its metadata.
+    """Reads every array of a file, and its metadata.
 
-    The arrays are writable and own their memory. Raises OSError where the file cannot be read, ValueError naming the
-    file and the fault where it is not a sound safetensors file or holds a dtype NumPy lacks here.
+    The arrays are writable and own their memory.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A pair: name -> array, in the header's order, and the metadata, a dict of strings.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not valid safetensors, or needs a dtype that NumPy lacks here.
+
+    Examples:
+        >>> import numpy as np
+        >>> from rnnkit.io.safetensors_format import read, write
+        >>> write("a.safetensors", {"w": np.arange(3)}, {"made by": "an example"})
+        >>> read("a.safetensors")
+        ({'w': array([0, 1, 2])}, {'made by': 'an example'})
     """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             header = _parse(_header_bytes(file, size))
             metadata = _metadata(header.pop(METADATA, {}))
-            entries = {name: _entry(name, found) for name, found in header.items()}
+            entries = {name: _entry(name, fields) for name, fields in header.items()}
             _check_layout(entries, size - file.tell())
             arrays = {}
             for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
@@ -88,16 +105,16 @@ def _header_bytes(file: BinaryIO, size: int) -> bytes:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for name, value in pairs:
-            if name in found:
+            if name in mapping:
                 raise _Damage(f"its header names {name!r} twice")
-            found[name] = value
-        return found
+            mapping[name] = value
+        return mapping
 
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-        json.dumps(header, ensure_ascii=False).encode("utf-8")  # an escape may smuggle in half a surrogate pair
+        json.dumps(header, ensure_ascii=False).encode("utf-8")  # rejects escapes of unpaired surrogates
     except _Damage:
         raise
     except (ValueError, RecursionError) as problem:
@@ -107,27 +124,29 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _metadata(found: Any) -> dict[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+def _metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise _Damage(f"its {METADATA} must be a JSON object of strings")
-    return found
+    return value
 
 
-def _entry(name: str, found: Any) -> _Entry:
-    if not isinstance(found, dict) or set(found) != {"dtype", "shape", "data_offsets"}:
-        said = sorted(found) if isinstance(found, dict) else _json_kind(found)
-        raise _Damage(f"the entry of {name!r} must hold dtype, shape and data_offsets, got {said}")
-    code, shape, offsets = found["dtype"], found["shape"], found["data_offsets"]
+def _entry(name: str, fields: Any) -> _Entry:
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        actual = sorted(fields) if isinstance(fields, dict) else _json_kind(fields)
+        raise _Damage(f"the entry of {name!r} must hold dtype, shape and data_offsets, got {actual}")
+    code = fields["dtype"]
+    shape = fields["shape"]
+    offsets = fields["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
         raise _Damage(f"{name!r} has dtype {code!r}, which is none of {', '.join(DTYPES)}")
     if not _sizes(shape):
         raise _Damage(f"{name!r} must have a shape of whole numbers, got {shape!r}")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _Damage(f"{name!r} must have data_offsets [begin, end], got {offsets!r}")
-    needs = math.prod(shape) * _numpy_dtype(name, code).itemsize
-    if offsets[1] - offsets[0] != needs:
+    size = math.prod(shape) * _numpy_dtype(name, code).itemsize
+    if offsets[1] - offsets[0] != size:
         raise _Damage(
-            f"{name!r} is {code} of shape {tuple(shape)}, {needs} bytes, but its offsets {offsets} span "
+            f"{name!r} is {code} of shape {tuple(shape)}, {size} bytes, but its offsets {offsets} span "
             f"{offsets[1] - offsets[0]}"
         )
     return _Entry(code, tuple(shape), offsets[0], offsets[1])
@@ -142,7 +161,7 @@ def _json_kind(value: Any) -> str:
 
 
 def _numpy_dtype(name: str, code: str) -> np.dtype:
-    """The little-endian NumPy dtype of a code; bfloat16 comes from ml_dtypes, which is no requirement of rnnkit."""
+    """The little-endian NumPy dtype of a code. bfloat16 needs ml_dtypes, an optional dependency."""
     if code != "BF16":
         return np.dtype(DTYPES[code]).newbyteorder("<")
     try:
@@ -155,11 +174,11 @@ def _numpy_dtype(name: str, code: str) -> np.dtype:
 
 
 def _check_layout(entries: dict[str, _Entry], size: int) -> None:
-    """The entries must cover the `size` bytes of data exactly once."""
+    """Raises unless the entries cover the `size` bytes of data exactly once."""
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != at:
-            fault = "overlap the array before" if entry.begin < at else f"leave a hole after byte {at}"
+            fault = "overlap the array before" if entry.begin < at else f"leave a gap after byte {at}"
             raise _Damage(f"the offsets of {name!r}, [{entry.begin}, {entry.end}], {fault}")
         if entry.end > size:
             raise _Damage(f"{name!r} ends at byte {entry.end} of data, but there are only {size}: truncated?")
@@ -187,7 +206,8 @@ def as_bytes(value: np.ndarray) -> np.ndarray:
 
 
 def little_endian(name: str, value: np.ndarray) -> np.ndarray:
-    """`value` as the file holds it: row-major and little-endian. Raises TypeError for a dtype the format lacks."""
+    """Returns `value` C-contiguous and little-endian, as files store it. Raises TypeError if the format lacks its
+    dtype."""
     if value.dtype.name not in CODES:
         raise TypeError(f"{name} has dtype {value.dtype}; safetensors files hold {', '.join(CODES)}")
     if value.dtype.name == "bfloat16":
@@ -198,9 +218,25 @@ def little_endian(name: str, value: np.ndarray) -> np.ndarray:
 def write(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays and metadata to `path`, whole or not at all: a crash or full disk leaves any older file as it was.
+    """Writes arrays and metadata to a temporary file and renames it. A crash or a full disk leaves an older file
+    intact.
 
-    Raises TypeError or ValueError naming the array before anything is written, OSError where the folder refuses.
+    Args:
+        path: the file; a symbolic link is followed.
+        tensors: name -> array.
+        metadata: strings by name.
+
+    Raises:
+        TypeError: a name or a metadata value is not a string, or an array has a dtype that the format lacks.
+        ValueError: a name is reserved or is not valid Unicode, or the header is too long.
+        OSError: the file cannot be written.
+
+    Examples:
+        >>> import numpy as np
+        >>> from rnnkit.io.safetensors_format import read, write
+        >>> write("b.safetensors", {"w": np.zeros(2, np.float32)})
+        >>> read("b.safetensors")[0]["w"]
+        array([0., 0.], dtype=float32)
     """
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
@@ -209,16 +245,17 @@ def write(
         if not isinstance(name, str):
             raise TypeError(f"names of arrays must be strings, got {name!r}")
         if name == METADATA:
-            raise ValueError(f"no array may be named {METADATA!r}: the format keeps that name for itself")
+            raise ValueError(f"no array may be named {METADATA!r}: the format reserves that name")
     arrays = {name: little_endian(name, value) for name, value in tensors.items()}
-    # Wider items first, so that every array lies at a multiple of its own item size.
+    # Arrays are sorted by decreasing item size, so that each starts at a multiple of its item size.
     order = sorted(arrays, key=lambda name: -arrays[name].itemsize)
     raw = _header(arrays, order, dict(metadata or {}))
     _replace(path, [len(raw).to_bytes(8, "little"), raw, *(as_bytes(arrays[name]).data for name in order)])
 
 
 def _header(arrays: dict[str, np.ndarray], order: list[str], metadata: dict[str, str]) -> bytes:
-    at, offsets = 0, {}
+    at = 0
+    offsets = {}
     for name in order:
         offsets[name] = [at, at + arrays[name].nbytes]
         at += arrays[name].nbytes
@@ -229,7 +266,7 @@ def _header(arrays: dict[str, np.ndarray], order: list[str], metadata: dict[str,
     try:
         raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError as problem:
-        raise ValueError(f"names and metadata must be text that UTF-8 can hold ({problem})") from problem
+        raise ValueError(f"names and metadata must be strings that UTF-8 can encode ({problem})") from problem
     raw += b" " * (-len(raw) % 8)
     if len(raw) > LONGEST_HEADER:
         raise ValueError(f"the header would be {len(raw)} bytes long; the format allows {LONGEST_HEADER}")
@@ -237,7 +274,7 @@ def _header(arrays: dict[str, np.ndarray], order: list[str], metadata: dict[str,
 
 
 def _replace(path: str | os.PathLike[str], parts: list[Any]) -> None:
-    """Writes `parts` beside `path` (beside what it points to, if a link) and moves the finished file there."""
+    """Writes `parts` to a temporary file beside `path` (beside its target, if it is a link) and renames it."""
     target = os.path.realpath(path)
     temporary = f"{target}.{secrets.token_hex(8)}.tmp"
     try:

@@ -1,7 +1,7 @@
-"""Bidirectional: a layer and its mirror side by side, as Keras has it, for any recurrent layer and any merge.
+"""Bidirectional: runs a recurrent layer over a sequence and its reversal, with any merge, as Keras does.
 
-The mirror is an ordinary forward layer that is shown every row turned round within its own length, and whose
-outputs are turned back. With merge="concat" and num_layers=1 this is PyTorch's bidirectional=True.
+The reverse layer is an ordinary forward layer. Each row of its input is reversed within the row's own length, and so is
+each row of its output. With merge="concat" and num_layers=1 this is PyTorch's bidirectional=True.
 """
 
 from __future__ import annotations
@@ -23,17 +23,28 @@ MERGES = ("concat", "sum", "mul", "ave", None)
 
 
 class Bidirectional(Module):
-    """A recurrent layer and its mirror, which reads every row from its own end; their outputs merged, in time order.
+    """Runs a recurrent layer and a second one that reads every row from its last step; merges both outputs.
 
-    layer  an RNN, GRU or LSTM in one direction; with num_layers > 1 each direction is a stack of its own (in a
-           bidirectional=True layer the directions meet between layers). The mirror is made with the layer's
-           arguments and has parameters of its own, drawn from the layer's rng.
-    merge  "concat" (y as a bidirectional=True layer's), "sum", "mul", "ave", or None (y is a pair): Keras'
-           merge_mode
+    With num_layers > 1 each direction is a separate stack; in a layer with bidirectional=True the directions are
+    concatenated between layers. The reverse layer is constructed with the layer's arguments and draws its own
+    parameters from the layer's rng. Parameters are named "forward.<name>" and "reverse.<name>". Keras calls the
+    argument merge_mode.
 
-    Parameters are named "forward.<name>" and "reverse.<name>". Raises TypeError for another module or for a layer of
-    your own class that keeps an argument under no name, ValueError for a layer that is bidirectional already or an
-    unknown merge.
+    Args:
+        layer: an RNN, GRU or LSTM in one direction; it becomes the forward layer.
+        merge: "concat" for y (T, B, 2*R), "sum", "mul" or "ave" for y (T, B, R), None for a pair (y_forward,
+            y_reverse).
+
+    Raises:
+        TypeError: `layer` is another module, or its class does not store each constructor argument under its name.
+        ValueError: `layer` is bidirectional already, or `merge` is unknown.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> layer = rnnkit.Bidirectional(rnnkit.GRU(4, 6, rng=0), merge="sum")
+        >>> y, h_n = layer(np.ones((5, 3, 4), np.float32))
+        >>> y.shape, h_n.shape
+        ((5, 3, 6), (2, 3, 6))
     """
 
     takes_lengths = True
@@ -45,19 +56,29 @@ class Bidirectional(Module):
             raise ValueError("layer must have one direction, got one with bidirectional=True")
         self.merge = checks.one_of("merge", merge, MERGES)
         super().__init__(layer._dtype, layer.device)
-        self.forward_layer, self.reverse_layer = layer, _mirror(layer)
+        self.forward_layer = layer
+        self.reverse_layer = _reverse_layer_of(layer)
         self.batch_first = layer.batch_first
 
     def __repr__(self) -> str:
         return f"Bidirectional({self.forward_layer!r}, merge={self.merge!r})"
 
     def children(self) -> dict[str, Module]:
-        """The layer, "forward", and its mirror, "reverse"."""
+        """The forward and the reverse layer.
+
+        Returns:
+            {"forward": forward layer, "reverse": reverse layer}.
+
+        Examples:
+            >>> import rnnkit
+            >>> rnnkit.Bidirectional(rnnkit.RNN(2, 3)).children()["reverse"]
+            RNN(2, 3, dtype=float32)
+        """
         return {"forward": self.forward_layer, "reverse": self.reverse_layer}
 
     @property
     def device(self) -> str:
-        """'cpu' or 'cuda:<index>': the layer's, wherever it was moved."""
+        """Device of both layers: 'cpu' or 'cuda:<index>'."""
         return self.forward_layer.device
 
     @property
@@ -71,15 +92,31 @@ class Bidirectional(Module):
 
     @on_own_device
     def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
-        """y, h_n = bidirectional(x, h0, lengths); for LSTM the state is a pair: y, (h_n, c_n).
+        """Runs both layers: y, h_n = bidirectional(x, h0, lengths); for LSTM y, (h_n, c_n).
 
-        x, lengths  as the layer takes them
-        y           (T, B, 2*R) for "concat", (T, B, R) for "sum", "mul" and "ave", in x's layout, zero past each row's
-                    length; with merge=None the pair (y_forward, y_reverse)
-        h0, h_n     (2*L, B, ·), or (2*L, ·) for unbatched x: per layer forward, then reverse
+        `backward` reads x again, and with merge=None also y: do not write into them before it.
 
-        x, and with merge=None y, are kept by reference until `backward`: do not write into them in between.
-        Raises ValueError or TypeError naming the argument.
+        Args:
+            x: as for the layer, (T, B, I), (B, T, I) with batch_first, or (T, I) unbatched.
+            h0: initial states, (2*L, B, R), or (2*L, R) for unbatched x: forward, then reverse, per layer. None for
+                zeros. For LSTM a pair (h0, c0).
+            lengths: number of steps of each row, (B,) integers in [0, T]; None if every row has T steps.
+
+        Returns:
+            A pair (y, state). y has shape (T, B, 2*R) for "concat", (T, B, R) for "sum", "mul" and "ave", in the layout
+            of x, and is zero past each row's length; with merge=None y is a pair. The state has the shapes of the
+            initial state.
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: an argument has a bad shape, value or device.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> layer = rnnkit.Bidirectional(rnnkit.LSTM(4, 6, rng=0))
+            >>> y, (h_n, c_n) = layer(np.ones((5, 3, 4), np.float32), lengths=[5, 1, 3])
+            >>> y.shape, h_n.shape
+            ((5, 3, 12), (2, 3, 6))
         """
         layer = self.forward_layer
         x = checks.array("x", x, self.dtype, self.device)
@@ -87,46 +124,67 @@ class Bidirectional(Module):
         T, B, _ = time_major.shape
         lengths = checks.lengths(lengths, T, B, unbatched)
         states = self._states(("h0", "c0"), h0, B, unbatched)
-        turn = _Turn(lengths, self.batch_first, unbatched)
+        reverse = _ReverseRows(lengths, self.batch_first, unbatched)
         self._saved = None
-        y_forward, end_forward = layer(x, _half(states, 0), lengths)
-        y_reverse, end_reverse = self.reverse_layer(turn(x), _half(states, 1), lengths)
-        y_reverse = turn(y_reverse)
+        y_forward, end_forward = layer(x, _states_of(states, 0), lengths)
+        y_reverse, end_reverse = self.reverse_layer(reverse(x), _states_of(states, 1), lengths)
+        y_reverse = reverse(y_reverse)
         if grad_enabled():
-            kept = (self.forward_layer._saved, self.reverse_layer._saved)
-            self._saved = _Kept(turn, B, y_forward, y_reverse, kept)
+            by_layers = (self.forward_layer._saved, self.reverse_layer._saved)
+            self._saved = _Saved(reverse, B, y_forward, y_reverse, by_layers)
         return merged(self.merge, y_forward, y_reverse), _interleaved(end_forward, end_reverse)
 
     @on_own_device
     def backward(self, dy: Any, dh_n: Any = None, *, call: Call | None = None) -> Any:
-        """dx, dh0 = bidirectional.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = ….backward(dy, (dh_n, dc_n)).
+        """Differentiates a call: dx, dh0 = bidirectional.backward(dy, dh_n); for LSTM dx, (dh0, dc0).
 
-        dy as y, dh_n as h_n; None stands for zeros, also inside a pair. Adds into both layers' grads. Call it before
-        the optimizer's step. Differentiates this thread's last call, or `call` (see `last_call`); calls of the
-        layer or its mirror by itself do not matter.
-        Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several since the
-        last backward or `zero_grad()`; ValueError or TypeError for a bad gradient or `call`.
+        Adds to the gradients of both layers. Call it before the optimizer's step. Separate calls of the forward or the
+        reverse layer in between do not matter.
+
+        Args:
+            dy: gradient of y, with y's shape; with merge=None a pair. None for zeros, also inside a pair.
+            dh_n: gradient of the final state, with its shapes; None for zeros, also inside a pair.
+            call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+
+        Returns:
+            A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state.
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
+                several calls are pending since the last backward or `zero_grad()`.
+            TypeError: a gradient or `call` has the wrong type or dtype.
+            ValueError: a gradient has a bad shape or device, or `call` is of another module.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> layer = rnnkit.Bidirectional(rnnkit.GRU(4, 6, rng=0))
+            >>> y, h_n = layer(np.ones((5, 3, 4), np.float32))
+            >>> dx, dh0 = layer.backward(np.ones_like(y))
+            >>> dx.shape, dh0.shape
+            ((5, 3, 4), (2, 3, 6))
         """
-        turn, B, y_forward, y_reverse, kept = self._recalled(call)
+        reverse, B, y_forward, y_reverse, by_layers = self._recalled(call)
         dy_forward, dy_reverse = merge_gradients("dy", dy, self.merge, y_forward, y_reverse)
-        ends = self._states(("dh_n", "dc_n"), dh_n, B, turn.unbatched)
+        dstates = self._states(("dh_n", "dc_n"), dh_n, B, reverse.unbatched)
         if dy_reverse is not None:
-            dy_reverse = turn(dy_reverse)
-        dx_forward, dstart_forward = backward_of(self.forward_layer, kept[0], dy_forward, _half(ends, 0))
-        dx_reverse, dstart_reverse = backward_of(self.reverse_layer, kept[1], dy_reverse, _half(ends, 1))
-        return dx_forward + turn(dx_reverse), _interleaved(dstart_forward, dstart_reverse)
+            dy_reverse = reverse(dy_reverse)
+        dx_forward, dstate_forward = backward_of(self.forward_layer, by_layers[0], dy_forward, _states_of(dstates, 0))
+        dx_reverse, dstate_reverse = backward_of(self.reverse_layer, by_layers[1], dy_reverse, _states_of(dstates, 1))
+        return dx_forward + reverse(dx_reverse), _interleaved(dstate_forward, dstate_reverse)
 
-    def _states(self, names: tuple[str, str], given: Any, B: int, unbatched: bool) -> tuple[Any, ...]:
-        """One array or None a state, each (2*L, B, ·). Checked whole, as half of a wrong one might pass for right."""
+    def _states(self, names: tuple[str, str], state: Any, B: int, unbatched: bool) -> tuple[Any, ...]:
+        """The states, an array (2*L, B, ·) or None each. They are checked before they are split per direction, because
+        half of a wrong state can have a valid shape."""
         layer = self.forward_layer
         slots = 2 * layer.num_layers
-        lead, means = ((slots,), "(2*L, width)") if unbatched else ((slots, B), "(2*L, B, width)")
+        lead = (slots,) if unbatched else (slots, B)
+        means = "(2*L, width)" if unbatched else "(2*L, B, width)"
         shapes = [(*lead, width) for width in layer._state_widths()]
-        return checks.states(given, names, shapes, self.dtype, self.device, means)
+        return checks.states(state, names, shapes, self.dtype, self.device, means)
 
 
-class _Turn(NamedTuple):
-    """Turns every row of a sequence round within its own length and leaves padding where it is. Its own inverse."""
+class _ReverseRows(NamedTuple):
+    """Reverses every row of a sequence within its own length; padding stays in place. It is its own inverse."""
 
     lengths: np.ndarray | None
     batch_first: bool
@@ -145,45 +203,46 @@ class _Turn(NamedTuple):
         return a.swapaxes(0, 1) if swap else a[:, 0] if self.unbatched else a
 
 
-class _Kept(NamedTuple):
-    """What a call keeps: how its rows are turned, the batch size, both outputs in time order, what the layers kept."""
+class _Saved(NamedTuple):
+    """What a call saves for backward; the outputs are in time order."""
 
-    turn: _Turn
+    reverse: _ReverseRows
     B: int
     y_forward: Array
     y_reverse: Array
-    kept: tuple[Any, Any]
+    by_layers: tuple[Any, Any]
 
 
-def _mirror(layer: Recurrent) -> Recurrent:
-    """A new layer with the layer's own arguments, each of which a layer keeps under its name."""
-    kind, by_name = type(layer).__name__, (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+def _reverse_layer_of(layer: Recurrent) -> Recurrent:
+    """A new layer with the layer's constructor arguments, read from its attributes of the same names."""
+    kind = type(layer).__name__
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(type(layer)).parameters
-    lost = [name for name, p in parameters.items() if p.kind not in by_name or not hasattr(layer, name)]
-    if lost:
+    missing = [name for name, p in parameters.items() if p.kind not in by_name or not hasattr(layer, name)]
+    if missing:
         raise TypeError(
-            f"layer must keep each argument of its constructor under its name, for the mirror to be made with; "
-            f"{kind} does not keep {', '.join(lost)}"
+            f"layer must store each constructor argument in an attribute of the same name, so that the reverse layer "
+            f"can be constructed; {kind} does not store {', '.join(missing)}"
         )
     arguments = {name: getattr(layer, name) for name in parameters}
     if "dtype" in arguments:
-        arguments["dtype"] = layer._dtype.name  # "tf32" too, which the dtype of its arrays would not tell
+        arguments["dtype"] = layer._dtype.name  # "tf32" too: the dtype of its arrays is float32
     if "dropout" in arguments:
-        arguments["dropout"] = 0.0  # set below: the layer itself has warned where it does nothing
-    mirror = type(layer)(**arguments)
-    mirror.dropout = layer.dropout
-    mirror.train(layer.training)
-    return mirror
+        arguments["dropout"] = 0.0  # set below; the constructor would repeat the warning of the layer itself
+    reverse = type(layer)(**arguments)
+    reverse.dropout = layer.dropout
+    reverse.train(layer.training)
+    return reverse
 
 
-def _half(states: tuple[Any, ...], direction: int) -> Any:
-    """The states of one direction, as its layer takes them: a pair for LSTM, else one."""
+def _states_of(states: tuple[Any, ...], direction: int) -> Any:
+    """The states of one direction, as the layer's call takes them: a pair for LSTM, else one array."""
     halves = tuple(None if s is None else s[direction::2] for s in states)
     return halves if len(halves) == 2 else halves[0]
 
 
 def _interleaved(forward: Any, reverse: Any) -> Any:
-    """(L, B, ·) of each direction as (2*L, B, ·), per layer forward then reverse; of a pair, both."""
+    """(L, B, ·) of each direction -> (2*L, B, ·), forward then reverse per layer; of a pair, both."""
     if isinstance(forward, tuple):
         return tuple(_interleaved(f, r) for f, r in zip(forward, reverse, strict=True))
     xp: Any = array_module(forward)
@@ -191,7 +250,7 @@ def _interleaved(forward: Any, reverse: Any) -> Any:
 
 
 def merged(merge: str | None, forward: Array, reverse: Array) -> Any:
-    """Two directions' outputs (..., R) as one, (..., 2*R) for "concat" and (..., R) otherwise; the pair for None."""
+    """The outputs (..., R) of both directions as one: (..., 2*R) for "concat", a pair for None, else (..., R)."""
     if merge is None:
         return forward, reverse
     if merge == "concat":
@@ -205,9 +264,9 @@ def merged(merge: str | None, forward: Array, reverse: Array) -> Any:
 def merge_gradients(
     name: str, d: Any, merge: str | None, forward: Array, reverse: Array
 ) -> tuple[Array | None, Array | None]:
-    """Gradients of both arguments of `merged` from d, that of its result, checked first. None stands for zeros.
+    """Gradients of both arguments of `merged`, from the gradient `d` of its result. None stands for zeros.
 
-    Raises ValueError or TypeError that calls d by `name`.
+    Raises ValueError or TypeError if `d`, called `name` in the message, does not fit.
     """
     if merge is None:
         pair = (None, None) if d is None else d
@@ -234,7 +293,7 @@ def _halved(total: Array, like: Array) -> Array:
 
 
 def check_gradient(name: str, d: Any, output: Array, width: int) -> Array | None:
-    """d, when it is None or an array of the output's dtype, device and shape, `width` wide."""
+    """Returns `d` if it is None or an array like `output`, with a last axis of `width`."""
     if d is None:
         return None
     shape = (*output.shape[:-1], width)

@@ -1,11 +1,14 @@
-"""What a module keeps of a call for its backward, per thread and per call; and the lock that gradients are added under.
+"""Saves what a call computes for its backward pass, per thread and per call; and the lock around gradient updates.
 
-    y1, _ = layer(x1); first = layer.last_call
-    y2, _ = layer(x2); second = layer.last_call
+    y1, _ = layer(x1)
+    first = layer.last_call
+    y2, _ = layer(x2)
+    second = layer.last_call
     layer.backward(dy2, call=second)
     layer.backward(dy1, call=first)
 
-`backward` without `call` differentiates the calling thread's last call, and raises where several calls are pending.
+`backward` without `call` differentiates the most recent call of the calling thread. It raises if several calls are
+pending, that is, made since the last backward pass.
 """
 
 from __future__ import annotations
@@ -17,90 +20,106 @@ from typing import Any
 
 
 class Slot:
-    """One thread's memory of a module.
+    """What one thread's calls of a module saved for backward.
 
-    kept: what the last call kept for backward, or None. pending: calls since the last call was last differentiated.
-    resolved: how many calls were pending then, so that a repeated backward is as ambiguous as the first.
+    Attributes:
+        saved: what the most recent call saved for backward, or None.
+        pending: the number of calls since a call was last differentiated.
+        resolved: the value of `pending` at that time. A repeated backward is as ambiguous as the first one was.
     """
 
-    __slots__ = ("kept", "pending", "resolved")
+    __slots__ = ("pending", "resolved", "saved")
 
     def __init__(self) -> None:
-        self.kept: Any = None
-        self.pending = self.resolved = 0
+        self.saved: Any = None
+        self.pending = 0
+        self.resolved = 0
 
     def resolve(self) -> None:
-        """Restarts the count: the next call is the first one pending."""
+        """Resets the count of pending calls."""
         self.resolved = self.pending or self.resolved
         self.pending = 0
 
 
-class Memory(threading.local):
-    """A Slot per thread, which is freed with its thread."""
+class ThreadSlots(threading.local):
+    """One Slot per thread. It is freed when its thread ends."""
 
     def __init__(self) -> None:
         self.slot = Slot()
 
 
 class Call:
-    """One call of a module, for `backward(..., call=)` in any thread. What the call kept lives as long as this."""
+    """A handle to one call of a module, for `backward(..., call=)` in any thread.
 
-    __slots__ = ("_kept", "_kind", "_memory")
+    It keeps alive what the call saved for backward.
+    """
 
-    def __init__(self, kind: str, memory: Memory, kept: Any) -> None:
-        self._kind, self._memory, self._kept = kind, memory, kept
+    __slots__ = ("_kind", "_saved", "_thread_slots")
+
+    def __init__(self, kind: str, thread_slots: ThreadSlots, saved: Any) -> None:
+        self._kind = kind
+        self._thread_slots = thread_slots
+        self._saved = saved
 
     def __repr__(self) -> str:
         return f"<a call of a {self._kind}>"
 
 
-class Remembers:
-    """A base of all that has `backward`: what a call keeps, by thread.
+class SavesCalls:
+    """Base class of everything that has `backward`. It stores per thread what a call saved.
 
-    A subclass sets `self._saved` once per call, to None where it keeps nothing, and reads it in `backward` by
+    A subclass assigns `self._saved` once per call, None if the call saves nothing. Its `backward` reads the value by
     `self._recalled(call)`.
     """
 
-    _memory: Memory
+    _thread_slots: ThreadSlots
 
     def __init__(self) -> None:
-        self._memory = Memory()
+        self._thread_slots = ThreadSlots()
 
     @property
     def _saved(self) -> Any:
-        """What this thread's last call kept for `backward`, or None."""
-        return self._memory.slot.kept
+        """What this thread's most recent call saved for `backward`, or None."""
+        return self._thread_slots.slot.saved
 
     @_saved.setter
-    def _saved(self, kept: Any) -> None:
-        slot = self._memory.slot
-        slot.kept = kept
-        if kept is not None:
+    def _saved(self, saved: Any) -> None:
+        slot = self._thread_slots.slot
+        slot.saved = saved
+        if saved is not None:
             slot.pending += 1
 
     @property
     def last_call(self) -> Call:
-        """The last call that this thread made, for `backward(..., call=)`.
+        """A handle to this thread's most recent call, for `backward(..., call=)`; read it right after the call.
 
-        Take it right after the call. Raises RuntimeError where there is none, or where it ran under `no_grad()`.
+        Raises:
+            RuntimeError: this thread made no call, or its most recent call ran under `no_grad()`.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> layer = rnnkit.Linear(2, 2, rng=0)
+            >>> y = layer(np.ones((1, 2), np.float32))
+            >>> layer.last_call
+            <a call of a Linear>
         """
-        kept = self._memory.slot.kept
-        if kept is None:
+        saved = self._thread_slots.slot.saved
+        if saved is None:
             raise RuntimeError(f"last_call {_needs_a_call(self)}")
-        return Call(type(self).__name__, self._memory, kept)
+        return Call(type(self).__name__, self._thread_slots, saved)
 
     def _recalled(self, call: Call | None = None) -> Any:
-        """What `call` kept, or without one the last call of this thread, provided that no other is pending."""
-        slot = self._memory.slot
+        """What `call` saved. With None: what this thread's most recent call saved, if no other call is pending."""
+        slot = self._thread_slots.slot
         if call is not None:
             if not isinstance(call, Call):
-                raise TypeError(f"call must be a Call, as last_call gives it, got {type(call).__name__}")
-            if call._memory is not self._memory:
+                raise TypeError(f"call must be a Call, as last_call returns it, got {type(call).__name__}")
+            if call._thread_slots is not self._thread_slots:
                 raise ValueError(f"call must be one of this {type(self).__name__}{_since_moved(self)}, got {call!r}")
-            if call._kept is slot.kept:
+            if call._saved is slot.saved:
                 slot.resolve()
-            return call._kept
-        if slot.kept is None:
+            return call._saved
+        if slot.saved is None:
             raise RuntimeError(f"backward {_needs_a_call(self)}")
         calls = slot.pending or slot.resolved
         if calls > 1:
@@ -110,14 +129,14 @@ class Remembers:
                 f"make calls that need no gradient under rnnkit.no_grad()"
             )
         slot.resolve()
-        return slot.kept
+        return slot.saved
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_memory"}
+        return {name: value for name, value in self.__dict__.items() if name != "_thread_slots"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._memory = Memory()
+        self._thread_slots = ThreadSlots()
 
 
 def _needs_a_call(module: Any) -> str:
@@ -129,21 +148,32 @@ def _since_moved(module: Any) -> str:
     return " since it was last moved to another device" if hasattr(module, "to") else ""
 
 
-def backward_of(module: Any, kept: Any, *gradients: Any) -> Any:
-    """module.backward(*gradients) for the call that kept `kept`, whatever the module was called with since.
+def backward_of(module: Any, saved: Any, *gradients: Any) -> Any:
+    """Runs module.backward(*gradients) for the call that saved `saved`, even if the module was called again since.
 
-    kept: None where the module keeps nothing in `_saved`.
+    Args:
+        module: the module to differentiate.
+        saved: what its call saved; None if the module saves nothing in `_saved`.
+        *gradients: the arguments of its `backward`.
+
+    Returns:
+        What its `backward` returns.
     """
-    if kept is None:
+    if saved is None:
         return module.backward(*gradients)
-    slot = module._memory.slot
-    last, pending, resolved = slot.kept, slot.pending, slot.resolved
-    slot.kept, slot.pending = kept, 1
+    slot = module._thread_slots.slot
+    last = slot.saved
+    pending = slot.pending
+    resolved = slot.resolved
+    slot.saved = saved
+    slot.pending = 1
     try:
         return module.backward(*gradients)
     finally:
-        slot.kept, slot.pending, slot.resolved = last, pending, resolved
-        if last is kept:
+        slot.saved = last
+        slot.pending = pending
+        slot.resolved = resolved
+        if last is saved:
             slot.resolve()
 
 
@@ -151,17 +181,17 @@ _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def new_lock() -> Any:
-    """A lock that the thread which holds it may take again, as in a signal handler, and that is free after a fork."""
+    """A lock that its holder may acquire again, as in a signal handler. A forked child finds it released."""
     lock = threading.RLock()
     _locks.add(lock)
     return lock
 
 
-def _free_locks() -> None:
-    # The threads that held them are not in the child.
+def _release_locks_in_child() -> None:
+    # The threads that held them do not exist in the child.
     for lock in list(_locks):
         lock._at_fork_reinit()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_free_locks)
+    os.register_at_fork(after_in_child=_release_locks_in_child)

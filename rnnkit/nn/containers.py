@@ -1,4 +1,4 @@
-"""Sequential and LastState: modules made of modules, which run their children forward and, in reverse, backward."""
+"""Sequential and LastState: modules that call other modules, and differentiate them in reverse order."""
 
 from __future__ import annotations
 
@@ -16,21 +16,34 @@ __all__ = ["Bidirectional", "LastState", "Sequential"]
 
 
 class Sequential(Module):
-    """Modules one after another, each on the output of the one before.
+    """Calls modules one after another, each on the output of the previous one; equivalent of torch.nn.Sequential.
 
-    A recurrent module passes its y on and its state is dropped. Parameters are named "<position>.<name>", as PyTorch's.
-    Raises TypeError for what is no Module or a cell of one step; ValueError where there is none, where one occurs twice
-    (each of its parameters would have two names), where dtypes or devices differ, or where a module that gives a pair,
-    as a Bidirectional with merge=None, is not the last.
+    Only y of a recurrent module is passed on; its state is dropped. Parameters are named "<position>.<name>".
+
+    Args:
+        *modules: at least one Module. All with parameters have one dtype and one device.
+
+    Raises:
+        TypeError: an argument is not a Module, or is a cell of one step.
+        ValueError: there is no module, one occurs twice (its parameters would have two names), dtypes or devices
+            differ, or a module that returns a pair (a Bidirectional with merge=None) is not the last.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> model = rnnkit.Sequential(rnnkit.LSTM(4, 6, rng=0), rnnkit.Linear(6, 2, rng=0))
+        >>> model(np.ones((5, 3, 4), np.float32)).shape
+        (5, 3, 2)
+        >>> list(model.params)[-2:]
+        ['1.weight', '1.bias']
     """
 
     def __init__(self, *modules: Module) -> None:
         _check_sequence(modules)
         self._modules = modules
-        self._main = next((m for m in modules if m.params), modules[0])
-        super().__init__(self._main._dtype, self._main.device)
+        self._first_with_params = next((m for m in modules if m.params), modules[0])
+        super().__init__(self._first_with_params._dtype, self._first_with_params.device)
         self.takes_lengths = any(module.takes_lengths for module in modules)
-        self._latest: Any = None  # a mark of the latest call, of any thread
+        self._latest_call_id: Any = None  # identifies the most recent call of all threads
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self._modules))})"
@@ -45,64 +58,117 @@ class Sequential(Module):
         return iter(self._modules)
 
     def children(self) -> dict[str, Module]:
-        """The modules by position: "0", "1", ..."""
+        """The modules by position.
+
+        Returns:
+            {"0": first module, "1": second module, ...}.
+
+        Examples:
+            >>> import rnnkit
+            >>> list(rnnkit.Sequential(rnnkit.RNN(4, 6), rnnkit.Linear(6, 2)).children())
+            ['0', '1']
+        """
         return {str(position): module for position, module in enumerate(self._modules)}
 
     @property
     def device(self) -> str:
-        """'cpu' or 'cuda:<index>': that of the modules' parameters."""
-        return self._main.device
+        """Device of the modules' parameters: 'cpu' or 'cuda:<index>'."""
+        return self._first_with_params.device
 
     def __call__(self, x: Array, lengths: Any = None) -> Any:
-        """x as the first module takes it -> the last one's output.
+        """Calls the modules in order.
 
-        lengths (B,) go to every module whose `takes_lengths` is True: RNN, GRU, LSTM, Bidirectional, LastState, a
-        Sequential that holds one, and any of your own that says so.
+        Args:
+            x: the input of the first module.
+            lengths: number of steps of each row, (B,) integers in [0, T]. They are passed to every module whose
+                `takes_lengths` is True: RNN, GRU, LSTM, Bidirectional, LastState and a Sequential that contains one.
 
-        Raises ValueError where lengths are given and no module takes them, and what the modules raise.
+        Returns:
+            The output of the last module.
+
+        Raises:
+            ValueError: lengths are given and no module takes them.
+            Exception: whatever a module raises.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> model = rnnkit.Sequential(rnnkit.LastState(rnnkit.GRU(4, 6, rng=0)), rnnkit.Linear(6, 2, rng=0))
+            >>> model(np.ones((5, 3, 4), np.float32), lengths=[5, 2, 3]).shape
+            (3, 2)
         """
         if lengths is not None and not self.takes_lengths:
             raise ValueError("lengths must be None: no module of this Sequential is recurrent")
         self._saved = None
-        kept = []
+        by_modules = []
         for module in self._modules:
             x = module(x, lengths=lengths) if lengths is not None and module.takes_lengths else module(x)
-            kept.append(module._saved)
+            by_modules.append(module._saved)
             if isinstance(module, (Recurrent, Bidirectional)):
                 x, _ = x
         if grad_enabled():
-            self._latest = mark = object()
-            self._saved = mark, tuple(kept)
+            call_id = object()
+            self._latest_call_id = call_id
+            self._saved = call_id, tuple(by_modules)
         return x
 
     def backward(self, dy: Any, *, call: Call | None = None) -> Array | None:
-        """dy as the output -> dx; None where the first module is an Embedding. Adds into every module's grads.
+        """Differentiates a call; adds to the gradients of every module.
 
-        Differentiates this thread's last call, or `call` (see `last_call`); calls of a module by itself do not
-        matter. Raises RuntimeError before any call, after one that failed or ran under `no_grad()`, without `call`
-        after several since the last backward or `zero_grad()`, and for another call than the latest where a module of
-        your own keeps nothing in `_saved`; ValueError or TypeError for a bad `call`; what the modules raise.
+        Separate calls of the modules in between do not matter.
+
+        Args:
+            dy: gradient of the output, with its shape.
+            call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+
+        Returns:
+            The gradient of x; None if the first module is an Embedding.
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call failed or ran under `no_grad()`; without
+                `call`, several calls are pending since the last backward or `zero_grad()`; or the call is not the most
+                recent one and a module does not store in `_saved` what its backward needs.
+            TypeError: a gradient or `call` has the wrong type or dtype.
+            ValueError: a gradient has a bad shape or device, or `call` is of another module.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> model = rnnkit.Sequential(rnnkit.GRU(4, 6, rng=0), rnnkit.Linear(6, 2, rng=0))
+            >>> y = model(np.ones((5, 3, 4), np.float32))
+            >>> model.backward(np.ones_like(y)).shape
+            (5, 3, 4)
         """
-        mark, kept = self._recalled(call)
-        if mark is not self._latest:
-            for module, own in zip(self._modules, kept, strict=True):
-                if own is None:
+        call_id, by_modules = self._recalled(call)
+        if call_id is not self._latest_call_id:
+            for module, saved in zip(self._modules, by_modules, strict=True):
+                if saved is None:
                     raise RuntimeError(
-                        f"backward of a call that others came after needs every module to keep what is of that call in "
-                        f"self._saved (or () where it needs nothing), and {module!r} does not"
+                        f"backward of a call that is not the most recent one needs every module to assign to "
+                        f"self._saved what that call's backward needs (or ()), and {module!r} does not"
                     )
-        for module, own in zip(reversed(self._modules), reversed(kept), strict=True):
-            dy = backward_of(module, own, dy)
+        for module, saved in zip(reversed(self._modules), reversed(by_modules), strict=True):
+            dy = backward_of(module, saved, dy)
             if isinstance(module, (Recurrent, Bidirectional)):
                 dy, _ = dy
         return dy
 
 
 class LastState(Module):
-    """The final hidden state of a recurrent layer: of its last layer, at each row's own end, directions side by side.
+    """Returns only the final hidden state of a recurrent layer, as Keras does for return_sequences=False.
 
-    What Keras gives for return_sequences=False. layer: an RNN, GRU, LSTM or Bidirectional, whose parameters keep their
-    names. Raises TypeError for another module.
+    It is the state of the layer's last stacked layer after each row's own last step, with both directions concatenated.
+    Parameters keep the layer's names.
+
+    Args:
+        layer: an RNN, GRU, LSTM or Bidirectional.
+
+    Raises:
+        TypeError: `layer` is another module.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> last = rnnkit.LastState(rnnkit.LSTM(4, 6, rng=0))
+        >>> last(np.ones((5, 3, 4), np.float32)).shape
+        (3, 6)
     """
 
     takes_lengths = True
@@ -112,7 +178,7 @@ class LastState(Module):
             raise TypeError(f"layer must be an RNN, GRU, LSTM or Bidirectional, got {type(layer).__name__}")
         self.layer = layer
         super().__init__(layer._dtype, layer.device)
-        # A bidirectional=True layer's two last states stand side by side, as in its y.
+        # The two last states of a layer with bidirectional=True are concatenated, as in its y.
         self.merge = layer.merge if isinstance(layer, Bidirectional) else "concat"
         self._directions = layer.num_directions if isinstance(layer, Recurrent) else 2
 
@@ -120,40 +186,84 @@ class LastState(Module):
         return f"LastState({self.layer!r})"
 
     def children(self) -> dict[str, Module]:
-        """The layer, as "layer"; `params` and `grads` show its names without that prefix."""
+        """The wrapped layer.
+
+        Returns:
+            {"layer": layer}. `params` and `grads` show the layer's names without this prefix.
+
+        Examples:
+            >>> import rnnkit
+            >>> rnnkit.LastState(rnnkit.RNN(2, 3)).children()
+            {'layer': RNN(2, 3, dtype=float32)}
+        """
         return {"layer": self.layer}
 
     @property
     def device(self) -> str:
-        """'cpu' or 'cuda:<index>': the layer's."""
+        """Device of the layer: 'cpu' or 'cuda:<index>'."""
         return self.layer.device
 
-    def _gathered(self, which: str, own: Any) -> Any:
-        return getattr(self.layer, which)
+    def _gathered(self, attribute: str, own: Any) -> Any:
+        return getattr(self.layer, attribute)
 
     @on_own_device
     def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
-        """x, h0 and lengths as the layer takes them -> (B, D*R), or (D*R,) for unbatched x.
+        """Runs the layer and returns its last hidden state.
 
-        Of a Bidirectional: both directions' last states merged, (B, 2*R) for "concat", else (B, R); the pair for None.
+        Args:
+            x: as for the layer.
+            h0: initial state, as for the layer.
+            lengths: number of steps of each row, as for the layer.
+
+        Returns:
+            (B, D*R), or (D*R,) for unbatched x. Of a Bidirectional, the last states of both directions, merged: (B,
+            2*R) for "concat", (B, R) for "sum", "mul" and "ave", a pair for None.
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: an argument has a bad shape, value or device.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> last = rnnkit.LastState(rnnkit.Bidirectional(rnnkit.GRU(4, 6, rng=0)))
+            >>> last(np.ones((5, 3, 4), np.float32), lengths=[5, 2, 3]).shape
+            (3, 12)
         """
         self._saved = None
         _, state_n = self.layer(x, h0, lengths)
         h_n = state_n[0] if isinstance(state_n, tuple) else state_n
         last = tuple(h_n[-self._directions :])
         if grad_enabled():
-            self._saved = _Kept(tuple(h_n.shape), isinstance(state_n, tuple), last, self.layer._saved)
+            self._saved = _Saved(tuple(h_n.shape), isinstance(state_n, tuple), last, self.layer._saved)
         return last[0] if len(last) == 1 else merged(self.merge, *last)
 
     @on_own_device
     def backward(self, dout: Any, *, call: Call | None = None) -> Array:
-        """dout as the output -> dx; None stands for zeros. Adds into the layer's grads.
+        """Differentiates a call; adds to the layer's gradients.
 
-        Differentiates this thread's last call, or `call` (see `last_call`); calls of the layer by itself do
-        not matter. Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several
-        since the last backward or `zero_grad()`; ValueError or TypeError for a bad dout or `call`.
+        Separate calls of the layer in between do not matter.
+
+        Args:
+            dout: gradient of the output, with its shape; None for zeros.
+            call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+
+        Returns:
+            The gradient of x.
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
+                several calls are pending since the last backward or `zero_grad()`.
+            TypeError: `dout` or `call` has the wrong type or dtype.
+            ValueError: `dout` has a bad shape or device, or `call` is of another module.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> last = rnnkit.LastState(rnnkit.GRU(4, 6, rng=0))
+            >>> out = last(np.ones((5, 3, 4), np.float32))
+            >>> last.backward(np.ones_like(out)).shape
+            (5, 3, 4)
         """
-        shape, paired, last, kept = self._recalled(call)
+        shape, has_c, last, by_layer = self._recalled(call)
         if len(last) == 1:
             dlast: tuple[Array | None, ...] = (check_gradient("dout", dout, last[0], last[0].shape[-1]),)
         else:
@@ -163,24 +273,24 @@ class LastState(Module):
         for slot, d in zip(range(-len(last), 0), dlast, strict=True):
             if d is not None:
                 dh_n[slot] = d
-        dx, _ = backward_of(self.layer, kept, None, (dh_n, None) if paired else dh_n)
+        dx, _ = backward_of(self.layer, by_layer, None, (dh_n, None) if has_c else dh_n)
         return dx
 
 
-class _Kept(NamedTuple):
-    """What a call of LastState keeps: h_n's shape, whether the state is a pair, the last layer's h_n per direction, and
-    what the layer kept."""
+class _Saved(NamedTuple):
+    """What a call of LastState saves for backward: the shape of h_n, whether the state is a pair (h, c), the last
+    layer's h_n per direction, and what the layer saved."""
 
     shape: tuple[int, ...]
-    paired: bool
+    has_c: bool
     last: tuple[Array, ...]
-    kept: Any
+    by_layer: Any
 
 
-def _gives_a_pair(module: Module) -> bool:
-    """Whether its output is a pair, one a direction: merge=None, also inside a LastState or last in a Sequential."""
+def _returns_a_pair(module: Module) -> bool:
+    """Whether the output is one array per direction: merge=None, also inside LastState or last in Sequential."""
     if isinstance(module, Sequential):
-        return _gives_a_pair(module[-1])
+        return _returns_a_pair(module[-1])
     return isinstance(module, (Bidirectional, LastState)) and module.merge is None
 
 
@@ -194,16 +304,16 @@ def _check_sequence(modules: tuple[Any, ...]) -> None:
         if isinstance(module, StepCell):
             kind = type(module).__name__
             raise TypeError(f"modules must take sequences, got {kind} at position {position}: use {kind[:-4]}")
-        for part in module._family():
+        for part in module._walk():
             if id(part) in seen:
                 raise ValueError(f"modules must differ, got {part!r} at positions {seen[id(part)]} and {position}")
             seen[id(part)] = position
-        if _gives_a_pair(module) and position < len(modules) - 1:
+        if _returns_a_pair(module) and position < len(modules) - 1:
             raise ValueError(
-                f"a Bidirectional with merge=None gives a pair and must be the last, got {module!r} "
+                f"a Bidirectional with merge=None returns a pair and must be the last, got {module!r} "
                 f"at position {position}"
             )
     for name in ("dtype", "device"):
-        found = sorted({str(getattr(m, name)) for m in modules if m.params})
-        if len(found) > 1:
-            raise ValueError(f"modules must have one {name}, got {' and '.join(found)}")
+        values = sorted({str(getattr(m, name)) for m in modules if m.params})
+        if len(values) > 1:
+            raise ValueError(f"modules must have one {name}, got {' and '.join(values)}")

@@ -1,4 +1,4 @@
-"""What names and shapes do not say of weights, and `load_state_dict` holds against the module: cells and merges."""
+"""Checks of what names and shapes cannot tell: that weights belong to the module's own cells and merges."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from rnnkit.core import checks
 from rnnkit.core.cells import CELLS
 from rnnkit.nn.named_arrays import StateDict
 
-# What a mapping that says nothing may hold: PyTorch's names, so PyTorch's cells. Which RNN it is, tanh or relu, PyTorch
-# leaves to the layer that loads it, and so do we.
-TORCHS_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+# The cells of a mapping that records none: it has PyTorch's names, so it holds one of PyTorch's cells. As in PyTorch,
+# the loading layer determines whether RNN weights are used with tanh or relu.
+PYTORCH_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 
 
 def check_meaning(
@@ -20,55 +20,58 @@ def check_meaning(
     cells: str | Mapping[str, str] | None,
     names: Iterable[str],
 ) -> None:
-    """Raises ValueError unless the arrays of `mapping` are known to be of the module's own cells and merges.
+    """Raises ValueError unless the arrays of `mapping` belong to the module's own cells and merges.
 
-    meanings: prefix -> the module's own. cells: as of `load_state_dict`. names: the module's parameters.
+    Args:
+        mapping: the state dict.
+        meanings: prefix of parameter names -> the module's own "cell" and "merge".
+        cells: the argument of `load_state_dict`.
+        names: the module's parameter names.
     """
-    said: Mapping[str, Mapping[str, Any]] = mapping.layers if isinstance(mapping, StateDict) else {}
+    recorded: Mapping[str, Mapping[str, Any]] = mapping.layers if isinstance(mapping, StateDict) else {}
     named = _named_cells(cells, [prefix for prefix, own in meanings.items() if "cell" in own])
     for prefix, own in meanings.items():
-        found = said.get(prefix, {})
+        source = recorded.get(prefix, {})
         where = repr(prefix.rstrip(".")) if prefix else "this layer"
         if "cell" in own and any(name in mapping for name in names if name.startswith(prefix)):
-            _check_cell(where, own["cell"], found.get("cell"), named.get(prefix), hasattr(mapping, "_metadata"))
-        if "merge" in own and found.get("merge", own["merge"]) != own["merge"]:
+            _check_cell(where, own["cell"], source.get("cell"), named.get(prefix), hasattr(mapping, "_metadata"))
+        if "merge" in own and source.get("merge", own["merge"]) != own["merge"]:
             raise ValueError(
-                f"the weights for {where} are those of a Bidirectional with merge={found['merge']!r}, and it has "
-                f"merge={own['merge']!r}: dict(mapping) says nothing of it and loads all the same"
+                f"the weights for {where} are those of a Bidirectional with merge={source['merge']!r}, and it has "
+                f"merge={own['merge']!r}: load dict(mapping), which records no merge, to load them nevertheless"
             )
 
 
-def _check_cell(where: str, own: str, said: str | None, named: str | None, torchs: bool) -> None:
-    if said is not None and named is not None and said != named:
-        raise ValueError(f"cells must agree with the mapping, which holds a {said} cell for {where}, got {named!r}")
-    found = said or named
-    if found is None:
-        if own in TORCHS_CELLS:
+def _check_cell(where: str, own: str, recorded: str | None, named: str | None, from_torch: bool) -> None:
+    if recorded is not None and named is not None and recorded != named:
+        raise ValueError(f"cells must agree with the mapping, which holds a {recorded} cell for {where}, got {named!r}")
+    source_cell = recorded or named
+    if source_cell is None:
+        if own in PYTORCH_CELLS:
             return
-        source = (
-            "it is torch's, which has no such cell" if torchs else "a mapping other than a StateDict does not say so"
-        )
+        source = "torch has no such cell" if from_torch else "only a StateDict records its cell"
         raise ValueError(
-            f"{where} is a {own} cell (reset_after=False), which has the names and shapes of the other GRU, and the "
-            f"mapping must be of the same; {source}: give cells={own!r} if it is"
+            f"{where} is a {own} cell (reset_after=False), and weights of the other GRU have the same names and "
+            f"shapes; {source}: pass cells={own!r} if the mapping holds weights of a {own} cell"
         )
-    if found != own:
-        raise ValueError(f"the weights for {where} are those of a {found} cell, and it is a {own}")
+    if source_cell != own:
+        raise ValueError(f"the weights for {where} are those of a {source_cell} cell, and it is a {own}")
 
 
 def _named_cells(cells: Any, prefixes: list[str]) -> dict[str, str]:
-    """Prefix -> cell, of the argument `cells`: one name for all layers, or a mapping of layers' names."""
+    """Prefix of parameter names -> cell, from the argument `cells`: one name for all layers, or one per layer name."""
     if cells is None:
         return {}
     if isinstance(cells, str):
         cells = dict.fromkeys(prefixes, cells)
     if not isinstance(cells, Mapping):
-        raise TypeError(f"cells must be the name of a cell or a mapping of layers to such, got {type(cells).__name__}")
+        kind = type(cells).__name__
+        raise TypeError(f"cells must be the name of a cell or a mapping of layer names to cells, got {kind}")
     by_name = {prefix.rstrip("."): prefix for prefix in prefixes}
-    found: dict[str, str] = {}
+    cell_of: dict[str, str] = {}
     for layer, cell in cells.items():
         if not isinstance(layer, str) or layer.rstrip(".") not in by_name:
             known = ", ".join(map(repr, by_name)) or "none"
             raise ValueError(f"cells must name recurrent layers of this module, {known}, got {layer!r}")
-        found[by_name[layer.rstrip(".")]] = checks.one_of("cells", cell, tuple(CELLS))
-    return found
+        cell_of[by_name[layer.rstrip(".")]] = checks.one_of("cells", cell, tuple(CELLS))
+    return cell_of

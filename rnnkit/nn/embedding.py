@@ -1,4 +1,4 @@
-"""Embedding: a table of vectors looked up by whole numbers. Its gradient sums over repeated rows, in a fixed order."""
+"""Embedding: a lookup table of vectors. Its gradient sums over repeated indices in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,27 @@ from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
 
 class Embedding(Module):
-    """Row `index` of a table, for every index given. As torch.nn.Embedding, without padding_idx and renormalisation.
+    """Looks up a row of a table for every index; equivalent of torch.nn.Embedding without padding_idx and max_norm.
 
-    weight  (num_embeddings, embedding_dim), drawn from N(0, 1): PyTorch's initial distribution
-    rng     a numpy Generator or a seed
-    Raises TypeError or ValueError naming a bad argument.
+    The parameter `weight` (num_embeddings, embedding_dim) is drawn from N(0, 1), as in PyTorch.
+
+    Args:
+        num_embeddings: number of rows of the table.
+        embedding_dim: width of a row.
+        dtype: dtype of the table: "float64", "float32", "float16" or "bfloat16".
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        rng: a numpy Generator, a seed or None, for the initial parameters.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> embedding = rnnkit.Embedding(10, 4, rng=0)
+        >>> embedding(np.array([[1, 2, 3], [3, 2, 1]])).shape
+        (2, 3, 4)
     """
 
     def __init__(
@@ -42,17 +58,35 @@ class Embedding(Module):
 
     @on_own_device
     def __call__(self, indices: Array) -> Array:
-        """indices: whole numbers in [0, num_embeddings), of any shape and integer dtype -> (*shape, embedding_dim).
+        """Looks up rows of the table.
 
-        Raises TypeError for anything but an integer array, IndexError naming the range for an index outside it. On a
-        CUDA device indices are not read by the host, which would wait for it: one outside the range gives a row of
-        NaN, and no gradient.
+        On a CUDA device the call does not synchronise, so it cannot raise for an index out of range: such an index
+        gives a row of NaN, and its gradient is dropped.
+
+        Args:
+            indices: integers in [0, num_embeddings), an array of any shape and integer dtype.
+
+        Returns:
+            The rows, (*indices.shape, embedding_dim).
+
+        Raises:
+            TypeError: `indices` is not an integer array.
+            ValueError: `indices` is on another device.
+            IndexError: an index is out of range (on the CPU).
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> embedding = rnnkit.Embedding(10, 4, rng=0)
+            >>> bool((embedding(np.array([7]))[0] == embedding.params["weight"][7]).all())
+            True
         """
-        N, E = self.num_embeddings, self.embedding_dim
-        indices = whole_numbers("indices", indices, self.device)
+        N = self.num_embeddings
+        E = self.embedding_dim
+        indices = integer_array("indices", indices, self.device)
         if self.device == "cpu":
             check_range("indices", indices, N)
-        flat, inside = indices.reshape(-1).astype(np.int64), None  # a copy: the caller may write into indices
+        flat = indices.reshape(-1).astype(np.int64)  # a copy: the caller may write into indices
+        inside = None
         weight = self._params["weight"]
         if self.device == "cpu":
             y = weight.take(flat, axis=0)
@@ -67,29 +101,48 @@ class Embedding(Module):
 
     @on_own_device
     def backward(self, dy: Array, *, call: Call | None = None) -> None:
-        """Adds the sums of dy (*shape, embedding_dim) over equal indices into grads["weight"].
+        """Adds the sums of `dy` over equal indices to the gradient of `weight`.
 
-        Indices have no gradient: returns None. The sums have one order on every device: no atomic additions. 16-bit
-        gradients are summed in float32. Differentiates this thread's last call, or `call` (see `last_call`).
-        Raises RuntimeError before any call, after one under `no_grad()`, and without `call` after several since the
-        last backward or `zero_grad()`; ValueError or TypeError for a bad dy or `call`.
+        The order of the additions is fixed on every device (no atomic additions). 16-bit gradients are summed in
+        float32.
+
+        Args:
+            dy: gradient of the output, (*indices.shape, embedding_dim).
+            call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
+                several calls are pending since the last backward or `zero_grad()`.
+            TypeError: `dy` or `call` has the wrong type or dtype.
+            ValueError: `dy` has a bad shape or device, or `call` is of another module.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> embedding = rnnkit.Embedding(3, 2, rng=0)
+            >>> y = embedding(np.array([0, 2, 2]))
+            >>> embedding.backward(np.ones_like(y))
+            >>> embedding.grads["weight"]
+            array([[1., 1.],
+                   [0., 0.],
+                   [2., 2.]], dtype=float32)
         """
         flat, inside, shape = self._recalled(call)
         dy = checks.shaped("dy", dy, shape, self.dtype, self.device, "(*indices.shape, embedding_dim)")
         if not flat.size:
             return
-        dy, grad = wide(dy.reshape(-1, self.embedding_dim)), self._grads["weight"]
+        dy = wide(dy.reshape(-1, self.embedding_dim))
+        grad = self._grads["weight"]
         if inside is None:
             rows, sums = _sums_by_row(flat, dy)
         else:
             xp: Any = array_module(dy)
-            rows, sums = _sums_by_row_unread(flat, xp.where(inside[:, None], dy, 0))
+            rows, sums = _sums_by_row_without_sync(flat, xp.where(inside[:, None], dy, 0))
         with self._adding:
             grad[rows] = narrow(grad[rows] + sums, self.dtype)
 
 
-def whole_numbers(name: str, value: Any, device: str) -> Array:
-    """`value`, when it is an integer array on `device`."""
+def integer_array(name: str, value: Any, device: str) -> Array:
+    """Returns `value` if it is an integer array on `device`."""
     value = checks.located(name, value, device, "NumPy or CuPy array of whole numbers")
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
@@ -97,22 +150,24 @@ def whole_numbers(name: str, value: Any, device: str) -> Array:
 
 
 def check_range(name: str, value: Array, end: int) -> None:
-    """Raises IndexError unless every entry is in [0, end). On a CUDA device this waits for it."""
+    """Raises IndexError unless every entry is in [0, end). On a CUDA device it synchronises."""
     if value.size:
-        low, high = int(value.min()), int(value.max())
+        low = int(value.min())
+        high = int(value.max())
         if low < 0 or high >= end:
             raise IndexError(f"{name} must be in [0, {end}), got {low if low < 0 else high}")
 
 
 def _sums_by_row(flat: Array, dy: Array) -> tuple[Array, Array]:
-    """The distinct entries of flat (M,), M > 0, and for each the sum of its rows of dy (M, E).
+    """The distinct entries of `flat` (M,), M > 0, and the sum of the rows of `dy` (M, E) of each.
 
-    Equal indices are brought side by side and added in pairs, pairs of pairs and so on, in as many rounds as the
-    logarithm of the longest run: rounding grows with that logarithm, and the order never varies.
+    Equal indices are sorted next to each other and added by pairwise summation. The number of rounds is the logarithm
+    of the longest run, and so is the growth of the rounding error; the order of the additions is fixed.
     """
     xp: Any = array_module(flat)
     order = flat.argsort(kind="stable")
-    rows, sums = flat[order], dy[order]
+    rows = flat[order]
+    sums = dy[order]
     first = xp.ones(rows.size, dtype=bool)
     first[1:] = rows[1:] != rows[:-1]
     starts = xp.flatnonzero(first)
@@ -120,7 +175,8 @@ def _sums_by_row(flat: Array, dy: Array) -> tuple[Array, Array]:
     position = xp.arange(rows.size)
     rank = position - starts[run]
     left = xp.concatenate((starts[1:], xp.asarray([rows.size])))[run] - position
-    step, heads = 1, position
+    step = 1
+    heads = position
     while True:
         heads = heads[(left[heads] > step) & (rank[heads] % (2 * step) == 0)]
         if not heads.size:
@@ -129,17 +185,19 @@ def _sums_by_row(flat: Array, dy: Array) -> tuple[Array, Array]:
         step *= 2
 
 
-def _sums_by_row_unread(flat: Array, dy: Array) -> tuple[Array, Array]:
-    """As `_sums_by_row`, the same sums in the same order, but no size depends on a value: nothing is read by the host.
+def _sums_by_row_without_sync(flat: Array, dy: Array) -> tuple[Array, Array]:
+    """The sums of `_sums_by_row`, in the same order, without reading values on the host: no size depends on a value.
 
-    Gives flat's entries sorted (M,), repeats included, and beside each the sum of its row: equal ones have equal sums.
+    Returns the sorted entries of `flat` (M,), with repetitions, and the sum of each; equal entries have equal sums.
     """
     xp: Any = array_module(flat)
     order = flat.argsort()  # CuPy's is stable
-    rows, sums = flat[order], dy[order]
+    rows = flat[order]
+    sums = dy[order]
     start, end = (xp.searchsorted(rows, rows, side=side) for side in ("left", "right"))
     position = xp.arange(rows.size)
-    rank, left = position - start, end - position
+    rank = position - start
+    left = end - position
     step = 1
     while step < rows.size:
         adds = (rank % (2 * step) == 0) & (left > step)

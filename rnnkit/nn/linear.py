@@ -1,6 +1,6 @@
-"""Linear and Activation: what stands after the recurrent layers, on the last axis and on single numbers.
+"""Linear and Activation: the layers that usually follow recurrent ones.
 
-16-bit arrays are summed and computed in float32, and rounded once on the way out.
+16-bit arrays are computed and summed in float32, and the result is rounded once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,29 @@ from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
 
 class Linear(Module):
-    """y = x W^T + b on the last axis. As torch.nn.Linear.
+    """y = x W^T + b on the last axis; equivalent of torch.nn.Linear.
 
-    weight  (out_features, in_features), bias (out_features,), both U(-1/sqrt(in_features), 1/sqrt(in_features))
-    rng     a numpy Generator or a seed
-    Raises TypeError or ValueError naming a bad argument.
+    The parameters `weight` (out_features, in_features) and `bias` (out_features,) are drawn from
+    U(-1/sqrt(in_features), 1/sqrt(in_features)), as in PyTorch.
+
+    Args:
+        in_features: width of x.
+        out_features: width of y.
+        bias: whether there is a bias.
+        dtype: dtype of parameters and arrays: "float64", "float32", "float16" or "bfloat16".
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        rng: a numpy Generator, a seed or None, for the initial parameters.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> linear = rnnkit.Linear(3, 2, rng=0)
+        >>> linear(np.ones((5, 4, 3), np.float32)).shape
+        (5, 4, 2)
     """
 
     def __init__(
@@ -47,19 +65,32 @@ class Linear(Module):
                 self._add_param("bias", self.rng.uniform(-bound, bound, self.out_features))
 
     def __repr__(self) -> str:
-        said = "" if self.bias else ", bias=False"
-        return f"Linear({self.in_features}, {self.out_features}{said}, dtype={self._dtype.name})"
+        bias = "" if self.bias else ", bias=False"
+        return f"Linear({self.in_features}, {self.out_features}{bias}, dtype={self._dtype.name})"
 
     @on_own_device
     def __call__(self, x: Array) -> Array:
-        """x (..., in_features) -> (..., out_features). x is kept by reference until `backward`.
+        """Applies the layer. `backward` reads x again: do not write into x before it.
 
-        Raises TypeError for another dtype than the layer's, ValueError for another last axis or device.
+        Args:
+            x: (..., in_features), in the layer's dtype.
+
+        Returns:
+            y, (..., out_features).
+
+        Raises:
+            TypeError: x is not an array of the layer's dtype.
+            ValueError: x has another last axis or is on another device.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> rnnkit.Linear(3, 2, rng=0)(np.ones(3, np.float32)).shape
+            (2,)
         """
         x = checks.array("x", x, self.dtype, self.device)
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (..., in_features={self.in_features}), got {tuple(x.shape)}")
-        # One product of two matrices: over stacked ones NumPy would call the BLAS once for each.
+        # One matrix product: of a stack of matrices NumPy would call the BLAS once per matrix.
         y = product(x.reshape(-1, self.in_features), self._params["weight"].T)
         if self.bias:
             y += self._params["bias"]
@@ -68,11 +99,29 @@ class Linear(Module):
 
     @on_own_device
     def backward(self, dy: Array, *, call: Call | None = None) -> Array:
-        """dy (..., out_features) -> dx (..., in_features); adds into grads["weight"] and grads["bias"].
+        """Differentiates a call; adds to the gradients of `weight` and `bias`.
 
-        Differentiates this thread's last call, or `call` (see `last_call`). Raises RuntimeError before any
-        call, after one under `no_grad()`, and without `call` after several since the last backward or `zero_grad()`;
-        ValueError or TypeError for a bad dy or `call`.
+        Args:
+            dy: gradient of y, (..., out_features).
+            call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+
+        Returns:
+            dx, (..., in_features).
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
+                several calls are pending since the last backward or `zero_grad()`.
+            TypeError: `dy` or `call` has the wrong type or dtype.
+            ValueError: `dy` has a bad shape or device, or `call` is of another module.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> linear = rnnkit.Linear(3, 2, rng=0)
+            >>> y = linear(np.ones((4, 3), np.float32))
+            >>> linear.backward(np.ones_like(y)).shape
+            (4, 3)
+            >>> linear.grads["bias"]
+            array([4., 4.], dtype=float32)
         """
         x = self._recalled(call)
         shape = (*x.shape[:-1], self.out_features)
@@ -85,7 +134,7 @@ class Linear(Module):
 
 
 def _sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), by the half-angle identity so that no argument overflows."""
+    """1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2, which does not overflow for any x."""
     return 0.5 * (1 + array_module(x).tanh(0.5 * x))  # type: ignore[union-attr]
 
 
@@ -101,7 +150,7 @@ def _relu_gradient(y: Array, dy: Array) -> Array:
     return array_module(y).where(y <= 0, y.dtype.type(0), dy)  # type: ignore[union-attr]
 
 
-# kind -> forward, and the gradient of its input from its output y and dy. The slope of relu at 0 is 0, as PyTorch's.
+# kind -> forward pass, and the input's gradient as a function of y and dy. The slope of relu at 0 is 0, as in PyTorch.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]] = {
     "sigmoid": (_sigmoid, lambda y, dy: dy * y * (1 - y)),
     "tanh": (_tanh, lambda y, dy: dy * (1 - y * y)),
@@ -110,10 +159,20 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], 
 
 
 class Activation(Module):
-    """ "sigmoid", "tanh" or "relu" of every entry, any shape.
+    """Applies "sigmoid", "tanh" or "relu" to every element.
 
-    It has no parameters, so it takes any dtype of `rnnkit.core.dtypes.DTYPES` on any device and answers in kind.
-    Raises ValueError for another kind.
+    It has no parameters: it accepts every dtype in `rnnkit.core.dtypes.DTYPES` on every device and returns the same.
+
+    Args:
+        kind: "sigmoid", "tanh" or "relu".
+
+    Raises:
+        ValueError: `kind` is unknown.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> rnnkit.Activation("relu")(np.array([-1.0, 2.0]))
+        array([0., 2.])
     """
 
     def __init__(self, kind: str) -> None:
@@ -124,9 +183,22 @@ class Activation(Module):
         return f"Activation({self.kind!r})"
 
     def __call__(self, x: Array) -> Array:
-        """x of any shape -> the same shape.
+        """Applies the function.
 
-        Raises TypeError for no plain array, ValueError for a dtype not in DTYPES.
+        Args:
+            x: an array of any shape.
+
+        Returns:
+            y, with x's shape, dtype and device.
+
+        Raises:
+            TypeError: x is not a NumPy or CuPy array.
+            ValueError: x has a dtype that is not in DTYPES.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> rnnkit.Activation("sigmoid")(np.zeros(2))
+            array([0.5, 0.5])
         """
         x = checks.adopt("x", x)
         checks.plain_array("x", x)
@@ -137,11 +209,27 @@ class Activation(Module):
         return y
 
     def backward(self, dy: Array, *, call: Call | None = None) -> Array:
-        """dy of y's shape -> dx. y is kept by reference from the call: do not write into it in between.
+        """Differentiates a call. It reads the call's output y again: do not write into y before it.
 
-        Differentiates this thread's last call, or `call` (see `last_call`). Raises RuntimeError before any
-        call, after one under `no_grad()`, and without `call` after several since the last backward or `zero_grad()`;
-        ValueError or TypeError for a bad dy or `call`.
+        Args:
+            dy: gradient of y, with its shape.
+            call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+
+        Returns:
+            dx, with the same shape.
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
+                several calls are pending since the last backward or `zero_grad()`.
+            TypeError: `dy` or `call` has the wrong type or dtype.
+            ValueError: `dy` has a bad shape or device, or `call` is of another module.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> activation = rnnkit.Activation("relu")
+            >>> y = activation(np.array([-1.0, 2.0]))
+            >>> activation.backward(np.array([5.0, 5.0]))
+            array([0., 5.])
         """
         y = self._recalled(call)
         dy = checks.shaped("dy", dy, y.shape, y.dtype, device_of(y), "y's shape")
@@ -150,8 +238,8 @@ class Activation(Module):
 
 
 def _computed(function: Callable[..., Array], *arrays: Array) -> Array:
-    """`function` of arrays in the dtype they are computed in, rounded to the one they are stored in."""
+    """Evaluates `function` in the arrays' compute dtype and rounds the result to their dtype."""
     xp: Any = array_module(arrays[0])
     dtype = arrays[0].dtype
     result = function(*(xp.asarray(a, compute_dtype(dtype)) for a in arrays))
-    return narrow(xp.asarray(result), dtype)  # of no dimensions NumPy makes a scalar
+    return narrow(xp.asarray(result), dtype)  # for 0-d arrays NumPy returns a scalar

@@ -1,4 +1,4 @@
-"""Arrays by name: Params, which a layer holds, and StateDict, which travels between layers, files and other tools."""
+"""Arrays by name: Params, the parameters of a module, and StateDict, a copy of them for modules, files and tools."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ Array = Any
 
 
 class Params(dict[str, Array]):
-    """name -> array. Assigning to a name that exists copies into its array, after checking shape, dtype and that it is
-    not frozen."""
+    """name -> array. Assigning to a name copies into its array, after checking the shape, the dtype and that the array
+    is writable. Names cannot be added or deleted.
+    """
 
     def __setitem__(self, name: str, value: Array) -> None:
         if name not in self:
@@ -26,7 +27,8 @@ class Params(dict[str, Array]):
             and not isinstance(value, np.generic)
             and array_module(value) is not array_module(own)
         ):
-            kind, module = type(value).__name__, "CuPy" if array_module(own) is not np else "NumPy"
+            kind = type(value).__name__
+            module = "CuPy" if array_module(own) is not np else "NumPy"
             if isinstance(value, np.ndarray) and module == "NumPy":
                 raise TypeError(f"{name} must be a plain NumPy array, got {kind} (use np.asarray)")
             raise TypeError(f"{name} must be a {module} array, got {kind}")
@@ -38,12 +40,12 @@ class Params(dict[str, Array]):
         own[...] = value
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """As assigning one by one: dict's own would rebind the names, unchecked."""
+        """Assigns the items one by one; the method of dict would replace the arrays unchecked."""
         for name, value in dict(*args, **kwargs).items():
             self[name] = value
 
     def setdefault(self, name: str, default: Array = None) -> Array:
-        """The array of a name that exists; a layer's parameters cannot be added to."""
+        """The array of an existing name. A new name raises KeyError: a module's parameters cannot be added to."""
         if name not in self:
             self[name] = default
         return self[name]
@@ -53,11 +55,11 @@ class Params(dict[str, Array]):
         return self
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError("a layer's parameters cannot be deleted")
+        raise TypeError("a module's parameters cannot be deleted")
 
     def pop(self, *_: Any) -> Array:
-        """Refused: a layer's parameters cannot be deleted."""
-        raise TypeError("a layer's parameters cannot be deleted")
+        """Raises TypeError: a module's parameters cannot be deleted."""
+        raise TypeError("a module's parameters cannot be deleted")
 
     popitem = clear = pop
 
@@ -65,7 +67,7 @@ class Params(dict[str, Array]):
         return _params_of, (dict(self),)
 
     def _shallow(self) -> Params:
-        """The same arrays under the same names."""
+        """A copy that holds the same arrays."""
         other = Params()
         dict.update(other, self)
         return other
@@ -77,16 +79,28 @@ class Params(dict[str, Array]):
 def _params_of(arrays: dict[str, Array]) -> Params:
     params = Params()
     for name, value in arrays.items():
-        params._add(name, writable(value))  # a frozen one comes out of some pickles read-only
+        params._add(name, writable(value))  # some pickle protocols restore a frozen array as read-only
     return params
 
 
 class StateDict(dict[str, Any]):
-    """name -> array, and in `layers` what is known of where they come from: prefix of names -> {"cell": ..., ...}.
+    """name -> array, and in `layers` what names and shapes do not determine: the cell of each recurrent layer.
 
-    `load_state_dict` holds `layers` against the module: shapes alone cannot tell one GRU's weights from the other's.
-    `a | b` joins two, as a stack of layers converted one by one. Raises TypeError for `layers` of another form,
-    ValueError where the two say different cells of one layer.
+    `load_state_dict` compares `layers` with the module, because the two GRU variants have equal names and shapes.
+    `a | b` joins two state dicts, for example of the layers of a stack that were converted one by one.
+
+    Args:
+        arrays: name -> array; if it is a StateDict, its `layers` are the default of the next argument.
+        layers: prefix of parameter names -> mapping such as {"cell": "gru"}.
+
+    Raises:
+        TypeError: `layers` has another form.
+        ValueError: two joined state dicts record different cells for one layer.
+
+    Examples:
+        >>> import rnnkit
+        >>> rnnkit.GRU(3, 4).state_dict().layers
+        {'': {'cell': 'gru'}}
     """
 
     def __init__(self, arrays: Mapping[str, Any] | None = None, layers: Mapping[str, Mapping[str, Any]] | None = None):
@@ -98,11 +112,36 @@ class StateDict(dict[str, Any]):
         self.layers = {prefix: dict(config) for prefix, config in layers.items()}
 
     def copy(self) -> StateDict:
-        """As a dict's own: the same arrays under the same names, and `layers` with them."""
+        """Copies the mapping and `layers`; the arrays are shared.
+
+        Returns:
+            A StateDict with the same arrays.
+
+        Examples:
+            >>> import rnnkit
+            >>> state = rnnkit.GRU(3, 4).state_dict()
+            >>> state.copy().layers == state.layers
+            True
+        """
         return StateDict(self, self.layers)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """As a dict's own; where the other is a StateDict its `layers` come along."""
+        """Adds or replaces arrays as dict.update does; `layers` of another StateDict are joined.
+
+        Args:
+            *args: at most one mapping, or an iterable of pairs (name, array).
+            **kwargs: further arrays by name.
+
+        Raises:
+            ValueError: the other StateDict records a different cell for one layer.
+
+        Examples:
+            >>> import rnnkit
+            >>> state = rnnkit.Linear(2, 1).state_dict()
+            >>> state.update(rnnkit.Embedding(5, 2).state_dict())
+            >>> state["weight"].shape
+            (5, 2)
+        """
         for other in args[:1]:
             self.layers = _joined(self.layers, _layers_of(other))
         super().update(*args, **kwargs)
@@ -123,7 +162,7 @@ class StateDict(dict[str, Any]):
 
 
 def layers_problem(layers: Any) -> str | None:
-    """What `layers` of a StateDict must be and is not, or None."""
+    """What is wrong with the form of `layers` of a StateDict, as the end of a sentence "layers must ..."; or None."""
     if not isinstance(layers, Mapping):
         return f"map prefixes of names to mappings, got {type(layers).__name__}"
     for prefix, config in layers.items():

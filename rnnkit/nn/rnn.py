@@ -1,6 +1,6 @@
-"""RNN, GRU and LSTM: torch.nn's layers, by their names, shapes, defaults and semantics. NumPy or CuPy arrays.
+"""RNN, GRU and LSTM, with the names, shapes, defaults and semantics of torch.nn's layers. NumPy or CuPy arrays.
 
-What the three share is in `rnnkit.nn.rnn_base`.
+The code that the three share is in `rnnkit.nn.rnn_base`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,39 @@ __all__ = ["GRU", "LSTM", "PARTS", "RNN", "Recurrent", "uniform_parameters"]
 
 
 class RNN(Recurrent):
-    """Elman RNN: h = act(x W_ih^T + b_ih + h' W_hh^T + b_hh), act tanh or relu. As torch.nn.RNN.
+    """Elman RNN; equivalent of torch.nn.RNN.
 
-    dtype: a row of `rnnkit.core.dtypes.DTYPES`: "float64", "float32", "tf32" (float32 whose products a card may round
-    to TF32), "float16" or "bfloat16" (sums and cell state in float32); every array given must hold it. device: "cpu" or
-    "cuda[:index]". backend: None for the first that serves, a name in `rnnkit.backends.BACKENDS`, or "cupy:<schedule>"
-    for one schedule of the CuPy backend. rng: a numpy Generator or a seed, for the initial parameters, U(-1/sqrt(H),
-    1/sqrt(H)), and for dropout between layers. Raises TypeError or ValueError naming a bad argument, RuntimeError for a
-    device or backend that cannot be used here.
+    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh) with act tanh or relu (Elman, 1990). Parameters are
+    `weight_ih_l{k}` (H, I), `weight_hh_l{k}` (H, H), `bias_ih_l{k}` and `bias_hh_l{k}` (H,), with the suffix `_reverse`
+    for the reverse direction. All are drawn from U(-1/sqrt(H), 1/sqrt(H)), as in PyTorch.
+
+    Args:
+        input_size: number of features of x at each step, I.
+        hidden_size: number of features of the state, H.
+        num_layers: number of stacked layers, L.
+        nonlinearity: "tanh" or "relu".
+        bias: whether the layer has `bias_ih` and `bias_hh`.
+        batch_first: whether x and y have shape (B, T, ·) instead of (T, B, ·). States keep their shape.
+        dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
+        bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
+        dtype: dtype of parameters and arrays: "float64", "float32", "tf32" (float32 arrays; a GPU may round the
+            operands of products to TF32), "float16" or "bfloat16" (with sums in float32).
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        backend: a name in `rnnkit.backends.BACKENDS`, or "cupy:<schedule>" for one schedule of the CuPy backend; None
+            for the first backend that serves the device.
+        rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device or the backend cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> rnn = rnnkit.RNN(4, 6, rng=0)
+        >>> y, h_n = rnn(np.ones((5, 3, 4), np.float32))
+        >>> y.shape, h_n.shape
+        ((5, 3, 6), (1, 3, 6))
     """
 
     def __init__(
@@ -58,11 +83,39 @@ class RNN(Recurrent):
 
 
 class GRU(Recurrent):
-    """Gated recurrent unit; h = (1 - z) n + z h'. As torch.nn.GRU.
+    """Gated recurrent unit; equivalent of torch.nn.GRU.
 
-    reset_after=True: n = tanh(x_n + r (h' W_hn^T + b_hn)), PyTorch's and cuDNN's form.
-    reset_after=False: n = tanh(x_n + (r h') W_hn^T + b_hn), as in Cho et al. (2014); Keras' and ONNX's other form.
-    The other arguments and errors are RNN's.
+    r = sigmoid(x W_ir^T + b_ir + h' W_hr^T + b_hr) and z likewise; h = (1 - z) n + z h', where h' is the previous
+    state. With reset_after=True, n = tanh(x W_in^T + b_in + r (h' W_hn^T + b_hn)), as in PyTorch and cuDNN.
+    With reset_after=False, n = tanh(x W_in^T + b_in + (r h') W_hn^T + b_hn), as in Cho et al. (2014), "Learning Phrase
+    Representations using RNN Encoder-Decoder"; Keras and ONNX offer both.
+    Parameters are those of RNN with 3*H rows; the gate order is r, z, n.
+
+    Args:
+        input_size: number of features of x at each step, I.
+        hidden_size: number of features of the state, H.
+        num_layers: number of stacked layers, L.
+        bias: whether the layer has `bias_ih` and `bias_hh`.
+        batch_first: whether x and y have shape (B, T, ·) instead of (T, B, ·). States keep their shape.
+        dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
+        bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
+        reset_after: whether the reset gate is applied after the recurrent product.
+        dtype: dtype of parameters and arrays, see `RNN`.
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        backend: see `RNN`.
+        rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device or the backend cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> gru = rnnkit.GRU(4, 6, bidirectional=True, rng=0)
+        >>> y, h_n = gru(np.ones((5, 3, 4), np.float32))
+        >>> y.shape, h_n.shape
+        ((5, 3, 12), (2, 3, 6))
     """
 
     def __init__(
@@ -99,10 +152,39 @@ class GRU(Recurrent):
 
 
 class LSTM(Recurrent):
-    """Long short-term memory; c = f c' + i g, h = o tanh(c), and h W_hr^T under projection. As torch.nn.LSTM.
+    """Long short-term memory; equivalent of torch.nn.LSTM. The state is a pair (h, c).
 
-    proj_size: P < hidden_size projects h to P features (Sak et al. 2014); 0 does not. The state is a pair (h, c).
-    The other arguments and errors are RNN's.
+    i, f, o = sigmoid(x W_i·^T + b_i· + h' W_h·^T + b_h·), g = tanh of the same form, c = f c' + i g, h = o tanh(c),
+    where h' and c' are the previous state (Hochreiter and Schmidhuber, 1997; forget gate of Gers et al., 2000). With
+    proj_size > 0, h = (o tanh(c)) W_hr^T (Sak et al., 2014).
+    Parameters are those of RNN with 4*H rows, and `weight_hr_l{k}` (P, H) with a projection; the gate order is i, f, g,
+    o.
+
+    Args:
+        input_size: number of features of x at each step, I.
+        hidden_size: number of features of the cell state, H.
+        num_layers: number of stacked layers, L.
+        bias: whether the layer has `bias_ih` and `bias_hh`.
+        batch_first: whether x and y have shape (B, T, ·) instead of (T, B, ·). States keep their shape.
+        dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
+        bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
+        proj_size: number of features P < H that h is projected to; 0 for no projection.
+        dtype: dtype of parameters and arrays, see `RNN`. With 16-bit dtypes, c is float32 within a call.
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        backend: see `RNN`.
+        rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device or the backend cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> lstm = rnnkit.LSTM(4, 6, batch_first=True, proj_size=2, rng=0)
+        >>> y, (h_n, c_n) = lstm(np.ones((3, 5, 4), np.float32), lengths=[5, 2, 4])
+        >>> y.shape, h_n.shape, c_n.shape
+        ((3, 5, 2), (1, 3, 2), (1, 3, 6))
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Recurrent: what RNN, GRU and LSTM share, by torch.nn's shapes, defaults and semantics. NumPy or CuPy arrays.
+"""Recurrent: the base class of RNN, GRU and LSTM. NumPy or CuPy arrays.
 
-Layouts are PyTorch's. `weight_ih_l{k}[_reverse]` (G*H, I), `weight_hh_l{k}` (G*H, R), `weight_hr_l{k}` (P, H) under
-projection, two biases (G*H,) each; gate order i,f,g,o and r,z,n; R = P under projection, else H.
+Layouts are PyTorch's: `weight_ih_l{k}[_reverse]` (G*H, I), `weight_hh_l{k}` (G*H, R), `weight_hr_l{k}` (P, H) with a
+projection, two biases (G*H,) each; gate order i,f,g,o and r,z,n. R, the width of h, is P with a projection, else H.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, HeldWeights, check_backend, select
+from rnnkit.backends import Choice, LayerCache, check_backend, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS, Cell
+from rnnkit.core.cells import CELLS, Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.functional import stack
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
-# Weights' fields beside the names PyTorch gives them.
+# Fields of Weights and PyTorch's names for them.
 PARTS = (
     ("w_ih", "weight_ih"),
     ("w_hh", "weight_hh"),
@@ -29,7 +29,7 @@ PARTS = (
 )
 
 
-# Arguments a repr leaves out where they have their default, in the order of the constructors.
+# Constructor arguments that a repr omits if they have their default, in the order of the constructors.
 DEFAULTS = {
     "num_layers": 1,
     "nonlinearity": "tanh",
@@ -42,21 +42,22 @@ DEFAULTS = {
 }
 
 
-def described(layer: Any) -> str:
-    """The repr of a recurrent layer or cell: its sizes, what is not as usual, and its row of DTYPES."""
-    said = [str(layer.input_size), str(layer.hidden_size)]
-    for name, usual in DEFAULTS.items():
-        value = getattr(layer, name, usual)
-        if value != usual:
-            said.append(f"{name}={value!r}")
-    return f"{type(layer).__name__}({', '.join(said)}, dtype={layer._dtype.name})"
+def layer_repr(layer: Any) -> str:
+    """The repr of a recurrent layer or cell: its sizes, the arguments without their default, and its dtype."""
+    arguments = [str(layer.input_size), str(layer.hidden_size)]
+    for name, default in DEFAULTS.items():
+        value = getattr(layer, name, default)
+        if value != default:
+            arguments.append(f"{name}={value!r}")
+    return f"{type(layer).__name__}({', '.join(arguments)}, dtype={layer._dtype.name})"
 
 
 def uniform_parameters(
     cell: Cell, I: int, H: int, P: int, bias: bool, dtype: np.dtype, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """U(-1/sqrt(H), 1/sqrt(H)) for every parameter of one layer-direction: PyTorch's initial distribution."""
-    GH, R = cell.n_gates * H, P or H
+    """Draws the parameters of one layer and direction from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does."""
+    GH = cell.n_gates * H
+    R = P or H
     shapes: dict[str, tuple[int, ...]] = {"weight_ih": (GH, I), "weight_hh": (GH, R)}
     if bias:
         shapes |= {"bias_ih": (GH,), "bias_hh": (GH,)}
@@ -67,7 +68,7 @@ def uniform_parameters(
 
 
 class Recurrent(Module):
-    """What RNN, GRU and LSTM share. A subclass names its cell; the rest is here and in `rnnkit.functional.stack`."""
+    """Base class of RNN, GRU and LSTM. A subclass names its cell; `rnnkit.functional.stack` runs the layers."""
 
     takes_lengths = True
 
@@ -104,7 +105,7 @@ class Recurrent(Module):
         self._choice()
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: it does nothing with num_layers=1", stacklevel=3)
-        # Of each layer and direction, in the order of Weights.
+        # Parameter names per layer and direction, in the order of the fields of Weights.
         self._weight_names = [
             [tuple(name + _suffix(layer, d) for _, name in PARTS) for d in range(self.num_directions)]
             for layer in range(self.num_layers)
@@ -112,7 +113,8 @@ class Recurrent(Module):
         for layer, direction in self._slots():
             I = self.input_size if layer == 0 else self.output_size
             suffix = _suffix(layer, direction)
-            H, P = self.hidden_size, self.proj_size
+            H = self.hidden_size
+            P = self.proj_size
             with checks.memory_for(input_size=self.input_size, hidden_size=H):
                 drawn = uniform_parameters(self.cell, I, H, P, self.bias, self.dtype, self.rng)
                 for name, value in drawn.items():
@@ -122,22 +124,22 @@ class Recurrent(Module):
 
     @property
     def num_directions(self) -> int:
-        """D: 2 when bidirectional, else 1."""
+        """Number of directions, D: 2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
     @property
     def output_size(self) -> int:
-        """Width of y: D*H, or D*P under projection."""
+        """Width of y: D*H, or D*P with a projection."""
         return self.num_directions * (self.proj_size or self.hidden_size)
 
     def __repr__(self) -> str:
-        return described(self)
+        return layer_repr(self)
 
     def _slots(self) -> list[tuple[int, int]]:
         return [(k, d) for k in range(self.num_layers) for d in range(self.num_directions)]
 
     def _state_widths(self) -> tuple[int, ...]:
-        """Width of each state: R for h, H for c."""
+        """Widths of the states: R for h, H for c."""
         return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.cell.states)]
 
     def _choice(self) -> Choice:
@@ -146,35 +148,56 @@ class Recurrent(Module):
     def _check_device(self, device: str) -> None:
         select(device, self._dtype.name, self.cell.name, self.backend)
 
-    def _weights(self) -> tuple[list[stack.LayerWeights], list[stack.LayerWeights]]:
-        """The weights of each layer and direction, and their gradients: the arrays themselves."""
-        held = self._held
-        if held is None:
-            held = self._held = tuple(
-                [tuple(HeldWeights(*map(arrays.get, names)) for names in row) for row in self._weight_names]
-                for arrays in (self._params, self._grads)
-            )
-        return held
+    def _caches(self) -> list[stack.Directions]:
+        """The arrays of each layer and direction, and what a backend derived from them."""
+        caches = self._cached_weights
+        if caches is None:
+            caches = [tuple(map(self._new_cache, row)) for row in self._weight_names]
+            self._cached_weights = caches
+        return caches
+
+    def _new_cache(self, names: tuple[str, ...]) -> LayerCache:
+        return LayerCache(Weights(*map(self._params.get, names)), Weights(*map(self._grads.get, names)))
 
     # Calls
 
     @on_own_device
     def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
-        """y, h_n = layer(x, h0, lengths); for LSTM the state is a pair: y, (h_n, c_n) = layer(x, (h0, c0), lengths).
+        """Runs the layer: y, h_n = layer(x, h0, lengths); for LSTM y, (h_n, c_n) = layer(x, (h0, c0), lengths).
 
-        x        (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched
-        h0, c0   (L*D, B, R), (L*D, B, H), or without B when x is unbatched; zeros where not given
-        lengths  (B,) whole numbers in [0, T], any order, or one where x is unbatched: steps past a row's length are
-                 not seen
-        y        (T, B, D*R) in x's layout, zero past each row's length; h_n, c_n as h0, c0: the state at each row's end
+        A reversed direction starts at each row's own last step. `backward` reads x again: do not write into x before
+        it.
 
-        A reversed direction starts at each row's own end. x is kept by reference until `backward`: do not write into
-        it in between. Raises ValueError or TypeError naming the argument.
+        On a CUDA device, x and the states are CuPy arrays there, or arrays of any library that offers DLPack or
+        `__cuda_array_interface__` (torch, Numba). Those are read in place, in order with CuPy's current stream; y and
+        the final states are CuPy arrays, which `torch.from_dlpack` accepts. The call synchronises with the device only
+        if `lengths` is a device array: pass lengths on the host.
 
-        On a CUDA device x and the states are CuPy arrays there, or any library's that offer DLPack or
-        `__cuda_array_interface__` (torch, Numba), taken without a copy and in order with CuPy's current stream; y and
-        the states are CuPy arrays, which `torch.from_dlpack` takes. A call waits for the device only to read lengths
-        that are on it: give them on the host.
+        Args:
+            x: (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; the layer's dtype.
+            h0: initial state, (L*D, B, R), or (L*D, R) for unbatched x; None for zeros. For LSTM a pair (h0, c0), with
+                c0 (L*D, B, H).
+            lengths: number of steps of each row, (B,) integers in [0, T] in any order; for unbatched x also one
+                integer. Steps past a row's length are not read. None if every row has T steps.
+
+        Returns:
+            A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
+            state is h_n (L*D, B, R), for LSTM (h_n, c_n) with c_n (L*D, B, H): the state after each row's last step.
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: an argument has a bad shape, value or device.
+            DeviceMemoryError: the device's memory is full.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> layer = rnnkit.LSTM(4, 6, rng=0)
+            >>> x = np.ones((5, 3, 4), np.float32)
+            >>> y, (h_n, c_n) = layer(x, lengths=[5, 2, 0])
+            >>> y.shape, h_n.shape, c_n.shape
+            ((5, 3, 6), (1, 3, 6), (1, 3, 6))
+            >>> bool((y[2:, 1] == 0).all())
+            True
         """
         x, unbatched = self._time_major("x", x, self.input_size)
         T, B, _ = x.shape
@@ -186,26 +209,44 @@ class Recurrent(Module):
             self._choice(),
             x,
             state0,
-            self._weights()[0],
+            self._caches(),
             lengths=checked,
             dropout=self.dropout,
             rng=rng,
             keep=grad_enabled(),
         )
-        self._saved = None if saved is None else _Kept(saved, unbatched)
+        self._saved = None if saved is None else _Saved(saved, unbatched)
         return self._user_layout(y, unbatched), self._user_state(state_n, unbatched)
 
     @on_own_device
     def backward(self, dy: Array | None, dh_n: Any = None, *, call: Call | None = None) -> Any:
-        """dx, dh0 = layer.backward(dy, dh_n); for LSTM dx, (dh0, dc0) = layer.backward(dy, (dh_n, dc_n)).
+        """Differentiates a call: dx, dh0 = layer.backward(dy, dh_n).
 
-        dy as y, dh_n as h_n; None stands for zeros, also inside the pair. Adds the parameters' gradients into
-        `layer.grads`. Differentiates the last call that this thread made, any number of times, or `call`, which
-        `layer.last_call` gives after each call. Call it before the optimizer's step: parameters changed since the call
-        would mix its activations with new weights.
-        Raises RuntimeError before any call or after one under `no_grad()`, and without `call` after several calls since
-        the last backward or `zero_grad()`, for dy may then be of any of them; ValueError or TypeError for a bad
-        gradient or `call`.
+        For LSTM both states are pairs: dx, (dh0, dc0) = layer.backward(dy, (dh_n, dc_n)). Adds the parameters'
+        gradients to `layer.grads`. Call it before the optimizer's step: it reads the parameters, which must still be
+        those of the call. A call can be differentiated any number of times.
+
+        Args:
+            dy: gradient of y, with y's shape and dtype; None for zeros.
+            dh_n: gradient of the final state, with its shapes; None for zeros, also inside the pair.
+            call: the call to differentiate, from `layer.last_call`; None for this thread's most recent call.
+
+        Returns:
+            A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state.
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
+                several calls are pending since the last backward or `zero_grad()`.
+            TypeError: a gradient or `call` has the wrong type or dtype.
+            ValueError: a gradient has a bad shape or device, or `call` is of another layer.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> layer = rnnkit.GRU(4, 6, rng=0)
+            >>> y, h_n = layer(np.ones((5, 3, 4), np.float32))
+            >>> dx, dh0 = layer.backward(np.ones_like(y))
+            >>> dx.shape, dh0.shape, layer.grads["weight_hh_l0"].shape
+            ((5, 3, 4), (1, 3, 6), (18, 6))
         """
         saved, unbatched = self._recalled(call)
         T, B, width = saved.shape
@@ -213,10 +254,10 @@ class Recurrent(Module):
             dy, flat = self._time_major("dy", dy, width)
             if flat != unbatched or tuple(dy.shape) != saved.shape:
                 y_shape = (T, width) if unbatched else ((B, T, width) if self.batch_first else (T, B, width))
-                raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_as_given(dy, flat, self)}")
+                raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_in_user_layout(dy, flat, self)}")
         dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched, zeros=False)
         with self._adding:  # a backend may add into the gradients itself
-            dx, dstate0, grads = stack.backward(saved, dy, dstate_n, *self._weights())
+            dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
             for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
                 for part, name in PARTS:
                     grad = getattr(w, part)
@@ -225,7 +266,7 @@ class Recurrent(Module):
                         total += grad
         return self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched)
 
-    # Between the caller's layout and (T, B, ·)
+    # Conversion between the caller's layout and (T, B, ·)
 
     def _time_major(self, name: str, a: Array, width: int) -> tuple[Array, bool]:
         a = checks.array(name, a, self.dtype, self.device)
@@ -239,27 +280,30 @@ class Recurrent(Module):
         return (a.swapaxes(0, 1) if self.batch_first else a), False
 
     def _states(
-        self, given: Any, names: tuple[str, str], B: int, unbatched: bool, zeros: bool
+        self, state: Any, names: tuple[str, str], B: int, unbatched: bool, zeros: bool
     ) -> tuple[Array | None, ...]:
-        """The states as (L*D, B, ·) each, checked; None becomes zeros or stays, as asked."""
-        widths, slots = self._state_widths(), self.num_layers * self.num_directions
-        if self._device == "cpu" and not unbatched and given is not None:
-            # What is nearly always given; anything else is looked at one by one.
-            states, dtype = given if len(widths) == 2 else (given,), self._dtype.storage
+        """The states as checked arrays (L*D, B, ·) each. None becomes zeros if `zeros` is True, and else stays None."""
+        widths = self._state_widths()
+        slots = self.num_layers * self.num_directions
+        if self._device == "cpu" and not unbatched and state is not None:
+            # Fast path for the most common arguments. The checks below report what is wrong with others.
+            states = state if len(widths) == 2 else (state,)
+            dtype = self._dtype.storage
             if type(states) is tuple and len(states) == len(widths):
                 for s, width in zip(states, widths, strict=True):
                     if type(s) is not np.ndarray or s.shape != (slots, B, width) or s.dtype != dtype:
                         break
                 else:
                     return states
-        lead, means = ((slots,), "(L*D, width)") if unbatched else ((slots, B), "(L*D, B, width)")
-        checked = checks.states(given, names, [(*lead, w) for w in widths], self.dtype, self.device, means)
+        lead = (slots,) if unbatched else (slots, B)
+        means = "(L*D, width)" if unbatched else "(L*D, B, width)"
+        checked = checks.states(state, names, [(*lead, w) for w in widths], self.dtype, self.device, means)
         xp: Any = array_module(next(iter(self._params.values())))
-        whole: list[Array | None] = []
+        batched: list[Array | None] = []
         for s, width in zip(checked, widths, strict=True):
-            nothing = xp.zeros((slots, B, width), self.dtype) if zeros else None
-            whole.append(nothing if s is None else s.reshape(slots, B, width))
-        return tuple(whole)
+            default = xp.zeros((slots, B, width), self.dtype) if zeros else None
+            batched.append(default if s is None else s.reshape(slots, B, width))
+        return tuple(batched)
 
     def _user_layout(self, a: Array, unbatched: bool) -> Array:
         if unbatched:
@@ -271,8 +315,8 @@ class Recurrent(Module):
         return state[0] if len(state) == 1 else state
 
 
-class _Kept(NamedTuple):
-    """What a call keeps: what the stack saved, and whether x came unbatched."""
+class _Saved(NamedTuple):
+    """What a call saves for backward: what the stack saved, and whether x was unbatched."""
 
     saved: stack.Saved
     unbatched: bool
@@ -283,12 +327,12 @@ def _suffix(layer: int, direction: int) -> str:
 
 
 def _check_proj_size(proj_size: Any, hidden_size: int) -> int:
-    if isinstance(proj_size, checks.NO_NUMBERS) or not isinstance(proj_size, (int, np.integer)):
+    if isinstance(proj_size, checks.NOT_NUMBERS) or not isinstance(proj_size, (int, np.integer)):
         raise TypeError(f"proj_size must be a whole number, got {proj_size!r}")
     if not 0 <= proj_size < hidden_size:
         raise ValueError(f"proj_size must be in [0, hidden_size={hidden_size}), got {proj_size}")
     return int(proj_size)
 
 
-def _shape_as_given(a: Array, unbatched: bool, layer: Recurrent) -> tuple[int, ...]:
+def _shape_in_user_layout(a: Array, unbatched: bool, layer: Recurrent) -> tuple[int, ...]:
     return tuple(layer._user_layout(a, unbatched).shape)

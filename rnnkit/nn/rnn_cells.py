@@ -1,10 +1,10 @@
-"""RNNCell, GRUCell, LSTMCell: one time step, as torch.nn's cells. For decoding, streaming and custom loops.
+"""RNNCell, GRUCell and LSTMCell: one time step, as torch.nn's cells. For decoding, streaming and custom loops.
 
     h = cell(x, h0)          (h, c) = cell(x, (h0, c0))          dx, dh0 = cell.backward(dh)
 
-x (B, I) or (I,), states (B, H) or (H,), zeros where not given. Parameters `weight_ih` (G*H, I), `weight_hh` (G*H,
-H), `bias_ih`, `bias_hh` (G*H,). A cell is a layer of one step, on the same kernels. A loop calls it once per step and
-gives backward the call of each, the last first:
+x (B, I) or (I,), states (B, H) or (H,). Parameters are `weight_ih` (G*H, I), `weight_hh` (G*H, H), `bias_ih` and
+`bias_hh` (G*H,). A cell runs the same kernels as a layer. A loop calls the cell once per step, and then passes the
+handle of each call to backward, in reverse order:
 
     h, calls = h0, []
     for x_t in x:
@@ -20,28 +20,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, HeldWeights, LayerCall, check_backend, select
+from rnnkit.backends import Choice, LayerCache, LayerCall, check_backend, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS
+from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import array_module, current, on_own_device
 from rnnkit.functional import direction as ops
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
-from rnnkit.nn.rnn_base import PARTS, described, uniform_parameters
+from rnnkit.nn.rnn_base import PARTS, layer_repr, uniform_parameters
 
 _NAMES = tuple(name for _, name in PARTS)
 
 
-class _Held(NamedTuple):
-    """A cell's weights and gradients, the arrays themselves, and the choice for the `backend` that was asked for."""
+class _CachedWeights(NamedTuple):
+    """A cell's arrays and what a backend derived from them, and the backend chosen for the attribute `backend`."""
 
-    weights: HeldWeights
-    grads: HeldWeights
+    cache: LayerCache
     choice: Choice
     backend: str | None
 
 
 class StepCell(Module):
-    """What RNNCell, GRUCell and LSTMCell share."""
+    """Base class of RNNCell, GRUCell and LSTMCell."""
 
     def __init__(
         self,
@@ -60,15 +59,17 @@ class StepCell(Module):
         check_backend(backend)
         generator = make_rng(rng)
         super().__init__(dtype, device)
-        self.cell, self.backend = CELLS[cell], backend
+        self.cell = CELLS[cell]
+        self.backend = backend
         self._choice()
-        I, H = self.input_size, self.hidden_size
+        I = self.input_size
+        H = self.hidden_size
         with checks.memory_for(input_size=I, hidden_size=H):
             for name, value in uniform_parameters(self.cell, I, H, 0, self.bias, self.dtype, generator).items():
                 self._add_param(name, value)
 
     def __repr__(self) -> str:
-        return described(self)
+        return layer_repr(self)
 
     def _choice(self) -> Choice:
         return select(self._device, self._dtype.name, self.cell.name, self.backend)
@@ -76,20 +77,37 @@ class StepCell(Module):
     def _check_device(self, device: str) -> None:
         select(device, self._dtype.name, self.cell.name, self.backend)
 
-    def _weights(self) -> _Held:
-        """What is the same at every call, made once."""
-        held = self._held
-        if held is None or held.backend is not self.backend:
-            weights, grads = (HeldWeights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
-            held = self._held = _Held(weights, grads, self._choice(), self.backend)
-        return held
+    def _weights(self) -> _CachedWeights:
+        """The part of a call that does not change between calls. It is cached."""
+        cached = self._cached_weights
+        if cached is None or cached.backend is not self.backend:
+            weights, grads = (Weights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
+            cached = _CachedWeights(LayerCache(weights, grads), self._choice(), self.backend)
+            self._cached_weights = cached
+        return cached
 
     def __call__(self, x: Array, h0: Any = None) -> Any:
-        """h = cell(x, h0); for LSTMCell (h, c) = cell(x, (h0, c0)).
+        """Runs one step: h = cell(x, h0); for LSTMCell (h, c) = cell(x, (h0, c0)).
 
-        x (B, I) or (I,); h0, c0 (B, H) or (H,), zeros where not given. Returns states as given. On a CUDA device
-        arrays are taken and given as by the layers.
-        Raises ValueError or TypeError naming the argument.
+        On a CUDA device, arrays of other libraries are accepted as by RNN, GRU and LSTM.
+
+        Args:
+            x: (B, I), or (I,) unbatched; the cell's dtype.
+            h0: state before the step, (B, H), or (H,) for unbatched x; None for zeros. For LSTMCell a pair (h0, c0).
+
+        Returns:
+            The state after the step, with the shapes of the state before it: h, or for LSTMCell (h, c).
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: an argument has a bad shape or device.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> cell = rnnkit.LSTMCell(4, 6, rng=0)
+            >>> h, c = cell(np.ones((3, 4), np.float32))
+            >>> h.shape, c.shape
+            ((3, 6), (3, 6))
         """
         if self._device == "cpu":
             return self._step(x, h0)
@@ -97,7 +115,7 @@ class StepCell(Module):
             return self._step(x, h0)
 
     def _step(self, x: Array, h0: Any) -> Any:
-        # First what streaming gives at each step, as in `_states`: calls of functions are a tenth of a call's time.
+        # The most common arguments first, as in `_states`: function calls take a tenth of the time of a step.
         batched = type(x) is np.ndarray and x.dtype is self._dtype.storage and x.ndim == 2 and self._device == "cpu"
         if not batched or x.shape[1] != self.input_size:
             x = self._checked_x(x)
@@ -107,58 +125,81 @@ class StepCell(Module):
         if not x.flags.c_contiguous:
             xp: Any = array_module(x)
             x = xp.ascontiguousarray(x)
-        held = self._held
-        if held is None or held.backend is not self.backend:
-            held = self._weights()
-        choice = held.choice
-        call = LayerCall(self.cell, choice.dtype, x, state0, held.weights, None, False, grad_enabled())
+        cached = self._cached_weights
+        if cached is None or cached.backend is not self.backend:
+            cached = self._weights()
+        choice, cache = cached.choice, cached.cache
+        call = LayerCall(self.cell, choice.dtype, x, state0, cache.weights, None, False, grad_enabled(), None, cache)
         _, state, saved = ops.run(choice, call)
-        slot = self._memory.slot  # as self._saved does: a property would cost a hundredth of the call
+        slot = self._thread_slots.slot  # inlined self._saved: the property would take 1% of the call
         if saved is None:
-            slot.kept = None
+            slot.saved = None
         else:
-            slot.kept = (saved, unbatched)
+            slot.saved = (saved, unbatched)
             slot.pending += 1
         if unbatched:
-            return self._given_back(state, unbatched)
+            return self._user_state(state, unbatched)
         return state[0] if len(state) == 1 else state
 
     @on_own_device
     def backward(self, dh: Any, *extra: Any, call: Call | None = None) -> Any:
-        """dx, dh0 = cell.backward(dh); for LSTMCell dx, (dh0, dc0) = cell.backward((dh, dc)); a None stands for zeros.
+        """Differentiates a step: dx, dh0 = cell.backward(dh); for LSTMCell dx, (dh0, dc0) = cell.backward((dh, dc)).
 
-        Adds the parameters' gradients into `cell.grads`; call it before the optimizer's step, which changes them.
-        Differentiates the last call that this thread made, or `call`, which `cell.last_call` gives after each step.
-        Raises RuntimeError before any call or after one under `no_grad()`, and without `call` after several calls since
-        the last backward or `zero_grad()`; ValueError or TypeError for a bad gradient or `call`.
+        Adds the parameters' gradients to `cell.grads`. Call it before the optimizer's step: it reads the parameters,
+        which must still be those of the call.
+
+        Args:
+            dh: gradient of the state after the step, with its shape; for LSTMCell a pair (dh, dc). None for zeros, also
+                inside the pair.
+            *extra: not accepted; a separate second gradient raises TypeError.
+            call: the call to differentiate, from `cell.last_call`; None for this thread's most recent call.
+
+        Returns:
+            A pair (dx, dh0), for LSTMCell (dx, (dh0, dc0)), with the shapes of x and of the state before the step.
+
+        Raises:
+            RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
+                several calls are pending since the last backward or `zero_grad()`.
+            TypeError: a gradient or `call` has the wrong type or dtype.
+            ValueError: a gradient has a bad shape or device, or `call` is of another cell.
+
+        Examples:
+            >>> import numpy as np, rnnkit
+            >>> cell = rnnkit.GRUCell(4, 6, rng=0)
+            >>> h = cell(np.ones((3, 4), np.float32))
+            >>> dx, dh0 = cell.backward(np.ones_like(h))
+            >>> dx.shape, dh0.shape
+            ((3, 4), (3, 6))
         """
         saved, unbatched = self._recalled(call)
         if extra:
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
         dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
         with self._adding:  # a backend may add into the gradients itself
-            held = self._weights()
-            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, held.weights, held.grads)
+            cache = self._weights().cache
+            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, cache.weights, cache)
             for name, grad in zip(_NAMES, dweights, strict=True):
                 if grad is not None:
                     total = self._grads[name]
                     total += grad
-        return (dx[0, 0] if unbatched else dx[0]), self._given_back(dstate0, unbatched)
+        return (dx[0, 0] if unbatched else dx[0]), self._user_state(dstate0, unbatched)
 
     def _checked_x(self, x: Array) -> Array:
         x = checks.array("x", x, self._dtype.storage, self._device)
-        I, shape = self.input_size, x.shape
+        I = self.input_size
+        shape = x.shape
         if len(shape) not in (1, 2) or shape[-1] != I:
             raise ValueError(f"x must have shape (B, input_size={I}) or (input_size={I},), got {tuple(x.shape)}")
         return x
 
-    def _states(self, given: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
-        """The states as (B, H) each, checked; None becomes zeros."""
-        H, dtype = self.hidden_size, self._dtype.storage
+    def _states(self, state: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
+        """The states as checked arrays (B, H) each; None becomes zeros."""
+        H = self.hidden_size
+        dtype = self._dtype.storage
         if self._device == "cpu" and not unbatched:
-            # What streaming gives at each step; anything else is looked at one by one.
+            # Fast path for the most common arguments. The checks below report what is wrong with others.
             count = len(self.cell.states)
-            states = given if count == 2 else (given,)
+            states = state if count == 2 else (state,)
             if type(states) is tuple and len(states) == count:
                 shape = (B, H)
                 for s in states:
@@ -166,19 +207,42 @@ class StepCell(Module):
                         break
                 else:
                     return states
-        wanted, means = ((H,), "(H,)") if unbatched else ((B, H), "(B, H)")
-        checked = checks.states(given, names, (wanted,) * len(self.cell.states), dtype, self._device, means)
+        shape_of_each: tuple[int, ...] = (H,) if unbatched else (B, H)
+        means = "(H,)" if unbatched else "(B, H)"
+        checked = checks.states(state, names, (shape_of_each,) * len(self.cell.states), dtype, self._device, means)
         xp: Any = array_module(self._params["weight_hh"])
         return tuple([xp.zeros((B, H), dtype) if s is None else s.reshape(B, H) if unbatched else s for s in checked])
 
     @staticmethod
-    def _given_back(state: tuple[Array, ...], unbatched: bool) -> Any:
+    def _user_state(state: tuple[Array, ...], unbatched: bool) -> Any:
         state = tuple(s[0] for s in state) if unbatched else state
         return state[0] if len(state) == 1 else state
 
 
 class RNNCell(StepCell):
-    """One step of an Elman RNN, tanh or relu. As torch.nn.RNNCell; the keywords are rnnkit.RNN's."""
+    """One step of an Elman RNN; equivalent of torch.nn.RNNCell. The formula is that of `rnnkit.RNN`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of the state, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        nonlinearity: "tanh" or "relu".
+        dtype: dtype of parameters and arrays, see `rnnkit.RNN`.
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        backend: see `rnnkit.RNN`.
+        rng: a numpy Generator, a seed or None, for the initial parameters.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device or the backend cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> cell = rnnkit.RNNCell(4, 6, rng=0)
+        >>> cell(np.ones((3, 4), np.float32)).shape
+        (3, 6)
+    """
 
     def __init__(
         self,
@@ -197,7 +261,29 @@ class RNNCell(StepCell):
 
 
 class GRUCell(StepCell):
-    """One step of a GRU, in either reset mode. As torch.nn.GRUCell; the keywords are rnnkit.GRU's."""
+    """One step of a GRU; equivalent of torch.nn.GRUCell. The formulas are those of `rnnkit.GRU`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of the state, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        reset_after: whether the reset gate is applied after the recurrent product, see `rnnkit.GRU`.
+        dtype: dtype of parameters and arrays, see `rnnkit.RNN`.
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        backend: see `rnnkit.RNN`.
+        rng: a numpy Generator, a seed or None, for the initial parameters.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device or the backend cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> cell = rnnkit.GRUCell(4, 6, reset_after=False, rng=0)
+        >>> cell(np.ones(4, np.float32)).shape
+        (6,)
+    """
 
     def __init__(
         self,
@@ -217,7 +303,31 @@ class GRUCell(StepCell):
 
 
 class LSTMCell(StepCell):
-    """One step of an LSTM. As torch.nn.LSTMCell; the keywords are rnnkit.LSTM's. The state is a pair (h, c)."""
+    """One step of an LSTM, with the state (h, c); equivalent of torch.nn.LSTMCell. The formulas are `rnnkit.LSTM`'s.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of each state, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        dtype: dtype of parameters and arrays, see `rnnkit.RNN`.
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
+        backend: see `rnnkit.RNN`.
+        rng: a numpy Generator, a seed or None, for the initial parameters.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device or the backend cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> cell = rnnkit.LSTMCell(4, 6, rng=0)
+        >>> state = None
+        >>> for x_t in np.ones((5, 3, 4), np.float32):
+        ...     state = cell(x_t, state)
+        >>> state[0].shape
+        (3, 6)
+    """
 
     def __init__(
         self,

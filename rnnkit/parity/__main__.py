@@ -1,7 +1,7 @@
-"""Every cell, dtype, shape, schedule and device of this machine against the float64 oracle.
+"""Compares every cell, dtype, shape, schedule and device of this machine with the float64 oracle.
 
-Without options: everything that can run here. Exit status: 0 all within their bounds, 1 something is wrong or failed,
-2 a bad argument, 3 what was asked for by name cannot be checked here.
+Without options it checks everything that can run here. Exit status: 0 all errors are within their bounds, 1 a check is
+wrong or failed, 2 bad argument, 3 something that was requested by name cannot be checked here.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from typing import Any, TextIO
 from rnnkit.backends import pinned_names
 from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.parity import page, text
+from rnnkit.parity import page
+from rnnkit.parity import text as as_text
 from rnnkit.parity.checks import Plan, plan
 from rnnkit.parity.document import document, save, save_json
 from rnnkit.parity.measure import run
 from rnnkit.parity.outcome import Outcome
 from rnnkit.testing import CASES, LARGE_CASES, Case
 
-OK, BAD, MISSING, INTERRUPTED = 0, 1, 3, 130  # argparse exits with 2
-EVERY_SECONDS = 5.0  # progress where no terminal is
+# Exit statuses; argparse exits with 2.
+OK = 0
+BAD = 1
+MISSING = 3
+INTERRUPTED = 130
+EVERY_SECONDS = 5.0  # interval of progress lines if the stream is not a terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; gives the exit status."""
+    """Runs the command. Returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     for option in ("json", "html"):
@@ -54,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"interrupted after {len(outcomes):,} of {len(planned.checks):,} checks; no file is written")
         return INTERRUPTED
     status = _status(planned, outcomes)
-    found = document(planned, outcomes, status, time.monotonic() - start)
+    report = document(planned, outcomes, status, time.monotonic() - start)
     try:
         if args.json:
-            save_json(found, args.json)
+            save_json(report, args.json)
         if args.html:
-            save(page.page(found, outcomes), args.html)
+            save(page.page(report, outcomes), args.html)
     except OSError as problem:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
         return BAD
@@ -73,15 +78,15 @@ def _status(planned: Plan, outcomes: Sequence[Outcome]) -> int:
 
 
 def _print(planned: Plan, outcomes: Sequence[Outcome]) -> None:
-    """The table, the checks that did not pass, the verdict, and what cannot be checked here."""
+    """Prints the table, the checks that did not pass, the verdict, and what cannot be checked here."""
     if outcomes:
-        print(text.table(outcomes))
+        print(as_text.table(outcomes))
         print()
-    for line in text.not_ok(outcomes):
+    for line in as_text.not_ok(outcomes):
         print(line)
-    print(text.verdict(outcomes))
+    print(as_text.verdict(outcomes))
     for name, reason in planned.unavailable.items():
-        named = ", asked for by name" if name in planned.missing else ""
+        named = ", requested by name" if name in planned.missing else ""
         print(f"not checked here{named}: {name}: {reason}")
 
 
@@ -94,17 +99,19 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backend", nargs="+", metavar="NAME", help=f"of {', '.join(pinned_names())}; or cupy")
-    parser.add_argument("--dtype", nargs="+", metavar="NAME", choices=tuple(DTYPES), help=f"of {', '.join(DTYPES)}")
-    parser.add_argument("--cell", nargs="+", metavar="NAME", choices=tuple(CELLS), help=f"of {', '.join(CELLS)}")
-    parser.add_argument("--device", nargs="+", metavar="NAME", help="of cpu, cuda, cuda:<index>")
+    parser.add_argument("--backend", nargs="+", metavar="NAME", help=f"backends: {', '.join(pinned_names())}; or cupy")
+    parser.add_argument(
+        "--dtype", nargs="+", metavar="NAME", choices=tuple(DTYPES), help=f"dtypes: {', '.join(DTYPES)}"
+    )
+    parser.add_argument("--cell", nargs="+", metavar="NAME", choices=tuple(CELLS), help=f"cells: {', '.join(CELLS)}")
+    parser.add_argument("--device", nargs="+", metavar="NAME", help="devices: cpu, cuda, cuda:<index>")
     parser.add_argument(
         "--shape",
         action="append",
         type=_shape,
         metavar="T,B,I,H[,P]",
-        help="steps, rows, features, units and projection, instead of the table of cases: once forward with full "
-        "rows, once in reverse with ragged ones; may be repeated",
+        help="steps, rows, features, units and projection, instead of the default cases; each shape runs forward with "
+        "full rows and in reverse with ragged rows; the option may be repeated",
     )
     parser.add_argument("--large", action="store_true", help="also the large cases, which are for GPUs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome to FILE")
@@ -112,16 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shape(given: str) -> tuple[int, ...]:
-    """An argparse type: T,B,I,H or T,B,I,H,P."""
+def _shape(text: str) -> tuple[int, ...]:
+    """An argparse type for T,B,I,H or T,B,I,H,P."""
     try:
-        sizes = tuple(int(part) for part in given.split(","))
+        sizes = tuple(int(part) for part in text.split(","))
     except ValueError:
         sizes = ()
     if len(sizes) not in (4, 5) or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"must be T,B,I,H or T,B,I,H,P, positive whole numbers, got {given!r}")
+        raise argparse.ArgumentTypeError(f"must be T,B,I,H or T,B,I,H,P, positive whole numbers, got {text!r}")
     if len(sizes) == 5 and sizes[4] >= sizes[3]:
-        raise argparse.ArgumentTypeError(f"must have P < H, got {given!r}")
+        raise argparse.ArgumentTypeError(f"must have P < H, got {text!r}")
     return sizes
 
 
@@ -131,7 +138,7 @@ def _check_writable(option: str, path: Path | None, parser: argparse.ArgumentPar
 
 
 def _planned(args: argparse.Namespace) -> Plan:
-    """The plan of the options; a shape that no check has is missing too."""
+    """The plan of the options. A shape without any check is missing too."""
     cases = CASES if args.shape is None else _cases_of(args.shape, args.cell)
     if args.large:
         cases += LARGE_CASES
@@ -139,13 +146,13 @@ def _planned(args: argparse.Namespace) -> Plan:
     if not planned.checks:
         return planned
     checked = {(c.case.T, c.case.B, c.case.I, c.case.H, c.case.P) for c in planned.checks}
-    lost = [shape for shape in args.shape or () if (*shape, 0)[:5] not in checked]
-    names = {f"shape {','.join(map(str, shape))}": "nothing that was asked for serves it" for shape in lost}
+    unchecked = [shape for shape in args.shape or () if (*shape, 0)[:5] not in checked]
+    names = {f"shape {','.join(map(str, shape))}": "nothing that was requested serves it" for shape in unchecked}
     return Plan(planned.checks, planned.unavailable | names, (*planned.missing, *names))
 
 
 def _cases_of(shapes: Sequence[tuple[int, ...]], cells: Sequence[str] | None) -> tuple[Case, ...]:
-    """Two cases per cell and shape. A projection is for the cells that have one."""
+    """Two cases per cell and shape. A shape with a projection is for the cells that have one."""
     cases = []
     for shape in shapes:
         fitting = [cell for cell in cells or CELLS if len(shape) == 4 or CELLS[cell].projects]
@@ -163,7 +170,7 @@ def _cases_of(shapes: Sequence[tuple[int, ...]], cells: Sequence[str] | None) ->
 
 
 class Progress:
-    """How far a run is, on a stream: one line that is overwritten in a terminal, else a line every few seconds."""
+    """Progress of a run on a stream: one line that is overwritten in a terminal, else a line every few seconds."""
 
     def __init__(self, total: int, stream: TextIO) -> None:
         self.total = total
@@ -172,7 +179,7 @@ class Progress:
         self.shown = time.monotonic()
 
     def show(self, done: int, bad: int, check: Any) -> None:
-        """Says how many checks are done and which one is about to run."""
+        """Prints how many checks are done and which one starts."""
         if not self.terminal and time.monotonic() - self.shown < EVERY_SECONDS:
             return
         self.shown = time.monotonic()
@@ -181,7 +188,7 @@ class Progress:
         self.stream.flush()
 
     def clear(self) -> None:
-        """Removes the line from a terminal."""
+        """Erases the line in a terminal."""
         if self.terminal:
             self.stream.write("\r\x1b[K")
             self.stream.flush()

@@ -1,4 +1,4 @@
-"""Check, Plan and plan(): what can be compared with the oracle on this machine, and the reasons why the rest cannot."""
+"""Check, Plan and plan(): which comparisons with the oracle this machine can run, and why it cannot run the others."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ ORACLE = ("numpy", "float64")
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison with the oracle.
+    """One comparison of a case with the oracle.
 
-    backend: a name of `rnnkit.backends.pinned_names()` as "cupy:stepwise", or of BACKENDS as "cupy". dtype: a name of
-    DTYPES. device: "cpu" or "cuda:<index>".
+    Attributes:
+        backend: a name of `rnnkit.backends.pinned_names()`, such as "cupy:stepwise", or of BACKENDS, such as "cupy".
+        dtype: a name in DTYPES.
+        case: the case.
+        device: "cpu" or "cuda:<index>".
+
+    Examples:
+        >>> from rnnkit.parity import Check
+        >>> from rnnkit.testing import Case
+        >>> str(Check("numba", "float32", Case("gru"), "cpu"))
+        'numba float32 gru-T5-B3-I4-H6 cpu'
     """
 
     backend: str
@@ -34,18 +43,57 @@ class Check:
         return f"{self.backend} {self.dtype} {self.case} {self.device}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the fields, those of the case under "case"."""
+        """The fields as a JSON object.
+
+        Returns:
+            A dict of the fields, with those of the case under "case".
+
+        Examples:
+            >>> from rnnkit.parity import Check
+            >>> from rnnkit.testing import Case
+            >>> Check("numba", "float32", Case("gru"), "cpu").to_dict()["case"]["cell"]
+            'gru'
+        """
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Check:
-        """The check that `to_dict` wrote."""
+        """The check that `to_dict` converted.
+
+        Args:
+            fields: the result of `to_dict`.
+
+        Returns:
+            An equal Check.
+
+        Examples:
+            >>> from rnnkit.parity import Check
+            >>> from rnnkit.testing import Case
+            >>> check = Check("numba", "float32", Case("gru"), "cpu")
+            >>> Check.from_dict(check.to_dict()) == check
+            True
+        """
         return cls(fields["backend"], fields["dtype"], Case(**fields["case"]), fields["device"])
 
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One comparison of a layer of a user: its repr, where it ran, and the sizes of the call. T steps, B rows."""
+    """One comparison of a user's layer with the oracle.
+
+    Attributes:
+        backend: name of the backend that ran the layer.
+        dtype: name of its row in DTYPES.
+        layer: repr of the layer.
+        device: "cpu" or "cuda:<index>".
+        T: number of steps of the call.
+        B: number of rows of the call.
+        ragged: whether the call had lengths.
+
+    Examples:
+        >>> from rnnkit.parity import LayerCheck
+        >>> str(LayerCheck("numba", "float32", "GRU(4, 6)", "cpu", T=5, B=3, ragged=True))
+        'numba GRU(4, 6) T5-B3-ragged cpu'
+    """
 
     backend: str
     dtype: str
@@ -60,22 +108,50 @@ class LayerCheck:
         return f"{self.backend} {self.layer} {sizes} {self.device}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the fields."""
+        """The fields as a JSON object.
+
+        Returns:
+            A dict of the fields.
+
+        Examples:
+            >>> from rnnkit.parity import LayerCheck
+            >>> LayerCheck("numba", "float32", "GRU(4, 6)", "cpu", 5, 3, False).to_dict()["T"]
+            5
+        """
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> LayerCheck:
-        """The check that `to_dict` wrote."""
+        """The check that `to_dict` converted.
+
+        Args:
+            fields: the result of `to_dict`.
+
+        Returns:
+            An equal LayerCheck.
+
+        Examples:
+            >>> from rnnkit.parity import LayerCheck
+            >>> check = LayerCheck("numba", "float32", "GRU(4, 6)", "cpu", 5, 3, False)
+            >>> LayerCheck.from_dict(check.to_dict()) == check
+            True
+        """
         return cls(**fields)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, and what cannot be run here.
+    """What can be checked here, and why the rest cannot.
 
-    checks       those that share a case and its numbers come one after another
-    unavailable  a backend, dtype, device or combination of them -> why nothing of it can be checked here
-    missing      the keys of `unavailable` that were asked for by name
+    Attributes:
+        checks: the checks. Those of one case and dtype are adjacent, so that the oracle runs once for them.
+        unavailable: backend, dtype, device or combination of them -> why it cannot be checked here.
+        missing: the keys of `unavailable` that were requested by name.
+
+    Examples:
+        >>> from rnnkit.parity import plan
+        >>> plan(["numpy"], ["float32"], ["gru"]).unavailable
+        {}
     """
 
     checks: tuple[Check, ...]
@@ -90,11 +166,29 @@ def plan(
     devices: Iterable[str] | None = None,
     cases: Collection[Case] = CASES,
 ) -> Plan:
-    """Every (case, dtype, device, backend) that exists and can run here; None asks for all that there are.
+    """Lists every (case, dtype, device, backend) that exists and can run here. None stands for all names.
 
-    backends: as in `Check`; by default every schedule of every backend. devices: "cpu", "cuda" or "cuda:<index>"; by
-    default the CPU and every CUDA device. float64 on the NumPy backend is the oracle itself: it is in the plan only
-    where both are named. Raises ValueError or TypeError for a name that does not exist.
+    float64 on the NumPy backend is the oracle itself: the plan contains it only if both are requested by name.
+
+    Args:
+        backends: names as in `Check`; by default every schedule of every backend.
+        dtypes: names in DTYPES or NumPy dtypes.
+        cells: names in CELLS.
+        devices: "cpu", "cuda" or "cuda:<index>"; by default the CPU and every CUDA device.
+        cases: the cases to check.
+
+    Returns:
+        A Plan.
+
+    Raises:
+        TypeError: an argument is not a list of names.
+        ValueError: a name does not exist.
+
+    Examples:
+        >>> from rnnkit.parity import plan
+        >>> checks = plan(["numpy"], ["float32"], ["gru"]).checks
+        >>> str(checks[0])
+        'numpy float32 gru-T5-B3-I4-H6 cpu'
     """
     unavailable: dict[str, str] = {}
     named = {
@@ -103,16 +197,16 @@ def plan(
         "cell": None if cells is None else _cell_names(cells),
         "device": None if devices is None else _device_names(devices, unavailable),
     }
-    asked = {
+    requested = {
         "backend": named["backend"] or pinned_names(),
         "dtype": named["dtype"] or tuple(DTYPES),
         "cell": named["cell"] or tuple(CELLS),
         "device": named["device"] or _all_devices(),
     }
-    usable = dict(asked)
-    usable["device"] = tuple(d for d in asked["device"] if d not in unavailable)
-    usable["backend"] = tuple(b for b in asked["backend"] if _backend_runs(b, unavailable))
-    usable["dtype"] = tuple(d for d in asked["dtype"] if _dtype_exists(d, unavailable))
+    usable = dict(requested)
+    usable["device"] = tuple(d for d in requested["device"] if d not in unavailable)
+    usable["backend"] = tuple(b for b in requested["backend"] if _backend_runs(b, unavailable))
+    usable["dtype"] = tuple(d for d in requested["dtype"] if _dtype_exists(d, unavailable))
     oracle_named = all(name in (named[kind] or ()) for kind, name in zip(("backend", "dtype"), ORACLE, strict=True))
     combinations = [
         (dtype, device, backend)
@@ -121,13 +215,13 @@ def plan(
         for backend in usable["backend"]
         if _serves(backend, dtype, device) and (oracle_named or (backend, dtype) != ORACLE)
     ]
-    wanted = [case for case in cases if case.cell in usable["cell"]]
-    checks, refused = _divide(wanted, combinations)
+    selected = [case for case in cases if case.cell in usable["cell"]]
+    checks, refused = _divide(selected, combinations)
     missing = [name for name in unavailable if any(name in (names or ()) for names in named.values())]
     for (dtype, device, backend), reasons in refused.items():
         key = f"{backend} {dtype} on {device}"
-        if len(reasons) < len(wanted):
-            key = f"{len(reasons)} of {len(wanted)} cases of {key}"
+        if len(reasons) < len(selected):
+            key = f"{len(reasons)} of {len(selected)} cases of {key}"
         elif named["dtype"] and (named["backend"] or named["device"]):
             missing.append(key)
         unavailable[key] = reasons[0]
@@ -141,10 +235,10 @@ def plan(
 def _listed(argument: str, names: Iterable[Any]) -> tuple[Any, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f"{argument} must be None or a list of names, got {names!r}")
-    found = tuple(dict.fromkeys(names))
-    if not found:
+    unique = tuple(dict.fromkeys(names))
+    if not unique:
         raise ValueError(f"{argument} must be None or at least one name, got none")
-    return found
+    return unique
 
 
 def _backend_names(backends: Iterable[str]) -> tuple[str, ...]:
@@ -155,7 +249,7 @@ def _backend_names(backends: Iterable[str]) -> tuple[str, ...]:
 
 
 def _dtype_names(dtypes: Iterable[Any]) -> tuple[str, ...]:
-    # A row's name is taken as it is: resolve_dtype raises where the package of bfloat16 is missing.
+    # Names of rows are not resolved: resolve_dtype raises if the package ml_dtypes is missing.
     names = [d if isinstance(d, str) and d in DTYPES else resolve_dtype(d).name for d in _listed("dtypes", dtypes)]
     return tuple(dict.fromkeys(names))
 
@@ -188,7 +282,7 @@ def _all_devices() -> tuple[str, ...]:
     return ("cpu", *(f"cuda:{k}" for k in range(cupy.cuda.runtime.getDeviceCount())))
 
 
-# What can run
+# Availability
 
 
 def _backend_runs(name: str, unavailable: dict[str, str]) -> bool:
@@ -213,7 +307,7 @@ Combination = tuple[str, str, str]
 
 
 def _divide(cases: list[Case], combinations: list[Combination]) -> tuple[list[Check], dict[Combination, list[str]]]:
-    """The checks that a device takes, and for each (dtype, device, backend) the reasons of those that it refuses."""
+    """The checks that can run, and for each (dtype, device, backend) the reasons of those that the device refuses."""
     checks: list[Check] = []
     refused: dict[Combination, list[str]] = {}
     for case in cases:
@@ -228,7 +322,7 @@ def _divide(cases: list[Case], combinations: list[Combination]) -> tuple[list[Ch
 
 
 def _refusal(check: Check) -> str | None:
-    """Why the device, or the schedule named, does not serve the check; None where it does."""
+    """Why the device or the named schedule does not serve the check; None if it does."""
     if check.device == "cpu":
         return None
     case = check.case
@@ -239,7 +333,9 @@ def _refusal(check: Check) -> str | None:
             row.load(schedule).describe(CELLS[case.cell], DTYPES[check.dtype], sizes, True)
     except UnsupportedDeviceError as problem:
         return str(problem)
-    except Exception:  # a backend that cannot even describe a call: the check stays in the plan, where `run` reports it
+    except (
+        Exception
+    ):  # the backend cannot describe the call: the check stays in the plan, and `run` reports the failure
         return None
     return None
 
@@ -250,20 +346,20 @@ def _unserved(
     checks: list[Check],
     unavailable: dict[str, str],
 ) -> list[str]:
-    """The names asked for of which no check is left; adds the reasons to `unavailable`."""
-    left = {
+    """The requested names without any check; adds the reasons to `unavailable`."""
+    served = {
         "backend": {check.backend for check in checks},
         "dtype": {check.dtype for check in checks},
         "cell": {check.case.cell for check in checks},
         "device": {check.device for check in checks},
     }
-    found = []
+    unserved = []
     for kind, names in named.items():
         for name in names or ():
-            if name not in left[kind]:
-                found.append(name)
+            if name not in served[kind]:
+                unserved.append(name)
                 unavailable.setdefault(name, _why_unserved(kind, name, usable))
-    return found
+    return unserved
 
 
 def _why_unserved(kind: str, name: str, usable: dict[str, tuple[str, ...]]) -> str:
@@ -271,7 +367,7 @@ def _why_unserved(kind: str, name: str, usable: dict[str, tuple[str, ...]]) -> s
     if kind == "backend":
         row = backend_row(name)[0]
         takes = f"takes {row.arrays} arrays in {', '.join(row.dtypes)}"
-        return f"{takes}; what can be used of the devices asked for is {devices}, of the dtypes {dtypes}"
+        return f"{takes}; of the requested devices {devices} can be used, of the requested dtypes {dtypes}"
     if kind == "cell":
-        return "no case of this cell can be checked with the backends, dtypes and devices asked for"
-    return f"no backend serves it; what can be used of the backends asked for is {backends}, of the devices {devices}"
+        return "no case of this cell can be checked with the requested backends, dtypes and devices"
+    return f"no backend serves it; of the requested backends {backends} can be used, of the requested devices {devices}"

@@ -1,4 +1,4 @@
-"""The JSON document of a run: versions, machine, every outcome. It is written whole or not at all."""
+"""The JSON document of a run: versions, machine and every outcome. It is written to a temporary file and renamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ PACKAGES = ("numpy", "numba", "numba-cuda", "ml_dtypes", "cupy-cuda12x", "cupy-c
 
 
 def document(plan: Plan, outcomes: Sequence[Outcome], status: int, seconds: float) -> dict[str, Any]:
-    """What `--json` writes. status: the exit status; seconds: of the whole run."""
+    """The document that `--json` writes.
+
+    Args:
+        plan: the plan of the run.
+        outcomes: the outcomes of its checks.
+        status: the exit status.
+        seconds: duration of the run.
+
+    Returns:
+        A JSON object.
+    """
     counts = {kind: sum(o.status == kind for o in outcomes) for kind in ("ok", "wrong", "failed")}
     return {
         "format": FORMAT,
@@ -39,28 +49,28 @@ def document(plan: Plan, outcomes: Sequence[Outcome], status: int, seconds: floa
 
 
 def versions() -> dict[str, str]:
-    """Of rnnkit, Python, the packages that compute, and CUDA's driver and runtime where there is a device."""
-    found = {"rnnkit": rnnkit.__version__, "python": platform.python_version()}
+    """Versions of rnnkit, Python, the packages that compute, and, with a CUDA device, the CUDA driver and runtime."""
+    by_name = {"rnnkit": rnnkit.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            by_name[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     cupy = sys.modules.get("cupy")
     if cupy is not None and cuda_problem() is None:
-        found["cupy"] = cupy.__version__
-        found["cuda driver"] = _dotted(cupy.cuda.runtime.driverGetVersion())
-        found["cuda runtime"] = _dotted(cupy.cuda.runtime.runtimeGetVersion())
-    return found
+        by_name["cupy"] = cupy.__version__
+        by_name["cuda driver"] = _dotted(cupy.cuda.runtime.driverGetVersion())
+        by_name["cuda runtime"] = _dotted(cupy.cuda.runtime.runtimeGetVersion())
+    return by_name
 
 
 def _dotted(version: int) -> str:
-    """CUDA's 13000 as 13.0."""
+    """CUDA's version number 13000 as "13.0"."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def machine(plan: Plan) -> dict[str, Any]:
-    """Processor, cores that this process may use, system, and the names of the CUDA devices of the plan."""
+    """The processor, the number of cores that this process may use, the system, and the plan's CUDA devices by name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = dict.fromkeys(check.device for check in plan.checks if check.device != "cpu")
     return {
@@ -72,7 +82,7 @@ def machine(plan: Plan) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name, from the operating system."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
@@ -91,7 +101,7 @@ def _device_name(device: str) -> str:
 
 
 def save(text: str, path: Path) -> None:
-    """Writes a text file whole or not at all. Raises OSError."""
+    """Writes text to a temporary file and renames it, so that `path` is never incomplete. Raises OSError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -100,6 +110,6 @@ def save(text: str, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def save_json(found: dict[str, Any], path: Path) -> None:
-    """Writes the document; raises ValueError rather than write NaN or Infinity, which JSON lacks."""
-    save(json.dumps(found, indent=1, allow_nan=False) + "\n", path)
+def save_json(report: dict[str, Any], path: Path) -> None:
+    """Writes the document. Raises ValueError for NaN and infinity, which JSON lacks."""
+    save(json.dumps(report, indent=1, allow_nan=False) + "\n", path)

@@ -1,4 +1,4 @@
-"""check_layer(layer, x): a layer of a user, with its own weights, against the same layer on the float64 oracle."""
+"""check_layer(layer, x): compares a user's layer, with its own weights, with the same layer on the float64 oracle."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rnnkit.explain import layer_drops
 from rnnkit.nn.module import Array, grad_enabled
 from rnnkit.nn.rnn import GRU, LSTM, RNN, Recurrent
 from rnnkit.parity.checks import LayerCheck
-from rnnkit.parity.measure import Arrays, judged, quiet, repeated, said
+from rnnkit.parity.measure import Arrays, compared, error_line, no_overflow_warnings, repeated
 from rnnkit.parity.outcome import Outcome
 
 
 @dataclass
 class _Call:
-    """The numbers of one forward and backward, time-major on the host, in the layer's dtype. Padding is NaN."""
+    """The arrays of one forward and backward pass, time-major on the host, in the layer's dtype. Padding is NaN."""
 
     x: np.ndarray  # (T, B, I)
     state0: tuple[np.ndarray, ...]  # (L*D, B, width of the state) each
-    lengths: np.ndarray | None
+    lengths: np.ndarray | None  # (B,)
     dy: np.ndarray  # (T, B, width of y)
     dstate_n: tuple[np.ndarray, ...]
     unbatched: bool
@@ -42,17 +42,36 @@ def check_layer(
     backend: str | None = None,
     device: Any = None,
 ) -> Outcome:
-    """Forward and backward of `layer` for these arguments, against the same layer in float64 on the NumPy oracle.
+    """Compares forward and backward of a layer with the same layer in float64 on the NumPy oracle.
 
-    layer: an RNN, GRU or LSTM with any options. It is left as it was: parameters, gradients, mode, generator and what
-    its `backward` answers; a copy of it runs, in two calls (on CUDA three), which must give the same bits.
-    x, state, lengths: as the layer's call takes them. The gradients of y and of the final states that backward takes
-    are standard normal, drawn from `seed`, a whole number of at least 0.
-    backend, device: where the copy runs, as of the layer's constructor; by default those of the layer.
-    Gives an Outcome whose arrays are y, h_n, c_n, dx, dh0, dc0 and "d" + the name of each parameter, with the bounds of
-    the layer's dtype in DTYPES. Whatever the backend raises gives the status "failed".
-    Raises TypeError or ValueError naming the argument for a bad one, among them a layer whose dropout is on and numbers
-    that are not finite; RuntimeError inside `no_grad()` and for a backend or device that cannot be used here.
+    A copy of the layer runs, in two calls (on CUDA in three), which must give equal bits. The layer itself is
+    unchanged: parameters, gradients, mode, generator and pending calls. The gradients of y and of the final state are
+    drawn from a standard normal distribution.
+
+    Args:
+        layer: an RNN, GRU or LSTM.
+        x: input, as for the layer's call; finite within each row's length.
+        state: initial state, as for the layer's call.
+        lengths: number of steps of each row, as for the layer's call.
+        seed: seed of the gradients, at least 0.
+        backend: name of the backend of the copy; None for the layer's.
+        device: device of the copy; None for the layer's.
+
+    Returns:
+        An Outcome. Its arrays are y, h_n, c_n, dx, dh0, dc0 and "d" + name of each parameter, with the bounds of the
+        layer's dtype in DTYPES. If the backend raises an exception, the status is "failed".
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has a bad shape or value, is not finite, or the layer's dropout is on.
+        RuntimeError: the call is inside `no_grad()`, or the backend or the device cannot be used here.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> from rnnkit.parity import check_layer
+        >>> layer = rnnkit.GRU(4, 6, rng=0)
+        >>> check_layer(layer, np.ones((5, 3, 4), np.float32)).status
+        'ok'
     """
     call = _checked(layer, x, state, lengths, seed)
     duplicate = _duplicate(layer, backend, device)
@@ -60,16 +79,19 @@ def check_layer(
     T, B, _ = call.x.shape
     name = duplicate.backend or choice.row.name
     check = LayerCheck(name, choice.dtype.name, repr(layer), duplicate.device, T, B, call.lengths is not None)
-    at, start = "the float64 oracle", time.perf_counter()
+    running = "the float64 oracle"
+    start = time.perf_counter()
     try:
-        with quiet():
-            want = _answers(_on_numpy(layer, "float64"), call)
-        at, start = name, time.perf_counter()
+        with no_overflow_warnings():
+            want = _results(_on_numpy(layer, "float64"), call)
+        running = name
+        start = time.perf_counter()
         sizes = [array.size * layer.dtype.itemsize for array in want.values()]
-        calls = repeated(lambda: _answers(duplicate, call), duplicate.device, sizes)
-    except Exception as problem:  # a tool that reports failures must report every kind of them
-        return Outcome(check, "failed", f"{at} raised {said(problem)}", seconds=time.perf_counter() - start)
-    outcome = judged(check, calls, want, time.perf_counter() - start)
+        calls = repeated(lambda: _results(duplicate, call), duplicate.device, sizes)
+    except Exception as problem:  # every exception is reported as a failed check
+        why = f"{running} raised {error_line(problem)}"
+        return Outcome(check, "failed", why, seconds=time.perf_counter() - start)
+    outcome = compared(check, calls, want, time.perf_counter() - start)
     return outcome if outcome.ok else _explained(outcome, layer, call, want)
 
 
@@ -77,7 +99,7 @@ def check_layer(
 
 
 def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
-    """Every argument checked, and the numbers of the call."""
+    """Checks every argument and returns the arrays of the call."""
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
     if layer_drops(layer) and layer.num_layers > 1:
@@ -86,7 +108,7 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
         )
     if not grad_enabled():
         raise RuntimeError("check_layer runs backward: call it outside rnnkit.no_grad()")
-    if isinstance(seed, checks.NO_NUMBERS) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    if isinstance(seed, checks.NOT_NUMBERS) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     x, unbatched = layer._time_major("x", x, layer.input_size)
     T, B, _ = x.shape
@@ -111,7 +133,7 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
-    """NaN equals NaN in a comparison: numbers that are not finite would hide errors."""
+    """Raises ValueError if a value is not finite: NaN equals NaN in the comparison, which would hide errors."""
     if not np.isfinite(values.astype(np.float64)).all():
         raise ValueError(f"{name} must be finite (for x within each row's length), got NaN or infinity")
 
@@ -120,7 +142,7 @@ def _check_finite(name: str, values: np.ndarray) -> None:
 
 
 def _duplicate(layer: Recurrent, backend: str | None, device: Any) -> Recurrent:
-    """A copy of the layer in memory of its own, frozen where the layer is, on the device and backend asked for."""
+    """A copy of the layer with its own memory, on the requested device and backend; frozen if the layer is."""
     check_backend(backend)
     target = layer.device if device is None else resolve_device(device)
     duplicate = copy.deepcopy(layer)
@@ -133,7 +155,7 @@ def _duplicate(layer: Recurrent, backend: str | None, device: Any) -> Recurrent:
 
 
 def _on_numpy(layer: Recurrent, dtype: str) -> Recurrent:
-    """The same layer on the CPU by the NumPy backend, in the dtype of that name."""
+    """The same layer on the CPU, on the NumPy backend, in the dtype of that name."""
     options: dict[str, Any] = {
         "num_layers": layer.num_layers,
         "bias": layer.bias,
@@ -145,18 +167,21 @@ def _on_numpy(layer: Recurrent, dtype: str) -> Recurrent:
     }
     kind: Any
     if isinstance(layer, RNN):
-        kind, options["nonlinearity"] = RNN, layer.nonlinearity
+        kind = RNN
+        options["nonlinearity"] = layer.nonlinearity
     elif isinstance(layer, GRU):
-        kind, options["reset_after"] = GRU, layer.reset_after
+        kind = GRU
+        options["reset_after"] = layer.reset_after
     else:
-        kind, options["proj_size"] = LSTM, layer.proj_size
-    made: Recurrent = kind(layer.input_size, layer.hidden_size, **options)
-    made.load_state_dict(layer.state_dict())
-    return made
+        kind = LSTM
+        options["proj_size"] = layer.proj_size
+    copied: Recurrent = kind(layer.input_size, layer.hidden_size, **options)
+    copied.load_state_dict(layer.state_dict())
+    return copied
 
 
-def _answers(layer: Recurrent, call: _Call) -> Arrays:
-    """Forward and backward from zero gradients: every output and gradient by name, copied to the host."""
+def _results(layer: Recurrent, call: _Call) -> Arrays:
+    """Runs forward and backward from zero gradients. Returns every output and gradient by name, copied to the host."""
 
     def put(array: np.ndarray) -> Any:
         return to_device(array.astype(layer.dtype), layer.device)
@@ -172,24 +197,25 @@ def _answers(layer: Recurrent, call: _Call) -> Arrays:
     y, state_n = layer(x, put_state(call.state0), call.lengths)
     dy = layer._user_layout(put(call.dy), call.unbatched)
     dx, dstate0 = layer.backward(dy, put_state(call.dstate_n))
-    found = {"y": y, "dx": dx}
-    for name, end, start in zip(layer.cell.states, parts(state_n), parts(dstate0), strict=True):
-        found |= {f"{name}_n": end, f"d{name}0": start}
-    found |= {f"d{name}": grad for name, grad in layer.grads.items()}
-    return {name: np.array(to_numpy(array)) for name, array in found.items()}
+    arrays = {"y": y, "dx": dx}
+    for name, state, dstate in zip(layer.cell.states, parts(state_n), parts(dstate0), strict=True):
+        arrays |= {f"{name}_n": state, f"d{name}0": dstate}
+    arrays |= {f"d{name}": grad for name, grad in layer.grads.items()}
+    return {name: np.array(to_numpy(array)) for name, array in arrays.items()}
 
 
 def _explained(outcome: Outcome, layer: Recurrent, call: _Call, want: Arrays) -> Outcome:
-    """The outcome of a layer over its bounds; says where NumPy in the same dtype is over them too.
+    """Adds to an outcome over its bounds whether NumPy in the same dtype exceeds them too.
 
-    Weights that amplify rounding errors from step to step do so in every implementation.
+    If it does, the weights amplify rounding errors from step to step in every implementation.
     """
     if outcome.check.dtype == "float64" or outcome.worst <= 1:
         return outcome
-    with quiet():
-        plain = judged(outcome.check, [_answers(_on_numpy(layer, outcome.check.dtype), call)], want, 0.0)
-    if plain.worst <= 1:
+    with no_overflow_warnings():
+        on_numpy = compared(outcome.check, [_results(_on_numpy(layer, outcome.check.dtype), call)], want, 0.0)
+    if on_numpy.worst <= 1:
         return outcome
-    hint = f"the NumPy backend in {outcome.check.dtype} is at {plain.worst:.3g} times its bound in {plain.worst_array}"
+    share = f"{on_numpy.worst:.3g} times its bound in {on_numpy.worst_array}"
+    hint = f"the NumPy backend in {outcome.check.dtype} is at {share}"
     why = f"{outcome.why}; {hint}: these numbers amplify rounding errors"
     return Outcome(outcome.check, outcome.status, why, outcome.arrays, outcome.same_bits, outcome.seconds)

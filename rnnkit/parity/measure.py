@@ -1,4 +1,4 @@
-"""run(check): forward and backward on a backend, again, and the comparison with the float64 oracle."""
+"""run(check): runs forward and backward on a backend repeatedly, and compares the results with the float64 oracle."""
 
 from __future__ import annotations
 
@@ -22,70 +22,89 @@ from rnnkit.testing import run as run_case
 
 Arrays = dict[str, np.ndarray]
 
-# A CUDA backend launches the first call of a shape, captures the second into a graph, and replays the graph from then
-# on: three calls have three ways to differ.
-CPU_CALLS, CUDA_CALLS = 2, 3
-NAMED_ARRAYS = 3  # in `why`, by name
+# A CUDA backend launches the kernels of the first call of a shape, captures the second call into a CUDA graph, and
+# replays the graph from the third call on. So three calls cover all three paths.
+CPU_CALLS = 2
+CUDA_CALLS = 3
+NAMED_ARRAYS = 3  # largest number of arrays that `why` names
 
 
 def run(check: Check) -> Outcome:
-    """Runs one check: every output and gradient of its case, in each of two calls (on CUDA three).
+    """Runs one check: every output and gradient of its case, in two calls (on CUDA in three).
 
-    The worst share of each array is over the calls. Whatever the backend raises gives the status "failed" with the
-    exception's type and text. Raises ValueError for a backend, dtype, cell or device that does not exist.
+    The errors of an array are the largest over the calls.
+
+    Args:
+        check: the check.
+
+    Returns:
+        An Outcome. If the backend raises an exception, the status is "failed", and `why` holds its type and text.
+
+    Raises:
+        ValueError: the backend, dtype, cell or device does not exist.
+
+    Examples:
+        >>> from rnnkit.parity import Check, run
+        >>> from rnnkit.testing import Case
+        >>> run(Check("numpy", "float32", Case("gru"), "cpu")).status
+        'ok'
     """
     _check_names(check)
-    at, start = "the float64 oracle", time.perf_counter()
+    running = "the float64 oracle"
+    start = time.perf_counter()
     try:
         want = oracle(check.case, DTYPES[check.dtype].stored)
-        at, start = check.backend, time.perf_counter()
+        running = check.backend
+        start = time.perf_counter()
         resolve_device(check.device)
-        inputs, precision = make_inputs(check.case, check.dtype, device=check.device), precision_of(check.dtype)
+        inputs = make_inputs(check.case, check.dtype, device=check.device)
+        precision = precision_of(check.dtype)
         sizes = [array.size * DTYPES[check.dtype].storage.itemsize for array in want.values()]
         calls = repeated(lambda: run_case(check.case, inputs, check.backend, precision), check.device, sizes)
-        return judged(check, calls, want, time.perf_counter() - start)
-    except Exception as problem:  # a tool that reports failures must report every kind of them
-        return Outcome(check, "failed", f"{at} raised {said(problem)}", seconds=time.perf_counter() - start)
+        return compared(check, calls, want, time.perf_counter() - start)
+    except Exception as problem:  # every exception is reported as a failed check
+        why = f"{running} raised {error_line(problem)}"
+        return Outcome(check, "failed", why, seconds=time.perf_counter() - start)
 
 
-def said(problem: Exception) -> str:
+def error_line(problem: Exception) -> str:
     """An exception in one line: its type and the first line of its text."""
     text = str(problem).strip().splitlines()
     return type(problem).__name__ + (f": {text[0]}" if text else "")
 
 
 def oracle(case: Case, stored: str) -> Arrays:
-    """Every output and gradient of a case in float64 by NumPy, from the numbers as a dtype stores them. Cached."""
-    # make_inputs draws the same numbers in both.
+    """The results of a case in float64 on NumPy, from the numbers as the dtype `stored` rounds them. Cached."""
+    # make_inputs draws the same numbers in float32 and float64.
     return _oracle(case, "float32" if stored == "float64" else stored)
 
 
 @lru_cache(maxsize=3)
 def _oracle(case: Case, stored: str) -> Arrays:
-    with quiet():
+    with no_overflow_warnings():
         return run_case(case, widened(make_inputs(case, stored)), "numpy")
 
 
-def quiet() -> AbstractContextManager[None]:
-    """Inside, NumPy does not warn of numbers that are too large: the comparison reports them."""
+def no_overflow_warnings() -> AbstractContextManager[None]:
+    """Suppresses NumPy's warnings of overflow: the comparison reports infinite numbers."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
 def repeated(call: Callable[[], Arrays], device: str, sizes: Collection[int]) -> list[Arrays]:
-    """What each of two calls gives, on CUDA of three. sizes: bytes of the arrays that a call allocates."""
+    """The results of two calls, on CUDA of three. sizes: bytes of the arrays that a call allocates."""
     calls = []
     for _ in range(CPU_CALLS if device == "cpu" else CUDA_CALLS):
         _poison_freed_memory(device, sizes)
-        with quiet():
+        with no_overflow_warnings():
             calls.append(call())
     return calls
 
 
 def _poison_freed_memory(device: str, sizes: Collection[int]) -> None:
-    """Fills two blocks of each size that the next call asks for with NaN, and frees them.
+    """Allocates two blocks of each size that the next call needs, fills them with NaN, and frees them.
 
-    The allocator is likely to hand them out again. An element that a kernel reads before it writes it, or never writes,
-    is then NaN: bytes of 0xFF are NaN in every floating-point dtype.
+    The allocator is likely to reuse them. An element that a kernel reads before writing it, or never writes, is then
+    NaN: bytes of 0xFF are NaN in every floating-point dtype.
     """
     xp: Any = np
     if device != "cpu":
@@ -93,37 +112,39 @@ def _poison_freed_memory(device: str, sizes: Collection[int]) -> None:
 
         xp = cupy
     with current(device):
-        held = [xp.full(size, 0xFF, np.uint8) for size in (*sizes, *sizes)]
-    del held
+        blocks = [xp.full(size, 0xFF, np.uint8) for size in (*sizes, *sizes)]
+    del blocks
 
 
-def judged(check: Check | LayerCheck, calls: list[Arrays], want: Arrays, seconds: float) -> Outcome:
-    """The outcome of the calls of one check, against the oracle's arrays."""
+def compared(check: Check | LayerCheck, calls: list[Arrays], want: Arrays, seconds: float) -> Outcome:
+    """The outcome of the calls of one check, compared with the oracle's arrays."""
     dtype = DTYPES[check.dtype]
     growth = growth_of(check.case, dtype) if isinstance(check, Check) else 1.0
     arrays: dict[str, Errors] = {}
-    unlike, differing = [], []
+    incomparable: list[str] = []
+    differing: list[str] = []
     for name in want | calls[0]:
-        found = [got.get(name) for got in calls]
-        problem = _unlike(found, want.get(name), dtype.storage)
+        results = [got.get(name) for got in calls]
+        problem = _incomparable(results, want.get(name), dtype.storage)
         if problem:
             arrays[name] = Errors(math.inf, math.inf)
-            unlike.append(f"{name} {problem}")
+            incomparable.append(f"{name} {problem}")
             continue
-        different = {array.tobytes(): array for array in found if array is not None}
-        each = [errors(array, want[name], dtype, kind_of(name), growth) for array in different.values()]
+        distinct = {array.tobytes(): array for array in results if array is not None}
+        each = [errors(array, want[name], dtype, kind_of(name), growth) for array in distinct.values()]
         arrays[name] = Errors(max(e.worst for e in each), max(e.rms for e in each))
-        if len(different) > 1:
+        if len(distinct) > 1:
             differing.append(name)
-    why = unlike + _over(arrays, unlike, check)
+    why = incomparable + _over(arrays, incomparable, check)
     if differing:
         why.append(f"bits differ from call to call: {_few(differing)}")
-    return Outcome(check, "wrong" if why else "ok", "; ".join(why), arrays, not differing and not unlike, seconds)
+    same_bits = not differing and not incomparable
+    return Outcome(check, "wrong" if why else "ok", "; ".join(why), arrays, same_bits, seconds)
 
 
-def _unlike(found: list[np.ndarray | None], want: np.ndarray | None, dtype: np.dtype) -> str | None:
-    """What makes an array of the calls impossible to compare with the oracle's; None where nothing does."""
-    for array in found:
+def _incomparable(results: list[np.ndarray | None], want: np.ndarray | None, dtype: np.dtype) -> str | None:
+    """Why the arrays of the calls cannot be compared with the oracle's; None if they can."""
+    for array in results:
         if want is None:
             return "is no output or gradient of the oracle"
         if array is None:
@@ -135,9 +156,9 @@ def _unlike(found: list[np.ndarray | None], want: np.ndarray | None, dtype: np.d
     return None
 
 
-def _over(arrays: dict[str, Errors], unlike: list[str], check: Check | LayerCheck) -> list[str]:
-    """The arrays over their bounds, in one sentence or none."""
-    known = {text.partition(" ")[0] for text in unlike}
+def _over(arrays: dict[str, Errors], incomparable: list[str], check: Check | LayerCheck) -> list[str]:
+    """One sentence that names the arrays over their bounds, or an empty list."""
+    known = {text.partition(" ")[0] for text in incomparable}
     over = [name for name, e in arrays.items() if not e.worst <= 1 and name not in known]
     if not over:
         return []
@@ -145,7 +166,7 @@ def _over(arrays: dict[str, Errors], unlike: list[str], check: Check | LayerChec
     text = "over the bound: " + _few([f"{name} at {arrays[name].worst:.3g} times it" for name in over])
     cell = check.case.cell if isinstance(check, Check) else ""
     if cell == "rnn_relu" and all(kind_of(name) == "backward" for name in over):
-        text += " (a relu's gradient jumps where rounding changes a sign: in a wide layer that may be all)"
+        text += " (the gradient of relu jumps if rounding changes a sign; in a wide layer that may be the only cause)"
     return [text]
 
 

@@ -1,4 +1,4 @@
-"""Outcome: what a check found."""
+"""Outcome: the result of a check."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ from rnnkit.testing import Errors
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found.
+    """The result of one check.
 
-    status     "ok"; "wrong": over a bound, or other bits in another call; "failed": the backend raised
-    why        one line where the status is not "ok", else ""
-    arrays     every output and gradient by name -> its worst and RMS error as shares of its bound
-    same_bits  whether every call gave the same bits; None where no call ended
-    seconds    time of the calls on the backend, compilation and copies to the device included, the oracle not
+    Attributes:
+        check: the check.
+        status: "ok"; "wrong" (an array is over its bound, or its bits differ between calls); "failed" (the backend
+            raised).
+        why: one line if the status is not "ok", else "".
+        arrays: name of each output and gradient -> its worst and RMS error as shares of its bound.
+        same_bits: whether every call gave equal bits; None if no call finished.
+        seconds: duration of the calls on the backend, with compilation and copies to the device, without the oracle.
+
+    Examples:
+        >>> from rnnkit.parity import Check, run
+        >>> from rnnkit.testing import Case
+        >>> outcome = run(Check("numpy", "float32", Case("gru"), "cpu"))
+        >>> outcome.status, outcome.same_bits, outcome.worst <= 1
+        ('ok', True, True)
     """
 
     check: Check | LayerCheck
@@ -35,24 +45,35 @@ class Outcome:
 
     @property
     def worst(self) -> float:
-        """The largest worst share over the arrays; infinite where nothing was compared."""
+        """The largest share over all elements of all arrays; infinite if nothing was compared."""
         return max((e.worst for e in self.arrays.values()), default=math.inf)
 
     @property
     def rms(self) -> float:
-        """The largest RMS share over the arrays; infinite where nothing was compared.
+        """The largest RMS share over the arrays; infinite if nothing was compared.
 
-        Not over the elements of all arrays together: a large array would hide the errors of a bias.
+        It is not the RMS over the elements of all arrays together, in which a large array would hide the errors of a
+        bias.
         """
         return max((e.rms for e in self.arrays.values()), default=math.inf)
 
     @property
     def worst_array(self) -> str:
-        """The name of the array that has the worst share; "" where nothing was compared."""
+        """The name of the array with the worst share; "" if nothing was compared."""
         return max(self.arrays, key=lambda name: self.arrays[name].worst, default="")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every field and property; an infinite number is the string "inf"."""
+        """The fields and properties as a JSON object; an infinite number becomes the string "inf".
+
+        Returns:
+            A dict.
+
+        Examples:
+            >>> from rnnkit.parity import Check, Outcome
+            >>> from rnnkit.testing import Case
+            >>> Outcome(Check("numpy", "float32", Case("gru"), "cpu"), "failed", "raised").to_dict()["worst"]
+            'inf'
+        """
         return {
             "check": self.check.to_dict(),
             "status": self.status,
@@ -67,7 +88,21 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Outcome:
-        """The outcome that `to_dict` wrote."""
+        """The outcome that `to_dict` converted.
+
+        Args:
+            fields: the result of `to_dict`.
+
+        Returns:
+            An equal Outcome.
+
+        Examples:
+            >>> from rnnkit.parity import Check, Outcome
+            >>> from rnnkit.testing import Case
+            >>> outcome = Outcome(Check("numpy", "float32", Case("gru"), "cpu"), "failed", "raised")
+            >>> Outcome.from_dict(outcome.to_dict()) == outcome
+            True
+        """
         kind = LayerCheck if "layer" in fields["check"] else Check
         return cls(
             kind.from_dict(fields["check"]),
@@ -80,5 +115,5 @@ class Outcome:
 
 
 def number(value: float) -> float | str:
-    """`value` for JSON, which has no infinity: that becomes "inf"."""
+    """Converts a number for JSON, which has no infinity: infinity becomes the string "inf"."""
     return value if math.isfinite(value) else "inf"

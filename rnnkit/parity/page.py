@@ -1,4 +1,4 @@
-"""The heat map of a run: one HTML file without scripts. A row per case, a column per device, backend and dtype."""
+"""The heat map of a run: an HTML file without scripts. A row per case, a column per device, backend and dtype."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from rnnkit.parity.outcome import Outcome
 from rnnkit.parity.style import STYLE
 from rnnkit.testing import Case
 
-# Upper ends of the classes s0 to s6 of the style: half-decades up to the bound.
+# Upper limits of the classes s0 to s6 of the style: half-decades up to the bound.
 ENDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 Column = tuple[str, str, str]  # device, backend, dtype
 Grid = dict[Case, dict[Column, Outcome]]
 
 
-def page(found: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
-    """The file as text. found: the run's document of `rnnkit.parity.document`."""
+def page(report: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """The HTML text of a run.
+
+    Args:
+        report: the run's document, see `rnnkit.parity.document`.
+        outcomes: the run's outcomes.
+
+    Returns:
+        The HTML text.
+    """
     grid, columns = _grid(outcomes)
     verdict = text.verdict(outcomes)
     good = bool(outcomes) and all(o.ok for o in outcomes)
-    passed_over = _list("Not checked here", [_unavailable(found, name) for name in found["unavailable"]])
+    not_checked = _list("Not checked here", [_unavailable(report, name) for name in report["unavailable"]])
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -40,24 +48,24 @@ def page(found: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
         "of a case as a share of its bound: at most 1 passes. Point at a number for its array, its RMS share, and "
         "whether every call gave the same bits.</p>",
         *_list("Not ok", text.not_ok(outcomes)),
-        *(passed_over if found["missing"] else ()),
+        *(not_checked if report["missing"] else ()),
         _legend(),
     ]
     if outcomes:
-        parts += ["<table>", f"<caption>{escape(_caption(found))}</caption>", _head(columns, found)]
+        parts += ["<table>", f"<caption>{escape(_caption(report))}</caption>", _head(columns, report)]
         parts += [_group(cell, grid, columns) for cell in dict.fromkeys(case.cell for case in grid)]
         parts.append("</table>")
     else:
-        parts.append(f"<p>{escape(_caption(found))}</p>")
-    parts += () if found["missing"] else passed_over
+        parts.append(f"<p>{escape(_caption(report))}</p>")
+    parts += () if report["missing"] else not_checked
     return "\n".join([*parts, "</main></body></html>", ""])
 
 
 def _grid(outcomes: Sequence[Outcome]) -> tuple[Grid, list[Column]]:
-    """The outcomes by case and column, and the columns; both in the order of the outcomes, equal devices together."""
+    """The outcomes by case and column, and the columns, in the order of the outcomes with equal devices adjacent."""
     grid: Grid = {}
-    for (device, backend, dtype, _), held in text.groups(outcomes).items():
-        for outcome in held:
+    for (device, backend, dtype, _), group in text.groups(outcomes).items():
+        for outcome in group:
             assert isinstance(outcome.check, Check)
             grid.setdefault(outcome.check.case, {})[(device, backend, dtype)] = outcome
     columns = list(dict.fromkeys(key[:3] for key in text.groups(outcomes)))
@@ -70,23 +78,23 @@ def _list(title: str, items: Sequence[str]) -> list[str]:
     return [f"<h2>{title}</h2>", "<ul>", *(f"<li>{escape(item)}</li>" for item in items), "</ul>"]
 
 
-def _unavailable(found: dict[str, Any], name: str) -> str:
-    named = ", asked for by name" if name in found["missing"] else ""
-    return f"{name}{named}: {found['unavailable'][name]}"
+def _unavailable(report: dict[str, Any], name: str) -> str:
+    named = ", requested by name" if name in report["missing"] else ""
+    return f"{name}{named}: {report['unavailable'][name]}"
 
 
-def _caption(found: dict[str, Any]) -> str:
-    """Versions, machine, date and time taken."""
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+def _caption(report: dict[str, Any]) -> str:
+    """Versions, machine, date and duration."""
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     cores = f"{machine['cores']} core{'' if machine['cores'] == 1 else 's'}"
     where = f"{machine['processor']}, {cores}, {machine['system']}"
-    date = found["date"].replace("T", " ").replace("+00:00", " UTC")
-    return f"{versions}. {where}. {date}, {found['seconds']:,.1f} s."
+    date = report["date"].replace("T", " ").replace("+00:00", " UTC")
+    return f"{versions}. {where}. {date}, {report['seconds']:,.1f} s."
 
 
 def _legend() -> str:
-    """What the colours and the signs mean."""
+    """The meaning of the colours and signs."""
     names = [f"below {ENDS[0]:g}"]
     names += [f"{low:g} to {high:g}" for low, high in pairwise(ENDS)]
     ramp = [(f"s{k}", "", name) for k, name in enumerate(names)]
@@ -106,15 +114,15 @@ def _legend() -> str:
 # The table
 
 
-def _head(columns: list[Column], found: dict[str, Any]) -> str:
-    """Three rows: devices, backends, dtypes, each name once over the columns that share it."""
+def _head(columns: list[Column], report: dict[str, Any]) -> str:
+    """Three rows: devices, backends, dtypes. A name spans the columns that share it."""
     rows = []
     for level in range(3):
         cells = []
         for first, count in _runs([column[: level + 1] for column in columns]):
             name = columns[first][level]
             edge = ' class="edge"' if first and columns[first][:2] != columns[first - 1][:2] else ""
-            about = found["machine"]["devices"].get(name, "") if level == 0 else ""
+            about = report["machine"]["devices"].get(name, "") if level == 0 else ""
             label = escape(name) + (f" <small>{escape(about)}</small>" if about else "")
             label = label.replace(":", ":<wbr>")
             cells.append(f'<th scope="colgroup" colspan="{count}"{edge}>{label}</th>')
@@ -131,15 +139,15 @@ def _runs(keys: Sequence[Any]) -> list[tuple[int, int]]:
 
 def _group(cell: str, grid: Grid, columns: list[Column]) -> str:
     """The rows of one recurrent cell, under its name and its worst share."""
-    held = {case: row for case, row in grid.items() if case.cell == cell}
-    outcomes = [outcome for row in held.values() for outcome in row.values()]
+    rows_of_cell = {case: row for case, row in grid.items() if case.cell == cell}
+    outcomes = [outcome for row in rows_of_cell.values() for outcome in row.values()]
     worst = max((o.worst for o in outcomes if o.arrays), default=math.inf)
     bad = sum(not o.ok for o in outcomes)
-    cases = f"{len(held)} case{'' if len(held) == 1 else 's'}, worst share {text.share(worst)}"
+    cases = f"{len(rows_of_cell)} case{'' if len(rows_of_cell) == 1 else 's'}, worst share {text.share(worst)}"
     cases += f", {bad} of {len(outcomes)} checks not ok" if bad else ""
     title = f'<tr><th scope="rowgroup" colspan="{len(columns) + 1}"><b>{cell}</b> {cases}</th></tr>'
     rows = []
-    for case, row in held.items():
+    for case, row in rows_of_cell.items():
         cells = "".join(_cell(case, columns, k, row.get(column)) for k, column in enumerate(columns))
         rows.append(f'<tr><th scope="row" title="{case}">{_label(case)}</th>{cells}</tr>')
     return f"<tbody>{title}{''.join(rows)}</tbody>"
@@ -160,7 +168,7 @@ def _cell(case: Case, columns: list[Column], k: int, outcome: Outcome | None) ->
 
 
 def _kind(outcome: Outcome) -> tuple[str, str]:
-    """The class and the text of a cell. A wrong one has a sign of its own: colour alone would not reach everyone."""
+    """The CSS class and the text of a cell. Wrong cells also have a sign, for readers who do not see the colour."""
     if outcome.status == "failed":
         return "failed", "! failed"
     shown = _short(outcome.worst)
@@ -183,7 +191,7 @@ def _short(value: float) -> str:
 
 def _tooltip(outcome: Outcome) -> str:
     bits = {True: "the same in every call", False: "differ from call to call", None: "not compared"}
-    found = [str(outcome.check), outcome.status + (f": {outcome.why}" if outcome.why else "")]
+    lines = [str(outcome.check), outcome.status + (f": {outcome.why}" if outcome.why else "")]
     if outcome.arrays:
-        found += [f"worst {text.share(outcome.worst)} in {outcome.worst_array}", f"RMS {text.share(outcome.rms)}"]
-    return "\n".join([*found, f"bits {bits[outcome.same_bits]}", f"{outcome.seconds:.3g} s"])
+        lines += [f"worst {text.share(outcome.worst)} in {outcome.worst_array}", f"RMS {text.share(outcome.rms)}"]
+    return "\n".join([*lines, f"bits {bits[outcome.same_bits]}", f"{outcome.seconds:.3g} s"])

@@ -1,4 +1,4 @@
-"""The style of the heat map, light and dark: one blue that grows with the share, and orange for what is wrong."""
+"""The style sheet of the heat map, light and dark: a blue scale for the share, orange for wrong results."""
 
 from __future__ import annotations
 

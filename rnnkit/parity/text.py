@@ -11,7 +11,7 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.parity.checks import Check
 from rnnkit.parity.outcome import Outcome
 
-NAMED = 20  # checks that did not pass, one line each
+NAMED = 20  # largest number of checks that are listed by name
 COLUMNS = ("device", "backend", "dtype", "cell", "checks", "not ok", "worst", "in", "RMS", "same bits")
 
 
@@ -29,51 +29,51 @@ def lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def groups(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str, str], list[Outcome]]:
-    """The outcomes by (device, backend, dtype, cell): the CPU first, the rest in the order of the project's tables."""
-    found: dict[tuple[str, str, str, str], list[Outcome]] = {}
+    """The outcomes by (device, backend, dtype, cell): the CPU first, the others in the order of the tables."""
+    by_key: dict[tuple[str, str, str, str], list[Outcome]] = {}
     for o in outcomes:
         if isinstance(o.check, Check):
-            found.setdefault((o.check.device, o.check.backend, o.check.dtype, o.check.case.cell), []).append(o)
+            by_key.setdefault((o.check.device, o.check.backend, o.check.dtype, o.check.case.cell), []).append(o)
 
     def order(key: tuple[str, str, str, str]) -> tuple[Any, ...]:
         device, backend, dtype, cell = key
-        places = (_place(BACKENDS, backend.partition(":")[0]), backend, _place(DTYPES, dtype), _place(CELLS, cell))
-        return (device != "cpu", device, *places)
+        positions = (_index(BACKENDS, backend.partition(":")[0]), backend, _index(DTYPES, dtype), _index(CELLS, cell))
+        return (device != "cpu", device, *positions)
 
-    return {key: found[key] for key in sorted(found, key=order)}
+    return {key: by_key[key] for key in sorted(by_key, key=order)}
 
 
-def _place(names: Iterable[str], name: str) -> int:
-    """The index of a name; one that is unknown, as in a file of another version, comes last."""
+def _index(names: Iterable[str], name: str) -> int:
+    """The index of a name. An unknown name, as in a file of another version, sorts last."""
     known = list(names)
     return known.index(name) if name in known else len(known)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A row per device, backend, dtype and cell: how many checks, the worst and the largest RMS share, equal bits."""
+    """A row per device, backend, dtype and cell: number of checks, worst and largest RMS share, equality of bits."""
     rows = []
-    for key, held in groups(outcomes).items():
-        worst = max(held, key=lambda o: o.worst)
+    for key, group in groups(outcomes).items():
+        worst = max(group, key=lambda o: o.worst)
         case = worst.check.case if isinstance(worst.check, Check) else ""
-        bits = "no" if any(o.same_bits is False for o in held) else "yes"
-        if all(o.same_bits is None for o in held):
+        bits = "no" if any(o.same_bits is False for o in group) else "yes"
+        if all(o.same_bits is None for o in group):
             bits = "-"
         where = f"{case} {worst.worst_array}".rstrip()
-        bad = sum(not o.ok for o in held)
-        rms = max(o.rms for o in held)
-        rows.append((*key, str(len(held)), str(bad), share(worst.worst), where, share(rms), bits))
+        bad = sum(not o.ok for o in group)
+        rms = max(o.rms for o in group)
+        rows.append((*key, str(len(group)), str(bad), share(worst.worst), where, share(rms), bits))
     return "\n".join(lines(COLUMNS, rows))
 
 
 def not_ok(outcomes: Sequence[Outcome]) -> list[str]:
-    """One line per check that did not pass, at most NAMED, and how many more there are."""
+    """One line per check that did not pass, at most NAMED lines, and the number of the others."""
     bad = [o for o in outcomes if not o.ok]
-    found = [f"{o.status}: {o.check}: {o.why}" for o in bad[:NAMED]]
-    return found + ([f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else [])
+    listed = [f"{o.status}: {o.check}: {o.why}" for o in bad[:NAMED]]
+    return listed + ([f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else [])
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """The run in one sentence."""
+    """The result of the run in one sentence."""
     counted = f"{len(outcomes):,} check{'' if len(outcomes) == 1 else 's'}"
     bad = [o for o in outcomes if not o.ok]
     if not outcomes:
@@ -86,6 +86,6 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
 
 def arrays(outcome: Outcome) -> str:
     """Worst and RMS share of every array of one check, worst first."""
-    found = sorted(outcome.arrays.items(), key=lambda item: -item[1].worst)
-    rows = [(name, share(e.worst), share(e.rms), "" if e.worst <= 1 else "over the bound") for name, e in found]
+    entries = sorted(outcome.arrays.items(), key=lambda item: -item[1].worst)
+    rows = [(name, share(e.worst), share(e.rms), "" if e.worst <= 1 else "over the bound") for name, e in entries]
     return "\n".join(lines(("array", "worst", "RMS", ""), rows))

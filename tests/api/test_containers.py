@@ -14,7 +14,7 @@ import rnnkit
 from rnnkit.testing import assert_close
 from tests.api.test_bidirectional import merge_by_hand
 from tests.api.test_modules import F64, LENGTHS, B, H, I, T, assert_gradients, leaves
-from tests.helpers import LAYERS, randn, refused
+from tests.helpers import LAYERS, THE_ORACLE, randn, refused
 
 # LastState
 
@@ -39,6 +39,7 @@ def test_last_state_is_the_last_layers_own(
     assert list(last.state_dict()) == list(layer.state_dict())
 
 
+@THE_ORACLE
 @pytest.mark.parametrize(
     "make",
     [
@@ -57,6 +58,7 @@ def test_last_state_gradients_by_differences(make: Any, cpu_backend: str, rng: n
     assert_gradients(last, {"x": flat}, lambda: last(flat), last.backward, rng)
 
 
+@THE_ORACLE
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
 def test_last_state_of_a_bidirectional(merge: str | None, cpu_backend: str, rng: np.random.Generator) -> None:
     layers = 2 if merge == "sum" else 1
@@ -127,6 +129,7 @@ def test_sequential_is_its_modules_in_turn(cpu_backend: str, rng: np.random.Gene
     ]
 
 
+@THE_ORACLE
 def test_sequential_gradients_by_differences(cpu_backend: str, rng: np.random.Generator) -> None:
     model = classifier(cpu_backend, rng)
     indices = rng.integers(0, 6, (T, B))

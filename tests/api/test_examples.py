@@ -21,6 +21,7 @@ import rnnkit
 from rnnkit.examples import _common, char_rnn, keras_notebook, next_word
 from rnnkit.testing import assert_close
 from tests.cuda.standin import stand_in
+from tests.helpers import ONE_BACKEND, slow_except
 
 PROGRAMS = ("deep_classifier", "keras_notebook", "next_word", "char_rnn", "units_primer")
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,7 @@ def all_losses(result: Any) -> np.ndarray:
 # P1: the deep classifier
 
 
+@ONE_BACKEND
 def test_deep_classifier_tells_sequences_apart(run: Any, cpu_backend: str) -> None:
     found = run("deep_classifier", cpu_backend, *LEARNS["deep_classifier"])
     assert found.accuracy["toy"] == 1
@@ -73,6 +75,8 @@ def test_deep_classifier_tells_sequences_apart(run: Any, cpu_backend: str) -> No
     assert all(losses[-1] < losses[0] / 5 for losses in found.losses.values())
 
 
+@pytest.mark.slow
+@ONE_BACKEND
 def test_deep_classifier_by_cross_entropy(run: Any, cpu_backend: str) -> None:
     found = run("deep_classifier", cpu_backend, "--model", "deep", "--loss", "bce", "--seed", "1")
     assert found.accuracy["even or odd"] > 0.9
@@ -90,11 +94,13 @@ def test_deep_classifier_prints_every_epoch(capsys: pytest.CaptureFixture[str], 
 # P2: the Keras notebook
 
 
+@ONE_BACKEND
 def test_keras_notebook_counts(run: Any, cpu_backend: str) -> None:
     found = run("keras_notebook", cpu_backend, *LEARNS["keras_notebook"]).counts
     assert list(found.values()) == [42, 27, 21, 48, 500_000, 29_312, 129, 529_441, 2_080]
 
 
+@ONE_BACKEND
 def test_keras_notebook_shapes(run: Any, cpu_backend: str) -> None:
     shapes = run("keras_notebook", cpu_backend, *LEARNS["keras_notebook"]).shapes
     assert shapes.pop("10 steps") == (10, 8)
@@ -103,6 +109,7 @@ def test_keras_notebook_shapes(run: Any, cpu_backend: str) -> None:
         assert shape == ((1, 4, 3) if "return_sequences" in name else (1, 3)), name
 
 
+@ONE_BACKEND
 def test_keras_notebook_golden_lstm(run: Any, cpu_backend: str) -> None:
     found = run("keras_notebook", cpu_backend, *LEARNS["keras_notebook"])
     forward = [0.35906473, 0.55111325, 0.59115744, 0.6303138]
@@ -112,6 +119,7 @@ def test_keras_notebook_golden_lstm(run: Any, cpu_backend: str) -> None:
     np.testing.assert_allclose(found.golden_last, [0.6303138] * 3 + [0.7038734] * 3, rtol=0, atol=1e-6)
 
 
+@ONE_BACKEND
 def test_keras_notebook_learns_the_order_of_words(run: Any, cpu_backend: str) -> None:
     assert run("keras_notebook", cpu_backend, *LEARNS["keras_notebook"]).accuracy > 0.65
 
@@ -125,6 +133,7 @@ def test_a_figure_that_is_not_as_published_is_an_error(monkeypatch: pytest.Monke
 # P3: the next word
 
 
+@ONE_BACKEND
 def test_next_word_predicts_all_six(run: Any, cpu_backend: str) -> None:
     found = run("next_word", cpu_backend)
     wanted = ["dog", "coffee", "milk", "cat", "milk", "coffee"]
@@ -137,6 +146,7 @@ def test_next_word_predicts_all_six(run: Any, cpu_backend: str) -> None:
         assert published / 5 < losses[-1] < published * 5
 
 
+@ONE_BACKEND
 def test_next_word_shapes(run: Any, cpu_backend: str) -> None:
     shapes = run("next_word", cpu_backend).shapes
     assert len(shapes) == 10
@@ -160,6 +170,7 @@ def test_next_word_prints_the_cost_each_100_epochs(capsys: pytest.CaptureFixture
 # P4: the character RNN
 
 
+@ONE_BACKEND
 def test_char_rnn_learns_more_than_frequencies(run: Any, cpu_backend: str) -> None:
     found = run("char_rnn", cpu_backend, *LEARNS["char_rnn"])
     text = _common.python_documentation()
@@ -171,12 +182,15 @@ def test_char_rnn_learns_more_than_frequencies(run: Any, cpu_backend: str) -> No
     assert set(found.sample) <= set(text)
 
 
+@pytest.mark.slow
+@ONE_BACKEND
 @pytest.mark.parametrize("options", [("--cell", "gru"), ("--cell", "lstm"), ("--cell", "lstm", "--layers", "2")])
 def test_char_rnn_cells(run: Any, cpu_backend: str, options: tuple[str, ...]) -> None:
     found = run("char_rnn", cpu_backend, *BRIEF["char_rnn"], *options, "--steps", "30")
     assert found.losses[-1] < found.losses[0]
 
 
+@ONE_BACKEND
 def test_char_rnn_shapes(run: Any, cpu_backend: str) -> None:
     assert run("char_rnn", cpu_backend, *LEARNS["char_rnn"]).shapes == {
         "one to one": ((2, 5), (2, 5)),
@@ -223,6 +237,7 @@ def test_char_rnn_clips_to_five_before_each_step(monkeypatch: pytest.MonkeyPatch
 # P5: the units primer
 
 
+@ONE_BACKEND
 def test_units_primer_shapes(run: Any, cpu_backend: str) -> None:
     assert run("units_primer", cpu_backend, *LEARNS["units_primer"]).shapes == {
         "W": (64, 32),
@@ -236,6 +251,7 @@ def test_units_primer_shapes(run: Any, cpu_backend: str) -> None:
     }
 
 
+@ONE_BACKEND
 def test_units_primer_learns_which_way_round(run: Any, cpu_backend: str) -> None:
     assert run("units_primer", cpu_backend, *LEARNS["units_primer"]).accuracy > 0.8
 
@@ -252,6 +268,7 @@ def test_units_primer_prints_its_glossary(capsys: pytest.CaptureFixture[str], tm
 # All five
 
 
+@ONE_BACKEND
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_figures_show_a_curve(run: Any, cpu_backend: str, program: str) -> None:
     figures = run(program, cpu_backend, *LEARNS[program]).figures
@@ -264,6 +281,7 @@ def test_figures_show_a_curve(run: Any, cpu_backend: str, program: str) -> None:
         assert np.ptp(columns) > pixels.shape[1] / 2
 
 
+@ONE_BACKEND
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_seed_decides_everything(monkeypatch: pytest.MonkeyPatch, run: Any, cpu_backend: str, program: str) -> None:
     monkeypatch.setattr(_common, "loss_curve", lambda path, *_, **__: path)  # drawing would take most of the time
@@ -275,8 +293,10 @@ def test_a_seed_decides_everything(monkeypatch: pytest.MonkeyPatch, run: Any, cp
     assert_close("losses", all_losses(found), all_losses(run(program, "numpy", *options)), "float32", "backward")
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("named", [("--backend", "cupy"), ("--backend", "numba_cuda", "--device", "cuda:1")])
+@pytest.mark.parametrize("program", slow_except(PROGRAMS, "next_word", "char_rnn"))
+@pytest.mark.parametrize(
+    "named", [*slow_except([("--backend", "cupy")]), ("--backend", "numba_cuda", "--device", "cuda:1")]
+)
 def test_programs_run_on_a_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Any, program: str, named: tuple[str, ...]
 ) -> None:

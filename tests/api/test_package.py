@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What a build may read. Not the whole folder, which may hold environments of any size.
 TREE = ("rnnkit", "kernels", "tests", "bench", "docs", ".ci", "Makefile", "MANIFEST.in", "pyproject.toml", "LICENSE")
-TREE += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+TREE += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml")
 
 
 def python(code: str, cwd: Path, *path: Path) -> str:
@@ -154,7 +154,7 @@ def test_the_backend_asks_for_the_numba_that_the_package_does() -> None:
 
 def test_extras_that_are_named_exist() -> None:
     """In commands of the documents and in messages of the package, and in the Makefile."""
-    told = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/install.md")]
+    told = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     told += (ROOT / "rnnkit").rglob("*.py")
     named: set[str] = set()
     for path in told:
@@ -172,7 +172,7 @@ def test_extras_that_are_named_exist() -> None:
         ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
         ("peers", [], 0, ""),
         ("", ["torch", "keras", "jax"], 0, ""),
-        ("yes", [], 4, "RNNKIT_REQUIRED may name kernels and peers, got 'yes'"),
+        ("yes", [], 4, "RNNKIT_REQUIRED may name emulators, kernels, peers, got 'yes'"),
     ],
 )
 def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: int, said: str, tmp_path: Path) -> None:

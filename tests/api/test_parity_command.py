@@ -139,8 +139,8 @@ def test_what_was_named_and_did_not_run_is_no_pass(tmp_path: Path, capsys: pytes
     assert found["missing"] == ["cupy"]
     out = capsys.readouterr().out
     assert "2 checks: all within their bounds" in out
-    assert "not checked here, asked for by name: cupy: CuPy" in out
-    assert "cupy, asked for by name: CuPy" in page.text
+    assert "not checked here, requested by name: cupy: CuPy" in out
+    assert "cupy, requested by name: CuPy" in page.text
     status, found, _ = command(tmp_path, "--device", "cuda:0", *options)
     assert (status, found["outcomes"]) == (3, [])
     assert "no check ran" in capsys.readouterr().out
@@ -231,6 +231,7 @@ def test_the_module_runs_as_a_command() -> None:
     assert "2 checks: all within their bounds" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 def test_the_command_on_the_stand_in_cupy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--backend", "cupy:stepwise", "numpy", "--dtype", "float32", "--cell", "lstm", "--shape", "4,3,4,5")
@@ -266,4 +267,4 @@ def test_a_shape_that_the_schedule_named_refuses_is_missing(capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "2 checks: all within their bounds" in out
     assert "not checked here: 2 of 4 cases of cupy:stepwise float32 on cuda:0: " in out
-    assert "not checked here, asked for by name: shape 3,2,3,11: " in out
+    assert "not checked here, requested by name: shape 3,2,3,11: " in out

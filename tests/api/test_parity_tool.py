@@ -161,7 +161,9 @@ def test_another_shape_dtype_or_name_is_wrong() -> None:
         assert outcome.worst_array == "y"
     check, want = Check("numba", "float32", CASE, "cpu"), {"y": np.zeros(3)}
     got = {"z": np.zeros(3, np.float32)}
-    assert measure.judged(check, [got, got], want, 0.0).why == "y is missing; z is no output or gradient of the oracle"
+    assert (
+        measure.compared(check, [got, got], want, 0.0).why == "y is missing; z is no output or gradient of the oracle"
+    )
 
 
 def test_a_backend_that_raises_has_failed_and_the_interrupt_gets_through() -> None:

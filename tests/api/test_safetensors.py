@@ -57,8 +57,8 @@ DAMAGE: dict[str, tuple[Any, bytes, str]] = {
     "backward offsets": ({"w": entry(offsets=[8, 0])}, EIGHT, "data_offsets"),
     "overlap": ({"a": entry(), "b": entry(offsets=[4, 12])}, EIGHT + EIGHT[:4], "'b', .4, 12., overlap"),
     "the same bytes twice": ({"a": entry(), "b": entry()}, EIGHT, "overlap"),
-    "hole at the start": ({"a": entry(offsets=[4, 12])}, EIGHT + EIGHT[:4], "hole after byte 0"),
-    "hole between": ({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20), "hole after byte 8"),
+    "gap at the start": ({"a": entry(offsets=[4, 12])}, EIGHT + EIGHT[:4], "gap after byte 0"),
+    "gap between": ({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20), "gap after byte 8"),
     "out of range": (
         {"a": entry(), "b": entry(offsets=[8, 16])},
         EIGHT,

@@ -107,9 +107,9 @@ def test_kernels_that_add_into_gradients_do_so_one_at_a_time(make: Any, rng: np.
     backend = saved.choice.backend
     watched = saved._replace(choice=saved.choice._replace(backend=Watched()))
     if isinstance(layer, rnnkit.GRU):
-        layer._memory.slot.kept = kept._replace(saved=kept.saved._replace(scans=[(watched,)]))
+        layer._thread_slots.slot.saved = kept._replace(saved=kept.saved._replace(scans=[(watched,)]))
     else:
-        layer._memory.slot.kept = (watched, kept[1])
+        layer._thread_slots.slot.saved = (watched, kept[1])
     layer.backward(*use.gradients)
     assert seen == [False]
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = r"""
 import json, os, signal, subprocess, sys, time
 what = sys.argv.pop(1)
-from bench.gpu.lines import Lines, Unavailable
+from bench.gpu.items_file import Lines, Unavailable
 lines = Lines.from_arguments("", sys.argv[1:])
 print("this is", what, flush=True)
 def missing():

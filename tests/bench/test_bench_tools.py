@@ -1,4 +1,4 @@
-"""The small tools beside the benchmark, each in a tiny setting: what they tell, and no time without a check."""
+"""The small tools beside the benchmark, each on tiny inputs: their results, and no time without a check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import calls, document, limits, machine, neighbours, side, start
+from bench import cell_calls, cpu_peaks, first_call, machine, result_file, thread_contention, tool_result
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PeerRow
 from bench.problem import Oracle, check, make_problem
@@ -47,30 +47,30 @@ def wrong_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "wrong_peer"
 
 
-# Ceilings
+# CPU peaks
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_kernels_of_the_ceilings_do_what_is_counted(dtype: str) -> None:
-    add_up, read = limits.make_kernels(dtype)
-    lanes = limits.vector_bytes() // np.dtype(dtype).itemsize
+def test_kernels_of_the_peaks_do_what_is_counted(dtype: str) -> None:
+    add_up, read = cpu_peaks.make_kernels(dtype)
+    lanes = cpu_peaks.vector_bytes() // np.dtype(dtype).itemsize
     out = np.full(64, 0.25, dtype)
     add_up(out.ctypes.data, 3)
     # s -> s / 4 + 1 / 4 three times over from 1 / 4, and all sums together.
-    assert out[:lanes].tolist() == [limits.ACCUMULATORS * (1 / 4 + 1 / 16 + 1 / 64 + 1 / 256)] * lanes
+    assert out[:lanes].tolist() == [cpu_peaks.ACCUMULATORS * (1 / 4 + 1 / 16 + 1 / 64 + 1 / 256)] * lanes
     assert out[lanes:].tolist() == [0.25] * (64 - lanes)
-    step = limits.READERS * lanes
+    step = cpu_peaks.READERS * lanes
     buffer = np.arange(3 * step, dtype=dtype)
     read(buffer.ctypes.data, buffer.nbytes, 2, out.ctypes.data)
     np.testing.assert_array_equal(out[:lanes], buffer.reshape(-1, lanes).sum(axis=0))
 
 
-def test_ceilings_are_told_for_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 1e-4)
-    monkeypatch.setattr(limits, "REPEATS", 1)
-    monkeypatch.setattr(limits, "PAUSE", 0.0)
+def test_read_bandwidth_of_every_memory_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_peaks, "SECONDS", 1e-4)
+    monkeypatch.setattr(cpu_peaks, "REPEATS", 1)
+    monkeypatch.setattr(cpu_peaks, "PAUSE", 0.0)
     monkeypatch.setattr(machine, "describe", lambda: {"caches": {"L1": "4K", "L2": "16K", "L3": "64K"}})
-    found = limits.limits("float32", 2)
+    found = cpu_peaks.measure("float32", 2)
     assert found["read_bytes"] == {"L1": 2048, "L2": 8192, "L3": 32768, "memory": 262144}
     assert set(found["read_gb_s"]) == {"L1", "L2", "L3", "memory"}
     assert set(found["fma_gflops"]) == {"1", "2"}
@@ -80,20 +80,20 @@ def test_ceilings_are_told_for_every_level(monkeypatch: pytest.MonkeyPatch) -> N
         machine.cache_bytes("1 MB")
 
 
-def test_peak_is_the_most_of_several_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "PAUSE", 0.0)
-    told = iter([100.0, 100.0, 90.0, 120.0, 101.0, 199.0, 1.0, 1.0])
-    monkeypatch.setattr(limits, "fma_gflops", lambda add_up, dtype, threads: next(told))
-    assert limits.peaks(None, "float32", 2) == {1: 101.0, 2: 199.0}  # the third moment has both cores
-    monkeypatch.setattr(limits, "MOMENTS", 2)
-    told = iter([100.0, 120.0, 90.0, 110.0])
-    assert limits.peaks(None, "float32", 2) == {1: 100.0, 2: 120.0}
-    assert list(told) == []
+def test_peak_is_the_most_of_several_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_peaks, "PAUSE", 0.0)
+    planted = iter([100.0, 100.0, 90.0, 120.0, 101.0, 199.0, 1.0, 1.0])
+    monkeypatch.setattr(cpu_peaks, "fma_gflops", lambda add_up, dtype, threads: next(planted))
+    assert cpu_peaks.fma_peaks(None, "float32", 2) == {1: 101.0, 2: 199.0}  # the third trial has both cores
+    monkeypatch.setattr(cpu_peaks, "TRIALS", 2)
+    planted = iter([100.0, 120.0, 90.0, 110.0])
+    assert cpu_peaks.fma_peaks(None, "float32", 2) == {1: 100.0, 2: 120.0}
+    assert list(planted) == []
 
 
 def test_document_s_ceiling_has_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        machine, "in_child", lambda module, *a, threads: {"fma_gflops": {}} if module == "bench.limits" else 7.0
+        machine, "in_child", lambda module, *a, threads: {"fma_gflops": {}} if module == "bench.cpu_peaks" else 7.0
     )
     found = machine.ceiling("float32", 2)
     assert found["gflops"] == {"1": 7.0, "2": 7.0}
@@ -117,7 +117,7 @@ def test_cells_are_a_layer_of_one_step(name: str, cell: str, passes: str) -> Non
     peer = PeerRow(name, "bench.peers.cells").load()
     assert peer.unsupported(Point(cell, 2, 3, 5, 5)) == "a Cell is one step of one plain layer"
     if name.endswith("_grad") and passes == FORWARD_BACKWARD:
-        assert peer.unsupported(point) == "forward+backward is the other row's"
+        assert peer.unsupported(point) == "forward+backward is measured without _grad"
         return
     assert peer.unsupported(point) is None
     prepared = peer.prepare(make_problem(point), threads=1)
@@ -130,15 +130,20 @@ def test_cells_are_a_layer_of_one_step(name: str, cell: str, passes: str) -> Non
 def test_calls_are_timed_where_they_are_right(wrong_peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "ceiling", lambda dtype, threads: {"gflops": {}})
     # What passes for torch is wrong here.
-    rows = [calls.ROWS[0], calls.ROWS[1], PeerRow("torch", "bench.peers.cells"), PeerRow("cell_wrong", wrong_peer)]
-    chosen = [p for p in calls.points("float32", (8,)) if (p.cell, p.B) == ("gru", 1)]
-    found = calls.measure(chosen, 1, 0.003, rows)
-    document.validate(found)
+    rows = [
+        cell_calls.ROWS[0],
+        cell_calls.ROWS[1],
+        PeerRow("torch", "bench.peers.cells"),
+        PeerRow("cell_wrong", wrong_peer),
+    ]
+    chosen = [p for p in cell_calls.points("float32", (8,)) if (p.cell, p.B) == ("gru", 1)]
+    found = cell_calls.measure(chosen, 1, 0.003, rows)
+    result_file.validate(found)
     forward, both = (entry["results"] for entry in found["points"])
     assert forward["cell_wrong"]["status"] == both["cell_wrong"]["status"] == "wrong"
     assert "ms" not in forward["cell_wrong"]
     assert both["rnnkit_grad"]["status"] == "unsupported"
-    text = calls.render(found)
+    text = cell_calls.render(found)
     median = 1e3 * forward["rnnkit"]["ms"]["median"]
     assert f"overhead of a gru call, at most: {median:.1f} us" in text
     ways = [line for line in text.splitlines() if line.startswith("gru ")]
@@ -150,11 +155,11 @@ def test_calls_are_timed_where_they_are_right(wrong_peer: str, monkeypatch: pyte
     assert "cell_wrong at gru-T1-B1-I8-H8-float32-forward: y: up to" in text
 
 
-# Start
+# First call
 
 
-def test_start_tells_imports_and_first_calls() -> None:
-    found = start.measure(1, ("gru",), (3, 2, 4), "numpy")
+def test_first_call_measures_imports_and_calls() -> None:
+    found = first_call.measure(1, ("gru",), (3, 2, 4), "numpy")
     assert set(found["import_s"]) == SPREAD
     assert found["import_s"]["min"] > 0
     assert set(found["first_calls"]) == {"gru forward", "gru forward+backward"}
@@ -162,49 +167,53 @@ def test_start_tells_imports_and_first_calls() -> None:
         assert result["status"] == "ok"
         assert set(result["first_ms"]) == set(result["second_ms"]) == SPREAD
         assert result["first_ms"]["count"] == 1
-    assert "T 3, B 2, I = H = 4" in start.render(found)
+    assert "T 3, B 2, I = H = 4" in first_call.render(found)
 
 
-def test_start_gives_a_wrong_call_no_time(wrong_peer: str) -> None:
-    found = start.measure(1, ("gru",), (3, 2, 4), f"{wrong_peer}:layer")
+@pytest.mark.slow
+def test_first_call_gives_a_wrong_result_no_time(wrong_peer: str) -> None:
+    found = first_call.measure(1, ("gru",), (3, 2, 4), f"{wrong_peer}:layer")
     for result in found["first_calls"].values():
         assert set(result) == {"status", "why"}
         assert result["status"] == "wrong"
-    assert "wrong" in start.render(found)
+    assert "wrong" in first_call.render(found)
 
 
-# Neighbours
+# Thread contention
 
 
-def test_neighbours_tell_every_scenario() -> None:
+def test_thread_contention_has_every_scenario() -> None:
     point = Point("gru", 3, 2, 4, 4, passes=FORWARD_BACKWARD)
     scenarios = ("alone", "blas", "two callers", *(["torch", "torch and blas"] if TORCH else []))
-    found = neighbours.measure([point], 1, 0.01, scenarios, "numpy")
+    found = thread_contention.measure([point], 1, 0.01, scenarios, "numpy")
     assert [result["scenario"] for result in found["results"]] == list(scenarios)
     for result in found["results"]:
         assert result["status"] == "ok"
         assert set(result["ms"]) == SPREAD
         callers = 2 if result["scenario"] == "two callers" else 1
-        assert result["ms"]["count"] >= callers * neighbours.LEAST_CALLS
-    text = neighbours.render(found)
+        assert result["ms"]["count"] >= callers * thread_contention.LEAST_CALLS
+    text = thread_contention.render(found)
     assert text.startswith("other libraries on 1 threads")
     assert len(text.splitlines()) == 2 + len(scenarios)
 
 
-def test_neighbours_are_met_on_one_thread_too() -> None:
-    found = neighbours.measure([Point("gru", 3, 2, 4, 4)], 2, 0.01, ("alone", "blas"), "numpy")
+@pytest.mark.slow
+def test_thread_contention_is_measured_on_one_thread_too() -> None:
+    found = thread_contention.measure([Point("gru", 3, 2, 4, 4)], 2, 0.01, ("alone", "blas"), "numpy")
     met = [(result["scenario"], result["threads"], result["status"]) for result in found["results"]]
     assert met == [("alone", 2, "ok"), ("blas", 2, "ok"), ("blas", 1, "ok")]
 
 
-def test_neighbours_give_a_wrong_call_no_time(wrong_peer: str) -> None:
-    found = neighbours.measure([Point("gru", 3, 2, 4, 4)], 1, 0.01, ("alone", "two callers"), f"{wrong_peer}:layer")
+def test_thread_contention_gives_a_wrong_result_no_time(wrong_peer: str) -> None:
+    found = thread_contention.measure(
+        [Point("gru", 3, 2, 4, 4)], 1, 0.01, ("alone", "two callers"), f"{wrong_peer}:layer"
+    )
     assert [result["status"] for result in found["results"]] == ["wrong", "wrong"]
     assert not any("ms" in result for result in found["results"])
-    assert neighbours.render(found).count("wrong") == 2
+    assert thread_contention.render(found).count("wrong") == 2
 
 
-def test_what_runs_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[Any] = []
     ones = np.ones
 
@@ -216,19 +225,19 @@ def test_what_runs_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
             products.append(other)
             return self.of
 
-    monkeypatch.setattr(neighbours.np, "ones", Counted)
+    monkeypatch.setattr(thread_contention.np, "ones", Counted)
     for scenario, count in (("alone", 0), ("two callers", 0), ("blas", 1)):
         products.clear()
-        neighbours.neighbours(scenario, 1)()
+        thread_contention.work_between_calls(scenario, 1)()
         assert len(products) == count
 
 
 def test_file_of_a_tool(tmp_path: Path) -> None:
-    found = side.document(results=[side.timed(0.5, {"ms": [1.0, 2.0, 3.0]})])
-    path = side.save("tool", found, tmp_path)
+    found = tool_result.with_machine(results=[tool_result.checked(0.5, {"ms": [1.0, 2.0, 3.0]})])
+    path = tool_result.save("tool", found, tmp_path)
     assert path.parent.parent == tmp_path
     assert json.loads(path.read_text()) == found
     assert {"date", "commit", "machine", "load"} <= set(found)
     assert found["results"][0]["ms"]["median"] == 2.0
-    assert side.timed(float("nan"), {"ms": [1.0]})["status"] == "wrong"
+    assert tool_result.checked(float("nan"), {"ms": [1.0]})["status"] == "wrong"
     assert find_row("numpy").name == "numpy"

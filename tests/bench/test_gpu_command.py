@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from bench.gpu import __main__ as command
-from bench.gpu import lines, plan, processes, results
+from bench.gpu import items_file, plan, processes, result_file
 from rnnkit.core.devices import cuda_problem
 from tests.bench.gpu_parts import ROOT, gone, part
+from tests.helpers import slow_except
 
-MOST_FILES, MOST_BYTES = 8, 16 << 20
+MOST_FILES = 8
+MOST_BYTES = 16 << 20
 PLOT = plan.plot
 
 
@@ -61,7 +63,7 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(files) - {"gpu.png"} == {"gpu.json", "log.txt", "summary.txt"}
     found = document(tmp_path)
-    assert found["schema"] == results.SCHEMA
+    assert found["schema"] == result_file.SCHEMA
     assert {name: one["status"] for name, one in found["parts"].items()} == {
         **dict.fromkeys(("card", "smoke", "done"), "done"),
         **dict.fromkeys(("fails", "hangs"), "failed"),
@@ -175,7 +177,7 @@ def ended_according_to(witness: Path) -> set[str]:
 
 def on_disk(out: Path) -> set[str]:
     """The checks that a run continuing this one would know of."""
-    loaded = results.load(out / "gpu.json")["parts"].get(f"steady{STEADY}", {"items": []})
+    loaded = result_file.load(out / "gpu.json")["parts"].get(f"steady{STEADY}", {"items": []})
     return {item["item"] for item in loaded["items"] if item["status"] == "ok"}
 
 
@@ -188,10 +190,11 @@ def assert_whole(out: Path, witness: Path) -> None:
     assert ended_according_to(witness) <= on_disk(out)
 
 
-@pytest.mark.parametrize("moment", range(10))
+@pytest.mark.parametrize("moment", slow_except(range(10), 4))
 def test_killed_at_a_random_moment_nothing_that_had_ended_is_missing(moment: int, tmp_path: Path) -> None:
     number = (signal.SIGKILL, signal.SIGTERM)[moment % 2]
-    out, witness = tmp_path / "out", tmp_path / "witness"
+    out = tmp_path / "out"
+    witness = tmp_path / "witness"
     process = start(out, witness)
     assert process.stdout is not None
     while b"steady100 ..." not in process.stdout.readline():  # it has begun
@@ -200,7 +203,7 @@ def test_killed_at_a_random_moment_nothing_that_had_ended_is_missing(moment: int
     process.send_signal(number)
     rest = process.stdout.read()
     code = process.wait(20)
-    workers = {line["pid"] for line in lines.read_lines(out / "items.jsonl") if "pid" in line}
+    workers = {line["pid"] for line in items_file.read_lines(out / "items.jsonl") if "pid" in line}
     deadline = time.monotonic() + 5
     while not all(map(gone, workers)):
         assert time.monotonic() < deadline, "a process outlived the run"
@@ -226,7 +229,8 @@ def test_killed_at_a_random_moment_nothing_that_had_ended_is_missing(moment: int
 @pytest.mark.parametrize("limit", [2000, 8000, 20_000])
 def test_full_disk_keeps_what_was_written(limit: int, tmp_path: Path) -> None:
     """By a limit on a file's size, at which a write stops as on a full disk: after part of it, with an error."""
-    out, witness = tmp_path / "out", tmp_path / "witness"
+    out = tmp_path / "out"
+    witness = tmp_path / "witness"
     process = start(out, witness, limit=limit)
     said = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 1, said
@@ -242,18 +246,18 @@ def test_items_stay_where_the_document_cannot_be_written(tmp_path: Path, capsys:
     (tmp_path / "gpu.json").write_text('{"schema": 2, "runs": [{}], "parts": {}}')
     assert run(tmp_path, [part("base")]) == 1
     assert "gpu.json cannot be written" in capsys.readouterr().out
-    assert statuses(results.load(tmp_path), "base") == dict.fromkeys(("nvrtc", "cublas", "one step"), "ok")
+    assert statuses(result_file.load(tmp_path), "base") == dict.fromkeys(("nvrtc", "cublas", "one step"), "ok")
 
 
 def test_space_for_items_is_set_aside(tmp_path: Path) -> None:
     """Of a disk that fills up later, as far as the file system can promise it."""
-    if not lines.reserve(tmp_path / "items.jsonl"):
+    if not items_file.reserve(tmp_path / "items.jsonl"):
         pytest.skip("this file system sets no space aside")
     path = tmp_path / "items.jsonl"
     assert path.stat().st_size == 0
-    assert path.stat().st_blocks * 512 >= lines.RESERVED_BYTES
-    lines.append(path, [{"part": "a", "item": "b", "status": "ok"}])
-    assert path.stat().st_blocks * 512 >= lines.RESERVED_BYTES
+    assert path.stat().st_blocks * 512 >= items_file.RESERVED_BYTES
+    items_file.append(path, [{"part": "a", "item": "b", "status": "ok"}])
+    assert path.stat().st_blocks * 512 >= items_file.RESERVED_BYTES
 
 
 # Going on from an earlier run
@@ -288,7 +292,8 @@ def test_failure_that_was_not_repeated_for_want_of_time_is_still_there(tmp_path:
 
 
 def test_going_on_does_what_was_not_done_and_keeps_the_rest(tmp_path: Path) -> None:
-    out, later = tmp_path / "out", tmp_path / "later"
+    out = tmp_path / "out"
+    later = tmp_path / "later"
     assert run(out, [smoke("base"), part("fails"), part("dies")]) == 1
     before = document(out)
     assert run(later, [smoke("base"), part("fails"), part("dies"), part("done")], "--done", str(out)) == 1
@@ -307,7 +312,7 @@ def test_part_that_failed_whole_is_repeated_whole(tmp_path: Path) -> None:
     assert run(out, [part("raises"), part("done")]) == 1
     document_ = document(out)
     document_["parts"]["raises"]["items"] = []
-    results.write(document_, out / "gpu.json")
+    result_file.write(document_, out / "gpu.json")
     assert run(out, [part("raises"), part("done")], "--done", str(out), "--only-failed") == 1
     assert statuses(document(out), "raises") == {"first": "ok"}
 
@@ -348,7 +353,7 @@ def test_earlier_run_of_another_card_is_refused(tmp_path: Path, capsys: pytest.C
     assert run(tmp_path, [part("done")]) == 0
     found = document(tmp_path)
     found["parts"]["card"]["items"][0]["name"] = "Other Card"
-    results.write(found, tmp_path / "gpu.json")
+    result_file.write(found, tmp_path / "gpu.json")
     assert run(tmp_path / "out", [part("done")], "--done", str(tmp_path)) == 2
     assert "Planted Card 9" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

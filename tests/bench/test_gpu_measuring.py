@@ -7,7 +7,6 @@ before a card is had.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +14,10 @@ from typing import Any
 import pytest
 
 import rnnkit
-from bench.gpu import model
+from bench.gpu import call_model
 from rnnkit.backends.cupy import sources
 from rnnkit.core.dtypes import DTYPES
-from tests.bench.gpu_card import part_items, stand_in_card
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with stand_in_card(monkeypatch) as cupy:
-        yield cupy
+from tests.bench.gpu_card import part_items
 
 
 def test_card_is_described(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,10 +53,11 @@ def test_cublas_version_is_asked_of_the_library(monkeypatch: pytest.MonkeyPatch)
         module.cublas_version()
 
 
+@pytest.mark.slow
 def test_ceilings_are_measured(card: Any, tmp_path: Path) -> None:
-    from bench.gpu import ceilings, ceilings_table
+    from bench.gpu import hardware_ceilings, hardware_ceilings_table
 
-    found = part_items(ceilings, tmp_path / "lines")
+    found = part_items(hardware_ceilings, tmp_path / "lines")
     assert {key: item["why"] for key, item in found.items() if item["status"] != "ok"} == {}
     assert {"launches", "flag handoff", "hop flag", "hop tag", "grid.sync 4", "grid counter 8"} <= set(found)
     assert {f"all-gather {way} N={n} words=64" for way in ("flag", "tag") for n in (2, 4, 8)} <= set(found)
@@ -77,13 +71,13 @@ def test_ceilings_are_measured(card: Any, tmp_path: Path) -> None:
     assert found["launches"]["counted"] % 6 == 0 < found["launches"]["counted"]
     assert found["all-gather tag N=2 words=64"]["groups"] == 2
     assert found["pointwise float32 B=3 H=32"]["bytes"] == 4 * (2 * 3 * 128 + 2 * 128 + 4 * 3 * 32)
-    rates = model.rates("fake", 1e6, list(found.values()))
+    rates = call_model.rates("fake", 1e6, list(found.values()))
     assert rates is not None
     assert rates.card.products == {d: found[f"product {d} TN 16"]["tflops"] * 1e12 for d in DTYPES}
     # The figures that the model needs come before what could cost the part its time.
     order = list(found)
     assert max(map(order.index, ("launches", "copy 0 MiB", "product bfloat16 TN 16"))) < order.index("grid.sync 2")
-    text = "\n".join(ceilings_table.lines(list(found.values())))
+    text = "\n".join(hardware_ceilings_table.lines(list(found.values())))
     for kind in (
         "launch:",
         "copy,",
@@ -97,11 +91,11 @@ def test_ceilings_are_measured(card: Any, tmp_path: Path) -> None:
 
 
 def test_older_cards_have_no_clusters(card: Any, tmp_path: Path) -> None:
-    from bench.gpu import ceilings
+    from bench.gpu import hardware_ceilings
     from tests.tools import fakecupy
 
     with fakecupy.installed(arch="75", attributes={"MultiProcessorCount": 4}):
-        found = part_items(ceilings, tmp_path / "lines")
+        found = part_items(hardware_ceilings, tmp_path / "lines")
     skipped = {key for key, item in found.items() if item["status"] == "skipped"}
     assert skipped == {key for key in found if key.startswith(("cluster.sync", "DSMEM"))} != set()
     assert {found[key]["why"] for key in skipped} == {"thread-block clusters need compute capability 9.0"}
@@ -110,7 +104,7 @@ def test_older_cards_have_no_clusters(card: Any, tmp_path: Path) -> None:
 
 def test_table_of_ceilings_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every item of a real card, and one of a kind missing."""
-    from bench.gpu import barriers, ceilings, ceilings_table, hops
+    from bench.gpu import exchange_costs, hardware_ceilings, hardware_ceilings_table, sync_costs
     from tests.tools import fakecupy
 
     us = {"us": 1.0}
@@ -129,25 +123,26 @@ def test_table_of_ceilings_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "product": lambda *given: {"tflops": 500.0, "ms": {"median": 0.1}},
     }
     for name, work in canned.items():
-        for module in (barriers, hops, ceilings):
+        for module in (sync_costs, exchange_costs, hardware_ceilings):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, work)
     with fakecupy.installed():
-        found = part_items(ceilings, tmp_path / "lines")
+        found = part_items(hardware_ceilings, tmp_path / "lines")
     assert all(item["status"] == "ok" for item in found.values())
     assert len(found) < 200
-    lines = ceilings_table.lines(list(found.values()))
+    lines = hardware_ceilings_table.lines(list(found.values()))
     assert len(lines) <= 40
     assert max(map(len, lines)) < 160
     del found["all-gather tag N=8 words=512"]
     assert any(
-        "8 blocks" in line and "512 words 1.00 (1.00) / -" in line for line in ceilings_table.lines([*found.values()])
+        "8 blocks" in line and "512 words 1.00 (1.00) / -" in line
+        for line in hardware_ceilings_table.lines([*found.values()])
     )
 
 
 @pytest.mark.parametrize("fault", ["no sum", "a short sum"])
 def test_a_wrong_product_is_not_timed(card: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import ceilings
+    from bench.gpu import hardware_ceilings
     from rnnkit.backends.cupy.cublas import Products
 
     right = Products._gemm
@@ -155,26 +150,32 @@ def test_a_wrong_product_is_not_timed(card: Any, fault: str, monkeypatch: pytest
     def wrong(self: Any, op_a: int, op_b: int, m: int, n: int, k: int, a: Any, b: Any, out: Any, add: bool) -> None:
         right(self, op_a, op_b, m, n, k - (fault == "a short sum"), a, b, out, add and fault != "no sum")
 
-    assert {ceilings.product("float32", layout, 5, 12, 7, 0.0).get("status") for layout in ceilings.LAYOUTS} == {None}
+    assert {
+        hardware_ceilings.product("float32", layout, 5, 12, 7, 0.0).get("status")
+        for layout in hardware_ceilings.LAYOUTS
+    } == {None}
     monkeypatch.setattr(Products, "_gemm", wrong)
-    for layout in ceilings.LAYOUTS:
-        found = ceilings.product("float32", layout, 5, 12, 7, 0.0)
+    for layout in hardware_ceilings.LAYOUTS:
+        found = hardware_ceilings.product("float32", layout, 5, 12, 7, 0.0)
         assert found["status"] == "wrong"
         assert set(found) == {"status", "why", "error"}
 
 
+@pytest.mark.slow
 def test_small_program_launches_every_kernel(card: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from bench.gpu import small
+    from bench.gpu import every_kernel
 
     with card.fake.counting() as counts:
-        assert small.main(["--backends", "cupy", "--dtypes", "float16"]) == 0
+        assert every_kernel.main(["--backends", "cupy", "--dtypes", "float16"]) == 0
     want = {kernel.name for build in sources.builds() if build.name.endswith("-float16") for kernel in build.kernels}
     assert want <= set(counts.launches) | set(counts.replayed)
     said = capsys.readouterr().out
-    assert "small: 11 of 11 cases done, 0 failed, probes not wanted" in said
-    assert small.main(["--backends", "cupy", "--dtypes", "float16", "--seconds", "-1"]) == 0
-    assert "small: 0 of 11 cases done" in capsys.readouterr().out
-    assert {(b, d) for d, b, _ in small.work(["numba_cuda"], ["float16", "bfloat16"])} == {("numba_cuda", "float16")}
+    assert "every_kernel: 11 of 11 cases done, 0 failed, probes not wanted" in said
+    assert every_kernel.main(["--backends", "cupy", "--dtypes", "float16", "--seconds", "-1"]) == 0
+    assert "every_kernel: 0 of 11 cases done" in capsys.readouterr().out
+    assert {(b, d) for d, b, _ in every_kernel.work(["numba_cuda"], ["float16", "bfloat16"])} == {
+        ("numba_cuda", "float16")
+    }
 
 
 # The tests of a card, on the stand-in: they must not fail for a reason of their own
@@ -189,6 +190,7 @@ def gpu_tests(card: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(**vars(test_gpu) | vars(test_gpu_calls))
 
 
+@pytest.mark.slow
 def test_gpu_tests_run(gpu_tests: Any, tmp_path: Path) -> None:
     from rnnkit.testing import Case
 

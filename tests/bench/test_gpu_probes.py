@@ -11,14 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.bench.gpu_card import stand_in_card
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with stand_in_card(monkeypatch) as cupy:
-        yield cupy
-
+from tests.helpers import slow_except
 
 PROBES: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "launches": lambda barriers, hops: barriers.launches(),
@@ -42,13 +35,13 @@ SCHEDULES: tuple[dict[str, Any], ...] = ({}, {"order": "descending"}, {"seed": 1
 @contextmanager
 def checked(schedule: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     """The emulator in check mode under a schedule; gives the modules that run the probes."""
-    from bench.gpu import barriers, hops
+    from bench.gpu import exchange_costs, sync_costs
     from tests.tools import fakecupy
 
     with fakecupy.installed(mode="check", attributes={"MultiProcessorCount": 8}) as cupy:
         cupy.fake.launch_options.update(schedule)
-        barriers.module.cache_clear()
-        yield barriers, hops
+        sync_costs.module.cache_clear()
+        yield sync_costs, exchange_costs
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -61,24 +54,24 @@ def test_probes_have_no_race(card: Any, schedule: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("block", "words", "members"), [(256, 2048, 8), (32, 512, 7), (64, 48, 24)])
 def test_gathers_of_all_sizes(card: Any, block: int, words: int, members: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several loads per thread and several batches of them; slices of unequal length; as many slices as pairs."""
-    from bench.gpu import barriers, hops
+    from bench.gpu import exchange_costs, sync_costs
 
-    monkeypatch.setattr(barriers, "BLOCK", block)
-    for way in hops.L2_WAYS:
-        assert hops.all_gather(way, members, words, 2 * members).get("groups") == 2
-    for way in hops.CLUSTER_WAYS:
-        assert hops.cluster_gather(way, 4, words, 4).get("words") == words
+    monkeypatch.setattr(sync_costs, "BLOCK", block)
+    for way in exchange_costs.L2_WAYS:
+        assert exchange_costs.all_gather(way, members, words, 2 * members).get("groups") == 2
+    for way in exchange_costs.CLUSTER_WAYS:
+        assert exchange_costs.cluster_gather(way, 4, words, 4).get("words") == words
 
 
 @pytest.mark.parametrize(("arch", "cluster"), [(75, 0), (90, 0), (90, 2), (90, 8)])
 def test_probes_compile_without_spills(arch: int, cluster: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import barriers
+    from bench.gpu import sync_costs
     from tests.tools.build_report import nvrtc
 
     if reason := nvrtc.unavailable():
         pytest.skip(reason)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=SimpleNamespace))
-    probes = barriers.module.__wrapped__(cluster=cluster)
+    probes = sync_costs.module.__wrapped__(cluster=cluster)
     report = nvrtc.compile_module(probes.code, probes.options, arch)
     assert len(report.kernels) == (5 if cluster else 10)
     for name, usage in report.kernels.items():
@@ -89,12 +82,12 @@ def test_probes_compile_without_spills(arch: int, cluster: int, monkeypatch: pyt
 
 def test_small_program_launches_every_probe(card: Any) -> None:
     """So that compute-sanitizer sees each of them."""
-    from bench.gpu import barriers, small
+    from bench.gpu import every_kernel, sync_costs
     from tests.tools import emulator
 
     with card.fake.counting() as counts:
-        small.probe()
-    modules = (barriers.module(), barriers.module(cluster=2))
+        every_kernel.probe()
+    modules = (sync_costs.module(), sync_costs.module(cluster=2))
     kernels = {name for m in modules for name in emulator.Module(m.code, options=m.options).kernels}
     assert len(kernels) == 15
     assert kernels == set(counts.launches)
@@ -111,7 +104,9 @@ class Fault(NamedTuple):
     kinds: tuple[str, ...] = ("wrong",)
 
 
-COMMON, GRID, CLUSTER = "probes.cuh", "probes.cu", "probes_cluster.cu"
+COMMON = "probes.cuh"
+GRID = "probes.cu"
+CLUSTER = "probes_cluster.cu"
 NO_ORDER = ("wrong", "race")
 FAULTS = {
     "a chain's kernel does not read": Fault("launches", GRID, "pass_on(", "from[(i + blockDim.x) % n] + 1", "1"),
@@ -200,23 +195,23 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", slow_except(FAULTS, *list(FAULTS)[::7]))
 def test_a_probe_that_does_not_hold_is_not_timed(
     card: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under one of the schedules it is "wrong", or the emulator complains; and never is there a time."""
-    from bench.gpu import barriers
+    from bench.gpu import sync_costs
     from tests.tools.emulator import EmulatorError
 
     fault = FAULTS[name]
     for file in (COMMON, GRID, CLUSTER):
-        text = (barriers.KERNELS / file).read_text(encoding="utf-8")
+        text = (sync_costs.KERNELS / file).read_text(encoding="utf-8")
         if file == fault.file:
             head, mark, tail = text.partition(fault.after) if fault.after else ("", "", text)
             assert fault.old in tail, "the fault has no place any more"
             text = head + mark + tail.replace(fault.old, fault.new, 1)
         (tmp_path / file).write_text(text, encoding="utf-8")
-    monkeypatch.setattr(barriers, "KERNELS", tmp_path)
+    monkeypatch.setattr(sync_costs, "KERNELS", tmp_path)
     seen = []
     for schedule in SCHEDULES:
         with checked(schedule) as modules:

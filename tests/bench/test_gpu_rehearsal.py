@@ -28,6 +28,7 @@ def make_gpu(out: Path, *options: str) -> tuple[int, str, dict[str, Any]]:
     return ran.returncode, ran.stdout + ran.stderr, json.loads((out / "gpu.json").read_text())
 
 
+@pytest.mark.slow
 def test_smoke_part_by_the_command(tmp_path: Path) -> None:
     code, said, document = make_gpu(tmp_path, "--parts", "smoke")
     assert code == 0, said
@@ -39,7 +40,7 @@ def test_smoke_part_by_the_command(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 8
 
 
-@pytest.mark.kernels
+@pytest.mark.slow
 def test_every_test_of_a_card_passes_on_the_stand_in() -> None:
     chosen = "not parity and not large and not stream_is_busy"
     ran = on_the_stand_in(sys.executable, *plan.PYTEST, "-k", chosen, *plan.TESTS)

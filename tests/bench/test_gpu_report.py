@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.gpu import cudnn, lines, model, plot, report, sample, sanitizer, tables
+from bench.gpu import call_model, cudnn, items_file, plot, point_order, report, sanitizer, tables
 from bench.grid import FORWARD_BACKWARD, Point
 from rnnkit.backends.cupy import sources
 from tests.bench.gpu_document import CARD, CEILINGS, document, measured
@@ -18,7 +19,8 @@ from tests.bench.gpu_document import CARD, CEILINGS, document, measured
 
 
 def test_means_are_over_torch_at_its_faster_and_the_bar_over_the_standard_path() -> None:
-    a, b = Point("lstm", 64, 32, 512, 512), Point("lstm", 64, 32, 128, 128)
+    a = Point("lstm", 64, 32, 512, 512)
+    b = Point("lstm", 64, 32, 128, 128)
     skipped = {"item": "gru", "status": "not run", "why": "no time"}
     found = document([measured(a, ["standard"], 2.0, 9.0, 8.0), measured(b, ["small-H"], 2.0, 2.0, 4.0), skipped])
     (mean,) = report.means(found)
@@ -27,7 +29,7 @@ def test_means_are_over_torch_at_its_faster_and_the_bar_over_the_standard_path()
     assert (mean["bar_mean"], mean["least"]) == (pytest.approx(4.0), 1.0)
     text = tables.render(found)
     assert "launch: 2.00 us from the host, 1.00 us in a graph" in text
-    assert f"2 of {len(list(sample.ordered()))} points of the grid were measured" in text
+    assert f"2 of {len(list(point_order.ordered()))} points of the grid were measured" in text
     assert "1.00  lstm-T64-B32-I128-H128-float32 forward: 2.000 ms, torch 2.000 (eager, small-H)" in text
     assert "throughput: lstm-T64-B32-I512-H512-float32" not in text  # its backward is wrong, and told below
     wrong = [row for row in report.rows(found) if row.passes == FORWARD_BACKWARD]
@@ -57,20 +59,20 @@ def test_table_is_short_whatever_went_wrong() -> None:
     assert "no time was measured" in text
 
 
-def test_floor_and_prediction_by_hand() -> None:
-    rates = model.rates("planted", 5e7, CEILINGS)
+def test_lower_bound_and_prediction_by_hand() -> None:
+    rates = call_model.rates("planted", 5e7, CEILINGS)
     assert rates is not None
     point = Point("lstm", 10, 32, 64, 64)
     flop = 10 * 32 * 2 * 128 * 256
     moved = 4 * (256 * 128 + 10 * 32 * 128)
-    assert model.floor(point, False, rates) == pytest.approx(max(flop / 50e12, moved / 4e12))
-    assert model.floor(point, True, rates) == pytest.approx(max(3 * flop / 50e12, 2 * moved / 4e12))
+    assert call_model.lower_bound(point, False, rates) == pytest.approx(max(flop / 50e12, moved / 4e12))
+    assert call_model.lower_bound(point, True, rates) == pytest.approx(max(3 * flop / 50e12, 2 * moved / 4e12))
     # So small that each step takes its two launches.
-    assert model.stepwise(point, False, rates) == pytest.approx(10 * 2e-6 + flop / 2 / 50e12)
-    assert model.stepwise(point, True, rates) == pytest.approx(20 * 2e-6 + 4 * flop / 2 / 50e12)
-    assert model.floor(Point("lstm", 10, 32, 64, 64, "float16"), False, rates) is None
-    assert model.stepwise(Point("lstm", 10, 32, 64, 64, layers=2), False, rates) is None
-    assert model.rates("planted", 5e7, CEILINGS[2:]) is None
+    assert call_model.predicted(point, False, rates) == pytest.approx(10 * 2e-6 + flop / 2 / 50e12)
+    assert call_model.predicted(point, True, rates) == pytest.approx(20 * 2e-6 + 4 * flop / 2 / 50e12)
+    assert call_model.lower_bound(Point("lstm", 10, 32, 64, 64, "float16"), False, rates) is None
+    assert call_model.predicted(Point("lstm", 10, 32, 64, 64, layers=2), False, rates) is None
+    assert call_model.rates("planted", 5e7, CEILINGS[2:]) is None
 
 
 def test_plot_is_drawn(tmp_path: Path) -> None:
@@ -78,16 +80,32 @@ def test_plot_is_drawn(tmp_path: Path) -> None:
     point = Point("lstm", 64, 32, 512, 512)
     for name, found in (("some", document([measured(point, ["standard"], 2.0, 9.0, 8.0)])), ("none", document([]))):
         (tmp_path / "gpu.json").write_text(json.dumps(found))
-        assert plot.main([str(tmp_path / "gpu.json"), str(tmp_path / f"{name}.png")]) == 0
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert plot.main([str(tmp_path / "gpu.json"), str(tmp_path / f"{name}.png")]) == (name == "none")
+    assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_plot_has_a_panel_for_each_kind_of_value() -> None:
+    """The planted items have a forward alone. Without ceilings there is no lower bound, without torch no ratio."""
+    pytest.importorskip("matplotlib")
+    found = document([measured(Point("gru", 64, 32, H, H), ["standard"], 2.0, 9.0, 8.0) for H in (128, 512)])
+    without_torch = copy.deepcopy(found)
+    for entry in without_torch["parts"]["throughput"]["items"]:
+        del entry["passes"]["forward"]["torch_eager"], entry["passes"]["forward"]["torch_graph"]
+    without_ceilings = {**found, "parts": {**found["parts"], "ceilings": {**CARD, "items": []}}}
+    for given, labels in ((found, ["torch", "lower"]), (without_torch, ["lower"]), (without_ceilings, ["torch"])):
+        figure = plot.figure(given)
+        assert [axis.get_ylabel().split()[0].removesuffix("'s") for axis in figure.axes] == labels
+        assert all(axis.collections for axis in figure.axes)
+        plot.png.pyplot().close(figure)
 
 
 # The order of measuring, and cuDNN's choice
 
 
 def test_every_point_once_and_any_beginning_covers_the_grid() -> None:
-    order = list(sample.ordered())
-    assert len(set(order)) == len(order) == len(sample.plain()) + len(sample.special())
+    order = list(point_order.ordered())
+    assert len(set(order)) == len(order) == len(point_order.plain()) + len(point_order.special())
     plain = [p for p in order if not p.extras]
     for first, many in ((60, 1), (200, 3)):
         for field in ("cell", "H", "B", "T", "dtype"):
@@ -95,13 +113,13 @@ def test_every_point_once_and_any_beginning_covers_the_grid() -> None:
                 sum(getattr(p, field) == level for p in plain[:first]) for level in {getattr(p, field) for p in plain}
             ]
             assert min(counts) >= many, (first, field, counts)
-    for dtype in sample.NAMES:
+    for dtype in point_order.NAMES:
         early = [p for p in order[:80] if p.dtype == dtype]
         assert {p.cell for p in early} == {"rnn_tanh", "gru", "lstm"}
     assert {(p.dtype, p.ragged) for p in order[:60] if p.extras} >= {(dtype, True) for dtype in ("float32", "float16")}
-    cost = [sample.guessed_seconds(p) for p in plain]
+    cost = [point_order.guessed_seconds(p) for p in plain]
     assert sum(cost[:100]) < sum(cost[-100:]) / 5
-    assert sample.guessed_bytes(Point("lstm", 1024, 512, 2048, 2048)) > 20 << 30
+    assert point_order.guessed_bytes(Point("lstm", 1024, 512, 2048, 2048)) > 20 << 30
 
 
 @pytest.mark.parametrize(
@@ -147,11 +165,12 @@ ERRORS = """========= COMPUTE-SANITIZER
 =========     at forward_step+0x1a0
 =========     by thread (3,0,0) in block (0,0,0)
 """
-MEMCHECK = "small: {counts}, probes {probes}\n========= ERROR SUMMARY: {errors} errors\n"
-RACECHECK = """small: 9 of 9 cases done, 0 failed, probes not wanted
+MEMCHECK = "every_kernel: {counts}, probes {probes}\n========= ERROR SUMMARY: {errors} errors\n"
+RACECHECK = """every_kernel: 9 of 9 cases done, 0 failed, probes not wanted
 ========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)
 """
-WHOLE, SOME = "22 of 22 cases done, 0 failed", "20 of 22 cases done, 0 failed"
+WHOLE = "22 of 22 cases done, 0 failed"
+SOME = "20 of 22 cases done, 0 failed"
 
 
 def memcheck(counts: str = WHOLE, probes: str = "done", errors: int = 0) -> dict[str, Any]:
@@ -177,7 +196,7 @@ def test_cases_that_did_not_run_are_not_ok() -> None:
     assert (late["status"], late["why"]) == ("not run", "no errors in 20 of 22 cases, probes done")
     assert memcheck(probes="not done")["status"] == "not run"
     failed = sanitizer.parse(
-        "small: case cupy float32 lstm: KeyError: 3\n"
+        "every_kernel: case cupy float32 lstm: KeyError: 3\n"
         + MEMCHECK.format(counts="21 of 22 cases done, 1 failed", probes="done", errors=0),
         "exit status 1",
     )
@@ -189,20 +208,20 @@ def test_cases_that_did_not_run_are_not_ok() -> None:
 
 
 def test_sanitizer_that_refuses_the_machine_is_not_available() -> None:
-    with pytest.raises(lines.Unavailable, match="Device not supported"):
+    with pytest.raises(items_file.Unavailable, match="Device not supported"):
         sanitizer.parse("========= Error: Device not supported. Please refer\n", "exit status 1")
 
 
 def test_sanitizer_runs_its_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "compute-sanitizer"
-    tail = "small: 1 of 1 cases done, 0 failed, probes done\n========= ERROR SUMMARY: 0 errors\n"
+    tail = "every_kernel: 1 of 1 cases done, 0 failed, probes done\n========= ERROR SUMMARY: 0 errors\n"
     tool.write_text(f"#!/bin/sh\ncase $2 in synccheck) sleep 60;; esac\nprintf '{tail}'; echo \"$@\"\n")
     tool.chmod(0o755)
     monkeypatch.setattr(sanitizer, "find_tool", lambda name: str(tool))
     monkeypatch.setattr(sanitizer, "LEAST_SECONDS", 0.1)
     monkeypatch.setattr(sanitizer, "MOST_SECONDS", 1.0)
     assert sanitizer.main(["--items", str(tmp_path / "a"), "--part", "sanitizer", "--seconds", "20"]) == 0
-    found = lines.ended(lines.read_lines(tmp_path / "a"))["sanitizer"]
+    found = items_file.ended(items_file.read_lines(tmp_path / "a"))["sanitizer"]
     assert {key: item["status"] for key, item in found.items() if item["status"] != "ok"} == {
         "synccheck cupy float32": "failed"
     }
@@ -210,7 +229,7 @@ def test_sanitizer_runs_its_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "ended after" in found["synccheck cupy float32"]["why"]
     monkeypatch.setattr(sanitizer, "find_tool", lambda name: None)
     sanitizer.main(["--items", str(tmp_path / "b"), "--part", "sanitizer", "--seconds", "2"])
-    none = lines.ended(lines.read_lines(tmp_path / "b"))["sanitizer"]
+    none = items_file.ended(items_file.read_lines(tmp_path / "b"))["sanitizer"]
     assert {(item["status"], item["why"]) for item in none.values()} == {
         ("not available", "compute-sanitizer is not on this machine")
     }

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import __main__ as command
-from bench.gpu import lines, log, plan, processes
+from bench.gpu import items_file, log, plan, processes
 from bench.gpu.processes import Part, Result
 from tests.bench.gpu_parts import ROOT, gone, part
 
@@ -33,7 +33,7 @@ def run(given: Part, folder: Path, seconds: float = 30.0) -> tuple[Result, dict[
     written = log.Log(folder / "log.txt")
     result = processes.run(given, items, written, time.monotonic() + seconds)
     written.close()
-    return result, lines.ended(lines.read_lines(items)).get(given.name, {})
+    return result, items_file.ended(items_file.read_lines(items)).get(given.name, {})
 
 
 def statuses(items: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -71,8 +71,8 @@ def test_garbage_harms_nothing(tmp_path: Path) -> None:
 def test_garbage_before_it_leaves_a_line_whole(tmp_path: Path) -> None:
     items = tmp_path / "items.jsonl"
     items.write_bytes(b'{"part": "cut')
-    lines.append(items, [{"part": "next"}])
-    assert lines.read_lines(items) == [{"part": "next"}]
+    items_file.append(items, [{"part": "next"}])
+    assert items_file.read_lines(items) == [{"part": "next"}]
 
 
 def test_part_that_outstays_its_time_is_ended_with_its_children(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_one_worker_that_hangs_does_not_hide_behind_another(tmp_path: Path) -> N
     assert result.why == "ended: no check came to an end for 1 s"
     assert items["second"]["status"] == "failed"
     assert items["item 799"]["status"] == "ok"
-    order = [line["item"] for line in lines.read_lines(tmp_path / "items.jsonl") if "item" in line]
+    order = [line["item"] for line in items_file.read_lines(tmp_path / "items.jsonl") if "item" in line]
     assert order.index("second") < order.index("item 799"), "it was ended only after the other"
 
 
@@ -118,7 +118,7 @@ def test_restart_of_one_worker_leaves_the_others_checks_alone(tmp_path: Path) ->
     two = part("dies", "steady60", restarts=2, environment=(("WITNESS", str(tmp_path / "witness")), ("PAUSE", "0.02")))
     result, _ = run(two, tmp_path)
     assert result.status == "done"
-    bad = [line["item"] for line in lines.read_lines(tmp_path / "items.jsonl") if line.get("status", "ok") != "ok"]
+    bad = [line["item"] for line in items_file.read_lines(tmp_path / "items.jsonl") if line.get("status", "ok") != "ok"]
     assert bad == ["third"]
 
 
@@ -137,13 +137,13 @@ def test_lost_context_ends_the_process_with_a_request_to_start_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an illegal access every call fails: the checks that are left need another process."""
-    monkeypatch.setattr(lines, "context_is_lost", lambda: True)
-    one = lines.Lines(tmp_path / "items.jsonl", "part", 10.0)
+    monkeypatch.setattr(items_file, "context_is_lost", lambda: True)
+    one = items_file.Lines(tmp_path / "items.jsonl", "part", 10.0)
     one.item("fine", dict)
     with pytest.raises(SystemExit) as ended:
         one.item("illegal", lambda: 1 / 0)
-    assert ended.value.code == lines.AGAIN
-    assert statuses(lines.ended(lines.read_lines(tmp_path / "items.jsonl"))["part"]) == {
+    assert ended.value.code == items_file.AGAIN
+    assert statuses(items_file.ended(items_file.read_lines(tmp_path / "items.jsonl"))["part"]) == {
         "fine": "ok",
         "illegal": "failed",
     }
@@ -231,7 +231,7 @@ def test_last(): pass
 
 def test_outcomes_are_items_and_dead_tests_are_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "test_planted.py").write_text(PLANTED_TESTS)
-    options = ("-m", "pytest", "-q", "-p", "bench.gpu.reports", "-p", "no:cacheprovider", "-o", "addopts=")
+    options = ("-m", "pytest", "-q", "-p", "bench.gpu.pytest_plugin", "-p", "no:cacheprovider", "-o", "addopts=")
     here = (sys.executable, *options, "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path))
     shares = tuple((*here, "--share", f"{i}/2") for i in (1, 2))
     both = Part("tests", shares, 60.0, restarts=2, environment=(("PYTHONPATH", str(ROOT)),))
@@ -269,10 +269,10 @@ def test_no_process_outlives_the_run(number: int, tmp_path: Path) -> None:
     outer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 20
     items = tmp_path / "items.jsonl"
-    while len({line["pid"] for line in lines.read_lines(items)}) < 2:
+    while len({line["pid"] for line in items_file.read_lines(items)}) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    workers = {line["pid"] for line in lines.read_lines(items)}
+    workers = {line["pid"] for line in items_file.read_lines(items)}
     os.kill(outer.pid, number)
     outer.wait(20)
     deadline = time.monotonic() + 5
@@ -284,7 +284,7 @@ def test_no_process_outlives_the_run(number: int, tmp_path: Path) -> None:
 def test_a_process_whose_parent_has_died_does_not_start(tmp_path: Path) -> None:
     witness = tmp_path / "ran"
     ran = subprocess.run(
-        [sys.executable, "-m", "bench.gpu.tether", "1", "touch", str(witness)],
+        [sys.executable, "-m", "bench.gpu.exit_with_parent", "1", "touch", str(witness)],
         cwd=ROOT,
         capture_output=True,
         check=False,
@@ -308,6 +308,6 @@ def test_context_counts_as_lost_where_there_was_one(
 
     runtime = SimpleNamespace(deviceSynchronize=synchronize)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
-    assert lines.context_is_lost() is lost
+    assert items_file.context_is_lost() is lost
     monkeypatch.delitem(sys.modules, "cupy")
-    assert lines.context_is_lost() is False
+    assert items_file.context_is_lost() is False

@@ -1,11 +1,8 @@
-"""`make gpu` beside torch, on the stand-in CuPy and a CPU: parity before time, refusals, launches as predicted."""
+"""`make gpu` beside torch, on the stand-in CuPy and a CPU: parity before time, and what cannot be captured."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,32 +11,11 @@ import numpy as np
 import pytest
 
 import rnnkit
-from bench.gpu import cudnn, lines, model, report, sample, tables
+from bench.gpu import cudnn, items_file, point_order, report, tables
 from bench.grid import FORWARD_BACKWARD, Point
-from rnnkit.backends.cupy import sources
 from rnnkit.testing import error_ratio
-from tests.bench.gpu_card import part_items, stand_in_card
+from tests.bench.gpu_card import part_items
 from tests.bench.gpu_document import document
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with stand_in_card(monkeypatch) as cupy:
-        yield cupy
-
-
-@pytest.fixture
-def throughput(card: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
-    from bench.gpu import throughput
-
-    monkeypatch.setattr(throughput, "SECONDS", 0.0)
-    monkeypatch.setattr(throughput, "REFUSED", {})
-    monkeypatch.setattr(throughput, "ROUNDS", 1)
-    monkeypatch.setattr(throughput, "WALL_CALLS", 1)
-    return throughput
-
 
 SMALL = [
     Point("lstm", 5, 4, 6, 9),
@@ -51,7 +27,7 @@ SMALL = [
 def test_throughput_is_measured(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     huge = Point("lstm", 1024, 1 << 20, 64, 64)
     slow = Point("lstm", 1024, 512, 2048, 2048)
-    monkeypatch.setattr(sample, "ordered", lambda: iter([*SMALL, huge, slow]))
+    monkeypatch.setattr(point_order, "ordered", lambda: iter([*SMALL, huge, slow]))
     free = 1e12
     monkeypatch.setattr(throughput.Card, "here", classmethod(lambda kind: kind(132, 90, 91400, free)))
     found = list(part_items(throughput, tmp_path / "lines", 30.0).values())
@@ -95,11 +71,12 @@ def test_ragged_contenders_do_the_same_work(throughput: Any) -> None:
     """Packed rows give the padded ones' values; new lengths are drawn alike on both sides and give equal results."""
     import torch
 
-    from bench.gpu import numbers, sides
+    from bench.gpu import inputs, rnnkit_and_torch
 
     point = Point("lstm", 5, 6, 6, 9, "float64", ragged=True)
-    n = numbers.numbers(point)
-    ours, peer = sides.Ours(n), sides.Torch(n)
+    n = inputs.point_inputs(point)
+    ours = rnnkit_and_torch.Ours(n)
+    peer = rnnkit_and_torch.Torch(n)
     pack = torch.nn.utils.rnn.pack_padded_sequence
     lengths = torch.from_numpy(n.lengths)
     y, h, c, dx, *rest = peer.ready(True)()
@@ -113,7 +90,8 @@ def test_ragged_contenders_do_the_same_work(throughput: Any) -> None:
         calls = ours.ready_fresh(backward), peer.ready_fresh(backward)
         seen = []
         for _ in range(3):
-            got, want = calls[0](), calls[1]()
+            got = calls[0]()
+            want = calls[1]()
             for a, b in zip(ours.results(got).values(), peer.results(want).values(), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
             seen.append(ours.results(got)["y"])
@@ -148,7 +126,7 @@ def test_sides_take_turns_at_being_first(throughput: Any, monkeypatch: pytest.Mo
 
 
 def test_points_take_turns_too(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "ordered", lambda: iter([SMALL[0], Point("lstm", 4, 3, 2, 5)]))
+    monkeypatch.setattr(point_order, "ordered", lambda: iter([SMALL[0], Point("lstm", 4, 3, 2, 5)]))
     monkeypatch.setattr(throughput.Card, "here", classmethod(lambda kind: kind(132, 90, 91400, 1e12)))
     monkeypatch.setattr(throughput, "clocks", lambda: {"sm_mhz": 1980.0})
     found = part_items(throughput, tmp_path / "lines", 30.0)
@@ -157,12 +135,12 @@ def test_points_take_turns_too(throughput: Any, tmp_path: Path, monkeypatch: pyt
 
 
 def test_pinned_schedule_is_what_is_timed(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import sides
+    from bench.gpu import rnnkit_and_torch
 
     backends = []
-    made = sides.make_layer
-    monkeypatch.setattr(sides, "make_layer", lambda *given: (backends.append(given[1]), made(*given))[1])
-    monkeypatch.setattr(sample, "ordered", lambda: iter(SMALL[:1]))
+    made = rnnkit_and_torch.make_layer
+    monkeypatch.setattr(rnnkit_and_torch, "make_layer", lambda *given: (backends.append(given[1]), made(*given))[1])
+    monkeypatch.setattr(point_order, "ordered", lambda: iter(SMALL[:1]))
     arguments = ["--items", str(tmp_path / "lines"), "--part", "throughput", "--seconds", "30"]
     assert throughput.main([*arguments, "--schedule", "stepwise"]) == 0
     assert backends == ["cupy:stepwise"]
@@ -171,9 +149,9 @@ def test_pinned_schedule_is_what_is_timed(throughput: Any, tmp_path: Path, monke
 def test_refused_capture_is_recorded_with_its_reason(
     throughput: Any, card: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench.gpu import numbers, sides
+    from bench.gpu import inputs, rnnkit_and_torch
 
-    side = sides.Ours(numbers.numbers(SMALL[0]))
+    side = rnnkit_and_torch.Ours(inputs.point_inputs(SMALL[0]))
     side.forward()
     end_capture = card.cuda.Stream.end_capture
 
@@ -199,12 +177,12 @@ def test_without_torch_there_is_nothing_to_compare_with(
     monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
     (found,) = part_items(throughput, tmp_path / "lines").values()
     assert (found["status"], "torch is not installed" in found["why"]) == ("not available", True)
-    with pytest.raises(lines.Unavailable, match="torch is not installed"):
+    with pytest.raises(items_file.Unavailable, match="torch is not installed"):
         counters.count(SMALL[0], False)
 
 
 def test_wrong_result_is_not_timed(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import numbers, sides
+    from bench.gpu import inputs, rnnkit_and_torch
 
     here = throughput.Card(132, 90, 91400, 1e9)
     right = rnnkit.LSTM.backward
@@ -218,8 +196,10 @@ def test_wrong_result_is_not_timed(throughput: Any, monkeypatch: pytest.MonkeyPa
     assert (wrong["status"], "ours" in wrong) == ("wrong", False)
     assert wrong["error"] > 1
     monkeypatch.undo()
-    n = numbers.numbers(SMALL[0])
-    found = throughput.measure_pass(sides.Ours(n), sides.Torch(n), 0.5, throughput.PEER_WRONG + 1, False)
+    n = inputs.point_inputs(SMALL[0])
+    found = throughput.measure_pass(
+        rnnkit_and_torch.Ours(n), rnnkit_and_torch.Torch(n), 0.5, throughput.PEER_WRONG + 1, False
+    )
     assert "torch_eager" not in found
     assert found["steps_per_s"] == pytest.approx(20 / found["ours"]["ms"]["median"] * 1e3, rel=1e-6)
     assert found["ours"]["ms"]["median"] > 0
@@ -244,11 +224,12 @@ class PlantedGraph:
 def test_torch_is_captured(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from bench.gpu import numbers, sides
+    from bench.gpu import inputs, rnnkit_and_torch
 
-    graph, calls = PlantedGraph(), []
-    side = sides.Torch(numbers.numbers(SMALL[0]))
-    monkeypatch.setattr(sides, "torch_device", lambda: "cuda")
+    graph = PlantedGraph()
+    calls = []
+    side = rnnkit_and_torch.Torch(inputs.point_inputs(SMALL[0]))
+    monkeypatch.setattr(rnnkit_and_torch, "torch_device", lambda: "cuda")
     for name in ("Stream", "stream", "graph", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, PlantedGraph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
@@ -271,8 +252,8 @@ def test_torch_is_captured(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> 
         side.captured(lambda: calls.append("call") or (1 / 0 if len(calls) > 3 else ()))
     assert calls[-1] == "set back"
     monkeypatch.setattr(torch, "from_dlpack", lambda array: ("taken", array))
-    monkeypatch.setattr(numbers, "torch_device", lambda: "cuda")
-    assert sides.to_torch(3) == ("taken", 3)
+    monkeypatch.setattr(inputs, "torch_device", lambda: "cuda")
+    assert rnnkit_and_torch.to_torch(3) == ("taken", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(2))
     throughput.forget()
@@ -281,9 +262,10 @@ def test_torch_is_captured(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("wrong_call", "seen"), [(0, True), (2, True), (None, False)])
 def test_first_call_and_replayed_one_are_checked(throughput: Any, wrong_call: int | None, seen: bool) -> None:
-    from bench.gpu import numbers
+    from bench.gpu import inputs
 
-    n, calls = numbers.numbers(SMALL[0]), iter(range(3))
+    n = inputs.point_inputs(SMALL[0])
+    calls = iter(range(3))
     side = SimpleNamespace(
         n=n, ready=lambda backward: lambda: next(calls), results=lambda call: {"y": n.x + (call == wrong_call)}
     )
@@ -293,33 +275,33 @@ def test_first_call_and_replayed_one_are_checked(throughput: Any, wrong_call: in
 def test_ruined_context_has_the_part_started_again(
     throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample, "ordered", lambda: iter(SMALL))
+    monkeypatch.setattr(point_order, "ordered", lambda: iter(SMALL))
     monkeypatch.setattr(throughput, "measure_point", lambda *given, **options: 1 / 0)
     monkeypatch.setattr(throughput, "forget", lambda: None)
-    monkeypatch.setattr(lines, "context_is_lost", lambda: True)
+    monkeypatch.setattr(items_file, "context_is_lost", lambda: True)
     arguments = ["--items", str(tmp_path / "lines"), "--part", "throughput", "--seconds", "30"]
     for _ in range(3):
         with pytest.raises(SystemExit) as ended:
             throughput.main(arguments)
-        assert ended.value.code == lines.AGAIN
+        assert ended.value.code == items_file.AGAIN
     assert throughput.main(arguments) == 0
-    found = lines.ended(lines.read_lines(tmp_path / "lines"))["throughput"]
+    found = items_file.ended(items_file.read_lines(tmp_path / "lines"))["throughput"]
     assert [item["status"] for item in found.values()] == ["failed"] * 3
 
 
 def test_error_is_the_library_s(throughput: Any) -> None:
     import torch
 
-    from bench.gpu import numbers
+    from bench.gpu import inputs
 
     rng = np.random.default_rng(0)
     want = rng.standard_normal((4, 5))
     for dtype, kind in (("float32", "forward"), ("bfloat16", "backward")):
         got = want + 1e-4 * rng.standard_normal((4, 5))
-        ratio = numbers.error(torch.from_numpy(got), torch.from_numpy(want), dtype, kind)
+        ratio = inputs.error(torch.from_numpy(got), torch.from_numpy(want), dtype, kind)
         assert ratio == pytest.approx(error_ratio(got, want, dtype, kind))
-    assert numbers.error(torch.full((2,), math.nan), torch.zeros(2).double(), "float32", "forward") == math.inf
-    assert numbers.error(torch.zeros(3), torch.zeros(2).double(), "float32", "forward") == math.inf
+    assert inputs.error(torch.full((2,), math.nan), torch.zeros(2).double(), "float32", "forward") == math.inf
+    assert inputs.error(torch.zeros(3), torch.zeros(2).double(), "float32", "forward") == math.inf
 
 
 def test_arithmetic_is_what_the_dtype_says() -> None:
@@ -329,92 +311,3 @@ def test_arithmetic_is_what_the_dtype_says() -> None:
         assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is allowed
     assert cudnn.torch_dtype(torch, "tf32") is torch.float32
     assert cudnn.torch_dtype(torch, "bfloat16") is torch.bfloat16
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("point", [Point("lstm", 7, 3, 5, 9), Point("gru", 7, 3, 5, 9, "float16")], ids=str)
-def test_launches_are_as_predicted(throughput: Any, card: Any, point: Point, backward: bool) -> None:
-    from bench.gpu import numbers, sides
-
-    side = sides.Ours(numbers.numbers(point))
-    call = side.forward_backward if backward else side.forward
-    for _ in range(3):
-        call()
-    with card.fake.counting() as counts:
-        call()
-    own = {kernel.name for build in sources.builds() for kernel in build.kernels}
-    kernels = sum(n for name, n in (counts.launches + counts.replayed).items() if name in own)
-    products = counts.gemms + sum(n for name, n in counts.replayed.items() if name not in own)
-    want = model.launches(point, backward)
-    assert (kernels, products) == (want["kernels"], want["products"])
-
-
-NCU = """==PROF== Connected to process 7
-"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
-"0","forward_step(Call const*)","lts__t_bytes.sum","byte","1,024"
-"0","forward_step(Call const*)","gpu__time_duration.sum","ns","2000"
-"1","forward_step(Call const*)","lts__t_bytes.sum","Kbyte","3.072"
-"1","forward_step(Call const*)","lts__t_bytes.sum","","n/a"
-"""
-
-
-def test_counters(throughput: Any, card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import counters, one
-
-    monkeypatch.setattr(counters, "POINTS", (SMALL[0],))
-    monkeypatch.setattr(one, "point_of", lambda cell: Point(cell, 2, 3, 5, 9))
-    monkeypatch.setattr(counters, "point_of", one.point_of)
-    tool = tmp_path / "ncu"
-    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{NCU}END\n")
-    tool.chmod(0o755)
-    monkeypatch.setattr(counters, "find_tool", lambda name: str(tool))
-    want = model.launches(SMALL[0], False)
-    names = ["forward_step"] * want["kernels"] + ["ampere_sgemm"] * 6
-    monkeypatch.setattr(counters, "profiled", lambda call: ((call(), names)[1], "planted"))
-    found = part_items(counters, tmp_path / "lines")
-    forward, both = (item for key, item in found.items() if key.startswith("launches"))
-    assert (forward["status"], both["status"]) == ("ok", "wrong")
-    assert forward["other_kernels"] == {"ampere_sgemm": 6}
-    bytes_ = found["bytes gru"]["kernels"]["forward_step"]
-    assert bytes_ == {"launches": 2.0, "lts__t_bytes.sum": 2048.0, "gpu__time_duration.sum (ns)": 2000.0}
-    tool.write_text("#!/bin/sh\necho refused\n")
-    with pytest.raises(lines.Unavailable, match="ncu counted nothing: refused"):
-        counters.bytes_by_ncu(str(tool), "gru", 9.0)
-    monkeypatch.setattr(counters, "find_tool", lambda name: None)
-    assert part_items(counters, tmp_path / "none")["bytes gru"]["status"] == "not available"
-    one.main(["gru"])
-
-
-def test_profiler_s_kernels_and_graph_nodes(throughput: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from bench.gpu import counters
-    from rnnkit.backends.cupy import arena
-
-    assert counters.profiled(lambda: None)[0] == []  # a torch without CUDA
-    events = [
-        ("DeviceType.CUDA", "cutlass_gemm"),
-        ("DeviceType.CUDA", "Memcpy HtoD"),
-        ("DeviceType.CPU", "cudaLaunchKernel"),
-    ]
-    assert [counters.is_kernel(SimpleNamespace(device_type=t, name=n)) for t, n in events] == [True, False, False]
-    made = [SimpleNamespace(device_type=kind, name=name) for kind, name in events]
-    with monkeypatch.context() as patch:
-        profile = nullcontext(SimpleNamespace(events=lambda: made))
-        patch.setattr(torch.profiler, "profile", lambda activities: profile)
-        assert counters.profiled(lambda: None) == (["cutlass_gemm"], "CUPTI through torch.profiler")
-    kernel, copy = SimpleNamespace(name="Kernel"), SimpleNamespace(name="Memcpy")
-    runtime = SimpleNamespace(
-        cudaGraph_t=lambda pointer: pointer,
-        cudaGraphGetNodes=lambda graph, size=0: (0, [kernel, kernel, copy][:size], 3),
-        cudaGraphNodeGetType=lambda node: (0, node),
-    )
-    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=runtime))
-    monkeypatch.setattr(counters, "profiled", lambda call: ([], ""))
-    arena.current()._graphs.clear()
-    monkeypatch.setattr(card.cuda.graph.Graph, "graph", 5, raising=False)
-    found = counters.count(SMALL[0], False)
-    assert (found["how"], found["graphs"]) == ("graph nodes", [{"Kernel": 2, "Memcpy": 1}])
-    runtime.cudaGraphGetNodes = lambda graph, size=0: (1, [], 0)
-    with pytest.raises(RuntimeError, match="cudaGraphGetNodes"):
-        counters.graph_nodes()

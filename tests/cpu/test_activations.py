@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.activations import errors, exactly, kernel, measure
+from bench.activation_error import errors, exactly, kernel, measure
 from rnnkit.kernels.cpu.activations import activations
 from rnnkit.kernels.cpu.elementwise import elementwise
 from rnnkit.kernels.cpu.jit import entry

@@ -291,6 +291,7 @@ def test_a_changed_function_outside_our_folder_is_compiled_anew(cache_root, kern
     assert other.make_entry()(5.0) == 15.0
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_and_their_readers(tmp_path, cache_root) -> None:
     """Four processes compile the same kernel into one folder, and each loads what the others wrote."""
     path = tmp_path / "made.py"
@@ -377,6 +378,7 @@ def test_a_function_without_a_source_file_is_compiled_and_not_cached(cache_root)
     assert not cached(cache_root)
 
 
+@pytest.mark.slow
 def test_the_kernels_of_a_layer_that_are_damaged(tmp_path) -> None:
     """A process whose whole cache is damaged computes the same, warns once per file, and the next one loads."""
     script = textwrap.dedent("""

@@ -13,7 +13,7 @@ import rnnkit
 from rnnkit.backends.numba import layer as backend
 from rnnkit.core import thread_pool
 from rnnkit.kernels.cpu import threads as kernels
-from rnnkit.kernels.cpu.frame import Shape
+from rnnkit.kernels.cpu.arguments import Shape
 from rnnkit.kernels.cpu.jit import entry
 from rnnkit.kernels.cpu.memory import store_word
 from rnnkit.kernels.cpu.system import clock_ns, current_core
@@ -119,6 +119,7 @@ def test_a_robbed_thread_is_left_out_for_a_spell(pool, monkeypatch):
     assert (reserved_threads(pool), pool._backoff) == (3, 0)
 
 
+@pytest.mark.slow
 def test_results_are_the_same_in_a_crowd(pool, monkeypatch):
     monkeypatch.setattr(thread_pool, "BACKOFF_S", (0.01, 0.02))
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)

@@ -12,7 +12,7 @@ import pytest
 
 import rnnkit
 from rnnkit.backends.numba import layer as backend
-from rnnkit.backends.numba import memory, plan
+from rnnkit.backends.numba import memory, plan, prepared
 from tests.cpu.test_packed_weights import KINDS, without_grad
 from tests.helpers import share_everything
 
@@ -95,7 +95,7 @@ def test_a_read_only_view_of_what_may_be_written_to_is_looked_at(x):
         view = array[...]
         view.flags.writeable = False
         layer._params._add(name, view)
-    layer._held = None
+    layer._cached_weights = None
     assert not layer.frozen
     first = without_grad(layer, x)
     arrays["weight_hh_l0"][3, 5] += 0.25
@@ -257,7 +257,7 @@ def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, mon
     for members in (1, 2, 3, 3, 2, 2, 1, 1):
         monkeypatch.setattr(plan, "division", lambda sizes, threads, members=members: (1, members))
         plan.forget()
-        backend._prepared.cache_clear()
+        prepared.prepared.cache_clear()
         with rnnkit.no_grad():
             found = [layer(x, lengths=lengths)[0] for lengths in (None, [6, 2, 4])]
         for a, b in zip(found, want, strict=True):
@@ -267,7 +267,7 @@ def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, mon
     ]
     assert trusted[-12:] == [1] * 12
     plan.forget()
-    backend._prepared.cache_clear()
+    prepared.prepared.cache_clear()
 
 
 def test_one_frozen_layer_from_many_threads(x):
@@ -313,5 +313,5 @@ def test_explain_says_whether_weights_are_looked_at(x):
     layer = make()
     assert "packed" not in rnnkit.explain(layer, x).why
     with rnnkit.no_grad():
-        assert "packed, and each call sees whether they have changed" in rnnkit.explain(layer, x).why
-        assert "packed, frozen" in rnnkit.explain(layer.freeze(), x).why
+        assert "packed weights are cached, and each call checks whether they are stale" in rnnkit.explain(layer, x).why
+        assert "packed weights are cached, and the parameters are frozen" in rnnkit.explain(layer.freeze(), x).why

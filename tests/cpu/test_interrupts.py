@@ -33,7 +33,7 @@ COLLECTED = """
 import gc, weakref
 import rnnkit
 from numba.core.typing.context import BaseContext
-from rnnkit.backends.numba.layer import job
+from rnnkit.backends.numba.prepared import job
 from rnnkit.core.cells import CELLS
 made = []
 insert = BaseContext._insert_global
@@ -42,7 +42,7 @@ def inserted(self, value, kind):
     if type(value).__name__ == "CPUDispatcher":
         made.append((weakref.ref(value), repr(value)))
 BaseContext._insert_global = inserted
-for cell in CELLS:
+for cell in CELLS.values():
     for backward, single in ((False, False), (True, False), (False, True)):
         job(cell, "float32", backward, single)
 gc.collect()
@@ -196,6 +196,7 @@ def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_sy
     assert pool.broken
 
 
+@pytest.mark.slow
 def test_no_function_is_collected_whose_callback_could_swallow_an_exception() -> None:
     ran = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

@@ -80,6 +80,7 @@ def test_no_lane_past_the_end_is_read():
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_changes(tmp_path):
     """Counts compilations in fresh processes over a copy of the package: first some, then none, then some again."""
     root = Path(__file__).parents[2] / "rnnkit"
@@ -88,9 +89,10 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
     script = textwrap.dedent("""
         import numpy as np, rnnkit
         from rnnkit.backends.numba import layer as numba
+        from rnnkit.core.cells import CELLS
         layer = rnnkit.RNN(3, 4, rng=0)
         layer(np.ones((1, 1, 3), "float32"))
-        launch, job = numba.launch_forward.stats, numba.job("rnn_tanh", "float32", False, True)
+        launch, job = numba.launch_forward.stats, numba.job(CELLS["rnn_tanh"], "float32", False, True)
         print(sum(launch.cache_misses.values()), sum(launch.cache_hits.values()), job.cache_hits)
     """)
 
@@ -107,6 +109,7 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
     assert compilations() == ["1", "0", "0"]
 
 
+@pytest.mark.slow
 def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> None:
     """Machine code from the cache is linked by symbols: no two processes may have given one to two functions."""
     script = textwrap.dedent("""
@@ -127,6 +130,7 @@ def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> No
         subprocess.run([sys.executable, "-c", script, *dtypes], cwd=root, env=environment, check=True)
 
 
+@pytest.mark.slow
 def test_loading_compiled_code_imports_nothing_that_only_compiling_needs(tmp_path: Path) -> None:
     """Of Numba, and so of SciPy: half of a first call's time. What is compiled afterwards gets it all the same."""
     script = textwrap.dedent("""

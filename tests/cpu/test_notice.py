@@ -91,6 +91,7 @@ def test_without_standard_error_nothing_fails(tmp_path, monkeypatch) -> None:
     compiled(Notice(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_process_that_compiles_says_so_and_one_that_loads_says_nothing(tmp_path) -> None:
     script = """if 1:
         import numpy as np, rnnkit

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnkit.backends.numba import layer as backend
-from rnnkit.backends.numba import plan
+from rnnkit.backends.numba import plan, prepared
 from rnnkit.core.cells import CELLS
 from rnnkit.testing import Case, parity
 from tests.helpers import share_everything
@@ -37,15 +36,15 @@ def four_threads() -> Iterator[None]:
 
 @given(case=cases(), dtype=st.sampled_from(["float32", "float64"]), members=st.integers(1, 4), groups=st.integers(1, 4))
 def test_any_sizes_shared_any_way_are_the_oracle(case: Case, dtype: str, members: int, groups: int) -> None:
-    def division(sizes: plan.Sizes, threads: int) -> tuple[int, int]:
+    def division(sizes: plan.Work, threads: int) -> tuple[int, int]:
         units = min(members, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
         return max(1, min(groups, threads // units, sizes.B)), units
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "division", division)
         plan.forget()
-        backend._prepared.cache_clear()
+        prepared.prepared.cache_clear()
         worst = parity("numba", case, dtype)
     plan.forget()
-    backend._prepared.cache_clear()
+    prepared.prepared.cache_clear()
     assert max(worst.values()) <= 1, worst

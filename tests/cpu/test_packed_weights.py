@@ -10,7 +10,7 @@ import pytest
 
 import rnnkit
 from rnnkit.backends.numba import layer as backend
-from rnnkit.backends.numba import memory, plan
+from rnnkit.backends.numba import memory, plan, prepared
 from rnnkit.kernels.cpu.digest import LANES, SEGMENT, digest
 from rnnkit.kernels.cpu.jit import entry
 from tests.helpers import share_everything
@@ -70,10 +70,10 @@ def test_weights_packed_for_other_shares_are_not_used(x, monkeypatch):
     for members in (1, 2, 3, 2, 1):
         monkeypatch.setattr(plan, "division", lambda sizes, threads, members=members: (1, members))
         plan.forget()
-        backend._prepared.cache_clear()
+        prepared.prepared.cache_clear()
         np.testing.assert_array_equal(without_grad(layer, x), want)
     plan.forget()
-    backend._prepared.cache_clear()
+    prepared.prepared.cache_clear()
 
 
 def kept_bytes() -> int:

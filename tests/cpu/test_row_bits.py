@@ -1,4 +1,4 @@
-"""On the numba backend a row's bits are its own: README, "What is promised", Bits."""
+"""On the numba backend a row's bits are its own: docs/promises.md, Bits."""
 
 from __future__ import annotations
 

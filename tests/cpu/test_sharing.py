@@ -14,7 +14,7 @@ import pytest
 
 import rnnkit
 from rnnkit.backends.numba import layer as backend
-from rnnkit.backends.numba import plan
+from rnnkit.backends.numba import plan, prepared
 from rnnkit.core import thread_pool
 from rnnkit.kernels.cpu import threads as pool_kernels
 from rnnkit.testing import Case, parity
@@ -41,7 +41,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def divide(monkeypatch: pytest.MonkeyPatch, groups: int, members: int) -> None:
     """Every call divided so, or as nearly as its sizes allow."""
 
-    def division(sizes: plan.Sizes, threads: int) -> tuple[int, int]:
+    def division(sizes: plan.Work, threads: int) -> tuple[int, int]:
         units = min(members, threads, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
         return max(1, min(groups, threads // units, sizes.B)), units
 
@@ -57,7 +57,7 @@ def plans_made_anew() -> Iterator[None]:
 
 def forget() -> None:
     plan.forget()
-    backend._prepared.cache_clear()
+    prepared.prepared.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -16,7 +16,7 @@ from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, assert_close, error_ratio, growth_of, make_inputs, parity, run, widened
-from tests.helpers import CPU_BACKENDS, assert_same
+from tests.helpers import CPU_BACKENDS, assert_same, slow_except
 
 MILLIONS = 4_000_003  # no multiple of any block
 
@@ -47,7 +47,14 @@ def tenths(*shape: int, vary: bool = False) -> np.ndarray:
 
 @pytest.mark.parametrize("vary", [False, True], ids=["equal", "drawn"])
 @pytest.mark.parametrize(
-    ("N", "I", "O"), [(1_000_000, 5, 3), (MILLIONS, 2, 2), (MILLIONS, 1, 1), (70_001, 64, 48), (513, 2, 2), (255, 2, 2)]
+    ("N", "I", "O"),
+    [
+        (1_000_000, 5, 3),
+        *slow_except([(MILLIONS, 2, 2), (MILLIONS, 1, 1)], unpack=True),
+        (70_001, 64, 48),
+        (513, 2, 2),
+        (255, 2, 2),
+    ],
 )
 def test_linear_over_many_rows(N: int, I: int, O: int, vary: bool) -> None:
     layer, x, dy = rnnkit.Linear(I, O, rng=0), tenths(N, I, vary=vary), tenths(N, O, vary=vary)
@@ -94,13 +101,14 @@ def assert_sums(got: Weights, want: Weights) -> None:
         assert_sum(name, getattr(got, name), getattr(want, name))
 
 
-@pytest.mark.parametrize("vary", [False, True], ids=["equal", "drawn"])
-@pytest.mark.parametrize("I", [1, 3])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("vary", slow_except([False, True], False), ids=["equal", "drawn"])
+@pytest.mark.parametrize("I", slow_except([1, 3], 1))
+@pytest.mark.parametrize("backend", slow_except(CPU_BACKENDS, CPU_BACKENDS[0]))
 def test_one_step_of_millions_of_rows(backend: str, I: int, vary: bool) -> None:
     assert_sums(*of_one_unit(backend, 1, MILLIONS, I, vary))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("numba" not in CPU_BACKENDS, reason="needs Numba")
 def test_millions_of_steps() -> None:
     assert_sums(*of_one_unit("numba", MILLIONS, 1, 1))
@@ -112,8 +120,8 @@ SPANS, STRETCHES = (
 )  # row-steps that kernels/cpu/matmul_large.py sums in two and three levels
 
 
-@pytest.mark.parametrize("rows", [SPANS, STRETCHES])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("rows", slow_except([SPANS, STRETCHES], SPANS))
+@pytest.mark.parametrize("cell", slow_except(CELLS, "gru", "lstm"))
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_every_cell_over_many_rows(backend: str, cell: str, rows: int) -> None:
     if backend == "numpy" and rows == STRETCHES:
@@ -201,8 +209,8 @@ def shares(case: Case, dtype: str, backend: str) -> float:
     return max(worst for seed in range(2) for worst in parity(backend, case, dtype, seed).values())
 
 
-@pytest.mark.parametrize(("I", "H"), [(56, 8), (200, 100), (640, 1024)])
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu"])
+@pytest.mark.parametrize(("I", "H"), slow_except([(56, 8), (200, 100), (640, 1024)], (56, 8), (200, 100), unpack=True))
+@pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "rnn_tanh", "lstm"))
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_tolerances_hold_up_to_the_reach(backend: str, cell: str, I: int, H: int) -> None:
     for T in (1, 3):
@@ -212,6 +220,7 @@ def test_tolerances_hold_up_to_the_reach(backend: str, cell: str, I: int, H: int
         assert shares(case, "float32", backend) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_tolerances_hold_in_many_draws(cell: str) -> None:
     """At 2.5 times the reach, some draws are outside."""
@@ -221,8 +230,8 @@ def test_tolerances_hold_in_many_draws(cell: str) -> None:
         assert max(parity("numba", case, "float32", seed).values()) <= 1, seed
 
 
-@pytest.mark.parametrize(("I", "H"), [(2000, 8), (20_000, 16)])
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu"])
+@pytest.mark.parametrize(("I", "H"), slow_except([(2000, 8), (20_000, 16)], (2000, 8), unpack=True))
+@pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "rnn_tanh", "gru"))
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_tolerances_grow_in_proportion_beyond_the_reach(backend: str, cell: str, I: int, H: int) -> None:
     for T in (1, 3):

@@ -27,6 +27,7 @@ def test_the_plan_is_every_compiled_kernel_that_can_run() -> None:
     assert set(plan().unavailable) | {one.backend for one in plan().kernels} == {"numba", "cupy", "numba_cuda"}
 
 
+@pytest.mark.slow
 def test_no_call_of_a_layer_asks_for_more_kernels_than_it_compiles() -> None:
     script = textwrap.dedent("""
         import itertools, sys

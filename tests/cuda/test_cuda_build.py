@@ -14,13 +14,13 @@ import pytest
 
 from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.sources import Build, Kernel
-from tests.required import needs, unless_required
+from tests.required import needs_kernels, unless_required
 from tests.tools.build_report import __main__ as command
 from tests.tools.build_report import nvrtc, occupancy, printed, table
 
 BUILDS = sources.builds()
-needs_nvrtc = needs("kernels", nvrtc.unavailable())
-needs_occupancy = needs("kernels", occupancy.unavailable())
+needs_nvrtc = needs_kernels(nvrtc.unavailable())
+needs_occupancy = needs_kernels(occupancy.unavailable())
 
 
 # ---- the committed table
@@ -85,11 +85,9 @@ def test_the_digest_follows_source_options_and_launch(monkeypatch: pytest.Monkey
 
 
 def each_module() -> list[Any]:
-    """Every module for every architecture it is for; those outside the cover only in `make test-kernels`."""
-    cover = table.cover(BUILDS)
+    """Every module for every architecture it is for."""
     pairs = [(build, arch) for build in BUILDS for arch in table.archs_of(build)]
-    rare = {pair: pytest.mark.kernels for pair in pairs if (pair[0].name, pair[1]) not in cover}
-    return [pytest.param(*pair, marks=rare.get(pair, ()), id=f"{pair[0].name}-sm_{pair[1]}") for pair in pairs]
+    return [pytest.param(*pair, id=f"{pair[0].name}-sm_{pair[1]}") for pair in pairs]
 
 
 def test_the_cover_has_every_module_and_architecture() -> None:
@@ -267,10 +265,10 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
 # ---- as CuPy compiles it
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.kernels)])
-def test_cupy_adds_these_options_and_makes_the_same_code_with_its_own_headers(step: int) -> None:
-    made = printed("as_cupy", "90", str(step))
-    taken = [build for build in BUILDS[::step] if build.min_arch <= 90]
+@pytest.mark.kernels
+def test_cupy_adds_these_options_and_makes_the_same_code_with_its_own_headers() -> None:
+    made = printed("as_cupy", "90", "1")
+    taken = [build for build in BUILDS if build.min_arch <= 90]
     assert set(made) == {build.name for build in taken}
     for build in taken:
         assert made[build.name]["options"] == list(nvrtc.CUPY_OPTIONS)

@@ -8,12 +8,12 @@ import pytest
 
 from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.sources import Build
-from tests.required import needs
+from tests.required import needs_kernels
 from tests.tools.build_report import nvrtc, occupancy, table
 from tests.tools.build_report.nvrtc import Usage
 from tests.tools.build_report.occupancy import DEVICES, Device, Occupancy
 
-needs_occupancy = needs("kernels", occupancy.unavailable())
+needs_occupancy = needs_kernels(occupancy.unavailable())
 # The CUDA C++ Programming Guide: resident blocks a multiprocessor, and shared memory's unit of allocation in bytes.
 MOST_BLOCKS = {75: 16, 80: 32, 86: 16, 89: 24, 90: 32, 100: 32, 120: 24}
 SHARED_UNIT = {75: 256, 80: 128, 86: 128, 89: 128, 90: 128, 100: 128, 120: 128}

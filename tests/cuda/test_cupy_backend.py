@@ -17,7 +17,7 @@ from rnnkit.core.cells import CELLS, Weights
 from rnnkit.functional import direction as ops
 from rnnkit.testing import CASES, Case, assert_close, error_ratio, make_inputs, parity, run
 from tests.cuda.cuda_helpers import assert_matches, chunked, cuda, outputs, run_on
-from tests.helpers import LAYERS, assert_same, parts, randn, random_state
+from tests.helpers import LAYERS, assert_same, parts, randn, random_state, slow_except
 from tests.tools import emulator
 
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
@@ -26,7 +26,7 @@ CELL_NAMES = tuple(CELLS)
 SMALL = {cell: Case(cell, T=5, B=3, I=4, H=6) for cell in CELL_NAMES}
 RAGGED = {cell: Case(cell, T=5, B=4, I=3, H=6, ragged=True) for cell in CELL_NAMES}
 
-# Every build in `make test`, and every case on the builds of float32 and float16; the rest in `make test-kernels`.
+# A few cases on every build in `make test`; the others in `make test-all`.
 FULL, SOME = ("float32", "float16"), ("float64", "bfloat16", "tf32")
 COVER = [case for case in CASES if (case.T, case.B) in {(5, 3), (3, 13)}]
 
@@ -43,7 +43,7 @@ def assert_within(worst: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("dtype", FULL)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", slow_except(CASES, *COVER), ids=str)
 def test_parity(cp: Any, case: Case, dtype: str) -> None:
     assert_within(parity("cupy", case, dtype, device="cuda:0"))
 
@@ -62,7 +62,7 @@ def test_tf32_rounds_and_float32_does_not(cp: Any) -> None:
     assert worst[None] <= 1 < 5 < worst["tf32"], worst
 
 
-@pytest.mark.kernels
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SOME)
 @pytest.mark.parametrize("case", [case for case in CASES if case not in COVER], ids=str)
 def test_parity_of_other_dtypes_on_every_case(cp: Any, case: Case, dtype: str) -> None:
@@ -73,7 +73,7 @@ def test_parity_of_other_dtypes_on_every_case(cp: Any, case: Case, dtype: str) -
 @pytest.mark.parametrize("cell", CELL_NAMES)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", slow_except([1, 3], 3))
 def test_chunks_of_steps(cp: Any, cell: str, reverse: bool, ragged: bool, steps: int) -> None:
     """Several chunks, the last one shorter, give what one gives."""
     case = Case(cell, T=7, B=4, I=3, H=6, reverse=reverse, ragged=ragged)

@@ -22,6 +22,7 @@ from rnnkit.functional import direction as ops
 from rnnkit.testing import Case, assert_close, growth_of, make_inputs, parity, run, widened
 from tests.cpu.test_sums import assert_sum, of_one_unit, product64, tenths
 from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
+from tests.helpers import slow_except
 from tests.tools import emulator
 
 needs_emulator = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
@@ -93,6 +94,7 @@ def test_losses_are_summed_in_float64(cp: Any) -> None:
 # The stepwise schedule
 
 
+@pytest.mark.slow
 @needs_emulator
 def test_one_step_of_millions_of_rows(cp: Any) -> None:
     got, want = of_one_unit("cupy", 1, 3_000_001, 1, device=DEVICE)
@@ -135,8 +137,8 @@ SLICED = [
 
 @needs_emulator
 @pytest.mark.parametrize("slice_bytes", [100, 1 << 20], ids=["a-slice-at-once", "all-at-once"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
-@pytest.mark.parametrize("case", SLICED, ids=str)
+@pytest.mark.parametrize("dtype", slow_except(["float32", "float16", "float64"], "float32"))
+@pytest.mark.parametrize("case", slow_except(SLICED, *SLICED[1::2]), ids=str)
 def test_gradients_in_slices(
     case: Case, dtype: str, slice_bytes: int, cp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +156,7 @@ def test_gradients_in_slices(
 
 @needs_emulator
 @pytest.mark.parametrize("dtype", ["float32", "tf32"])
-@pytest.mark.parametrize(("I", "H"), [(56, 8), (2000, 8), (20_000, 16)])
+@pytest.mark.parametrize(("I", "H"), slow_except([(56, 8), (2000, 8), (20_000, 16)], (2000, 8), unpack=True))
 def test_tolerances_grow_in_proportion_to_the_features(I: int, H: int, dtype: str, cp: Any) -> None:
     case = Case("rnn_tanh", T=3, B=8, I=I, H=H)
     assert (growth_of(case, dtype) == 1) == (I == 56)

@@ -145,7 +145,7 @@ def test_to_moves_everything_but_what_backward_kept(cp: Any, rng: np.random.Gene
     for device in ("cpu", "cuda", "cuda:1", "cpu", "cuda:1"):
         assert model.to(device) is model
         wanted = {"cuda": "cuda:0"}.get(device, device)
-        assert {m.device for m in model._family()} == {wanted}
+        assert {m.device for m in model._walk()} == {wanted}
         arrays = [*model.params.values(), *model.grads.values()]
         assert {devices.device_of(a) for a in arrays} == {wanted}
         with pytest.raises(RuntimeError, match="needs a call"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from bench.gpu import barriers
+from bench.gpu import sync_costs
 from bench.grid import FORWARD_BACKWARD, Point
 from bench.peers.rnnkit import Rnnkit
 from bench.problem import FORWARD_NAMES, Oracle, check, make_problem
@@ -143,12 +143,12 @@ def test_two_layers_in_both_directions(cell: str, dtype: str, backend: str) -> N
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 def test_torch_on_the_card(cell: str, dtype: str) -> None:
     pytest.importorskip("torch", reason="not available: torch is not installed")
-    from bench.gpu import numbers, sides
+    from bench.gpu import inputs, rnnkit_and_torch
 
     served_here("cupy", dtype)
-    n = numbers.for_check(numbers.numbers(Point(cell, 24, 11, 50, 80, dtype, layers=2, bidirectional=True)))
-    ours = sides.Ours(n)
-    errors = numbers.errors(n, ours.results(ours.forward_backward()), sides.truth(n))
+    n = inputs.for_check(inputs.point_inputs(Point(cell, 24, 11, 50, 80, dtype, layers=2, bidirectional=True)))
+    ours = rnnkit_and_torch.Ours(n)
+    errors = inputs.errors(n, ours.results(ours.forward_backward()), rnnkit_and_torch.truth(n))
     assert max(errors.values()) <= 1, errors
 
 
@@ -156,10 +156,10 @@ def test_probes_hold() -> None:
     """grid.sync, a counter, a flag and cluster.sync order what is written before them."""
     import cupy
 
-    from bench.gpu import small
+    from bench.gpu import every_kernel
 
-    small.probe()
-    assert barriers.grid_sync(8)["blocks"] == 8
+    every_kernel.probe()
+    assert sync_costs.grid_sync(8)["blocks"] == 8
     assert cupy.cuda.Device().attributes["MultiProcessorCount"] > 0
 
 

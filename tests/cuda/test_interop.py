@@ -187,7 +187,7 @@ def test_an_array_cupy_cannot_take_is_named(cp: Any) -> None:
             self.__dlpack__ = refuse
 
     layer = rnnkit.GRU(4, 6, device="cuda:0")
-    with refused(TypeError, "x is a Tracked that CuPy cannot take", "use tensor.detach()"):
+    with refused(TypeError, "x is a Tracked that CuPy cannot use", "use tensor.detach()"):
         layer(Tracked(cp.zeros((5, 3, 4), "float32")))
 
 

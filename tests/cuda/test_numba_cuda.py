@@ -20,17 +20,14 @@ from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.functional import direction as ops
 from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS, THREADS
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run, widened
-from tests.helpers import LAYERS, assert_same, parts, randn, random_state
+from tests.helpers import LAYERS, assert_same, parts, randn, random_state, slow_except
 from tests.tools import fakecupy, greenlets
 
 pytestmark = pytest.mark.skipif(greenlets.available() is not None, reason=str(greenlets.available()))
 
 DTYPES = ("float64", "float32", "float16")
 DEVICE = "cuda:0"
-FULLER = pytest.mark.kernels
-LARGE = (
-    32  # units, from which on plain Python takes its time: one dtype in the quick suite, all of them in the slow one
-)
+FULLER = pytest.mark.slow
 WIDE = [
     Case("rnn_tanh", T=2, B=1, I=2, H=2 * THREADS + 9),
     Case("gru", T=2, B=1, I=2, H=THREADS + 33),
@@ -72,8 +69,15 @@ def assert_parity(case: Case, dtype: str, seed: int, watch: bool = False) -> Non
 
 
 def quick(case: Case, dtype: str) -> Any:
-    slow = case.H >= LARGE and dtype != "float32"
-    return pytest.param(case, dtype, id=f"{case}-{dtype}", marks=FULLER if slow else ())
+    """In `make test`: of each cell one case in every dtype, and its ragged, reversed or projected ones in float32."""
+    small = (case.T, case.B) == (5, 3)
+    plain = not (case.reverse or case.ragged or case.P)
+    run = small and (plain or dtype == "float32")
+    return pytest.param(case, dtype, id=f"{case}-{dtype}", marks=() if run else FULLER)
+
+
+# Features of `make test`: one of each cell, and the projection.
+FEW = [case for case in features() if case.ragged and case.reverse]
 
 
 @pytest.mark.parametrize(("case", "dtype"), [quick(case, dtype) for case in CASES for dtype in DTYPES])
@@ -86,8 +90,8 @@ def test_more_units_than_threads(case: Case) -> None:
     assert_parity(case, "float32", 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", features(), ids=str)
+@pytest.mark.parametrize("dtype", slow_except(DTYPES, "float32"))
+@pytest.mark.parametrize("case", slow_except(features(), *FEW), ids=str)
 def test_gradients_in_blocks_of_steps(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over twelve row-steps at most, in blocks of four and of three."""
     for name, value in (("DEVICE_ROWS", 4), ("DEVICE_ROWS_16", 4), ("COLUMN_ROWS", 3), ("BATCH_BYTES", 100)):
@@ -99,7 +103,7 @@ def test_gradients_in_blocks_of_steps(case: Case, dtype: str, monkeypatch: pytes
         assert_close(name, got[name], value, dtype, "forward" if name in ("y", "h_n", "c_n") else "backward")
 
 
-@pytest.mark.parametrize("case", features(), ids=str)
+@pytest.mark.parametrize("case", slow_except(features(), *FEW), ids=str)
 def test_no_two_threads_race_and_every_index_is_inside(case: Case) -> None:
     inputs = feature_inputs(case, "float32")
     with device(2, watch=True):
@@ -138,7 +142,7 @@ def forward(case: Case, inputs: Any, keep: bool) -> tuple[np.ndarray, ...]:
     return tuple(map(to_numpy, (y, *state_n)))
 
 
-@pytest.mark.parametrize("case", features(), ids=str)
+@pytest.mark.parametrize("case", slow_except(features(), *FEW), ids=str)
 def test_the_bits_do_not_depend_on_the_order_of_threads_nor_on_what_is_kept(case: Case) -> None:
     inputs, results = feature_inputs(case, "float16"), []
     for seed in (None, 1, 2):
@@ -167,7 +171,7 @@ def test_a_row_without_steps_keeps_its_state_and_past_a_rows_end_y_is_zero(cell:
     np.testing.assert_array_equal(state_n[0][[0, 2]], [y[1, 0], y[3, 2]])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", slow_except(CELLS, "lstm", "gru_reset_before"))
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0), (0, 0)])
 def test_without_steps_or_rows_nothing_is_launched(cell: str, T: int, B: int) -> None:
     case = Case(cell, T=T, B=B)

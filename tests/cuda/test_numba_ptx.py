@@ -13,6 +13,8 @@ import pytest
 
 from tests.tools.build_report import numba_ptx, printed
 
+pytestmark = pytest.mark.kernels
+
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, list[str]]:
@@ -28,7 +30,6 @@ def test_every_kernel_is_clean() -> None:
     assert {row["arch"] for row in rows} == set(numba_ptx.ARCHS)
 
 
-@pytest.mark.kernels
 def test_every_kernel_is_clean_on_every_architecture() -> None:
     rows = printed("numba_ptx", "all")["kernels"]
     assert wrong_of(rows) == {}

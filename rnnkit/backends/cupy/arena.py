@@ -1,8 +1,8 @@
-"""The arena: what a thread keeps on a stream between calls. Work space, a cuBLAS handle, and captured graphs.
+"""The arena: what stays between calls of one thread on one stream. Workspace, a cuBLAS handle, and captured graphs.
 
-One an own (device, stream, thread), so nothing in it is ever shared and no lock is needed: two calls that use the same
-buffers are ordered by their stream. Work space only grows; a graph has addresses of it built in, so when it moves the
-graphs are dropped.
+There is one arena per (device, stream, thread), so nothing in it is shared and it needs no lock: the stream orders two
+calls that use the same buffers. The workspace only grows. A graph contains addresses of the workspace, so the graphs
+are dropped when the workspace moves.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 from rnnkit.backends.cupy.cublas import Handle, quiet, workspace_bytes
 from rnnkit.errors import DeviceError
 
-MOST_ARENAS, MOST_GRAPHS, MOST_SEEN = 8, 512, 4096
+MOST_ARENAS = 8
+MOST_GRAPHS = 512
+MOST_SEEN = 4096
 ALIGNED = 256
 
-# Work space begins with room for small problems, and grows by a quarter at least, so that it seldom moves.
+# The workspace starts at this size, enough for small problems, and grows by at least a quarter, so it moves seldom.
 LEAST_BYTES = 4 << 20
 
 _local = threading.local()
@@ -28,13 +30,13 @@ _local = threading.local()
 
 @dataclass
 class Counts:
-    """What an arena has handed to the driver since it was made: benchmarks and tests take differences.
+    """What an arena has launched since it was created. Benchmarks and tests take differences.
 
-    launches  kernels and products that were launched one by one
-    replays   CUDA graphs that were launched
+    launches  kernels and products launched one by one
+    replays   CUDA graphs launched
     nodes     kernels and products inside those graphs
-    captures  graphs that were made
-    refused   captures that failed, whose steps were launched one by one instead
+    captures  graphs captured
+    refused   captures that failed, so that their steps were launched one by one
     """
 
     launches: int = 0
@@ -45,14 +47,14 @@ class Counts:
 
 
 class Captured(NamedTuple):
-    """A graph, and how many kernels and products are in it."""
+    """A graph, and the number of kernels and products in it."""
 
     graph: Any
     nodes: int
 
 
 class Arena:
-    """Work space, handle, graphs and counts of one thread on one stream of one device."""
+    """Workspace, handle, graphs and counts of one thread on one stream of one device."""
 
     def __init__(self, stream: Any) -> None:
         import cupy
@@ -60,47 +62,48 @@ class Arena:
         self.stream = stream
         self.counts = Counts()
         self.handle = Handle(self.counts)
-        self._scratch = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
-        self._space: Any = cupy.empty(0, dtype="uint8")
-        self._capturing: Any = None  # a stream to capture on; None while one is under way, or after one was cut off
+        self._cublas_workspace = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
+        self._workspace: Any = cupy.empty(0, dtype="uint8")
+        self._capturing: Any = None  # a stream to capture on; None during a capture, and after an interrupted one
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
     def reserve(self, sizes: dict[str, int]) -> dict[str, int]:
-        """Addresses of buffers of so many bytes each, which hold until the next `reserve`. Their contents are not."""
+        """Addresses of uninitialised buffers of these numbers of bytes, by name. They are valid until the next call."""
         import cupy
 
         total = sum(_padded(size) for size in sizes.values())
-        if self._space.nbytes < total:
+        if self._workspace.nbytes < total:
             self._graphs.clear()
-            larger = max(total, self._space.nbytes * 5 // 4, LEAST_BYTES)
-            self._space = cupy.empty(0, dtype="uint8")  # what there was may make room for it
+            larger = max(total, self._workspace.nbytes * 5 // 4, LEAST_BYTES)
+            self._workspace = cupy.empty(0, dtype="uint8")  # frees the old one first, to make room
             try:
-                self._space = cupy.empty(larger, dtype="uint8")
+                self._workspace = cupy.empty(larger, dtype="uint8")
             except cupy.cuda.memory.OutOfMemoryError:
-                self._space = cupy.empty(total, dtype="uint8")
-        places, address = {}, int(self._space.data.ptr)
+                self._workspace = cupy.empty(total, dtype="uint8")
+        addresses = {}
+        address = int(self._workspace.data.ptr)
         for name, size in sizes.items():
-            places[name] = address
+            addresses[name] = address
             address += _padded(size)
-        return places
+        return addresses
 
     def begin(self) -> None:
-        """Products go to this arena's stream."""
+        """Later products run on this arena's stream."""
         self._use(self.stream)
 
     def _use(self, stream: Any) -> None:
-        self.handle.use(stream.ptr, self._scratch.data.ptr, self._scratch.nbytes)
+        self.handle.use(stream.ptr, self._cublas_workspace.data.ptr, self._cublas_workspace.nbytes)
 
     def replay(self, key: Hashable, launch: Callable[[], None]) -> None:
-        """Runs `launch`, which does nothing but launches: as it stands the first time, from then on as a CUDA graph.
+        """Runs `launch`, which only launches: directly the first time, and as a CUDA graph from the second time on.
 
-        key: everything that the launches depend on, addresses of work space aside.
+        key: everything that the launches depend on, except addresses of the workspace.
         """
         captured = self._graphs.get(key)
         if captured is None:
             if key not in self._seen:
-                # Also what makes lazily loaded code ready, which a capture should not have to.
+                # The direct run also loads lazily loaded code, which must not happen during a capture.
                 _remember(self._seen, key, None, MOST_SEEN)
                 launch()
                 return
@@ -109,17 +112,16 @@ class Arena:
                 launch()
                 return
             dropped = _remember(self._graphs, key, captured, MOST_GRAPHS)
-            self._seen.pop(dropped, None)  # or its next call would capture it again, to no use while there are too many
+            self._seen.pop(dropped, None)  # so that its next call does not capture: with too many graphs that is no use
         self._graphs.move_to_end(key)
         captured.graph.launch(self.stream)
         self.counts.replays += 1
         self.counts.nodes += captured.nodes
 
     def _capture(self, launch: Callable[[], None]) -> Captured | None:
-        """The launches as a graph; None where the capture was spoilt, as a wait for the device elsewhere spoils it.
+        """The launches as a graph. If the capture fails, as when another thread synchronises, None and a warning.
 
-        Nothing has run then, a warning says so, and the caller launches. What `launch` itself raises it will raise
-        again.
+        Nothing has run then, and the caller launches directly. An error of `launch` itself is raised by that launch.
         """
         import cupy
 
@@ -144,7 +146,7 @@ class Arena:
             )
             return None
         finally:
-            # What was captured has not run.
+            # Captured launches have not run.
             nodes = self.counts.launches - before
             self.counts.launches = before
             self._use(self.stream)
@@ -155,18 +157,18 @@ class Arena:
 def refuse_capture(stream: Any) -> None:
     """Raises DeviceError while the stream is being captured.
 
-    rnnkit captures graphs of its own, and the work space of a call inside another capture would belong to both.
+    rnnkit captures its own graphs, and a call inside another capture would share its workspace with that graph.
     """
     try:
         capturing = stream.is_capturing()
-    except RuntimeError:  # a capture that has failed and not ended
+    except RuntimeError:  # the capture has failed but not ended
         capturing = True
     if capturing:
         raise DeviceError("the current stream is being captured, and rnnkit captures graphs of its own")
 
 
 def current() -> Arena:
-    """The arena of this thread for the current device and stream. Raises as `refuse_capture`."""
+    """The arena of this thread for the current device and stream. Raises like `refuse_capture`."""
     import cupy
 
     arenas: OrderedDict[tuple[int, int], Arena] = _local.__dict__.setdefault("arenas", OrderedDict())
@@ -185,7 +187,7 @@ def counts() -> Counts:
 
 
 def bytes_of(work: int, device: int) -> int:
-    """What an arena holds at least, whose largest call needs `work` bytes."""
+    """The least bytes of an arena whose largest call needs `work` bytes."""
     return max(work, LEAST_BYTES) + workspace_bytes(device)
 
 
@@ -194,6 +196,6 @@ def _padded(size: int) -> int:
 
 
 def _remember(entries: OrderedDict, key: Hashable, value: Any, most: int) -> Hashable:
-    """Adds an entry; gives the key of the oldest one, dropped where there are more than `most`, else None."""
+    """Adds an entry. If there are then more than `most`, drops the oldest one and returns its key, else None."""
     entries[key] = value
     return entries.popitem(last=False)[0] if len(entries) > most else None

@@ -1,7 +1,7 @@
-"""The CuPy backend: CUDA C++ kernels compiled by NVRTC, and cuBLAS. This file chooses a schedule and names what fails.
+"""The CuPy backend: CUDA C++ kernels compiled by NVRTC, and cuBLAS.
 
-See `rnnkit.backends.cupy.schedules` for the schedules. Everything is launched on CuPy's current stream, on the arrays'
-own device, and nothing waits for it.
+This file chooses a schedule (`rnnkit.backends.cupy.schedules`) and translates CuPy's errors. Everything is launched on
+CuPy's current stream, on the arrays' device, and nothing synchronises.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rnnkit.core.cells import Cell
 from rnnkit.core.dtypes import DType
 from rnnkit.errors import DeviceError, DeviceMemoryError
 
-# cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY: what is allocated beside CuPy's pool fails so.
+# cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY: allocations outside CuPy's pool fail with this status.
 OUT_OF_MEMORY = 2
 
 
 class Saved(NamedTuple):
-    """What `backward` needs: the schedule that ran, the problem, and the schedule's own part."""
+    """What `backward` needs: the schedule of the forward pass, the problem, and what the schedule itself saved."""
 
     schedule: Schedule
     problem: Problem
@@ -32,11 +32,12 @@ class Saved(NamedTuple):
 
 
 def forward(call: LayerCall, schedule: str | None = None) -> Forward:
-    """See `rnnkit.backends.Backend.forward`. schedule: the name of the one to run, None for the first that serves.
+    """See `rnnkit.backends.Backend.forward`. schedule: its name, or None for the first one that serves the call.
 
     Raises DeviceMemoryError, UnsupportedDeviceError or DeviceError, see `rnnkit.errors`.
     """
-    problem, device = Problem.of(call), call.x.device
+    problem = Problem.of(call)
+    device = call.x.device
     with _on(device, problem):
         chosen, _ = choose(call.cell, call.dtype, _sizes(problem), arch_of(device.id), schedule)
         y, state_n, own = chosen.load().forward(problem, call)
@@ -51,7 +52,7 @@ def backward(call: BackwardCall) -> Gradients:
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None = None) -> Description:
-    """See `rnnkit.backends.Backend.describe`; of the current device. schedule: as `forward`."""
+    """See `rnnkit.backends.Backend.describe`, for the current device. schedule: as in `forward`."""
     import cupy
 
     chosen, why = choose(cell, dtype, sizes, arch_of(cupy.cuda.Device().id), schedule)
@@ -61,7 +62,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str |
 
 @dataclass(frozen=True)
 class Pinned:
-    """This backend with one schedule for every call. `backward` follows what the forward ran."""
+    """This backend with one schedule for every call. `backward` uses the schedule of the forward pass."""
 
     schedule: str
 
@@ -92,10 +93,10 @@ def _sizes(p: Problem) -> Sizes:
 
 @contextmanager
 def _on(device: Any, p: Problem) -> Iterator[None]:
-    """With `device` current, and CuPy's errors by rnnkit's names."""
+    """Makes `device` current, and raises CuPy's errors as rnnkit's."""
     import cupy
 
-    def said(problem: Exception) -> str:
+    def described(problem: Exception) -> str:
         sizes = f"T={p.T}, B={p.B}, I={p.I}, H={p.H}"
         return f"{p.cell.name} in {p.dtype.name} with {sizes} on cuda:{device.id}: {problem}"
 
@@ -103,11 +104,11 @@ def _on(device: Any, p: Problem) -> Iterator[None]:
         try:
             yield
         except (cupy.cuda.memory.OutOfMemoryError, DeviceMemoryError) as problem:
-            raise DeviceMemoryError(f"{said(problem)} (it does not fit the device's memory)") from problem
+            raise DeviceMemoryError(f"{described(problem)} (it does not fit the device's memory)") from problem
         except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as problem:
             kind = DeviceMemoryError if problem.status == OUT_OF_MEMORY else DeviceError
-            raise kind(said(problem)) from problem
+            raise kind(described(problem)) from problem
         except cupy.cuda.compiler.CompileException as problem:
-            raise DeviceError(f"{said(problem)} (a kernel does not compile for this card)") from problem
+            raise DeviceError(f"{described(problem)} (a kernel does not compile for this card)") from problem
         except DeviceError as problem:
-            raise DeviceError(said(problem)) from problem
+            raise DeviceError(described(problem)) from problem

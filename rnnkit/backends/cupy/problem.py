@@ -1,4 +1,4 @@
-"""Problem: one layer-direction as a schedule sees it. Sizes, how ragged rows are stored, and chunks of its steps."""
+"""Problem: one layer-direction as a schedule processes it: sizes, the order of ragged rows, and chunks of steps."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.interface import LayerCall
+from rnnkit.backends.interface import LayerCall, Sizes
 from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core.cells import Cell
 from rnnkit.core.dtypes import DType
 
-# A chunk of steps has its pre-activations computed at once, walks, and in backward has its weight gradients added at
-# once: so work space does not grow with T, and what one product writes is still in the L2 cache when the steps read
-# it. It is also what one CUDA graph holds.
-CHUNK_BYTES, CHUNK_STEPS = 32 << 20, 256
+# A chunk of steps has its pre-activations x W_ih^T computed at once before its steps, and its weight gradients added at
+# once after them. So the workspace does not grow with T, and the steps find in the L2 cache what the product before
+# them wrote. One CUDA graph holds one chunk.
+CHUNK_BYTES = 32 << 20
+CHUNK_STEPS = 256
 
-# Fewer steps than this are no chunk, however large: adding up the weights' gradients would cost as much as the steps.
+# The least steps of a chunk, however large: with fewer, adding up the weights' gradients costs as much as the steps.
 FEWEST_STEPS = 16
 
-# A weight's gradient is a product over all steps, which cuBLAS may sum in one chain of additions. So it is computed in
-# slices of at most this many steps, which are added without loss (LongSum of kernels/cuda/rows.cuh). Writing and
-# reading them is predicted to take 4% of a backward on an H100 at H = 512. One chain of 512 equal terms is off by up to
-# 512 / 4 * 2^-24 of itself: 7.6e-6. The long slices are for dtypes whose products are faster or of which less is
-# promised.
-SLICE_ROWS, LONG_SLICE_ROWS = 512, 16384
+# A weight's gradient is a product over all row-steps, which cuBLAS may sum in one chain of additions. One chain of 512
+# equal terms is off by up to 512 / 4 * 2^-24 of itself: 7.6e-6. So the gradient is computed in slices of at most
+# SLICE_ROWS row-steps, and the slices are added without loss (LongSum of kernels/cuda/rows.cuh). Writing and reading
+# them is predicted to take 4% of a backward on an H100 at H = 512. LONG_SLICE_ROWS is for the dtypes with faster
+# products or wider tolerances.
+SLICE_ROWS = 512
+LONG_SLICE_ROWS = 16384
 
-# What the slices that one batched product writes take at most, unless one is larger.
+# The most bytes of slices that one batched product writes, unless one slice alone is larger.
 SLICE_BYTES = 32 << 20
 
 
 class Step(NamedTuple):
-    """One step of a chunk: its time step and first live step, from the chunk's, and how many rows are live."""
+    """One step of a chunk: its time step and first row-step, counted from the chunk's, and its number of live rows."""
 
     t: int
     n: int
@@ -43,13 +45,13 @@ class Step(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _packing(T: int, B: int, lengths: bytes) -> Packing:
-    """The packing of ragged rows, made once for the layers and directions that share them; lengths as int64."""
+    """The packing of ragged rows, cached for the layers and directions that share lengths (the bytes of int64)."""
     return packing(T, B, np.frombuffer(lengths, np.int64))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Time steps [t0, t0 + T): live steps [n0, n0 + N) in storage. `key` is equal where `steps` are."""
+    """Time steps [t0, t0 + T), which are row-steps [n0, n0 + N). Chunks whose `steps` are equal have equal keys."""
 
     t0: int
     T: int
@@ -60,7 +62,7 @@ class Chunk:
     descending: bool
 
     def steps(self, backward: bool = False) -> Iterator[Step]:
-        """The steps with live rows, in the order of the scan, or of its way back."""
+        """The steps with live rows, in the order of the forward or the backward pass."""
         times = range(self.t0, self.t0 + self.T)
         for t in reversed(times) if self.descending != backward else times:
             rows = int(self.packing.counts[t])
@@ -70,7 +72,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes of one layer-direction; R = P under projection, else H. N is packing.steps."""
+    """Sizes of one layer-direction: R = P under projection, else H; N, the number of row-steps, is packing.steps."""
 
     cell: Cell
     dtype: DType
@@ -86,12 +88,29 @@ class Problem:
     @classmethod
     def of(cls, call: LayerCall) -> Problem:
         """The problem of a forward call."""
-        cell, weights, lengths = call.cell, call.weights, call.lengths
+        weights = call.weights
+        lengths = call.lengths
         T, B, I = call.x.shape
         GH, R = weights.w_hh.shape
-        stored = packing(T, B, None) if lengths is None else _packing(T, B, lengths.tobytes())
-        projected = weights.w_hr is not None
-        return cls(cell, call.dtype, T, B, I, GH // cell.n_gates, R, projected, call.reverse, stored)
+        return cls(
+            cell=call.cell,
+            dtype=call.dtype,
+            T=T,
+            B=B,
+            I=I,
+            H=GH // call.cell.n_gates,
+            R=R,
+            projected=weights.w_hr is not None,
+            reverse=call.reverse,
+            packing=packing(T, B, None) if lengths is None else _packing(T, B, lengths.tobytes()),
+        )
+
+    @classmethod
+    def of_sizes(cls, cell: Cell, dtype: DType, sizes: Sizes) -> Problem:
+        """The problem of a forward call whose rows all have T steps; R != H means projection."""
+        T, B, I, H, R, _ = sizes
+        whole = packing(T, B, None)
+        return cls(cell, dtype, T=T, B=B, I=I, H=H, R=R, projected=R != H, reverse=False, packing=whole)
 
     @property
     def GH(self) -> int:
@@ -102,57 +121,66 @@ class Problem:
         return self.packing.steps
 
     @property
-    def two_states(self) -> bool:
-        return self.cell.has_c
+    def has_second_product(self) -> bool:
+        """Whether a step has a second product: the projection, or the one that r h' waits for."""
+        return self.projected or self.cell.resets_before
+
+    @property
+    def first_gates(self) -> int:
+        """How many gates the first product of a step computes."""
+        _, _, end = self.cell.products[0]
+        return end
 
     @property
     def ragged(self) -> bool:
         return self.packing.order is not None
 
     @property
-    def stored(self) -> int:
-        """Bytes of a number as arrays hold it."""
+    def storage_bytes(self) -> int:
+        """Bytes of a number of the storage dtype."""
         return self.dtype.storage.itemsize
 
     @property
-    def computed(self) -> int:
-        """Bytes of a number of the arithmetic."""
+    def compute_bytes(self) -> int:
+        """Bytes of a number of the compute dtype."""
         return self.dtype.compute.itemsize
 
     @cached_property
     def chunk_steps(self) -> int:
-        """Steps of a chunk: as many as fit, in chunks of about one length."""
-        fit = CHUNK_BYTES // max(1, self.B * self.GH * self.computed)
+        """Steps of a chunk: as many as fit, evened out so that the last chunk is not much shorter."""
+        fit = CHUNK_BYTES // max(1, self.B * self.GH * self.compute_bytes)
         most = min(CHUNK_STEPS, max(fit, FEWEST_STEPS))
         chunks = max(1, -(-self.T // most))
         return max(1, -(-self.T // chunks))
 
     @property
     def chunk_rows(self) -> int:
-        """The most live steps a chunk can have."""
+        """The most row-steps a chunk can have."""
         return self.chunk_steps * self.B
 
     @property
     def slice_rows(self) -> int:
-        """The most steps that one product sums."""
+        """The most row-steps that one product sums."""
         return SLICE_ROWS if self.dtype.name == "float32" else LONG_SLICE_ROWS
 
     @property
     def sums_in_place(self) -> bool:
-        """Whether a weight's gradient is one slice, which products write where it is to be, chunk by chunk."""
-        return self.slice_rows >= self.N and self.stored == self.computed
+        """Whether a weight's gradient is one slice, which the chunks' products add up in the result itself."""
+        return self.slice_rows >= self.N and self.storage_bytes == self.compute_bytes
 
     def slices_at_once(self, elements: int) -> int:
         """How many slices of a gradient with this many elements one batched product writes."""
-        return max(1, SLICE_BYTES // max(1, elements * self.computed))
+        return max(1, SLICE_BYTES // max(1, elements * self.compute_bytes))
 
     def chunks(self, backward: bool = False) -> Iterator[Chunk]:
-        """The chunks with live steps, in the order of the scan, or of its way back."""
-        S, p = self.chunk_steps, self.packing
+        """The chunks with live rows, in the order of the forward or the backward pass."""
+        S = self.chunk_steps
+        p = self.packing
         starts = range(0, self.T, S)
         for t0 in reversed(starts) if self.reverse != backward else starts:
             t1 = min(self.T, t0 + S)
-            n0, n1 = int(p.offsets[t0]), int(p.offsets[t1])
+            n0 = int(p.offsets[t0])
+            n1 = int(p.offsets[t1])
             if n1 > n0:
                 key = (t1 - t0, p.counts[t0:t1].tobytes() if self.ragged else None)
                 yield Chunk(t0, t1 - t0, n0, n1 - n0, key, p, self.reverse)

@@ -1,7 +1,7 @@
-"""SCHEDULES: one row a way to run a layer-direction on a card, in order of preference, and the choice among them.
+"""SCHEDULES: the ways to run a layer-direction on a card, one row each, in order of preference; and the choice.
 
-A schedule is one module beside this one: forward, backward and describe, over `problem.Problem`, and its kernels'
-builds in `sources`. The last row serves every shape, so that a choice never fails.
+A schedule is a module in this folder, with forward, backward and describe over `problem.Problem`; `sources` holds the
+builds of its kernels. The last row serves every shape, so one row always serves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OLDEST_ARCH = 70
 
 @dataclass(frozen=True)
 class Schedule:
-    """One row of SCHEDULES. `problem` says why it does not serve (cell, dtype, sizes, arch), or None where it does."""
+    """One row of SCHEDULES. `problem` gives the reason why it does not serve (cell, dtype, sizes, arch), or None."""
 
     name: str
     about: str
@@ -35,7 +35,7 @@ class Schedule:
 SCHEDULES: tuple[Schedule, ...] = (
     Schedule(
         "stepwise",
-        "a cuBLAS product and a fused pointwise launch a step, in CUDA graphs",
+        "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs",
         lambda cell, dtype, sizes, arch: None,
     ),
 )
@@ -44,8 +44,8 @@ SCHEDULES: tuple[Schedule, ...] = (
 def choose(cell: Cell, dtype: DType, sizes: Sizes, arch: int, pinned: str | None = None) -> tuple[Schedule, str]:
     """The schedule for a call on a card of compute capability `arch` (90 for 9.0), and why.
 
-    pinned: the name of the one schedule to consider, or None for all of them in order.
-    Raises UnsupportedDeviceError for a card, or a dtype on a card, that no schedule serves, and where the pinned one
+    pinned: the name of the only schedule to consider, or None for all of them in order.
+    Raises UnsupportedDeviceError if no schedule serves the card, or the dtype on this card, and if the pinned schedule
     does not serve the call.
     """
     if arch < OLDEST_ARCH:

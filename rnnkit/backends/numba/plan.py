@@ -1,6 +1,6 @@
-"""How the Numba backend divides a call over threads and lays out its scratch memory: decided from shapes alone, once.
+"""How the Numba backend divides a call over threads and lays out its workspace. Shapes alone decide, once per shape.
 
-The table below holds what the decisions rest on. They are guesses of time, and never change a bit of a result.
+`estimate.py` says how long a call takes. Estimates choose between divisions, and never change a bit of a result.
 """
 
 from __future__ import annotations
@@ -12,59 +12,30 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnnkit.backends.numba.estimate import Work, call_us, shared_us
 from rnnkit.backends.ragged import Packing, clear_packing_cache
-from rnnkit.kernels.cpu import scan, step
-from rnnkit.kernels.cpu.frame import Shape
+from rnnkit.kernels.cpu import step
+from rnnkit.kernels.cpu.arguments import Shape
 from rnnkit.kernels.cpu.matmul_large import scratch_elements
 from rnnkit.kernels.cpu.pack import padded
-from rnnkit.kernels.cpu.simd import vector_bytes, vectors
+from rnnkit.kernels.cpu.simd import vectors
 
-RESET_BEFORE = "gru_reset_before"
+__all__ = ["Plan", "Work", "call_us", "plan_for", "single", "threads_of"]
 
-# One core's FLOP a microsecond in float32, by the width of its vectors: a multiply-add a cycle of 64 bytes, two of 32.
-FLOP_US = {64: 112e3, 32: 100e3, 16: 25e3}
-# How fast weights of up to so many bytes come, bytes a microsecond for one core: the caches' and the memory's rates. Of
-# the arithmetic and the stream the shorter hides behind the longer, all of it up to three quarters of that; where they
-# are equal, so much of it shows.
-NOT_HIDDEN = 0.2
-STREAM = ((24 << 10, 200e3), (768 << 10, 110e3), (20 << 20, 80e3), (1 << 62, 28e3))
-# A meeting of the members of a group, which come at slightly different times; the cell on one vector of units.
-MEETING_US, VECTOR_US = 0.3, 0.02
-# The input's products are computed so many bytes at a time for each thread, by the bytes of the weights: what stays in
-# its second-level cache beside the weights' panel in use; but where W_ih and W_hh do not fit the last cache together,
-# every chunk fetches W_ih anew and drives W_hh out, and there should be few.
+# Bytes of input products per thread and chunk, by the bytes of the weights. A chunk stays in the second-level cache
+# beside the panel of the weights in use. Where W_ih and W_hh do not fit the last-level cache together, every chunk
+# fetches W_ih again and evicts W_hh, so there should be few chunks.
 CHUNKS = ((20 << 20, 256 << 10), (1 << 62, 2 << 20))
 
 
-class Sizes(NamedTuple):
-    """What a plan is made from. R is P under projection, else H; N the steps of all rows."""
-
-    cell: str
-    dtype: str
-    gates: int
-    T: int
-    B: int
-    I: int
-    H: int
-    R: int
-    N: int
-    projected: bool
-
-    @property
-    def itemsize(self) -> int:
-        return 4 if self.dtype == "float32" else 8
-
-    @property
-    def meetings(self) -> int:
-        """Of the members of a group, a step, that are waited for: of a GRU that resets before, z hides one of two."""
-        return 2 if self.projected else 1
-
-
 class Plan(NamedTuple):
-    """groups and members (kernels/cpu/frame.py), the bounds of the groups' rows (groups + 1,), steps of a chunk.
+    """A division and a layout.
 
-    words: the `Shape` as a job reads it, then `rows`. packed, scratch: bytes of memory for packed weights and of
-    scratch memory.
+    groups, members  see kernels/cpu/partition.py
+    rows             (groups + 1,) the first row of each group
+    chunk            steps whose input products are computed at once
+    words            the `Shape` as a job reads it, then `rows`
+    packed, scratch  bytes of memory for packed weights, and of workspace
     """
 
     groups: int
@@ -76,105 +47,138 @@ class Plan(NamedTuple):
     scratch: int
 
 
-def step_us(sizes: Sizes, groups: int, members: int) -> float:
-    """Guessed microseconds of one forward step, shared so."""
-    rows = -(-sizes.N // max(1, sizes.T)) / groups
-    units, width = max(_share(sizes.H, members, sizes.dtype)), sizes.itemsize / 4
-    flop = 2 * rows * sizes.gates * units * sizes.R + (2 * rows * sizes.H * sizes.R / members if sizes.projected else 0)
-    weights = sizes.gates * units * sizes.R * sizes.itemsize
-    arithmetic, stream = width * flop / FLOP_US[vector_bytes()], weights / _rate(weights)
-    longer, shorter = max(arithmetic, stream), min(arithmetic, stream)
-    time = longer + NOT_HIDDEN * max(0.0, 4 * shorter - 3 * longer)
-    time += VECTOR_US * width * rows * sizes.gates * units / 64
-    return time + (MEETING_US * sizes.meetings if members > 1 else 0)
+class _Layout:
+    """Consecutive arrays in one block of memory, each from the start of a cache line."""
+
+    def __init__(self, itemsize: int) -> None:
+        self.itemsize = itemsize
+        self.size = 0  # bytes
+
+    def add(self, elements: int) -> int:
+        """Adds an array; its offset in bytes."""
+        offset = self.size
+        self.size += _lines(elements * self.itemsize)
+        return offset
 
 
-def input_us(sizes: Sizes) -> float:
-    """Guessed microseconds of the input's product, which all threads share evenly, on one."""
-    width, weights = sizes.itemsize / 4, sizes.gates * sizes.H * sizes.I * sizes.itemsize
-    time = width * 2 * sizes.N * sizes.gates * sizes.H * sizes.I / FLOP_US[vector_bytes()]
-    return max(time, weights / _rate(weights)) if sizes.T == 1 else time
-
-
-def shared_us(sizes: Sizes, groups: int, members: int) -> float:
-    """Guessed microseconds of a forward call, shared so."""
-    return sizes.T * step_us(sizes, groups, members) + input_us(sizes) / (groups * members)
-
-
-@lru_cache(4096)
-def call_us(sizes: Sizes) -> float:
-    """Guessed microseconds of a forward call on one thread."""
-    return shared_us(sizes, 1, 1)
-
-
-def _rate(size: float) -> float:
-    return next(rate for most, rate in STREAM if size <= most)
-
-
-def divisions(sizes: Sizes, threads: int) -> Iterator[tuple[int, int]]:
-    """Every (groups, members) of at most `threads` threads, all of which have work."""
-    whole_vectors = max(1, sizes.H // vectors(sizes.dtype).lanes)
+def divisions(work: Work, threads: int) -> Iterator[tuple[int, int]]:
+    """Every (groups, members) of at most `threads` threads that leaves no thread without work."""
+    whole_vectors = max(1, work.H // vectors(work.dtype).lanes)
     for members in range(1, min(threads, whole_vectors) + 1):
-        yield max(1, min(threads // members, sizes.B)), members
+        yield max(1, min(threads // members, work.B)), members
 
 
 @lru_cache(4096)
-def division(sizes: Sizes, threads: int) -> tuple[int, int]:
-    """(groups, members) of the least guessed time."""
-    return min(divisions(sizes, threads), key=lambda d: (shared_us(sizes, *d), d))
+def division(work: Work, threads: int) -> tuple[int, int]:
+    """The (groups, members) of the least estimated time."""
+    return min(divisions(work, threads), key=lambda d: (shared_us(work, d[0], most_units(work, d[1]), d[1]), d))
 
 
-def threads_of(sizes: Sizes, threads: int) -> int:
-    """How many of so many threads would be used."""
-    groups, members = division(sizes, threads)
+def threads_of(work: Work, threads: int) -> int:
+    """How many of `threads` threads would be used."""
+    groups, members = division(work, threads)
     return groups * members
 
 
-def layout(sizes: Sizes, members: int, rows: np.ndarray, backward: bool, reverse: bool, keep: bool) -> Plan:
-    """The plan of a division, and where everything stands in memory. rows: the bounds of the groups' rows."""
-    if single(sizes) and not backward:
-        return _step_layout(sizes, members, rows, keep)
-    cell, dtype, G, T, B, I, H, R, N, projected = sizes
-    item, at, places = sizes.itemsize, 0, []
-
-    def place(elements: int) -> None:
-        nonlocal at
-        places.append(at)
-        at += _lines(elements * item)
-
-    GH, reset_before, most_rows, groups = G * H, cell == RESET_BEFORE, int(np.diff(rows).max()), len(rows) - 1
-    share = max(_share(H, members, dtype))
-    chunk_bytes = next(size for most, size in CHUNKS if GH * (I + R) * item <= most)
-    chunk = max(1, min(T, chunk_bytes // max(1, most_rows * G * share * item)))
-    packed = 0
-    if backward:
-        place(padded(I, dtype) * GH)
-        place(padded(R, dtype) * (2 * H if reset_before else GH))
-        place(padded(H, dtype) * (H if reset_before else R if projected else 0))
-        place(B * R)
-        own = scratch_elements(N, -(-GH // (groups * members)), max(I, R, H), dtype)
-    else:
-        place(padded(GH, dtype) * I)
-        place(2 * padded(H, dtype) * H if reset_before else padded(GH, dtype) * R)
-        place(padded(H, dtype) * H if reset_before else padded(R, dtype) * H if projected else 0)
-        packed, at = at, 0
-        place(2 * B * R)
-        own = most_rows * G * share * (chunk + (1 if not reset_before and scan.is_split(cell) else 0))
-    place(B * H if projected or reset_before else 0)
-    own_size = _lines(own * item)
-    numbers = Shape._make([T, B, I, H, R, N, chunk, groups, members, reverse, keep, *places, at, own_size])
-    scratch = at + groups * members * own_size
-    return Plan(groups, members, rows, chunk, np.array([*numbers, *rows], np.int64), packed, scratch)
+def layout(work: Work, members: int, rows: np.ndarray, backward: bool, reverse: bool, keep: bool) -> Plan:
+    """The plan of a division. rows: the first row of each group, and B."""
+    if single(work) and not backward:
+        return _step_layout(work, members, rows, keep)
+    lay_out = _backward_layout if backward else _forward_layout
+    return lay_out(work, members, rows, reverse, keep)
 
 
-def _step_layout(sizes: Sizes, members: int, rows: np.ndarray, keep: bool) -> Plan:
-    """The same for kernels/cpu/step.py, which packs nothing: of some rows the gates of a vector of units; and r h'."""
-    cell, dtype, G, T, B, I, H, R, N, _ = sizes
-    groups, before = len(rows) - 1, cell == RESET_BEFORE and not keep
-    own = _lines(min(B, step.AT_ONCE) * 2 * G * vectors(dtype).lanes * sizes.itemsize)
-    at = _lines((B * H if before else 0) * sizes.itemsize)
-    numbers = Shape(T, B, I, H, R, N, 1, groups, members, False, keep, 0, 0, 0, 0, 0, at, own)
-    return Plan(groups, members, rows, 1, np.array([*numbers, *rows], np.int64), 0, at + groups * members * own)
+def _forward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, keep: bool) -> Plan:
+    cell, dtype, B, H, R = work.cell, work.dtype, work.B, work.H, work.R
+    GH, resets = cell.n_gates * H, cell.resets_before
+    weights = _Layout(work.itemsize)
+    w_x = weights.add(padded(GH, dtype) * work.I)
+    w_h = weights.add(2 * padded(H, dtype) * H if resets else padded(GH, dtype) * R)
+    w_p = weights.add(padded(H, dtype) * H if resets else padded(R, dtype) * H if work.projected else 0)
+    workspace = _Layout(work.itemsize)
+    states = workspace.add(2 * B * R)
+    exchanged = workspace.add(B * H if work.second_product else 0)
+    chunk, per_step = _chunk(work, members, rows)
+    own = per_step * (chunk + (1 if cell.splits_sides else 0))
+    offsets = (w_x, w_h, w_p, states, exchanged)
+    return _plan(work, members, rows, (chunk, reverse, keep), offsets, workspace.size, own, weights.size)
+
+
+def _backward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, keep: bool) -> Plan:
+    cell, dtype, H, R = work.cell, work.dtype, work.H, work.R
+    GH, resets, threads = cell.n_gates * H, cell.resets_before, (len(rows) - 1) * members
+    workspace = _Layout(work.itemsize)
+    w_x = workspace.add(padded(work.I, dtype) * GH)
+    w_h = workspace.add(padded(R, dtype) * (2 * H if resets else GH))
+    w_p = workspace.add(padded(H, dtype) * (H if resets else R if work.projected else 0))
+    states = workspace.add(work.B * R)
+    exchanged = workspace.add(work.B * H if work.second_product else 0)
+    own = scratch_elements(work.N, -(-GH // threads), max(work.I, R, H), dtype)
+    chunk, _ = _chunk(work, members, rows)
+    offsets = (w_x, w_h, w_p, states, exchanged)
+    return _plan(work, members, rows, (chunk, reverse, keep), offsets, workspace.size, own, 0)
+
+
+def _step_layout(work: Work, members: int, rows: np.ndarray, keep: bool) -> Plan:
+    """For kernels/cpu/step.py, which packs no weights: gates of one vector of units for some rows, and r h'."""
+    own = min(work.B, step.AT_ONCE) * 2 * work.cell.n_gates * vectors(work.dtype).lanes
+    exchanged = work.B * work.H if work.cell.resets_before and not keep else 0
+    size = _lines(exchanged * work.itemsize)
+    return _plan(work, members, rows, (1, False, keep), (0, 0, 0, 0, 0), size, own, 0)
+
+
+def _plan(
+    work: Work,
+    members: int,
+    rows: np.ndarray,
+    how: tuple[int, bool, bool],
+    offsets: tuple[int, int, int, int, int],
+    size: int,
+    own: int,
+    packed: int,
+) -> Plan:
+    """A plan whose threads each have `own` elements after the `size` bytes that they share. how: chunk, reverse,
+    keep."""
+    groups, (chunk, reverse, keep) = len(rows) - 1, how
+    own_size = _lines(own * work.itemsize)
+    w_x, w_h, w_p, states, exchanged = offsets
+    shape = Shape(
+        T=work.T,
+        B=work.B,
+        I=work.I,
+        H=work.H,
+        R=work.R,
+        N=work.N,
+        chunk=chunk,
+        groups=groups,
+        members=members,
+        reverse=reverse,
+        keep=keep,
+        w_x=w_x,
+        w_h=w_h,
+        w_p=w_p,
+        states=states,
+        exchanged=exchanged,
+        own=size,
+        own_size=own_size,
+    )
+    words = np.array([*shape, *rows], np.int64)
+    return Plan(groups, members, rows, chunk, words, packed, size + groups * members * own_size)
+
+
+def _chunk(work: Work, members: int, rows: np.ndarray) -> tuple[int, int]:
+    """Steps of a chunk, and elements of a thread's gates per step."""
+    per_step = int(np.diff(rows).max()) * work.cell.n_gates * most_units(work, members)
+    weights = work.cell.n_gates * work.H * (work.I + work.R) * work.itemsize
+    size = next(size for most, size in CHUNKS if weights <= most)
+    return max(1, min(work.T, size // max(1, per_step * work.itemsize))), per_step
+
+
+def most_units(work: Work, members: int) -> int:
+    """The most units that a member has, where `first_unit` of kernels/cpu/rows.py divides them."""
+    H, lanes = work.H, vectors(work.dtype).lanes
+    firsts = [H * k // members // lanes * lanes for k in range(members)]
+    return max(end - first for first, end in pairwise([*firsts, H]))
 
 
 def _lines(size: int) -> int:
@@ -182,38 +186,33 @@ def _lines(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _share(width: int, members: int, dtype: str) -> list[int]:
-    """How many of `width` units each member has, as kernels/cpu/frame.py's `bound` divides them."""
-    lanes = vectors(dtype).lanes
-    return [b - a for a, b in pairwise([*(width * k // members // lanes * lanes for k in range(members)), width])]
-
-
-def single(sizes: Sizes) -> bool:
-    """Whether a forward is one step by itself (kernels/cpu/step.py)."""
-    return sizes.T == 1 and not sizes.projected
+def single(work: Work) -> bool:
+    """Whether a forward is one step by itself, for kernels/cpu/step.py."""
+    return work.T == 1 and not work.projected
 
 
 @lru_cache(512)
-def _whole_plan(sizes: Sizes, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
-    groups, members = division(sizes, threads) if threads > 1 else (1, 1)
-    rows = np.array([sizes.B * k // groups for k in range(groups + 1)], np.int64)
-    return layout(sizes, members, rows, backward, reverse, keep)
+def _whole_plan(work: Work, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
+    groups, members = division(work, threads) if threads > 1 else (1, 1)
+    rows = np.array([work.B * k // groups for k in range(groups + 1)], np.int64)
+    return layout(work, members, rows, backward, reverse, keep)
 
 
-def plan_for(sizes: Sizes, p: Packing, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
-    """The plan of a call on so many threads. Ragged rows are divided into about equal numbers of steps."""
-    if p.order is None or (single(sizes) and not backward):
-        return _whole_plan(sizes, threads, backward, reverse, keep)
-    key = sizes, threads, backward, reverse, keep
+def plan_for(work: Work, p: Packing, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
+    """The plan of a call on `threads` threads. The groups of a ragged batch have about equal numbers of row-steps."""
+    if p.order is None or (single(work) and not backward):
+        return _whole_plan(work, threads, backward, reverse, keep)
+    key = work, threads, backward, reverse, keep
     plan = p.plans.get(key)
     if plan is None:
-        groups, members = division(sizes, threads) if threads > 1 else (1, 1)
+        groups, members = division(work, threads) if threads > 1 else (1, 1)
         rows = np.array(p.bounds(groups), np.int64)
-        plan = p.plans[key] = layout(sizes, members, rows, backward, reverse, keep)
+        plan = layout(work, members, rows, backward, reverse, keep)
+        p.plans[key] = plan
     return plan
 
 
 def forget() -> None:
-    """Plans are made anew from here on."""
+    """Clears the caches of plans."""
     clear_packing_cache()
     _whole_plan.cache_clear()

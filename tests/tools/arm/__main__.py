@@ -94,62 +94,109 @@ class Arm:
         return a
 
     def launch_forward(
-        self, state, job, words, table, weights, scratch, digest, h_prev, c_prev, extra, y_row,
-        x, x_rows, h0, c0, y, h_n, c_n, kept,
+        self, state, job, words, table, weights, workspace, digest, h_prev, c_prev, operand, y_row,
+        x, x_packed, h0, c0, y, h_n, c_n, values,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.backends.numba import memory
-        from rnnkit.kernels.cpu.frame import Forward
+        from rnnkit.kernels.cpu.arguments import Forward, WeightAddresses
 
-        s, threads, block, meeting = self._begin(Forward, words)
+        s, threads, block, barriers = self._begin(Forward, words)
         size = s.own + threads * s.own_size
-        room = self.known[scratch] if scratch else memory.aligned(size).memory
+        room = self.known[workspace] if workspace else memory.aligned(size).memory
         rooms = [room] + ([self.known[digest]] if digest else [])
-        at, steps, keep = words.ctypes.data, table.ctypes.data, kept.ctypes.data
-        scratch, counts = room.ctypes.data, steps + 8 * (s.T + 1)
-        block[: len(Forward._fields)] = Forward(
-            at, x.ctypes.data, x_rows.ctypes.data, steps, counts, counts + 8 * s.T, at + 8 * len(s),
-            *map(int, weights), h0.ctypes.data, c0.ctypes.data, y.ctypes.data, y_row, h_n.ctypes.data,
-            c_n.ctypes.data, keep, keep + h_prev, keep + c_prev, keep + extra,
-            digest + 64 if digest else scratch + size, digest, scratch, meeting,
-        )  # fmt: skip
-        packed_x = [] if x_rows.ctypes.data == x.ctypes.data else [x_rows]
-        read, written = [words, table, *self._held(weights), x, h0, c0], [_whole(y), h_n, c_n, kept, *packed_x]
+        workspace = room.ctypes.data
+        arguments = Forward(
+            shape=words.ctypes.data,
+            x=x.ctypes.data,
+            x_packed=x_packed.ctypes.data,
+            rows=_rows(s, words, table),
+            weights=WeightAddresses(*map(int, weights)),
+            h0=h0.ctypes.data,
+            c0=c0.ctypes.data,
+            y=y.ctypes.data,
+            y_row=y_row,
+            h_n=h_n.ctypes.data,
+            c_n=c_n.ctypes.data,
+            saved=_saved(values, h_prev, c_prev, operand),
+            packed=digest + 64 if digest else workspace + size,
+            digest=digest,
+            workspace=workspace,
+            barriers=barriers,
+        )
+        _fill(block, arguments)
+        packed_x = [] if x_packed.ctypes.data == x.ctypes.data else [x_packed]
+        read, written = [words, table, *self._held(weights), x, h0, c0], [_whole(y), h_n, c_n, values, *packed_x]
         self.run(job, block, threads, read, [*written, *rooms])
 
     def launch_backward(
-        self, state, job, words, table, weights, scratch, h_prev, c_prev, extra, y_row, has_dy, biased, adds,
-        x_rows, kept, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_rows, dx, dw_ih, dw_hh, dw_hr,
+        self, state, job, words, table, weights, workspace, h_prev, c_prev, operand, y_row, has_dy, biased, adds,
+        x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr,
         db_ih, db_hh,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
-        from rnnkit.kernels.cpu.frame import Backward
+        from rnnkit.kernels.cpu.arguments import Backward, WeightAddresses
 
-        s, threads, block, meeting = self._begin(Backward, words)
-        at, steps, keep = words.ctypes.data, table.ctypes.data, kept.ctypes.data
-        counts = steps + 8 * (s.T + 1)
-        written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_rows, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]
-        block[: len(Backward._fields)] = Backward(
-            at, x_rows.ctypes.data, steps, counts, counts + 8 * s.T, at + 8 * len(s), *map(int, weights[:3]), keep,
-            keep + h_prev, keep + c_prev, keep + extra, dy.ctypes.data if has_dy else 0, y_row, dh_n.ctypes.data,
-            dc_n.ctypes.data, *(a.ctypes.data for a in written[:10]),
-            *(a.ctypes.data if biased else 0 for a in written[10:]), int(adds), scratch, meeting,
-        )  # fmt: skip
+        s, threads, block, barriers = self._begin(Backward, words)
+        biases = [a.ctypes.data if biased else 0 for a in (db_ih, db_hh)]
+        arguments = Backward(
+            shape=words.ctypes.data,
+            x_packed=x_packed.ctypes.data,
+            rows=_rows(s, words, table),
+            weights=WeightAddresses(*map(int, weights)),
+            saved=_saved(values, h_prev, c_prev, operand),
+            dy=dy.ctypes.data if has_dy else 0,
+            y_row=y_row,
+            dh_n=dh_n.ctypes.data,
+            dc_n=dc_n.ctypes.data,
+            dh0=dh0.ctypes.data,
+            dc0=dc0.ctypes.data,
+            dgates_x=dgates_x.ctypes.data,
+            dgates_h=dgates_h.ctypes.data,
+            dprojected=dprojected.ctypes.data,
+            dx_packed=dx_packed.ctypes.data,
+            dx=dx.ctypes.data,
+            dweights=WeightAddresses(*(a.ctypes.data for a in (dw_ih, dw_hh, dw_hr)), *biases),
+            adds=int(adds),
+            workspace=workspace,
+            barriers=barriers,
+        )
+        _fill(block, arguments)
+        written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]
         written = list({a.ctypes.data: a for a in written if a.nbytes}.values())
-        read = [words, table, *self._held(weights), x_rows, kept, _whole(dy), dh_n, dc_n]
-        self.run(job, block, threads, read, [*written, self.known[scratch]])
+        read = [words, table, *self._held(weights), x_packed, values, _whole(dy), dh_n, dc_n]
+        self.run(job, block, threads, read, [*written, self.known[workspace]])
 
     def _begin(self, kind: Any, words: np.ndarray) -> tuple[Any, int, np.ndarray, int]:
-        """The call's shape, its threads, room for an argument block of `kind`, and where its threads meet."""
-        from rnnkit.kernels.cpu.frame import Shape
+        """The call's shape, its threads, room for an argument block of `kind`, and the address of its barriers."""
+        from rnnkit.kernels.cpu.arguments import Shape, words_of
 
         s = Shape(*map(int, words[: len(Shape._fields)]))
-        block = np.zeros(len(kind._fields) + 8 * (s.groups + 2), np.int64)
-        meeting = -(-(block.ctypes.data + 8 * len(kind._fields)) // 64) * 64
-        return s, s.groups * s.members, block, meeting
+        block = np.zeros(words_of(kind) + 8 * (s.groups + 2), np.int64)
+        barriers = -(-(block.ctypes.data + 8 * words_of(kind)) // 64) * 64
+        return s, s.groups * s.members, block, barriers
 
     def _held(self, weights: np.ndarray) -> list[np.ndarray]:
         return list({int(a): self.known[int(a)] for a in weights if a and int(a) in self.known}.values())
+
+
+def _rows(s: Any, words: np.ndarray, table: np.ndarray) -> Any:
+    from rnnkit.kernels.cpu.arguments import Rows
+
+    counts = table.ctypes.data + 8 * (s.T + 1)
+    return Rows(table.ctypes.data, counts, counts + 8 * s.T, words.ctypes.data + 8 * len(s))
+
+
+def _saved(values: np.ndarray, *offsets: int) -> Any:
+    from rnnkit.kernels.cpu.arguments import SavedAddresses
+
+    return SavedAddresses(values.ctypes.data, *(values.ctypes.data + offset for offset in offsets))
+
+
+def _fill(block: np.ndarray, arguments: Any) -> None:
+    """A struct's words, nested structs included."""
+    words = [word for field in arguments for word in (field if isinstance(field, tuple) else (field,))]
+    block[: len(words)] = words
 
 
 def _whole(a: np.ndarray) -> np.ndarray:

@@ -19,4 +19,4 @@ __all__ = ["EmulatorError", "Function", "Memory", "Module", "RaceError", "Stats"
 
 def available() -> str | None:
     """Why kernels cannot run here, or None if they can."""
-    return unless_required("kernels", _available())
+    return unless_required("emulators", _available())

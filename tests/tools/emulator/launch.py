@@ -36,6 +36,19 @@ STACK_BYTES = {"fast": 64 * 1024, "check": 128 * 1024}
 _TEXT_BYTES = 16384
 # One launch at a time in a process: runtimes share signal handlers and the measured processor time.
 _launching = threading.Lock()
+# Each library has a runtime of its own, which keeps stacks and records for its next launch: up to 300 MB. The libraries
+# that launched last keep theirs, in the order of their launches; the others give it back.
+_KEPT_LIBRARIES = 4
+_launched: dict[str, ctypes.CDLL] = {}
+
+
+def _keep(path: str, library: ctypes.CDLL) -> None:
+    """Notes that `library` launches now, and frees what the one that launched longest ago keeps."""
+    _launched.pop(path, None)
+    _launched[path] = library
+    if len(_launched) > _KEPT_LIBRARIES:
+        oldest = next(iter(_launched))
+        _launched.pop(oldest)["emulator_release"]()
 
 
 class Stats(NamedTuple):
@@ -191,6 +204,7 @@ class Function:
         buffers = live_buffers(memory, args) if checking else np.zeros((0, 3), np.uint64)
         config.buffer_count, config.buffers = len(buffers), buffers.ctypes.data
         with _launching:
+            _keep(str(self.module.built.path), self.module._library)
             self._pack(args)
             return self._run(config)
 

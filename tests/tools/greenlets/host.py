@@ -46,7 +46,7 @@ def available() -> str | None:
     """Why kernels cannot run here, or None if they can."""
     for module, package in (("numba_cuda", "numba-cuda"), ("greenlet", "greenlet")):
         if importlib.util.find_spec(module) is None:
-            return unless_required("kernels", f"{package} is not installed")
+            return unless_required("emulators", f"{package} is not installed")
     return None
 
 

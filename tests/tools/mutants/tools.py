@@ -12,7 +12,7 @@ _FILES = (
         "files: values left out of the checksum",
         FILES,
         "_digest",
-        "total.update(safetensors_format.as_bytes(value).data)",
+        "digest.update(safetensors_format.as_bytes(value).data)",
         "pass",
         "tests/api/test_safetensors.py",
         "every_flipped_byte",
@@ -96,11 +96,11 @@ _CACHE = (
 
 _ENVIRONMENT = (
     row(
-        "threads: the quota of the outermost group alone",
+        "threads: the quota of the innermost group alone",
         CORES,
         "_group_folders",
-        "(folder, *folder.parents)",
-        "(at,)",
+        "(innermost, *innermost.parents)",
+        "(innermost,)",
         "tests/cpu/test_cores.py",
         "nested",
     ),
@@ -125,8 +125,8 @@ _ENVIRONMENT = (
     row(
         "parity: bits of two calls are not compared",
         "rnnkit/parity/measure.py",
-        "judged",
-        "if len(different) > 1:",
+        "",
+        "if len(distinct) > 1:",
         "if False:",
         "tests/api/test_parity_tool.py",
         "bits",
@@ -145,7 +145,7 @@ _ENVIRONMENT = (
 _GPU_RUNS = (
     row(
         "gpu: items not read where gpu.json was not written after them",
-        "bench/gpu/results.py",
+        "bench/gpu/result_file.py",
         "load",
         "ended(read_lines(path.with_name(ITEMS)))",
         "ended([])",
@@ -156,7 +156,7 @@ _GPU_RUNS = (
         "gpu: processes do not end with the run",
         "bench/gpu/processes.py",
         "Worker.start",
-        "tether.command((*self.command, *arguments))",
+        "exit_with_parent.command((*self.command, *arguments))",
         "(*self.command, *arguments)",
         "tests/bench/test_gpu_run.py",
         "no_process_outlives",
@@ -171,7 +171,7 @@ _GPU_RUNS = (
         "base_case",
     ),
     row(
-        "gpu: one side is always timed first",
+        "gpu: rnnkit is always timed first",
         "bench/gpu/throughput.py",
         "_times",
         "order.reverse()",

@@ -24,6 +24,7 @@ void check_access(uintptr_t address, size_t bytes, Access access, Origin origin)
 void check_landed(uintptr_t address, size_t bytes, Origin origin);     // an async_write has been waited for
 void check_unwritten(uintptr_t address, size_t bytes, Origin origin);  // __ldg: nobody may write it in this launch
 void checker_begin_launch();
+void checker_release();
 void checker_begin_blocks();
 const std::string& checker_findings();  // empty: none
 const char* checker_kind();             // of the findings

@@ -56,12 +56,16 @@ void prepare(Fiber& fiber, size_t index) {
 }
 }  // namespace
 
-void fibers_reserve(unsigned count, size_t stack_bytes) {
-  if (fibers.size() >= count && stack_size == stack_bytes) return;
+void fibers_release() {
   if (rt.stacks_high) munmap(reinterpret_cast<void*>(rt.stacks_low), rt.stacks_high - rt.stacks_low);
   rt.stacks_low = rt.stacks_high = 0;
   fibers.clear();
   unused.clear();
+}
+
+void fibers_reserve(unsigned count, size_t stack_bytes) {
+  if (fibers.size() >= count && stack_size == stack_bytes) return;
+  fibers_release();
   const size_t total = (size_t)count * stack_bytes;
   void* range = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED) return record_failure("launch", "no address space for the stacks of the threads");

@@ -307,3 +307,15 @@ extern "C" __attribute__((visibility("default"))) int emulator_launch(const emul
   if (rt.checking) order_forget();
   return result;
 }
+
+// Frees what launches keep for the next one: stacks, blocks and the record of accesses. A later launch allocates anew.
+extern "C" __attribute__((visibility("default"))) void emulator_release() {
+  using namespace emulator;
+  fibers_release();
+  for (auto& block : pool) {
+    free(block->dynamic);
+    free(block->statics);
+  }
+  pool.clear();
+  checker_release();
+}

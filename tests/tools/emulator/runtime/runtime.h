@@ -156,6 +156,7 @@ void record_failure(const char* kind, const std::string& message);
 // fiber.cpp
 void fibers_reserve(unsigned count, size_t stack_bytes);
 void fibers_reset();
+void fibers_release();
 Fiber* fiber_take();
 void fiber_give(Fiber* fiber);
 void fiber_check_stack(const Fiber* fiber);

@@ -233,6 +233,8 @@ void checker_begin_launch() {
   finding_count = 0;
 }
 
+void checker_release() { forget_pages(); }
+
 void checker_begin_blocks() { block_generation = ++newest_generation; }
 
 const std::string& checker_findings() { return findings; }

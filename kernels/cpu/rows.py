@@ -1,0 +1,106 @@
+"""Rows of a batch: copies of them, and the way between the caller's order and the packed one."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+
+from rnnkit.kernels.cpu.jit import inner, outer
+from rnnkit.kernels.cpu.memory import load_word, maximum, minimum
+from rnnkit.kernels.cpu.simd import vectors
+
+
+@cache
+def row_functions(dtype: str) -> SimpleNamespace:
+    """The functions of a dtype. Sources and targets are addresses, counts are in elements.
+
+    first_unit(width, members, member)
+        where a member's share of `width` units begins: at a whole vector
+    copy(source, target, count), add_to(source, target, count), clear(target, count)
+    caller_row(rows, r), caller_step(rows, s, t, r)
+        the caller's row that packed row r is, and the number of its step t among the T*B; rows: a `Rows`
+    pack_x(a, s, p, index)
+        this thread's part of x_packed (N, I) from x (T, B, I); a: a `Forward`
+    unpack_dx(a, s, p, index)
+        this thread's part of dx (T, B, I) from dx_packed (N, I), zero past the rows' ends; a: a `Backward`
+    """
+    v = vectors(dtype)
+    load, store, load_first, store_first = v.whole.load, v.whole.store, v.first.load, v.first.store
+    size, lanes = v.itemsize, v.lanes
+
+    @inner
+    def first_unit(width, members, member):
+        return width if member == members else width * member // members // lanes * lanes
+
+    @inner
+    def copy(source, target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(load(source + j * size, lanes), target + j * size, lanes)
+        if last < count:
+            n = count - last
+            store_first(load_first(source + last * size, n), target + last * size, n)
+
+    @inner
+    def add_to(source, target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(load(source + j * size, lanes) + load(target + j * size, lanes), target + j * size, lanes)
+        if last < count:
+            n = count - last
+            at = last * size
+            store_first(load_first(source + at, n) + load_first(target + at, n), target + at, n)
+
+    @inner
+    def clear(target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(0.0, target + j * size, lanes)
+        if last < count:
+            store_first(0.0, target + last * size, count - last)
+
+    @inner
+    def caller_row(rows, r):
+        return load_word(rows.order + 8 * r)
+
+    @inner
+    def caller_step(rows, s, t, r):
+        return t * s.B + caller_row(rows, r)
+
+    @inner
+    def rows_of_thread(rows, s, p, index, t):
+        """Step t's offset, and its rows [low, high) that are this thread's: all N row-steps are shared evenly."""
+        n0 = s.N * index // p.threads
+        n1 = s.N * (index + 1) // p.threads
+        at = load_word(rows.offsets + 8 * t)
+        return at, maximum(n0 - at, 0), minimum(n1 - at, load_word(rows.counts + 8 * t))
+
+    @outer
+    def pack_x(a, s, p, index):
+        row = s.I * size
+        for t in range(s.T):
+            at, low, high = rows_of_thread(a.rows, s, p, index, t)
+            for r in range(low, high):
+                copy(a.x + caller_step(a.rows, s, t, r) * row, a.x_packed + (at + r) * row, s.I)
+
+    @outer
+    def unpack_dx(a, s, p, index):
+        row = s.I * size
+        for t in range(s.T):
+            at, low, high = rows_of_thread(a.rows, s, p, index, t)
+            for r in range(low, high):
+                copy(a.dx_packed + (at + r) * row, a.dx + caller_step(a.rows, s, t, r) * row, s.I)
+        for t in range(s.T * index // p.threads, s.T * (index + 1) // p.threads):
+            for r in range(load_word(a.rows.counts + 8 * t), s.B):
+                clear(a.dx + caller_step(a.rows, s, t, r) * row, s.I)
+
+    return SimpleNamespace(
+        first_unit=first_unit,
+        copy=copy,
+        add_to=add_to,
+        clear=clear,
+        caller_row=caller_row,
+        caller_step=caller_step,
+        pack_x=pack_x,
+        unpack_dx=unpack_dx,
+    )
