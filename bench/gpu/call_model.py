@@ -70,7 +70,7 @@ def predicted(point: Point, backward: bool, measured: Rates) -> float | None:
 
 
 def launches(point: Point, backward: bool) -> dict[str, int]:
-    """rnnkit's kernels and cuBLAS products in a call: one layer and direction, equal lengths, biases.
+    """rnnkit's kernels and cuBLAS products in a call: one layer of a main cell, one direction, equal lengths, biases.
 
     backward: of a forward that keeps, and its backward.
     """
@@ -88,9 +88,21 @@ def launches(point: Point, backward: bool) -> dict[str, int]:
     kernels = 2 + chunks + T
     products = chunks + T
     if backward:
-        sides = 2 if point.cell == "gru" else 1
-        kernels += 2 + chunks * (1 + 2 * sides) + T
-        # Sums rounded to the storage dtype: two weights', the biases'.
-        kernels += 0 if p.storage_bytes == p.compute_bytes else 2 + sides
-        products += T + chunks * (2 + len(cell.products))
+        sides = 2 if cell.splits_sides else 1
+        backward_chunks = list(p.chunks(backward=True))
+        kernels += 2 + len(backward_chunks) * (1 + 2 * sides) + T
+        products += T + len(backward_chunks)  # dx
+        # Sizes of dW_ih and of dW_hh, which has one product per entry of `products`.
+        for size in (p.GH * I, *(p.GH * H for _ in cell.products)):
+            for chunk in backward_chunks:
+                at_once = chunk.N if p.sums_in_place else p.slices_at_once(size) * p.slice_rows
+                batches = [min(at_once, chunk.N - n) for n in range(0, chunk.N, at_once)]
+                products += sum(_products_of_slices(steps, p.slice_rows) for steps in batches)
+                kernels += 0 if p.sums_in_place else len(batches)  # each adds up its slices
     return {"kernels": kernels, "products": products, "chunks": chunks}
+
+
+def _products_of_slices(steps: int, slice_rows: int) -> int:
+    """A batched product of equal slices, and one more where the last slice is shorter; see Products.over_slices."""
+    each = -(-steps // -(-steps // slice_rows))
+    return 1 + (steps % each > 0)

@@ -74,8 +74,10 @@ def activations(dtype: str) -> SimpleNamespace:
     """sigmoid(a), tanh(a), relu(a) and relu's gradient passed(h, dh), on Vecs of `dtype`; and `one`, the number 1."""
     of = elementwise(dtype)
     row = _TABLE[dtype]
-    power_of_two, scale_exponent = of.power_of_two, of.scale_exponent
-    negative_abs, copysign = of.negative_abs, of.copysign
+    power_of_two = of.power_of_two
+    scale_exponent = of.scale_exponent
+    negative_abs = of.negative_abs
+    copysign = of.copysign
     above_low = of.clamp_min(row["low"])
     below_one = of.clamp_max(_ONE_FROM)
     above_flat = of.clamp_min(row["flat"])

@@ -51,10 +51,14 @@ def large_products(dtype: str) -> SimpleNamespace:
     """
     v = vectors(dtype)
     product_prefetching = products(dtype).product_prefetching
-    load, store = v.whole.load, v.whole.store
-    load_first, store_first = v.first.load, v.first.store
-    load_blocks, store_blocks = v.whole.load_blocks, v.whole.store_blocks
-    zero, add_blocks = v.zero, v.add_blocks
+    load = v.whole.load
+    store = v.whole.store
+    load_first = v.first.load
+    store_first = v.first.store
+    load_blocks = v.whole.load_blocks
+    store_blocks = v.whole.store_blocks
+    zero = v.zero
+    add_blocks = v.add_blocks
     lanes = v.lanes
     size = v.itemsize
     width = tile_shape()[1] * lanes

@@ -55,7 +55,8 @@ def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
             lower = [lane + distance if not lane & distance else lanes + lane for lane in range(lanes)]
             for n in range(lanes):
                 if not n & distance:
-                    a, b = rows[n], rows[n + distance]
+                    a = rows[n]
+                    b = rows[n + distance]
                     masks = (ir.Constant(ir.VectorType(INT32, lanes), m) for m in (upper, lower))
                     rows[n], rows[n + distance] = (builder.shuffle_vector(a, b, mask) for mask in masks)
             distance //= 2
@@ -125,8 +126,11 @@ def packer(dtype: str) -> Any:
     which has K rows; `each` is then N. `packed` has padded(N) * K elements and is aligned to 64 bytes.
     """
     v = vectors(dtype)
-    load, store, load_first = v.whole.load, v.whole.store, v.first.load
-    load_blocks, store_blocks = v.whole.load_blocks, v.whole.store_blocks
+    load = v.whole.load
+    store = v.whole.store
+    load_first = v.first.load
+    load_blocks = v.whole.load_blocks
+    store_blocks = v.whole.store_blocks
     transpose, transpose_rows, transpose_edge = _make_transpose(v)
     lanes = v.lanes
     size = v.itemsize

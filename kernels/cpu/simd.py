@@ -24,7 +24,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-INT32, INT64 = ir.IntType(32), ir.IntType(64)
+INT32 = ir.IntType(32)
+INT64 = ir.IntType(64)
 _CONTRACT = ("contract",)
 
 

@@ -37,25 +37,33 @@ from rnnkit.kernels.cpu.system import (
 )
 
 LINE = 64  # bytes of a cache line
-# Offsets in `state`, in bytes. From ASLEEP on, each thread has a line, with these words:
-#   0          1 while the worker sleeps
-#   WAKE       1 while the worker must be woken
-#   ANSWERED   what was posted for the last ready check that the worker answered
-#   PREEMPTED  nanoseconds off-CPU in a job, until the pool reads them
-#   RANK       the worker's rank in the next job, plus what was posted for the ready check
-#   CORE       1 + the number of the core that the thread was on
-POSTED, RESERVED, FINISHED, JOB, ASLEEP = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-WAKE, ANSWERED, PREEMPTED, RANK, CORE = 8, 16, 24, 32, 40
-COUNT_BITS, READY_CHECK = 16, 1 << 15
-# Results of `reserve` besides the number of ready threads: SOME_ASLEEP alone, ONE_PREEMPTED once per preempted thread.
-SOME_ASLEEP, ONE_PREEMPTED = -1, 1 << 20
+
+# Offsets in `state`, in bytes.
+POSTED = 0
+RESERVED = LINE  # how many threads must stay awake
+FINISHED = 2 * LINE  # how many workers have finished the job
+JOB = 3 * LINE  # the job's function, then its argument block
+ASLEEP = 4 * LINE  # from here on one line per thread; the line's first word is 1 while the worker sleeps
+# Offsets in a thread's line.
+WAKE = 8  # 1 while the worker must be woken
+ANSWERED = 16  # what was posted for the last ready check that the worker answered
+PREEMPTED = 24  # nanoseconds off-CPU in a job, until the pool reads them
+RANK = 32  # the worker's rank in the next job, plus what was posted for the ready check
+CORE = 40  # 1 + the number of the core that the thread was on
+
+# What is posted: a sequence number, shifted by COUNT_BITS, plus READY_CHECK or 0, plus a number of threads.
+COUNT_BITS = 16
+READY_CHECK = 1 << 15
+# Results of `reserve` besides the number of ready threads.
+SOME_ASLEEP = -1
+ONE_PREEMPTED = 1 << 20  # added once per preempted thread
 # A thread counts as preempted if it was off-CPU for more than this in a job of P threads, and for more than 1/P of the
 # job. Interrupts take about 10 us, time slices a few ms. P - 1 threads would then have been as fast: the work W takes
 # W / P plus the time lost, or W / (P - 1).
 PREEMPTED_NS = 200_000
-# Polls with a pause instruction (10 to 40 ns each) before a worker yields its core at each poll (about 300 ns), and all
-# polls before it sleeps. At a barrier a thread pauses for longer: a yielded core may come back only after a time slice.
-IDLE_PAUSES, IDLE_POLLS, BARRIER_PAUSES = 1500, 2000, 4000
+IDLE_PAUSES = 1500  # polls with a pause instruction, 10 to 40 ns each, before a worker yields its core at each poll
+IDLE_POLLS = 2000  # all polls before a worker sleeps; one that yields takes about 300 ns
+BARRIER_PAUSES = 4000  # the same at a barrier: more, since a yielded core may be available only after a time slice
 POLL_NS = 30  # the estimated time of a poll, where the system has no clock
 
 

@@ -39,7 +39,7 @@ forward_step(const Call* __restrict__ call, const Compute* __restrict__ x_side, 
 #pragma unroll
       for (int g = 0; g < G; ++g) {
         x[g] = x_side[gate_at(b, g, j, H)] + bias[g * H + j];
-        u[g] = h_side[gate_at(b, g, j, H)] + bias[(G + g) * H + j];
+        u[g] = h_side[gate_at(b, g, j, H)] + bias[gate_at(1, g, j, H)];
       }
       const Index at = (Index)b * H + j;
       if (Cell::kHasC) c_prev = c[at];
@@ -123,13 +123,13 @@ backward_step(const Call* __restrict__ call, Storage* dgates_x, Storage* dgates_
 
 #else  // a GRU that resets before
 
+// The saved values are the gates, so call->saved (N, 3*H) has the layout of gates.
 enum Gate { kR, kZ, kN };
 
-// The pre-activation of gate g: both sides' products and biases.
+// The pre-activation of gate g: both sides' products, at offset `at`, and biases.
 __device__ __forceinline__ Compute preactivation(const Compute* x_side, const Compute* h_side, const Compute* bias,
-                                                 int b, int g, int j, int H) {
-  const Index at = gate_at(b, g, j, H);
-  return x_side[at] + bias[g * H + j] + h_side[at] + bias[(Cell::kGates + g) * H + j];
+                                                 Index at, int g, int j, int H) {
+  return x_side[at] + bias[g * H + j] + h_side[at] + bias[gate_at(1, g, j, H)];
 }
 
 // h_side holds the products of r and z. z replaces its product, for forward_output. rh replaces m.
@@ -140,18 +140,20 @@ forward_step(const Call* __restrict__ call, const Compute* __restrict__ x_side, 
   for (int b = first_row(); b < rows; b += row_stride()) {
     const Index step = row_step(call, n, b);
     for (int j = first_unit(); j < H; j += unit_stride()) {
-      const Compute a_r = preactivation(x_side, h_side, bias, b, kR, j, H);
-      const Compute a_z = preactivation(x_side, h_side, bias, b, kZ, j, H);
+      const Index r_at = gate_at(b, kR, j, H);
+      const Index z_at = r_at + H;
+      const Compute a_r = preactivation(x_side, h_side, bias, r_at, kR, j, H);
+      const Compute a_z = preactivation(x_side, h_side, bias, z_at, kZ, j, H);
       const Index at = (Index)b * H + j;
       const Storage before = h[at];
       Compute r, z, rh;
       Cell::gates(a_r, a_z, load(before), r, z, rh);
       const Storage out = store(rh);
       m[at] = out;
-      h_side[gate_at(b, kZ, j, H)] = z;
+      h_side[z_at] = z;
       if (call->saved) {
-        call->saved[saved_at(step, kR, j, H)] = store(r);
-        call->saved[saved_at(step, kZ, j, H)] = store(z);
+        call->saved[gate_at(step, kR, j, H)] = store(r);
+        call->saved[gate_at(step, kZ, j, H)] = store(z);
         call->h_prev[step * H + j] = before;
         call->operand[step * H + j] = out;
       }
@@ -166,14 +168,15 @@ forward_output(const Call* __restrict__ call, const Compute* __restrict__ x_side
   for (int b = first_row(); b < rows; b += row_stride()) {
     const Index step = row_step(call, n, b);
     for (int j = first_unit(); j < H; j += unit_stride()) {
-      const Compute a_n = preactivation(x_side, h_side, bias, b, kN, j, H);
+      const Index z_at = gate_at(b, kZ, j, H);
+      const Compute a_n = preactivation(x_side, h_side, bias, z_at + H, kN, j, H);
       const Index at = (Index)b * H + j;
       Compute candidate, new_h;
-      Cell::output(a_n, h_side[gate_at(b, kZ, j, H)], load(h[at]), candidate, new_h);
+      Cell::output(a_n, h_side[z_at], load(h[at]), candidate, new_h);
       const Storage out = store(new_h);
       h[at] = out;
       *y_at(call, t, b, B, H, j) = out;
-      if (call->saved) call->saved[saved_at(step, kN, j, H)] = store(candidate);
+      if (call->saved) call->saved[gate_at(step, kN, j, H)] = store(candidate);
     }
   }
 }
@@ -185,8 +188,8 @@ backward_output(const Call* __restrict__ call, Storage* dgates, Compute* dh, int
     const Index step = row_step(call, n, b);
     for (int j = first_unit(); j < H; j += unit_stride()) {
       const Index at = (Index)b * H + j;
-      const Compute z = load(call->saved[saved_at(step, kZ, j, H)]);
-      const Compute candidate = load(call->saved[saved_at(step, kN, j, H)]);
+      const Compute z = load(call->saved[gate_at(step, kZ, j, H)]);
+      const Compute candidate = load(call->saved[gate_at(step, kN, j, H)]);
       const Compute d = dh[at] + dy_at(call, t, b, j);
       dh[at] = d;
       Compute da_z, da_n;
@@ -205,8 +208,8 @@ backward_step(const Call* __restrict__ call, Storage* dgates, Storage*, Compute*
     const Index step = row_step(call, n, b);
     for (int j = first_unit(); j < H; j += unit_stride()) {
       const Index at = (Index)b * H + j;
-      const Compute r = load(call->saved[saved_at(step, kR, j, H)]);
-      const Compute z = load(call->saved[saved_at(step, kZ, j, H)]);
+      const Compute r = load(call->saved[gate_at(step, kR, j, H)]);
+      const Compute z = load(call->saved[gate_at(step, kZ, j, H)]);
       Compute da_r, direct;
       Cell::gates_backward(r, z, load(call->h_prev[step * H + j]), dh[at], dm[at], da_r, direct);
       dgates[gate_at(b, kR, j, H)] = store(da_r);

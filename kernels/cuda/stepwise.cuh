@@ -33,14 +33,14 @@ extern "C" __global__ void set_call(Call* call, Storage* y, Storage* saved, Stor
 }
 
 // A kernel's threads cover pairs of a live row b and a unit j: units along x, so that a warp accesses neighbours; rows
-// along y.
+// along y. The strides are unsigned: with signed ones NVRTC unrolls the loops, which costs up to 40 registers.
 __device__ __forceinline__ int first_row() { return blockIdx.y * blockDim.y + threadIdx.y; }
-__device__ __forceinline__ int row_stride() { return gridDim.y * blockDim.y; }
+__device__ __forceinline__ unsigned row_stride() { return gridDim.y * blockDim.y; }
 __device__ __forceinline__ int first_unit() { return blockIdx.x * blockDim.x + threadIdx.x; }
-__device__ __forceinline__ int unit_stride() { return gridDim.x * blockDim.x; }
+__device__ __forceinline__ unsigned unit_stride() { return gridDim.x * blockDim.x; }
 
-// Offset of gate g of row b, unit j, in (rows, G*H).
-__device__ __forceinline__ Index gate_at(int b, int g, int j, int H) {
+// Offset of gate g of row b, unit j, in (rows, G*H); of bias b in (2, G*H).
+__device__ __forceinline__ Index gate_at(Index b, int g, int j, int H) {
   return b * (Cell::kGates * (Index)H) + g * H + j;
 }
 

@@ -19,7 +19,16 @@ SMALL = Point("lstm", 5, 4, 6, 9)
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("point", [Point("lstm", 7, 3, 5, 9), Point("gru", 7, 3, 5, 9, "float16")], ids=str)
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point("lstm", 7, 3, 5, 9),
+        Point("lstm", 7, 3, 5, 9, "float16"),
+        Point("gru", 7, 3, 5, 9, "float16"),
+        Point("rnn_tanh", 27, 19, 5, 9),  # 513 steps: two slices, the second one shorter
+    ],
+    ids=str,
+)
 def test_launches_are_as_predicted(throughput: Any, card: Any, point: Point, backward: bool) -> None:
     from bench.gpu import inputs, rnnkit_and_torch
 

@@ -57,7 +57,7 @@ def test_wrong_step_and_wrong_product_are_seen(card: Any, tmp_path: Path, monkey
 
     right = Products._gemm
 
-    def wrong(self: Any, ops: tuple[int, int], sizes: tuple[int, int, int], *rest: Any) -> None:
+    def wrong(self: Any, ops: Any, sizes: tuple[int, int, int], *rest: Any) -> None:
         m, n, k = sizes
         right(self, ops, (m, n, k - 1), *rest)
 

@@ -60,7 +60,7 @@ def test_products_outside_time_over_many_rows(cp: Any) -> None:
     grads = by_scan.ScanGradients(d_there, d_there, (), {"h_prev": x_there})
     saved = by_scan.Saved(x_there, None, None)
     call = BackwardCall(CELLS["rnn_tanh"], DTYPES["float32"], saved, None, (), weights)
-    found = by_scan.backward(lambda _: grads, call).dweights
+    found = by_scan.backward(lambda *_: grads, call).dweights
     for name in ("w_ih", "w_hh"):
         assert_sum(name, getattr(found, name), product64(d[:, 0], x[:, 0]))
     for name in ("b_ih", "b_hh"):

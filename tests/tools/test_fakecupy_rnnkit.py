@@ -11,7 +11,7 @@ import rnnkit
 from rnnkit import backends
 from rnnkit.nn import losses
 from rnnkit.nn.linear import Activation
-from rnnkit.optim import optimizers
+from rnnkit.optim import clipping, optimizers
 from tests.tools import fakecupy
 from tests.tools.fakecupy import _blas, _state
 
@@ -45,8 +45,8 @@ def train(xp, device, dtype, optimizer):
             dy = activation.backward(dy)
         embedding.backward(dy)
         said += [float(loss) for loss, _ in parts]
-        said.append(float(rnnkit.clip_grad_norm(model, 0.5)))
-        rnnkit.clip_grad_value(model, 0.1)
+        said.append(float(clipping.clip_grad_norm(model, 0.5)))
+        clipping.clip_grad_value(model, 0.1)
         moved.step()
     return np.array(said), [w for part in model for w in part.state_dict().values()]
 

@@ -1,1 +1,1 @@
-"""The CPU kernels on 64-bit ARM without such a machine: `python -m tests.tools.arm`."""
+"""Runs the CPU kernels as 64-bit ARM code on another machine, in QEMU: `python -m tests.tools.arm`."""

@@ -1,10 +1,10 @@
-"""The numba backend's tests with its jobs compiled for 64-bit ARM (NEON) and run in QEMU's user mode.
+"""The numba backend's tests with the jobs compiled for 64-bit ARM (NEON) and run by QEMU's user mode.
 
     python -m tests.tools.arm [pytest arguments]   by default the numba backend's parity with the oracle, three minutes
 
-Python, and what launches a job, run here; the job itself, with its threads, in QEMU. Needs qemu-aarch64 or
+Python and the launch code run on the host. The job itself, with its threads, runs in QEMU. Needs qemu-aarch64 or
 qemu-aarch64-static and aarch64-linux-gnu-gcc (Debian: qemu-user-static, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross).
-Exits with 3 where they are missing.
+Exits with 3 if they are missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GCC = shutil.which("aarch64-linux-gnu-gcc")
 
 
 class Arm:
-    """Jobs on that processor, in place of the host's."""
+    """Compiles and runs jobs for that processor in place of the host."""
 
     def __init__(self, folder: Path) -> None:
         import llvmlite.binding as llvm
@@ -40,16 +40,16 @@ class Arm:
         self.machine = llvm.Target.from_triple(TRIPLE).create_target_machine(
             cpu=PROCESSOR, opt=3, reloc="static", codemodel="small"
         )
-        self.jobs: dict[int, Any] = {}  # compiled for the host, by address there
+        self.jobs: dict[int, Any] = {}  # compiled for the host, by address
         self.programs: dict[int, Path] = {}
-        self.known: dict[int, np.ndarray] = {}  # memory that is handed on by its address alone
+        self.known: dict[int, np.ndarray] = {}  # arrays that are passed by address only
         self.calls = 0
 
     def program(self, address: int) -> Path:
-        """The job of this address on the host, as a program for ARM."""
+        """The ARM program of the job that has this address on the host."""
         if address not in self.programs:
             callback, llvm = self.jobs[address], self.llvm
-            # Of Numba's reference counts, which no kernel has.
+            # Removes Numba's reference counting, which has x86 intrinsics and which no kernel needs.
             text = re.sub(r"(= )[a-z ]*call i8 @llvm\.x86\.atomic\.sub.*", r"\1add i8 0, 0", callback.inspect_llvm())
             module = llvm.parse_assembly(text)
             module.triple, module.data_layout = TRIPLE, str(self.machine.target_data)
@@ -58,14 +58,14 @@ class Arm:
             path = self.folder / f"job{len(self.programs)}"
             path.with_suffix(".o").write_bytes(self.machine.emit_object(module))
             sources = [str(Path(__file__).with_name("run.c")), str(path.with_suffix(".o"))]
-            # What only the reporting of Python errors would call stays undefined.
+            # Symbols that only the reporting of Python errors would call stay undefined.
             options = ["-O1", "-static", "-pthread", "-Wl,--unresolved-symbols=ignore-all"]
             subprocess.run([str(GCC), *options, *sources, "-o", str(path)], check=True, capture_output=True)
             self.programs[address] = path
         return self.programs[address]
 
     def run(self, job: int, block: np.ndarray, threads: int, read: list[Any], written: list[Any]) -> None:
-        """The job on copies of these arrays, at their addresses; those of `written` get what it wrote."""
+        """Runs the job on copies of these arrays at the same addresses, and copies the `written` ones back."""
         arrays = [(a, k >= len(read)) for k, a in enumerate([*read, *written, block]) if a.nbytes]
         ranges = [(a.ctypes.data, a.nbytes, int(out)) for a, out in arrays]
         spans: list[list[int]] = []
@@ -81,11 +81,12 @@ class Arm:
         head = np.array(words, np.int64).tobytes()
         image.write_bytes(head + b"".join(ctypes.string_at(start, size) for start, size, _ in ranges))
         subprocess.run([str(QEMU), str(self.program(job)), str(image)], check=True, timeout=300)
-        found, place = image.read_bytes(), len(head)
+        result = image.read_bytes()
+        offset = len(head)
         for start, size, out in ranges:
             if out:
-                ctypes.memmove(start, found[place : place + size], size)
-            place += size
+                ctypes.memmove(start, result[offset : offset + size], size)
+            offset += size
         self.calls += 1
 
     def note(self, a: np.ndarray) -> np.ndarray:
@@ -96,7 +97,7 @@ class Arm:
         self, state, job, words, table, weights, workspace, digest, h_prev, c_prev, operand, y_row,
         x, x_packed, h0, c0, y, h_n, c_n, values,
     ):  # fmt: skip
-        """kernels/cpu/launch.py's, of the same name."""
+        """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.backends.numba import memory
         from rnnkit.kernels.cpu.arguments import Forward, WeightAddresses
 
@@ -133,7 +134,7 @@ class Arm:
         x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr,
         db_ih, db_hh,
     ):  # fmt: skip
-        """The same."""
+        """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.kernels.cpu.arguments import Backward, WeightAddresses
 
         s, threads, block, barriers = self._begin(Backward, words)
@@ -199,14 +200,14 @@ def _fill(block: np.ndarray, arguments: Any) -> None:
 
 
 def _whole(a: np.ndarray) -> np.ndarray:
-    """The array that `a` is a part of."""
+    """The array that `a` is a view of."""
     while isinstance(a.base, np.ndarray):
         a = a.base
     return a
 
 
 def plant(arm: Arm) -> None:
-    """Puts ARM in the place of the host, before any kernel is made."""
+    """Replaces the host by ARM, before any kernel is compiled."""
     from rnnkit.kernels.cpu import simd as vector
 
     vector.vector_bytes = lambda: 16

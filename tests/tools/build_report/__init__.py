@@ -1,8 +1,8 @@
-"""What the CUDA kernels cost, told by NVIDIA's compilers on a machine with no GPU and no driver.
+"""The resource usage of the CUDA kernels, from NVIDIA's compilers, without a GPU or a driver.
 
 `python -m tests.tools.build_report` compiles every module of `rnnkit.backends.cupy.sources` for every architecture and
-prints the table; `--write` rewrites kernels/build-report.json and kernels/build-report.md, to which
-tests/cuda/test_cuda_build.py holds the kernels. It needs the extra `cuda-build`.
+prints the table. `--write` rewrites kernels/build-report.json and kernels/build-report.md, and
+tests/cuda/test_cuda_build.py checks the kernels against them. It needs the extra `cuda-build`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def printed(module: str, *arguments: str) -> Any:
-    """The JSON that a module of this package prints in a process of its own; skips where it names a reason."""
+    """The JSON that a module of this package prints in a separate process. Skips the test if that gives a reason."""
     call = [sys.executable, "-m", f"{__name__}.{module}", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ from tests.tools.build_report import nvrtc, occupancy, table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when all is well, 1 where a kernel breaks a rule, 2 where this machine cannot compile."""
+    """Returns 0 on success, 1 if a kernel breaks a rule, 2 if this machine cannot compile."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.build_report", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"rewrite {table.JSON.name} and {table.MARKDOWN.name}")
     parser.add_argument("--arch", type=int, nargs="+", choices=nvrtc.ARCHS, default=list(nvrtc.ARCHS))

@@ -1,11 +1,11 @@
-"""What CuPy itself makes of the library's sources, by its own compile path with no driver: options, headers, registers.
+"""How CuPy compiles the library's sources: options, headers and registers, from CuPy's own code without a driver.
 
-CuPy compiles a RawModule in `cupy._core.core.compile_with_cache`, and only asks the driver for the architecture and to
-load the result; those two are answered here. The headers are CuPy's own and those of the nvidia-cuda-runtime wheel, as
-`pip install cupy-cuda13x[ctk]` gives them: no nvidia-cuda-crt, hence no <mma.h>.
+CuPy compiles a RawModule in `cupy._core.core.compile_with_cache`. It asks the driver only for the architecture
+and to load the result, and this module replaces both. The headers are CuPy's own and those of the nvidia-cuda-runtime
+wheel, as `pip install cupy-cuda13x[ctk]` installs them: no nvidia-cuda-crt, hence no <mma.h>.
 
-`python -m tests.tools.build_report.as_cupy ARCH STEP` prints JSON of every STEP-th module, in a process of its own
-because CuPy's modules are patched: {"unavailable": why} or {module: {"options": [...], "kernels": {name: Usage}}}.
+`python -m tests.tools.build_report.as_cupy ARCH STEP` prints JSON of every STEP-th module. It is a separate process,
+since it patches CuPy's modules: {"unavailable": why} or {module: {"options": [...], "kernels": {name: Usage}}}.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.tools.build_report import nvrtc
 
 
 def options_of_cupy(seen: list[str], own: tuple[str, ...]) -> list[str]:
-    """What is left of the options NVRTC saw without the module's own, the header folders and the architecture."""
+    """The options given to NVRTC, without the module's own, the header folders and the architecture."""
     dull = ("-I", "-arch=", "-Xptxas")
     return [option for option in seen if option not in own and not option.startswith(dull)]
 
 
 def unavailable() -> str | None:
-    """Why CuPy's compilation cannot be followed here, or None."""
+    """Why CuPy's compilation cannot run here, or None if it can."""
     try:
         import cupy  # noqa: F401
 
@@ -53,7 +53,7 @@ def runtime_headers(folder: Path) -> Path:
 
 
 def compile_as_cupy(code: str, options: tuple[str, ...], arch: int, headers: Path) -> tuple[list[str], str]:
-    """The options NVRTC was given, with `headers` for NVIDIA's folders, and the log of the compilation."""
+    """The options given to NVRTC, with `headers` for NVIDIA's folders, and the log of the compilation."""
     from cupy._core import core
     from cupy.cuda import compiler, function
 

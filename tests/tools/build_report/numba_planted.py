@@ -1,4 +1,4 @@
-"""Numba CUDA kernels with a fault each, for tests/cuda/test_numba_ptx.py; printed as `numba_ptx` does."""
+"""Numba CUDA kernels with one planted fault each, for tests/cuda/test_numba_ptx.py. Prints them as `numba_ptx` does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.tools.build_report import numba_ptx
 
 
 def kernels() -> list[tuple[str, Any, tuple[Any, ...]]]:
-    """(name, dispatcher, signature) of float32 kernels: one clean, and the others named after what is wrong."""
+    """(name, dispatcher, signature) of float32 kernels: one without a fault, the others named after their fault."""
     from numba import cuda, float32, int32
 
     @cuda.jit

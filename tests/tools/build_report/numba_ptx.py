@@ -1,4 +1,4 @@
-"""Every Numba CUDA kernel compiled to PTX, and by nvJitLink to machine code, with no driver.
+"""Compiles every Numba CUDA kernel to PTX, and with nvJitLink to machine code, without a driver.
 
 `python -m tests.tools.build_report.numba_ptx [all]` prints JSON, in a process of its own because numba-cuda takes the
 place of Numba's numba.cuda and one of its functions is patched: {"unavailable": why} or {"registers": why not or null,
@@ -20,7 +20,7 @@ ARCHS = (75, 80, 90, 120)
 
 
 def unavailable() -> str | None:
-    """Why no PTX can be made here, or None."""
+    """Why PTX cannot be compiled here, or None if it can."""
     try:
         import numba_cuda  # noqa: F401
         from cuda.pathfinder import load_nvidia_dynamic_lib
@@ -34,7 +34,7 @@ def unavailable() -> str | None:
 
 
 def no_linker() -> str | None:
-    """Why PTX cannot be made into machine code here, or None."""
+    """Why PTX cannot be linked to machine code here, or None if it can."""
     from cuda.pathfinder import load_nvidia_dynamic_lib
 
     try:
@@ -45,7 +45,7 @@ def no_linker() -> str | None:
 
 
 def ptx_of(kernel: Any, signature: tuple[Any, ...], arch: int) -> str:
-    """The PTX of a Python function or a lazy `@cuda.jit` dispatcher, whose own options are kept."""
+    """The PTX of a Python function or a lazy `@cuda.jit` dispatcher, compiled with its own options."""
     from numba import cuda
     from numba.cuda import dispatcher
 
@@ -57,7 +57,7 @@ def ptx_of(kernel: Any, signature: tuple[Any, ...], arch: int) -> str:
 
 
 def usage_of(ptx: str, arch: int) -> nvrtc.Usage:
-    """What ptxas, inside nvJitLink, says of the one kernel of `ptx`."""
+    """The resource usage of the only kernel of `ptx`, from ptxas inside nvJitLink."""
     from cuda.bindings import nvjitlink
 
     linker = nvjitlink.create(2, [f"-arch=sm_{arch}", "-Xptxas=-v"])
@@ -74,7 +74,7 @@ def usage_of(ptx: str, arch: int) -> nvrtc.Usage:
 
 
 def report(kernels: Iterable[tuple[str, Any, tuple[Any, ...]]], every: bool) -> dict[str, Any]:
-    """What the module docstring says of (name, dispatcher, signature) triples, for `every` architecture or one each."""
+    """The report in the module docstring, of (name, dispatcher, signature) triples; every: for all architectures."""
     if reason := unavailable():
         return {"unavailable": reason}
     cannot_link = no_linker()
@@ -95,7 +95,7 @@ def report(kernels: Iterable[tuple[str, Any, tuple[Any, ...]]], every: bool) -> 
 
 
 def problems(row: dict[str, Any]) -> list[str]:
-    """What is wrong with one kernel of the report, in words."""
+    """The faults of one kernel of the report, as sentences."""
     facts = nvrtc.Facts(*row["facts"])
     found = [f"local memory: {facts.local}"] if facts.local else []
     if facts.doubles and not row["float64"]:

@@ -1,4 +1,4 @@
-"""One CUDA source compiled for one architecture by NVRTC, and what ptxas and the PTX say of it. No driver, no card."""
+"""Compiles a CUDA source for one architecture with NVRTC, and reads its resource usage. Needs no driver and no GPU."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ EXTRA = "pip install 'rnnkit[cuda-build]'"
 
 
 class CompileError(RuntimeError):
-    """NVRTC refused the source; the message is its log."""
+    """NVRTC rejected the source; the message is its log."""
 
 
 class Usage(NamedTuple):
-    """One kernel as ptxas placed it; sizes in bytes, registers a thread, spills and stack a thread, shared a block."""
+    """A kernel's usage from ptxas: registers, spills and stack per thread, shared memory per block; sizes in bytes."""
 
     registers: int
     stack: int
@@ -36,7 +36,7 @@ class Usage(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Lines of PTX that a kernel of ours has no business with: the first few of each kind, for the message."""
+    """Lines of PTX that the library's kernels must not contain: the first few of each kind, for the message."""
 
     doubles: tuple[str, ...]
     local: tuple[str, ...]
@@ -44,7 +44,7 @@ class Facts(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One module for one architecture: its kernels by the name they are launched by, the PTX facts, the warnings."""
+    """A module for one architecture: its kernels by the name used for the launch, the PTX facts, the warnings."""
 
     kernels: dict[str, Usage]
     facts: Facts
@@ -52,7 +52,7 @@ class Report(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Where compiled reports and the occupancy library are kept between runs; every file is named by a digest."""
+    """The folder that caches compiled reports and the occupancy library. A digest names each file."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnkit" / "build-report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,12 +63,12 @@ def cache_dir() -> Path:
 
 @cache
 def _own_folder() -> Path:
-    """For this process alone, where the user's cache cannot be written."""
+    """A folder of this process alone, used if the user's cache is not writable."""
     return Path(tempfile.mkdtemp(prefix="rnnkit-build-report-"))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes so that another process sees the whole file or none."""
+    """Writes a file so that other processes see all of it or none."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
@@ -77,7 +77,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @cache
 def include_dirs() -> tuple[Path, ...]:
-    """The header folders of NVIDIA's wheels (CUDA runtime, crt, CCCL), or () where they are not installed."""
+    """The header folders of NVIDIA's wheels (CUDA runtime, crt, CCCL), or () if they are not installed."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
     found = [folder for root in roots for folder in sorted(root.glob("*/include"))]
@@ -95,7 +95,7 @@ def _header_version() -> tuple[int, int] | None:
 
 @cache
 def unavailable() -> str | None:
-    """Why nothing can be compiled here, or None where everything can."""
+    """Why sources cannot be compiled here, or None if they can."""
     try:
         from cuda.bindings import nvrtc
 
@@ -117,7 +117,7 @@ def unavailable() -> str | None:
 
 @cache
 def version() -> str:
-    """The release of NVRTC down to its build: equal versions make equal code."""
+    """The release and build of NVRTC. Equal versions generate equal code."""
     for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
         try:
             return metadata.version(name)
@@ -131,7 +131,7 @@ def version() -> str:
 def compile_module(code: str, options: Sequence[str], arch: int, names: Sequence[str] = ()) -> Report:
     """`code` compiled for sm_`arch` with the module's own `options` and CuPy's; cached on disk.
 
-    `names` are the kernels as they are launched; those of template instances ("scan<4>") must be among them.
+    names: the kernels as they are launched, which must include template instances ("scan<4>").
     Raises CompileError with NVRTC's log.
     """
     asked = (*options, *CUPY_OPTIONS, f"-arch=sm_{arch}")
@@ -165,9 +165,9 @@ def _compile(code: str, options: Sequence[str], instances: Sequence[str]) -> Rep
 
 
 def parse_usage(log: str) -> dict[str, Usage]:
-    """ptxas -v's log as one Usage a kernel, by the name in the machine code.
+    """The log of ptxas -v as one Usage per kernel, by the name in the machine code.
 
-    A function that was not inlined has a frame of its own inside its kernel's section: frames and spills are added up.
+    A function that was not inlined has its own stack frame in its kernel's section, so frames and spills are summed.
     """
     kernels = {}
     sections = re.split(r"Compiling entry function '(\S+)' for '\S+'", log)
@@ -209,7 +209,7 @@ def _text(program: Any, size_of: Any, read: Any) -> str:
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
-    """What a binding returned beside its status; raises RuntimeError where the status is not success."""
+    """The results of a binding without its status. Raises RuntimeError unless the status is success."""
     if int(answer[0]):
         raise RuntimeError(f"NVRTC: {answer[0]!r}")
     return None if len(answer) == 1 else answer[1] if len(answer) == 2 else answer[1:]

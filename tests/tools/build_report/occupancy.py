@@ -1,4 +1,4 @@
-"""Blocks a multiprocessor and co-resident blocks a card, by NVIDIA's cuda_occupancy.h under g++."""
+"""Blocks per multiprocessor and co-resident blocks per GPU, from NVIDIA's cuda_occupancy.h, compiled by g++."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOURCE = Path(__file__).with_name("occupancy.cpp")
 
 
 class Device(NamedTuple):
-    """One card of an architecture. Shared memory in bytes: of a multiprocessor, and the most a block may ask for."""
+    """One GPU of an architecture. Shared memory in bytes: per multiprocessor, and the most that a block may use."""
 
     name: str
     arch: int
@@ -30,7 +30,7 @@ class Device(NamedTuple):
 
     @property
     def reserved_shared(self) -> int:
-        """What the system takes of shared memory for each block, since compute capability 8.0."""
+        """Bytes of shared memory that the system reserves per block, from compute capability 8.0 on."""
         return 1024 if self.arch >= 80 else 0
 
 
@@ -51,7 +51,7 @@ DEVICES = {
 
 
 class Occupancy(NamedTuple):
-    """Blocks of a kernel that one multiprocessor holds, the share of its threads they are, and blocks on the card."""
+    """Resident blocks of a kernel per multiprocessor, their share of its threads, and resident blocks per GPU."""
 
     blocks: int
     share: float
@@ -60,7 +60,7 @@ class Occupancy(NamedTuple):
 
 @cache
 def unavailable() -> str | None:
-    """Why occupancy cannot be worked out here, or None where it can."""
+    """Why occupancy cannot be calculated here, or None if it can."""
     if not shutil.which("g++"):
         return "no g++"
     if not any((folder / "cuda_occupancy.h").exists() for folder in nvrtc.include_dirs()):
@@ -85,9 +85,9 @@ def _library() -> Any:
 
 
 def occupancy(device: Device, usage: Usage, threads: int, dynamic_shared: int) -> Occupancy:
-    """Of a kernel launched with blocks of `threads` and `dynamic_shared` bytes. No block fits: blocks is 0.
+    """The occupancy of a kernel with blocks of `threads` threads and `dynamic_shared` bytes; 0 blocks if none fits.
 
-    Raises ValueError where the calculator refuses the numbers.
+    Raises ValueError if the calculator rejects the numbers.
     """
     blocks = _library().blocks_per_multiprocessor(
         device.arch // 10,

@@ -1,4 +1,4 @@
-"""The committed table: one line a kernel and architecture, keyed by a digest of what was compiled.
+"""The committed table: one line per kernel and architecture, with a digest of the source, options and launch.
 
 kernels/build-report.json is {"nvrtc", "columns", "modules": {name: {"digest", "kernels": {name: {"block",
 "dynamic_shared", "sm_75": [a number a column], ...}}}}}; kernels/build-report.md is the same for reading.
@@ -27,7 +27,7 @@ COLUMNS = ("registers", "stack", "spills", "static_shared", "barriers", "blocks_
 
 
 def archs_of(build: Build, archs: Iterable[int] = nvrtc.ARCHS) -> list[int]:
-    """The architectures a module is for."""
+    """The architectures that a module supports."""
     return [arch for arch in archs if arch >= build.min_arch]
 
 
@@ -42,7 +42,7 @@ def cover(builds: Sequence[Build]) -> set[tuple[str, int]]:
 
 
 def digest(build: Build) -> str:
-    """Changes with the source, the options, and how the kernels are launched."""
+    """A digest of the source, the options, and how the kernels are launched."""
     text = json.dumps(
         [sources.source(build), sources.options(build), nvrtc.CUPY_OPTIONS, build.kernels, build.min_arch]
     )
@@ -50,18 +50,18 @@ def digest(build: Build) -> str:
 
 
 def compiled(build: Build, arch: int) -> Report:
-    """What NVRTC says of a module of the library."""
+    """The report of a module of the library, from NVRTC."""
     names = [kernel.name for kernel in build.kernels]
     return nvrtc.compile_module(sources.source(build), sources.options(build), arch, names)
 
 
 def in_float64(build: Build) -> bool:
-    """Whether the module computes in double precision, as its macros say."""
+    """Whether the module computes in double precision, according to its macros."""
     return "RK_FLOAT64" in dict(build.defines)
 
 
 def problems(report: Report, kernels: Sequence[Kernel], arch: int, doubles: bool = False) -> list[str]:
-    """What is wrong with a compiled module, in words; `doubles` where float64 arithmetic is what it is for."""
+    """The faults of a compiled module, as sentences. doubles: whether float64 arithmetic is intended."""
     found = []
     if set(report.kernels) != {kernel.name for kernel in kernels}:
         found.append(f"compiled {sorted(report.kernels)}, listed {sorted(kernel.name for kernel in kernels)}")
@@ -100,19 +100,19 @@ def _threads(kernel: Kernel) -> int:
 
 
 def placed(usage: Usage) -> list[int]:
-    """The columns that the compiler alone decides: the first five."""
+    """The columns that depend on the compiler alone: the first five."""
     spills = usage.spill_stores + usage.spill_loads
     return [usage.registers, usage.stack, spills, usage.static_shared, usage.barriers]
 
 
 def row(usage: Usage, kernel: Kernel, arch: int) -> list[int]:
-    """One line of the table, by COLUMNS."""
+    """One line of the table, in the order of COLUMNS."""
     fits = occupancy(DEVICES[arch], usage, _threads(kernel), kernel.shared_bytes)
     return [*placed(usage), fits.blocks, fits.co_resident]
 
 
 def differences(entry: dict[str, Any], report: Report, kernels: Sequence[Kernel], arch: int, whole: bool) -> list[str]:
-    """Where a module's part of the table says otherwise than a report; `whole` compares the occupancy too."""
+    """The differences between a module's part of the table and a report. whole: compares the occupancy too."""
     found = []
     for kernel in kernels:
         usage = report.kernels[kernel.name]
@@ -125,7 +125,7 @@ def differences(entry: dict[str, Any], report: Report, kernels: Sequence[Kernel]
 
 
 def compile_ahead(archs: Iterable[int], progress: Callable[[str], None]) -> None:
-    """Every module into the cache on disk, a core each: NVRTC runs outside Python's lock."""
+    """Compiles all modules into the cache on disk, one per core: NVRTC releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = {}
         for build in sources.builds():
@@ -137,7 +137,7 @@ def compile_ahead(archs: Iterable[int], progress: Callable[[str], None]) -> None
 
 
 def module_entry(build: Build, archs: Iterable[int]) -> dict[str, Any]:
-    """One module's part of the table. Raises ValueError where a kernel breaks a rule: no table is made of such."""
+    """One module's part of the table. Raises ValueError if a kernel breaks a rule."""
     entry: dict[str, Any] = {k.name: {"block": list(k.block), "dynamic_shared": k.shared_bytes} for k in build.kernels}
     for arch in archs_of(build, archs):
         report = compiled(build, arch)
@@ -149,7 +149,7 @@ def module_entry(build: Build, archs: Iterable[int]) -> dict[str, Any]:
 
 
 def make(archs: Sequence[int] = nvrtc.ARCHS, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The whole table, compiled now. Raises ValueError where a kernel breaks a rule, and nvrtc.CompileError."""
+    """The whole table, compiled now. Raises ValueError if a kernel breaks a rule, and nvrtc.CompileError."""
     compile_ahead(archs, progress)
     modules = {build.name: module_entry(build, archs) for build in sources.builds()}
     return {"nvrtc": nvrtc.version(), "columns": list(COLUMNS), "modules": modules}
@@ -161,7 +161,7 @@ def read() -> dict[str, Any]:
 
 
 def stale(table: dict[str, Any]) -> list[str]:
-    """Why a table is not of these sources, in words: modules that came, went or changed since it was written."""
+    """Why a table does not match the sources: modules that were added, removed or changed since it was written."""
     now = {build.name: digest(build) for build in sources.builds()}
     then = {name: module["digest"] for name, module in table["modules"].items()}
     found = [f"{name} is not in the table" for name in now.keys() - then.keys()]
@@ -171,7 +171,7 @@ def stale(table: dict[str, Any]) -> list[str]:
 
 
 def as_json(table: dict[str, Any]) -> str:
-    """One line a kernel, so that a change shows as the lines it touches."""
+    """One line per kernel, so that a diff shows only the kernels that changed."""
     modules = []
     for name, module in table["modules"].items():
         kernels = ",\n".join(f"   {json.dumps(name)}: {json.dumps(entry)}" for name, entry in module["kernels"].items())
@@ -182,7 +182,7 @@ def as_json(table: dict[str, Any]) -> str:
 
 
 def as_markdown(table: dict[str, Any]) -> str:
-    """The table for reading: a line a kernel, shared by the modules in which it comes out the same."""
+    """The readable table: one line per kernel, shared by the modules in which its numbers are equal."""
     modules_of: dict[tuple[str, ...], list[str]] = {}
     for module, part in table["modules"].items():
         for kernel, entry in part["kernels"].items():

@@ -5,7 +5,7 @@
     module = Module(code, ("-std=c++17", "-DH=64"), mode="check")
     module.get_function("forward")((8,), (256,), (x.ctypes.data, np.int32(64)), memory=memory, seed=1)
 
-README.md beside this file tells how it works and what it cannot see.
+README.md in this folder describes how it works and what it cannot detect.
 """
 
 from tests.required import unless_required
@@ -18,5 +18,5 @@ __all__ = ["EmulatorError", "Function", "Memory", "Module", "RaceError", "Stats"
 
 
 def available() -> str | None:
-    """None, or the reason why no kernel can be run here."""
+    """Why kernels cannot run here, or None if they can."""
     return unless_required("emulators", _available())

@@ -1,4 +1,4 @@
-"""The arguments of a launch: checked against the kernel's parameters, and made into the bytes it receives."""
+"""The arguments of a launch: checked against the kernel's parameters and converted to bytes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def _address(arg: Any) -> int | None:
 
 
 def bytes_of(arg: Any, parameter: Parameter) -> bytes | str:
-    """The bytes that the kernel receives, or what is wrong with `arg`."""
+    """The bytes that the kernel receives, or a description of the error in `arg`."""
     takes = f"the kernel takes a {_NAMES[parameter.kind]} of {parameter.size} bytes"
     if parameter.kind == "p":
         address = _address(arg)
         return struct.pack("<Q", address & (2**64 - 1)) if address is not None else f"{type(arg).__name__}, but {takes}"
     if isinstance(arg, np.generic):
         dtype = arg.dtype
-        # Signed for unsigned of the same size is the same bytes to a driver; a float for an int is a mistake.
+        # A signed for an unsigned integer of the same size has the same bytes. A float for an integer is an error.
         same = dtype.kind in _NUMPY_KINDS[parameter.kind] or (dtype.kind in "iu" and parameter.kind in "iu")
         fits = dtype.itemsize == parameter.size and (same or parameter.kind == "s")
         return arg.tobytes() if fits else f"a {dtype}, but {takes}"
@@ -58,7 +58,7 @@ def bytes_of(arg: Any, parameter: Parameter) -> bytes | str:
 
 
 def live_buffers(memory: Memory | None, args: Iterable[Any]) -> np.ndarray:
-    """(buffers, 3) uint64 as Memory.table: those of `memory`, and the array arguments that are in none of them."""
+    """(buffers, 3) uint64 as Memory.table: the buffers of `memory`, and array arguments outside all of them."""
     table = memory.table() if memory is not None else np.zeros((0, 3), np.uint64)
     extra: dict[int, tuple[int, int, int]] = {}
     for arg in args:

@@ -1,8 +1,8 @@
-"""From the source of kernels to an object file that runs them, by g++, kept on disk.
+"""Compiles the source of kernels with g++ into an object file that runs them, and caches it on disk.
 
-The scan runs the preprocessor over the source alone, with none but the headers of include/ in reach, as NVRTC would,
-and leaves CUDA's qualifiers in the text. Kernels are then found whatever macros made them, and `extern __shared__`
-becomes the pointer that it is here. What is compiled is that text; its line markers keep the original file and line.
+The scan preprocesses the source with include/ as the only headers, as NVRTC would, and leaves CUDA's qualifiers in the
+text. So it finds kernels that macros define, and it replaces `extern __shared__` by a pointer. The compiler gets that
+text, whose line markers refer to the original file and line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INCLUDE, RUNTIME = HERE / "include", HERE / "runtime"
 CXX = os.environ.get("CXX", "g++")
 
 COMMON = ("-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-threadsafe-statics", "-fno-strict-aliasing")
-# GCC must not conclude from one thread's code what is in shared memory; nor is a product and sum one operation here.
+# GCC must not infer the contents of shared memory from one thread's code, nor contract a product and a sum to an fma.
 KERNEL = (
     *COMMON,
     "-fno-exceptions",
@@ -41,8 +41,8 @@ KERNEL = (
     "-include",
     "emulator.h",
 )
-# "check" has every access call the runtime: the calls are those of -fsanitize=thread, but libtsan is not linked, the
-# runtime answers them. The same goes for undefined behaviour.
+# In "check" mode each access calls the runtime. -fsanitize=thread inserts the calls, and the runtime implements them in
+# place of libtsan. The checks for undefined behaviour work in the same way.
 MODES = {
     "fast": ("-O2", "-g1"),
     "check": (
@@ -53,7 +53,7 @@ MODES = {
         "-fno-optimize-sibling-calls",
     ),
 }
-# What NVRTC defines, and the word by which a PTX wrapper knows its host branch.
+# The macros that NVRTC defines, and the one that selects a PTX wrapper's host branch.
 DEFINES = ("RNNKIT_EMULATOR", "__CUDACC__", "__CUDACC_RTC__", "__NVCC__")
 DEFAULT_ARCH = "90"
 GUARD = "_ZGV"
@@ -65,11 +65,11 @@ class KernelInfo(NamedTuple):
     number: int
     static_shared: int  # bytes
     launch_bounds: bool  # whether emulator_bounds_<number> is exported
-    cluster: bool  # whether emulator_cluster_<number> is
+    cluster: bool  # whether emulator_cluster_<number> is exported
 
 
 class DataObject(NamedTuple):
-    """A variable of the kernels' object file: where in the file, and how many bytes."""
+    """A variable of the kernels' object file: its offset in the file, and its size in bytes."""
 
     name: str
     offset: int
@@ -88,7 +88,7 @@ class Built(NamedTuple):
 
 @functools.cache
 def available() -> str | None:
-    """None, or the reason why no kernel can be run here."""
+    """Why kernels cannot run here, or None if they can."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "AMD64"):
         return f"the emulator is written for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
     for tool in (CXX, "nm", "addr2line"):
@@ -107,7 +107,7 @@ def _compiler() -> str:
 
 
 def cache_folder() -> Path:
-    """RNNKIT_EMULATOR_CACHE, or a folder of the user's cache, or where that cannot be written, a temporary one."""
+    """RNNKIT_EMULATOR_CACHE, or else a folder in the user's cache, or a temporary one if that is not writable."""
     given = os.environ.get("RNNKIT_EMULATOR_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     for folder in [Path(given)] if given else [Path(home, "rnnkit", "emulator")]:
@@ -123,7 +123,7 @@ def cache_folder() -> Path:
 def build(code: str, options: Iterable[str], mode: str, instances: Iterable[str] = ()) -> Built:
     """The object file of `code`, from the cache or compiled now. `instances`: template kernels such as "scan<4>".
 
-    EmulatorError of kind "compile" with the compiler's words where it does not compile, "launch" where there is no g++.
+    Raises EmulatorError of kind "compile" with the compiler's messages, and of kind "launch" if there is no g++.
     """
     reason = available()
     if reason is not None:
@@ -141,7 +141,7 @@ def build(code: str, options: Iterable[str], mode: str, instances: Iterable[str]
 
 
 def source_lines(path: Path, addresses: Iterable[int]) -> list[str]:
-    """file:line for each address in the object file: the innermost that is not of the emulator's own headers."""
+    """file:line per address in the object file: the innermost location outside the emulator's headers."""
     wanted = [hex(address) for address in addresses]
     if not wanted:
         return []
@@ -167,7 +167,7 @@ def _own_sources() -> str:
 
 @contextlib.contextmanager
 def _publishing(folder: Path) -> Any:
-    """A new folder to work in that becomes `folder` at the end, whole or not at all. Another process may be first."""
+    """A temporary folder that is renamed to `folder` at the end, atomically. Another process may have been faster."""
     work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
     try:
         yield work
@@ -190,7 +190,7 @@ def _runtime() -> Path:
     if not folder.exists():
         with _publishing(folder) as work:
             flags = ["-O2", "-g1", "-std=c++17", "-Wall", *COMMON, "-I", str(INCLUDE), "-I", str(RUNTIME)]
-            # One unit: the scheduler's parts are inlined into one another, and the headers are read once.
+            # One translation unit, so that the scheduler's parts are inlined and the headers are parsed once.
             unit = work / "runtime.cpp"
             unit.write_text("".join(f'#include "{p.name}"\n' for p in sorted(RUNTIME.glob("*.cpp"))))
             _run([CXX, *flags, "-c", str(unit), "-o", str(work / "runtime.o")])
@@ -202,7 +202,7 @@ def _language(options: tuple[str, ...]) -> list[str]:
 
 
 def _scan(code: str, options: tuple[str, ...], work: Path) -> str:
-    """The source after its own preprocessing, CUDA's words left as they are."""
+    """The preprocessed source, with CUDA's qualifiers unchanged."""
     path = work / "source.cu"
     path.write_text('#line 1 "kernel.cu"\n' + code)
     macros = [o for o in options if o.startswith(("-D", "-U", "-I"))]
@@ -229,7 +229,7 @@ def _exports(kernels: list[FoundKernel], instances: tuple[str, ...]) -> tuple[st
         kernel = by_name[name.split("<")[0].strip()]
         lines.append(f"EMULATOR_EXPORT({number}, &{name})")
         for values, key, having in ((kernel.bounds, "bounds", bounded), (kernel.cluster, "cluster", clustered)):
-            # In a template the values may name its parameters, which are not known out here.
+            # In a template the values may contain its parameters, which are unknown outside.
             if values and (not kernel.template or not re.search(r"[A-Za-z_]", values)):
                 lines.append(f"EMULATOR_NUMBERS({key}, {number}, {values})")
                 having.add(name)

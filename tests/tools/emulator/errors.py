@@ -1,10 +1,10 @@
-"""What the emulator raises. `kind` says what went wrong in a word, `where` in which line of the source."""
+"""The exceptions of the emulator, with the kind of the error and its source line."""
 
 from __future__ import annotations
 
 import re
 
-# The words of `kind`, as the runtime and the launcher give them.
+# The values of `kind` that the runtime and the launcher use.
 KINDS = {
     "compile": "the source does not compile, or has no such kernel",
     "launch": "the driver would refuse the launch",
@@ -30,9 +30,9 @@ _PLACE = re.compile(r"([^\s:]+):(\d+)")
 
 
 class EmulatorError(RuntimeError):
-    """A kernel that does not compile, cannot be launched or does what it must not.
+    """A kernel does not compile, cannot be launched, or does something invalid.
 
-    kind: one of KINDS. where: (file, line) of the first place the message names, or None.
+    kind: one of KINDS. where: (file, line) of the first location in the message, or None.
     """
 
     def __init__(self, message: str, kind: str) -> None:
@@ -43,4 +43,4 @@ class EmulatorError(RuntimeError):
 
 
 class RaceError(EmulatorError):
-    """Two threads access the same bytes, one of them writes, and nothing orders the two."""
+    """Two threads access the same bytes, at least one of them writes, and nothing orders the accesses."""

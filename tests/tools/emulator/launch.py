@@ -16,14 +16,14 @@ from tests.tools.emulator.arguments import Parameter, bytes_of, live_buffers
 from tests.tools.emulator.errors import EmulatorError, RaceError
 from tests.tools.emulator.memory import Memory
 
-# What a driver refuses, for compute capability 9.0.
+# The limits of a launch, for compute capability 9.0.
 MAX_THREADS = 1024
 MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_STATIC_SHARED = 48 * 1024
 MAX_SHARED = 227 * 1024
 MAX_CLUSTER = 8
-# The largest card there is bounds what a cooperative launch can hold at once; its real limit depends on registers.
+# A cooperative launch is limited by the largest GPU. The limit of a real GPU also depends on the kernel's registers.
 MULTIPROCESSORS, SHARED_OF_MULTIPROCESSOR, THREADS_OF_MULTIPROCESSOR, BLOCKS_OF_MULTIPROCESSOR = (
     160,
     228 * 1024,
@@ -34,7 +34,7 @@ MULTIPROCESSORS, SHARED_OF_MULTIPROCESSOR, THREADS_OF_MULTIPROCESSOR, BLOCKS_OF_
 ORDERS = {"ascending": 0, "descending": 1, "random": 2}
 STACK_BYTES = {"fast": 64 * 1024, "check": 128 * 1024}
 _TEXT_BYTES = 16384
-# Runtimes share signal handlers and the processor's time: one launch at a time in a process.
+# One launch at a time in a process: runtimes share signal handlers and the measured processor time.
 _launching = threading.Lock()
 # Each library has a runtime of its own, which keeps stacks and records for its next launch: up to 300 MB. The libraries
 # that launched last keep theirs, in the order of their launches; the others give it back.
@@ -52,7 +52,7 @@ def _keep(path: str, library: ctypes.CDLL) -> None:
 
 
 class Stats(NamedTuple):
-    """What a launch did. `accesses`: those that were checked, 0 in fast mode."""
+    """Counts of a launch. accesses: checked memory accesses, 0 in fast mode."""
 
     threads: int
     switches: int
@@ -86,8 +86,9 @@ class _CStats(ctypes.Structure):
 class Module:
     """The kernels of one source, compiled for the CPU.
 
-    mode "fast": -O2, results only. "check": every access is looked at. Options: -D, -U, -I and -std are used, others
-    (architectures, --use_fast_math) have no meaning here. EmulatorError of kind "compile" where it does not compile.
+    mode: "fast": -O2, results only. "check": every access is checked. Of the options, -D, -U, -I and
+    -std are used, and others (architectures, --use_fast_math) are ignored. Raises EmulatorError of kind "compile" if
+    the source does not compile.
     """
 
     def __init__(self, code: str, options: Sequence[str] = ("-std=c++17",), mode: str = "fast") -> None:
@@ -105,11 +106,11 @@ class Module:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """The names of the kernels that are not templates."""
+        """The names of all kernels except templates."""
         return tuple(name for name in self.built.kernels if "<" not in name)
 
     def get_function(self, name: str) -> Function:
-        """The kernel of that extern "C" name, or an instance of a template ("scan<4>"), compiled at first use."""
+        """The kernel of this extern "C" name, or an instance of a template ("scan<4>"), compiled at its first use."""
         if name in self._functions:
             return self._functions[name]
         module = self
@@ -125,9 +126,9 @@ class Module:
         return function
 
     def explain(self, message: str) -> str:
-        """`message` with lines of the source for its program counters, and names for its numbers of variables."""
+        """`message` with source lines in place of program counters, and names in place of variables' numbers."""
         counters = sorted(set(re.findall(r"\{pc:(0x[0-9a-f]+)\}", message)))
-        # A counter is where a call returns to: the call is before it.
+        # A program counter is a return address, so the call is before it.
         lines = compiling.source_lines(self.built.path, [int(c, 16) - 1 for c in counters])
         for counter, line in zip(counters, lines, strict=True):
             message = message.replace("{pc:" + counter + "}", line)
@@ -177,11 +178,11 @@ class Function:
         order: str = "ascending",
         time_limit: float = 60.0,
     ) -> Stats:
-        """Runs the kernel to its end.
+        """Runs the kernel to completion.
 
         args: NumPy scalars of the parameters' sizes, ints as pointers, arrays (their address; an array is a live buffer
-        for the launch). seed: a schedule drawn from it (order "random"). time_limit: seconds of processor time.
-        EmulatorError, and RaceError in check mode, as errors.KINDS lists.
+        for the launch). seed: of a random schedule (order "random"). time_limit: seconds of processor time.
+        Raises EmulatorError, and in check mode RaceError, of the kinds in errors.KINDS.
         """
         if order not in ORDERS:
             raise EmulatorError(f"order {order!r}: it is one of {', '.join(ORDERS)}", "arguments")
@@ -218,7 +219,7 @@ class Function:
         return Stats(*(getattr(stats, name) for name in Stats._fields))
 
     def _refuse(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int, cooperative: bool) -> None:
-        """EmulatorError where the driver would not start the launch."""
+        """Raises EmulatorError if a driver would reject the launch."""
 
         def refuse(why: str) -> None:
             raise EmulatorError(f"kernel {self.name} with grid {grid} and block {block}: {why}", "launch")

@@ -11,10 +11,10 @@ from tests.tools.emulator.errors import EmulatorError
 
 
 class Memory:
-    """A set of address ranges in host memory that stand for device allocations. Safe to use from several threads.
+    """A set of address ranges in host memory that act as device allocations. Thread-safe.
 
-    In check mode an access of a kernel must lie wholly within one of them (or in shared memory), however the kernel
-    came by the pointer.
+    In check mode each access of a kernel must lie within one of them or within shared memory, whatever the pointer's
+    origin.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Memory:
         self._table: np.ndarray | None = None
 
     def add(self, address: int, nbytes: int, writable: bool = True) -> None:
-        """Registers [address, address + nbytes). EmulatorError where it overlaps a live buffer."""
+        """Registers [address, address + nbytes). Raises EmulatorError if it overlaps a live buffer."""
         address, nbytes = int(address), int(nbytes)
         if address < 0 or nbytes < 0:
             raise EmulatorError(f"a buffer of {nbytes} bytes at {address:#x}", "arguments")
@@ -39,7 +39,7 @@ class Memory:
             self._table = None
 
     def remove(self, address: int) -> None:
-        """Forgets the buffer that begins at `address`. EmulatorError where none does: a double free, say."""
+        """Removes the buffer at `address`. Raises EmulatorError if none begins there, for example at a double free."""
         with self._lock:
             if self._buffers.pop(int(address), None) is None:
                 raise EmulatorError(f"no live buffer begins at {int(address):#x}", "arguments")
@@ -56,7 +56,7 @@ class Memory:
         return len(self._buffers)
 
     def table(self) -> np.ndarray:
-        """(buffers, 3) uint64: address, bytes, writable, by address. Not to be written."""
+        """(buffers, 3) uint64: address, bytes, writable; sorted by address. Read-only."""
         with self._lock:
             if self._table is None:
                 rows = [(a, n, int(w)) for a in self._starts for n, w in [self._buffers[a]] if n]
@@ -64,7 +64,7 @@ class Memory:
             return self._table
 
     def _overlap(self, address: int, nbytes: int) -> int | None:
-        """The address of a live buffer that has some of these bytes, or begins with them."""
+        """The address of a live buffer that overlaps these bytes, or begins with them."""
         after = bisect.bisect_left(self._starts, address)
         for other in self._starts[max(after - 1, 0) : after + 1]:
             if other == address or (address < other + self._buffers[other][0] and other < address + nbytes):

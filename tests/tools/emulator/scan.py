@@ -1,4 +1,4 @@
-"""Reading a source that is preprocessed, not compiled: its kernels, and the words of CUDA that g++ does not take."""
+"""Parses preprocessed, uncompiled source: finds its kernels, and replaces CUDA syntax that g++ does not accept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.tools.emulator.errors import EmulatorError
 
 
 class FoundKernel(NamedTuple):
-    """A kernel of the source, with the texts of its __launch_bounds__ and __cluster_dims__ ("" where it has none)."""
+    """A kernel of the source, with the texts of its __launch_bounds__ and __cluster_dims__ ("" if it has none)."""
 
     name: str
     template: bool
@@ -58,7 +58,7 @@ _DYNAMIC = re.compile(
 
 
 def rewrite(scanned: str) -> str:
-    """The text that g++ compiles: dynamic shared memory as a pointer, the emulator's headers where CUDA's were."""
+    """The text that g++ compiles: dynamic shared memory is a pointer, and the emulator's headers replace CUDA's."""
     text = _DYNAMIC.sub(lambda m: f"EMULATOR_DYNAMIC_SHARED({m[2].strip()}, {m[3]});", scanned)
     left = re.search(r"\bextern\b[^;\n]*\b__shared__\b[^;]*;", text)
     if left:

@@ -1,4 +1,4 @@
-"""A stand-in for CuPy on a machine with no GPU: the library's own launch code runs on it unchanged.
+"""A simulated CuPy for machines without a GPU. The library's launch code runs on it unchanged.
 
     with fakecupy.installed(devices=2, mode="check") as cp:
         layer = rnnkit.LSTM(8, 16, device="cuda")
@@ -6,12 +6,12 @@
             y, _ = layer(cp.asarray(x))
         assert not counts.synchronisations
 
-Arrays live in host memory that stands for a device's and is registered with the emulator, which runs the kernels;
-cuBLAS is NumPy over raw addresses; streams, captures, graphs, devices, allocations and synchronisations are modelled
-and counted. What CuPy 14 refuses is refused, with its error: NumPy arrays mixed in, a transfer in a capture, an array
-of another device. It is stricter where a real card would go wrong in silence: memory is poisoned, touching what is
-freed or another device's raises FakeError, and a copy from the host in a capture is refused.
-It says nothing of speed.
+Arrays are in host memory that acts as device memory and is registered with the emulator, which runs the kernels.
+cuBLAS is NumPy over raw addresses. Streams, captures, graphs, devices, allocations and synchronisations are modelled
+and counted. Operations that CuPy 14 rejects raise its errors: mixing in NumPy arrays, a transfer in a capture, an array
+of another device. Where a real GPU would silently give wrong results, the simulation is stricter: memory is filled
+with NaN bytes when it is allocated and freed, and an access to freed memory or to another device's raises FakeError,
+as does a copy from the host in a capture. It does not model speed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _inside(name: str, packages: tuple[str, ...]) -> bool:
 
 
 def _forget_choices() -> None:
-    """Has rnnkit choose its backends anew, and import anew those that hold CuPy's objects."""
+    """Makes rnnkit select its backends again, and reload the modules that hold CuPy's objects."""
     for name in [name for name in sys.modules if _inside(name, HOLDERS)]:
         del sys.modules[name]
         parent, _, child = name.rpartition(".")

@@ -1,8 +1,8 @@
-"""cuBLAS twice: `cupy.cuda.cublas`, which will not be captured, and the C library under it, which will.
+"""cuBLAS in two forms: `cupy.cuda.cublas`, which cannot be captured, and the C library below it, which can.
 
-CuPy's functions set the handle's stream to the current one at each call, and refuse where that stream is capturing
-("calling cuBLAS API during stream capture is currently unsupported"). Who wants a product in a graph calls the C
-library, as through ctypes: `Library` has its functions by their C names, for code that lets a test hand it in.
+CuPy's functions set the handle's stream to the current one at each call, and raise if that stream is capturing
+("calling cuBLAS API during stream capture is currently unsupported"). Code that needs a product in a graph calls the C
+library through ctypes. `Library` provides its functions by their C names, and tests pass it to such code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _pointers = itertools.count(0xB1A50000, 64)
 
 @dataclass
 class Handle:
-    """What a cuBLAS handle holds. threads: the idents of those that have used it."""
+    """The state of a cuBLAS handle. threads: the idents of the threads that have used it."""
 
     device: int
     stream: int = 0
@@ -89,7 +89,7 @@ def create(device: int | None = None) -> int:
 
 
 def destroy(handle: int) -> None:
-    """Waits for the device, as cublasDestroy does: a capture under way there is spoilt."""
+    """Waits for the device, as cublasDestroy does. This invalidates a capture in progress there."""
     _state.machine().streams.synchronise_device(_handle(handle).device)
     del _handles[handle]
 
@@ -99,7 +99,7 @@ def getVersion(handle: int) -> int:
 
 
 def setStream(handle: int, stream: int) -> None:
-    """Raises NotImplementedError where the stream is capturing, as CuPy does."""
+    """Sets the stream. Raises NotImplementedError if it is capturing, as CuPy does."""
     if _state.machine().streams.is_capturing(stream):
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     _set_stream(_handle(handle), stream)
@@ -213,7 +213,7 @@ VERSION = (13, 1, 0)
 
 
 class Library:
-    """libcublas.so as ctypes gives it: functions by their C names that return a status. `why` says the last one's."""
+    """libcublas.so as ctypes loads it: functions by their C names that return a status. `why`: the last error."""
 
     def __init__(self) -> None:
         self.why = ""
@@ -255,7 +255,7 @@ class Library:
 
 
 def _write(out: Any, value: int) -> None:
-    """`value` into what a pointer argument points to."""
+    """Writes `value` to the target of a pointer argument."""
     target = out._obj if hasattr(out, "_obj") else out.contents
     target.value = value
 

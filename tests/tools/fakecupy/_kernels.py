@@ -18,7 +18,7 @@ _pointers = itertools.count(0xF0000000, 16)
 
 
 class Launch(NamedTuple):
-    """One launch as the library asked for it; in `cp.fake.launches`."""
+    """The arguments of one launch, as `cp.fake.launches` lists it."""
 
     name: str
     grid: tuple[int, ...]
@@ -46,7 +46,7 @@ class Function:
         return self.emulated.max_threads
 
     def run(self, grid: tuple[int, ...], block: tuple[int, ...], args: list[Any], **how: Any) -> None:
-        """Raises CUDADriverError where the driver would refuse the launch, else what the emulator finds wrong."""
+        """Raises CUDADriverError if a driver would reject the launch, or else the error that the emulator finds."""
         from tests.tools.emulator import EmulatorError
 
         try:
@@ -58,7 +58,7 @@ class Function:
 
 
 def by_pointer(ptr: int) -> Function:
-    """The function whose `kernel.ptr` is this. Raises CUDADriverError for no such one."""
+    """The function whose `kernel.ptr` is this. Raises CUDADriverError if there is none."""
     for function in _state.machine().functions.values():
         if function.ptr == ptr:
             return function
@@ -66,7 +66,7 @@ def by_pointer(ptr: int) -> Function:
 
 
 def _module(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> Any:
-    """The emulator's module of a source, compiled once a device. Raises CompileException with the compiler's words."""
+    """The emulator's module of a source, compiled once per device. Raises CompileException with g++'s messages."""
     machine = _state.machine()
     key = (code, options, names, machine.device())
     with machine.lock:
@@ -85,7 +85,7 @@ def _module(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> Any:
 
 
 class RawModule:
-    """`cupy.RawModule`: compiled when a kernel is first asked for, on each device anew."""
+    """`cupy.RawModule`: compiled at the first request for a kernel, on each device separately."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class RawKernel:
 
     @property
     def attributes(self) -> dict[str, int]:
-        """CuPy's keys; what only the real compiler knows (registers, spills) is 0 here."""
+        """CuPy's keys. Values that only the real compiler knows (registers, spills) are 0."""
         function = self._function()
         unknown = ("const_size_bytes", "local_size_bytes", "num_regs", "cache_mode_ca")
         arch = int(_state.machine().arch)
@@ -255,7 +255,7 @@ def _check_sizes(function: Function, grid: tuple[int, ...], block: tuple[int, ..
 
 
 def _co_resident(function: Function, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> tuple[int, ...]:
-    """The grid, cut down with a warning where it is too large to be co-resident and 1-D, as CuPy does."""
+    """The grid. As in CuPy, a 1-D grid too large to be co-resident is reduced, with a warning."""
     from tests.tools.fakecupy._runtime import occupancyMaxActiveBlocksPerMultiprocessor as occupancy
 
     each = occupancy(function.ptr, block[0] * block[1] * block[2], shared_mem)
@@ -272,7 +272,7 @@ def _co_resident(function: Function, grid: tuple[int, ...], block: tuple[int, ..
 
 
 def _argument(arg: Any) -> Any:
-    """A kernel argument as the emulator takes it: pointers as uint64, values as NumPy scalars."""
+    """A kernel argument for the emulator: pointers as uint64, values as NumPy scalars."""
     if arg is None:
         return np.uint64(0)
     if _launch.is_array(arg):

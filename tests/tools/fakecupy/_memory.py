@@ -1,8 +1,8 @@
-"""Device memory: blocks of host memory that stand for it, each registered for as long as something owns it.
+"""Device memory: blocks of host memory that act as allocations, each registered while something owns it.
 
-A block is poisoned with 0xFF, which is NaN in every float dtype and -1 in every integer one, when it is allocated and
-when it is freed. A freed block's address is not used again for a while, so that what still points there is found out
-and does not land in another array.
+A block is filled with 0xFF bytes, NaN in every float dtype and -1 in every integer dtype, when it is allocated and when
+it is freed. The address of a freed block is not reused for a while, so that an access through a stale pointer is
+detected and does not hit another array.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Block:
 
 
 class DeviceMemory:
-    """The live blocks of one device, by address, and the same in the emulator's registry once a kernel has run."""
+    """The live blocks of one device, by address, and also in the emulator's registry once a kernel ran."""
 
     def __init__(self, machine: Any, device: int) -> None:
         self.machine, self.device = machine, device
@@ -123,7 +123,7 @@ class DeviceMemory:
             return address < block.address + block.nbytes
 
     def check_guards(self) -> list[str]:
-        """The live blocks that something has written past the end of."""
+        """The live blocks beyond whose end something was written."""
         with self._lock:
             return [f"something wrote past the end of {b!r}" for b in self._blocks.values() if (b.guard != GUARD).any()]
 
@@ -132,7 +132,7 @@ class DeviceMemory:
         return len(self._blocks)
 
     def pooled(self) -> int:
-        """Bytes that the pool holds and nothing uses."""
+        """Unused bytes that the pool holds."""
         return sum(size * count for pool in self._free_sizes.values() for size, count in pool.items())
 
     def free_pooled(self) -> None:
@@ -183,7 +183,7 @@ class PooledMemory(BaseMemory):
 
 
 class Memory(PooledMemory):
-    """`cupy.cuda.Memory`: straight from cudaMalloc. The fake makes no difference."""
+    """`cupy.cuda.Memory`: from cudaMalloc, which the simulation treats as the pool."""
 
 
 class UnownedMemory(BaseMemory):
@@ -199,7 +199,7 @@ class UnownedMemory(BaseMemory):
 
 
 def device_of_pointer(ptr: int) -> int:
-    """The device that `ptr` belongs to, as cudaPointerGetAttributes says. Raises CUDARuntimeError for host memory."""
+    """The device of `ptr`, as cudaPointerGetAttributes gives it. Raises CUDARuntimeError for host memory."""
     for memory in _state.machine().memories:
         if memory.holds(ptr):
             return memory.device

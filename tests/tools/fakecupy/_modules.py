@@ -1,4 +1,4 @@
-"""The modules that stand in `sys.modules` for cupy, its submodules, and cupy_backends."""
+"""The modules that replace cupy, its submodules and cupy_backends in `sys.modules`."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class PinnedMemoryPool:
 
 
 class Fake:
-    """`cp.fake`: what a test asks and tells the machine. It is the one name here that CuPy has not.
+    """`cp.fake`: queries and settings of the simulation, for tests. CuPy has no such name.
 
-    counts, counting()  see Counts. launches: the kernels launched, with sizes and arguments. launch_options: what is
-    handed to the emulator with each launch, as order="descending" or seed=3. libcublas: the C library.
+    counts, counting()  see Counts. launches: the kernels launched, with sizes and arguments. launch_options: arguments
+    for the emulator at each launch, for example order="descending" or seed=3. libcublas: the C library.
     """
 
     def __init__(self, machine: _state.Machine) -> None:
@@ -109,7 +109,7 @@ class Fake:
         return self.machine.launch_options
 
     def limit_memory(self, size: int | None, device: int | None = None) -> None:
-        """What a device can hold beyond what it holds now, in bytes; None for no limit."""
+        """Limits a device's memory to this many bytes beyond the current use; None for no limit."""
         memory = self.machine.memories[self.machine.device() if device is None else device]
         memory.limit = None if size is None else memory.used + size
 
@@ -118,11 +118,11 @@ class Fake:
         return self.machine.memories[self.machine.device() if device is None else device].live()
 
     def handles(self) -> list[_blas.Handle]:
-        """The cuBLAS handles, each with the threads that used it."""
+        """The cuBLAS handles, each with the threads that have used it."""
         return _blas.handles_of(self.machine)
 
     def peek(self, array: ndarray) -> np.ndarray:
-        """A copy of an array's bytes as they are now: no synchronisation, no copy counted, nothing run."""
+        """A copy of an array's current bytes, without a synchronisation, a counted copy or any execution."""
         return array._host.copy()
 
 

@@ -1,8 +1,8 @@
-"""Streams as queues of work, and the two things that keep work from running at once: a capture, and `lazy_streams`.
+"""Streams as queues of work. A capture records work, and `lazy_streams` delays it; otherwise work runs at once.
 
-Everything a device does goes through `Streams.submit`. Normally it runs there and then. On a capturing stream it is
-recorded. With lazy streams it waits in its stream's queue until something waits for that stream: two streams that
-nothing orders then run in the order least likely to be right.
+All work of a device goes through `Streams.submit`. Normally it runs at once. On a capturing stream it is recorded. With
+lazy streams it stays in its stream's queue until something waits for that stream, so that two streams without an order
+between them run in the order that is most likely to be wrong.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ LEGACY, PER_THREAD = 1, 2
 
 @dataclass
 class Node:
-    """One piece of device work: `run` does it, on `blocks`, which must be alive when it does.
+    """One piece of device work: `run` executes it, on `blocks`, which must be alive then.
 
-    tally: which of Counts it is counted under, and its key there or None.
+    tally: the field of Counts that counts it, and its key there or None.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Node:
 
 @dataclass
 class Capture:
-    """What one begin_capture has recorded. `unjoined`: streams that joined it and have since done unawaited work."""
+    """The work recorded since begin_capture. unjoined: streams that joined it, with later work that nothing awaits."""
 
     origin: Queue
     mode: int
@@ -59,7 +59,7 @@ class Capture:
 
 @dataclass(eq=False)
 class Queue:
-    """One stream of one device. Work is numbered; what is numbered up to `done` has run."""
+    """One stream of one device. Its work is numbered, and work up to number `done` has run."""
 
     ptr: int
     device: int
@@ -81,7 +81,7 @@ class Queue:
 
 @dataclass
 class EventState:
-    """Where an event was last recorded: a queue and how much of it, and the capture that it belongs to, if one."""
+    """Where an event was last recorded: a queue, a number of its work, and the capture it belongs to, or None."""
 
     queue: Queue | None = None
     number: int = 0
@@ -89,7 +89,7 @@ class EventState:
 
 
 class Streams:
-    """Every queue of the machine."""
+    """All queues of all devices."""
 
     def __init__(self, machine: Any) -> None:
         self.machine = machine
@@ -106,7 +106,7 @@ class Streams:
         return ptr
 
     def destroy(self, ptr: int) -> None:
-        """Its work is still done, as cudaStreamDestroy has it. Called by a destructor, which can raise nothing."""
+        """Destroys the stream after its work, as cudaStreamDestroy does. A destructor calls it, so it never raises."""
         queue = self._by_ptr.pop(ptr, None)
         if queue is not None:
             try:
@@ -137,7 +137,7 @@ class Streams:
         return get_current_stream()
 
     def deferring(self) -> bool:
-        """Whether work on the current stream does not run at once."""
+        """Whether work on the current stream is delayed."""
         return self.machine.lazy or self.queue(self.current().ptr).capture is not None
 
     # Work
@@ -145,7 +145,7 @@ class Streams:
     def submit(self, node: Node, ptr: int | None = None, owners: tuple[Any, ...] = ()) -> None:
         """Runs, records or queues `node` on a stream, the current one by default. owners: kept alive until it has run.
 
-        Raises CUDARuntimeError where CUDA refuses the stream: another device's, or the legacy one beside a capture.
+        Raises CUDARuntimeError if CUDA rejects the stream: of another device, or the legacy stream during a capture.
         """
         with self.machine.lock:
             queue = self.queue(self.current().ptr if ptr is None else ptr)
@@ -189,7 +189,7 @@ class Streams:
                 queue.push(lambda other=other, number=other.issued: other.run_until(number))  # type: ignore[misc]
 
     def free_later(self, device: int, ptr: int, free: Callable[[], None]) -> bool:
-        """Whether `free` waits its turn on a stream of queued work; False where there is nothing to wait for."""
+        """Queues `free` on a stream with pending work and returns True; returns False if there is none."""
         queue = self._by_ptr.get(ptr) if ptr > PER_THREAD else self._null.get(device)
         if queue is None or not queue.waiting:
             return False
@@ -199,7 +199,7 @@ class Streams:
     # Waiting
 
     def synchronise(self, ptr: int, kind: str, device: int | None = None) -> None:
-        """Waits for a stream. Raises CUDARuntimeError, and spoils the capture, where the stream is capturing."""
+        """Waits for a stream. If it is capturing, invalidates the capture and raises CUDARuntimeError."""
         with self.machine.lock:
             queue = self.queue(ptr, device)
             self.machine.tallies.add("synchronisations", kind)
@@ -226,7 +226,7 @@ class Streams:
             raise CUDARuntimeError(901)
 
     def wait_event(self, ptr: int, event: int) -> None:
-        """Orders what comes on the stream after the event. A capturing event draws the stream into its capture."""
+        """Makes later work on the stream wait for the event. An event of a capture makes the stream join it."""
         with self.machine.lock:
             queue, state = self.queue(ptr), self.events[event]
             if state.capture is not None and state.capture.ended:
@@ -266,7 +266,7 @@ class Streams:
         queue.capture.members.append(queue)
 
     def end_capture(self, ptr: int) -> list[Node]:
-        """What was recorded. Raises CUDARuntimeError where the capture was spoilt or a stream of it was not joined."""
+        """The recorded work. Raises CUDARuntimeError if the capture was invalidated or a stream was not joined."""
         queue = self.queue(ptr)
         capture = queue.capture
         if capture is None or capture.origin is not queue:

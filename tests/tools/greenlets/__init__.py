@@ -1,17 +1,18 @@
-"""Numba CUDA kernels run as plain Python, with no device: a greenlet stands for a thread of a block.
+"""Runs Numba CUDA kernels as plain Python, without a device. A greenlet plays each thread of a block.
 
     with installed(seed=1, watch=True) as launches:
-        …                                        # whatever calls kernel[blocks, threads, stream](*arrays)
+        …                                        # any code that calls kernel[blocks, threads, stream](*arrays)
 
-`installed` replaces what of Numba needs a driver: the launch of a kernel, `cuda.external_stream` and
-`cuda.as_cuda_array`. So the library's own launch code runs, on arrays whose `__cuda_array_interface__` points to host
-memory; `launches` tells what it launched. The kernels are the very functions Numba compiles, with `cuda`, `math` and
-Numba's types replaced: see clone.py.
+`installed` replaces the parts of Numba that need a driver: the launch of a kernel, `cuda.external_stream` and
+`cuda.as_cuda_array`. The library's own launch code runs, on arrays whose `__cuda_array_interface__` points to host
+memory, and `launches` lists its launches. The kernels are the same functions that Numba compiles, with `cuda`, `math`
+and Numba's types replaced: see clone.py.
 
-A thread runs until its barrier or its end, then the next one does, in an order that `seed` draws anew after every
-barrier; blocks run one after the other, in an order drawn too. Found, as KernelError: threads that have ended, or wait
-elsewhere, while others are at a barrier; sizes no card takes; and with `watch`, indices out of bounds (NumPy takes
-negative ones) and data races, in this order of threads or in any other: see watch.py.
+A thread runs until its next barrier or its end, then the next thread does. `seed` determines the order of the threads,
+drawn again after each barrier, and the order of the blocks, which run one after the other. A KernelError reports
+threads that end or wait at another barrier while others wait at one, and launch sizes that no device accepts. With
+`watch`, it also reports indices out of bounds (NumPy accepts negative ones) and data races, whether or not this order
+of threads shows them: see watch.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The threads of a block, as greenlets that take turns between barriers."""
+"""The threads of a block: greenlets that run one after the other between barriers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-ENDED = 0  # no line has this number
+ENDED = 0  # stands for "the thread has ended"; no line has this number
 
 
 class KernelError(Exception):
-    """What a kernel must not do."""
+    """A kernel did something that is not allowed."""
 
 
 class Grid:
-    """One launch: `cuda`, as its threads see it, and the turns they take. `phase` counts the barriers of a block.
+    """One launch: its `cuda` object and the scheduling of its threads. `phase` counts the barriers of a block.
 
-    The greenlets serve one block after the other: to make new ones costs more than most blocks do.
+    The same greenlets run all blocks, one after the other, since creating a greenlet costs more than most blocks do.
     """
 
     def __init__(self, blocks: int, threads: int, seed: int | None) -> None:
-        self.blocks, self.threads = blocks, threads
+        self.blocks = blocks
+        self.threads = threads
         self.block = self.thread = self.phase = 0
         self._random = None if seed is None else random.Random(seed)
         self._scheduler = getcurrent()
@@ -32,7 +33,7 @@ class Grid:
         self.cuda = _Cuda(self)
 
     def run(self, body: Callable[[], Any]) -> None:
-        """`body` on every thread of every block."""
+        """Runs `body` on every thread of every block."""
 
         def serve() -> None:
             while True:
@@ -47,21 +48,21 @@ class Grid:
             thread.throw()
 
     def wait(self, line: int) -> None:
-        """The running thread's turn ends, at a barrier in `line` of the kernel or at its end."""
+        """Suspends the running thread, at a barrier in line `line` of the kernel or at its end."""
         self._waits_at[self.thread] = line
         self._scheduler.switch()
 
     def _run_block(self, threads: list[greenlet]) -> None:
-        places: set[int] = set()
-        while places != {ENDED}:
+        lines: set[int] = set()
+        while lines != {ENDED}:
             for thread in self._order(self.threads):
                 self.thread = thread
                 threads[thread].switch()
-            places = set(self._waits_at)
-            if len(places) > 1:
+            lines = set(self._waits_at)
+            if len(lines) > 1:
                 ended = self._waits_at.count(ENDED)
                 where = f"{ended} threads have ended, the others wait" if ended else "threads wait"
-                raise KernelError(f"block {self.block}: {where} at barriers of lines {sorted(places - {ENDED})}")
+                raise KernelError(f"block {self.block}: {where} at barriers of lines {sorted(lines - {ENDED})}")
             self.phase += 1
 
     def _order(self, count: int) -> list[int]:
@@ -72,7 +73,7 @@ class Grid:
 
 
 class _Cuda:
-    """What kernels take from `numba.cuda`; anything else is an AttributeError."""
+    """The attributes of `numba.cuda` that kernels use; any other one is an AttributeError."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid

@@ -1,7 +1,8 @@
-"""A kernel, and all it calls, as plain Python: the same code, with what it refers to replaced.
+"""A kernel and all functions that it calls as plain Python: the same code objects, with other globals.
 
-`cuda` becomes the simulated one, `math` NumPy's functions, which keep the dtype of their argument and overflow to
-infinity as a device does, Numba's types NumPy's scalars, and another compiled function its own clone.
+`cuda` is replaced by the simulated one, and a compiled function by its own clone. `math` is replaced by NumPy's
+functions, which keep the dtype of their argument and overflow to infinity, as a device does. Numba's types are replaced
+by NumPy's scalars.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _TYPES = SimpleNamespace(**{kind.name: scalar for kind, scalar in _SCALARS.items
 
 
 def clone(dispatcher: Any, cuda: Any, done: dict[Any, FunctionType] | None = None) -> FunctionType:
-    """The Python function of a dispatcher, calling clones, with `cuda` for numba.cuda."""
+    """The Python function of a dispatcher. It calls clones, and `cuda` in place of numba.cuda."""
     done = {} if done is None else done
     function = dispatcher.py_func
     if function in done:

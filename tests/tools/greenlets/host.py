@@ -1,4 +1,4 @@
-"""What Numba's host side would do with a driver: streams, views of arrays, the launch of a kernel."""
+"""Numba's host side without a driver: streams, views of arrays, the launch of a kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tools.greenlets.watch import Log, Watched
 
 
 class Launch(NamedTuple):
-    """One launch: the dispatcher, its sizes, the address of the stream, and the arguments' types as Numba has them."""
+    """One launch: the dispatcher, its sizes, the address of the stream, and the arguments' Numba types."""
 
     kernel: Any
     blocks: int
@@ -28,21 +28,22 @@ class Launch(NamedTuple):
 
 
 class _Holder:
-    """What NumPy makes a view of; it keeps the memory's owner alive."""
+    """An object that NumPy can view as an array. It keeps the owner of the memory alive."""
 
     def __init__(self, described: dict[str, Any], owner: Any) -> None:
-        self.__array_interface__, self.owner = described, owner
+        self.__array_interface__ = described
+        self.owner = owner
 
 
 class View(NamedTuple):
-    """A Numba array over host memory; `synchronised` is whether making it would have waited for the stream."""
+    """A Numba array over host memory. synchronised: whether creating it would have synchronised with the stream."""
 
     array: np.ndarray
     synchronised: bool
 
 
 def available() -> str | None:
-    """Why there is nothing to run kernels with, or None."""
+    """Why kernels cannot run here, or None if they can."""
     for module, package in (("numba_cuda", "numba-cuda"), ("greenlet", "greenlet")):
         if importlib.util.find_spec(module) is None:
             return unless_required("emulators", f"{package} is not installed")
@@ -51,9 +52,9 @@ def available() -> str | None:
 
 @contextmanager
 def installed(seed: int | None = None, watch: bool = False) -> Iterator[list[Launch]]:
-    """Kernels run here until the end of the block; gives the list that launches are added to.
+    """Runs kernels on the host until the end of the `with` block. Yields the list of launches, which grows.
 
-    seed: the order of threads and blocks, ascending for None. watch: races and bounds are checked, at some cost.
+    seed: the random order of threads and blocks; None for ascending. watch: checks for races and bounds, and is slower.
     """
     from numba import cuda
     from numba.cuda.dispatcher import CUDADispatcher
@@ -76,7 +77,7 @@ def installed(seed: int | None = None, watch: bool = False) -> Iterator[list[Lau
 
 
 def view(array: Any, sync: bool = True) -> View:
-    """The host memory that an array's `__cuda_array_interface__` points to."""
+    """A view of the host memory that an array's `__cuda_array_interface__` points to."""
     described = dict(array.__cuda_array_interface__)
     stream = described.pop("stream", None)
     return View(np.asarray(_Holder(described, array)), sync and stream is not None)
@@ -87,7 +88,7 @@ def _launch(
 ) -> Launch:
     blocks, threads, stream = configuration
     if any(isinstance(a, View) and a.synchronised for a in arguments):
-        raise KernelError("an array was handed over with a synchronisation of its stream")
+        raise KernelError("the view of an argument was made with a synchronisation of its stream")
     bound = kernel.targetoptions.get("launch_bounds") or 1024
     if not (1 <= blocks < 2**31 and 1 <= threads <= bound and threads % 32 == 0):
         raise KernelError(f"{blocks} blocks of {threads} threads; whole warps up to {bound} threads")
@@ -97,7 +98,7 @@ def _launch(
     function = clone(kernel, grid.cuda)
 
     def thread() -> None:
-        with np.errstate(all="ignore"):  # which a greenlet does not inherit
+        with np.errstate(all="ignore"):  # a greenlet does not inherit the caller's errstate
             function(*taken)
 
     grid.run(thread)
@@ -105,7 +106,7 @@ def _launch(
 
 
 def _type_of(argument: Any) -> Any:
-    """The type Numba would give the argument: of a device array, by the layout that its strides have."""
+    """The type that Numba would infer for the argument. A device array's layout follows from its strides."""
     from numba import types
     from numba.cuda.cudadrv.dummyarray import Array
     from numba.cuda.np.numpy_support import from_dtype

@@ -1,4 +1,4 @@
-"""A cell added by rows alone runs on both CUDA backends, and a CUDA header that contradicts its row does not compile.
+"""A cell added by rows alone runs on every backend, and a CUDA header that contradicts its row does not compile.
 
 The added cell is the minimal gated unit of Zhou et al. (2016): f = sigmoid(x_f + u_f), n = tanh(x_n + f u_n),
 h = (1 - f) n + f h'. No file of rnnkit names it.
@@ -16,12 +16,16 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from rnnkit.backends import BACKENDS, select
 from rnnkit.core.cells import CELLS, Cell, State, StepGradients, Weights, sigmoid
 from rnnkit.errors import DeviceError
+from rnnkit.functional import direction as functional
 from rnnkit.kernels.cells import HEADERS, POINTWISE, Header
 from rnnkit.testing import Case, make_inputs, parity, run
 from tests.cuda.cuda_helpers import assert_matches, cuda
 from tests.cuda.test_numba_cuda import device
+from tests.helpers import share_everything
+from tests.oracle.test_oracle import assert_finite_differences
 from tests.tools import emulator, greenlets
 
 needs_emulator = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
@@ -138,6 +142,55 @@ def added(header: Path, text: str = HEADER) -> Iterator[None]:
 def assert_within(worst: dict[str, float]) -> None:
     over = {name: f"{ratio:.3g} x tolerance" for name, ratio in worst.items() if not ratio <= 1}
     assert not over, over
+
+
+@pytest.fixture
+def choices_forgotten() -> Iterator[None]:
+    """No choice of a backend, made while a cell was there or was not, stays for the next test."""
+    select.cache_clear()
+    yield
+    select.cache_clear()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_of_the_added_oracle_are_finite_differences(case: Case, tmp_path: Path) -> None:
+    with added(tmp_path / "cell.cuh"):
+        assert_finite_differences(Case(NAME, T=4, B=3, I=2, H=3, reverse=case.reverse, ragged=case.ragged))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_added_cell_runs_in_numba(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long scans and single steps, on one thread and on two; the compiled cell is cached beside nothing else."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    with added(tmp_path / "cell.cuh"):
+        for threads in (1, 2):
+            share_everything(monkeypatch, threads)
+            for case in (*CASES, Case(NAME, T=1, B=5, I=4, H=19), Case(NAME, T=6, B=2, I=3, H=40, ragged=True)):
+                assert_within(parity("numba", case, dtype))
+
+
+def test_cell_that_only_has_its_oracle_is_refused_by_name_elsewhere(choices_forgotten: None) -> None:
+    with mock.patch.dict(CELLS, {NAME: CELL}):
+        choice = select("cpu", "float32", NAME)
+        assert choice.row.name == "numpy"
+        assert f"numba: does not serve the cell {NAME}" in choice.why
+        assert_within(parity("numpy", CASES[0], "float64"))
+        with pytest.raises(ValueError, match=f"backend 'numba' serves the cells rnn_tanh, .*, got {NAME}"):
+            select("cpu", "float32", NAME, "numba")
+        inputs = make_inputs(CASES[0], "float32")
+        with pytest.raises(ValueError, match=f"serves the cells .*, got {NAME}"):
+            functional.forward(NAME, inputs.x, inputs.state0, inputs.weights, backend="numba")
+
+
+@needs_emulator
+def test_cell_that_only_has_its_oracle_is_refused_on_a_card(choices_forgotten: None) -> None:
+    with mock.patch.dict(CELLS, {NAME: CELL}), cuda():
+        for backend in ("cupy", "numba_cuda"):
+            if BACKENDS[backend].problem() is None:
+                with pytest.raises(ValueError, match=f"backend '{backend}' serves the cells .*, got {NAME}"):
+                    select("cuda:0", "float32", NAME, backend)
+        with pytest.raises(RuntimeError, match=f"no backend can run {NAME}.*does not serve the cell {NAME}"):
+            select("cuda:0", "float32", NAME)
 
 
 @needs_emulator
