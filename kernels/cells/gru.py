@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-# Read by kernels/cpu/scan.py alone; the row of CELLS states the same facts.
 GATES, KEPT, SPLIT = 3, 4, True
 
 
