@@ -65,6 +65,7 @@ def all_losses(result: Any) -> np.ndarray:
 # P1: the deep classifier
 
 
+@pytest.mark.slow
 @ONE_BACKEND
 def test_deep_classifier_tells_sequences_apart(run: Any, cpu_backend: str) -> None:
     found = run("deep_classifier", cpu_backend, *LEARNS["deep_classifier"])
@@ -269,7 +270,7 @@ def test_units_primer_prints_its_glossary(capsys: pytest.CaptureFixture[str], tm
 
 
 @ONE_BACKEND
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", slow_except(PROGRAMS, "next_word", "char_rnn"))
 def test_figures_show_a_curve(run: Any, cpu_backend: str, program: str) -> None:
     figures = run(program, cpu_backend, *LEARNS[program]).figures
     assert len(figures) == (3 if program == "deep_classifier" else 1)

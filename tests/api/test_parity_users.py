@@ -78,9 +78,9 @@ def test_the_layer_is_left_as_it_was(name: str) -> None:
 def test_the_copy_has_nan_in_the_padding_and_is_frozen_as_the_layer() -> None:
     seen = []
 
-    def forward(cell: Any, dtype: Any, x: Any, state0: Any, weights: Any, **options: Any) -> Any:
-        seen.append((np.isnan(x).any(axis=2), weights.w_hh.flags.writeable))
-        return oracle.forward(cell, dtype, x, state0, weights, **options)
+    def forward(call: Any) -> Any:
+        seen.append((np.isnan(call.x).any(axis=2), call.weights.w_hh.flags.writeable))
+        return oracle.forward(call)
 
     layer = rnnkit.GRU(5, 6, rng=0)
     with planted(lambda found: None):
@@ -110,11 +110,11 @@ def test_an_error_in_one_weight_of_one_layer_is_found() -> None:
     """The backend computes the second layer with one recurrent weight off by 0.01."""
     true_forward = oracle.forward
 
-    def forward(cell: Any, dtype: Any, x: Any, state0: Any, weights: Any, **options: Any) -> Any:
-        if weights.w_ih.shape[1] == 8:
-            weights = weights._replace(w_hh=weights.w_hh.copy())
-            weights.w_hh[3, 2] += 0.01
-        return true_forward(cell, dtype, x, state0, weights, **options)
+    def forward(call: Any) -> Any:
+        if call.weights.w_ih.shape[1] == 8:
+            call = call._replace(weights=call.weights._replace(w_hh=call.weights.w_hh.copy()))
+            call.weights.w_hh[3, 2] += 0.01
+        return true_forward(call)
 
     layer = rnnkit.LSTM(5, 8, 2, rng=1)
     x = np.random.default_rng(3).standard_normal((6, 2, 5), dtype=np.float32)
@@ -281,6 +281,7 @@ def test_the_python_of_the_documentation_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) == 3

@@ -14,6 +14,7 @@ import pytest
 from bench import grid, grid_summary, peak_shares, report, result_file
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from tests.bench.bench_documents import of_gru, of_ratios, of_times, whole_grid
+from tests.helpers import slow_except
 
 
 def test_ratios_and_their_means() -> None:
@@ -154,6 +155,7 @@ def only(document: result_file.Document, *names: str) -> result_file.Document:
     return {**document, "points": points}
 
 
+@pytest.mark.slow
 def test_a_large_grid_is_drawn_as_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pyplot: Any) -> None:
     from bench import heat_map, plot
 
@@ -178,8 +180,7 @@ def test_a_large_grid_is_drawn_as_a_map(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("cells", "passes", "panels"),
     [
-        (grid.MAIN_CELLS, grid.PASSES, 2 * 2 * 3 + 2),
-        (("gru",), grid.PASSES, 2 * 2 + 2),
+        *slow_except([(grid.MAIN_CELLS, grid.PASSES, 2 * 2 * 3 + 2), (("gru",), grid.PASSES, 2 * 2 + 2)], unpack=True),
         (("lstm", "gru"), (FORWARD,), 2 * 2 + 1),
     ],
 )
@@ -211,7 +212,11 @@ def test_map_of_a_pass_without_a_peer_is_left_out(pyplot: Any) -> None:
 
 @pytest.mark.parametrize(
     ("peers", "rows"),
-    [(("numba", "torch", "jax"), 2), (("numba", "jax"), 2), (("numba",), 1), (("torch",), 1)],
+    [
+        (("numba", "jax"), 2),
+        (("torch",), 1),
+        *slow_except([(("numba", "torch", "jax"), 2), (("numba",), 1)], unpack=True),
+    ],
 )
 def test_plot_has_a_panel_for_what_was_measured(peers: tuple[str, ...], rows: int, pyplot: Any) -> None:
     from bench import plot

@@ -14,7 +14,7 @@ import pytest
 
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.testing import Case, Inputs, assert_close, make_inputs, parity, run
-from tests.helpers import assert_same, slow_except
+from tests.helpers import ONE_BACKEND, assert_same, slow_except
 
 ALL_CELLS = pytest.mark.parametrize("cell", CELLS)
 BOTH_WAYS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -214,6 +214,7 @@ def test_a_sequence_cut_in_two_is_the_sequence(cell: str, reverse: bool, cpu_bac
     assert_cut_in_two(Case(cell, T=7, reverse=reverse), 3, cpu_backend)
 
 
+@ONE_BACKEND
 @pytest.mark.parametrize("cell", slow_except(CELLS, "rnn_tanh", "lstm"))
 @BOTH_WAYS
 def test_seventy_thousand_steps(cell: str, reverse: bool, cpu_backend: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tools.emulator import EmulatorError, Memory, Module, available
+from tests.tools.emulator import EmulatorError, Memory, Module, available, launch
 from tests.tools.emulator.cases import module
 from tests.tools.emulator.compile import cache_folder
 
@@ -178,3 +178,16 @@ def test_threads_take_turns(axpy) -> None:
     for worker in workers:
         worker.join()
     np.testing.assert_array_equal(results, np.full((4, 64), 101, F))
+
+
+def test_libraries_that_launched_long_ago_free_their_memory_and_launch_again() -> None:
+    launched = launch._launched
+    results = [np.zeros(64, np.int32) for _ in range(launch._KEPT_LIBRARIES + 2)]
+    code = 'extern "C" __global__ void put(int* out) { out[threadIdx.x] = NUMBER; }'
+    modules = [Module(code, (f"-DNUMBER={k}",)) for k in range(len(results))]
+    for turn in range(2):
+        for k, (one, out) in enumerate(zip(modules, results, strict=True)):
+            out[:] = -1
+            one.get_function("put")((1,), (64,), (out,))
+            assert (out == k).all(), turn
+            assert len(launched) <= launch._KEPT_LIBRARIES

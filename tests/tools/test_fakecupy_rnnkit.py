@@ -1,6 +1,8 @@
 """rnnkit's layers around the recurrent ones, its losses, optimizers and clipping, on the fake CuPy as on NumPy."""
 
+import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from rnnkit.nn import losses
 from rnnkit.nn.linear import Activation
 from rnnkit.optim import clipping, optimizers
 from tests.tools import fakecupy
+from tests.tools.fakecupy import _blas, _state
 
 OPTIMIZERS = {
     "SGD": lambda model: optimizers.SGD(model, 0.1, 0.9),
@@ -71,6 +74,18 @@ def test_a_layer_moves_between_the_host_and_devices():
         assert cp.cuda.Device().id == 0
         with pytest.raises(RuntimeError, match=r"2 CUDA device\(s\)"):
             layer.to("cuda:2")
+
+
+def test_the_memory_of_a_machine_is_freed_with_it():
+    """Also where a cuBLAS handle was not destroyed, as of an arena whose thread lives on."""
+    with fakecupy.installed() as cp:
+        machine = weakref.ref(_state.machine())
+        handle = cp.cuda.device.get_cublas_handle()
+    del cp
+    gc.collect()
+    assert machine() is None
+    with fakecupy.installed():
+        _blas.destroy(handle)
 
 
 def test_the_fake_is_forgotten_with_its_machine():

@@ -48,6 +48,7 @@ def test_what_is_wrong_is_said_and_decides_the_exit_status(
     assert "caches: planted" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_that_grows_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     held: list[int] = []
     monkeypatch.setattr(soak, "ACTIVITIES", ((lambda rng: held.append(1 << 25), 1),))

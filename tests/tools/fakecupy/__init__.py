@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.tools.fakecupy import _cuda_libraries, _device, _modules, _state
+from tests.tools.fakecupy import _blas, _cuda_libraries, _device, _modules, _state
 from tests.tools.fakecupy._counts import Counts
 from tests.tools.fakecupy._errors import FakeError
 
@@ -85,4 +85,5 @@ def installed(
             del sys.modules[name]
         sys.modules.update(kept)
         _state.set_machine(before)
+        _blas.forget(machine)
         _forget_choices()

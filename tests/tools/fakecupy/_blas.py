@@ -75,6 +75,12 @@ def handles_of(machine: Any) -> list[Handle]:
     return [handle for handle in _handles.values() if handle.machine is machine]
 
 
+def forget(machine: Any) -> None:
+    """Frees what the handles of a machine that is gone hold: their workspace, and through it the machine's memory."""
+    for handle in handles_of(machine):
+        handle.machine, handle.workspace = None, ()
+
+
 def create(device: int | None = None) -> int:
     ptr = next(_pointers)
     machine = _state.machine()
