@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-GATES, KEPT, SPLIT = 4, 4, False
-
 
 def make(jit, act) -> SimpleNamespace:
     """forward and backward of one unit. Each number is a scalar, or a vector of units."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-GATES, KEPT, SPLIT = 1, 1, False
-
 
 def make(jit, act, nonlinearity: str) -> SimpleNamespace:
     """forward and backward of one unit. Each number is a scalar, or a vector of units."""
