@@ -1,4 +1,4 @@
-"""The pointwise part of each cell, per target: what turns the pre-activations of a step into its new state.
+"""The pointwise part of each cell, per target: it computes the new state of a step from the pre-activations.
 
 One row per cell and target. The facts about a cell (its gates, its states, what it saves) are in
 `rnnkit.core.cells.CELLS`, and are not repeated here.

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-# Read by kernels/cpu/scan.py alone; the row of CELLS states the same facts.
-GATES, KEPT, SPLIT = 3, 4, True
-
 
 def make(jit, act) -> SimpleNamespace:
     """forward and backward of one unit, reset after. Each number is a scalar, or a vector of units."""

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-# Read by kernels/cpu/scan.py alone; the row of CELLS states the same facts.
-GATES, KEPT, SPLIT = 1, 1, False
-
 
 def make(jit, act, nonlinearity: str) -> SimpleNamespace:
     """forward and backward of one unit. Each number is a scalar, or a vector of units."""

@@ -14,7 +14,6 @@ enough; with a second product there is another one between the stages.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 from rnnkit.kernels.cpu.jit import inner, outer
@@ -143,7 +142,6 @@ def operands_of(a, s):
     return a.saved.operand if s.keep else a.workspace + s.exchanged
 
 
-@cache
 def _one_stage_forward(cell: Any, dtype: str) -> ForwardStages:
     """One product and one pointwise stage, and the projection where there is one."""
     size, product, row = vectors(dtype).itemsize, products(dtype).product, forward_row(cell, dtype)
@@ -205,7 +203,6 @@ def _one_stage_forward(cell: Any, dtype: str) -> ForwardStages:
     return ForwardStages(pack, packed, first, between, second)
 
 
-@cache
 def _reset_before_forward(cell: Any, dtype: str) -> ForwardStages:
     """r and r h', then n. z may be computed at any time before n: between the stages where members wait there, else
     together with r, as wider tiles are faster."""
@@ -277,7 +274,6 @@ def _reset_before_forward(cell: Any, dtype: str) -> ForwardStages:
     return ForwardStages(pack, packed, first, between, second)
 
 
-@cache
 def _one_stage_backward(cell: Any, dtype: str) -> BackwardStages:
     """The projection's gradient where there is one, then the pointwise stage, then the product with W_hh."""
     size, product, row = vectors(dtype).itemsize, products(dtype).product, backward_row(cell, dtype)
@@ -340,7 +336,6 @@ def _one_stage_backward(cell: Any, dtype: str) -> BackwardStages:
     return BackwardStages(pack, packed, second_rows, second_product, first_rows, first_product)
 
 
-@cache
 def _reset_before_backward(cell: Any, dtype: str) -> BackwardStages:
     """z and n, then r h' by the product with W_hn, then r, then the product with W_hr and W_hz."""
     size, product = vectors(dtype).itemsize, products(dtype).product

@@ -348,8 +348,8 @@ _NUMBA_CUDA = (
         "no barrier between a step's units and the next step",
         NUMBA_SCAN,
         "make_forward",
-        "cuda.syncthreads() before = y[t, b]",
-        "before = y[t, b]",
+        "cuda.syncthreads() if RESETS_BEFORE:",
+        "if RESETS_BEFORE:",
         "no_two_threads_race and gru-T3-B4-I2-H5",
     ),
     _numba_cuda(
