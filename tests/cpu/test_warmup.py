@@ -36,7 +36,7 @@ def test_no_call_of_a_layer_asks_for_more_kernels_than_it_compiles() -> None:
         from rnnkit.warmup import Kernels, warm_up
         asked, load = set(), KernelCache.load_overload
         def noted(self, sig, context):
-            asked.add((self._what, str(sig)))
+            asked.add((self._description, str(sig)))
             return load(self, sig, context)
         KernelCache.load_overload = noted
         warm_up(Kernels("numba", "float32", "rnn_tanh"))
