@@ -107,6 +107,7 @@ def test_base_case_that_hangs_stops_the_run(tmp_path: Path) -> None:
     assert "nvrtc: not run" in document(tmp_path)["parts"]["done"]["why"]
 
 
+@pytest.mark.slow
 def test_everything_hangs_and_the_run_fits_its_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
     names = ("parity", "ceilings", "throughput")

@@ -94,6 +94,7 @@ def test_hung_part_is_ended_when_no_check_ends(tmp_path: Path) -> None:
     assert time.monotonic() - started < 1 + 3 * processes.KILL_SECONDS + 4
 
 
+@pytest.mark.slow
 def test_one_worker_that_hangs_does_not_hide_behind_another(tmp_path: Path) -> None:
     """Signs of life are a process's own: the steady one writes all the time."""
     both = part(

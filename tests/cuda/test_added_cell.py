@@ -158,7 +158,7 @@ def test_gradients_of_the_added_oracle_are_finite_differences(case: Case, tmp_pa
         assert_finite_differences(Case(NAME, T=4, B=3, I=2, H=3, reverse=case.reverse, ragged=case.ragged))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_added_cell_runs_in_numba(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long scans and single steps, on one thread and on two; the compiled cell is cached beside nothing else."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))

@@ -38,7 +38,7 @@ _TEXT_BYTES = 16384
 _launching = threading.Lock()
 # Each library has a runtime of its own, which keeps stacks and records for its next launch: up to 300 MB. The libraries
 # that launched last keep theirs, in the order of their launches; the others give it back.
-_KEPT_LIBRARIES = 4
+_KEPT_LIBRARIES = 2
 _launched: dict[str, ctypes.CDLL] = {}
 
 
