@@ -163,8 +163,12 @@ def test_a_mutant_that_breaks_the_import_or_runs_no_test_is_an_error() -> None:
     broken = Edit("rnnkit/core/cells.py", "", "from __future__ import annotations", "from __future__ import annotation")
     with mutated_copy([broken]) as copy, pytest.raises(StaleMutant, match="did not run"):
         run_tests(copy, "tests/cpu/test_parity.py", "lstm")
-    with mutated_copy() as copy, pytest.raises(StaleMutant, match="did not run"):
-        run_tests(copy, "tests/oracle/test_oracle.py", "no_such_test")
+    with mutated_copy() as copy:
+        with pytest.raises(StaleMutant, match="did not run"):
+            run_tests(copy, "tests/oracle/test_oracle.py", "no_such_test")
+        (copy / "tests" / "test_skipped.py").write_text("import pytest\n\ndef test(): pytest.skip('always')\n")
+        with pytest.raises(StaleMutant, match="did not run"):
+            run_tests(copy, "tests/test_skipped.py", "test")
 
 
 def test_words_that_select_nothing_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:

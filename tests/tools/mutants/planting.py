@@ -184,8 +184,8 @@ def run_tests(copy: Path, files: str, pick: str, timeout_s: float = TIMEOUT_S) -
         )
     except subprocess.TimeoutExpired:
         return Verdict(True, f"ended after {timeout_s:g} s", time.perf_counter() - start)
-    # pytest: 0 is all passed, 1 is some failed; anything else means that the tests did not run.
-    if done.returncode not in (0, 1):
+    # pytest: 0 is all passed or skipped, 1 is some failed; anything else means that the tests did not run.
+    if done.returncode not in (0, 1) or not re.search(r"\d (passed|failed|error)", done.stdout):
         raise StaleMutant(f"{files} -k {pick!r} did not run: {(done.stdout + done.stderr)[-2000:]}")
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
     return Verdict(done.returncode == 1, failed[0][7:] if failed else "", time.perf_counter() - start)
