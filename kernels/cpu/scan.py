@@ -4,14 +4,15 @@
                 at a time
     backward    per step, last first: the cell, then dh += dgates W_hh; afterwards dx, dW and db, one product each
 
-What differs from cell to cell is in kernels/cpu/stages.py; arguments are in kernels/cpu/arguments.py, the division over
-threads in kernels/cpu/partition.py.
+What differs from cell to cell is in kernels/cpu/one_product.py and reset_before.py; arguments are in
+kernels/cpu/arguments.py, the division over threads in kernels/cpu/partition.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from rnnkit.kernels.cpu import one_product, reset_before
 from rnnkit.kernels.cpu.arguments import read_backward, read_forward, read_shape
 from rnnkit.kernels.cpu.gradients import make_gradients
 from rnnkit.kernels.cpu.jit import inner, job, outer
@@ -19,7 +20,19 @@ from rnnkit.kernels.cpu.memory import load_word, maximum, minimum
 from rnnkit.kernels.cpu.packed_weights import weight_functions
 from rnnkit.kernels.cpu.partition import arrive, await_group, part_of, sync_all, sync_group
 from rnnkit.kernels.cpu.rows import row_functions
-from rnnkit.kernels.cpu.stages import Step, backward_stages, forward_stages, share_maker
+from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Step, share_maker
+
+
+def forward_stages(cell: Any, dtype: str) -> ForwardStages:
+    """The forward stages of a cell."""
+    family = reset_before if cell.resets_before else one_product
+    return family.forward_stages(cell, dtype)
+
+
+def backward_stages(cell: Any, dtype: str) -> BackwardStages:
+    """The backward stages of a cell."""
+    family = reset_before if cell.resets_before else one_product
+    return family.backward_stages(cell, dtype)
 
 
 def _state_starter(cell: Any, dtype: str) -> Any:
