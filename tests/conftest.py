@@ -12,6 +12,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("RNNKIT_NUM_THREADS", str(len(getattr(os, "sched_getaffinity", lambda _: "1")(0))))
 os.environ.setdefault("RNNKIT_QUIET", "1")  # standard error of child processes is for their errors
 
+import gc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -39,6 +40,20 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the name of the test: the same numbers in any order, and for every backend."""
     return np.random.default_rng(zlib.crc32(request.node.originalname.encode()))
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """For tests of exceptions from signal handlers: CPython drops those that arrive in a callback of the collector.
+
+    Hypothesis has such a callback, and Numba has one for every compiled function that is collected.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_a_mode_restores_what_was_before_it() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 @pytest.mark.parametrize("make", [rnnkit.no_grad, lambda: contextlib.nullcontext()], ids=["no_grad", "nothing"])
-def test_no_interrupt_leaves_the_mode_behind(make: Any) -> None:
+def test_no_interrupt_leaves_the_mode_behind(make: Any, no_garbage_collection: None) -> None:
     """Ctrl-C at any instruction. The second case shows that the test itself leaves nothing behind."""
 
     class Interrupted(Exception):

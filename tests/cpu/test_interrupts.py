@@ -84,7 +84,7 @@ def strike(code: Callable[[], Any], point: int) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def two_threads(monkeypatch: pytest.MonkeyPatch, no_garbage_collection: None) -> Iterator[None]:
     share_everything(monkeypatch, 2)
     monkeypatch.setattr(memory, "MIN_CACHED_PACKED", 0)
     backend.packed_weights.clear()

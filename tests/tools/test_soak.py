@@ -25,7 +25,9 @@ def test_nothing_is_wrong_in_some_seconds() -> None:
     assert "; 0 wrong" in ran.stdout
 
 
-def test_an_exception_that_is_swallowed_is_counted_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_that_is_swallowed_is_counted_and_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch, no_garbage_collection: None
+) -> None:
     class Swallows(rnnkit.LSTM):
         def zero_grad(self) -> None:
             with contextlib.suppress(soak.Interrupt):
