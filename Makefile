@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 	docs clean
 
 help:
-	@echo "make test           every promise once, on one machine without a GPU (about four minutes)"
+	@echo "make test           every promise once, on one machine without a GPU (four to five minutes)"
 	@echo "make test-all       what make test leaves out: long cases, planted bugs, rehearsals (about ten minutes)"
 	@echo "make test-peers     parity with PyTorch, Keras and JAX, which it installs"
 	@echo "make test-kernels   every CUDA kernel compiled by NVIDIA's compilers for seven architectures: no GPU"
