@@ -126,7 +126,7 @@ def nvrtc_version() -> Item:
 
 
 def cublas_version() -> Item:
-    """Of the library that the products of `rnnkit.backends.cupy` run on."""
+    """The version of the library that computes the matrix products of `rnnkit.backends.cupy`."""
     from rnnkit.backends.cupy.cublas import library
 
     number = ctypes.c_int()

@@ -73,7 +73,7 @@ def ordered() -> Iterator[Point]:
 
 
 def cover(points: list[Point]) -> Iterator[Point]:
-    """`points` in an order whose every beginning covers the pairs of levels evenly. Of equals the cheapest is first."""
+    """Orders `points` so that any first part covers the pairs of levels evenly. Ties go to the cheapest point."""
     fields = ("cell", "H", "B", "T", "dtype")
     columns = []
     for field in fields:

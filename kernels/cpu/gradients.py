@@ -26,10 +26,16 @@ def make_gradients(dtype: str) -> Any:
     last: 0, or (N, H): what the recurrent weights of the last gate multiplied instead of h_prev. The column sums of
     dgates_h are db_hh where the two sides differ; else db_hh equals db_ih, which the caller copies.
     """
-    v, pack, lib, rows = vectors(dtype), packer(dtype), large_products(dtype), row_functions(dtype)
-    clear, unpack_dx = rows.clear, rows.unpack_dx
-    size, width = v.itemsize, tile_shape()[1] * v.lanes
-    rows_by_weights, over_time = lib.rows_by_weights, lib.over_time
+    v = vectors(dtype)
+    pack = packer(dtype)
+    lib = large_products(dtype)
+    rows = row_functions(dtype)
+    clear = rows.clear
+    unpack_dx = rows.unpack_dx
+    size = v.itemsize
+    width = tile_shape()[1] * v.lanes
+    rows_by_weights = lib.rows_by_weights
+    over_time = lib.over_time
 
     @outer
     def share_over_time(d, d_row, x, N, width_x, out, sums, M, index, threads, room, adds):

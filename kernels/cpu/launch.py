@@ -9,7 +9,7 @@ from call to call is passed in few of them:
     weights  the addresses of a `WeightAddresses`, as `addresses` stores them
 
 workspace and digest are addresses. h_prev, c_prev and operand are byte offsets relative to `values`, and may point
-outside it. Of y and dy the first element is enough: y_row is the distance of their rows in bytes.
+outside it. Only the first element of y and dy is passed: y_row is the stride of their rows in bytes.
 """
 
 from __future__ import annotations

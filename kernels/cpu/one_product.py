@@ -15,10 +15,16 @@ from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Packed, ope
 
 def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     """One product and one pointwise stage, and the projection where there is one."""
-    size, product, row = vectors(dtype).itemsize, products(dtype).product, forward_row(cell, dtype)
-    rows, pack_share = row_functions(dtype), weight_functions(dtype).pack_share
-    copy, caller_row, caller_step = rows.copy, rows.caller_row, rows.caller_step
-    G, SPLITS = cell.n_gates, cell.splits_sides
+    size = vectors(dtype).itemsize
+    product = products(dtype).product
+    row = forward_row(cell, dtype)
+    rows = row_functions(dtype)
+    pack_share = weight_functions(dtype).pack_share
+    copy = rows.copy
+    caller_row = rows.caller_row
+    caller_step = rows.caller_step
+    G = cell.n_gates
+    SPLITS = cell.splits_sides
 
     @outer
     def pack(a, s, p):
@@ -76,10 +82,17 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
 
 def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     """The projection's gradient where there is one, then the pointwise stage, then the product with W_hh."""
-    size, product, row = vectors(dtype).itemsize, products(dtype).product, backward_row(cell, dtype)
-    rows, pack_share = row_functions(dtype), weight_functions(dtype).pack_share
-    copy, add_to, clear = rows.copy, rows.add_to, rows.clear
-    caller_row, caller_step, G = rows.caller_row, rows.caller_step, cell.n_gates
+    size = vectors(dtype).itemsize
+    product = products(dtype).product
+    row = backward_row(cell, dtype)
+    rows = row_functions(dtype)
+    pack_share = weight_functions(dtype).pack_share
+    copy = rows.copy
+    add_to = rows.add_to
+    clear = rows.clear
+    caller_row = rows.caller_row
+    caller_step = rows.caller_step
+    G = cell.n_gates
 
     @outer
     def pack(a, s, p):

@@ -30,9 +30,14 @@ def weight_functions(dtype: str) -> SimpleNamespace:
         gates = x W_ih^T for steps [low, low + steps) of the thread's own rows. Returns the number of rows from one step
         to the next in `gates`, or 0 where they are packed as x is, because the thread's rows are the whole batch
     """
-    v, pack, lib = vectors(dtype), packer(dtype), products(dtype)
-    size, panel_width = v.itemsize, tile_shape()[1] * v.lanes
-    product, product_steps, first_unit = lib.product, lib.product_steps, row_functions(dtype).first_unit
+    v = vectors(dtype)
+    pack = packer(dtype)
+    lib = products(dtype)
+    size = v.itemsize
+    panel_width = tile_shape()[1] * v.lanes
+    product = lib.product
+    product_steps = lib.product_steps
+    first_unit = row_functions(dtype).first_unit
 
     @outer
     def are_packed(a, s, p, index, gates):

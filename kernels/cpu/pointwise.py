@@ -21,13 +21,23 @@ def forward_row(cell: Any, dtype: str) -> Any:
     g, and u where the cell splits its sides, hold the gates' blocks, `apart` bytes from each other; the biases and
     `saved` hold blocks of H units. The new h goes to `out`, and to y unless y is 0.
     """
-    pair, v = POINTWISE[cell.name](inner, activations(dtype)).forward, vectors(dtype)
-    zero, add_blocks, size, lanes = v.zero, v.add_blocks, v.itemsize, v.lanes
-    G, SPLITS, READS_H, HAS_C = cell.n_gates, cell.splits_sides, cell.reads_h, cell.has_c
+    pair = POINTWISE[cell.name](inner, activations(dtype)).forward
+    v = vectors(dtype)
+    zero = v.zero
+    add_blocks = v.add_blocks
+    size = v.itemsize
+    lanes = v.lanes
+    G = cell.n_gates
+    SPLITS = cell.splits_sides
+    READS_H = cell.reads_h
+    HAS_C = cell.has_c
 
     def units(memory):
         """The cell on one vector of units, from unit j on."""
-        load, store, load_blocks, store_blocks = memory.load, memory.store, memory.load_blocks, memory.store_blocks
+        load = memory.load
+        store = memory.store
+        load_blocks = memory.load_blocks
+        store_blocks = memory.store_blocks
 
         @inner
         def step(j, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep):
@@ -51,7 +61,8 @@ def forward_row(cell: Any, dtype: str) -> Any:
 
         return step
 
-    whole, ending = units(v.whole), units(v.first)
+    whole = units(v.whole)
+    ending = units(v.first)
 
     @inner
     def row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep):
@@ -70,12 +81,21 @@ def backward_row(cell: Any, dtype: str) -> Any:
 
     dh becomes the part of its gradient that reaches h' without a product; dx and du hold blocks of H units.
     """
-    pair, v = POINTWISE[cell.name](inner, activations(dtype)).backward, vectors(dtype)
-    zero, size, lanes = v.zero, v.itemsize, v.lanes
-    SAVED, SPLITS, READS_H, HAS_C = cell.n_saved, cell.splits_sides, cell.reads_h, cell.has_c
+    pair = POINTWISE[cell.name](inner, activations(dtype)).backward
+    v = vectors(dtype)
+    zero = v.zero
+    size = v.itemsize
+    lanes = v.lanes
+    SAVED = cell.n_saved
+    SPLITS = cell.splits_sides
+    READS_H = cell.reads_h
+    HAS_C = cell.has_c
 
     def units(memory):
-        load, store, load_blocks, store_blocks = memory.load, memory.store, memory.load_blocks, memory.store_blocks
+        load = memory.load
+        store = memory.store
+        load_blocks = memory.load_blocks
+        store_blocks = memory.store_blocks
 
         @inner
         def step(j, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H):
@@ -100,7 +120,8 @@ def backward_row(cell: Any, dtype: str) -> Any:
 
         return step
 
-    whole, ending = units(v.whole), units(v.first)
+    whole = units(v.whole)
+    ending = units(v.first)
 
     @inner
     def row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H):
@@ -123,11 +144,17 @@ def reset_rows(cell: Any, dtype: str) -> tuple[Any, Any]:
         g holds those of z, and those of n `apart` bytes on; the biases are z's, with n's H units on. z goes to `z`
         where keep, n H units on; h to out and y.
     """
-    stages, v = POINTWISE[cell.name](inner, activations(dtype)), vectors(dtype)
-    size, lanes, reset, update, output = v.itemsize, v.lanes, stages.reset, stages.update, stages.output
+    stages = POINTWISE[cell.name](inner, activations(dtype))
+    v = vectors(dtype)
+    size = v.itemsize
+    lanes = v.lanes
+    reset = stages.reset
+    update = stages.update
+    output = stages.output
 
     def units(memory):
-        load, store = memory.load, memory.store
+        load = memory.load
+        store = memory.store
 
         @inner
         def with_biases(g, bias_x, bias_h, n):
@@ -185,11 +212,16 @@ def reset_rows_back(cell: Any, dtype: str) -> tuple[Any, Any]:
     gates_row(saved, h_prev, drh, dh, dg, share, H)
         da_r goes into dg; into dh what reaches h' without the product of r and z
     """
-    stages, v = POINTWISE[cell.name](inner, activations(dtype)), vectors(dtype)
-    size, lanes, output_backward, gates_backward = v.itemsize, v.lanes, stages.output_backward, stages.gates_backward
+    stages = POINTWISE[cell.name](inner, activations(dtype))
+    v = vectors(dtype)
+    size = v.itemsize
+    lanes = v.lanes
+    output_backward = stages.output_backward
+    gates_backward = stages.gates_backward
 
     def units(memory):
-        load, store = memory.load, memory.store
+        load = memory.load
+        store = memory.store
 
         @inner
         def output_step(j, n, saved, h_prev, dy, has_dy, dh, dg, H):

@@ -16,8 +16,11 @@ from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Packed, ope
 def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     """r and r h', then n. z may be computed at any time before n: between the stages where members wait there, else
     together with r, as wider tiles are faster."""
-    size, lanes, product = vectors(dtype).itemsize, vectors(dtype).lanes, products(dtype).product
-    pack_share, caller_step = weight_functions(dtype).pack_share, row_functions(dtype).caller_step
+    size = vectors(dtype).itemsize
+    lanes = vectors(dtype).lanes
+    product = products(dtype).product
+    pack_share = weight_functions(dtype).pack_share
+    caller_step = row_functions(dtype).caller_step
     reset_row, output_row = reset_rows(cell, dtype)
 
     @inner
@@ -86,8 +89,10 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
 
 def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     """z and n, then r h' by the product with W_hn, then r, then the product with W_hr and W_hz."""
-    size, product = vectors(dtype).itemsize, products(dtype).product
-    pack_share, caller_step = weight_functions(dtype).pack_share, row_functions(dtype).caller_step
+    size = vectors(dtype).itemsize
+    product = products(dtype).product
+    pack_share = weight_functions(dtype).pack_share
+    caller_step = row_functions(dtype).caller_step
     output_row, gates_row = reset_rows_back(cell, dtype)
 
     @outer

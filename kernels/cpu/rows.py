@@ -25,8 +25,12 @@ def row_functions(dtype: str) -> SimpleNamespace:
         this thread's part of dx (T, B, I) from dx_packed (N, I), zero past the rows' ends; a: a `Backward`
     """
     v = vectors(dtype)
-    load, store, load_first, store_first = v.whole.load, v.whole.store, v.first.load, v.first.store
-    size, lanes = v.itemsize, v.lanes
+    load = v.whole.load
+    store = v.whole.store
+    load_first = v.first.load
+    store_first = v.first.store
+    size = v.itemsize
+    lanes = v.lanes
 
     @inner
     def first_unit(width, members, member):

@@ -37,8 +37,10 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
 
 def _state_starter(cell: Any, dtype: str) -> Any:
     """start(a, s, p, share): h0 into both states and, with c0, into the results, where the loop goes on with them."""
-    rows, HAS_C = row_functions(dtype), cell.has_c
-    copy, caller_row = rows.copy, rows.caller_row
+    rows = row_functions(dtype)
+    HAS_C = cell.has_c
+    copy = rows.copy
+    caller_row = rows.caller_row
 
     @outer
     def start(a, s, p, share):
@@ -58,14 +60,22 @@ def _state_starter(cell: Any, dtype: str) -> Any:
 
 def make_forward(cell: Any, dtype: str) -> Any:
     """The forward job of a cell, a row of CELLS: forward(block, index), block the address of a `Forward`."""
-    rows, weights = row_functions(dtype), weight_functions(dtype)
-    copy, clear, caller_row, caller_step, pack_x = (
-        rows.copy, rows.clear, rows.caller_row, rows.caller_step, rows.pack_x,
-    )  # fmt: skip
-    are_packed, record, input_product = weights.are_packed, weights.record, weights.input_product
+    rows = row_functions(dtype)
+    weights = weight_functions(dtype)
+    copy = rows.copy
+    clear = rows.clear
+    caller_row = rows.caller_row
+    caller_step = rows.caller_step
+    pack_x = rows.pack_x
+    are_packed = weights.are_packed
+    record = weights.record
+    input_product = weights.input_product
     pack, packed, first, between, second = forward_stages(cell, dtype)
-    share_of, start = share_maker(cell, dtype), _state_starter(cell, dtype)
-    G, RESETS, PROJECTS = cell.n_gates, cell.resets_before, cell.projects
+    share_of = share_maker(cell, dtype)
+    start = _state_starter(cell, dtype)
+    G = cell.n_gates
+    RESETS = cell.resets_before
+    PROJECTS = cell.projects
 
     @inner
     def end_rows(a, s, p, share, step, lasting):
@@ -135,11 +145,16 @@ def make_forward(cell: Any, dtype: str) -> Any:
 
 def make_backward(cell: Any, dtype: str) -> Any:
     """The backward job of a cell, a row of CELLS: backward(block, index), block the address of a `Backward`."""
-    rows, gradients = row_functions(dtype), make_gradients(dtype)
-    copy, caller_row = rows.copy, rows.caller_row
+    rows = row_functions(dtype)
+    gradients = make_gradients(dtype)
+    copy = rows.copy
+    caller_row = rows.caller_row
     pack, packed, second_rows, second_product, first_rows, first_product = backward_stages(cell, dtype)
     share_of = share_maker(cell, dtype)
-    G, RESETS, PROJECTS, HAS_C = cell.n_gates, cell.resets_before, cell.projects, cell.has_c
+    G = cell.n_gates
+    RESETS = cell.resets_before
+    PROJECTS = cell.projects
+    HAS_C = cell.has_c
 
     @inner
     def start(a, s, p, share):

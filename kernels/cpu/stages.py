@@ -98,8 +98,10 @@ class BackwardStages(NamedTuple):
 
 def share_maker(cell: Any, dtype: str) -> Any:
     """share_of(s, p, whole): the thread's share; rows of gates are of all H units where `whole`, else of the share."""
-    size, first_unit = vectors(dtype).itemsize, row_functions(dtype).first_unit
-    G, SAVED = cell.n_gates, cell.n_saved
+    size = vectors(dtype).itemsize
+    first_unit = row_functions(dtype).first_unit
+    G = cell.n_gates
+    SAVED = cell.n_saved
 
     @inner
     def share_of(s, p, whole):

@@ -39,7 +39,9 @@ def dot_products(dtype: str) -> Any:
     their rows in bytes.
     """
     v = vectors(dtype)
-    vec, lanes, size = v.type, v.lanes, v.itemsize
+    vec = v.type
+    lanes = v.lanes
+    size = v.itemsize
     block_rows, block_units = _BLOCK[lanes * size]
 
     def number(n: int) -> ir.Constant:
@@ -115,7 +117,8 @@ def dot_products(dtype: str) -> Any:
 
         return dots
 
-    several, one = make_dots(block_rows), make_dots(1)
+    several = make_dots(block_rows)
+    one = make_dots(1)
 
     @outer
     def dot_rows(a, a_row, rows, w, w_row, K, count, out, out_row):
@@ -134,9 +137,18 @@ def make_step(cell: Any, dtype: str) -> Any:
 
 
 def _make_one_stage(cell: Any, dtype: str) -> Any:
-    v, dots, rows, row = vectors(dtype), dot_products(dtype), row_functions(dtype), forward_row(cell, dtype)
-    size, lanes, first_unit, copy, add_to = v.itemsize, v.lanes, rows.first_unit, rows.copy, rows.add_to
-    G, SAVED, SPLITS = cell.n_gates, cell.n_saved, cell.splits_sides
+    v = vectors(dtype)
+    dots = dot_products(dtype)
+    rows = row_functions(dtype)
+    row = forward_row(cell, dtype)
+    size = v.itemsize
+    lanes = v.lanes
+    first_unit = rows.first_unit
+    copy = rows.copy
+    add_to = rows.add_to
+    G = cell.n_gates
+    SAVED = cell.n_saved
+    SPLITS = cell.splits_sides
 
     @job(("step", cell.name, dtype))
     def step(block, index):
@@ -182,7 +194,11 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
     v, dots, rows, (reset_row, output_row) = (
         vectors(dtype), dot_products(dtype), row_functions(dtype), reset_rows(cell, dtype),
     )  # fmt: skip
-    size, lanes, first_unit, copy, add_to = v.itemsize, v.lanes, rows.first_unit, rows.copy, rows.add_to
+    size = v.itemsize
+    lanes = v.lanes
+    first_unit = rows.first_unit
+    copy = rows.copy
+    add_to = rows.add_to
     SAVED = cell.n_saved
 
     @job(("step", cell.name, dtype))

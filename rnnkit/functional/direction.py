@@ -6,7 +6,7 @@
 Pure: what backward needs is in `saved` and nowhere else. Arguments are checked here, once; a backend computes.
 
 x decides the device. On a CUDA device x and the rest may be CuPy arrays or any library's that offer DLPack or
-`__cuda_array_interface__`, taken without a copy; results are CuPy arrays. Nothing waits for the device there, but for
+`__cuda_array_interface__`, taken without a copy; results are CuPy arrays. Nothing synchronises with the device, except
 lengths that are on it.
 """
 

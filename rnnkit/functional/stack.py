@@ -72,7 +72,7 @@ def forward(
             x *= mask
             if keep:
                 masks.append(mask)
-            del mask  # the next layer's call need not carry it
+            del mask  # frees its memory before the next layer's call
     return x, state_n, Saved(scans, masks, x.shape) if keep else None  # type: ignore[arg-type]
 
 

@@ -145,7 +145,10 @@ def test_what_was_lost_long_ago_is_no_reason(pool, monkeypatch):
     assert reserved_threads(pool) == 3
     mark_preempted(pool, 2)
     time.sleep(0.1)
-    assert (reserved_threads(pool), pool._backoff) == (3, 0.05)  # that core has come back, or will be missed again
+    assert (reserved_threads(pool), pool._backoff) == (
+        3,
+        0.05,
+    )  # the core is free again, or is counted again
     mark_preempted(pool, 2)
     assert (reserved_threads(pool), pool._backoff) == (2, 0.1)
 

@@ -11,7 +11,7 @@ from rnnkit.kernels.cpu.simd import vector_bytes
 # FLOP per microsecond of one core in float32, by the bytes of its vectors: one multiply-add per cycle of 64 bytes, two
 # of 32 bytes.
 FLOP_US = {64: 112e3, 32: 100e3, 16: 25e3}
-# Bytes per microsecond that one core reads of weights of up to so many bytes: the rates of the caches and of memory.
+# (size, rate): one core reads weights of up to `size` bytes at `rate` bytes per microsecond. The sizes are the caches'.
 STREAM = ((24 << 10, 200e3), (768 << 10, 110e3), (20 << 20, 80e3), (1 << 62, 28e3))
 # The shorter of the arithmetic and the stream of weights hides behind the longer one: all of it up to three quarters of
 # the longer one; where they are equal, this share of it does not.
