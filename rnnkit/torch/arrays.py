@@ -62,11 +62,14 @@ def _on_cuda(device: Any) -> ExitStack:
 def _torch_allocator() -> Any:
     import cupy
 
+    delete = torch.cuda.caching_allocator_delete
+
     def allocate(size: int, device: int) -> int:
-        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device))
+        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device)) if size else 0
 
     def free(pointer: int, _: int) -> None:
-        torch.cuda.caching_allocator_delete(pointer)
+        if pointer:
+            delete(pointer)
 
     return cupy.cuda.PythonFunctionAllocator(allocate, free).malloc
 
