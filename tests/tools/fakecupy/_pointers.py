@@ -105,7 +105,8 @@ def using_allocator(allocator: Any = None) -> Iterator[None]:
 
 
 class PythonFunctionAllocator:
-    """`cupy.cuda.PythonFunctionAllocator`: memory from malloc_func(size, device_id), given to free_func(ptr, device_id)."""
+    """`cupy.cuda.PythonFunctionAllocator`: `malloc_func(size, device_id)` gives memory, and `free_func(ptr, device_id)`
+    frees it."""
 
     def __init__(self, malloc_func: Any, free_func: Any) -> None:
         self._malloc, self._free = malloc_func, free_func
