@@ -18,7 +18,7 @@ import numpy as np
 from rnnkit.core.cells import CELLS, Array, State, Weights
 from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.core.dtypes import DTYPES, resolve_dtype
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None =
         ['db_hh', 'db_ih', 'dh0', 'dw_hh', 'dw_ih', 'dx', 'h_n', 'y']
     """
     cell = CELLS[case.cell]
-    y, state_n, saved = ops.forward(
+    y, state_n, saved = direction.forward(
         case.cell,
         inputs.x,
         inputs.state0,
@@ -264,7 +264,7 @@ def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None =
         precision=precision,
     )
     assert saved is not None
-    dx, dstate0, dweights = ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+    dx, dstate0, dweights = direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
     arrays = {"y": y, "dx": dx}
     for name, n, d in zip(cell.states, state_n, dstate0, strict=True):
         arrays |= {f"{name}_n": n, f"d{name}0": d}

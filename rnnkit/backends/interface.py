@@ -129,7 +129,7 @@ class Description(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a backend module provides: one layer in one direction. No argument is checked here: `ops` has done it.
+    """What a backend module provides: one layer in one direction. Its arguments are already checked.
 
     A backend that supplies a time scan alone takes the products around it from `rnnkit.backends.by_scan`.
     """

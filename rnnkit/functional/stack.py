@@ -14,7 +14,7 @@ from rnnkit.backends import Choice, LayerCache, LayerCall
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 
 Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where it is bidirectional
 
@@ -22,7 +22,7 @@ Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where 
 class Saved(NamedTuple):
     """What `backward` needs: each layer's directions, the dropout masks between layers, and the output's width."""
 
-    scans: list[tuple[ops.Saved, ...]]
+    scans: list[tuple[direction.Saved, ...]]
     masks: list[Array]
     shape: tuple[int, int, int]
 
@@ -47,7 +47,7 @@ def forward(
         start = tuple([s[0] for s in state0])
         cache = layers[0][0]
         call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, False, keep, None, cache)
-        y, end, saved = ops.run(choice, call)
+        y, end, saved = direction.run(choice, call)
         state_n = tuple([s[None] for s in end])
         return y, state_n, Saved([(saved,)], [], y.shape) if keep else None  # type: ignore[list-item]
     state_n = tuple(xp.empty_like(s) for s in state0)
@@ -55,12 +55,12 @@ def forward(
     for layer, caches in enumerate(layers):
         saveds, R = [], caches[0].weights.w_hh.shape[1]
         beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
-        for direction, cache in enumerate(caches):
-            slot = layer * directions + direction
+        for d, cache in enumerate(caches):
+            slot = layer * directions + d
             start = tuple(s[slot] for s in state0)
-            out = None if beside is None else beside[:, :, direction * R : (direction + 1) * R]
-            call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, direction == 1, keep, out, cache)
-            y, end, saved = ops.run(choice, call)
+            out = None if beside is None else beside[:, :, d * R : (d + 1) * R]
+            call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, d == 1, keep, out, cache)
+            y, end, saved = direction.run(choice, call)
             del call  # the next layer's call must not keep this one's x alive
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
@@ -92,13 +92,13 @@ def backward(
     grads: list[tuple[Weights, ...]] = []
     for layer in range(len(layers) - 1, -1, -1):
         dx, layer_grads, layer_dstate0 = None, [], []
-        for direction, cache in enumerate(layers[layer]):
-            slot = layer * directions + direction
+        for d, cache in enumerate(layers[layer]):
+            slot = layer * directions + d
             R = cache.weights.w_hh.shape[1]
-            dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
-            ends = tuple(None if d is None else d[slot] for d in dstate_n)
-            scan = saved.scans[layer][direction]
-            dx_part, dstart, dw = ops.run_backward(scan, dy_part, ends, cache.weights, cache)
+            dy_part = None if dy is None else dy[:, :, d * R : (d + 1) * R]
+            ends = tuple(None if end is None else end[slot] for end in dstate_n)
+            scan = saved.scans[layer][d]
+            dx_part, dstart, dw = direction.run_backward(scan, dy_part, ends, cache.weights, cache)
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)

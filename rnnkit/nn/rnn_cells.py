@@ -24,7 +24,7 @@ from rnnkit.backends import Choice, LayerCache, LayerCall, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import array_module, current, on_own_device
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 from rnnkit.nn.rnn_base import PARTS, layer_repr, uniform_parameters
 
@@ -131,7 +131,7 @@ class StepCell(Module):
         choice, cache = cached.choice, cached.cache
         fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, grad_enabled(), None, cache)
         call: LayerCall = tuple.__new__(LayerCall, fields)  # LayerCall(*fields) would take 2% of the call more
-        _, state, saved = ops.run(choice, call)
+        _, state, saved = direction.run(choice, call)
         slot = self._thread_slots.slot  # inlined self._saved: the property would take 1% of the call
         if saved is None:
             slot.saved = None
@@ -178,7 +178,7 @@ class StepCell(Module):
         dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
         with self._adding:  # a backend may add into the gradients itself
             cache = self._weights().cache
-            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, cache.weights, cache)
+            dx, dstate0, dweights = direction.run_backward(saved, None, dstate, cache.weights, cache)
             for name, grad in zip(_NAMES, dweights, strict=True):
                 if grad is not None:
                     total = self._grads[name]

@@ -14,7 +14,7 @@ from rnnkit.core import long_sums
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, error_ratio, growth_of, make_inputs, parity, run, widened
 from tests.helpers import CPU_BACKENDS, assert_same, slow_except
 
@@ -88,8 +88,8 @@ def of_one_unit(
     x, dy, h0 = tenths(T, B, I, vary=vary), tenths(T, B, 1, vary=vary), tenths(B, 1)
     put = lambda a: to_device(a, device)  # noqa: E731
     weights, state = Weights(*map(put, w[:4])), (put(h0),)
-    _, _, saved = ops.forward("rnn_tanh", put(x), state, weights, backend=backend)
-    _, _, got = ops.backward(saved, put(dy), (put(np.zeros_like(h0)),), weights)
+    _, _, saved = direction.forward("rnn_tanh", put(x), state, weights, backend=backend)
+    _, _, got = direction.backward(saved, put(dy), (put(np.zeros_like(h0)),), weights)
     flat, one = x.reshape(-1, I).astype(np.float64), dy.reshape(-1, 1).astype(np.float64)
     h = np.tanh(flat @ w.w_ih.astype(np.float64).T + np.float64(w.b_ih[0]) + np.float64(w.b_hh[0]))
     da, h_prev = one * (1 - h * h), np.concatenate([h0.astype(np.float64), h[: (T - 1) * B]])
