@@ -10,19 +10,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, LayerCache, LayerCall
+from rnnkit.backends import BackwardCall, Choice, LayerCache, LayerCall
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
-from rnnkit.functional import direction
 
 Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where it is bidirectional
 
 
 class Saved(NamedTuple):
-    """What `backward` needs: each layer's directions, the dropout masks between layers, and the output's width."""
+    """What `backward` needs: what the backend saved of each layer's directions, the dropout masks, and y's shape."""
 
-    scans: list[tuple[direction.Saved, ...]]
+    cell: Cell
+    choice: Choice
+    directions: list[tuple[Any, ...]]
     masks: list[Array]
     shape: tuple[int, int, int]
 
@@ -47,11 +48,12 @@ def forward(
         start = tuple([s[0] for s in state0])
         cache = layers[0][0]
         call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, False, keep, None, cache)
-        y, end, saved = direction.run(choice, call)
+        y, end, saved = choice.backend.forward(call)
         state_n = tuple([s[None] for s in end])
-        return y, state_n, Saved([(saved,)], [], y.shape) if keep else None  # type: ignore[list-item]
+        return y, state_n, Saved(cell, choice, [(saved,)], [], y.shape) if keep else None
     state_n = tuple(xp.empty_like(s) for s in state0)
-    scans, masks = [], []
+    kept: list[tuple[Any, ...]] = []
+    masks: list[Array] = []
     for layer, caches in enumerate(layers):
         saveds, R = [], caches[0].weights.w_hh.shape[1]
         beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
@@ -60,33 +62,36 @@ def forward(
             start = tuple(s[slot] for s in state0)
             out = None if beside is None else beside[:, :, d * R : (d + 1) * R]
             call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, d == 1, keep, out, cache)
-            y, end, saved = direction.run(choice, call)
+            y, end, saved = choice.backend.forward(call)
+            if out is not None and y is not out:
+                out[...] = y
+                y = out
             del call  # the next layer's call must not keep this one's x alive
             for whole, part in zip(state_n, end, strict=True):
                 whole[slot] = part
             saveds.append(saved)
         x = y if beside is None else beside
-        scans.append(tuple(saveds))
+        kept.append(tuple(saveds))
         if dropout and rng is not None and layer < len(layers) - 1:
             mask = dropout_mask(x, dropout, rng)
             x *= mask
             if keep:
                 masks.append(mask)
             del mask  # frees its memory before the next layer's call
-    return x, state_n, Saved(scans, masks, x.shape) if keep else None  # type: ignore[arg-type]
+    return x, state_n, Saved(cell, choice, kept, masks, x.shape) if keep else None
 
 
 def backward(
     saved: Saved,
     dy: Array | None,
-    dstate_n: tuple[Array | None, ...],
+    dstate_n: State,
     layers: list[Directions],
 ) -> tuple[Array, State, list[tuple[Weights, ...]]]:
-    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and the weights' gradients per
-    direction.
+    """dy (T, B, D*R) or None, dstate_n as state_n -> dx, dstate0, and the weights' gradients per direction.
 
     Gradients that the backend has added to those of the layers are None.
     """
+    choice = saved.choice
     directions = len(layers[0])
     dstate0: list[list[Array]] = [[] for _ in dstate_n]
     grads: list[tuple[Weights, ...]] = []
@@ -96,9 +101,11 @@ def backward(
             slot = layer * directions + d
             R = cache.weights.w_hh.shape[1]
             dy_part = None if dy is None else dy[:, :, d * R : (d + 1) * R]
-            ends = tuple(None if end is None else end[slot] for end in dstate_n)
-            scan = saved.scans[layer][d]
-            dx_part, dstart, dw = direction.run_backward(scan, dy_part, ends, cache.weights, cache)
+            ends = tuple(end[slot] for end in dstate_n)
+            own = saved.directions[layer][d]
+            dx_part, dstart, dw = choice.backend.backward(
+                BackwardCall(saved.cell, choice.dtype, own, dy_part, ends, cache.weights, cache)
+            )
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)

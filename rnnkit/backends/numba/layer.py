@@ -16,19 +16,16 @@ import numpy as np
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCache, LayerCall, Sizes
 from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.operands import even_rows, ready_array
-from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single, threads_of
+from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single
 from rnnkit.backends.numba.prepared import (
-    DTYPE_NAMES,
-    NOTHING,
     Addresses,
+    Offsets,
     Prepared,
-    SavedArrays,
     job,
-    prepare,
     prepared,
+    prepared_ragged,
     saved_widths,
     weight_addresses,
-    work_of,
 )
 from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core import thread_pool
@@ -50,26 +47,24 @@ if hasattr(os, "register_at_fork"):
 
 
 class Saved(NamedTuple):
-    """One forward: how its rows are packed, x without padding (N, I), and what the steps saved."""
+    """One forward: how its rows are packed, x without padding (N, I), and what the steps saved (see `SavedArrays`)."""
 
     packing: Packing
+    ready: Prepared
     x_packed: Array
-    arrays: SavedArrays
-    reverse: bool
+    values: Array
+    offsets: Offsets
+    others: tuple[Array, ...]
 
 
 def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
     x, weights, lengths, keep = call.x, call.weights, call.lengths, call.keep
-    shapes = (x.shape, weights.w_hh.shape, weights.w_hr is not None)
-    p = None if lengths is None else packing(x.shape[0], x.shape[1], lengths)
-    if p is None or p.order is None:
-        ready = prepared(call.cell, x.dtype.char, *shapes, call.reverse, keep)
-    else:
-        ready = prepare(work_of(call.cell, x.dtype.char, *shapes, p.steps), p)
-        if single(ready.work):
-            return _live_rows(p, call)
-    p, nothing, x, state0, out = ready.packing, ready.nothing, ready_array(x), call.state0, call.out
+    key = (call.cell, x.dtype.char, x.shape, weights.w_hh.shape, weights.w_hr is not None, call.reverse, keep)
+    p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
+    if p.order is not None and single(ready.work):
+        return _live_rows(p, ready, call)
+    nothing, x, state0, out = ready.nothing, ready_array(x), call.state0, call.out
     dtype, has_c = x.dtype, len(state0) == 2
     x_packed = x if p.order is None else np.empty((p.steps, x.shape[2]), dtype)
     h0 = ready_array(state0[0])
@@ -79,28 +74,28 @@ def forward(call: LayerCall) -> Forward:
     first_y = y if out is None else y[:1, :1, :1]
     h_n = np.empty(h0.shape, dtype)
     c_n = np.empty(c0.shape, dtype) if has_c else nothing
-    arrays = ready.arrays_to_save() if keep else ready.nothing_saved
-    operands = (*arrays.offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, arrays.values)
-    _run(ready.work, ready.microseconds, partial(_launch, ready, call, operands))
-    saved = Saved(p, x_packed, arrays, call.reverse) if keep else None
-    return Forward(y, (h_n, c_n) if has_c else (h_n,), saved)
+    values, offsets, others = ready.arrays_to_save() if keep else ready.nothing_saved
+    operands = (*offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
+    _run(ready, ready.microseconds, partial(_launch, p, ready, call, operands))
+    saved = Saved(p, ready, x_packed, values, offsets, others) if keep else None
+    return y, (h_n, c_n) if has_c else (h_n,), saved
 
 
-def _live_rows(p: Packing, call: LayerCall) -> Forward:
+def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
     """A single step that not every row has: that of the batch of those that do."""
     assert p.order is not None
     x, state0, live = call.x, call.state0, p.order[: p.steps]
     states = tuple(s[live] for s in state0)
-    part = forward(call._replace(x=x[:, live], state0=states, lengths=None, out=None))
-    y = np.zeros((*x.shape[:2], part.y.shape[2]), x.dtype)
+    live_y, ends, saved = forward(call._replace(x=x[:, live], state0=states, lengths=None, out=None))
+    y = np.zeros((*x.shape[:2], live_y.shape[2]), x.dtype)
     state_n = tuple(np.array(s) for s in state0)
-    y[:, live] = part.y
-    for whole, rows in zip(state_n, part.state_n, strict=True):
+    y[:, live] = live_y
+    for whole, rows in zip(state_n, ends, strict=True):
         whole[live] = rows
-    return Forward(y, state_n, part.saved._replace(packing=p) if call.keep else None)
+    return y, state_n, saved._replace(packing=p, ready=ready) if call.keep else None
 
 
-def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threads: int) -> None:
+def _launch(p: Packing, ready: Prepared, call: LayerCall, operands: tuple, state: int, threads: int) -> None:
     """Runs the forward job. Weights are packed for this call alone, or in inference for later ones too."""
     owner, cache, plan = object(), call.cache, ready.plans.get(threads)
     # Inlined from `_addresses`: a call of a function is 1% of a Cell's call.
@@ -108,9 +103,8 @@ def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threa
     if addresses is None:
         addresses = _addresses(call.weights, cache)
     if plan is None:
-        plan = plan_for(ready.work, ready.packing, threads, False, call.reverse, call.keep)
-        ready.plans[threads] = plan
-    entry = None if call.keep or not plan.packed else _cached_packing(ready, call.weights, plan)
+        plan = ready.new_plan(p, threads, backward=False)
+    entry = None if call.keep or not plan.packed else _packed_layer(ready, call.weights, plan)
     try:
         if entry is not None and entry.claims.setdefault(OWNER, owner) is owner:
             workspace = scratch_memory.get(plan.scratch)
@@ -120,8 +114,8 @@ def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threa
             on_stack = plan.scratch <= STACK_WORKSPACE and not plan.packed
             workspace = memory.EMPTY_BUFFER if on_stack else scratch_memory.get(plan.scratch + plan.packed)
             digest = 0
-        table, words = ready.packing.table, addresses.words
-        launch_forward(state, ready.job, plan.words, table, words, workspace.address, digest, *operands)
+        words = addresses.words
+        launch_forward(state, ready.job, plan.words, p.table, words, workspace.address, digest, *operands)
         if entry is not None and digest:
             entry.record_packed(addresses.constant)
     finally:
@@ -129,7 +123,7 @@ def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threa
             del entry.claims[OWNER]
 
 
-def _cached_packing(ready: Prepared, weights: Weights, plan: Plan) -> memory.PackedLayer | None:
+def _packed_layer(ready: Prepared, weights: Weights, plan: Plan) -> memory.PackedLayer | None:
     """The memory for packed weights that stays between calls, or None where they are too small or too large for
     that."""
     if not memory.is_cached(plan.packed):
@@ -149,20 +143,20 @@ def _addresses(weights: Weights, cache: LayerCache | None) -> Addresses:
     return cache.addresses
 
 
-def _run(work: Work, microseconds: float, launch: Any) -> None:
+def _run(ready: Prepared, microseconds: float, launch: Any) -> None:
     """Runs on as many threads as the estimated time and the partition justify."""
     threads = thread_pool.threads_for(microseconds)
-    thread_pool.run_on_pool(threads_of(work, threads) if threads > 1 else 1, microseconds, launch)
+    thread_pool.run_on_pool(ready.threads_of(threads) if threads > 1 else 1, microseconds, launch)
 
 
 def backward(call: BackwardCall) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
     cell, saved, weights = call.cell, call.saved, call.weights
-    p, dtype, char = saved.packing, call.dtype.storage, call.dtype.storage.char
+    p, ready, dtype = saved.packing, saved.ready, call.dtype.storage
     w_hh, projected, has_c = weights.w_hh, weights.w_hr is not None, cell.has_c
     GH, R = w_hh.shape
     I, N = weights.w_ih.shape[1], p.steps
-    nothing = NOTHING[DTYPE_NAMES[char]]
+    nothing = ready.nothing
     dy, y_row = (nothing, 0) if call.dy is None else even_rows(call.dy)
     dh_n = ready_array(call.dstate_n[0])
     dc_n = ready_array(call.dstate_n[1]) if has_c else nothing
@@ -173,24 +167,23 @@ def backward(call: BackwardCall) -> Gradients:
     dprojected = np.empty((N, R), dtype) if projected else nothing
     dx = np.empty((p.T, p.B, I), dtype)
     dx_packed = dx if p.order is None else np.empty((N, I), dtype)
-    into, adds = _weight_gradients(weights, call.into, dtype)
+    into, adds = _weight_gradients(weights, call.cache, dtype)
     dw_hr = into.w_hr if projected else nothing
     biased = weights.b_ih is not None or weights.b_hh is not None
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
-    work = work_of(cell, char, (p.T, p.B, I), w_hh.shape, projected, N)
-    compiled, addresses = job(cell, work.dtype, True, False), _addresses(weights, call.cache)
+    compiled, addresses = job(cell, ready.work.dtype, True, False), _addresses(weights, call.cache)
 
     def launch(state: int, threads: int) -> None:
-        plan = plan_for(work, p, threads, True, saved.reverse, False)
+        plan = ready.backward_plans.get(threads) or ready.new_plan(p, threads, backward=True)
         workspace = scratch_memory.get(plan.scratch)
         launch_backward(
-            state, compiled.address, plan.words, p.table, addresses.words, workspace.address, *saved.arrays.offsets,
-            y_row, call.dy is not None, biased, adds, saved.x_packed, saved.arrays.values, dy, dh_n, dc_n, dh0, dc0,
+            state, compiled.address, plan.words, p.table, addresses.words, workspace.address, *saved.offsets,
+            y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0,
             dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 
-    _run(work, BACKWARD_SHARE * call_us(work), launch)
+    _run(ready, BACKWARD_SHARE * ready.microseconds, launch)
     if dgates_h is dgates_x and weights.b_hh is not None:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
     biases = (None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh)
@@ -198,13 +191,15 @@ def backward(call: BackwardCall) -> Gradients:
     return Gradients(dx, (dh0, dc0) if has_c else (dh0,), dweights)
 
 
-def _weight_gradients(weights: Weights, into: Weights | None, dtype: np.dtype) -> tuple[Weights, bool]:
+def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtype) -> tuple[Weights, bool]:
     """Where the matrices' gradients go, and whether they are added to what is there.
 
     Adding in place avoids the page faults of fresh memory, and one pass over both arrays.
     """
-    if into is not None and all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr)):
-        return into, True
+    if cache is not None:
+        into = cache.grads
+        if all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr)):
+            return into, True
     return Weights(*(None if w is None else np.empty(w.shape, dtype) for w in weights)), False
 
 
