@@ -41,7 +41,7 @@ BACKWARD_SHARE = 2.0
 # Workspace of up to this many bytes is on the stack of the launch.
 STACK_WORKSPACE = 4 << 10
 
-scratch_memory, packed_weights = memory.Scratch(), memory.PackedWeightsCache()
+workspaces, packed_weights = memory.Workspaces(), memory.PackedWeightsCache()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=packed_weights.reset_after_fork)
 
@@ -107,12 +107,12 @@ def _launch(p: Packing, ready: Prepared, call: LayerCall, operands: tuple, state
     entry = None if call.keep or not plan.packed else _packed_layer(ready, call.weights, plan)
     try:
         if entry is not None and entry.claims.setdefault(OWNER, owner) is owner:
-            workspace = scratch_memory.get(plan.scratch)
+            workspace = workspaces.get(plan.workspace)
             digest = entry.buffer.address
             entry.set_trusted(addresses.constant)
         else:
-            on_stack = plan.scratch <= STACK_WORKSPACE and not plan.packed
-            workspace = memory.EMPTY_BUFFER if on_stack else scratch_memory.get(plan.scratch + plan.packed)
+            on_stack = plan.workspace <= STACK_WORKSPACE and not plan.packed
+            workspace = memory.EMPTY_BUFFER if on_stack else workspaces.get(plan.workspace + plan.packed)
             digest = 0
         words = addresses.words
         launch_forward(state, ready.job, plan.words, p.table, words, workspace.address, digest, *operands)
@@ -176,7 +176,7 @@ def backward(call: BackwardCall) -> Gradients:
 
     def launch(state: int, threads: int) -> None:
         plan = ready.backward_plans.get(threads) or ready.new_plan(p, threads, backward=True)
-        workspace = scratch_memory.get(plan.scratch)
+        workspace = workspaces.get(plan.workspace)
         launch_backward(
             state, compiled.address, plan.words, p.table, addresses.words, workspace.address, *saved.offsets,
             y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0,
@@ -212,13 +212,13 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     saved = N * sum(saved_widths(work)) * item if keep else 0
     cached = not keep and memory.is_cached(plan.packed)
     own = plan.packed + 2 * memory.LINE if cached else 0
-    resident = plan.scratch + (0 if cached else plan.packed) + memory.LINE
+    resident = plan.workspace + (0 if cached else plan.packed) + memory.LINE
     transient = resident
     if N != T * B:
         packed = N * I * item + 8 * (2 * T + 1 + 2 * B)  # x, and the tables of the packing
         saved += packed if keep else 0
         transient += 0 if keep else packed
-    if resident > memory.MAX_CACHED_SCRATCH or (plan.scratch <= STACK_WORKSPACE and not plan.packed):
+    if resident > memory.MAX_CACHED_WORKSPACE or (plan.workspace <= STACK_WORKSPACE and not plan.packed):
         resident = 0
     return Description(_in_words(work, plan), transient, saved, resident, own, placed=True)
 

@@ -34,7 +34,8 @@ class Plan(NamedTuple):
     rows             (groups + 1,) the first row of each group
     chunk            steps whose input products are computed at once
     words            the `Shape` as a job reads it, then `rows`
-    packed, scratch  bytes of memory for packed weights, and of workspace
+    packed           bytes of memory for packed weights
+    workspace        bytes of workspace
     """
 
     groups: int
@@ -43,7 +44,7 @@ class Plan(NamedTuple):
     chunk: int
     words: np.ndarray
     packed: int
-    scratch: int
+    workspace: int
 
 
 class _Layout:
