@@ -69,11 +69,11 @@ def forward(call: LayerCall) -> Forward:
     x_packed = x if p.order is None else np.empty((p.steps, x.shape[2]), dtype)
     h0 = ready_array(state0[0])
     c0 = ready_array(state0[1]) if has_c else nothing
-    y = np.empty((*x.shape[:2], h0.shape[1]), dtype) if out is None else out
+    y = np.empty(ready.y, dtype) if out is None else out
     # `out` may be part of a wider array, which is not contiguous: its first element is enough.
     first_y = y if out is None else y[:1, :1, :1]
-    h_n = np.empty(h0.shape, dtype)
-    c_n = np.empty(c0.shape, dtype) if has_c else nothing
+    h_n = np.empty(ready.h, dtype)
+    c_n = np.empty(ready.c, dtype) if has_c else nothing
     values, offsets, others = ready.arrays_to_save() if keep else ready.nothing_saved
     operands = (*offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
     _run(ready, ready.microseconds, partial(_launch, p, ready, call, operands))
@@ -97,13 +97,10 @@ def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
 
 def _launch(p: Packing, ready: Prepared, call: LayerCall, operands: tuple, state: int, threads: int) -> None:
     """Runs the forward job. Weights are packed for this call alone, or in inference for later ones too."""
-    owner, cache, plan = object(), call.cache, ready.plans.get(threads)
+    owner, cache = object(), call.cache
     # Inlined from `_addresses`: a call of a function is 1% of a Cell's call.
-    addresses = None if cache is None else cache.addresses
-    if addresses is None:
-        addresses = _addresses(call.weights, cache)
-    if plan is None:
-        plan = ready.new_plan(p, threads, backward=False)
+    addresses = (cache and cache.addresses) or _addresses(call.weights, cache)
+    plan = ready.plans.get(threads) or ready.new_plan(p, threads, backward=False)
     entry = None if call.keep or not plan.packed else _packed_layer(ready, call.weights, plan)
     try:
         if entry is not None and entry.claims.setdefault(OWNER, owner) is owner:

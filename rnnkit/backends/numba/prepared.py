@@ -45,6 +45,7 @@ class Prepared(NamedTuple):
     shares          how many threads are used, by how many there are, added as they are needed
     plans           of the forward, by number of threads, added as they are needed
     backward_plans  the same of the backward
+    y, h, c         shapes of the results (T, B, R), (B, R) and (B, H)
     nothing         stands for an array that the cell has not
     nothing_saved   what a forward saves that saves nothing
     widths          values per row-step of what is saved
@@ -59,6 +60,9 @@ class Prepared(NamedTuple):
     shares: dict[int, int]
     plans: dict[int, Plan]
     backward_plans: dict[int, Plan]
+    y: tuple[int, int, int]
+    h: tuple[int, int]
+    c: tuple[int, int]
     nothing: Array
     nothing_saved: SavedArrays
     widths: tuple[int, ...]
@@ -129,6 +133,9 @@ def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
         shares={},
         plans={},
         backward_plans={},
+        y=(work.T, work.B, work.R),
+        h=(work.B, work.R),
+        c=(work.B, work.H),
         nothing=NOTHING[dtype],
         nothing_saved=(np.empty(0, dtype), (0, 0, 0), ()),
         widths=widths,
