@@ -59,8 +59,10 @@ class Saved(NamedTuple):
 
 def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
-    x, weights, lengths, keep = call.x, call.weights, call.lengths, call.keep
-    key = (call.cell, x.dtype.char, x.shape, weights.w_hh.shape, weights.w_hr is not None, call.reverse, keep)
+    x, lengths, keep, cache = call.x, call.lengths, call.keep, call.cache
+    # Partly inlined from `_addresses`: a call of a function is 1% of a Cell's call.
+    addresses = (cache and cache.addresses) or _addresses(call.weights, cache)
+    key = (call.cell, addresses.kind, x.shape, call.reverse, keep)
     p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
     if p.order is not None and single(ready.work):
         return _live_rows(p, ready, call)
@@ -76,7 +78,7 @@ def forward(call: LayerCall) -> Forward:
     c_n = np.empty(ready.c, dtype) if has_c else nothing
     values, offsets, others = ready.arrays_to_save() if keep else ready.nothing_saved
     operands = (*offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
-    _run(ready, ready.microseconds, partial(_launch, p, ready, call, operands))
+    _run(ready, ready.microseconds, partial(_launch, p, ready, addresses, call, operands))
     saved = Saved(p, ready, x_packed, values, offsets, others) if keep else None
     return y, (h_n, c_n) if has_c else (h_n,), saved
 
@@ -95,11 +97,11 @@ def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
     return y, state_n, saved._replace(packing=p, ready=ready) if call.keep else None
 
 
-def _launch(p: Packing, ready: Prepared, call: LayerCall, operands: tuple, state: int, threads: int) -> None:
+def _launch(
+    p: Packing, ready: Prepared, addresses: Addresses, call: LayerCall, operands: tuple, state: int, threads: int
+) -> None:
     """Runs the forward job. Weights are packed for this call alone, or in inference for later ones too."""
-    owner, cache = object(), call.cache
-    # Inlined from `_addresses`: a call of a function is 1% of a Cell's call.
-    addresses = (cache and cache.addresses) or _addresses(call.weights, cache)
+    owner = object()
     plan = ready.plans.get(threads) or ready.new_plan(p, threads, backward=False)
     entry = None if call.keep or not plan.packed else _packed_layer(ready, call.weights, plan)
     try:

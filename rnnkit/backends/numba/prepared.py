@@ -97,12 +97,13 @@ class Prepared(NamedTuple):
 class Addresses(NamedTuple):
     """The addresses (5,) of a layer's weights, and the arrays that must live as long as those are used.
 
-    constant: the matrices, where nothing can write to any of them.
+    constant: the matrices, where nothing can write to any of them. kind: their part of a `Key`.
     """
 
     words: Array
     arrays: tuple[Array, ...]
     constant: tuple[Array, ...]
+    kind: tuple[str, tuple[int, ...], bool]
 
 
 @cache
@@ -143,13 +144,14 @@ def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
     )
 
 
-# cell, numpy's letter for the dtype, shapes of x (T, B, I) and weight_hh (G*H, R), projected, reverse, keep
-Key = tuple[Cell, str, tuple[int, ...], tuple[int, ...], bool, bool, bool]
+# The cell; of the weights the dtype's name, weight_hh's shape (G*H, R) and whether there is a projection; x's shape
+# (T, B, I), reverse and keep.
+Key = tuple[Cell, tuple[str, tuple[int, ...], bool], tuple[int, ...], bool, bool]
 
 
 def _of_packing(p: Packing, key: Key) -> Prepared:
-    cell, char, (_, _, I), (GH, R), projected, reverse, keep = key
-    work = Work(cell, DTYPE_NAMES[char], p.T, p.B, I, GH // cell.n_gates, R, p.steps, projected)
+    cell, (dtype, (GH, R), projected), (_, _, I), reverse, keep = key
+    work = Work(cell, dtype, p.T, p.B, I, GH // cell.n_gates, R, p.steps, projected)
     return _prepare(work, reverse, keep)
 
 
@@ -189,6 +191,8 @@ def weight_addresses(weights: Weights) -> Addresses:
         *(no_bias if b is None else ready_array(b) for b in (weights.b_ih, weights.b_hh)),
     )
     words = np.empty(5, np.int64)
-    addresses(words, *arrays, weights.w_hr is not None)
+    projected = weights.w_hr is not None
+    addresses(words, *arrays, projected)
     matrices = tuple(w for w in (weights.w_ih, weights.w_hh, weights.w_hr) if w is not None)
-    return Addresses(words, arrays, matrices if all(map(is_constant, matrices)) else ())
+    constant = matrices if all(map(is_constant, matrices)) else ()
+    return Addresses(words, arrays, constant, (DTYPE_NAMES[w_hh.dtype.char], w_hh.shape, projected))
