@@ -19,6 +19,7 @@ from rnnkit.testing import Case, assert_close, error_ratio, growth_of, make_inpu
 from tests.helpers import CPU_BACKENDS, assert_same, slow_except
 
 MILLIONS = 4_000_003  # no multiple of any block
+MOST = 20_000_000  # terms, up to which docs/promises.md promises 1e-5. Its tests take up to 0.9 GB
 
 
 def assert_sum(name: str, got: Any, want: Any, bound: float = 1e-5) -> None:
@@ -159,6 +160,38 @@ def test_gradients_of_many_rows_are_added_to_those_before() -> None:
     layer.backward(dy)
     for name, grad in layer.grads.items():
         assert_close(name, grad, 2 * once[name].astype(np.float64), "float32", "backward")
+
+
+# As many terms as the promise names. All are equal, which is the worst case of a sum in sequence, so a float64 product
+# of one term is the reference.
+
+
+@pytest.mark.slow
+def test_linear_and_loss_of_as_many_rows_as_promised() -> None:
+    layer = rnnkit.Linear(1, 1, rng=0)
+    x = tenths(MOST, 1)
+    y = layer(x)
+    layer.backward(x)
+    tenth = float(np.float32(0.1))
+    assert_sum("bias", layer.grads["bias"], [MOST * tenth])
+    assert_sum("weight", layer.grads["weight"], [[MOST * tenth * tenth]])
+    y[...] = 0
+    assert rnnkit.mse(x, y)[0] == pytest.approx(tenth * tenth, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("numba" not in CPU_BACKENDS, reason="needs Numba")
+def test_one_step_of_as_many_rows_as_promised() -> None:
+    layer = rnnkit.RNN(1, 1, backend="numba", rng=0)
+    x, tenth = tenths(1, MOST, 1), float(np.float32(0.1))
+    y, h_n = layer(x, x)
+    h = float(y[0, 0, 0])
+    assert np.array_equal(y, np.full_like(y, h))
+    del y, h_n
+    layer.backward(x)
+    da = tenth * (1 - h * h)
+    for name, grad in layer.grads.items():
+        assert_sum(name, grad, np.full(grad.shape, MOST * da * (tenth if name.startswith("weight") else 1)))
 
 
 # Losses, embeddings, norms
