@@ -1,19 +1,21 @@
 """Layers on layers, directions side by side: the pure form of a whole RNN, GRU or LSTM.
 
-Time-major and unchecked: `layers` has validated and transposed. States are stacked as in PyTorch, layer by layer and
+Time-major and unchecked: the layers have validated and transposed. States are stacked as in PyTorch, layer by layer and
 within a layer forward before reverse. Dropout acts on the outputs of every layer but the last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import BackwardCall, Choice, LayerCache, LayerCall
+from rnnkit.backends import BackwardCall, Choice, Forward, LayerCache, LayerCall
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
+from rnnkit.functional.reserve import Reserve, layer_bytes, saved_of
 
 Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where it is bidirectional
 
@@ -28,57 +30,113 @@ class Saved(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def forward(
-    cell: Cell,
-    choice: Choice,
-    x: Array,
-    state0: State,
-    layers: list[Directions],
-    *,
-    lengths: np.ndarray | None = None,
-    dropout: float = 0.0,
-    rng: np.random.Generator | None = None,
-    keep: bool = True,
-) -> tuple[Array, State, Saved | None]:
-    """x (T, B, I), state0 a tuple of (L*D, B, ·) -> y (T, B, D*R), state_n, saved. No dropout without rng."""
-    xp: Any = array_module(x)
-    x = xp.ascontiguousarray(x)
+class StackCall(NamedTuple):
+    """A forward of a whole stack.
+
+    x        (T, B, I), C-contiguous
+    state0   one array (L*D, B, ·) a state
+    lengths  as in LayerCall
+    dropout  dropout(layer, y) gives the mask that y of this layer is multiplied by; None for no dropout
+    keep     whether to save what `backward` needs
+    reserve  where all of that goes, beside the arguments, for `restored` to find it; None to allocate
+    """
+
+    cell: Cell
+    choice: Choice
+    x: Array
+    state0: State
+    layers: list[Directions]
+    lengths: np.ndarray | None = None
+    dropout: Callable[[int, Array], Array] | None = None
+    keep: bool = True
+    reserve: Reserve | None = None
+
+    def layer_call(self, layer: int, direction: int, x: Array, y: Array | None) -> LayerCall:
+        """The call of one layer and direction; y: the memory for both directions' outputs, or None."""
+        caches = self.layers[layer]
+        cache = caches[direction]
+        slot = layer * len(caches) + direction
+        start = tuple([s[slot] for s in self.state0])
+        R = cache.weights.w_hh.shape[1]
+        out = None if y is None else y[:, :, direction * R : (direction + 1) * R]
+        dtype, lengths = self.choice.dtype, self.lengths
+        call = LayerCall(self.cell, dtype, x, start, cache.weights, lengths, direction == 1, self.keep, out, cache)
+        if self.reserve is None:
+            return call
+        ragged = lengths is not None
+        T, B, _ = x.shape
+        size = layer_bytes(self.choice, self.cell, call.sizes._replace(N=T * B), ragged)
+        return call._replace(reserve=self.reserve.take(size))
+
+    def run(self, layer: int, direction: int, x: Array, y: Array | None) -> Forward:
+        """The forward of one layer and direction, with its outputs in its part of y where that is not None."""
+        call = self.layer_call(layer, direction, x, y)
+        out = call.out
+        found, end, saved = self.choice.backend.forward(call)
+        if out is not None and found is not out:
+            out[...] = found
+            found = out
+        return found, end, saved
+
+    def memory_for_y(self, layer: int, x: Array) -> Array | None:
+        """(T, B, D*R) for the outputs of a layer, or None where its backend may allocate them."""
+        caches = self.layers[layer]
+        shape = (*x.shape[:2], len(caches) * caches[0].weights.w_hh.shape[1])
+        if self.reserve is not None and layer < len(self.layers) - 1:
+            return self.reserve.take_array(shape, x.dtype)
+        if len(caches) == 1:
+            return None
+        xp: Any = array_module(x)
+        return xp.empty(shape, x.dtype)
+
+
+def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
+    """y (T, B, D*R), state_n as state0, and what `backward` needs, or None without `keep`."""
+    layers, x, keep = call.layers, call.x, call.keep
     directions = len(layers[0])
     if directions == len(layers) == 1:
-        start = tuple([s[0] for s in state0])
-        cache = layers[0][0]
-        call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, False, keep, None, cache)
-        y, end, saved = choice.backend.forward(call)
+        y, end, own = call.run(0, 0, x, None)
         state_n = tuple([s[None] for s in end])
-        return y, state_n, Saved(cell, choice, [(saved,)], [], y.shape) if keep else None
-    state_n = tuple(xp.empty_like(s) for s in state0)
-    kept: list[tuple[Any, ...]] = []
+        return y, state_n, Saved(call.cell, call.choice, [(own,)], [], y.shape) if keep else None
+    xp: Any = array_module(x)
+    state_n = tuple(xp.empty_like(s) for s in call.state0)
+    saved: list[tuple[Any, ...]] = []
     masks: list[Array] = []
-    for layer, caches in enumerate(layers):
-        saveds, R = [], caches[0].weights.w_hh.shape[1]
-        beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
-        for d, cache in enumerate(caches):
-            slot = layer * directions + d
-            start = tuple(s[slot] for s in state0)
-            out = None if beside is None else beside[:, :, d * R : (d + 1) * R]
-            call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, d == 1, keep, out, cache)
-            y, end, saved = choice.backend.forward(call)
-            if out is not None and y is not out:
-                out[...] = y
-                y = out
-            del call  # the next layer's call must not keep this one's x alive
+    for layer in range(len(layers)):
+        beside = call.memory_for_y(layer, x)
+        of_layer = []
+        for direction in range(directions):
+            y, end, own = call.run(layer, direction, x, beside)
             for whole, part in zip(state_n, end, strict=True):
-                whole[slot] = part
-            saveds.append(saved)
+                whole[layer * directions + direction] = part
+            of_layer.append(own)
         x = y if beside is None else beside
-        kept.append(tuple(saveds))
-        if dropout and rng is not None and layer < len(layers) - 1:
-            mask = dropout_mask(x, dropout, rng)
+        saved.append(tuple(of_layer))
+        if call.dropout is not None and layer < len(layers) - 1:
+            mask = call.dropout(layer, x)
             x *= mask
             if keep:
                 masks.append(mask)
             del mask  # frees its memory before the next layer's call
-    return x, state_n, Saved(cell, choice, kept, masks, x.shape) if keep else None
+    return x, state_n, Saved(call.cell, call.choice, saved, masks, x.shape) if keep else None
+
+
+def restored(call: StackCall, masks: list[Array]) -> Saved:
+    """What the forward of `call` saved, from its reserve, which must be at its beginning. masks: those of dropout."""
+    assert call.reserve is not None
+    x = call.x
+    directions = len(call.layers[0])
+    saved = []
+    for layer in range(len(call.layers)):
+        beside = call.memory_for_y(layer, x) if layer < len(call.layers) - 1 else None
+        of_layer = []
+        for direction in range(directions):
+            of_layer.append(saved_of(call.choice, call.layer_call(layer, direction, x, None)))
+        saved.append(tuple(of_layer))
+        x = x if beside is None else beside
+    T, B, _ = x.shape
+    width = directions * call.layers[-1][0].weights.w_hh.shape[1]
+    return Saved(call.cell, call.choice, saved, masks, (T, B, width))
 
 
 def backward(
@@ -97,12 +155,12 @@ def backward(
     grads: list[tuple[Weights, ...]] = []
     for layer in range(len(layers) - 1, -1, -1):
         dx, layer_grads, layer_dstate0 = None, [], []
-        for d, cache in enumerate(layers[layer]):
-            slot = layer * directions + d
+        for direction, cache in enumerate(layers[layer]):
+            slot = layer * directions + direction
             R = cache.weights.w_hh.shape[1]
-            dy_part = None if dy is None else dy[:, :, d * R : (d + 1) * R]
-            ends = tuple(end[slot] for end in dstate_n)
-            own = saved.directions[layer][d]
+            dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
+            ends = tuple(d[slot] for d in dstate_n)
+            own = saved.directions[layer][direction]
             dx_part, dstart, dw = choice.backend.backward(
                 BackwardCall(saved.cell, choice.dtype, own, dy_part, ends, cache.weights, cache)
             )

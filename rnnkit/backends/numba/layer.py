@@ -68,7 +68,8 @@ def forward(call: LayerCall) -> Forward:
         return _live_rows(p, ready, call)
     nothing, x, state0, out = ready.nothing, ready_array(x), call.state0, call.out
     dtype, has_c = x.dtype, len(state0) == 2
-    x_packed = x if p.order is None else np.empty((p.steps, x.shape[2]), dtype)
+    values, offsets, others = ready.arrays_to_save(call.reserve) if keep else ready.nothing_saved
+    x_packed = x if p.order is None else _memory_for_x(ready, values, call.reserve, x.shape[2])
     h0 = ready_array(state0[0])
     c0 = ready_array(state0[1]) if has_c else nothing
     y = np.empty(ready.y, dtype) if out is None else out
@@ -76,11 +77,40 @@ def forward(call: LayerCall) -> Forward:
     first_y = y if out is None else y[:1, :1, :1]
     h_n = np.empty(ready.h, dtype)
     c_n = np.empty(ready.c, dtype) if has_c else nothing
-    values, offsets, others = ready.arrays_to_save() if keep else ready.nothing_saved
     operands = (*offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
     _run(ready, ready.microseconds, partial(_launch, p, ready, addresses, call, operands))
     saved = Saved(p, ready, x_packed, values, offsets, others) if keep else None
     return y, (h_n, c_n) if has_c else (h_n,), saved
+
+
+def _memory_for_x(ready: Prepared, values: Array, reserve: Array | None, I: int) -> Array:
+    """(N, I) for x without padding: new, or behind what the steps save in the reserve."""
+    N = ready.work.N
+    if reserve is None or not values.size:
+        return np.empty((N, I), ready.nothing.dtype)
+    return values[ready.size : ready.size + N * I].reshape(N, I)
+
+
+def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
+    """See `rnnkit.backends.Backend`: what the steps save, then x without padding if it is ragged."""
+    T, B, I, H, R, N = sizes
+    width = sum(saved_widths(Work(cell, dtype.stored, T, B, I, H, R, N, R != H))) + (I if ragged else 0)
+    return (N * width * dtype.storage.itemsize + memory.LINE - 1) // memory.LINE * memory.LINE
+
+
+def saved_in_reserve(call: LayerCall) -> Saved:
+    """See `rnnkit.backends.Backend`."""
+    x, lengths = ready_array(call.x), call.lengths
+    key = (call.cell, _addresses(call.weights, call.cache).kind, x.shape, call.reverse, True)
+    p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
+    values, offsets, others = ready.arrays_to_save(call.reserve)
+    if p.order is None:
+        x_packed = x
+    elif single(ready.work):
+        x_packed = x[:, p.order[: p.steps]]  # as in `_live_rows`
+    else:
+        x_packed = _memory_for_x(ready, values, call.reserve, x.shape[2])
+    return Saved(p, ready, x_packed, values, offsets, others)
 
 
 def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
@@ -195,10 +225,9 @@ def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtyp
 
     Adding in place avoids the page faults of fresh memory, and one pass over both arrays.
     """
-    if cache is not None:
-        into = cache.grads
-        if all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr)):
-            return into, True
+    into = None if cache is None else cache.grads
+    if into is not None and all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr)):
+        return into, True
     return Weights(*(None if w is None else np.empty(w.shape, dtype) for w in weights)), False
 
 

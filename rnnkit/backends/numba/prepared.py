@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     nothing         stands for an array that the cell has not
     nothing_saved   what a forward saves that saves nothing
     widths          values per row-step of what is saved
-    one_array       size of the one array for it and the offsets there, or None
+    size, offsets   of one array for all of it, and of its parts in that array, in bytes
     """
 
     work: Work
@@ -66,14 +66,16 @@ class Prepared(NamedTuple):
     nothing: Array
     nothing_saved: SavedArrays
     widths: tuple[int, ...]
-    one_array: tuple[int, Offsets] | None
+    size: int
+    offsets: Offsets
 
-    def arrays_to_save(self) -> SavedArrays:
-        """New arrays for what the forward saves."""
+    def arrays_to_save(self, reserve: Array | None) -> SavedArrays:
+        """Arrays for what the forward saves: new ones, or `reserve` (bytes,) uint8."""
         dtype = self.nothing.dtype
-        if self.one_array is not None:
-            size, offsets = self.one_array
-            return np.empty(size, dtype), offsets, ()
+        if reserve is not None:
+            return reserve.view(dtype), self.offsets, ()
+        if self.size * dtype.itemsize <= ONE_ARRAY_BYTES:
+            return np.empty(self.size, dtype), self.offsets, ()
         values, *others = [np.empty(self.work.N * width, dtype) for width in self.widths]
         h_prev, c_prev, operand = (a.ctypes.data - values.ctypes.data for a in others)
         return values, (h_prev, c_prev, operand), tuple(others)
@@ -123,8 +125,7 @@ def saved_widths(work: Work) -> tuple[int, int, int, int]:
 def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
     dtype, item = work.dtype, work.itemsize
     widths = saved_widths(work)
-    h_prev, c_prev, operand, whole = (work.N * width for width in accumulate(widths))
-    one_array = (whole, (item * h_prev, item * c_prev, item * operand)) if whole * item <= ONE_ARRAY_BYTES else None
+    h_prev, c_prev, operand, size = (work.N * width for width in accumulate(widths))
     return Prepared(
         work=work,
         reverse=reverse,
@@ -140,7 +141,8 @@ def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
         nothing=NOTHING[dtype],
         nothing_saved=(np.empty(0, dtype), (0, 0, 0), ()),
         widths=widths,
-        one_array=one_array,
+        size=size,
+        offsets=(item * h_prev, item * c_prev, item * operand),
     )
 
 
