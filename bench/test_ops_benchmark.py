@@ -18,7 +18,7 @@ from bench.grid import Point
 from bench.problem import make_layer
 from rnnkit.backends import BACKENDS, available
 from rnnkit.core.cells import CELLS
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, Inputs, make_inputs
 
 CPU_BACKENDS = [name for name, row in BACKENDS.items() if row.arrays == "numpy" and available(name)]
@@ -33,7 +33,7 @@ def scan(cell: str, backend: str, keep: bool) -> tuple[Inputs, Any]:
     inputs = make_inputs(Case(cell, T, B, H, H), "float32")
 
     def call() -> Any:
-        return ops.forward(cell, inputs.x, inputs.state0, inputs.weights, backend=backend, keep=keep)
+        return direction.forward(cell, inputs.x, inputs.state0, inputs.weights, backend=backend, keep=keep)
 
     return inputs, call
 
@@ -54,7 +54,7 @@ def test_scan_forward_backward(benchmark: Any, backend: str, cell: str) -> None:
 
     def forward_backward() -> Any:
         _, _, saved = forward()
-        return ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+        return direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
 
     dx, _, _ = benchmark(forward_backward)
     assert np.isfinite(dx).all()

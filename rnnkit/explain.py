@@ -25,7 +25,7 @@ class Explanation:
         dtype: name of the row in DTYPES.
         threads: the largest number of threads of the CPU kernels; None for other backends.
         workspace_bytes: the peak of allocated memory beyond what the call returns. Of it, the compiled CPU backend
-            caches scratch memory and (under no_grad) packed weights for later calls, within the bounds in
+            caches its workspace and (under no_grad) packed weights for later calls, within the bounds in
             rnnkit/backends/numba/memory.py.
         kept_bytes: the part of workspace_bytes that is saved for `backward` until it runs or the next call; 0 under
             no_grad().

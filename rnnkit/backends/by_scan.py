@@ -72,7 +72,7 @@ def forward(
     xp: Any = array_module(x)
     lengths = None if call.lengths is None else xp.asarray(call.lengths)
     scan = scan_forward(call, gates_x, lengths)
-    return Forward(scan.y, scan.state_n, Saved(x, live, scan.saved) if call.keep else None)
+    return scan.y, scan.state_n, Saved(x, live, scan.saved) if call.keep else None
 
 
 def backward(scan_backward: Callable[[BackwardCall], ScanGradients], call: BackwardCall) -> Gradients:

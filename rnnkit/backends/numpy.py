@@ -89,7 +89,7 @@ def forward(call: LayerCall) -> Forward:
     weights = Weights(*_cast_all(call.weights, compute))
     call = call._replace(x=_cast(call.x, compute), state0=_cast_all(call.state0, compute), weights=weights)
     y, state_n, saved = by_scan.forward(scan_forward, call)
-    return Forward(_cast(y, storage), _cast_all(state_n, storage), saved)
+    return _cast(y, storage), _cast_all(state_n, storage), saved
 
 
 def backward(call: BackwardCall) -> Gradients:

@@ -26,7 +26,7 @@ class Packing:
     B: int
     table: np.ndarray  # (2*T+1+B,) `offsets`, then `counts`, then the order
     order: np.ndarray | None  # (B,) the caller's row at each position; None if all rows have length T
-    plans: dict[Any, Any] = field(default_factory=dict)  # cached by rnnkit/backends/numba/plan.py, for ragged rows
+    prepared: dict[Any, Any] = field(default_factory=dict)  # cached by rnnkit/backends/numba/prepared.py
 
     @property
     def offsets(self) -> np.ndarray:
@@ -52,16 +52,11 @@ class Packing:
         return [0, *(min(b, self.B) for b in inner), self.B]
 
 
-@lru_cache(4)
-def _full_packing(T: int, B: int) -> Packing:
-    table = np.concatenate([np.arange(T + 1) * B, np.full(T, B), np.arange(B)])
-    return Packing(T, B, table.astype(np.int64, copy=False), None)
-
-
 def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:
     """The packing of a batch of rows with these lengths (B,), or of full rows for None."""
     if lengths is None or (lengths == T).all():
-        return _full_packing(T, B)
+        table = np.concatenate([np.arange(T + 1) * B, np.full(T, B), np.arange(B)])
+        return Packing(T, B, table.astype(np.int64, copy=False), None)
     return _cached_packing(T, B, lengths.tobytes()) if T * B <= MAX_CACHED_TB else _ragged_packing(T, B, lengths)
 
 

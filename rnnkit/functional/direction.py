@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import BackwardCall, Choice, Gradients, LayerCache, LayerCall, check_backend, select
+from rnnkit.backends import BackwardCall, Choice, LayerCall, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, current, device_of
@@ -26,10 +26,7 @@ __all__ = ["Saved", "Weights", "backward", "forward"]
 
 
 class Saved(NamedTuple):
-    """What `backward` needs of one forward: what ran it, the shapes it ran on, and the backend's own part.
-
-    shapes: of the weights, for `backward` to check. Of `run`, whose caller has checked them, none.
-    """
+    """What `backward` needs: what ran the forward, the shapes of x and the weights, and the backend's own part."""
 
     cell: Cell
     choice: Choice
@@ -70,10 +67,11 @@ def forward(
     with current(device):
         x = xp.ascontiguousarray(x)  # type: ignore[union-attr]
         call = LayerCall(row, choice.dtype, x, state0, weights, checked, reverse, keep)
-        y, state_n, saved = run(choice, call)
-    if saved is not None:
-        saved = saved._replace(shapes=tuple([None if w is None else tuple(w.shape) for w in weights]))
-    return y, state_n, saved
+        y, state_n, own = choice.backend.forward(call)
+    if not keep:
+        return y, state_n, None
+    shapes = tuple([None if w is None else tuple(w.shape) for w in weights])
+    return y, state_n, Saved(row, choice, x.shape, shapes, x.dtype, device, own)
 
 
 def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
@@ -103,48 +101,16 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
     given = tuple(dstate_n) if isinstance(dstate_n, (tuple, list)) else (dstate_n,)
     if len(given) != len(saved.cell.states):
         raise ValueError(f"dstate_n must be {len(saved.cell.states)} arrays, got {len(given)}")
-    ends = tuple(
-        None if d is None else checks.shaped(f"d{name}_n", d, (B, width), dtype, device, "(B, width of the state)")
-        for name, d, width in zip(saved.cell.states, given, (R, H), strict=False)
-    )
-    with current(device):
-        return run_backward(saved, dy, ends, weights)
-
-
-def run(choice: Choice, call: LayerCall) -> tuple[Array, State, Saved | None]:
-    """`forward` with every argument checked, x C-contiguous, its device the current one and the backend chosen."""
-    y, state_n, own = choice.backend.forward(call)
-    out = call.out
-    if out is not None and y is not out:
-        out[...] = y
-        y = out
-    if not call.keep:
-        return y, state_n, None
-    x = call.x
-    return y, state_n, Saved(call.cell, choice, x.shape, (), x.dtype, device_of(x), own)
-
-
-def run_backward(
-    saved: Saved,
-    dy: Array | None,
-    dstate_n: tuple[Array | None, ...],
-    weights: Weights,
-    cache: LayerCache | None = None,
-) -> Gradients:
-    """`backward` with every argument checked and their device the current one; None in dstate_n means zeros.
-
-    cache: the layer's. Its gradients are where the caller will add those of the weights; a backend may add them itself.
-    """
     xp: Any = array_module(weights.w_hh)
-    B, (GH, R) = saved.x_shape[1], weights.w_hh.shape
-    widths = (R, GH // saved.cell.n_gates)
-    dstate = tuple(
-        xp.zeros((B, width), saved.dtype) if d is None else d for d, width in zip(dstate_n, widths, strict=False)
-    )
-    choice = saved.choice
-    into = None if cache is None else cache.grads
-    call = BackwardCall(saved.cell, choice.dtype, saved.own, dy, dstate, weights, into, cache)
-    return choice.backend.backward(call)
+    with current(device):
+        ends = tuple(
+            xp.zeros((B, width), dtype)
+            if d is None
+            else checks.shaped(f"d{name}_n", d, (B, width), dtype, device, "(B, width of the state)")
+            for name, d, width in zip(saved.cell.states, given, (R, H), strict=False)
+        )
+        choice = saved.choice
+        return choice.backend.backward(BackwardCall(saved.cell, choice.dtype, saved.own, dy, ends, weights))
 
 
 def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tuple[Cell, Array, State, Weights]:

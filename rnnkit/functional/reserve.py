@@ -60,7 +60,10 @@ def stack_bytes(choice: Choice, cell: Cell, sizes: Sizes, layers: int, direction
 def saved_of(choice: Choice, call: LayerCall) -> Any:
     """What the forward of `call` returned as `saved`, from `call.reserve`, or computed again."""
     saved_in_reserve = getattr(choice.backend, "saved_in_reserve", None)
-    return choice.backend.forward(call).saved if saved_in_reserve is None else saved_in_reserve(call)
+    if saved_in_reserve is not None:
+        return saved_in_reserve(call)
+    _, _, saved = choice.backend.forward(call)
+    return saved
 
 
 def _whole_lines(size: int) -> int:

@@ -11,20 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, LayerCache, LayerCall, Sizes
+from rnnkit.backends import BackwardCall, Choice, Forward, LayerCache, LayerCall, Sizes
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
-from rnnkit.functional import direction as ops
 from rnnkit.functional.reserve import Reserve, layer_bytes, saved_of
 
 Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where it is bidirectional
 
 
 class Saved(NamedTuple):
-    """What `backward` needs: each layer's directions, the dropout masks between layers, and the output's width."""
+    """What `backward` needs: what the backend saved of each layer's directions, the dropout masks, and y's shape."""
 
-    scans: list[tuple[ops.Saved, ...]]
+    cell: Cell
+    choice: Choice
+    directions: list[tuple[Any, ...]]
     masks: list[Array]
     shape: tuple[int, int, int]
 
@@ -73,6 +74,16 @@ class StackCall(NamedTuple):
         sizes = Sizes(T, B, I, GH // self.cell.n_gates, R, T * B)
         return layer_bytes(self.choice, self.cell, sizes, self.lengths is not None)
 
+    def run(self, layer: int, direction: int, x: Array, y: Array | None) -> Forward:
+        """The forward of one layer and direction, with its outputs in its part of y where that is not None."""
+        call = self.layer_call(layer, direction, x, y)
+        out = call.out
+        found, end, saved = self.choice.backend.forward(call)
+        if out is not None and found is not out:
+            out[...] = found
+            found = out
+        return found, end, saved
+
     def memory_for_y(self, layer: int, x: Array) -> Array | None:
         """(T, B, D*R) for the outputs of a layer, or None where its backend may allocate them."""
         caches = self.layers[layer]
@@ -90,30 +101,30 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     layers, x, keep = call.layers, call.x, call.keep
     directions = len(layers[0])
     if directions == len(layers) == 1:
-        y, end, scan = ops.run(call.choice, call.layer_call(0, 0, x, None))
+        y, end, own = call.run(0, 0, x, None)
         state_n = tuple([s[None] for s in end])
-        return y, state_n, Saved([(scan,)], [], y.shape) if keep else None  # type: ignore[list-item]
+        return y, state_n, Saved(call.cell, call.choice, [(own,)], [], y.shape) if keep else None
     xp: Any = array_module(x)
     state_n = tuple(xp.empty_like(s) for s in call.state0)
-    scans: list[Any] = []
+    saved: list[tuple[Any, ...]] = []
     masks: list[Array] = []
     for layer in range(len(layers)):
         beside = call.memory_for_y(layer, x)
         of_layer = []
         for direction in range(directions):
-            y, end, scan = ops.run(call.choice, call.layer_call(layer, direction, x, beside))
+            y, end, own = call.run(layer, direction, x, beside)
             for whole, part in zip(state_n, end, strict=True):
                 whole[layer * directions + direction] = part
-            of_layer.append(scan)
+            of_layer.append(own)
         x = y if beside is None else beside
-        scans.append(tuple(of_layer))
+        saved.append(tuple(of_layer))
         if call.dropout is not None and layer < len(layers) - 1:
             mask = call.dropout(layer, x)
             x *= mask
             if keep:
                 masks.append(mask)
             del mask  # frees its memory before the next layer's call
-    return x, state_n, Saved(scans, masks, x.shape) if keep else None
+    return x, state_n, Saved(call.cell, call.choice, saved, masks, x.shape) if keep else None
 
 
 def restored(call: StackCall, masks: list[Array]) -> Saved:
@@ -121,32 +132,30 @@ def restored(call: StackCall, masks: list[Array]) -> Saved:
     assert call.reserve is not None
     x = call.x
     directions = len(call.layers[0])
-    scans = []
+    saved = []
     for layer in range(len(call.layers)):
         beside = call.memory_for_y(layer, x) if layer < len(call.layers) - 1 else None
         of_layer = []
         for direction in range(directions):
-            layer_call = call.layer_call(layer, direction, x, None)
-            own = saved_of(call.choice, layer_call)
-            of_layer.append(ops.Saved(call.cell, call.choice, x.shape, (), x.dtype, device_of(x), own))
-        scans.append(tuple(of_layer))
+            of_layer.append(saved_of(call.choice, call.layer_call(layer, direction, x, None)))
+        saved.append(tuple(of_layer))
         x = x if beside is None else beside
     T, B, _ = x.shape
     width = directions * call.layers[-1][0].weights.w_hh.shape[1]
-    return Saved(scans, masks, (T, B, width))
+    return Saved(call.cell, call.choice, saved, masks, (T, B, width))
 
 
 def backward(
     saved: Saved,
     dy: Array | None,
-    dstate_n: tuple[Array | None, ...],
+    dstate_n: State,
     layers: list[Directions],
 ) -> tuple[Array, State, list[tuple[Weights, ...]]]:
-    """dy (T, B, D*R) or None, dstate_n as state_n or None each -> dx, dstate0, and the weights' gradients per
-    direction.
+    """dy (T, B, D*R) or None, dstate_n as state_n -> dx, dstate0, and the weights' gradients per direction.
 
     Gradients that the backend has added to those of the layers are None.
     """
+    choice = saved.choice
     directions = len(layers[0])
     dstate0: list[list[Array]] = [[] for _ in dstate_n]
     grads: list[tuple[Weights, ...]] = []
@@ -156,9 +165,11 @@ def backward(
             slot = layer * directions + direction
             R = cache.weights.w_hh.shape[1]
             dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
-            ends = tuple(None if d is None else d[slot] for d in dstate_n)
-            scan = saved.scans[layer][direction]
-            dx_part, dstart, dw = ops.run_backward(scan, dy_part, ends, cache.weights, cache)
+            ends = tuple(d[slot] for d in dstate_n)
+            own = saved.directions[layer][direction]
+            dx_part, dstart, dw = choice.backend.backward(
+                BackwardCall(saved.cell, choice.dtype, own, dy_part, ends, cache.weights, cache)
+            )
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)

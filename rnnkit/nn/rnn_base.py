@@ -202,7 +202,7 @@ class Recurrent(Module):
         x, unbatched = self._time_major("x", x, self.input_size)
         T, B, _ = x.shape
         checked = checks.lengths(lengths, T, B, unbatched)
-        state0 = self._states(h0, ("h0", "c0"), B, unbatched, zeros=True)
+        state0 = self._states(h0, ("h0", "c0"), B, unbatched)
         drop = self._drop if self.training and self.dropout else None
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(
@@ -249,7 +249,7 @@ class Recurrent(Module):
             if flat != unbatched or tuple(dy.shape) != saved.shape:
                 y_shape = (T, width) if unbatched else ((B, T, width) if self.batch_first else (T, B, width))
                 raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_in_user_layout(dy, flat, self)}")
-        dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched, zeros=False)
+        dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched)
         with self._adding:  # a backend may add into the gradients itself
             dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
             for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
@@ -276,10 +276,8 @@ class Recurrent(Module):
             return a[:, None, :], True
         return (a.swapaxes(0, 1) if self.batch_first else a), False
 
-    def _states(
-        self, state: Any, names: tuple[str, str], B: int, unbatched: bool, zeros: bool
-    ) -> tuple[Array | None, ...]:
-        """The states as checked arrays (L*D, B, ·) each. None becomes zeros if `zeros` is True, and else stays None."""
+    def _states(self, state: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
+        """The states as checked arrays (L*D, B, ·) each; None becomes zeros."""
         widths = self._state_widths()
         slots = self.num_layers * self.num_directions
         if self._device == "cpu" and not unbatched and state is not None:
@@ -296,11 +294,10 @@ class Recurrent(Module):
         means = "(L*D, width)" if unbatched else "(L*D, B, width)"
         checked = checks.states(state, names, [(*lead, w) for w in widths], self.dtype, self.device, means)
         xp: Any = array_module(next(iter(self._params.values())))
-        batched: list[Array | None] = []
-        for s, width in zip(checked, widths, strict=True):
-            default = xp.zeros((slots, B, width), self.dtype) if zeros else None
-            batched.append(default if s is None else s.reshape(slots, B, width))
-        return tuple(batched)
+        return tuple(
+            xp.zeros((slots, B, width), self.dtype) if s is None else s.reshape(slots, B, width)
+            for s, width in zip(checked, widths, strict=True)
+        )
 
     def _user_layout(self, a: Array, unbatched: bool) -> Array:
         if unbatched:

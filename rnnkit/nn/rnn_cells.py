@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, LayerCache, LayerCall, check_backend, select
+from rnnkit.backends import BackwardCall, Choice, LayerCache, LayerCall, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import array_module, current, on_own_device
-from rnnkit.functional import direction as ops
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 from rnnkit.nn.rnn_base import PARTS, layer_repr, uniform_parameters
 
@@ -116,28 +115,27 @@ class StepCell(Module):
 
     def _step(self, x: Array, h0: Any) -> Any:
         # The most common arguments first, as in `_states`: function calls take a tenth of the time of a step.
-        batched = type(x) is np.ndarray and x.dtype is self._dtype.storage and x.ndim == 2 and self._device == "cpu"
-        if not batched or x.shape[1] != self.input_size:
+        usual = type(x) is np.ndarray and x.dtype is self._dtype.storage and self._device == "cpu" and x.ndim == 2
+        if not usual or x.shape[1] != self.input_size or not x.flags.c_contiguous:
             x = self._checked_x(x)
         unbatched = x.ndim == 1
         x = x[None, None] if unbatched else x[None]
-        state0 = self._states(h0, ("h0", "c0"), x.shape[1], unbatched)
-        if not x.flags.c_contiguous:
-            xp: Any = array_module(x)
-            x = xp.ascontiguousarray(x)
+        B = x.shape[1]
+        state0 = self._states(h0, ("h0", "c0"), B, unbatched)
         cached = self._cached_weights
         if cached is None or cached.backend is not self.backend:
             cached = self._weights()
-        choice, cache = cached.choice, cached.cache
-        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, grad_enabled(), None, cache, None)
+        cache, choice, _ = cached
+        keep = grad_enabled()
+        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, keep, None, cache, None)
         call: LayerCall = tuple.__new__(LayerCall, fields)  # LayerCall(*fields) would take 2% of the call more
-        _, state, saved = ops.run(choice, call)
+        _, state, own = choice.backend.forward(call)
         slot = self._thread_slots.slot  # inlined self._saved: the property would take 1% of the call
-        if saved is None:
-            slot.saved = None
-        else:
-            slot.saved = (saved, unbatched)
+        if keep:
+            slot.saved = (choice, own, B, unbatched)
             slot.pending += 1
+        else:
+            slot.saved = None
         if unbatched:
             return self._user_state(state, unbatched)
         return state[0] if len(state) == 1 else state
@@ -172,13 +170,15 @@ class StepCell(Module):
             >>> dx.shape, dh0.shape
             ((3, 4), (3, 6))
         """
-        saved, unbatched = self._recalled(call)
+        choice, own, B, unbatched = self._recalled(call)
         if extra:
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
-        dstate = self._states(dh, ("dh", "dc"), saved.x_shape[1], unbatched)
+        dstate = self._states(dh, ("dh", "dc"), B, unbatched)
         with self._adding:  # a backend may add into the gradients itself
             cache = self._weights().cache
-            dx, dstate0, dweights = ops.run_backward(saved, None, dstate, cache.weights, cache)
+            dx, dstate0, dweights = choice.backend.backward(
+                BackwardCall(self.cell, choice.dtype, own, None, dstate, cache.weights, cache)
+            )
             for name, grad in zip(_NAMES, dweights, strict=True):
                 if grad is not None:
                     total = self._grads[name]
@@ -191,7 +191,8 @@ class StepCell(Module):
         shape = x.shape
         if len(shape) not in (1, 2) or shape[-1] != I:
             raise ValueError(f"x must have shape (B, input_size={I}) or (input_size={I},), got {tuple(x.shape)}")
-        return x
+        xp: Any = array_module(x)
+        return xp.ascontiguousarray(x)
 
     def _states(self, state: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
         """The states as checked arrays (B, H) each; None becomes zeros."""

@@ -113,7 +113,7 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
     x, unbatched = layer._time_major("x", x, layer.input_size)
     T, B, _ = x.shape
     checked = checks.lengths(lengths, T, B, unbatched)
-    state0 = tuple(np.array(to_numpy(s)) for s in layer._states(state, ("h0", "c0"), B, unbatched, zeros=True))
+    state0 = tuple(np.array(to_numpy(s)) for s in layer._states(state, ("h0", "c0"), B, unbatched))
     live = np.ones((T, B), bool) if checked is None else np.arange(T)[:, None] < checked
     host = np.array(to_numpy(x))
     _check_finite("x", host[live])

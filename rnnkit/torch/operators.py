@@ -101,8 +101,8 @@ def backward(
         D = 2 if bidirectional else 1
         call = _stack_call(x, state0, weights, (), lengths, cell, choice, D, reserve)
         saved = stack.restored(call, [as_array(m) for m in masks])
-        given = [None if d is None else as_array(d) for d in (dy, *dstate_n)]
-        dx, dstate0, dweights = stack.backward(saved, given[0], tuple(given[1:]), call.layers)
+        ends = tuple([as_array(torch.zeros_like(s) if d is None else d) for d, s in zip(dstate_n, state0, strict=True)])
+        dx, dstate0, dweights = stack.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
         return [as_tensor(a) for a in (dx, *dstate0, *parts)]
 

@@ -28,7 +28,7 @@ def planted(fault: Fault, dtypes: tuple[str, ...] = ("float64", "float32")) -> I
         y, state_n, saved = oracle.forward(call)
         found = {"y": y, "h_n": state_n[0]}
         fault(found)
-        return Forward(found["y"], (found["h_n"], *state_n[1:]), saved)
+        return found["y"], (found["h_n"], *state_n[1:]), saved
 
     def backward(call: BackwardCall) -> Any:
         dx, dstate0, dweights = oracle.backward(call)

@@ -2,7 +2,7 @@
 
 `refused` (tests/helpers.py) checks the exact type, the words, and that parameters, gradients, generator and the answer
 of `backward` are what they were. Bad arguments of constructors are in test_bad_arguments.py, bad input to the
-functional form is in test_bad_ops.py.
+functional form is in test_bad_functional.py.
 """
 
 from __future__ import annotations

@@ -35,10 +35,11 @@ def public_names() -> dict[str, Any]:
     names = {name: getattr(rnnkit, name) for name in rnnkit.__all__}
     names |= {f"io.{name}": getattr(rnnkit.io, name) for name in rnnkit.io.__all__}
     names |= {f"parity.{name}": getattr(rnnkit.parity, name) for name in rnnkit.parity.__all__}
-    for module in (rnnkit.errors, rnnkit.testing):
-        for name, value in vars(module).items():
-            if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_"):
-                names[f"{module.__name__}.{name}"] = value
+    for name, value in vars(rnnkit.errors).items():
+        if getattr(value, "__module__", None) == "rnnkit.errors" and not name.startswith("_"):
+            names[f"errors.{name}"] = value
+    tables = ("CASES", "LARGE_CASES")
+    names |= {f"testing.{name}": getattr(rnnkit.testing, name) for name in rnnkit.testing.__all__ if name not in tables}
     for module_name, name in OTHER_NAMES:
         names[f"{module_name}.{name}"] = getattr(importlib.import_module(module_name), name)
     return names
@@ -67,7 +68,7 @@ def test_the_public_api_is_found() -> None:
         "rnnkit.nn.losses.cross_entropy",
         "rnnkit.io.keras.from_keras",
         "rnnkit.errors.DeviceError",
-        "rnnkit.testing.Case",
+        "rnnkit.testing.cases.Case",
         "rnnkit.parity.checks.plan",
     ):
         assert name in DOCUMENTED

@@ -129,7 +129,7 @@ def test_all_state_between_calls_is_in_the_tables() -> None:
 
 def test_bounds_in_the_documents_are_those_of_the_code() -> None:
     for page in ("docs/architecture.md", "docs/promises.md"):
-        assert f"{memory.MAX_CACHED_SCRATCH >> 20} MiB" in text(page)
+        assert f"{memory.MAX_CACHED_WORKSPACE >> 20} MiB" in text(page)
         assert f"{memory.MAX_CACHED_PACKED >> 20} MiB in all" in text(page)
     tables = text("docs/architecture.md")
     assert f"from {memory.MIN_CACHED_PACKED >> 10} KiB on" in tables
@@ -137,13 +137,13 @@ def test_bounds_in_the_documents_are_those_of_the_code() -> None:
     assert f"{arena.MOST_GRAPHS} graphs, and {arena.MOST_SEEN} keys" in tables
 
 
-def test_scratch_stays_with_its_thread_up_to_its_bound() -> None:
-    scratch = memory.Scratch()
-    kept = scratch.get(memory.MAX_CACHED_SCRATCH)
-    assert scratch.get(1).address == kept.address
-    larger = scratch.get(memory.MAX_CACHED_SCRATCH + 1)
-    assert larger.memory.nbytes == memory.MAX_CACHED_SCRATCH + 1
-    assert scratch.buffer.memory.nbytes == 0, "larger scratch is freed after the call"
+def test_workspace_stays_with_its_thread_up_to_its_bound() -> None:
+    workspaces = memory.Workspaces()
+    kept = workspaces.get(memory.MAX_CACHED_WORKSPACE)
+    assert workspaces.get(1).address == kept.address
+    larger = workspaces.get(memory.MAX_CACHED_WORKSPACE + 1)
+    assert larger.memory.nbytes == memory.MAX_CACHED_WORKSPACE + 1
+    assert workspaces.buffer.memory.nbytes == 0, "a larger workspace is freed after the call"
 
 
 def results(name: str) -> Document:

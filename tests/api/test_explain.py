@@ -39,7 +39,7 @@ def test_workspace_is_what_the_allocator_sees(kind, options, shape, keep, cpu_ba
         said = rnnkit.explain(layer, x)
         layer(x)  # compiles, and fills caches that stay
         layer._saved = None
-        numba.scratch_memory.clear()  # which the compiled path keeps for later calls
+        numba.workspaces.clear()  # which the compiled path keeps for later calls
         numba.packed_weights.clear()
         tracemalloc.start()
         y, state = layer(x)
@@ -65,7 +65,7 @@ def test_workspace_in_16_bits_is_that_of_the_arithmetic_too(kind, options, shape
         said = rnnkit.explain(layer, x)
         layer(x)
         layer._saved = None
-        numba.scratch_memory.clear()  # which the compiled path keeps for later calls
+        numba.workspaces.clear()  # which the compiled path keeps for later calls
         numba.packed_weights.clear()
         tracemalloc.start()
         y, state = layer(x)
@@ -89,7 +89,7 @@ def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend, monkeyp
         said = rnnkit.explain(layer, x, lengths)
         layer(x, lengths=lengths)
         layer._saved = None
-        numba.scratch_memory.clear()  # which the compiled path keeps for later calls
+        numba.workspaces.clear()  # which the compiled path keeps for later calls
         numba.packed_weights.clear()
         tracemalloc.start()
         y, state = layer(x, lengths=lengths)

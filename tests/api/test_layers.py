@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import assert_close
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
 
@@ -131,9 +131,9 @@ def test_the_state_is_the_output_at_each_rows_own_end(name: str, cpu_backend: st
     y, state_n = layer(randn(rng, 5, 4, 4), state, lengths)
     h0, h_n = parts(state)[0], parts(state_n)[0]
     for b, length in enumerate(lengths):
-        for direction, half in enumerate((slice(0, 6), slice(6, 12))):
-            slot = 2 + direction
-            end = h0[slot, b] if length == 0 else y[0 if direction else length - 1, b, half]
+        for d, half in enumerate((slice(0, 6), slice(6, 12))):
+            slot = 2 + d
+            end = h0[slot, b] if length == 0 else y[0 if d else length - 1, b, half]
             np.testing.assert_array_equal(h_n[slot, b], end)
     assert not np.array_equal(h_n[0], h_n[2])
 
@@ -143,15 +143,15 @@ def test_a_bidirectional_layer_is_two_layers_and_one_flipped(name: str, cpu_back
     both = LAYERS[name](4, 6, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
     x, state = randn(rng, 5, 3, 4), random_state(both, 3, rng)
     y, state_n = both(x, state)
-    for direction, suffix in enumerate(("", "_reverse")):
+    for d, suffix in enumerate(("", "_reverse")):
         one = LAYERS[name](4, 6, dtype="float64", backend=cpu_backend)
         for n, p in one.params.items():
             p[...] = both.params[n + suffix]
-        own = tuple(s[direction : direction + 1] for s in parts(state))
-        y_one, end = one(np.flip(x, 0) if direction else x, own if len(own) > 1 else own[0])
-        assert_close("y", y[:, :, 6 * direction :][:, :, :6], np.flip(y_one, 0) if direction else y_one, "float64")
+        own = tuple(s[d : d + 1] for s in parts(state))
+        y_one, end = one(np.flip(x, 0) if d else x, own if len(own) > 1 else own[0])
+        assert_close("y", y[:, :, 6 * d :][:, :, :6], np.flip(y_one, 0) if d else y_one, "float64")
         for got, want in zip(parts(state_n), parts(end), strict=True):
-            assert_close("state_n", got[direction], want[0], "float64")
+            assert_close("state_n", got[d], want[0], "float64")
 
 
 @EVERY_LAYER
@@ -166,20 +166,20 @@ def test_both_directions_have_the_gradients_of_a_layer_each(
     both(x, state, lengths)
     dx, dstate0 = both.backward(dy, dstate)
     total = np.zeros_like(dx)
-    for direction, suffix in enumerate(("", "_reverse")):
+    for d, suffix in enumerate(("", "_reverse")):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = ops.Weights(*(both.params[f"{n}_l0{suffix}"] for n in names))
-        own = tuple(s[direction] for s in parts(state))
-        _, _, saved = ops.forward(
-            both.cell.name, x, own, weights, lengths=lengths, reverse=direction == 1, backend="numpy"
+        weights = direction.Weights(*(both.params[f"{n}_l0{suffix}"] for n in names))
+        own = tuple(s[d] for s in parts(state))
+        _, _, saved = direction.forward(
+            both.cell.name, x, own, weights, lengths=lengths, reverse=d == 1, backend="numpy"
         )
-        half = np.ascontiguousarray(dy[:, :, 6 * direction :][:, :, :6])
-        dx_one, dstart, grads = ops.backward(saved, half, tuple(d[direction] for d in parts(dstate)), weights)
+        half = np.ascontiguousarray(dy[:, :, 6 * d :][:, :, :6])
+        dx_one, dstart, grads = direction.backward(saved, half, tuple(ends[d] for ends in parts(dstate)), weights)
         total += dx_one
         for n, want in zip(names, grads, strict=False):
             assert_close("d" + n, both.grads[f"{n}_l0{suffix}"], want, "float64", "backward")
         for got, want in zip(parts(dstate0), dstart, strict=True):
-            assert_close("dh0", got[direction], want, "float64", "backward")
+            assert_close("dh0", got[d], want, "float64", "backward")
     assert_close("dx", dx, total, "float64", "backward")
 
 

@@ -103,13 +103,12 @@ def test_kernels_that_add_into_gradients_do_so_one_at_a_time(make: Any, rng: np.
             return backward if name == "backward" else getattr(backend, name)
 
     kept = layer._saved
-    saved = kept.saved.scans[0][0] if isinstance(layer, rnnkit.GRU) else kept[0]
-    backend = saved.choice.backend
-    watched = saved._replace(choice=saved.choice._replace(backend=Watched()))
-    if isinstance(layer, rnnkit.GRU):
-        layer._thread_slots.slot.saved = kept._replace(saved=kept.saved._replace(scans=[(watched,)]))
-    else:
-        layer._thread_slots.slot.saved = (watched, kept[1])
+    of_layer = isinstance(layer, rnnkit.GRU)
+    choice = kept.saved.choice if of_layer else kept[0]
+    backend = choice.backend
+    watched = choice._replace(backend=Watched())
+    slot = layer._thread_slots.slot
+    slot.saved = kept._replace(saved=kept.saved._replace(choice=watched)) if of_layer else (watched, *kept[1:])
     layer.backward(*use.gradients)
     assert seen == [False]
 

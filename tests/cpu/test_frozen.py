@@ -256,8 +256,7 @@ def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, mon
     layer.freeze()
     for members in (1, 2, 3, 3, 2, 2, 1, 1):
         monkeypatch.setattr(plan, "division", lambda sizes, threads, members=members: (1, members))
-        plan.forget()
-        prepared.prepared.cache_clear()
+        prepared.forget()
         with rnnkit.no_grad():
             found = [layer(x, lengths=lengths)[0] for lengths in (None, [6, 2, 4])]
         for a, b in zip(found, want, strict=True):
@@ -266,8 +265,7 @@ def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, mon
         p.buffer.memory[: memory.LINE].view(np.int64)[memory.TRUSTED] for p in backend.packed_weights._entries.values()
     ]
     assert trusted[-12:] == [1] * 12
-    plan.forget()
-    prepared.prepared.cache_clear()
+    prepared.forget()
 
 
 def test_one_frozen_layer_from_many_threads(x):

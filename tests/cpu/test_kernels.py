@@ -114,12 +114,12 @@ def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> No
     """Machine code from the cache is linked by symbols: no two processes may have given one to two functions."""
     script = textwrap.dedent("""
         import sys
-        from rnnkit.functional import direction as ops
+        from rnnkit.functional import direction
         from rnnkit.testing import Case, assert_close, make_inputs
         for dtype in sys.argv[1:]:
             given = make_inputs(Case("rnn_tanh", T=1), dtype)  # a single step compiles in a second or two
             ours, oracle = (
-                ops.forward("rnn_tanh", given.x, given.state0, given.weights, backend=backend, keep=False)
+                direction.forward("rnn_tanh", given.x, given.state0, given.weights, backend=backend, keep=False)
                 for backend in ("numba", "numpy")
             )
             assert_close("y", ours[0], oracle[0], dtype)

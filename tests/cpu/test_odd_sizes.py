@@ -42,9 +42,7 @@ def test_any_sizes_shared_any_way_are_the_oracle(case: Case, dtype: str, members
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "division", division)
-        plan.forget()
-        prepared.prepared.cache_clear()
+        prepared.forget()
         worst = parity("numba", case, dtype)
-    plan.forget()
-    prepared.prepared.cache_clear()
+    prepared.forget()
     assert max(worst.values()) <= 1, worst

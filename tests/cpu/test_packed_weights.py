@@ -69,11 +69,9 @@ def test_weights_packed_for_other_shares_are_not_used(x, monkeypatch):
     want = layer(x)[0]
     for members in (1, 2, 3, 2, 1):
         monkeypatch.setattr(plan, "division", lambda sizes, threads, members=members: (1, members))
-        plan.forget()
-        prepared.prepared.cache_clear()
+        prepared.forget()
         np.testing.assert_array_equal(without_grad(layer, x), want)
-    plan.forget()
-    prepared.prepared.cache_clear()
+    prepared.forget()
 
 
 def kept_bytes() -> int:

@@ -11,7 +11,7 @@ import pytest
 
 import rnnkit
 from rnnkit.core.cells import CELLS
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, run
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, train_step
 
@@ -109,12 +109,11 @@ def test_the_functional_form_is_pure(cell: str, cpu_backend: str) -> None:
     wants = [run(case, i, cpu_backend) for case, i in zip(cases, inputs, strict=True)]
     saved = []
     for case, i in zip(cases, inputs, strict=True):
-        saved.append(
-            ops.forward(cell, i.x, i.state0, i.weights, lengths=i.lengths, reverse=case.reverse, backend=cpu_backend)[2]
-        )
+        how = {"lengths": i.lengths, "reverse": case.reverse, "backend": cpu_backend}
+        saved.append(direction.forward(cell, i.x, i.state0, i.weights, **how)[2])
 
     def answer(k: int) -> tuple[int, Any]:
-        return k, ops.backward(saved[k], inputs[k].dy, inputs[k].dstate_n, inputs[k].weights)
+        return k, direction.backward(saved[k], inputs[k].dy, inputs[k].dstate_n, inputs[k].weights)
 
     with ThreadPoolExecutor(4) as pool:
         for k, (dx, dstate0, dweights) in [answer(2), answer(0), *pool.map(answer, [1, 0, 2, 1, 0, 2])]:

@@ -56,8 +56,7 @@ def plans_made_anew() -> Iterator[None]:
 
 
 def forget() -> None:
-    plan.forget()
-    prepared.prepared.cache_clear()
+    prepared.forget()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

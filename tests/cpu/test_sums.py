@@ -14,11 +14,12 @@ from rnnkit.core import long_sums
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, error_ratio, growth_of, make_inputs, parity, run, widened
 from tests.helpers import CPU_BACKENDS, assert_same, slow_except
 
 MILLIONS = 4_000_003  # no multiple of any block
+MOST = 20_000_000  # terms, up to which docs/promises.md promises 1e-5. Its tests take up to 0.9 GB
 
 
 def assert_sum(name: str, got: Any, want: Any, bound: float = 1e-5) -> None:
@@ -88,8 +89,8 @@ def of_one_unit(
     x, dy, h0 = tenths(T, B, I, vary=vary), tenths(T, B, 1, vary=vary), tenths(B, 1)
     put = lambda a: to_device(a, device)  # noqa: E731
     weights, state = Weights(*map(put, w[:4])), (put(h0),)
-    _, _, saved = ops.forward("rnn_tanh", put(x), state, weights, backend=backend)
-    _, _, got = ops.backward(saved, put(dy), (put(np.zeros_like(h0)),), weights)
+    _, _, saved = direction.forward("rnn_tanh", put(x), state, weights, backend=backend)
+    _, _, got = direction.backward(saved, put(dy), (put(np.zeros_like(h0)),), weights)
     flat, one = x.reshape(-1, I).astype(np.float64), dy.reshape(-1, 1).astype(np.float64)
     h = np.tanh(flat @ w.w_ih.astype(np.float64).T + np.float64(w.b_ih[0]) + np.float64(w.b_hh[0]))
     da, h_prev = one * (1 - h * h), np.concatenate([h0.astype(np.float64), h[: (T - 1) * B]])
@@ -159,6 +160,38 @@ def test_gradients_of_many_rows_are_added_to_those_before() -> None:
     layer.backward(dy)
     for name, grad in layer.grads.items():
         assert_close(name, grad, 2 * once[name].astype(np.float64), "float32", "backward")
+
+
+# As many terms as the promise names. All are equal, which is the worst case of a sum in sequence, so a float64 product
+# of one term is the reference.
+
+
+@pytest.mark.slow
+def test_linear_and_loss_of_as_many_rows_as_promised() -> None:
+    layer = rnnkit.Linear(1, 1, rng=0)
+    x = tenths(MOST, 1)
+    y = layer(x)
+    layer.backward(x)
+    tenth = float(np.float32(0.1))
+    assert_sum("bias", layer.grads["bias"], [MOST * tenth])
+    assert_sum("weight", layer.grads["weight"], [[MOST * tenth * tenth]])
+    y[...] = 0
+    assert rnnkit.mse(x, y)[0] == pytest.approx(tenth * tenth, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("numba" not in CPU_BACKENDS, reason="needs Numba")
+def test_one_step_of_as_many_rows_as_promised() -> None:
+    layer = rnnkit.RNN(1, 1, backend="numba", rng=0)
+    x, tenth = tenths(1, MOST, 1), float(np.float32(0.1))
+    y, h_n = layer(x, x)
+    h = float(y[0, 0, 0])
+    assert np.array_equal(y, np.full_like(y, h))
+    del y, h_n
+    layer.backward(x)
+    da = tenth * (1 - h * h)
+    for name, grad in layer.grads.items():
+        assert_sum(name, grad, np.full(grad.shape, MOST * da * (tenth if name.startswith("weight") else 1)))
 
 
 # Losses, embeddings, norms

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 
 from rnnkit.core.cells import CELLS, Weights
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, Inputs, assert_close, make_inputs, run
 from tests.tools import fakecupy
 
@@ -43,9 +43,11 @@ def outputs(case: Case, inputs: Inputs, backend: str) -> dict[str, Any]:
     """As `rnnkit.testing.run`, but everything stays on the device."""
     cell = CELLS[case.cell]
     given = (inputs.x, inputs.state0, inputs.weights)
-    y, state_n, saved = ops.forward(case.cell, *given, lengths=inputs.lengths, reverse=case.reverse, backend=backend)
+    y, state_n, saved = direction.forward(
+        case.cell, *given, lengths=inputs.lengths, reverse=case.reverse, backend=backend
+    )
     assert saved is not None
-    dx, dstate0, dweights = ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+    dx, dstate0, dweights = direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
     found = {"y": y, "dx": dx}
     for name, n, d in zip(cell.states, state_n, dstate0, strict=True):
         found |= {f"{name}_n": n, f"d{name}0": d}

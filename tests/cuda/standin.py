@@ -57,12 +57,12 @@ def _forward(call: LayerCall) -> Forward:
     weights = Weights(*_all(_down, call.weights))
     down = call._replace(x=_down(call.x), state0=_all(_down, call.state0), weights=weights, out=None)
     y, state_n, saved = oracle.forward(down)
-    return Forward(_up(y), _all(_up, state_n), saved)
+    return _up(y), _all(_up, state_n), saved
 
 
 def _backward(call: BackwardCall) -> Gradients:
     weights = Weights(*_all(_down, call.weights))
-    down = call._replace(dy=_down(call.dy), dstate_n=_all(_down, call.dstate_n), weights=weights, into=None)
+    down = call._replace(dy=_down(call.dy), dstate_n=_all(_down, call.dstate_n), weights=weights)
     dx, dstate0, dweights = oracle.backward(down)
     return Gradients(_up(dx), _all(_up, dstate0), Weights(*_all(_up, dweights)))
 

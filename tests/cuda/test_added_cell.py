@@ -19,7 +19,7 @@ import pytest
 from rnnkit.backends import BACKENDS, select
 from rnnkit.core.cells import CELLS, Cell, State, StepGradients, Weights, sigmoid
 from rnnkit.errors import DeviceError
-from rnnkit.functional import direction as functional
+from rnnkit.functional import direction
 from rnnkit.kernels.cells import HEADERS, POINTWISE, Header
 from rnnkit.testing import Case, make_inputs, parity, run
 from tests.cuda.cuda_helpers import assert_matches, cuda
@@ -179,7 +179,7 @@ def test_cell_that_only_has_its_oracle_is_refused_by_name_elsewhere(choices_forg
             select("cpu", "float32", NAME, "numba")
         inputs = make_inputs(CASES[0], "float32")
         with pytest.raises(ValueError, match=f"serves the cells .*, got {NAME}"):
-            functional.forward(NAME, inputs.x, inputs.state0, inputs.weights, backend="numba")
+            direction.forward(NAME, inputs.x, inputs.state0, inputs.weights, backend="numba")
 
 
 @needs_emulator

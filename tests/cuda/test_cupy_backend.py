@@ -14,7 +14,7 @@ import pytest
 
 import rnnkit
 from rnnkit.core.cells import CELLS, Weights
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import CASES, Case, assert_close, error_ratio, make_inputs, parity, run
 from tests.cuda.cuda_helpers import assert_matches, chunked, cuda, outputs, run_on
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, slow_except
@@ -182,7 +182,7 @@ def test_no_synchronisation_without_keeping(cp: Any) -> None:
     case = SMALL["gru"]
     inputs = make_inputs(case, "float32", device="cuda:0")
     with cp.fake.counting() as counts:
-        y, (h_n,), saved = ops.forward("gru", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
+        y, (h_n,), saved = direction.forward("gru", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
     assert saved is None
     assert not counts.synchronisations
     want = run(case, make_inputs(case, "float64"), "numpy")
@@ -226,8 +226,8 @@ def test_gradients_of_any_strides(cp: Any, cell: str, rng: np.random.Generator) 
     wide[:, :, 2 : R + 2] = inputs.dy.swapaxes(0, 1)
     backwards = cp.asarray(np.ascontiguousarray(inputs.dy.get()[:, :, ::-1]))
     for dy in (wide.swapaxes(0, 1)[:, :, 2 : R + 2], backwards[:, :, ::-1]):
-        _, _, saved = ops.forward(cell, inputs.x, inputs.state0, inputs.weights, backend="cupy")
-        dx, _, _ = ops.backward(saved, dy, inputs.dstate_n, inputs.weights)
+        _, _, saved = direction.forward(cell, inputs.x, inputs.state0, inputs.weights, backend="cupy")
+        dx, _, _ = direction.backward(saved, dy, inputs.dstate_n, inputs.weights)
         assert_close("dx", dx, want["dx"], "float32", "backward")
 
 
@@ -259,7 +259,7 @@ def test_no_gradient_but_of_states(cp: Any) -> None:
     for given, end in ((inputs, True), (inputs, False)):
         dstate = given.dstate_n if end else None
         found = [
-            ops.backward(ops.forward("lstm", i.x, i.state0, i.weights, backend=b)[2], None, d, i.weights)
+            direction.backward(direction.forward("lstm", i.x, i.state0, i.weights, backend=b)[2], None, d, i.weights)
             for i, b, d in ((given, "cupy", dstate), (wide, "numpy", wide.dstate_n if end else None))
         ]
         (dx, dstate0, dw), (dx_want, dstate0_want, dw_want) = found

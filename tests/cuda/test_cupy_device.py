@@ -13,7 +13,7 @@ import pytest
 import rnnkit
 from rnnkit.core.cells import CELLS
 from rnnkit.errors import DeviceError, DeviceMemoryError, UnsupportedDeviceError
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs, parity, run
 from tests.cuda.cuda_helpers import assert_matches, chunked, cuda, outputs
 from tests.helpers import assert_same, slow_except
@@ -181,7 +181,7 @@ def test_a_stream_that_is_being_captured() -> None:
             run(case, inputs, "cupy")
             stream.begin_capture()
             with pytest.raises(DeviceError, match="captured"):
-                ops.forward("gru", inputs.x, inputs.state0, inputs.weights, backend="cupy")
+                direction.forward("gru", inputs.x, inputs.state0, inputs.weights, backend="cupy")
             stream.end_capture()
 
 
@@ -316,6 +316,6 @@ def test_memory_does_not_grow_with_time() -> None:
         for T in (8, 80):
             inputs = make_inputs(Case("lstm", T=T, B=2), "float32", device="cuda:0")
             with cp.fake.counting() as counts:
-                found = ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
+                found = direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
             peak.append(counts.allocated_bytes - found[0].nbytes)
         assert peak[1] <= peak[0], (case, peak)

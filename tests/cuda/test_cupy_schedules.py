@@ -13,7 +13,7 @@ import rnnkit
 from rnnkit import backends
 from rnnkit.backends import registry
 from rnnkit.errors import UnsupportedDeviceError
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, run
 from tests.cuda.cuda_helpers import cuda
 from tests.helpers import assert_same, refused
@@ -57,7 +57,7 @@ def test_unknown_schedule_is_refused_by_name(name: str, said: list[str]) -> None
     case = Case("lstm")
     inputs = make_inputs(case)
     with refused(ValueError, *said):
-        ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend=name)
+        direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend=name)
 
 
 def test_schedule_without_a_card_is_refused_with_the_reason() -> None:
@@ -110,7 +110,7 @@ def test_pinned_schedule_runs_and_is_named(cp: Any) -> None:
         backends.select.cache_clear()
         for pinned, ran in (("cupy", "another"), ("cupy:another", "another"), ("cupy:stepwise", "stepwise")):
             given = (inputs.x, inputs.state0, inputs.weights)
-            _, _, saved = ops.forward("gru", *given, backend=pinned)
+            _, _, saved = direction.forward("gru", *given, backend=pinned)
             assert saved is not None
             assert saved.own.schedule.name == ran
             assert_same(run(case, inputs, pinned), want)

@@ -19,7 +19,7 @@ from rnnkit.core import long_sums
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, growth_of, make_inputs, parity, run, widened
 from tests.cpu.test_sums import assert_sum, of_one_unit, product64, tenths
 from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
@@ -119,8 +119,8 @@ def test_what_later_chunks_add_to_a_large_sum_is_not_lost(cp: Any, monkeypatch: 
     given = [to_device(a, DEVICE) for a in (x, one, dy, one * 0, *weights[:4])]
     there = Weights(*given[4:])
     with chunked(1):
-        _, _, saved = ops.forward("rnn_tanh", given[0], (given[1],), there, backend="cupy")
-        _, _, got = ops.backward(saved, given[2], (given[3],), there)
+        _, _, saved = direction.forward("rnn_tanh", given[0], (given[1],), there, backend="cupy")
+        _, _, got = direction.backward(saved, given[2], (given[3],), there)
     h = np.tanh(float(weights.b_ih[0]) + float(weights.b_hh[0]))
     da = dy[:, 0, 0].astype(np.float64) * (1 - h * h)
     h_prev = np.full(T, h)

@@ -17,7 +17,7 @@ import pytest
 
 import rnnkit
 from rnnkit.core import devices
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs
 from tests.cuda.standin import numbers, on, pair, stand_in
 from tests.helpers import LAYERS, parts, random_state, refused
@@ -114,10 +114,10 @@ def test_the_functional_form_runs_where_x_is(cp: Any) -> None:
     before = cp.fake.live_blocks(0)
     found = []
     for inputs, backend in ((there, None), (here, "numpy")):
-        y, _, saved = ops.forward(
+        y, _, saved = direction.forward(
             "lstm", inputs.x, inputs.state0, inputs.weights, lengths=inputs.lengths, backend=backend
         )
-        found.append((y, *ops.backward(saved, inputs.dy, None, inputs.weights)[2]))
+        found.append((y, *direction.backward(saved, inputs.dy, None, inputs.weights)[2]))
     assert cp.fake.live_blocks(0) == before
     for a, b in zip(*found, strict=True):
         assert (a is None and b is None) or not np.any(cp.fake.peek(a) != b)

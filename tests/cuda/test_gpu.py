@@ -23,7 +23,7 @@ from rnnkit.backends import BACKENDS, backend_row, pinned_names
 from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import cuda_problem, to_device, to_numpy
 from rnnkit.errors import DeviceMemoryError
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import (
     CASES,
     LARGE_CASES,
@@ -196,7 +196,7 @@ def test_no_memory_is_taken_beyond_the_outputs() -> None:
     inputs = make_inputs(case, "float32", device="cuda:0")
 
     def forward() -> Any:
-        return ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
+        return direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
 
     for _ in range(3):
         forward()
@@ -207,11 +207,11 @@ def test_no_memory_is_taken_beyond_the_outputs() -> None:
     assert pool.total_bytes() == total
     del y, state_n
     for _ in range(5):
-        _, _, saved = ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy")
-        ops.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+        _, _, saved = direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy")
+        direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
         del saved
         steady = pool.total_bytes()
-    ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy")
+    direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy")
     assert pool.total_bytes() == steady
 
 

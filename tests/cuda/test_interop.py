@@ -13,7 +13,7 @@ import pytest
 
 import rnnkit
 from rnnkit.core import devices
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs
 from tests.cuda.standin import numbers, on, pair, stand_in
 from tests.helpers import LAYERS, parts, random_state, refused
@@ -169,7 +169,7 @@ def test_arrays_on_the_wrong_side_are_named(cp: Any, rng: np.random.Generator) -
     with refused(ValueError, "w_ih must be on device cuda:1, got ndarray on the host"):
         case = Case("lstm")
         inputs, host = make_inputs(case, "float32", device="cuda:1"), make_inputs(case, "float32")
-        ops.forward("lstm", inputs.x, inputs.state0, inputs.weights._replace(w_ih=host.weights.w_ih))
+        direction.forward("lstm", inputs.x, inputs.state0, inputs.weights._replace(w_ih=host.weights.w_ih))
     with refused(TypeError, "weight must be a CuPy array, got ndarray"):
         rnnkit.Linear(2, 3, device="cuda:1").params["weight"] = np.zeros((3, 2), "float32")
 

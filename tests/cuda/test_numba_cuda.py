@@ -17,7 +17,7 @@ import pytest
 from rnnkit.core import long_sums
 from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import to_device, to_numpy
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS, THREADS
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run, widened
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, slow_except
@@ -135,7 +135,7 @@ def on_device(inputs: Any) -> Any:
 
 
 def forward(case: Case, inputs: Any, keep: bool) -> tuple[np.ndarray, ...]:
-    y, state_n, _ = ops.forward(
+    y, state_n, _ = direction.forward(
         case.cell, inputs.x, inputs.state0, inputs.weights, lengths=inputs.lengths, reverse=case.reverse,
         backend="numba_cuda", keep=keep,
     )  # fmt: skip
@@ -193,9 +193,9 @@ def test_either_gradient_may_be_left_out(cell: str, given: str) -> None:
     for backend in ("numba_cuda", "numpy"):
         with device():
             held = on_device(inputs) if backend == "numba_cuda" else widened(inputs)
-            *_, saved = ops.forward(cell, held.x, held.state0, held.weights, backend=backend)
+            *_, saved = direction.forward(cell, held.x, held.state0, held.weights, backend=backend)
             dy, dstate = (held.dy, None) if given == "dy" else (None, held.dstate_n)
-            dx, dstate0, dweights = ops.backward(saved, dy, dstate, held.weights)
+            dx, dstate0, dweights = direction.backward(saved, dy, dstate, held.weights)
             gradients.append([to_numpy(a) for a in (dx, *dstate0, *dweights) if a is not None])
     for got, want in zip(*gradients, strict=True):
         assert_close("gradient", got, want, "float32", "backward")
@@ -233,7 +233,7 @@ def test_infinities_large_numbers_and_nan_as_in_the_oracle(cell: str, dtype: str
     inputs.x[0, :, 0] = [np.nan, np.inf, -np.inf, 1e30, -1e30, 300, -300, 1]
     with device(), np.errstate(all="ignore"):
         got = forward(case, on_device(inputs), keep=False)
-        *want, _ = ops.forward(
+        *want, _ = direction.forward(
             cell, *(getattr(widened(inputs), n) for n in ("x", "state0", "weights")), backend="numpy"
         )
     want = (want[0], *want[1])

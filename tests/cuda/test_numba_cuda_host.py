@@ -15,7 +15,7 @@ import rnnkit
 from rnnkit.backends import Sizes
 from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES as ROWS
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS
 from rnnkit.testing import Case, make_inputs, run
 from tests.cuda.test_numba_cuda import DEVICE, DTYPES, device, features, on_device
@@ -59,10 +59,10 @@ def test_a_pass_is_one_launch_and_waits_for_nothing(cell: str, ragged: bool) -> 
         held = on_device(make_inputs(case, "float16"))
 
         def both() -> Any:
-            *_, saved = ops.forward(
+            *_, saved = direction.forward(
                 cell, held.x, held.state0, held.weights, lengths=held.lengths, backend="numba_cuda"
             )  # fmt: skip
-            return ops.backward(saved, held.dy, held.dstate_n, held.weights)
+            return direction.backward(saved, held.dy, held.dstate_n, held.weights)
 
         both()
         del launches[:]
@@ -85,13 +85,14 @@ def test_launches_go_to_the_current_stream_of_the_arrays_device() -> None:
             x, state0, weights = (put(cp, a) for a in (inputs.x, inputs.state0, inputs.weights))
             own = cp.cuda.Stream(non_blocking=True)
             with own:
-                y, _, saved = ops.forward("lstm", x, state0, ops.Weights(*weights), backend="numba_cuda")
-                ops.backward(saved, y, None, ops.Weights(*weights))
-            ops.forward("lstm", x, state0, ops.Weights(*weights), backend="numba_cuda")
+                y, _, saved = direction.forward("lstm", x, state0, direction.Weights(*weights), backend="numba_cuda")
+                direction.backward(saved, y, None, direction.Weights(*weights))
+            direction.forward("lstm", x, state0, direction.Weights(*weights), backend="numba_cuda")
         assert y.device.id == 1
         assert [launch.stream for launch in launches] == [own.ptr, own.ptr, cp.cuda.Stream.null.ptr]
         assert own.ptr != cp.cuda.Stream.null.ptr
-        y, *_ = ops.forward("lstm", x, state0, ops.Weights(*weights), backend="numba_cuda")  # device 0 is current
+        # Device 0 is current.
+        y, *_ = direction.forward("lstm", x, state0, direction.Weights(*weights), backend="numba_cuda")
         assert y.device.id == 1
 
 
@@ -108,7 +109,7 @@ def test_a_block_a_row_and_whole_warps(B: int, H: int, blocks: int, threads: int
     case = Case("rnn_relu", T=1, B=B, I=1, H=H)
     with device() as (_, launches):
         held = on_device(make_inputs(case, "float32"))
-        ops.forward(case.cell, held.x, held.state0, held.weights, backend="numba_cuda", keep=False)
+        direction.forward(case.cell, held.x, held.state0, held.weights, backend="numba_cuda", keep=False)
     assert [(launch.blocks, launch.threads) for launch in launches] == [(blocks, threads)]
 
 
@@ -126,12 +127,12 @@ def test_the_bytes_that_explain_tells_are_those_that_are_taken(cell: str, dtype:
             from rnnkit.backends import numba_cuda
 
             held, used = on_device(inputs), cp.get_default_memory_pool().used_bytes
-            ops.forward(
+            direction.forward(
                 cell, held.x, held.state0, held.weights, backend="numba_cuda", keep=False
             )  # what stays is there
             before = used()
             with cp.fake.counting() as counts:
-                y, state_n, saved = ops.forward(
+                y, state_n, saved = direction.forward(
                     cell, held.x, held.state0, held.weights, lengths=held.lengths, backend="numba_cuda", keep=keep
                 )
             results = sum(a.nbytes for a in (y, *state_n))
@@ -174,9 +175,9 @@ def test_the_cpu_path_imports_no_cuda() -> None:
 
 def test_float16_gates_are_not_rounded_before_both_sides_are_added() -> None:
     """x W_ih^T and b_hh cancel: in float16 their sum would be rounded to the spacing of 2048, which is 2."""
-    weights = ops.Weights(*(np.array(w, np.float16) for w in ([[2047.0, 1.25]], [[0.0]], [0.0], [-2047.0])))
+    weights = direction.Weights(*(np.array(w, np.float16) for w in ([[2047.0, 1.25]], [[0.0]], [0.0], [-2047.0])))
     x, h0 = np.ones((1, 1, 2), np.float16), np.zeros((1, 1), np.float16)
     with device() as (cp, _):
-        x, h0, weights = cp.asarray(x), (cp.asarray(h0),), ops.Weights(*(cp.asarray(w) for w in weights[:4]))
-        y, *_ = ops.forward("rnn_relu", x, h0, weights, backend="numba_cuda", keep=False)
+        x, h0, weights = cp.asarray(x), (cp.asarray(h0),), direction.Weights(*(cp.asarray(w) for w in weights[:4]))
+        y, *_ = direction.forward("rnn_relu", x, h0, weights, backend="numba_cuda", keep=False)
         assert float(y.get()[0, 0, 0]) == 1.25

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rnnkit.core.cells import Weights
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import assert_close
 from tests.helpers import LAYERS, parts, randn, random_state
 
@@ -43,13 +43,13 @@ def weights(name: str, layer: Any, suffixes: list[str]) -> dict[str, np.ndarray]
     }
 
 
-def onnx_run(name: str, direction: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+def onnx_run(name: str, sides: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """One node, run on the CPU provider: Y, Y_h and, for LSTM, Y_c."""
-    attributes: dict[str, Any] = {"hidden_size": H, "direction": direction}
+    attributes: dict[str, Any] = {"hidden_size": H, "direction": sides}
     if name.startswith("gru"):
         attributes["linear_before_reset"] = int(name == "gru")
     if name == "rnn_relu":
-        attributes["activations"] = ["Relu"] * len(DIRECTIONS[direction])
+        attributes["activations"] = ["Relu"] * len(DIRECTIONS[sides])
     inputs = ["X", "W", "R", "B", "sequence_lens", "initial_h"] + (["initial_c"] if name == "lstm" else [])
     outputs = ["Y", "Y_h"] + (["Y_c"] if name == "lstm" else [])
     node = onnx.helper.make_node(OPERATOR[name], inputs, outputs, **attributes)
@@ -68,22 +68,22 @@ def onnx_run(name: str, direction: str, feeds: dict[str, np.ndarray]) -> list[np
 
 
 @pytest.mark.parametrize("name", ORDER)
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("sides", DIRECTIONS)
 @pytest.mark.parametrize("lengths", [[T] * B, [3, 7, 1, 5, 2]], ids=["full", "ragged"])
-def test_outputs_and_states(name: str, direction: str, lengths: list[int], cpu_backend: str) -> None:
-    rng = np.random.default_rng([len(name), len(direction), sum(lengths)])
-    suffixes = DIRECTIONS[direction]
+def test_outputs_and_states(name: str, sides: str, lengths: list[int], cpu_backend: str) -> None:
+    rng = np.random.default_rng([len(name), len(sides), sum(lengths)])
+    suffixes = DIRECTIONS[sides]
     layer = LAYERS[name](I, H, bidirectional=len(suffixes) == 2, backend=cpu_backend)
     for p in layer.params.values():
         p[...] = 0.5 * randn(rng, *p.shape)
     x, state = randn(rng, T, B, I, dtype="float32"), random_state(layer, B, rng)
     feeds = {"X": x, "sequence_lens": np.array(lengths, np.int32)} | weights(name, layer, suffixes)
     feeds |= dict(zip(("initial_h", "initial_c"), parts(state), strict=False))
-    want_y, *want_n = onnx_run(name, direction, feeds)
-    if direction == "reverse":  # a layer runs backwards only beside forwards; the functional form does alone
+    want_y, *want_n = onnx_run(name, sides, feeds)
+    if sides == "reverse":  # a layer runs backwards only beside forwards; the functional form does alone
         own = Weights(*layer.params.values())
         first = tuple(s[0] for s in parts(state))
-        y, ends, _ = ops.forward(name, x, first, own, lengths=lengths, reverse=True, backend=cpu_backend)
+        y, ends, _ = direction.forward(name, x, first, own, lengths=lengths, reverse=True, backend=cpu_backend)
         state_n = tuple(s[None] for s in ends)
     else:
         y, state_n = layer(x, state, lengths)

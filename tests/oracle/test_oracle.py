@@ -14,7 +14,7 @@ import pytest
 
 import rnnkit
 from rnnkit.core.cells import CELLS
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, run
 from tests.helpers import LAYERS, parts, randn, random_state, slow_except
 from tests.oracle import reference
@@ -43,7 +43,7 @@ def difference(loss: Callable[[], float], a: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_forward_is_the_equations(case: Case) -> None:
     inputs = make_inputs(case)
-    y, state_n, _ = ops.forward(
+    y, state_n, _ = direction.forward(
         case.cell,
         inputs.x,
         inputs.state0,
@@ -79,7 +79,7 @@ def assert_finite_differences(case: Case) -> None:
     dy = np.nan_to_num(inputs.dy)  # NaN past each row's end; y is zero there, which its product with zero still checks
 
     def loss() -> float:
-        y, state_n, _ = ops.forward(
+        y, state_n, _ = direction.forward(
             case.cell,
             inputs.x,
             inputs.state0,

@@ -100,7 +100,7 @@ def forward(case: Case, live: Any, x: Any, state0: Any, weights: dict[str, Any])
 
 
 def wanted(case: Case, inputs: Inputs) -> dict[str, Any]:
-    """Every output and gradient of the case, by ops' names, as JAX has them."""
+    """Every output and gradient of the case, by the names of `rnnkit.testing.run`, as JAX has them."""
     T, B, _ = inputs.x.shape
     lengths = np.full(B, T) if inputs.lengths is None else inputs.lengths
     live = np.arange(T)[:, None] < lengths

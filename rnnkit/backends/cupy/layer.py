@@ -41,7 +41,7 @@ def forward(call: LayerCall, schedule: str | None = None) -> Forward:
     with _on(device, problem):
         chosen, _ = choose(call.cell, call.dtype, _sizes(problem), arch_of(device.id), schedule)
         y, state_n, own = chosen.load().forward(problem, call)
-    return Forward(y, state_n, Saved(chosen, problem, own) if call.keep else None)
+    return y, state_n, Saved(chosen, problem, own) if call.keep else None
 
 
 def backward(call: BackwardCall) -> Gradients:

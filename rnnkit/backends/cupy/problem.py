@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from rnnkit.backends.interface import LayerCall, Sizes
 from rnnkit.backends.ragged import Packing, packing
@@ -41,12 +39,6 @@ class Step(NamedTuple):
     t: int
     n: int
     rows: int
-
-
-@lru_cache(maxsize=16)
-def _packing(T: int, B: int, lengths: bytes) -> Packing:
-    """The packing of ragged rows, cached for the layers and directions that share lengths (the bytes of int64)."""
-    return packing(T, B, np.frombuffer(lengths, np.int64))
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,6 @@ class Problem:
     def of(cls, call: LayerCall) -> Problem:
         """The problem of a forward call."""
         weights = call.weights
-        lengths = call.lengths
         T, B, I = call.x.shape
         GH, R = weights.w_hh.shape
         return cls(
@@ -102,7 +93,7 @@ class Problem:
             R=R,
             projected=weights.w_hr is not None,
             reverse=call.reverse,
-            packing=packing(T, B, None) if lengths is None else _packing(T, B, lengths.tobytes()),
+            packing=packing(T, B, call.lengths),
         )
 
     @classmethod

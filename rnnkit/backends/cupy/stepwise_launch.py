@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from rnnkit.backends.cupy.stepwise_buffers import SavedStates
 from rnnkit.core.cells import Array, Weights
 
 # An integer for a kernel's int parameter. CuPy passes a Python int as 64 bits, as it does pointers.
-i32 = lru_cache(maxsize=4096)(np.int32)
+i32 = np.int32
 
 
 def address(array: Any) -> int:
@@ -127,19 +126,20 @@ class Launcher:
         h = self.storage_matrix("h", p.R)
         m = self.storage_matrix("m", p.H)
         second = self._second_product(weights)
+        B, H, R = map(i32, (p.B, p.H, p.R))
         # Rows of W_hh in the first product, so columns of `side` that it writes.
         first = p.first_gates * p.H
         for t, n, rows in chunk.steps():
             self.products.rows_by_weights(h, w_hh, side, rows, first, p.R)
             sides = (gates.at(n).address, side.address, self["bias"])
             states = (h.address, self["c"], m.address)
-            sizes = (i32(rows), i32(p.B), i32(p.H), i32(p.R), i32(t), n)
+            sizes = (i32(rows), B, H, R, i32(t), n)
             self.launch("forward_step", rows_by_units(rows, p.H), self["call"], *sides, *states, *sizes)
             if second is None:
                 continue
             out = h if p.projected else side.at(0, first)
             self.products.rows_by_weights(m, second.weight, out, rows, second.units, p.H)
-            ends = (i32(rows), i32(p.B), i32(p.R), i32(t), n)
+            ends = (i32(rows), B, R, i32(t), n)
             self.launch("forward_output", rows_by_units(rows, p.R), self["call"], *sides, h.address, *ends)
 
     def _backward(self, chunk: Chunk, weights: Weights) -> None:
@@ -148,19 +148,20 @@ class Launcher:
         dh = self.compute_matrix("dh", p.R)
         dm = self.compute_matrix("dm", p.H)
         second = self._second_product(weights)
+        H, R = map(i32, (p.H, p.R))
         first = p.first_gates * p.H
         for t, n, rows in chunk.steps(backward=True):
             dgates_x = self.storage_matrix("dgates_x", p.GH).at(n)
             dgates_h = self.storage_matrix("dgates_h", p.GH).at(n) if p.cell.splits_sides else dgates_x
             if second is not None:
                 written = self.storage_matrix("dprojected", p.R).at(n) if p.projected else dgates_x
-                ends = (i32(rows), i32(p.R), i32(t), n)
+                ends = (i32(rows), R, i32(t), n)
                 shape = rows_by_units(rows, p.R)
                 self.launch("backward_output", shape, self["call"], written.address, dh.address, *ends)
                 doutput = written if p.projected else written.at(0, first)
                 self.products.rows_through(doutput, second.weight, dm, rows, p.H, second.units)
             gradients = (dgates_x.address, dgates_h.address, dh.address, self["dc"], dm.address)
-            sizes = (i32(rows), i32(p.H), i32(t), n)
+            sizes = (i32(rows), H, i32(t), n)
             self.launch("backward_step", rows_by_units(rows, p.H), self["call"], *gradients, *sizes)
             # Where the pointwise part reads h', dh already holds the part that bypasses the product.
             self.products.rows_through(dgates_h, w_hh, dh, rows, p.R, first, add=p.cell.reads_h)

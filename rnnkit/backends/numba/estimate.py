@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from rnnkit.core.cells import Cell
@@ -80,7 +79,6 @@ def shared_us(work: Work, groups: int, units: int, members: int) -> float:
     return work.T * step_us(work, groups, units, members) + input_us(work) / (groups * members)
 
 
-@lru_cache(4096)
 def call_us(work: Work) -> float:
     """Microseconds of a forward call on one thread."""
     return shared_us(work, 1, work.H, 1)

@@ -16,19 +16,16 @@ import numpy as np
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCache, LayerCall, Sizes
 from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.operands import even_rows, ready_array
-from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single, threads_of
+from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single
 from rnnkit.backends.numba.prepared import (
-    DTYPE_NAMES,
-    NOTHING,
     Addresses,
+    Offsets,
     Prepared,
-    SavedArrays,
     job,
-    prepare,
     prepared,
+    prepared_ragged,
     saved_widths,
     weight_addresses,
-    work_of,
 )
 from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core import thread_pool
@@ -44,60 +41,54 @@ BACKWARD_SHARE = 2.0
 # Workspace of up to this many bytes is on the stack of the launch.
 STACK_WORKSPACE = 4 << 10
 
-scratch_memory, packed_weights = memory.Scratch(), memory.PackedWeightsCache()
+workspaces, packed_weights = memory.Workspaces(), memory.PackedWeightsCache()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=packed_weights.reset_after_fork)
 
 
 class Saved(NamedTuple):
-    """One forward: how its rows are packed, x without padding (N, I), and what the steps saved."""
+    """One forward: how its rows are packed, x without padding (N, I), and what the steps saved (see `SavedArrays`)."""
 
     packing: Packing
+    ready: Prepared
     x_packed: Array
-    arrays: SavedArrays
-    reverse: bool
+    values: Array
+    offsets: Offsets
+    others: tuple[Array, ...]
 
 
 def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
-    keep = call.keep
-    ready = _prepared(call)
-    p = ready.packing
+    x, lengths, keep, cache = call.x, call.lengths, call.keep, call.cache
+    # Partly inlined from `_addresses`: a call of a function is 1% of a Cell's call.
+    addresses = (cache and cache.addresses) or _addresses(call.weights, cache)
+    key = (call.cell, addresses.kind, x.shape, call.reverse, keep)
+    p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
     if p.order is not None and single(ready.work):
-        return _live_rows(p, call)
-    nothing, x, state0, out = ready.nothing, ready_array(call.x), call.state0, call.out
+        return _live_rows(p, ready, call)
+    nothing, x, state0, out = ready.nothing, ready_array(x), call.state0, call.out
     dtype, has_c = x.dtype, len(state0) == 2
-    arrays = ready.arrays_to_save(call.reserve) if keep else ready.nothing_saved
-    x_packed = x if p.order is None else _memory_for_x(ready, arrays, call.reserve, x.shape[2])
+    values, offsets, others = ready.arrays_to_save(call.reserve) if keep else ready.nothing_saved
+    x_packed = x if p.order is None else _memory_for_x(ready, values, call.reserve, x.shape[2])
     h0 = ready_array(state0[0])
     c0 = ready_array(state0[1]) if has_c else nothing
-    y = np.empty((*x.shape[:2], h0.shape[1]), dtype) if out is None else out
+    y = np.empty(ready.y, dtype) if out is None else out
     # `out` may be part of a wider array, which is not contiguous: its first element is enough.
     first_y = y if out is None else y[:1, :1, :1]
-    h_n = np.empty(h0.shape, dtype)
-    c_n = np.empty(c0.shape, dtype) if has_c else nothing
-    operands = (*arrays.offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, arrays.values)
-    _run(ready.work, ready.microseconds, partial(_launch, ready, call, operands))
-    saved = Saved(p, x_packed, arrays, call.reverse) if keep else None
-    return Forward(y, (h_n, c_n) if has_c else (h_n,), saved)
+    h_n = np.empty(ready.h, dtype)
+    c_n = np.empty(ready.c, dtype) if has_c else nothing
+    operands = (*offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
+    _run(ready, ready.microseconds, partial(_launch, p, ready, addresses, call, operands))
+    saved = Saved(p, ready, x_packed, values, offsets, others) if keep else None
+    return y, (h_n, c_n) if has_c else (h_n,), saved
 
 
-def _prepared(call: LayerCall) -> Prepared:
-    """What the sizes of the call decide, and its packing."""
-    x, weights, lengths = call.x, call.weights, call.lengths
-    shapes = (x.shape, weights.w_hh.shape, weights.w_hr is not None)
-    p = None if lengths is None else packing(x.shape[0], x.shape[1], lengths)
-    if p is None or p.order is None:
-        return prepared(call.cell, x.dtype.char, *shapes, call.reverse, call.keep)
-    return prepare(work_of(call.cell, x.dtype.char, *shapes, p.steps), p)
-
-
-def _memory_for_x(ready: Prepared, arrays: SavedArrays, reserve: Array | None, I: int) -> Array:
+def _memory_for_x(ready: Prepared, values: Array, reserve: Array | None, I: int) -> Array:
     """(N, I) for x without padding: new, or behind what the steps save in the reserve."""
-    N = ready.packing.steps
-    if reserve is None or not arrays.values.size:
+    N = ready.work.N
+    if reserve is None or not values.size:
         return np.empty((N, I), ready.nothing.dtype)
-    return arrays.values[ready.size : ready.size + N * I].reshape(N, I)
+    return values[ready.size : ready.size + N * I].reshape(N, I)
 
 
 def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
@@ -109,55 +100,51 @@ def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
 
 def saved_in_reserve(call: LayerCall) -> Saved:
     """See `rnnkit.backends.Backend`."""
-    x = ready_array(call.x)
-    ready = _prepared(call)
-    p = ready.packing
-    arrays = ready.arrays_to_save(call.reserve)
+    x, lengths = ready_array(call.x), call.lengths
+    key = (call.cell, _addresses(call.weights, call.cache).kind, x.shape, call.reverse, True)
+    p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
+    values, offsets, others = ready.arrays_to_save(call.reserve)
     if p.order is None:
         x_packed = x
     elif single(ready.work):
         x_packed = x[:, p.order[: p.steps]]  # as in `_live_rows`
     else:
-        x_packed = _memory_for_x(ready, arrays, call.reserve, x.shape[2])
-    return Saved(p, x_packed, arrays, call.reverse)
+        x_packed = _memory_for_x(ready, values, call.reserve, x.shape[2])
+    return Saved(p, ready, x_packed, values, offsets, others)
 
 
-def _live_rows(p: Packing, call: LayerCall) -> Forward:
+def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
     """A single step that not every row has: that of the batch of those that do."""
     assert p.order is not None
     x, state0, live = call.x, call.state0, p.order[: p.steps]
     states = tuple(s[live] for s in state0)
-    part = forward(call._replace(x=x[:, live], state0=states, lengths=None, out=None))
-    y = np.zeros((*x.shape[:2], part.y.shape[2]), x.dtype)
+    live_y, ends, saved = forward(call._replace(x=x[:, live], state0=states, lengths=None, out=None))
+    y = np.zeros((*x.shape[:2], live_y.shape[2]), x.dtype)
     state_n = tuple(np.array(s) for s in state0)
-    y[:, live] = part.y
-    for whole, rows in zip(state_n, part.state_n, strict=True):
+    y[:, live] = live_y
+    for whole, rows in zip(state_n, ends, strict=True):
         whole[live] = rows
-    return Forward(y, state_n, part.saved._replace(packing=p) if call.keep else None)
+    return y, state_n, saved._replace(packing=p, ready=ready) if call.keep else None
 
 
-def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threads: int) -> None:
+def _launch(
+    p: Packing, ready: Prepared, addresses: Addresses, call: LayerCall, operands: tuple, state: int, threads: int
+) -> None:
     """Runs the forward job. Weights are packed for this call alone, or in inference for later ones too."""
-    owner, cache, plan = object(), call.cache, ready.plans.get(threads)
-    # Inlined from `_addresses`: a call of a function is 1% of a Cell's call.
-    addresses = None if cache is None else cache.addresses
-    if addresses is None:
-        addresses = _addresses(call.weights, cache)
-    if plan is None:
-        plan = plan_for(ready.work, ready.packing, threads, False, call.reverse, call.keep)
-        ready.plans[threads] = plan
-    entry = None if call.keep or not plan.packed else _cached_packing(ready, call.weights, plan)
+    owner = object()
+    plan = ready.plans.get(threads) or ready.new_plan(p, threads, backward=False)
+    entry = None if call.keep or not plan.packed else _packed_layer(ready, call.weights, plan)
     try:
         if entry is not None and entry.claims.setdefault(OWNER, owner) is owner:
-            workspace = scratch_memory.get(plan.scratch)
+            workspace = workspaces.get(plan.workspace)
             digest = entry.buffer.address
             entry.set_trusted(addresses.constant)
         else:
-            on_stack = plan.scratch <= STACK_WORKSPACE and not plan.packed
-            workspace = memory.EMPTY_BUFFER if on_stack else scratch_memory.get(plan.scratch + plan.packed)
+            on_stack = plan.workspace <= STACK_WORKSPACE and not plan.packed
+            workspace = memory.EMPTY_BUFFER if on_stack else workspaces.get(plan.workspace + plan.packed)
             digest = 0
-        table, words = ready.packing.table, addresses.words
-        launch_forward(state, ready.job, plan.words, table, words, workspace.address, digest, *operands)
+        words = addresses.words
+        launch_forward(state, ready.job, plan.words, p.table, words, workspace.address, digest, *operands)
         if entry is not None and digest:
             entry.record_packed(addresses.constant)
     finally:
@@ -165,7 +152,7 @@ def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threa
             del entry.claims[OWNER]
 
 
-def _cached_packing(ready: Prepared, weights: Weights, plan: Plan) -> memory.PackedLayer | None:
+def _packed_layer(ready: Prepared, weights: Weights, plan: Plan) -> memory.PackedLayer | None:
     """The memory for packed weights that stays between calls, or None where they are too small or too large for
     that."""
     if not memory.is_cached(plan.packed):
@@ -185,20 +172,20 @@ def _addresses(weights: Weights, cache: LayerCache | None) -> Addresses:
     return cache.addresses
 
 
-def _run(work: Work, microseconds: float, launch: Any) -> None:
+def _run(ready: Prepared, microseconds: float, launch: Any) -> None:
     """Runs on as many threads as the estimated time and the partition justify."""
     threads = thread_pool.threads_for(microseconds)
-    thread_pool.run_on_pool(threads_of(work, threads) if threads > 1 else 1, microseconds, launch)
+    thread_pool.run_on_pool(ready.threads_of(threads) if threads > 1 else 1, microseconds, launch)
 
 
 def backward(call: BackwardCall) -> Gradients:
     """See `rnnkit.backends.Backend.backward`."""
     cell, saved, weights = call.cell, call.saved, call.weights
-    p, dtype, char = saved.packing, call.dtype.storage, call.dtype.storage.char
+    p, ready, dtype = saved.packing, saved.ready, call.dtype.storage
     w_hh, projected, has_c = weights.w_hh, weights.w_hr is not None, cell.has_c
     GH, R = w_hh.shape
     I, N = weights.w_ih.shape[1], p.steps
-    nothing = NOTHING[DTYPE_NAMES[char]]
+    nothing = ready.nothing
     dy, y_row = (nothing, 0) if call.dy is None else even_rows(call.dy)
     dh_n = ready_array(call.dstate_n[0])
     dc_n = ready_array(call.dstate_n[1]) if has_c else nothing
@@ -209,24 +196,23 @@ def backward(call: BackwardCall) -> Gradients:
     dprojected = np.empty((N, R), dtype) if projected else nothing
     dx = np.empty((p.T, p.B, I), dtype)
     dx_packed = dx if p.order is None else np.empty((N, I), dtype)
-    into, adds = _weight_gradients(weights, call.into, dtype)
+    into, adds = _weight_gradients(weights, call.cache, dtype)
     dw_hr = into.w_hr if projected else nothing
     biased = weights.b_ih is not None or weights.b_hh is not None
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
-    work = work_of(cell, char, (p.T, p.B, I), w_hh.shape, projected, N)
-    compiled, addresses = job(cell, work.dtype, True, False), _addresses(weights, call.cache)
+    compiled, addresses = job(cell, ready.work.dtype, True, False), _addresses(weights, call.cache)
 
     def launch(state: int, threads: int) -> None:
-        plan = plan_for(work, p, threads, True, saved.reverse, False)
-        workspace = scratch_memory.get(plan.scratch)
+        plan = ready.backward_plans.get(threads) or ready.new_plan(p, threads, backward=True)
+        workspace = workspaces.get(plan.workspace)
         launch_backward(
-            state, compiled.address, plan.words, p.table, addresses.words, workspace.address, *saved.arrays.offsets,
-            y_row, call.dy is not None, biased, adds, saved.x_packed, saved.arrays.values, dy, dh_n, dc_n, dh0, dc0,
+            state, compiled.address, plan.words, p.table, addresses.words, workspace.address, *saved.offsets,
+            y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0,
             dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 
-    _run(work, BACKWARD_SHARE * call_us(work), launch)
+    _run(ready, BACKWARD_SHARE * ready.microseconds, launch)
     if dgates_h is dgates_x and weights.b_hh is not None:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
     biases = (None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh)
@@ -234,11 +220,12 @@ def backward(call: BackwardCall) -> Gradients:
     return Gradients(dx, (dh0, dc0) if has_c else (dh0,), dweights)
 
 
-def _weight_gradients(weights: Weights, into: Weights | None, dtype: np.dtype) -> tuple[Weights, bool]:
+def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtype) -> tuple[Weights, bool]:
     """Where the matrices' gradients go, and whether they are added to what is there.
 
     Adding in place avoids the page faults of fresh memory, and one pass over both arrays.
     """
+    into = None if cache is None else cache.grads
     if into is not None and all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr)):
         return into, True
     return Weights(*(None if w is None else np.empty(w.shape, dtype) for w in weights)), False
@@ -253,13 +240,13 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     saved = N * sum(saved_widths(cell, H, R, R != H)) * item if keep else 0
     cached = not keep and memory.is_cached(plan.packed)
     own = plan.packed + 2 * memory.LINE if cached else 0
-    resident = plan.scratch + (0 if cached else plan.packed) + memory.LINE
+    resident = plan.workspace + (0 if cached else plan.packed) + memory.LINE
     transient = resident
     if N != T * B:
         packed = N * I * item + 8 * (2 * T + 1 + 2 * B)  # x, and the tables of the packing
         saved += packed if keep else 0
         transient += 0 if keep else packed
-    if resident > memory.MAX_CACHED_SCRATCH or (plan.scratch <= STACK_WORKSPACE and not plan.packed):
+    if resident > memory.MAX_CACHED_WORKSPACE or (plan.workspace <= STACK_WORKSPACE and not plan.packed):
         resident = 0
     return Description(_in_words(work, plan), transient, saved, resident, own, placed=True)
 

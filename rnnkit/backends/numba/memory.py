@@ -1,4 +1,4 @@
-"""Memory that the Numba backend caches between calls: scratch memory per thread, and weights packed for inference.
+"""Memory that the Numba backend caches between calls: a workspace per thread, and weights packed for inference.
 
 Packed weights are cached under the arrays that they were packed from. They are valid while those arrays hold the same
 values: the kernels compute a digest of the weights at every call (kernels/cpu/digest.py), which takes a fraction of the
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A thread's scratch memory stays allocated for its next call up to this many bytes. Fresh memory costs a page fault per
+# A thread's workspace stays allocated for its next call up to this many bytes. Fresh memory costs a page fault per
 # 4 KiB, which takes as long as packing the weights does.
-MAX_CACHED_SCRATCH = 64 << 20
+MAX_CACHED_WORKSPACE = 64 << 20
 # Packed weights are cached from the first number of bytes on: below it packing costs as much as the digest. The cache
 # holds at most the second number in all, and drops the least recently used weights.
 MIN_CACHED_PACKED = 96 << 10
@@ -43,8 +43,8 @@ def aligned(size: int) -> AlignedBuffer:
     return AlignedBuffer(whole[start : start + size], whole.ctypes.data + start)
 
 
-class Scratch(threading.local):
-    """Each thread's scratch memory."""
+class Workspaces(threading.local):
+    """Each thread's workspace."""
 
     def __init__(self) -> None:
         self.buffer = EMPTY_BUFFER
@@ -56,7 +56,7 @@ class Scratch(threading.local):
             del buffer
             self.buffer = EMPTY_BUFFER  # frees the old memory before the new memory is allocated
             buffer = aligned(size)
-            if size <= MAX_CACHED_SCRATCH:
+            if size <= MAX_CACHED_WORKSPACE:
                 self.buffer = buffer
         return buffer
 

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from rnnkit.backends.numba.estimate import Work, call_us, shared_us
-from rnnkit.backends.ragged import Packing, clear_packing_cache
+from rnnkit.backends.ragged import Packing
 from rnnkit.kernels.cpu import step
 from rnnkit.kernels.cpu.arguments import Shape
 from rnnkit.kernels.cpu.matmul_large import scratch_elements
@@ -35,7 +34,8 @@ class Plan(NamedTuple):
     rows             (groups + 1,) the first row of each group
     chunk            steps whose input products are computed at once
     words            the `Shape` as a job reads it, then `rows`
-    packed, scratch  bytes of memory for packed weights, and of workspace
+    packed           bytes of memory for packed weights
+    workspace        bytes of workspace
     """
 
     groups: int
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     chunk: int
     words: np.ndarray
     packed: int
-    scratch: int
+    workspace: int
 
 
 class _Layout:
@@ -68,7 +68,6 @@ def divisions(work: Work, threads: int) -> Iterator[tuple[int, int]]:
         yield max(1, min(threads // members, work.B)), members
 
 
-@lru_cache(4096)
 def division(work: Work, threads: int) -> tuple[int, int]:
     """The (groups, members) of the least estimated time."""
     return min(divisions(work, threads), key=lambda d: (shared_us(work, d[0], most_units(work, d[1]), d[1]), d))
@@ -191,28 +190,8 @@ def single(work: Work) -> bool:
     return work.T == 1 and not work.projected
 
 
-@lru_cache(512)
-def _whole_plan(work: Work, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
-    groups, members = division(work, threads) if threads > 1 else (1, 1)
-    rows = np.array([work.B * k // groups for k in range(groups + 1)], np.int64)
-    return layout(work, members, rows, backward, reverse, keep)
-
-
 def plan_for(work: Work, p: Packing, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
     """The plan of a call on `threads` threads. The groups of a ragged batch have about equal numbers of row-steps."""
-    if p.order is None or (single(work) and not backward):
-        return _whole_plan(work, threads, backward, reverse, keep)
-    key = work, threads, backward, reverse, keep
-    plan = p.plans.get(key)
-    if plan is None:
-        groups, members = division(work, threads) if threads > 1 else (1, 1)
-        rows = np.array(p.bounds(groups), np.int64)
-        plan = layout(work, members, rows, backward, reverse, keep)
-        p.plans[key] = plan
-    return plan
-
-
-def forget() -> None:
-    """Clears the caches of plans."""
-    clear_packing_cache()
-    _whole_plan.cache_clear()
+    groups, members = division(work, threads) if threads > 1 else (1, 1)
+    rows = np.array(p.bounds(groups), np.int64)
+    return layout(work, members, rows, backward, reverse, keep)

@@ -1,5 +1,7 @@
-"""What a forward call needs that its shapes decide: made once per set of shapes, as streaming calls a step at a
-time."""
+"""What the shapes of a call decide: its job, threads, plans and buffers. Cached, as it takes longer than a small call.
+
+For full batches it is cached by shape. For ragged ones it is cached with the packing of their rows, and so by lengths.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit.backends.numba.operands import ready_array
-from rnnkit.backends.numba.plan import Plan, Work, call_us, single
-from rnnkit.backends.ragged import Packing, packing
+from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single, threads_of
+from rnnkit.backends.ragged import Packing, clear_packing_cache, packing
 from rnnkit.core.cells import Array, Cell, Weights
 from rnnkit.core.read_only import is_constant
 from rnnkit.kernels.cpu import scan, step
@@ -28,30 +30,39 @@ ONE_ARRAY_BYTES = 2 << 20
 Offsets = tuple[int, int, int]
 
 
-class SavedArrays(NamedTuple):
-    """What a forward saves, flat: see `SavedAddresses` of kernels/cpu/arguments.py.
-
-    values: (N * n_saved * H,) or longer. offsets: of h_prev, c_prev and operand from `values` on, in bytes: in the same
-    array, or in `others`.
-    """
-
-    values: Array
-    offsets: Offsets
-    others: tuple[Array, ...]
+# What a forward saves, flat: see `SavedAddresses` of kernels/cpu/arguments.py. (values, offsets, others): values
+# (N * n_saved * H,) or longer; offsets of h_prev, c_prev and operand from `values` on, in bytes: in the same array, or
+# in `others`. Not a named tuple, because making one takes 4% of a Cell's call.
+SavedArrays = tuple[Array, Offsets, tuple[Array, ...]]
 
 
 class Prepared(NamedTuple):
-    """The job of a forward by its address, its work, and its plans by number of threads, added as they are needed.
+    """What the shapes of a call decide, for its forward and its backward.
 
-    widths: values per row-step of what is saved; size: of one array for all of it; offsets: of its parts in that array,
-    in bytes.
+    reverse, keep   as in the LayerCall
+    job             the address of the forward's job
+    microseconds    the estimated time of the forward on one thread
+    shares          how many threads are used, by how many there are, added as they are needed
+    plans           of the forward, by number of threads, added as they are needed
+    backward_plans  the same of the backward
+    y, h, c         shapes of the results (T, B, R), (B, R) and (B, H)
+    nothing         stands for an array that the cell has not
+    nothing_saved   what a forward saves that saves nothing
+    widths          values per row-step of what is saved
+    size, offsets   of one array for all of it, and of its parts in that array, in bytes
     """
 
     work: Work
-    packing: Packing
+    reverse: bool
+    keep: bool
     job: int
     microseconds: float
+    shares: dict[int, int]
     plans: dict[int, Plan]
+    backward_plans: dict[int, Plan]
+    y: tuple[int, int, int]
+    h: tuple[int, int]
+    c: tuple[int, int]
     nothing: Array
     nothing_saved: SavedArrays
     widths: tuple[int, ...]
@@ -62,23 +73,39 @@ class Prepared(NamedTuple):
         """Arrays for what the forward saves: new ones, or `reserve` (bytes,) uint8."""
         dtype = self.nothing.dtype
         if reserve is not None:
-            return SavedArrays(reserve.view(dtype), self.offsets, ())
+            return reserve.view(dtype), self.offsets, ()
         if self.size * dtype.itemsize <= ONE_ARRAY_BYTES:
-            return SavedArrays(np.empty(self.size, dtype), self.offsets, ())
+            return np.empty(self.size, dtype), self.offsets, ()
         values, *others = [np.empty(self.work.N * width, dtype) for width in self.widths]
         h_prev, c_prev, operand = (a.ctypes.data - values.ctypes.data for a in others)
-        return SavedArrays(values, (h_prev, c_prev, operand), tuple(others))
+        return values, (h_prev, c_prev, operand), tuple(others)
+
+    def threads_of(self, threads: int) -> int:
+        """How many of `threads` threads are used."""
+        used = self.shares.get(threads)
+        if used is None:
+            used = threads_of(self.work, threads)
+            self.shares[threads] = used
+        return used
+
+    def new_plan(self, p: Packing, threads: int, backward: bool) -> Plan:
+        """Adds the plan for `threads` threads."""
+        keep = self.keep and not backward
+        plan = plan_for(self.work, p, threads, backward, self.reverse, keep)
+        (self.backward_plans if backward else self.plans)[threads] = plan
+        return plan
 
 
 class Addresses(NamedTuple):
     """The addresses (5,) of a layer's weights, and the arrays that must live as long as those are used.
 
-    constant: the matrices, where nothing can write to any of them.
+    constant: the matrices, where nothing can write to any of them. kind: their part of a `Key`.
     """
 
     words: Array
     arrays: tuple[Array, ...]
     constant: tuple[Array, ...]
+    kind: tuple[str, tuple[int, ...], bool]
 
 
 @cache
@@ -94,50 +121,70 @@ def saved_widths(cell: Cell, H: int, R: int, projected: bool) -> tuple[int, int,
     return len(cell.saved) * H, R, H if cell.has_c else 0, H if projected or cell.resets_before else 0
 
 
-def prepare(work: Work, p: Packing) -> Prepared:
-    """Without the cache: for ragged batches, whose lengths seldom repeat."""
+def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
     dtype, item = work.dtype, work.itemsize
     widths = saved_widths(work.cell, work.H, work.R, work.projected)
     h_prev, c_prev, operand, size = (work.N * width for width in accumulate(widths))
-    offsets = (item * h_prev, item * c_prev, item * operand)
-    nothing_saved = SavedArrays(np.empty(0, dtype), (0, 0, 0), ())
-    compiled = job(work.cell, dtype, False, single(work))
-    nothing = NOTHING[dtype]
-    return Prepared(work, p, compiled.address, call_us(work), {}, nothing, nothing_saved, widths, size, offsets)
+    return Prepared(
+        work=work,
+        reverse=reverse,
+        keep=keep,
+        job=job(work.cell, dtype, False, single(work)).address,
+        microseconds=call_us(work),
+        shares={},
+        plans={},
+        backward_plans={},
+        y=(work.T, work.B, work.R),
+        h=(work.B, work.R),
+        c=(work.B, work.H),
+        nothing=NOTHING[dtype],
+        nothing_saved=(np.empty(0, dtype), (0, 0, 0), ()),
+        widths=widths,
+        size=size,
+        offsets=(item * h_prev, item * c_prev, item * operand),
+    )
 
 
-def work_of(cell: Cell, char: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], projected: bool, N: int) -> Work:
-    """Shapes of x (T, B, I) and weight_hh (G*H, R) as a `Work`; char: numpy's letter for the dtype."""
-    T, B, I = x_shape
-    GH, R = w_shape
-    return Work(cell, DTYPE_NAMES[char], T, B, I, GH // cell.n_gates, R, N, projected)
+# The cell; of the weights the dtype's name, weight_hh's shape (G*H, R) and whether there is a projection; x's shape
+# (T, B, I), reverse and keep.
+Key = tuple[Cell, tuple[str, tuple[int, ...], bool], tuple[int, ...], bool, bool]
+
+
+def _of_packing(p: Packing, key: Key) -> Prepared:
+    cell, (dtype, (GH, R), projected), (_, _, I), reverse, keep = key
+    work = Work(cell, dtype, p.T, p.B, I, GH // cell.n_gates, R, p.steps, projected)
+    return _prepare(work, reverse, keep)
 
 
 @lru_cache(512)
-def prepared(
-    cell: Cell,
-    char: str,
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    projected: bool,
-    reverse: bool,
-    keep: bool,
-) -> Prepared:
-    """For batches without lengths. reverse and keep are part of the key, as plans depend on them."""
-    T, B, _ = x_shape
-    return prepare(work_of(cell, char, x_shape, w_shape, projected, T * B), packing(T, B, None))
+def prepared(key: Key) -> tuple[Packing, Prepared]:
+    """For batches without lengths."""
+    T, B, _ = key[2]
+    p = packing(T, B, None)
+    return p, _of_packing(p, key)
 
 
-@cache
-def _zeros(size: int, dtype: str) -> Array:
-    """Biases for a layer that has none. Never written to."""
-    return np.zeros(size, dtype)
+def prepared_ragged(key: Key, lengths: Array) -> tuple[Packing, Prepared]:
+    """For batches with lengths. Calls with the same lengths share a packing while it is cached."""
+    T, B, _ = key[2]
+    p = packing(T, B, lengths)
+    ready = p.prepared.get(key)
+    if ready is None:
+        ready = _of_packing(p, key)
+        p.prepared[key] = ready
+    return p, ready
+
+
+def forget() -> None:
+    """Clears the caches, for tests that change how work is divided."""
+    prepared.cache_clear()
+    clear_packing_cache()
 
 
 def weight_addresses(weights: Weights) -> Addresses:
     """The addresses of the weights' arrays, or of copies of those that the kernels cannot read in place."""
     w_hh = ready_array(weights.w_hh)
-    no_bias = _zeros(w_hh.shape[0], DTYPE_NAMES[w_hh.dtype.char])
+    no_bias = np.zeros(w_hh.shape[0], w_hh.dtype)
     arrays = (
         ready_array(weights.w_ih),
         w_hh,
@@ -145,6 +192,8 @@ def weight_addresses(weights: Weights) -> Addresses:
         *(no_bias if b is None else ready_array(b) for b in (weights.b_ih, weights.b_hh)),
     )
     words = np.empty(5, np.int64)
-    addresses(words, *arrays, weights.w_hr is not None)
+    projected = weights.w_hr is not None
+    addresses(words, *arrays, projected)
     matrices = tuple(w for w in (weights.w_ih, weights.w_hh, weights.w_hr) if w is not None)
-    return Addresses(words, arrays, matrices if all(map(is_constant, matrices)) else ())
+    constant = matrices if all(map(is_constant, matrices)) else ()
+    return Addresses(words, arrays, constant, (DTYPE_NAMES[w_hh.dtype.char], w_hh.shape, projected))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rnnkit.core.cells import CELLS, Weights
-from rnnkit.functional import direction as ops
+from rnnkit.functional import direction
 from rnnkit.testing import Case, Inputs, make_inputs, run
 from tests.helpers import assert_same, refused
 
@@ -18,7 +18,7 @@ EVERY_CELL = pytest.mark.parametrize("cell", CELLS)
 
 def forward(name: str, inputs: Inputs, **changed: Any) -> Any:
     given = {"cell": name, "x": inputs.x, "state0": inputs.state0, "weights": inputs.weights, "backend": "numpy"}
-    return ops.forward(**(given | changed))
+    return direction.forward(**(given | changed))
 
 
 @EVERY_CELL
@@ -128,8 +128,8 @@ def test_backward(cell: str) -> None:
     for error, changed, said in cases:
         given = {"saved": saved, "dy": dy, "dstate_n": inputs.dstate_n, "weights": inputs.weights} | changed
         with refused(error, *said):
-            ops.backward(**given)
-    dx, dstate0, dweights = ops.backward(saved, dy, inputs.dstate_n, inputs.weights)
+            direction.backward(**given)
+    dx, dstate0, dweights = direction.backward(saved, dy, inputs.dstate_n, inputs.weights)
     got = {"dx": dx, "dh0": dstate0[0], "dw_hh": dweights.w_hh}
     assert_same(got, {name: want[name] for name in got})
 
@@ -141,15 +141,15 @@ def test_backward_takes_what_forward_takes(cell: str) -> None:
     saved = forward(cell, inputs)[2]
     zeros = tuple(map(np.zeros_like, inputs.dstate_n))
     wants = {
-        "none": ops.backward(saved, inputs.dy, zeros, inputs.weights)[0],
-        "first": ops.backward(saved, inputs.dy, (inputs.dstate_n[0], *zeros[1:]), inputs.weights)[0],
+        "none": direction.backward(saved, inputs.dy, zeros, inputs.weights)[0],
+        "first": direction.backward(saved, inputs.dy, (inputs.dstate_n[0], *zeros[1:]), inputs.weights)[0],
     }
-    np.testing.assert_array_equal(ops.backward(saved, inputs.dy, None, inputs.weights)[0], wants["none"])
+    np.testing.assert_array_equal(direction.backward(saved, inputs.dy, None, inputs.weights)[0], wants["none"])
     first: Any = inputs.dstate_n[0] if len(zeros) == 1 else (inputs.dstate_n[0], None)
-    np.testing.assert_array_equal(ops.backward(saved, inputs.dy, first, inputs.weights)[0], wants["first"])
+    np.testing.assert_array_equal(direction.backward(saved, inputs.dy, first, inputs.weights)[0], wants["first"])
     if len(zeros) == 1:
         np.testing.assert_array_equal(forward(cell, inputs, state0=inputs.state0[0])[0], forward(cell, inputs)[0])
     np.testing.assert_array_equal(
-        ops.backward(saved, None, inputs.dstate_n, Weights(*inputs.weights))[0],
-        ops.backward(saved, np.zeros_like(inputs.dy), inputs.dstate_n, inputs.weights)[0],
+        direction.backward(saved, None, inputs.dstate_n, Weights(*inputs.weights))[0],
+        direction.backward(saved, np.zeros_like(inputs.dy), inputs.dstate_n, inputs.weights)[0],
     )
