@@ -139,11 +139,11 @@ BUGS = {
     ),
     "local array in the PTX": ({"value": "a[n]"}, "local memory in the PTX"),
     "float64 literal": ({"value": "sum * 0.1"}, "float64 in the PTX"),
-    "call": ({"inline": "__noinline__"}, "calls left in the PTX"),
+    "call": ({"inline": "__noinline__"}, "calls that were not inlined in the PTX"),
     "warning": ({"statement": "float forgotten;"}, "the compiler warns"),
     "shared memory": (
         {"shared": "__shared__ float s[9000]; s[n] = x[n]; __syncthreads(); y[0] = s[n + 1];"},
-        "planted wants 240800 bytes of shared memory, sm_90 has 232448",
+        "planted needs 240800 bytes of shared memory, sm_90 has 232448",
     ),
 }
 
@@ -172,14 +172,14 @@ def test_a_kernel_not_listed_or_too_large_to_start_is_told() -> None:
     (told,) = table.problems(report, [Kernel("planted", (1024, 1, 1), 0)], 75)
     assert "do not fit a multiprocessor" in told
     (told,) = table.problems(report, [Kernel("planted", (32, 1, 1), 64 * 1024 + 1)], 75)
-    assert "wants 65537 bytes of shared memory, sm_75 has 65536" in told
+    assert "needs 65537 bytes of shared memory, sm_75 has 65536" in told
 
 
 @needs_nvrtc
 def test_a_changed_register_count_is_told() -> None:
     build = BUILDS[0]
     report = table.compiled(build, 90)
-    entry = {"kernels": {k.name: {"sm_90": table.placed(report.kernels[k.name])} for k in build.kernels}}
+    entry = {"kernels": {k.name: {"sm_90": table.compiler_columns(report.kernels[k.name])} for k in build.kernels}}
     assert table.differences(entry, report, build.kernels, 90, whole=False) == []
     entry["kernels"][build.kernels[0].name]["sm_90"][0] += 1
     (told,) = table.differences(entry, report, build.kernels, 90, whole=False)

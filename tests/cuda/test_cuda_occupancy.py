@@ -77,7 +77,7 @@ def test_by_an_independent_formula(arch: int) -> None:
 
 @needs_occupancy
 def test_numbers_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"cuda_occupancy\.h answers -"):
+    with pytest.raises(ValueError, match=r"cuda_occupancy\.h returns -"):
         occupancy.occupancy(DEVICES[90], used(32), 0, 0)
 
 

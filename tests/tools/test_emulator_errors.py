@@ -73,7 +73,7 @@ def test_too_many_threads_clusters_and_cooperative_blocks() -> None:
         features.get_function("arrivals")((1,), (1025,), (counter(), counter()))
     with pytest.raises(EmulatorError, match="clusters"):
         features.get_function("cluster_ring")((3, 2), (32,), (ones(),), shared_mem=128)
-    with pytest.raises(EmulatorError, match="cooperative launch holds all its blocks"):
+    with pytest.raises(EmulatorError, match="cooperative launch runs all blocks"):
         features.get_function("grid_rounds")((10000,), (1024,), (ones(), ones(), I(1)), cooperative=True)
 
 
