@@ -182,7 +182,7 @@ def test_threads_take_turns(axpy) -> None:
 
 def test_libraries_that_launched_long_ago_free_their_memory_and_launch_again() -> None:
     launched = launch._launched
-    results = [np.zeros(64, np.int32) for _ in range(launch._KEPT_LIBRARIES + 2)]
+    results = [np.zeros(64, np.int32) for _ in range(launch._CACHING_LIBRARIES + 2)]
     code = 'extern "C" __global__ void put(int* out) { out[threadIdx.x] = NUMBER; }'
     modules = [Module(code, (f"-DNUMBER={k}",)) for k in range(len(results))]
     for turn in range(2):
@@ -190,4 +190,4 @@ def test_libraries_that_launched_long_ago_free_their_memory_and_launch_again() -
             out[:] = -1
             one.get_function("put")((1,), (64,), (out,))
             assert (out == k).all(), turn
-            assert len(launched) <= launch._KEPT_LIBRARIES
+            assert len(launched) <= launch._CACHING_LIBRARIES

@@ -1,4 +1,4 @@
-"""Some seconds of `python -m tests.tools.soak`, run for ten minutes before a release; and that it sees faults."""
+"""Some seconds of `python -m tests.tools.soak`, which runs for ten minutes before a release; and its own tests."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.tools import soak
 
 @pytest.mark.slow
 def test_nothing_is_wrong_in_some_seconds() -> None:
-    # In a process of its own: in this one, callbacks of what other tests compiled may swallow an exception.
+    # In a separate process: in this one, callbacks of functions that other tests compiled may swallow an exception.
     command = [sys.executable, "-m", "tests.tools.soak", "--minutes", "0.2"]
     ran = subprocess.run(command, cwd=soak.ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "; 0 wrong" in ran.stdout
+    assert "; 0 problems" in ran.stdout
 
 
 def test_an_exception_that_is_swallowed_is_counted_and_does_not_hang(
@@ -31,11 +31,11 @@ def test_an_exception_that_is_swallowed_is_counted_and_does_not_hang(
     class Swallows(rnnkit.LSTM):
         def zero_grad(self) -> None:
             with contextlib.suppress(soak.Interrupt):
-                for _ in range(3000):  # where nearly all of the signals arrive
+                for _ in range(3000):  # takes nearly all the time, so nearly all signals arrive here
                     super().zero_grad()
 
     monkeypatch.setattr(soak.rnnkit, "LSTM", Swallows)
-    with pytest.raises(soak.Wrong, match="exceptions were swallowed"):
+    with pytest.raises(soak.Problem, match="exceptions were swallowed"):
         soak.interrupts(random.Random(0))
 
 
