@@ -1,4 +1,4 @@
-"""Bad input to the functional form: one error that names the argument, what it was and what it should be."""
+"""Bad input to the functional form raises one error that names the argument, what it was and what it should be."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def test_backward(cell: str) -> None:
 
 
 @EVERY_CELL
-def test_backward_takes_what_forward_takes(cell: str) -> None:
-    """A bare array where there is one state, None for zeros, in the pair and for it."""
+def test_backward_accepts_the_states_that_forward_accepts(cell: str) -> None:
+    """A single array for one state; None for zeros, in place of one state or of the pair."""
     inputs = make_inputs(Case(cell))
     saved = forward(cell, inputs)[2]
     zeros = tuple(map(np.zeros_like, inputs.dstate_n))

@@ -1,4 +1,4 @@
-"""Training that goes on from a checkpoint has the bits of training that was never interrupted."""
+"""Training that continues from a checkpoint has the bits of training without an interruption."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 class Run:
-    """A training run: dropout, gradient clipping, a learning rate that falls, and a loader that draws its batches."""
+    """A training run with dropout, gradient clipping, a decreasing learning rate and randomly drawn batches."""
 
     def __init__(self, kind: str, dtype: str, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ class Run:
         self.step, self.best = checkpoint.step, checkpoint.scalars["best"]
 
     def everything(self) -> dict[str, Any]:
-        """All that decides what the run will do."""
+        """The complete state of the run."""
         state = self.optimizer.state_dict()
         found: dict[str, Any] = dict(self.model.state_dict())
         found |= {f"{i}.{slot}": value for i, entry in state["state"].items() for slot, value in entry.items()}
@@ -83,7 +83,7 @@ class Run:
 
 @EVERY_KIND
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_a_run_goes_on_bit_for_bit(kind: str, dtype: str, tmp_path: Path) -> None:
+def test_training_continues_bit_for_bit(kind: str, dtype: str, tmp_path: Path) -> None:
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     whole, first = Run(kind, dtype), Run(kind, dtype)
@@ -126,7 +126,7 @@ print(total.hexdigest())
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize(("kind", "dtype"), [("adam", "float16"), ("adam", "float32")])
-def test_a_run_that_was_killed_goes_on_in_another_process(kind: str, dtype: str, tmp_path: Path) -> None:
+def test_killed_training_continues_in_another_process(kind: str, dtype: str, tmp_path: Path) -> None:
     def process(what: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", SCRIPT, what, kind, dtype, str(tmp_path / "c")]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
@@ -139,10 +139,10 @@ def test_a_run_that_was_killed_goes_on_in_another_process(kind: str, dtype: str,
     assert len(whole.stdout.strip()) == 64
 
 
-# What a file holds
+# Contents of the file
 
 
-def test_a_checkpoint_is_a_file_of_weights_too(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_a_weight_file(tmp_path: Path) -> None:
     run = Run("adam", "float32")
     run.train(2)
     scalars = {
@@ -275,7 +275,7 @@ def test_what_cannot_be_saved_is_refused_before_a_byte_is_written(
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+def test_a_failed_write_leaves_the_previous_checkpoint(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run("adam", "float32")

@@ -1,4 +1,4 @@
-"""python -m rnnkit.doctor: what works here, what is absent, what is broken, as text and as JSON."""
+"""python -m rnnkit.doctor: reports what works, what is absent and what is broken, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the CPU kernels under a NUMBA_CACHE_DIR; it is not there yet."""
+    """The folder of the CPU kernels under a NUMBA_CACHE_DIR, which does not exist yet."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "root"))
     return cache.kernel_folders()[0]
 
@@ -34,7 +34,7 @@ def one_thread_setting(monkeypatch: pytest.MonkeyPatch):
     cpu_limits.default_threads.cache_clear()
 
 
-def test_nothing_is_broken_here_and_the_text_says_what_there_is(capsys) -> None:
+def test_the_text_lists_what_works_and_reports_no_fault(capsys) -> None:
     assert doctor.main([]) == 0
     said = capsys.readouterr().out
     for word in ("versions", "rnnkit 0.1.0", "numba ", "-byte vectors", "threads", "__pycache__", "current", "gpu"):
@@ -64,7 +64,7 @@ def test_a_backend_that_is_wrong_or_raises_is_broken(fault, word, capsys) -> Non
     assert said.rpartition("broken")[2].split()[0] == "planted"
 
 
-def test_the_cache_folder_by_kinds_of_files(cache_folder) -> None:
+def test_files_of_the_cache_folder_are_classified(cache_folder) -> None:
     stamp = {**cache.environment_stamp(), "sources": cache.sources_digest()}
     cache_folder.mkdir(parents=True)
     files = {
@@ -93,7 +93,7 @@ def test_the_cache_folder_by_kinds_of_files(cache_folder) -> None:
     assert "1 current, 4 stale, 2 damaged, 1 unfinished" in lines
 
 
-def test_a_folder_that_is_not_there_yet_or_cannot_be(cache_folder) -> None:
+def test_a_cache_folder_that_is_missing_or_cannot_be_created(cache_folder) -> None:
     faults: list[str] = []
     (found,) = doctor._cache(faults)
     assert (found["exists"], found["writable"], found["bytes"], faults) == (False, True, 0, [])
@@ -103,7 +103,7 @@ def test_a_folder_that_is_not_there_yet_or_cannot_be(cache_folder) -> None:
     assert (found["writable"], faults) == (False, [])
 
 
-def test_nonsense_in_the_threads_variable_is_broken(one_thread_setting, monkeypatch) -> None:
+def test_an_invalid_thread_variable_is_reported_as_broken(one_thread_setting, monkeypatch) -> None:
     monkeypatch.setenv("RNNKIT_NUM_THREADS", "two")
     faults: list[str] = []
     assert doctor._threads(faults)["number"] is None

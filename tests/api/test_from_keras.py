@@ -1,4 +1,4 @@
-"""Keras weights without Keras: its layers' equations, written here on its own layout, against the converted layer.
+"""Keras weights without Keras: the converted layer against Keras' equations, implemented here in Keras' layout.
 
 tests/peers/test_keras.py does the same against Keras itself.
 """
@@ -24,7 +24,7 @@ def sigmoid(a: np.ndarray) -> np.ndarray:
 def keras_weights(
     rng: np.random.Generator, kind: str, bias: bool = True, reset_after: bool = False, inputs: int = I
 ) -> list[np.ndarray]:
-    """A list as get_weights() gives it, every number its own."""
+    """A list as get_weights() returns it, of random numbers."""
     G = GATES[kind]
     weights = [randn(rng, inputs, G * U), randn(rng, U, G * U)]
     return [*weights, randn(rng, *([2] if reset_after else []), G * U)] if bias else weights
@@ -33,7 +33,7 @@ def keras_weights(
 def keras_forward(
     kind: str, weights: list[np.ndarray], x: np.ndarray, reset_after: bool = False, activation: Any = np.tanh
 ) -> np.ndarray:
-    """Outputs (T, B, U) for x (T, B, I), as Keras' documentation states its layers."""
+    """Outputs (T, B, U) for x (T, B, I), by the equations of Keras' documentation."""
     W, R, *rest = weights
     bias = rest[0] if rest else np.zeros((2, W.shape[1]) if reset_after else W.shape[1])
     b, b_h = bias if reset_after else (bias, 0.0)
@@ -81,7 +81,7 @@ def test_the_layer_computes_what_the_keras_layer_does(
     relu = cell == "rnn_relu"
     weights = keras_weights(rng, kind, bias, reset_after)
     if relu:
-        weights[1] *= 0.3  # a relu of large recurrent weights grows without end
+        weights[1] *= 0.3  # with large recurrent weights relu diverges
     x = randn(rng, T, B, I)
     said = reset_after if kind == "GRU" and not bias else None
     state = from_keras(weights, kind, reset_after=said, activation="relu" if relu else "tanh")

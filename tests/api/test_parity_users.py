@@ -1,4 +1,4 @@
-"""rnnkit.parity for layers of users: check_layer, the pytest fixture, and docs/parity.md, whose code runs."""
+"""rnnkit.parity for users: check_layer, the pytest fixture, and the code of docs/parity.md."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_unbatched_and_a_frozen_layer() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_layer_is_left_as_it_was(name: str) -> None:
+def test_the_layer_is_not_changed(name: str) -> None:
     layer = layer_after_a_call(name).eval()
     before, held = record(layer), {k: id(v) for k, v in layer.params.items()}
     x = np.random.default_rng(3).standard_normal((6, 2, 5), dtype=np.float32)
@@ -75,7 +75,7 @@ def test_the_layer_is_left_as_it_was(name: str) -> None:
     np.testing.assert_array_equal(x, given)
 
 
-def test_the_copy_has_nan_in_the_padding_and_is_frozen_as_the_layer() -> None:
+def test_the_copy_has_nan_in_the_padding_and_is_frozen_like_the_layer() -> None:
     seen = []
 
     def forward(call: Any) -> Any:
@@ -98,7 +98,7 @@ def test_the_copy_has_nan_in_the_padding_and_is_frozen_as_the_layer() -> None:
                 layer.freeze()
 
 
-def test_the_seed_decides_the_gradients() -> None:
+def test_the_seed_determines_the_gradients() -> None:
     layer, x = rnnkit.GRU(5, 6, backend="numpy", rng=0), np.ones((3, 2, 5), np.float32)
     first, same, other = (check_layer(layer, x, seed=seed).arrays for seed in (1, 1, 2))
     assert first == same
@@ -107,7 +107,7 @@ def test_the_seed_decides_the_gradients() -> None:
 
 
 def test_an_error_in_one_weight_of_one_layer_is_found() -> None:
-    """The backend computes the second layer with one recurrent weight off by 0.01."""
+    """The backend adds 0.01 to one recurrent weight of the second layer."""
     true_forward = oracle.forward
 
     def forward(call: Any) -> Any:
@@ -200,7 +200,7 @@ def test_the_fixture_passes(rnnkit_parity: Any) -> None:
     assert rnnkit_parity(cell="gru", T=3, B=2, I=3, H=4).check.backend == "numba"
 
 
-def test_the_fixture_fails_with_the_arrays_worst_first(rnnkit_parity: Any) -> None:
+def test_a_failure_of_the_fixture_lists_the_arrays_worst_first(rnnkit_parity: Any) -> None:
     with planted(off("dw_hh")):
         with pytest.raises(AssertionError) as caught:
             rnnkit_parity(cell="gru", backend="planted", T=3, B=2, I=3, H=4)
@@ -213,7 +213,7 @@ def test_the_fixture_fails_with_the_arrays_worst_first(rnnkit_parity: Any) -> No
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="there is a CUDA device here")
-def test_the_fixture_skips_or_fails_where_there_is_no_device(rnnkit_parity: Any) -> None:
+def test_the_fixture_skips_or_fails_without_a_device(rnnkit_parity: Any) -> None:
     layer, x = rnnkit.GRU(5, 7, rng=0), np.zeros((6, 2, 5), np.float32)
     for arguments, options in (
         ((), {"cell": "gru", "backend": "cupy"}),
@@ -223,7 +223,7 @@ def test_the_fixture_skips_or_fails_where_there_is_no_device(rnnkit_parity: Any)
     ):
         with pytest.raises(pytest.skip.Exception, match="CuPy"):
             rnnkit_parity(*arguments, **options)
-        # Caught as well where it skips: this test would then be skipped, and not fail.
+        # Also catches a skip: otherwise this test would be skipped, not fail.
         with pytest.raises((AssertionError, pytest.skip.Exception)) as caught:
             rnnkit_parity(*arguments, **options, required=True)
         assert caught.type is AssertionError

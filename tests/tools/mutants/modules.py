@@ -72,7 +72,7 @@ _LAYERS = (
         "total += grad",
         "total[...] = grad",
         "tests/api/test_layers.py",
-        "gradients_add_up and numpy and gru",
+        "gradients_accumulate_until and numpy and gru",
     ),
     row(
         "batch_first: outputs are time-major",
@@ -162,7 +162,7 @@ _LAYERS = (
         "and module.takes_lengths",
         "and not module",
         "tests/api/test_containers.py",
-        "sequential_is_its_modules_in_turn and numpy",
+        "sequential_calls_its_modules and numpy",
     ),
 )
 
@@ -174,7 +174,7 @@ _CALLS = (
         "(threading.local)",
         "",
         "tests/api/test_shared_layers.py",
-        "own_call and Linear",
+        "call_of_its_own_thread and Linear",
     ),
     row(
         "backward differentiates the last of several calls",
@@ -183,7 +183,7 @@ _CALLS = (
         "calls > 1",
         "calls > 9",
         "tests/api/test_several_uses.py",
-        "may_mean_several and Linear",
+        "without_call_is_refused and Linear",
     ),
     row(
         "a forked child waits for a lock of the parent's thread",
@@ -201,7 +201,7 @@ _CALLS = (
         "with self._adding:",
         "if True:",
         "tests/api/test_shared_layers.py",
-        "one_after_another",
+        "hold_the_lock_while_adding",
     ),
     row(
         "no_grad: an exception from a signal handler at its end leaves it on",
@@ -210,7 +210,7 @@ _CALLS = (
         "block.lock.__exit__",
         "lambda *_: block.lock.release()",
         "tests/api/test_grad_mode.py",
-        "no_interrupt",
+        "after_an_interrupt",
     ),
 )
 
@@ -267,7 +267,7 @@ _PIECES = (
         'np.array(array, order="C")',
         "array",
         "tests/api/test_optimizer_state.py",
-        "goes_on_where and float32 and adam",
+        "continues_from_a_state_dict and float32 and adam",
     ),
     row(
         "an optimizer's step stops half way at a read-only parameter",

@@ -24,7 +24,7 @@ _FILES = (
         "bits.state = state",
         "bits",
         "tests/api/test_checkpoint.py",
-        "goes_on_bit_for_bit and adam and float32",
+        "continues_bit_for_bit and adam and float32",
     ),
     row(
         "checkpoint: the model is written before all is checked",
