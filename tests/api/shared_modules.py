@@ -1,4 +1,4 @@
-"""Modules of every kind, calls of them, and the expected results of backward, for tests of several calls and threads."""
+"""Modules of every kind, calls of them, and the expected results of backward: for tests of calls in several threads."""
 
 from __future__ import annotations
 

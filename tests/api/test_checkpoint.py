@@ -198,7 +198,7 @@ def test_several_modules_and_generators_by_name(tmp_path: Path) -> None:
         assert generator.random() == others[2][name].random(), name
 
 
-def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+def test_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     run = Run("adam", "float32")
     run.train(2)
     run.save(tmp_path / "c")
@@ -264,7 +264,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_saved_is_refused_before_a_byte_is_written(
+def test_unsupported_values_are_rejected_before_anything_is_written(
     given: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
 ) -> None:
     with refused(error, said):

@@ -46,7 +46,7 @@ def twin(module: Any, **changed: Any) -> Any:
 
 @NARROW
 @pytest.mark.parametrize("name", LAYERS)
-def test_whole_layers_are_the_oracles(name: str, dtype: str) -> None:
+def test_layers_equal_the_oracle(name: str, dtype: str) -> None:
     """Two bidirectional layers, ragged, with dropout, from the same numbers and masks."""
     results: list[dict[str, np.ndarray]] = []
     given: list[Any] = []
@@ -72,7 +72,7 @@ def test_whole_layers_are_the_oracles(name: str, dtype: str) -> None:
 
 @NARROW
 @pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
-def test_cells_are_the_oracles(name: str, dtype: str, rng: np.random.Generator) -> None:
+def test_cells_equal_the_oracle(name: str, dtype: str, rng: np.random.Generator) -> None:
     cell = getattr(rnnkit, name)(3, 5, dtype=dtype, backend="numpy", rng=1)
     exact = getattr(rnnkit, name)(3, 5, dtype="float64", backend="numpy")
     exact.load_state_dict(cell.state_dict())

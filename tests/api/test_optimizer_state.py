@@ -145,7 +145,7 @@ BAD: list[tuple[Any, type[Exception], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("change", "error", "said"), BAD)
-def test_what_does_not_fit_changes_nothing(change: Any, error: type[Exception], said: tuple[str, ...]) -> None:
+def test_state_that_does_not_fit_changes_nothing(change: Any, error: type[Exception], said: tuple[str, ...]) -> None:
     made, others = models(), models(seed=2)
     optimizer, other = KINDS["adam"](made), KINDS["adam"](others)
     steps("adam", made, optimizer, 2)

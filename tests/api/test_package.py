@@ -93,7 +93,7 @@ def test_tests_pass_in_an_unpacked_sdist(unpacked: Path) -> None:
     code = """if 1:
         import sys, pytest, rnnkit, rnnkit.kernels.cpu.scan
         assert rnnkit.__file__.startswith(sys.path[1]), rnnkit.__file__
-        chosen = ["tests/oracle/test_oracle.py", "-k", "forward_is_the_equations and lstm"]
+        chosen = ["tests/oracle/test_oracle.py", "-k", "forward_equals_the_equations and lstm"]
         sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *chosen]))"""
     python(code, unpacked, unpacked)  # asserts the exit status, which is not 0 if no test is selected
 

@@ -245,7 +245,7 @@ def test_a_saved_file_has_the_default_mode_or_the_mode_and_link_of_the_previous_
         ({"\ud800": np.zeros(2)}, ValueError, "UTF-8"),
     ],
 )
-def test_what_cannot_be_saved_is_refused_before_a_byte_is_written(
+def test_unsupported_values_are_rejected_before_anything_is_written(
     tmp_path: Path, given: Any, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):

@@ -1,4 +1,4 @@
-"""RNNCell, GRUCell and LSTMCell equal a layer of one step in values and gradients; a loop over a Cell equals a layer."""
+"""RNNCell, GRUCell, LSTMCell equal a layer of one step in values and gradients; a loop over a Cell equals a layer."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_gpu_tests_run(gpu_tests: Any, tmp_path: Path) -> None:
     from rnnkit.testing import Case
 
     gpu_tests.test_parity("cupy", "float32", Case("lstm", ragged=True))
-    gpu_tests.test_nothing_is_read_before_it_is_written("cupy", "gru", "float32")
+    gpu_tests.test_no_uninitialised_memory_is_read("cupy", "gru", "float32")
     gpu_tests.test_two_layers_in_both_directions("gru", "float32", "cupy")
     gpu_tests.test_the_second_call_is_a_graph()
     gpu_tests.test_no_memory_is_taken_beyond_the_outputs()

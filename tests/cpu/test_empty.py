@@ -1,4 +1,4 @@
-"""Nothing to do: no steps, no rows, or neither. Shapes as ever, forward and backward, and no gradient but of states."""
+"""No steps, no rows, or neither: outputs have the usual shapes, and only the states have gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ I, H = 4, 3
 EMPTY = pytest.mark.parametrize(("T", "B"), [(0, 2), (3, 0), (0, 0)])
 
 LSTM3 = partial(rnnkit.LSTM, I, H, 3, dropout=0.5, bidirectional=True, proj_size=2)
-# name -> a constructor, and the output's shape by T and B
+# name -> (constructor, shape of the output from T and B)
 Shape = tuple[int, ...]
 RECURRENT: dict[str, tuple[Callable[..., Any], Callable[[int, int], Any]]] = {
     "lstm": (LSTM3, lambda T, B: (T, B, 4)),
@@ -53,7 +53,7 @@ def test_recurrent(name: str, ragged: bool, T: int, B: int, cpu_backend: str, rn
     y, state_n = layer(x, state, [0] * B if ragged else None)
     assert shapes(y) == y_shape(T, B)
     for got, want in zip(leaves(state_n), leaves(state), strict=True):
-        np.testing.assert_array_equal(got, want, strict=True)  # no step was taken
+        np.testing.assert_array_equal(got, want, strict=True)  # without steps, states and gradients pass through
     dx, dstate0 = layer.backward(y, state)
     assert dx.shape == x.shape
     for got, want in zip(leaves(dstate0), leaves(state), strict=True):

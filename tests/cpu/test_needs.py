@@ -1,4 +1,4 @@
-"""What the Numba backend needs: where it is missing, the NumPy oracle runs and explain says why, or one clear error."""
+"""Requirements of the Numba backend. If one is missing, the NumPy oracle runs, and explain gives the reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SCRIPT = """if 1:
 
 
 def in_process(tmp_path: Path, numba: str | None = None, **environment: str) -> list[str]:
-    """What the script prints in a process of that environment, with `numba` as the text of a numba.py to be found."""
+    """The output of the script in a process with these variables. numba: text of a numba.py that shadows Numba."""
     path = [str(ROOT)]
     if numba is not None:
         (tmp_path / "numba.py").write_text(numba)
@@ -80,7 +80,7 @@ FOREIGN = "import types; __version__ = '9.0.0'; config = types.SimpleNamespace(D
     ],
     ids=["jit disabled", "too old", "broken", "crashing", "half missing", "too new"],
 )
-def test_without_numba_the_oracle_runs_and_says_why(numba, environment, reason, tmp_path) -> None:
+def test_without_numba_the_oracle_runs_and_explain_gives_the_reason(numba, environment, reason, tmp_path) -> None:
     backend, why, error = in_process(tmp_path, numba, **environment)
     assert backend == "numpy None"
     assert why.startswith("first backend for numpy arrays that serves float32 lstm; passed over numba: ")
@@ -91,7 +91,7 @@ def test_without_numba_the_oracle_runs_and_says_why(numba, environment, reason, 
 
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
-    """The answers that are cached are forgotten, before and after."""
+    """Clears the cached results before and after the test."""
     needs = importlib.import_module("rnnkit.backends.needs")
     caches = (needs._first_problem, backends.select)
     for cached in caches:

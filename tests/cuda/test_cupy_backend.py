@@ -270,7 +270,7 @@ def test_no_gradient_but_of_states(cp: Any) -> None:
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
 @pytest.mark.parametrize(("T", "B", "lengths"), [(0, 2, None), (3, 0, None), (3, 2, [0, 0])])
-def test_nothing_to_do(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None:
+def test_empty_inputs(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None:
     case = Case(cell, T=T, B=B)
     inputs = make_inputs(case, "float32", device="cuda:0")
     inputs.lengths = lengths
@@ -306,7 +306,7 @@ def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_whole_layers_are_the_oracles(cp: Any, name: str, dtype: str) -> None:
+def test_layers_equal_the_oracle(cp: Any, name: str, dtype: str) -> None:
     """Two layers, both ways, ragged, with dropout, on a card as on the CPU."""
     results = []
     for device, kind in (("cuda:0", dtype), ("cpu", "float64")):

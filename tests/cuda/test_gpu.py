@@ -177,7 +177,7 @@ def poison_pool() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("backend", ["cupy", "numba_cuda"])
-def test_nothing_is_read_before_it_is_written(backend: str, cell: str, dtype: str) -> None:
+def test_no_uninitialised_memory_is_read(backend: str, cell: str, dtype: str) -> None:
     served_here(backend, dtype)
     projection = 18 if CELLS[cell].projects else 0
     for case in (Case(cell, 9, 6, 7, 35, ragged=True, reverse=True), Case(cell, 5, 3, 4, 33, P=projection)):

@@ -81,7 +81,7 @@ FEW = [case for case in features() if case.ragged and case.reverse]
 
 
 @pytest.mark.parametrize(("case", "dtype"), [quick(case, dtype) for case in CASES for dtype in DTYPES])
-def test_every_output_and_gradient_is_the_oracles(case: Case, dtype: str) -> None:
+def test_every_output_and_gradient_equals_the_oracles(case: Case, dtype: str) -> None:
     assert_parity(case, dtype, zlib.crc32(str(case).encode()))
 
 
@@ -257,7 +257,7 @@ def step(layer: Any, x: Any, state: Any, dy: Any, dstate: Any) -> dict[str, np.n
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_whole_layers_are_the_oracles(name: str) -> None:
+def test_layers_equal_the_oracle(name: str) -> None:
     """Two layers, both ways, ragged: what one launch leaves behind the next takes up."""
     oracle = LAYERS[name](3, 7, 2, bidirectional=True, dtype="float64", backend="numpy", rng=3)
     drawn = np.random.default_rng(4)

@@ -44,7 +44,7 @@ _ORACLE = (
         "_live",
         "t < lengths",
         "t <= lengths",
-        "forward_is_the_equations and rnn_tanh-",
+        "forward_equals_the_equations and rnn_tanh-",
     ),
     _oracle(
         "lengths: one live step too few in the products",
@@ -60,7 +60,7 @@ _ORACLE = (
         "_order",
         "range(T - 1, -1, -1) if reverse else range(T)",
         "range(T)",
-        "forward_is_the_equations and rnn_tanh-",
+        "forward_equals_the_equations and rnn_tanh-",
     ),
     _oracle(
         "y not zero past the end of a row",
@@ -68,7 +68,7 @@ _ORACLE = (
         "scan_forward",
         "np.where(live, state[0], 0)",
         "state[0]",
-        "forward_is_the_equations and rnn_tanh-",
+        "forward_equals_the_equations and rnn_tanh-",
     ),
     _oracle(
         "the final state's gradient is dropped",
@@ -85,7 +85,7 @@ _ORACLE = (
         "xp.zeros(",
         "xp.empty(",
         "tests/cpu/test_parity.py",
-        "read_before_it_is_written and numpy and gru",
+        "no_uninitialised_memory and numpy and gru",
     ),
     row(
         "h0 kept by reference",
@@ -94,7 +94,7 @@ _ORACLE = (
         "np.array(s) for s in",
         "s for s in",
         "tests/cpu/test_reentrancy.py",
-        "writes_after_the_call and numpy and lstm",
+        "after_a_call and numpy and lstm",
     ),
 )
 
@@ -139,7 +139,7 @@ _NUMBA_HOST = (
         "plan.members, w_ih.shape",
         "w_ih.shape",
         "packed_weights",
-        "other_shares",
+        "another_division",
     ),
     _cpu(
         "packed weights are used by the id of a freed array",
@@ -148,7 +148,7 @@ _NUMBA_HOST = (
         "r() is a",
         "r is not a",
         "frozen",
-        "ids_that_come_again",
+        "reused_id",
     ),
     _cpu(
         "an exception right after the thread pool is claimed leaves it claimed",
@@ -166,7 +166,7 @@ _NUMBA_HOST = (
         "del claims[OWNER]",
         "pass",
         "sharing",
-        "leaves_the_pool_free",
+        "releases_the_pool",
     ),
     _cpu(
         "a preempted worker is used again at once",
@@ -175,7 +175,7 @@ _NUMBA_HOST = (
         "self._reduced if now < self._backoff_until else ready",
         "ready",
         "crowding",
-        "left_out_for_a_spell",
+        "omitted_during_the_backoff",
     ),
 )
 
@@ -212,7 +212,7 @@ _NUMBA_KERNELS = (
         "odd = (s0 + k) & 1",
         "odd = s0 & 1",
         "sharing",
-        "units_is_the_oracle and lstm and float32",
+        "divided_units_equal and lstm and float32",
     ),
     _cpu(
         "a change of W_hh is not detected",

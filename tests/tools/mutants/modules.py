@@ -16,7 +16,7 @@ SIXTEEN_BITS = "tests/api/test_dtypes.py tests/api/test_dtypes_training.py"
 
 def _cell(name: str, at: str, old: str, new: str, cell: str, shown: str) -> Mutant:
     """A bug in the oracle's cells, found by the equations or by finite differences."""
-    test = {"equations": "forward_is_the_equations", "gradients": "every_gradient_of_a_cell"}[shown]
+    test = {"equations": "forward_equals_the_equations", "gradients": "every_gradient_of_a_cell"}[shown]
     return row(name, CELLS, at, old, new, "tests/oracle/test_oracle.py", f"{test} and {cell}-")
 
 
@@ -99,7 +99,7 @@ _LAYERS = (
         "keep=grad_enabled()",
         "keep=True",
         "tests/cpu/test_reentrancy.py",
-        "no_grad_keeps and numpy and gru",
+        "no_grad_saves and numpy and gru",
     ),
     row(
         "x of another dtype is accepted",

@@ -33,7 +33,7 @@ _FILES = (
         "write_generators =",
         "write_model(); write_generators =",
         "tests/api/test_checkpoint.py",
-        "what_does_not_fit",
+        "does_not_fit_changes_nothing",
     ),
     row(
         "from_keras: the GRU's gates stay in Keras' order",
@@ -72,7 +72,7 @@ _CACHE = (
         'folder / f"{name}.{secrets.token_hex(8)}{TEMPORARY}"',
         "folder / name",
         "tests/cpu/test_cache.py",
-        "failed_write or takes_nothing",
+        "failed_write or cannot_be_written",
     ),
     row(
         "cache: an OSError reaches the caller",
@@ -81,7 +81,7 @@ _CACHE = (
         "except OSError as",
         "except EOFError as",
         "tests/cpu/test_cache.py",
-        "takes_nothing",
+        "cannot_be_written",
     ),
     row(
         "notice: one line per kernel",
@@ -111,7 +111,7 @@ _ENVIRONMENT = (
         ", (1, [1, 0])):",
         "):",
         "tests/cpu/test_warmup.py",
-        "asks_for_more",
+        "warmup_does_not_compile",
     ),
     row(
         "doctor: a wrong result is not reported",
@@ -138,7 +138,7 @@ _ENVIRONMENT = (
         "max(1.0, reach / self.reach)",
         "1.0",
         "tests/cpu/test_sums.py",
-        "beyond_the_reach and numpy-rnn_tanh",
+        "grow_in_proportion and numpy-rnn_tanh",
     ),
 )
 
