@@ -198,15 +198,15 @@ def test_gpu_tests_run(gpu_tests: Any, tmp_path: Path) -> None:
     gpu_tests.test_parity("cupy", "float32", Case("lstm", ragged=True))
     gpu_tests.test_no_uninitialised_memory_is_read("cupy", "gru", "float32")
     gpu_tests.test_two_layers_in_both_directions("gru", "float32", "cupy")
-    gpu_tests.test_the_second_call_is_a_graph()
-    gpu_tests.test_no_memory_is_taken_beyond_the_outputs()
-    gpu_tests.test_out_of_memory_has_a_name()
-    gpu_tests.test_the_current_stream_is_respected("cupy")
-    gpu_tests.test_optimizers_follow_the_cpu("Adam")
-    gpu_tests.test_threads_share_nothing()
-    gpu_tests.test_probes_hold()
+    gpu_tests.test_the_second_call_captures_a_graph()
+    gpu_tests.test_only_outputs_are_allocated()
+    gpu_tests.test_out_of_memory_raises_a_named_error()
+    gpu_tests.test_calls_run_on_the_current_stream("cupy")
+    gpu_tests.test_optimizers_equal_the_cpu("Adam")
+    gpu_tests.test_threads_share_no_state()
+    gpu_tests.test_probes_order_memory()
     with pytest.raises(pytest.skip.Exception, match="one CUDA device"):
-        gpu_tests.test_another_device_than_the_current_one()
+        gpu_tests.test_a_device_that_is_not_current()
 
 
 def test_gpu_test_of_waiting_sees_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +233,6 @@ def test_gpu_test_of_waiting_sees_a_wait(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_gpu_tests_that_need_a_torch(gpu_tests: Any) -> None:
     pytest.importorskip("torch")
-    gpu_tests.test_torch_on_the_card("gru", "float32")
+    gpu_tests.test_results_equal_torch_on_the_gpu("gru", "float32")
     with pytest.raises(pytest.skip.Exception, match="torch sees no CUDA device"):
         gpu_tests.test_torch_tensors_in_and_out()

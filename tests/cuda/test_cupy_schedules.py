@@ -1,4 +1,4 @@
-"""The schedule that a call names, and what an arena counts: on the stand-in CuPy."""
+"""Named schedules, and the counts of an arena, on the stand-in for CuPy."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def test_unknown_schedule_is_refused_by_name(name: str, said: list[str]) -> None
         ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend=name)
 
 
-def test_schedule_without_a_card_is_refused_with_the_reason() -> None:
+def test_a_schedule_without_a_gpu_is_refused_with_the_reason() -> None:
     if backends.available("cupy"):
         pytest.skip("there is a CUDA device here")
     with refused(RuntimeError, "'cupy:stepwise' cannot run here"):
         rnnkit.GRU(3, 4, backend="cupy:stepwise")
 
 
-def test_missing_libnvvm_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba CUDA without it compiles nothing: said before a kernel is asked for."""
+def test_missing_libnvvm_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba CUDA cannot compile without it, which is reported before any kernel is needed."""
     pathfinder = pytest.importorskip("cuda.pathfinder")
     pytest.importorskip("numba_cuda")
 
@@ -89,7 +89,7 @@ def test_missing_libnvvm_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def second_schedule(problem: str | None) -> Any:
-    """SCHEDULES with another row before stepwise, which runs the same code; problem: why it does not serve a call."""
+    """SCHEDULES with a row before stepwise that runs the same code. problem: why it does not serve a call."""
     from rnnkit.backends.cupy import schedules
 
     @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def test_pinned_schedule_runs_and_is_named(cp: Any) -> None:
 
 
 @needs_emulator
-def test_pinned_schedule_that_does_not_serve_raises_with_the_reason(cp: Any) -> None:
+def test_a_pinned_schedule_that_does_not_serve_the_call_raises_with_the_reason(cp: Any) -> None:
     x = cp.zeros((5, 2, 3), "float32")
     with second_schedule("H = 4 is planted to be too large"):
         backends.select.cache_clear()
@@ -139,12 +139,12 @@ def test_pinned_schedule_that_does_not_serve_raises_with_the_reason(cp: Any) -> 
     backends.select.cache_clear()
 
 
-# What an arena counts
+# Counts of an arena
 
 
 @needs_emulator
-def test_counts_are_what_ran(cp: Any) -> None:
-    """Against the counts of the stand-in, which sees every launch by itself."""
+def test_counts_equal_what_ran(cp: Any) -> None:
+    """Against the counts of the stand-in, which counts every launch independently."""
     from rnnkit.backends.cupy import arena, sources
 
     case = Case("lstm", T=7, B=3, I=5, H=9)
@@ -160,7 +160,7 @@ def test_counts_are_what_ran(cp: Any) -> None:
         assert launches == sum(n for name, n in seen.launches.items() if name in own) + seen.gemms
         assert nodes == sum(seen.replayed.values())
         found.append((replays, captures, refused_))
-    # Launched one by one, captured and replayed, replayed: one graph forward, one backward.
+    # Three calls: launched, captured and replayed, replayed. One graph forward, one backward.
     assert found == [(0, 0, 0), (2, 2, 0), (2, 0, 0), (2, 0, 0)]
 
 

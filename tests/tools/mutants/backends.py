@@ -283,7 +283,7 @@ _CUPY_KERNELS = (
         "unpack_rows",
         "b < rows ? packed",
         "b <= rows ? packed",
-        "test_no_race_nor_stray_access and rnn_tanh",
+        "test_no_race_and_no_access_out_of_bounds and rnn_tanh",
         "device",
     ),
     _cupy(
@@ -292,7 +292,7 @@ _CUPY_KERNELS = (
         "column_sums",
         ".value(); __syncthreads();",
         ".value();",
-        "test_no_race_nor_stray_access and gru",
+        "test_no_race_and_no_access_out_of_bounds and gru",
         "device",
     ),
     _cupy(
@@ -329,7 +329,7 @@ _CUPY_HOST = (
         "",
         "address(weights.w_hh), address(weights.w_hr)",
         "0, 0",
-        "test_graphs_are_not_taken",
+        "test_graphs_are_not_used",
     ),
     _cupy(
         "graphs survive a reallocation of the workspace",
@@ -350,7 +350,7 @@ _NUMBA_CUDA = (
         "make_forward",
         "cuda.syncthreads() if RESETS_BEFORE:",
         "if RESETS_BEFORE:",
-        "no_two_threads_race and gru-T3-B4-I2-H5",
+        "no_races_and_no_index and gru-T3-B4-I2-H5",
     ),
     _numba_cuda(
         "a block past the batch computes a row",
@@ -358,7 +358,7 @@ _NUMBA_CUDA = (
         "make_backward",
         "if b >= dh.shape[0]:",
         "if b > dh.shape[0]:",
-        "no_two_threads_race and rnn_tanh-T3-B4-I2-H5",
+        "no_races_and_no_index and rnn_tanh-T3-B4-I2-H5",
     ),
     _numba_cuda(
         "y past a row's end is not written",

@@ -354,7 +354,7 @@ _DEVICES = (
         "module._check_device(target)",
         "module._check_device(target); module._device = target",
         "tests/cuda/test_cupy_device.py",
-        "full_card_leaves",
+        "out_of_memory_changes_nothing",
     ),
     row(
         "an array of another library is copied to the host",
@@ -363,7 +363,7 @@ _DEVICES = (
         "return cupy.from_dlpack(value)",
         "return cupy.asarray(cupy.from_dlpack(value).get())",
         INTEROP,
-        "taken_without_a_copy",
+        "used_without_a_copy",
     ),
     row(
         "Embedding synchronises on its indices",
@@ -372,7 +372,7 @@ _DEVICES = (
         'self.device == "cpu": check_range("indices",',
         'True: check_range("indices",',
         INTEROP,
-        "nothing_waits",
+        "does_not_synchronise",
     ),
     row(
         "cross_entropy accepts a target outside the classes",
@@ -390,7 +390,7 @@ _DEVICES = (
         "if actual != device:",
         "if actual != device and device != 'cpu':",
         INTEROP,
-        "wrong_side",
+        "on_the_wrong_device",
     ),
 )
 
