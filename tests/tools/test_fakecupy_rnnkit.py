@@ -1,4 +1,4 @@
-"""rnnkit's layers around the recurrent ones, its losses, optimizers and clipping, on the fake CuPy as on NumPy."""
+"""Other modules than recurrent ones, losses, optimizers and clipping: the stand-in for CuPy gives NumPy's results."""
 
 import gc
 import sys
@@ -23,7 +23,7 @@ OPTIMIZERS = {
 
 
 def train(xp, device, dtype, optimizer):
-    """Losses, norms and weights of three steps of a small model that uses every layer and loss but a recurrent one."""
+    """Losses, norms and weights of three steps of a small model with every loss and every non-recurrent module."""
     rng = np.random.default_rng(7)
     embedding = rnnkit.Embedding(11, 6, dtype=dtype, device=device, rng=rng)
     linear = rnnkit.Linear(6, 5, dtype=dtype, device=device, rng=rng)
@@ -53,7 +53,7 @@ def train(xp, device, dtype, optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-4), ("float64", 1e-12)])
-def test_training_has_numpys_numbers(optimizer, dtype, rtol):
+def test_training_equals_numpy(optimizer, dtype, rtol):
     said, weights = train(np, "cpu", dtype, optimizer)
     with fakecupy.installed() as cp:
         got, moved = train(cp, "cuda", dtype, optimizer)
@@ -76,8 +76,8 @@ def test_a_layer_moves_between_the_host_and_devices():
             layer.to("cuda:2")
 
 
-def test_the_memory_of_a_machine_is_freed_with_it():
-    """Also where a cuBLAS handle was not destroyed, as of an arena whose thread lives on."""
+def test_the_memory_of_a_machine_is_freed_at_its_end():
+    """Also if a cuBLAS handle is not destroyed, for example of an arena whose thread continues."""
     with fakecupy.installed() as cp:
         machine = weakref.ref(_state.machine())
         handle = cp.cuda.device.get_cublas_handle()
@@ -88,7 +88,7 @@ def test_the_memory_of_a_machine_is_freed_with_it():
         _blas.destroy(handle)
 
 
-def test_the_fake_is_forgotten_with_its_machine():
+def test_backend_choices_are_reset_with_the_machine():
     with fakecupy.installed():
         assert rnnkit.Linear(3, 2, device="cuda").device == "cuda:0"
     with fakecupy.installed(devices=3) as cp, cp.cuda.Device(2):

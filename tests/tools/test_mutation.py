@@ -69,12 +69,12 @@ def test_a_planted_bug_makes_its_tests_fail(mutant: Mutant, verdicts: dict[str, 
 
 
 @pytest.mark.slow
-def test_the_tests_pass_with_nothing_planted() -> None:
+def test_the_tests_pass_without_a_mutant() -> None:
     control = try_unmutated(mutant for mutant in MUTANTS if problem_of(mutant) is None)
     assert not control.red, control.first_failure
 
 
-def test_every_row_fits_the_source() -> None:
+def test_every_mutant_applies_to_the_source() -> None:
     """Names are found, texts occur once, and the edited source is valid Python."""
     stale = []
     for mutant in MUTANTS:
@@ -89,7 +89,7 @@ def test_every_row_fits_the_source() -> None:
     assert not stale, "\n".join(stale)
 
 
-def test_the_names_differ() -> None:
+def test_the_names_are_unique() -> None:
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names)
     assert set(QUICK) <= set(names)
@@ -132,7 +132,7 @@ void other(int n) { step(n > 1); }
         ("a.cu", "kWide", "32", "16", "constexpr int kWide = 16;"),
     ],
 )
-def test_an_edit_is_found_by_name_whatever_its_spaces(file: str, at: str, old: str, new: str, want: str) -> None:
+def test_an_edit_is_found_by_name_ignoring_spaces(file: str, at: str, old: str, new: str, want: str) -> None:
     text = planted(PYTHON if file == "a.py" else CUDA, Edit(file, at, old, new))
     assert want in text
     assert text.count(want) == 1
@@ -147,7 +147,7 @@ def test_an_edit_is_found_by_name_whatever_its_spaces(file: str, at: str, old: s
         ("a.cu", "n", "1", "a.cu defines no n"),
     ],
 )
-def test_a_name_or_text_that_is_gone_is_an_error(file: str, at: str, old: str, said: str) -> None:
+def test_a_missing_name_or_text_is_an_error(file: str, at: str, old: str, said: str) -> None:
     with pytest.raises(StaleMutant) as caught:
         planted(PYTHON if file == "a.py" else CUDA, Edit(file, at, old, ""))
     assert said in str(caught.value)

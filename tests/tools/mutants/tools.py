@@ -150,7 +150,7 @@ _GPU_RUNS = (
         "ended(read_lines(path.with_name(ITEMS)))",
         "ended([])",
         "tests/bench/test_gpu_command.py",
-        "killed_at_a_random_moment",
+        "kill_at_a_random_moment",
     ),
     row(
         "gpu: processes outlive the run",
@@ -177,7 +177,7 @@ _GPU_RUNS = (
         "report.card_name(earlier) != name",
         "False",
         "tests/bench/test_gpu_command.py",
-        "another_card",
+        "another_gpu",
     ),
     row(
         "gpu: the bits of a graph are not compared",
