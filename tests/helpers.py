@@ -113,14 +113,14 @@ def record(layer: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None]:
-    """The body must raise exactly `error` with every word of `said`, and must not change the layer `by`."""
+def refused(error: type[Exception], *words: str, by: Any = None) -> Iterator[None]:
+    """The body must raise exactly `error` with every word of `words`, and must not change the layer `by`."""
     before = None if by is None else record(by)
     with pytest.raises(error) as caught:
         yield
     assert caught.type is error, f"{caught.type.__name__}, not {error.__name__}: {caught.value}"
     message = str(caught.value)
-    missing = [word for word in said if word not in message]
+    missing = [word for word in words if word not in message]
     assert not missing, f"{missing} not in the message: {message}"
     if before is not None:
         assert_same(record(by), before)

@@ -68,12 +68,12 @@ CONSTRUCTOR = [
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize(("error", "bad", "said"), CONSTRUCTOR, ids=lambda v: str(v) if isinstance(v, dict) else "")
-def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("error", "bad", "words"), CONSTRUCTOR, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], words: tuple[str, ...]) -> None:
     generator = np.random.default_rng(1)
     before = generator.bit_generator.state
     given = {"input_size": I, "hidden_size": H, "num_layers": 2, "backend": "numpy", "rng": generator} | bad
-    with refused(error, *said):
+    with refused(error, *words):
         LAYERS[name](**given)
     assert generator.bit_generator.state == before
 
@@ -82,8 +82,8 @@ def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], sai
     ("error", "bad"), [(ValueError, -1), (ValueError, H), (ValueError, H + 1), (TypeError, 1.0), (TypeError, True)]
 )
 def test_proj_size(error: type[Exception], bad: Any) -> None:
-    said = f"[0, hidden_size={H})" if error is ValueError else "a whole number"
-    with refused(error, "proj_size must be", said, f"got {bad!r}"):
+    message = f"[0, hidden_size={H})" if error is ValueError else "a whole number"
+    with refused(error, "proj_size must be", message, f"got {bad!r}"):
         rnnkit.LSTM(I, H, proj_size=bad)
 
 
@@ -97,20 +97,20 @@ def test_nonlinearity(bad: Any) -> None:
 @pytest.mark.parametrize("bad", ["before", "no", 1, None, np.array([True, False])], ids=repr)
 def test_flags(bad: Any) -> None:
     """Truthy values are rejected: reset_after="before" would select the wrong GRU."""
-    said = f"must be True or False, got {bad!r}"
+    message = f"must be True or False, got {bad!r}"
     for kind in (rnnkit.GRU, rnnkit.GRUCell):
-        with refused(TypeError, f"reset_after {said}"):
+        with refused(TypeError, f"reset_after {message}"):
             kind(I, H, reset_after=bad)
     for kind in (rnnkit.Linear, rnnkit.RNNCell, rnnkit.GRUCell, rnnkit.LSTMCell):
-        with refused(TypeError, f"bias {said}"):
+        with refused(TypeError, f"bias {message}"):
             kind(I, H, bias=bad)
     layer = layer_after_a_call("gru")
-    with refused(TypeError, f"mode {said}", by=layer):
+    with refused(TypeError, f"mode {message}", by=layer):
         layer.train(bad)
-    with refused(TypeError, f"mode {said}"):
+    with refused(TypeError, f"mode {message}"):
         rnnkit.Sequential(layer).train(bad)
     assert layer.training
-    with refused(TypeError, f"strict {said}", by=layer):
+    with refused(TypeError, f"strict {message}", by=layer):
         layer.load_state_dict(layer.state_dict(), strict=bad)
 
 
@@ -152,11 +152,11 @@ def test_numpy_scalars_are_accepted_as_sizes_and_fractions() -> None:
 def test_cuda_without_cupy_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "cupy" else find(name, *more))
-    said = "CuPy is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
+    message = "CuPy is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
     for named in ("cuda", "cuda:0"):
         with pytest.raises(RuntimeError) as caught:
             rnnkit.Linear(2, 3, device=named)
-        assert str(caught.value) == f"device {named!r} cannot be used: {said}"
+        assert str(caught.value) == f"device {named!r} cannot be used: {message}"
 
 
 @pytest.mark.parametrize("size", [2**62, 2**70])

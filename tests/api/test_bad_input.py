@@ -42,10 +42,10 @@ X_CASES = [
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize(("error", "x", "said"), X_CASES, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
-def test_x(name: str, error: type[Exception], x: Any, said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("error", "x", "words"), X_CASES, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
+def test_x(name: str, error: type[Exception], x: Any, words: tuple[str, ...]) -> None:
     layer = layer_after_a_call(name)
-    with refused(error, *said, by=layer):
+    with refused(error, *words, by=layer):
         layer(x)
 
 
@@ -75,12 +75,12 @@ def test_states_and_their_gradients(name: str) -> None:
     layer = layer_after_a_call(name, bidirectional=True)
     pair = len(layer.cell.states) == 2
     x, good = x_of(), x_of(4, B, H)
-    for error, bad, said in _wrong_states(layer):
+    for error, bad, words in _wrong_states(layer):
         for k, state in enumerate(("h", "c")[: 1 + pair]):
             given: Any = (bad, good) if k == 0 else (good, bad)
-            with refused(error, f"{state}0 must", *said, by=layer):
+            with refused(error, f"{state}0 must", *words, by=layer):
                 layer(x, given if pair else bad)
-            with refused(error, f"d{state}_n must", *said, by=layer):
+            with refused(error, f"d{state}_n must", *words, by=layer):
                 layer.backward(None, given if pair else bad)
     if pair:
         for bad, was in ((good, "ndarray"), ((good,), "1 arrays"), ((good,) * 3, "3 arrays")):
@@ -144,23 +144,23 @@ UNBATCHED_LENGTHS = [
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize(("error", "lengths", "said"), LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
-def test_lengths(name: str, error: type[Exception], lengths: Any, said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("error", "lengths", "words"), LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
+def test_lengths(name: str, error: type[Exception], lengths: Any, words: tuple[str, ...]) -> None:
     layer = layer_after_a_call(name)
-    with refused(error, *said, by=layer):
+    with refused(error, *words, by=layer):
         layer(x_of(), None, lengths)
 
 
 @EVERY_LAYER
 @pytest.mark.parametrize(
-    ("error", "lengths", "said"), UNBATCHED_LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else ""
+    ("error", "lengths", "words"), UNBATCHED_LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else ""
 )
-def test_lengths_of_an_unbatched_call(name: str, error: type[Exception], lengths: Any, said: tuple[str, ...]) -> None:
+def test_lengths_of_an_unbatched_call(name: str, error: type[Exception], lengths: Any, words: tuple[str, ...]) -> None:
     layer = layer_after_a_call(name)
-    with refused(error, *said, by=layer):
+    with refused(error, *words, by=layer):
         layer(x_of(T, I), None, lengths)
     both = rnnkit.Bidirectional(LAYERS[name](I, H, backend="numpy"))
-    with refused(error, *said):
+    with refused(error, *words):
         both(x_of(T, I), None, lengths)
 
 
@@ -226,13 +226,13 @@ def test_arrays_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) ->
     stand_in = ModuleType("cupy")
     stand_in.ndarray = Elsewhere  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    said = "must be on device cpu, got an array on cuda:1"
-    with refused(ValueError, f"x {said}", by=layer):
+    message = "must be on device cpu, got an array on cuda:1"
+    with refused(ValueError, f"x {message}", by=layer):
         layer(Elsewhere(x_of()))
-    with refused(ValueError, f"dy {said}", by=layer):
+    with refused(ValueError, f"dy {message}", by=layer):
         layer.backward(Elsewhere(x_of(T, B, H)))
     h = Elsewhere(x_of(2, B, H))
-    with refused(ValueError, f"h0 {said}", by=layer):
+    with refused(ValueError, f"h0 {message}", by=layer):
         layer(x_of(), (h, h) if name == "lstm" else h)
 
 

@@ -31,7 +31,7 @@ def merge_by_hand(merge: str | None, forward: np.ndarray, reverse: np.ndarray) -
     return by_hand[merge]()
 
 
-def turned_by_hand(a: np.ndarray, lengths: list[int]) -> np.ndarray:
+def reversed_by_hand(a: np.ndarray, lengths: list[int]) -> np.ndarray:
     turned = a.copy()
     for row, length in enumerate(lengths):
         turned[:length, row] = a[:length, row][::-1]
@@ -57,8 +57,8 @@ def test_bidirectional_is_two_layers_and_a_merge(
     for lengths in (LENGTHS, [T] * B):
         y, state_n = both(x, as_given, lengths)
         y_f, n_f = forward(x, half(0), lengths)
-        y_r, n_r = reverse(turned_by_hand(x, lengths), half(1), lengths)
-        assert_close("y", np.array(y), merge_by_hand(merge, y_f, turned_by_hand(y_r, lengths)), "float64")
+        y_r, n_r = reverse(reversed_by_hand(x, lengths), half(1), lengths)
+        assert_close("y", np.array(y), merge_by_hand(merge, y_f, reversed_by_hand(y_r, lengths)), "float64")
         for got, f, r in zip(parts(state_n), parts(n_f), parts(n_r), strict=True):
             assert_close("state_n", got, np.stack([f[0], r[0], f[1], r[1]]), "float64")
 

@@ -215,7 +215,7 @@ def test_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     model, optimizer, loader = other.model, other.optimizer, other.loader
     half = Run("adam", "float16").model
     wrong_model = rnnkit.Sequential(*list(model)[:2], rnnkit.Linear(5, 4))
-    for arguments, error, said in (
+    for arguments, error, words in (
         ((model, None, loader), ValueError, ("optimizer must be what the checkpoint was saved with", "one, got none")),
         ((model, optimizer), ValueError, ("random generators", "also has ['rng']", "lacks none")),
         ((model, optimizer, {"a": loader}), ValueError, ("also has ['rng']", "lacks ['rng.a']")),
@@ -238,7 +238,7 @@ def test_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         ),
         ((model.state_dict(), optimizer, loader), TypeError, ("model must be a Module", "StateDict")),
     ):
-        with refused(error, *said):
+        with refused(error, *words):
             checkpoint.restore(*arguments)
         assert_same(other.everything(), before)
     other.resume(tmp_path / "c")
@@ -246,7 +246,7 @@ def test_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "said"),
+    ("given", "error", "message"),
     [
         ({"step": -1}, ValueError, "step must be at least 0, got -1"),
         ({"step": 1.0}, TypeError, "step must be a whole number, got 1.0"),
@@ -265,9 +265,9 @@ def test_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_unsupported_values_are_rejected_before_anything_is_written(
-    given: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+    given: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    with refused(error, said):
+    with refused(error, message):
         rnnkit.save(rnnkit.Linear(2, 2), tmp_path / "c", **given)
     with refused(TypeError, "model must be a Module or a mapping of names to Modules"):
         rnnkit.save({"a": np.ones(2)}, tmp_path / "c", step=1)
@@ -321,7 +321,7 @@ def test_damaged_checkpoints_name_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda c: c.pop("step"), "must hold optimizer, generators, step and scalars"),
         (lambda c: c.update(step="x"), "step must be a whole number, got 'x'"),
@@ -335,7 +335,7 @@ def test_damaged_checkpoints_name_their_file(tmp_path: Path) -> None:
         (lambda c: c["generators"]["of"].update(rng=7), "its generators must be a list of states"),
     ],
 )
-def test_a_crafted_checkpoint_is_refused(change: Any, said: str, tmp_path: Path) -> None:
+def test_a_crafted_checkpoint_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     run, path = Run("adam", "float32"), tmp_path / "c"
     run.train(1)
     run.save(path)
@@ -348,4 +348,4 @@ def test_a_crafted_checkpoint_is_refused(change: Any, said: str, tmp_path: Path)
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
     with pytest.raises(ValueError, match="c' cannot be loaded: ") as caught:
         rnnkit.load(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

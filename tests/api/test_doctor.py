@@ -36,12 +36,12 @@ def one_thread_setting(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_text_lists_what_works_and_reports_no_fault(capsys) -> None:
     assert doctor.main([]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("versions", "rnnkit 0.1.0", "numba ", "-byte vectors", "threads", "__pycache__", "current", "gpu"):
-        assert word in said, word
-    assert "numpy (the NumPy oracle): runs here" in said
-    assert "numba on cpu: ok, worst error" in said
-    assert said.splitlines()[-1].split() == ["broken", "nothing"]
+        assert word in output, word
+    assert "numpy (the NumPy oracle): runs here" in output
+    assert "numba on cpu: ok, worst error" in output
+    assert output.splitlines()[-1].split() == ["broken", "nothing"]
 
 
 def test_json(capsys) -> None:
@@ -59,9 +59,9 @@ def test_json(capsys) -> None:
 def test_a_backend_that_is_wrong_or_raises_is_broken(fault, word, capsys) -> None:
     with planted(fault, dtypes=("float32",)):
         assert doctor.main([]) == 1
-    said = capsys.readouterr().out
-    assert f"planted on cpu: {word.split(':')[0]}" in said
-    assert said.rpartition("broken")[2].split()[0] == "planted"
+    output = capsys.readouterr().out
+    assert f"planted on cpu: {word.split(':')[0]}" in output
+    assert output.rpartition("broken")[2].split()[0] == "planted"
 
 
 def test_files_of_the_cache_folder_are_classified(cache_folder) -> None:
@@ -123,9 +123,9 @@ def test_an_invalid_thread_variable_is_reported_as_broken(one_thread_setting, mo
 def test_a_gpu_that_is_absent_is_not_broken(problem, nodes, faults, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "cuda_problem", lambda: problem)
     monkeypatch.setattr(doctor.glob, "glob", lambda _: nodes)
-    said: list[str] = []
-    assert doctor._gpu(said)["problem"] == problem
-    assert len(said) == faults
+    found_faults: list[str] = []
+    assert doctor._gpu(found_faults)["problem"] == problem
+    assert len(found_faults) == faults
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_gpu_that_is_absent_is_not_broken(problem, nodes, faults, monkeypatch)
 def test_it_runs_without_numba(numba, environment, status, tmp_path) -> None:
     if numba is not None:
         (tmp_path / "numba.py").write_text(numba)
-    told = os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    variables = os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "rnnkit.doctor", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     found = json.loads(done.stdout)
     assert len(found["broken"]) == status

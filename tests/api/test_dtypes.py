@@ -135,9 +135,9 @@ def test_containers_and_copies_have_the_dtype_tf32() -> None:
     again.load_state_dict(layer.state_dict())
     x = np.ones((2, 1, 3), np.float32)
     np.testing.assert_array_equal(again(x)[0], layer(x)[0])
-    said = rnnkit.explain(layer, x)
-    assert said.dtype == "tf32"
-    assert "no TF32" in said.why
+    explained = rnnkit.explain(layer, x)
+    assert explained.dtype == "tf32"
+    assert "no TF32" in explained.why
     rnnkit.Sequential(layer, rnnkit.Linear(4, 2))  # accepted, since both have float32 arrays
 
 
@@ -266,6 +266,6 @@ def test_bfloat16_without_ml_dtypes_names_the_package(monkeypatch: pytest.Monkey
 def test_the_error_for_an_unserved_dtype_lists_the_served_ones(backend: str) -> None:
     with refused(ValueError, "backend 'numba' serves float32, float64, tf32, got dtype float16"):
         rnnkit.GRU(3, 4, dtype="float16", backend=backend)
-    said = rnnkit.explain(rnnkit.GRU(3, 4, dtype="float16"), np.zeros((2, 1, 3), np.float16))
-    assert said.backend == "numpy"
-    assert "numba: does not serve float16" in said.why
+    explained = rnnkit.explain(rnnkit.GRU(3, 4, dtype="float16"), np.zeros((2, 1, 3), np.float16))
+    assert explained.backend == "numpy"
+    assert "numba: does not serve float16" in explained.why

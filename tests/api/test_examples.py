@@ -328,16 +328,16 @@ def test_without_a_gpu_programs_print_one_error_line(
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"rnnkit.examples.{program}").main(list(options))
     assert end.value.code == 2
-    said = {"--backend": f"backend {options[1]!r} cannot run here", "--device": "device 'cuda' cannot be used"}[
+    message = {"--backend": f"backend {options[1]!r} cannot run here", "--device": "device 'cuda' cannot be used"}[
         options[0]
     ]
-    wanted = f"python -m rnnkit.examples.{program}: {said}: CuPy finds no CUDA device\n"
+    wanted = f"python -m rnnkit.examples.{program}: {message}: CuPy finds no CUDA device\n"
     assert capsys.readouterr().err == wanted
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--device", "gpu"), "device must be None, 'cpu', 'cuda' or 'cuda:<index>', got 'gpu'"),
         (("--backend", "torch"), "backend must be None or one of 'numba', 'numpy', 'cupy', 'numba_cuda', got 'torch'"),
@@ -347,16 +347,16 @@ def test_without_a_gpu_programs_print_one_error_line(
     ],
 )
 def test_bad_options_end_with_one_message(
-    capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], said: str
+    capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"rnnkit.examples.{program}").main(list(options))
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("program", "options", "said"),
+    ("program", "options", "message"),
     [
         ("char_rnn", ("--chunk", "0"), "--chunk: must be a positive whole number, got '0'"),
         ("char_rnn", ("--temperature", "0"), "--temperature: must be a number above 0, got '0'"),
@@ -365,10 +365,10 @@ def test_bad_options_end_with_one_message(
         ("next_word", ("--epochs", "1.5"), "--epochs: must be a positive whole number, got '1.5'"),
     ],
 )
-def test_bad_numbers(capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], said: str) -> None:
+def test_bad_numbers(capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(SystemExit):
         importlib.import_module(f"rnnkit.examples.{program}").main(list(options))
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_streams_shorter_than_a_chunk(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_workspace_equals_the_allocated_memory(kind, options, shape, keep, cpu_b
     layer = kind(48, 64, backend=cpu_backend, rng=0, **options, **shape)
     x = np.zeros((40, 16, 48), np.float32)
     with contextlib.nullcontext() if keep else rnnkit.no_grad():
-        said = rnnkit.explain(layer, x)
+        explained = rnnkit.explain(layer, x)
         layer(x)  # compiles, and fills the caches
         layer._saved = None
         numba.scratch_memory.clear()  # which the compiled path keeps for later calls
@@ -47,12 +47,12 @@ def test_workspace_equals_the_allocated_memory(kind, options, shape, keep, cpu_b
         tracemalloc.stop()
     states = state if isinstance(state, tuple) else (state,)
     taken = peak - y.nbytes - sum(s.nbytes for s in states)
-    assert said.backend == cpu_backend
-    assert (said.kept_bytes > 0) == keep
+    assert explained.backend == cpu_backend
+    assert (explained.kept_bytes > 0) == keep
     # The compiled path states a bound. The oracle's temporaries depend on NumPy's version.
     # Python objects take some kilobytes per call, which are not workspace.
     low = 1.0 if cpu_backend == "numba" else 0.9
-    assert low * (taken - 8192) <= said.workspace_bytes <= 1.25 * taken
+    assert low * (taken - 8192) <= explained.workspace_bytes <= 1.25 * taken
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -62,7 +62,7 @@ def test_workspace_in_16_bits_includes_the_float32_arithmetic(kind, options, sha
     layer = kind(48, 64, dtype="float16", backend="numpy", rng=0, **options, **shape)
     x = np.zeros((40, 16, 48), np.float16)
     with contextlib.nullcontext() if keep else rnnkit.no_grad():
-        said = rnnkit.explain(layer, x)
+        explained = rnnkit.explain(layer, x)
         layer(x)
         layer._saved = None
         numba.scratch_memory.clear()  # which the compiled path keeps for later calls
@@ -73,8 +73,8 @@ def test_workspace_in_16_bits_includes_the_float32_arithmetic(kind, options, sha
         tracemalloc.stop()
         layer_kept = layer._saved
     taken = peak - y.nbytes - sum(s.nbytes for s in (state if isinstance(state, tuple) else (state,)))
-    assert (layer_kept is not None) == (said.kept_bytes > 0) == keep
-    assert 0.9 * (taken - 8192) <= said.workspace_bytes <= 1.25 * taken
+    assert (layer_kept is not None) == (explained.kept_bytes > 0) == keep
+    assert 0.9 * (taken - 8192) <= explained.workspace_bytes <= 1.25 * taken
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -86,7 +86,7 @@ def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend, monkeyp
     x = np.zeros((400, 16, 48), np.float32)
     lengths = np.random.default_rng(0).integers(0, 401, 16)
     with contextlib.nullcontext() if keep else rnnkit.no_grad():
-        said = rnnkit.explain(layer, x, lengths)
+        explained = rnnkit.explain(layer, x, lengths)
         layer(x, lengths=lengths)
         layer._saved = None
         numba.scratch_memory.clear()  # which the compiled path keeps for later calls
@@ -98,7 +98,7 @@ def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend, monkeyp
     taken = peak - y.nbytes - sum(s.nbytes for s in (state if isinstance(state, tuple) else (state,)))
     # The oracle's bound is less exact, since its temporaries depend on NumPy's version.
     low, high = (0.98, 1.5) if cpu_backend == "numba" else (0.85, 1.9)
-    assert low * (taken - 8192) <= said.workspace_bytes <= high * taken
+    assert low * (taken - 8192) <= explained.workspace_bytes <= high * taken
 
 
 def test_the_kernel_of_a_single_step_is_named():

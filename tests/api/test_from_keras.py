@@ -83,8 +83,8 @@ def test_the_layer_computes_what_the_keras_layer_does(
     if relu:
         weights[1] *= 0.3  # with large recurrent weights relu diverges
     x = randn(rng, T, B, I)
-    said = reset_after if kind == "GRU" and not bias else None
-    state = from_keras(weights, kind, reset_after=said, activation="relu" if relu else "tanh")
+    reset = reset_after if kind == "GRU" and not bias else None
+    state = from_keras(weights, kind, reset_after=reset, activation="relu" if relu else "tanh")
     layer = layer_for(kind, cell, bias=bias)
     layer.load_state_dict(state)
     want = keras_forward(kind, weights, x, reset_after, (lambda a: np.maximum(a, 0)) if relu else np.tanh)
@@ -93,15 +93,15 @@ def test_the_layer_computes_what_the_keras_layer_does(
 
 @pytest.mark.parametrize(("kind", "cell", "reset_after"), CONFIGS)
 def test_both_directions_and_a_stack(rng: np.random.Generator, kind: str, cell: str, reset_after: bool) -> None:
-    said = {"activation": "relu"} if cell == "rnn_relu" else {}
-    act = (lambda a: np.maximum(a, 0)) if said else np.tanh
+    options = {"activation": "relu"} if cell == "rnn_relu" else {}
+    act = (lambda a: np.maximum(a, 0)) if options else np.tanh
     first, second = (
         [0.3 * w for d in range(2) for w in keras_weights(rng, kind, True, reset_after, inputs)]
         for inputs in (I, 2 * U)
     )
     x = randn(rng, T, B, I)
-    state = from_keras(first, kind, bidirectional=True, **said) | from_keras(
-        second, kind, bidirectional=True, layer=1, **said
+    state = from_keras(first, kind, bidirectional=True, **options) | from_keras(
+        second, kind, bidirectional=True, layer=1, **options
     )
     layer = layer_for(kind, cell, num_layers=2, bidirectional=True)
     layer.load_state_dict(state)
@@ -146,7 +146,7 @@ LSTM_LIST, GRU_AFTER, GRU_BEFORE = (
 
 
 @pytest.mark.parametrize(
-    ("weights", "kind", "arguments", "says"),
+    ("weights", "kind", "arguments", "message"),
     [
         (LSTM_LIST, "ConvLSTM", {}, "kind must be one of 'SimpleRNN', 'LSTM', 'GRU', got 'ConvLSTM'"),
         (LSTM_LIST, ["LSTM"], {}, "kind must be one of"),
@@ -185,9 +185,9 @@ LSTM_LIST, GRU_AFTER, GRU_BEFORE = (
     ],
 )
 def test_what_cannot_be_converted_is_refused_with_the_reason(
-    weights: Any, kind: Any, arguments: dict[str, Any], says: str
+    weights: Any, kind: Any, arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         from_keras(weights, kind, **arguments)
 
 

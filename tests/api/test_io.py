@@ -88,17 +88,17 @@ def test_a_container_round_trips_with_its_cells(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saved", "into", "says"),
+    ("saved", "into", "message"),
     [
         (GRU(2, 3), GRU(2, 3, reset_after=False), "gru cell, and it is a gru_reset_before"),
         (GRU(2, 3, reset_after=False), GRU(2, 3), "gru_reset_before cell, and it is a gru"),
         (RNN(2, 3, nonlinearity="relu"), RNN(2, 3), "rnn_relu cell, and it is a rnn_tanh"),
     ],
 )
-def test_weights_of_another_cell_are_refused(tmp_path: Path, saved: Any, into: Any, says: str) -> None:
+def test_weights_of_another_cell_are_refused(tmp_path: Path, saved: Any, into: Any, message: str) -> None:
     rnnkit.save(saved, tmp_path / "m.safetensors")
     before = into.state_dict()
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         into.load_state_dict(rnnkit.load(tmp_path / "m.safetensors"))
     assert_same(into.state_dict(), before, in_order=True)
 
@@ -196,7 +196,7 @@ def crafted(path: Path, layers: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("layers", "says"),
+    ("layers", "message"),
     [
         ("[" * 100_000, "is not JSON"),
         ('{"": ' * 100_000, "is not JSON"),
@@ -207,8 +207,8 @@ def crafted(path: Path, layers: str) -> Path:
     ],
     ids=["deep list", "deep object", "cut", "list", "number", "cell"],
 )
-def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: str, says: str) -> None:
-    with pytest.raises(ValueError, match=rf"m' cannot be loaded: its rnnkit\.layers {says}"):
+def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"m' cannot be loaded: its rnnkit\.layers {message}"):
         rnnkit.load(crafted(tmp_path / "m", layers))
     assert rnnkit.load(crafted(tmp_path / "m", '{"": {"cell": "gru"}}')).layers == {"": {"cell": "gru"}}
 
@@ -217,7 +217,7 @@ def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: 
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         (lambda d: d.pop("bias_hh_l0"), KeyError, r"missing \['bias_hh_l0'\]"),
         (lambda d: d.update(more=np.zeros(2)), KeyError, r"extra \['more'\]"),
@@ -226,11 +226,11 @@ def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: 
         (lambda d: d.update(bias_hh_l0=np.zeros(12, complex)), TypeError, "bias_hh_l0 must hold real numbers"),
     ],
 )
-def test_a_load_that_fails_changes_nothing(change: Any, error: type[Exception], says: str) -> None:
+def test_a_load_that_fails_changes_nothing(change: Any, error: type[Exception], message: str) -> None:
     layer = LSTM(2, 3, rng=0)
     before, mapping = layer.state_dict(), LSTM(2, 3, rng=1).state_dict()
     change(mapping)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         layer.load_state_dict(mapping)
     assert_same(layer.state_dict(), before, in_order=True)
 

@@ -282,7 +282,7 @@ def test_gradients_accumulate_in_place(name: str, dtype: str, cpu_backend: str, 
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "want"),
     [
         (rnnkit.RNN(2, 3, backend="numpy"), "RNN(2, 3, dtype=float32)"),
         (rnnkit.RNN(2, 3, 2, "relu", backend="numpy"), "RNN(2, 3, num_layers=2, nonlinearity='relu', dtype=float32)"),
@@ -301,8 +301,8 @@ def test_gradients_accumulate_in_place(name: str, dtype: str, cpu_backend: str, 
     ],
     ids=str,
 )
-def test_repr_lists_arguments_that_differ_from_the_defaults(layer: Any, said: str) -> None:
-    assert repr(layer) == said
+def test_repr_lists_arguments_that_differ_from_the_defaults(layer: Any, want: str) -> None:
+    assert repr(layer) == want
 
 
 def test_the_slope_of_relu_is_zero_at_zero_and_one_at_nan(cpu_backend: str) -> None:

@@ -187,8 +187,8 @@ def test_losses_refuse_bad_input() -> None:
             function(a.astype(np.complex64), b)
         with refused(TypeError, "target", "float16", "float64"):
             function(a.astype(np.float16), b)
-    for wrong, said in ((np.array([0, 3]), "3"), (np.array([-100, 0]), "-100")):
-        with refused(IndexError, "target", "[0, 3)", said):
+    for wrong, message in ((np.array([0, 3]), "3"), (np.array([-100, 0]), "-100")):
+        with refused(IndexError, "target", "[0, 3)", message):
             rnnkit.cross_entropy(a, wrong)
     with refused(TypeError, "target", "float64"):
         rnnkit.cross_entropy(a, np.zeros(2))
@@ -208,21 +208,21 @@ def test_losses_refuse_bad_input() -> None:
 def test_array_subclasses_with_other_arithmetic_are_refused(subclass: Any) -> None:
     plain = np.array([[0.5, 2.0], [1.0, -3.0]])
     other = subclass(plain)
-    said = f"must be a plain NumPy array, got {type(other).__name__} (use np.asarray)"
-    with refused(TypeError, f"pred {said}"):
+    message = f"must be a plain NumPy array, got {type(other).__name__} (use np.asarray)"
+    with refused(TypeError, f"pred {message}"):
         rnnkit.mse(other, plain)
-    with refused(TypeError, f"target {said}"):
+    with refused(TypeError, f"target {message}"):
         rnnkit.mse(plain, other)
-    with refused(TypeError, f"target {said}"):
+    with refused(TypeError, f"target {message}"):
         rnnkit.cross_entropy(plain, subclass(np.array([0, 1])))
-    with refused(TypeError, f"x {said}"):
+    with refused(TypeError, f"x {message}"):
         rnnkit.Activation("tanh")(other)
-    with refused(TypeError, f"x {said}"):
+    with refused(TypeError, f"x {message}"):
         rnnkit.Linear(2, 3, dtype="float64")(other)
-    with refused(TypeError, f"lengths {said}"):
+    with refused(TypeError, f"lengths {message}"):
         rnnkit.GRU(2, 3, backend="numpy")(np.zeros((2, 2, 2), "float32"), lengths=subclass(np.array([1, 2])))
     layer = rnnkit.Linear(2, 2, dtype="float64")
-    with refused(TypeError, f"weight {said}"):
+    with refused(TypeError, f"weight {message}"):
         layer.params["weight"] = other
     layer.load_state_dict({"weight": other, "bias": np.zeros(2)})
     np.testing.assert_array_equal(layer.params["weight"], plain)

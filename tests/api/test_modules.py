@@ -123,8 +123,12 @@ def test_embedding_is_initialised_from_a_seeded_standard_normal() -> None:
 
 def test_embedding_refuses_bad_input() -> None:
     embedding = rnnkit.Embedding(4, 2)
-    for wrong, said in ((np.array([0, 4]), "4"), (np.array([1, -1]), "-1"), (np.array([2**63], "uint64"), str(2**63))):
-        with refused(IndexError, "indices", "[0, 4)", said):
+    for wrong, message in (
+        (np.array([0, 4]), "4"),
+        (np.array([1, -1]), "-1"),
+        (np.array([2**63], "uint64"), str(2**63)),
+    ):
+        with refused(IndexError, "indices", "[0, 4)", message):
             embedding(wrong)
     for wrong in (np.array([0.0]), np.array([True]), [0, 1], 1):
         with refused(TypeError, "indices"):

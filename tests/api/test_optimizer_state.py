@@ -144,8 +144,8 @@ BAD: list[tuple[Any, type[Exception], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "said"), BAD)
-def test_state_that_does_not_fit_changes_nothing(change: Any, error: type[Exception], said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("change", "error", "words"), BAD)
+def test_state_that_does_not_fit_changes_nothing(change: Any, error: type[Exception], words: tuple[str, ...]) -> None:
     made, others = models(), models(seed=2)
     optimizer, other = KINDS["adam"](made), KINDS["adam"](others)
     steps("adam", made, optimizer, 2)
@@ -153,7 +153,7 @@ def test_state_that_does_not_fit_changes_nothing(change: Any, error: type[Except
     other.lr = 0.5
     found, before = optimizer.state_dict(), flat(other)
     change(found)
-    with refused(error, *said):
+    with refused(error, *words):
         other.load_state_dict(found)
     assert_same(flat(other), before)
 

@@ -154,10 +154,10 @@ def test_the_backend_and_the_package_need_the_same_numba() -> None:
 
 def test_extras_that_are_named_exist() -> None:
     """Extras in commands of the documents, in messages of the package and in the Makefile."""
-    told = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    told += (ROOT / "rnnkit").rglob("*.py")
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    documents += (ROOT / "rnnkit").rglob("*.py")
     named: set[str] = set()
-    for path in told:
+    for path in documents:
         for extras in re.findall(r"(?:rnnkit|\.)\[([a-z0-9,]+)\]", path.read_text(encoding="utf-8")):
             named |= set(extras.split(","))
     assert "examples" in named
@@ -166,7 +166,7 @@ def test_extras_that_are_named_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "absent", "status", "said"),
+    ("wanted", "absent", "status", "message"),
     [
         ("peers", ["jax"], 4, "RNNKIT_REQUIRED=peers, but these do not import: jax (planted)"),
         ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
@@ -175,7 +175,9 @@ def test_extras_that_are_named_exist() -> None:
         ("yes", [], 4, "RNNKIT_REQUIRED may name emulators, kernels, peers, got 'yes'"),
     ],
 )
-def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: int, said: str, tmp_path: Path) -> None:
+def test_required_peers_are_not_skipped(
+    wanted: str, absent: list[str], status: int, message: str, tmp_path: Path
+) -> None:
     """tests/peers/conftest.py with an empty test, and peers that can or cannot be imported."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "peers" / "conftest.py").read_text(encoding="utf-8"))
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
@@ -185,4 +187,4 @@ def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr
-    assert said in done.stderr
+    assert message in done.stderr

@@ -150,7 +150,7 @@ def test_a_requested_check_that_does_not_run_is_no_pass(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--backend fast", "'fast'"),
         ("--backend cupy:fast", "'cupy:fast'"),
@@ -167,11 +167,11 @@ def test_a_requested_check_that_does_not_run_is_no_pass(tmp_path: Path, capsys: 
         ("--fast", "--fast"),
     ],
 )
-def test_a_bad_argument_exits_with_2(options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_argument_exits_with_2(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(options.split())
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_interrupted_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,7 @@ def test_a_requested_check_that_cannot_run_is_missing() -> None:
 
 
 def test_a_name_that_does_not_exist_is_refused() -> None:
-    for name, given, said in (
+    for name, given, words in (
         ("backends", ["fast"], ["backend", "'numba'", "'fast'"]),
         ("backends", ["cupy:fast"], ["'stepwise'", "'cupy:fast'"]),
         ("dtypes", ["float8"], ["dtype", "bfloat16", "'float8'"]),
@@ -108,7 +108,7 @@ def test_a_name_that_does_not_exist_is_refused() -> None:
         ("devices", ["tpu"], ["device", "'cpu'", "'tpu'"]),
         ("cells", [], ["cells", "at least one name"]),
     ):
-        with refused(ValueError, *said):
+        with refused(ValueError, *words):
             plan(**{name: given})
     with refused(TypeError, "backends", "a list of names", "'numba'"):
         plan("numba")
@@ -150,14 +150,14 @@ def test_freed_memory_is_poisoned(size: int) -> None:
 
 
 def test_another_shape_dtype_or_name_is_wrong() -> None:
-    for change, said in (
+    for change, message in (
         (lambda y: y[:, :, 1:], "y has shape (4, 3, 4), not (4, 3, 5)"),
         (lambda y: y.astype(np.float64), "y has dtype float64, not float32"),
     ):
         with planted(lambda found, change=change: found.update(y=change(found["y"])) if "y" in found else None):
             outcome = run(Check("planted", "float32", CASE, "cpu"))
         assert outcome.status == "wrong"
-        assert said in outcome.why
+        assert message in outcome.why
         assert outcome.worst_array == "y"
     check, want = Check("numba", "float32", CASE, "cpu"), {"y": np.zeros(3)}
     got = {"z": np.zeros(3, np.float32)}

@@ -73,15 +73,15 @@ DAMAGE: dict[str, tuple[Any, bytes, str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_error_names_the_damage(tmp_path: Path, damage: str) -> None:
-    header, data, says = DAMAGE[damage]
+    header, data, message = DAMAGE[damage]
     path = raw_file(tmp_path / "bad.safetensors", header, data)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         rnnkit.load(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "0 bytes, fewer than the 8"),
         (b"\1\0\0", "3 bytes, fewer than the 8"),
@@ -89,9 +89,9 @@ def test_the_error_names_the_damage(tmp_path: Path, damage: str) -> None:
         (b"\xff" * 8, "but only 0 bytes follow"),
     ],
 )
-def test_a_header_longer_than_the_file_is_an_error(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_header_longer_than_the_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bad").write_bytes(content)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         rnnkit.load(tmp_path / "bad")
 
 
@@ -234,7 +234,7 @@ def test_a_saved_file_has_the_default_mode_or_the_mode_and_link_of_the_previous_
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "says"),
+    ("given", "error", "message"),
     [
         ([1, 2], TypeError, "module_or_mapping must be a Module or a mapping.*got list"),
         ({"w": np.array(["a"])}, TypeError, "w has dtype <U1"),
@@ -246,9 +246,9 @@ def test_a_saved_file_has_the_default_mode_or_the_mode_and_link_of_the_previous_
     ],
 )
 def test_unsupported_values_are_rejected_before_anything_is_written(
-    tmp_path: Path, given: Any, error: type[Exception], says: str
+    tmp_path: Path, given: Any, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         rnnkit.save(given, tmp_path / "m")
     assert os.listdir(tmp_path) == []
 

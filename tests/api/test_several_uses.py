@@ -136,8 +136,8 @@ def test_a_call_of_another_module_is_refused(kind: str, rng: np.random.Generator
     module, other, use = KINDS[kind].make(), KINDS[kind].make(), KINDS[kind].use(rng)
     for each in (module, other):
         each(*use.inputs)
-    for wrong, said in ((7, "int"), ((), "tuple"), (use.inputs[0], "ndarray")):
-        with refused(TypeError, "call must be a Call", "last_call", said):
+    for wrong, message in ((7, "int"), ((), "tuple"), (use.inputs[0], "ndarray")):
+        with refused(TypeError, "call must be a Call", "last_call", message):
             module.backward(*use.gradients, call=wrong)
     name = type(module).__name__
     assert repr(module.last_call) == f"<a call of a {name}>"

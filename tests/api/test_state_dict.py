@@ -246,7 +246,7 @@ def test_merged_state_dicts_keep_their_cells() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
+    ("layers", "message"),
     [
         ([], "map prefixes of names to mappings, got list"),
         ({"": "gru"}, "map prefixes of names to mappings, got '': 'gru'"),
@@ -255,8 +255,8 @@ def test_merged_state_dicts_keep_their_cells() -> None:
         ({"x.": {"cell": None}}, "name the cell of 'x.' by a string, got None"),
     ],
 )
-def test_the_cells_of_a_state_dict_have_one_format(layers: Any, said: str) -> None:
-    with refused(TypeError, f"layers must {said}"):
+def test_the_cells_of_a_state_dict_have_one_format(layers: Any, message: str) -> None:
+    with refused(TypeError, f"layers must {message}"):
         StateDict({}, layers)
 
 

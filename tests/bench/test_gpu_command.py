@@ -70,7 +70,7 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         "raises": "not run",
     }
     assert statuses(found, "done") == {"first": "ok", "late": "not run", "odd": "ok", "missing": "not available"}
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in (
         "done       ok            first",
         "done       not available missing  planted library is not installed",
@@ -78,10 +78,10 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         "not available: planted library is not installed",
         "Planted Card 9",
     ):
-        assert line in said
-    assert said.index("done       ok            first") < said.index("fails ...")  # printed at once
+        assert line in output
+    assert output.index("done       ok            first") < output.index("fails ...")  # printed at once
     assert "fails| this is fails" in (tmp_path / "log.txt").read_text(errors="replace")
-    assert (tmp_path / "summary.txt").read_text() in said
+    assert (tmp_path / "summary.txt").read_text() in output
 
 
 def test_a_missing_requirement_alone_is_neither_failed_nor_ok(
@@ -219,8 +219,8 @@ def test_after_a_kill_at_a_random_moment_no_finished_check_is_missing(moment: in
     # Another run continues it, and runs each remaining check once.
     before = ended_according_to(witness)
     again = start(out, witness, "--done", str(out / "gpu.json"))
-    said = again.communicate(timeout=60)[0]
-    assert again.returncode == 0, said
+    output = again.communicate(timeout=60)[0]
+    assert again.returncode == 0, output
     assert on_disk(out) == CHECKS
     done = witness.read_text().splitlines()
     assert all(done.count(key) == 1 for key in before)
@@ -235,10 +235,10 @@ def test_full_disk_keeps_what_was_written(limit: int, tmp_path: Path) -> None:
     out = tmp_path / "out"
     witness = tmp_path / "witness"
     process = start(out, witness, limit=limit)
-    said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1, said
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 1, output
     assert "an item cannot be written to items.jsonl" in (out / "log.txt").read_text()
-    assert "the run stops here: items could not be written" in said
+    assert "the run stops here: items could not be written" in output
     assert_whole(out, witness)
     assert 5 < len(on_disk(out)) < len(CHECKS)
     assert document(out)["parts"]["done"]["status"] == "not run"
@@ -324,7 +324,7 @@ def test_a_part_without_items_is_repeated_completely(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--only-failed"], "--only-failed needs --done"),
         (["--done", "nowhere/gpu.json"], "nowhere/gpu.json does not exist"),
@@ -334,12 +334,12 @@ def test_a_part_without_items_is_repeated_completely(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_give_status_2_and_change_nothing(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "out", [part("done")], *options)
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

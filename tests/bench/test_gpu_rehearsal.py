@@ -30,13 +30,13 @@ def make_gpu(out: Path, *options: str) -> tuple[int, str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_the_smoke_part_by_the_command(tmp_path: Path) -> None:
-    code, said, document = make_gpu(tmp_path, "--parts", "smoke")
-    assert code == 0, said
+    code, output, document = make_gpu(tmp_path, "--parts", "smoke")
+    assert code == 0, output
     items = {item["item"]: item["status"] for item in document["parts"]["smoke"]["items"]}
     assert [items[key] for key in plan.BASE_CASE] == ["ok"] * 3
     assert set(items.values()) == {"ok", "not available"}
     assert {item["status"] for item in document["parts"]["card"]["items"]} == {"ok"}
-    assert "smoke      ok            nvrtc" in said
+    assert "smoke      ok            nvrtc" in output
     assert len(list(tmp_path.iterdir())) <= 8
 
 

@@ -121,10 +121,10 @@ def test_a_damaged_file_is_recompiled_and_rewritten_with_one_warning(damage, cac
     whole = {path: path.read_bytes() for path in files}
     for path, data in whole.items():
         path.write_bytes(DAMAGES[damage](data))
-    how, said = with_warnings(lambda: called(kernels))
+    how, messages = with_warnings(lambda: called(kernels))
     assert how == "compiled"
-    assert len(said) == 1
-    assert any(str(path) in said[0] for path in files)
+    assert len(messages) == 1
+    assert any(str(path) in messages[0] for path in files)
     assert with_warnings(lambda: called(kernels)) == ("loaded", [])
     for path, data in whole.items():
         path.write_bytes(DAMAGES[damage](data))
@@ -136,8 +136,8 @@ def test_a_damaged_file_of_a_job(cache_root, kernels) -> None:
     assert kernels.make_job().cache_hits == 1
     for path in cached(cache_root):
         path.write_bytes(path.read_bytes()[:-1])
-    made, said = with_warnings(kernels.make_job)
-    assert (made.cache_hits, len(said)) == (0, 1)
+    made, messages = with_warnings(kernels.make_job)
+    assert (made.cache_hits, len(messages)) == (0, 1)
     assert kernels.make_job().cache_hits == 1
 
 
@@ -161,10 +161,10 @@ def test_an_unreadable_file_is_ignored(cache_root, kernels) -> None:
     for path in paths:
         path.unlink()
         path.mkdir()
-    how, said = with_warnings(lambda: called(kernels))
+    how, messages = with_warnings(lambda: called(kernels))
     assert how == "compiled"
-    assert any(str(path) in said[0] for path in paths)
-    assert "every process compiles the kernels again" in said[1]
+    assert any(str(path) in messages[0] for path in paths)
+    assert "every process compiles the kernels again" in messages[1]
     assert with_warnings(lambda: called(kernels)) == ("compiled", [])
 
 
@@ -175,10 +175,10 @@ def test_a_disk_that_cannot_be_written_gives_one_warning(error, cache_root, kern
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refused)
-        how, said = with_warnings(lambda: called(kernels))
-        assert (how, len(said)) == ("compiled", 1)
-        assert str(cache_root) in said[0]
-        assert os.strerror(error) in said[0]
+        how, messages = with_warnings(lambda: called(kernels))
+        assert (how, len(messages)) == ("compiled", 1)
+        assert str(cache_root) in messages[0]
+        assert os.strerror(error) in messages[0]
         assert with_warnings(lambda: called(kernels)) == ("compiled", [])
         assert with_warnings(kernels.make_job)[1] == [], "one per folder, not per kernel"
         assert cached(cache_root) == [], "unfinished files"
@@ -202,9 +202,9 @@ def test_a_failed_write_leaves_the_previous_cache_file(cache_root, kernels, monk
 
 def test_a_folder_that_cannot_be_created_gives_one_warning(cache_root, kernels) -> None:
     cache_root.write_text("a file, not a folder")
-    how, said = with_warnings(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
-    assert str(cache_root) in said[0]
+    how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
+    assert str(cache_root) in messages[0]
 
 
 def test_a_folder_may_be_deleted_at_any_time(cache_root, kernels, monkeypatch) -> None:
@@ -221,8 +221,8 @@ def test_a_folder_may_be_deleted_at_any_time(cache_root, kernels, monkeypatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", vanished)
-        how, said = with_warnings(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
+        how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
     assert with_warnings(lambda: called(kernels)) == ("compiled", [])
     assert with_warnings(lambda: called(kernels)) == ("loaded", [])
 
@@ -279,9 +279,9 @@ def test_an_intact_file_that_does_not_load_is_recompiled(cache_root, kernels) ->
     (path,) = cached(cache_root)
     header, _ = decode(path.read_bytes())
     path.write_bytes(encode(header, b"\x80\x04K\x01K\x02\x86."))  # the pair (1, 2)
-    how, said = with_warnings(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
-    assert str(path) in said[0]
+    how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
+    assert str(path) in messages[0]
 
 
 def test_a_changed_function_outside_our_folder_is_recompiled(cache_root, kernels, tmp_path) -> None:
@@ -309,8 +309,8 @@ def test_concurrent_writers_and_readers(tmp_path, cache_root) -> None:
     command = [sys.executable, "-c", script, str(cache_root)]
     running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for process in running:
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, said
+        output = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, output
     assert not list(cache_root.rglob("*.tmp*"))
 
 
@@ -364,10 +364,10 @@ def test_without_a_writable_folder_each_process_compiles_and_one_warning_names_t
     inside = tmp_path / "source" / "__pycache__"
     inside.write_text("not a folder")
     user_root.write_text("not a folder")
-    how, said = with_warnings(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
-    assert str(inside) in said[0]
-    assert str(user_root) in said[0]
+    how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
+    assert str(inside) in messages[0]
+    assert str(user_root) in messages[0]
 
 
 def test_a_function_without_a_source_file_is_compiled_and_not_cached(cache_root) -> None:

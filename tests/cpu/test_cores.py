@@ -102,7 +102,7 @@ def test_invalid_proc_files_are_ignored(groups, mounts, tmp_path) -> None:
 
 
 @pytest.fixture
-def asked_anew(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def uncached_default(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Eight cores, no quota, no variables, no set_num_threads, and no cached default."""
     monkeypatch.delenv("RNNKIT_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -120,84 +120,84 @@ def _forgotten():
     default_threads.cache_clear()
 
 
-def said() -> tuple[int, str]:
+def threads_and_reason() -> tuple[int, str]:
     explained = rnnkit.explain(rnnkit.GRU(3, 4, backend="numba"), np.zeros((2, 5, 3), np.float32))
     assert explained.threads == rnnkit.get_num_threads()
     assert f"cpu, up to {explained.threads} threads ({explained.threads_why})" in str(explained)
     return explained.threads, explained.threads_why
 
 
-def test_default_is_the_number_of_cores(asked_anew) -> None:
-    assert said() == (8, "8 cores")
+def test_default_is_the_number_of_cores(uncached_default) -> None:
+    assert threads_and_reason() == (8, "8 cores")
 
 
-def test_default_is_the_affinity_mask(asked_anew) -> None:
-    asked_anew.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6}, raising=False)
-    assert said() == (3, "affinity mask of 3 of 8 cores")
+def test_default_is_the_affinity_mask(uncached_default) -> None:
+    uncached_default.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6}, raising=False)
+    assert threads_and_reason() == (3, "affinity mask of 3 of 8 cores")
 
 
 @pytest.mark.parametrize(("quota", "threads"), [(2.0, 2), (2.9, 2), (1.5, 1), (0.25, 1), (7.5, 7)])
-def test_the_quota_is_rounded_down(quota, threads, asked_anew) -> None:
-    asked_anew.setattr(cpu_limits, "cpu_quota", lambda: quota)
-    assert said() == (threads, f"CPU quota of {quota:.4g} cores")
+def test_the_quota_is_rounded_down(quota, threads, uncached_default) -> None:
+    uncached_default.setattr(cpu_limits, "cpu_quota", lambda: quota)
+    assert threads_and_reason() == (threads, f"CPU quota of {quota:.4g} cores")
 
 
-def test_a_quota_above_the_number_of_cores_is_ignored(asked_anew) -> None:
-    asked_anew.setattr(cpu_limits, "cpu_quota", lambda: 64.0)
-    assert said() == (8, "8 cores")
+def test_a_quota_above_the_number_of_cores_is_ignored(uncached_default) -> None:
+    uncached_default.setattr(cpu_limits, "cpu_quota", lambda: 64.0)
+    assert threads_and_reason() == (8, "8 cores")
 
 
 @pytest.mark.parametrize(
     ("value", "threads"),
     [("3", 3), ("3,2,1", 3), (" 3 ", 3), ("16", 8), ("", 8), ("0", 8), ("-1", 8), ("many", 8), ("1.5", 8)],
 )
-def test_omp_num_threads_is_an_upper_bound_unless_invalid(value, threads, asked_anew) -> None:
-    asked_anew.setenv("OMP_NUM_THREADS", value)
-    assert said() == (threads, "OMP_NUM_THREADS" if threads == 3 else "8 cores")
+def test_omp_num_threads_is_an_upper_bound_unless_invalid(value, threads, uncached_default) -> None:
+    uncached_default.setenv("OMP_NUM_THREADS", value)
+    assert threads_and_reason() == (threads, "OMP_NUM_THREADS" if threads == 3 else "8 cores")
 
 
-def test_rnnkit_num_threads_sets_the_number(asked_anew) -> None:
-    asked_anew.setenv("OMP_NUM_THREADS", "1")
-    asked_anew.setenv("RNNKIT_NUM_THREADS", " 12 ")
-    asked_anew.setattr(cpu_limits, "cpu_quota", lambda: 1.0)
-    assert said() == (12, "RNNKIT_NUM_THREADS")
+def test_rnnkit_num_threads_sets_the_number(uncached_default) -> None:
+    uncached_default.setenv("OMP_NUM_THREADS", "1")
+    uncached_default.setenv("RNNKIT_NUM_THREADS", " 12 ")
+    uncached_default.setattr(cpu_limits, "cpu_quota", lambda: 1.0)
+    assert threads_and_reason() == (12, "RNNKIT_NUM_THREADS")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "4,2", "1e3", "0x4"])
-def test_an_invalid_rnnkit_num_threads_raises(value, asked_anew) -> None:
-    asked_anew.setenv("RNNKIT_NUM_THREADS", value)
+def test_an_invalid_rnnkit_num_threads_raises(value, uncached_default) -> None:
+    uncached_default.setenv("RNNKIT_NUM_THREADS", value)
     layer, x = rnnkit.GRU(64, 64, backend="numba"), np.zeros((50, 5, 64), np.float32)
     for call in (rnnkit.get_num_threads, lambda: rnnkit.explain(layer, x), lambda: layer(x)):
         with pytest.raises(ValueError, match=f"^RNNKIT_NUM_THREADS must be a positive whole number, got '{value}'$"):
             call()
     rnnkit.set_num_threads(2)
-    assert said() == (2, "set_num_threads")
+    assert threads_and_reason() == (2, "set_num_threads")
     layer(x)
 
 
-def test_set_num_threads_overrides_and_none_restores_the_default(asked_anew) -> None:
-    assert said() == (8, "8 cores")
+def test_set_num_threads_overrides_and_none_restores_the_default(uncached_default) -> None:
+    assert threads_and_reason() == (8, "8 cores")
     rnnkit.set_num_threads(5)
-    assert said() == (5, "set_num_threads")
-    asked_anew.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert threads_and_reason() == (5, "set_num_threads")
+    uncached_default.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     rnnkit.set_num_threads(None)
-    assert said() == (2, "affinity mask of 2 of 8 cores")
+    assert threads_and_reason() == (2, "affinity mask of 2 of 8 cores")
 
 
-def test_the_default_is_read_once(asked_anew) -> None:
+def test_the_default_is_read_once(uncached_default) -> None:
     def read_again() -> None:
         raise AssertionError("read again")
 
-    assert said()[0] == 8
-    asked_anew.setattr(cpu_limits, "cpu_quota", read_again)
-    assert said()[0] == 8
+    assert threads_and_reason()[0] == 8
+    uncached_default.setattr(cpu_limits, "cpu_quota", read_again)
+    assert threads_and_reason()[0] == 8
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_reads_the_default_again(asked_anew) -> None:
+def test_a_forked_child_reads_the_default_again(uncached_default) -> None:
     assert rnnkit.get_num_threads() == 8
-    asked_anew.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    uncached_default.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     assert rnnkit.get_num_threads() == 8
     child = os.fork()
     if child == 0:

@@ -204,9 +204,9 @@ def test_an_unresponsive_worker_is_omitted_and_the_others_work(pool, monkeypatch
 def test_a_preemption_is_recorded_if_one_thread_fewer_would_be_as_fast(took_ms, lost_ms, members, noted):
     address, room = unanswered(1)
     ends(address, int(1e6 * took_ms), int(1e6 * lost_ms), members)
-    told = int(room[(address - room.ctypes.data + kernels.PREEMPTED) // WORD])
-    assert (told > 0) == noted
-    assert not noted or told == pytest.approx(1e6 * lost_ms, rel=0.5)
+    recorded = int(room[(address - room.ctypes.data + kernels.PREEMPTED) // WORD])
+    assert (recorded > 0) == noted
+    assert not noted or recorded == pytest.approx(1e6 * lost_ms, rel=0.5)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs threads bound to a core")

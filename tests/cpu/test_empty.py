@@ -35,7 +35,7 @@ def shapes(tree: Any) -> Any:
     return tuple(map(shapes, tree)) if isinstance(tree, tuple) else tree.shape
 
 
-def nothing_learnt(module: Any) -> bool:
+def no_gradients(module: Any) -> bool:
     return not any(grad.any() for grad in module.grads.values())
 
 
@@ -58,7 +58,7 @@ def test_recurrent(name: str, ragged: bool, T: int, B: int, cpu_backend: str, rn
     assert dx.shape == x.shape
     for got, want in zip(leaves(dstate0), leaves(state), strict=True):
         np.testing.assert_array_equal(got, want, strict=True)
-    assert nothing_learnt(layer)
+    assert no_gradients(layer)
 
 
 @EMPTY
@@ -76,5 +76,5 @@ def test_last_state_and_sequential(name: str, T: int, B: int, cpu_backend: str, 
     y = model(x, [0] * B)
     assert shapes(y) == y_shape(T, B)
     assert model.backward(y).shape == x.shape
-    assert nothing_learnt(last)
-    assert nothing_learnt(model)
+    assert no_gradients(last)
+    assert no_gradients(model)

@@ -18,7 +18,7 @@ from tests.helpers import share_everything
 
 
 @pytest.fixture(autouse=True)
-def all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MIN_CACHED_PACKED", 0)
     backend.packed_weights.clear()
 

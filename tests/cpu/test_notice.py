@@ -37,10 +37,10 @@ def test_the_notice_names_kernel_and_folder_and_is_shown_once(tmp_path, capsys) 
     one = Notice()
     for _ in range(3):
         compiled(one, tmp_path / "cache")
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
     for word in ("forward lstm float32", str(tmp_path / "cache"), "RNNKIT_QUIET=1"):
-        assert word in said
+        assert word in output
 
 
 def test_a_short_compilation_shows_no_notice(tmp_path, capsys, monkeypatch) -> None:
@@ -81,9 +81,9 @@ def test_the_notice_without_a_cache_folder_is_shown_once(tmp_path, capsys) -> No
     one = Notice()
     for _ in range(3):
         compiled(one, tmp_path / "file")
-    said = capsys.readouterr().err
-    assert "finds no folder to cache them in" in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "finds no folder to cache them in" in output
+    assert output.count("\n") == 1
 
 
 def test_compilation_works_without_standard_error(tmp_path, monkeypatch) -> None:
@@ -100,13 +100,13 @@ def test_only_a_process_that_compiles_shows_the_notice(tmp_path) -> None:
         rnnkit.RNN(3, 4, rng=0)(np.ones((1, 1, 3), "float32"))"""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     environment.pop("RNNKIT_QUIET", None)
-    said = []
+    errors = []
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
         )
-        said.append(done.stderr)
-    assert said[0].count("\n") == 1
-    assert "float32" in said[0]
-    assert str(tmp_path) in said[0]
-    assert said[1] == ""
+        errors.append(done.stderr)
+    assert errors[0].count("\n") == 1
+    assert "float32" in errors[0]
+    assert str(tmp_path) in errors[0]
+    assert errors[1] == ""

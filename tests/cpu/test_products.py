@@ -274,8 +274,8 @@ sys.exit(pytest.main(["tests/cpu/test_products.py", "-p", "no:cacheprovider", "-
 def test_products_and_packing_on_narrower_vectors(processor, width, tmp_path):
     """The tests above with the vectors, tiles and instructions of older processors."""
     root = Path(__file__).parents[2]
-    told = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    environment = os.environ | told | {"PYTHONPATH": str(root)}
+    variables = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | variables | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-c", NARROW, str(width)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

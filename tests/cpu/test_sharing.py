@@ -45,17 +45,17 @@ def divide(monkeypatch: pytest.MonkeyPatch, groups: int, members: int) -> None:
         units = min(members, threads, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
         return max(1, min(groups, threads // units, sizes.B)), units
 
-    forget()
+    clear_caches()
     monkeypatch.setattr(plan, "division", division)
 
 
 @pytest.fixture(autouse=True)
-def plans_made_anew() -> Iterator[None]:
+def uncached_plans() -> Iterator[None]:
     yield
-    forget()
+    clear_caches()
 
 
-def forget() -> None:
+def clear_caches() -> None:
     plan.forget()
     prepared.prepared.cache_clear()
 

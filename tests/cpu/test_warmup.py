@@ -70,9 +70,9 @@ def test_calls_need_no_kernel_that_warmup_does_not_compile() -> None:
 
 def test_the_command_compiles_the_named_kernels_and_shows_progress(capsys) -> None:
     assert warmup.main(["--cell", "rnn_tanh", "--dtype", "float32", "--backend", "numba"]) == 0
-    said = capsys.readouterr().out
-    assert "1/1 numba float32 rnn_tanh ... " in said
-    assert f"are in {cache.kernel_folders()[0]}" in said
+    output = capsys.readouterr().out
+    assert "1/1 numba float32 rnn_tanh ... " in output
+    assert f"are in {cache.kernel_folders()[0]}" in output
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def test_a_stale_table_is_detected(change: Any, want: str) -> None:
     planted = copy.deepcopy(table.read())
     assert table.stale(planted) == []
     change(planted, BUILDS[-1].name)
-    (told,) = table.stale(planted)
-    assert want in told
+    (problem,) = table.stale(planted)
+    assert want in problem
 
 
 def test_the_digest_depends_on_source_options_and_launch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +169,10 @@ def test_a_planted_bug_is_reported(bug: str) -> None:
 def test_an_unlisted_or_too_large_kernel_is_reported() -> None:
     report = nvrtc.compile_module(PLANTED.format(**CLEAN), ("-std=c++17",), 75)
     assert "compiled ['planted'], listed ['other']" in table.problems(report, [Kernel("other", (1, 1, 1), 0)], 75)[0]
-    (told,) = table.problems(report, [Kernel("planted", (1024, 1, 1), 0)], 75)
-    assert "do not fit a multiprocessor" in told
-    (told,) = table.problems(report, [Kernel("planted", (32, 1, 1), 64 * 1024 + 1)], 75)
-    assert "needs 65537 bytes of shared memory, sm_75 has 65536" in told
+    (problem,) = table.problems(report, [Kernel("planted", (1024, 1, 1), 0)], 75)
+    assert "do not fit a multiprocessor" in problem
+    (problem,) = table.problems(report, [Kernel("planted", (32, 1, 1), 64 * 1024 + 1)], 75)
+    assert "needs 65537 bytes of shared memory, sm_75 has 65536" in problem
 
 
 @needs_nvrtc
@@ -182,8 +182,8 @@ def test_a_changed_register_count_is_reported() -> None:
     entry = {"kernels": {k.name: {"sm_90": table.compiler_columns(report.kernels[k.name])} for k in build.kernels}}
     assert table.differences(entry, report, build.kernels, 90, whole=False) == []
     entry["kernels"][build.kernels[0].name]["sm_90"][0] += 1
-    (told,) = table.differences(entry, report, build.kernels, 90, whole=False)
-    assert told.startswith(f"{build.kernels[0].name} sm_90 registers: ")
+    (problem,) = table.differences(entry, report, build.kernels, 90, whole=False)
+    assert problem.startswith(f"{build.kernels[0].name} sm_90 registers: ")
 
 
 @needs_nvrtc

@@ -339,9 +339,9 @@ def test_layers_equal_the_oracle(cp: Any, name: str, dtype: str) -> None:
 def test_explain_on_cuda(cp: Any) -> None:
     layer = rnnkit.LSTM(3, 4, device="cuda", dtype="tf32")
     x = cp.zeros((5, 2, 3), "float32")
-    said = rnnkit.explain(layer, x)
-    assert said.backend == "cupy"
-    assert "stepwise" in said.kernel
-    assert said.dtype == "tf32"
-    assert "TF32" not in said.why
-    assert said.kept_bytes == 5 * 2 * (4 * 4 + 4 + 4) * 4
+    explained = rnnkit.explain(layer, x)
+    assert explained.backend == "cupy"
+    assert "stepwise" in explained.kernel
+    assert explained.dtype == "tf32"
+    assert "TF32" not in explained.why
+    assert explained.kept_bytes == 5 * 2 * (4 * 4 + 4 + 4) * 4

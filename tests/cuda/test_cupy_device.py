@@ -67,13 +67,13 @@ def a_layer(**settings: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def failing(layer: Any, error: type[Exception], *said: str) -> Iterator[None]:
+def failing(layer: Any, error: type[Exception], *words: str) -> Iterator[None]:
     """The body raises `error` with every word, and changes neither parameters nor gradients."""
     before = {name: a.get() for store in (layer.params, layer.grads) for name, a in store.items()}
     with pytest.raises(error) as caught:
         yield
     assert caught.type is error
-    assert not [word for word in said if word not in str(caught.value)], str(caught.value)
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
     assert_same({name: a.get() for store in (layer.params, layer.grads) for name, a in store.items()}, before)
 
 
@@ -97,14 +97,14 @@ def test_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "dtype", "said"),
+    ("arch", "dtype", "words"),
     [("60", "float32", ("7.0", "6.0")), ("75", "bfloat16", ("bfloat16", "8.0", "7.5"))],
 )
-def test_unsupported_gpus(arch: str, dtype: str, said: tuple[str, ...]) -> None:
+def test_unsupported_gpus(arch: str, dtype: str, words: tuple[str, ...]) -> None:
     pytest.importorskip("ml_dtypes")
     with cuda(arch=arch):
         layer, x = a_layer(dtype=dtype)
-        with failing(layer, UnsupportedDeviceError, *said):
+        with failing(layer, UnsupportedDeviceError, *words):
             layer(x)
         with pytest.raises(UnsupportedDeviceError):
             rnnkit.explain(layer, x)
@@ -228,8 +228,8 @@ def test_after_an_invalidated_capture_the_steps_are_launched() -> None:
             end(stream)
             raise cp.cuda.runtime.CUDARuntimeError(901)
 
-        told = pytest.warns(RuntimeWarning, match="could not be captured")
-        with mock.patch.object(cp.cuda.Stream, "end_capture", spoilt), told:
+        warning = pytest.warns(RuntimeWarning, match="could not be captured")
+        with mock.patch.object(cp.cuda.Stream, "end_capture", spoilt), warning:
             assert_matches(run(case, inputs, "cupy"), want)
         assert_matches(run(case, inputs, "cupy"), want)
 
@@ -301,12 +301,12 @@ def test_explain_includes_the_workspace_of_the_stream() -> None:
     with cuda() as cp:
         layer = rnnkit.LSTM(5, 7, 2, bidirectional=True, device="cuda")
         x = cp.zeros((6, 3, 5), "float32")
-        said = rnnkit.explain(layer, x).workspace_bytes
+        explained = rnnkit.explain(layer, x).workspace_bytes
         with cp.fake.counting() as counts:
             y, state_n = layer(x)
         found = counts.allocated_bytes - y.nbytes - sum(s.nbytes for s in state_n)
-        assert found <= said * 1.01
-        assert said <= found * 1.5
+        assert found <= explained * 1.01
+        assert explained <= found * 1.5
 
 
 def test_memory_does_not_grow_with_time() -> None:

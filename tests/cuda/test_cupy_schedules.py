@@ -40,7 +40,7 @@ def test_names_of_backends_and_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("cupy:steps", ["'cupy'", "'stepwise'", "'cupy:steps'"]),
         ("cupy:", ["'stepwise'", "'cupy:'"]),
@@ -49,14 +49,14 @@ def test_names_of_backends_and_schedules() -> None:
         ("cuda:stepwise", ["one of", "'cupy'", "'cuda:stepwise'"]),
     ],
 )
-def test_unknown_schedule_is_refused_by_name(name: str, said: list[str]) -> None:
-    with refused(ValueError, *said):
+def test_unknown_schedule_is_refused_by_name(name: str, words: list[str]) -> None:
+    with refused(ValueError, *words):
         rnnkit.LSTM(3, 4, backend=name)
-    with refused(ValueError, *said):
+    with refused(ValueError, *words):
         rnnkit.LSTMCell(3, 4, backend=name)
     case = Case("lstm")
     inputs = make_inputs(case)
-    with refused(ValueError, *said):
+    with refused(ValueError, *words):
         ops.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend=name)
 
 
@@ -115,11 +115,11 @@ def test_pinned_schedule_runs_and_is_named(cp: Any) -> None:
             assert saved.own.schedule.name == ran
             assert_same(run(case, inputs, pinned), want)
             layer = rnnkit.GRU(4, 6, device="cuda", backend=pinned)
-            said = rnnkit.explain(layer, inputs.x)
-            assert said.backend == "cupy"
-            assert f"schedule {ran}:" in said.kernel
-            assert ("pinned" in said.kernel) == (":" in pinned)
-            assert repr(pinned) in said.why
+            explained = rnnkit.explain(layer, inputs.x)
+            assert explained.backend == "cupy"
+            assert f"schedule {ran}:" in explained.kernel
+            assert ("pinned" in explained.kernel) == (":" in pinned)
+            assert repr(pinned) in explained.why
     backends.select.cache_clear()
 
 

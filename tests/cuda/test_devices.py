@@ -237,8 +237,8 @@ def test_training_in_narrow_dtypes_on_a_device(cp: Any, dtype: str, rng: np.rand
 def test_explain_names_the_device(cp: Any) -> None:
     layer = rnnkit.LSTM(4, 6, device="cuda:1", dtype="tf32")
     x = on(cp, 1, np.zeros((5, 3, 4), "float32"))
-    said = rnnkit.explain(layer, x)
-    assert (said.backend, said.device, said.dtype, said.threads) == ("cupy", "cuda:1", "tf32", None)
+    explained = rnnkit.explain(layer, x)
+    assert (explained.backend, explained.device, explained.dtype, explained.threads) == ("cupy", "cuda:1", "tf32", None)
     with refused(ValueError, "x must be on device cuda:1"):
         rnnkit.explain(layer, x.get())
 

@@ -159,8 +159,8 @@ def test_numba_accepts_the_calls_of_the_stand_in() -> None:
 def test_explain_names_the_kernel() -> None:
     with device() as (cp, _):
         layer = rnnkit.LSTM(4, 70, device=DEVICE, backend="numba_cuda")
-        told = str(rnnkit.explain(layer, cp.zeros((5, 3, 4), "float32")))
-    assert "one launch per sequence, one block of 96 threads per row" in told
+        text = str(rnnkit.explain(layer, cp.zeros((5, 3, 4), "float32")))
+    assert "one launch per sequence, one block of 96 threads per row" in text
 
 
 def test_the_cpu_path_does_not_import_cuda() -> None:

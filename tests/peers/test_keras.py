@@ -32,7 +32,7 @@ class Config(NamedTuple):
 
     kind: str
     keras: dict[str, Any]
-    said: dict[str, Any]
+    arguments: dict[str, Any]
     layer: Any
     ours: dict[str, Any]
 
@@ -77,7 +77,7 @@ def rnnkit_layer(config: Config, dtype: str = "float64", **more: Any) -> Any:
 def converted(config: Config, layer: Any, dtype: str = "float64") -> Any:
     """The rnnkit layer with the Keras layer's weights."""
     ours = rnnkit_layer(config, dtype)
-    ours.load_state_dict(from_keras(layer.get_weights(), config.kind, **config.said))
+    ours.load_state_dict(from_keras(layer.get_weights(), config.kind, **config.arguments))
     return ours
 
 
@@ -112,7 +112,7 @@ def gradients(
 def assert_gradients(config: Config, ours: Any, weights: list[np.ndarray], prefix: str = "") -> None:
     """Compares Keras' weight gradients, converted like weights. A single bias has the gradient of both of ours."""
     single = config.kind != "GRU" or config.keras.get("reset_after") is False
-    for name, want in from_keras(weights, config.kind, **config.said, prefix=prefix).items():
+    for name, want in from_keras(weights, config.kind, **config.arguments, prefix=prefix).items():
         if single and "bias_hh" in name:
             want = ours.grads[name.replace("bias_hh", "bias_ih")]
         assert_close(name, ours.grads[name], want, "float32", "backward")
@@ -206,8 +206,8 @@ def bidirectional(config: Config, layer: Any, merge: str | None) -> Any:
     half = len(weights) // 2
     ours = Bidirectional(rnnkit_layer(config), merge=merge)
     ours.load_state_dict(
-        from_keras(weights[:half], config.kind, **config.said, prefix="forward.")
-        | from_keras(weights[half:], config.kind, **config.said, prefix="reverse.")
+        from_keras(weights[:half], config.kind, **config.arguments, prefix="forward.")
+        | from_keras(weights[half:], config.kind, **config.arguments, prefix="reverse.")
     )
     return ours
 
@@ -277,7 +277,7 @@ def test_stacked_bidirectional_layers_equal_one_layer(name: str, rng: np.random.
     want = numpy(second(first(x)))
     ours = rnnkit_layer(config, num_layers=2, bidirectional=True)
     state, above = (
-        from_keras(layer.get_weights(), config.kind, **config.said, bidirectional=True, layer=k)
+        from_keras(layer.get_weights(), config.kind, **config.arguments, bidirectional=True, layer=k)
         for k, layer in enumerate((first, second))
     )
     ours.load_state_dict(state | above)

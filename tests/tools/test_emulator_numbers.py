@@ -71,7 +71,7 @@ def test_numbers_round_to_the_nearest_even(get, name: str) -> None:
 
 
 def test_doubles_are_rounded_once(get) -> None:
-    """Just above the midpoint of two float16 numbers, by less than a float represents. Via float the tie would be even."""
+    """Values closer to the midpoint of two numbers than a float represents: in float they would be ties."""
     y = np.array([1 + 2.0**-11 + 2.0**-40, 1 + 3 * 2.0**-11 - 2.0**-40, 2.0**-25 + 2.0**-60, -(2.0**-25)])
     z = np.array([1 + 2.0**-8 + 2.0**-40, 1 + 3 * 2.0**-8 - 2.0**-40, 2.0**-134 + 2.0**-170, -(2.0**-134)])
     for values, row, want in ((y, 2, [0x3C01, 0x3C01, 1, 0x8000]), (z, 3, [0x3F81, 0x3F81, 1, 0x8000])):

@@ -32,7 +32,7 @@ def train(xp, device, dtype, optimizer):
     moved = OPTIMIZERS[optimizer](model)
     words, target = xp.asarray(rng.integers(0, 11, (4, 3))), xp.asarray(rng.integers(0, 5, (4, 3)))
     wanted = xp.asarray(rng.random((4, 3, 5)).astype(dtype))
-    said = []
+    numbers = []
     for _ in range(3):
         moved.zero_grad()
         h = embedding(words)
@@ -44,20 +44,20 @@ def train(xp, device, dtype, optimizer):
         for activation in reversed(activations):
             dy = activation.backward(dy)
         embedding.backward(dy)
-        said += [float(loss) for loss, _ in parts]
-        said.append(float(clipping.clip_grad_norm(model, 0.5)))
+        numbers += [float(loss) for loss, _ in parts]
+        numbers.append(float(clipping.clip_grad_norm(model, 0.5)))
         clipping.clip_grad_value(model, 0.1)
         moved.step()
-    return np.array(said), [w for part in model for w in part.state_dict().values()]
+    return np.array(numbers), [w for part in model for w in part.state_dict().values()]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-4), ("float64", 1e-12)])
 def test_training_equals_numpy(optimizer, dtype, rtol):
-    said, weights = train(np, "cpu", dtype, optimizer)
+    numbers, weights = train(np, "cpu", dtype, optimizer)
     with fakecupy.installed() as cp:
         got, moved = train(cp, "cuda", dtype, optimizer)
-    np.testing.assert_allclose(got, said, rtol=rtol)
+    np.testing.assert_allclose(got, numbers, rtol=rtol)
     for name, (mine, theirs) in enumerate(zip(moved, weights, strict=True)):
         np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=rtol, err_msg=str(name))
 

@@ -47,9 +47,9 @@ def test_a_reversal_with_a_barrier_is_right_in_any_order_without_a_race(cuda: An
     source = np.random.default_rng(0).standard_normal((3, 32))
     for seed, watch in ((None, False), (1, False), (2, True)):
         through, target = np.full((3, 32), np.nan), np.full((3, 32), np.nan)
-        told = launch(mirrored, 3, 32, source, through, target, seed=seed, watch=watch)
+        record = launch(mirrored, 3, 32, source, through, target, seed=seed, watch=watch)
         np.testing.assert_array_equal(target, source[:, ::-1])
-        assert (told.kernel, told.blocks, told.threads, told.stream) == (mirrored, 3, 32, 5)
+        assert (record.kernel, record.blocks, record.threads, record.stream) == (mirrored, 3, 32, 5)
 
 
 def test_a_reversal_without_a_barrier_is_wrong_and_a_race(cuda: Any) -> None:
@@ -173,6 +173,6 @@ def test_types_equal_numbas(cuda: Any) -> None:
     from numba import types
 
     a = np.zeros((4, 6), np.float32)
-    told = launch(cuda.jit(lambda a, b, c, d: None), 1, 32, a, a.T, a[:, ::2], np.zeros((2, 3, 4), np.float16))
+    record = launch(cuda.jit(lambda a, b, c, d: None), 1, 32, a, a.T, a[:, ::2], np.zeros((2, 3, 4), np.float16))
     want = (types.float32[:, ::1], types.float32[::1, :], types.float32[:, :], types.float16[:, :, ::1])
-    assert told.types == want
+    assert record.types == want

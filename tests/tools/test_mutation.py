@@ -139,7 +139,7 @@ def test_an_edit_is_found_by_name_ignoring_spaces(file: str, at: str, old: str, 
 
 
 @pytest.mark.parametrize(
-    ("file", "at", "old", "said"),
+    ("file", "at", "old", "message"),
     [
         ("a.py", "Box.take", "x", "a.py defines no Box.take"),
         ("a.py", "Box.put", "x - 1", "a.py: Box.put contains 'x - 1' 0 times, not once"),
@@ -147,10 +147,10 @@ def test_an_edit_is_found_by_name_ignoring_spaces(file: str, at: str, old: str, 
         ("a.cu", "n", "1", "a.cu defines no n"),
     ],
 )
-def test_a_missing_name_or_text_is_an_error(file: str, at: str, old: str, said: str) -> None:
+def test_a_missing_name_or_text_is_an_error(file: str, at: str, old: str, message: str) -> None:
     with pytest.raises(StaleMutant) as caught:
         planted(PYTHON if file == "a.py" else CUDA, Edit(file, at, old, ""))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("edit", [Edit("rnnkit/core/cells.py", "", "no such text", ""), Edit("gone.py", "", "x", "y")])
