@@ -87,7 +87,7 @@ def part(what: str, *more: str, environment: tuple[tuple[str, str], ...] = (), *
     )
 
 
-def gone(process: int) -> bool:
+def has_ended(process: int) -> bool:
     """Whether a process has ended, also if it is a zombie."""
     stat = Path(f"/proc/{process}/stat")
     try:

@@ -60,12 +60,12 @@ def test_the_correctness_check_covers_every_array() -> None:
     right = outputs("numpy", point)
     assert set(right) == set(oracle.wanted(point))
     for name in right:
-        spoilt = {k: a.copy() for k, a in right.items()}
-        spoilt[name].flat[-1] += 1e-3
-        assert [n for n, error in check(point, oracle, spoilt).items() if error > 1] == [name]
+        corrupted = {k: a.copy() for k, a in right.items()}
+        corrupted[name].flat[-1] += 1e-3
+        assert [n for n, error in check(point, oracle, corrupted).items() if error > 1] == [name]
         for bad in (None, right[name].astype(np.float64), right[name][..., :1], np.full_like(right[name], np.nan)):
-            spoilt = {k: a for k, a in right.items() if k != name} | ({} if bad is None else {name: bad})
-            assert check(point, oracle, spoilt)[name] == math.inf
+            corrupted = {k: a for k, a in right.items() if k != name} | ({} if bad is None else {name: bad})
+            assert check(point, oracle, corrupted)[name] == math.inf
 
 
 @pytest.mark.parametrize("cell", CELLS)

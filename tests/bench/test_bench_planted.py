@@ -127,9 +127,9 @@ def test_report_prints_wrong_in_place_of_a_time(ran: result_file.Document) -> No
 
 def test_only_errors_of_rnnkit_fail_a_run(ran: result_file.Document) -> None:
     assert not report.has_errors(ran)
-    spoilt = copy.deepcopy(ran)
-    spoilt["peers"]["wrong"]["ours"] = True
-    assert report.has_errors(spoilt)
+    corrupted = copy.deepcopy(ran)
+    corrupted["peers"]["wrong"]["ours"] = True
+    assert report.has_errors(corrupted)
 
 
 # The file

@@ -26,7 +26,7 @@ from bench.peers import cells, rnnkit
 def make(name):
     peer = cells.make("rnnkit") if name.startswith("cell") else rnnkit.make("numpy")
     prepare = peer.prepare
-    def spoilt(problem, threads):
+    def corrupted(problem, threads):
         call, results = prepare(problem, threads)
         def spoil(called):
             found = dict(results(called))
@@ -34,7 +34,7 @@ def make(name):
             found["y"].flat[0] += 1e-3
             return found
         return Prepared(call, spoil)
-    peer.prepare = spoilt
+    peer.prepare = corrupted
     return peer
 """
 

@@ -17,7 +17,7 @@ import pytest
 from bench.gpu import __main__ as command
 from bench.gpu import items_file, plan, processes, result_file
 from rnnkit.core.devices import cuda_problem
-from tests.bench.gpu_parts import ROOT, gone, part
+from tests.bench.gpu_parts import ROOT, has_ended, part
 from tests.helpers import slow_except
 
 MOST_FILES = 8
@@ -208,7 +208,7 @@ def test_after_a_kill_at_a_random_moment_no_finished_check_is_missing(moment: in
     code = process.wait(20)
     workers = {line["pid"] for line in items_file.read_lines(out / "items.jsonl") if "pid" in line}
     deadline = time.monotonic() + 5
-    while not all(map(gone, workers)):
+    while not all(map(has_ended, workers)):
         assert time.monotonic() < deadline, "a process outlived the run"
         time.sleep(0.01)
     assert code in (-number, 128 + number), rest

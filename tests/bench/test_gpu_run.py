@@ -19,7 +19,7 @@ import pytest
 from bench.gpu import __main__ as command
 from bench.gpu import items_file, log, plan, processes
 from bench.gpu.processes import Part, Result
-from tests.bench.gpu_parts import ROOT, gone, part
+from tests.bench.gpu_parts import ROOT, has_ended, part
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_a_part_beyond_its_time_limit_is_killed_with_its_children(tmp_path: Path
     # Stopped by the time limit, so a continued run repeats it.
     assert statuses(items) == {"first": "ok", "second": "not run"}
     child = int((tmp_path / "log.txt").read_text().split("child ")[1].split()[0])
-    assert gone(child)
+    assert has_ended(child)
 
 
 def test_a_hung_part_is_killed_when_no_check_finishes(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_no_process_outlives_the_run(number: int, tmp_path: Path) -> None:
     os.kill(outer.pid, number)
     outer.wait(20)
     deadline = time.monotonic() + 5
-    while not all(map(gone, workers)):
+    while not all(map(has_ended, workers)):
         assert time.monotonic() < deadline, "a process outlived the run"
         time.sleep(0.02)
 

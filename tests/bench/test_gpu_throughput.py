@@ -159,11 +159,11 @@ def test_refused_capture_is_recorded_with_its_reason(
     side.forward()
     end_capture = card.cuda.Stream.end_capture
 
-    def spoilt(stream: Any) -> Any:
+    def corrupted(stream: Any) -> Any:
         end_capture(stream)
         raise card.cuda.runtime.CUDARuntimeError(901)
 
-    monkeypatch.setattr(card.cuda.Stream, "end_capture", spoilt)
+    monkeypatch.setattr(card.cuda.Stream, "end_capture", corrupted)
     found = throughput.count_launches(side.forward)
     assert found["counts"]["refused"] == 1
     assert "could not be captured" in found["fell_back"][0]

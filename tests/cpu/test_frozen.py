@@ -82,9 +82,9 @@ def test_a_reused_id_is_not_taken_for_the_same_array(x, monkeypatch):
     assert len(backend.packed_weights._entries) == 1
     packed = held()
     without_grad(layers[3], x)
-    gone = tuple(packed._packed)
+    packed_from = tuple(packed._packed)
     del layers[3]
-    assert [r() for r in gone] == [None, None]
+    assert [r() for r in packed_from] == [None, None]
     np.testing.assert_array_equal(without_grad(layers[0], x), want[0])
 
 

@@ -224,12 +224,12 @@ def test_after_an_invalidated_capture_the_steps_are_launched() -> None:
         run(case, inputs, "cupy")
         end = cp.cuda.Stream.end_capture
 
-        def spoilt(stream: Any) -> Any:
+        def corrupted(stream: Any) -> Any:
             end(stream)
             raise cp.cuda.runtime.CUDARuntimeError(901)
 
         warning = pytest.warns(RuntimeWarning, match="could not be captured")
-        with mock.patch.object(cp.cuda.Stream, "end_capture", spoilt), warning:
+        with mock.patch.object(cp.cuda.Stream, "end_capture", corrupted), warning:
             assert_matches(run(case, inputs, "cupy"), want)
         assert_matches(run(case, inputs, "cupy"), want)
 

@@ -173,11 +173,11 @@ def test_refused_capture_is_counted(cp: Any, monkeypatch: pytest.MonkeyPatch) ->
     want = run(case, inputs, "cupy")
     end_capture = cp.cuda.Stream.end_capture
 
-    def spoilt(stream: Any) -> Any:
+    def corrupted(stream: Any) -> Any:
         end_capture(stream)
         raise cp.cuda.runtime.CUDARuntimeError(901)
 
-    monkeypatch.setattr(cp.cuda.Stream, "end_capture", spoilt)
+    monkeypatch.setattr(cp.cuda.Stream, "end_capture", corrupted)
     before = arena.counts()
     with pytest.warns(RuntimeWarning, match="could not be captured"):
         got = run(case, inputs, "cupy")

@@ -13,12 +13,12 @@ static bool same_site(Site a, Site b) {
 // ---- barriers of a block
 static void check_convergence(Block* b, const Barrier& barrier) {
   if (b->done) {
-    const Thread* gone = nullptr;
+    const Thread* exited = nullptr;
     for (const Thread& t : b->threads)
-      if (!gone && t.state == State::done) gone = &t;
+      if (!exited && t.state == State::done) exited = &t;
     fail(barrier.site, "divergence", "barrier divergence: %u of %u threads exited without reaching __syncthreads "
          "(such as %s)",
-         b->done, b->size, thread_name(gone).c_str());
+         b->done, b->size, thread_name(exited).c_str());
   }
   for (const Thread& t : b->threads)
     if (t.state == State::at_barrier && t.barrier == 0 && !same_site(t.site, barrier.site))
