@@ -37,7 +37,7 @@ test-all: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not kernels and not peers and not gpu" $(ARGS)
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
-	RNNKIT_REQUIRED=peers $(PYTEST) -m peers tests/peers $(ARGS)
+	RNNKIT_REQUIRED=peers $(PYTEST) -m peers tests/peers tests/torch $(ARGS)
 
 # The tests that need NVIDIA's compilers, or a CuPy beside them.
 COMPILING := tests/cuda/test_cuda_build.py tests/cuda/test_cuda_occupancy.py tests/cuda/test_numba_ptx.py \

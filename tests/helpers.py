@@ -41,7 +41,7 @@ def randn(rng: np.random.Generator, *shape: int, dtype: Any = "float64") -> np.n
 
 
 def random_state(layer: Any, B: int | None, rng: np.random.Generator) -> Any:
-    """A random state for `layer`, (slots, B, R) and for two states (slots, B, H); without B if B is None."""
+    """A random state for `layer`: h (slots, B, R), with two states also c (slots, B, H). B is None for unbatched."""
     slots = layer.num_layers * layer.num_directions
     batch = () if B is None else (B,)
     R = layer.proj_size or layer.hidden_size

@@ -24,13 +24,14 @@ class Sizes(NamedTuple):
 class LayerCache:
     """What stays of one layer-direction between calls. The layer owns it, and drops it when its arrays change.
 
-    weights, grads  the layer's own arrays, the same at every call, whatever is written into them. C-contiguous
+    weights, grads  the layer's own arrays, the same at every call, whatever is written into them. C-contiguous.
+                    grads is None where gradients are returned and not added
     addresses       for a backend to fill in: what it derived from where those arrays are
     """
 
     __slots__ = ("addresses", "grads", "weights")
 
-    def __init__(self, weights: Weights, grads: Weights) -> None:
+    def __init__(self, weights: Weights, grads: Weights | None) -> None:
         self.weights = weights
         self.grads = grads
         self.addresses: Any = None
@@ -50,6 +51,9 @@ class LayerCall(NamedTuple):
     out          where the caller will copy y to, (T, B, R), part of a wider array, or None. A backend may write y there
                  itself, and then returns `out` as y
     cache        the layer's, or None where the caller is no layer
+    reserve      (bytes,) uint8 on x's device, of the size that the backend's `reserve_bytes` says, or None. A backend
+                 writes what backward needs there, so that `saved_in_reserve` finds it later from these bytes alone.
+                 None: the backend allocates
     """
 
     cell: Cell
@@ -62,6 +66,7 @@ class LayerCall(NamedTuple):
     keep: bool = True
     out: Array | None = None
     cache: LayerCache | None = None
+    reserve: Array | None = None
 
     @property
     def sizes(self) -> Sizes:
@@ -132,6 +137,15 @@ class Backend(Protocol):
     """What a backend module provides: one layer in one direction. No argument is checked here: `ops` has done it.
 
     A backend that supplies a time scan alone takes the products around it from `rnnkit.backends.by_scan`.
+
+    A backend may also provide both of these, for callers that can keep plain memory only between forward and backward,
+    such as an operator of PyTorch. For a backend without them, `rnnkit.functional.reserve` runs the forward again.
+
+    reserve_bytes(cell, dtype, sizes, ragged) -> int
+        bytes of `LayerCall.reserve`, a multiple of 64. `ragged` says whether there are lengths; sizes.N is T*B. T and B
+        may be symbols, as while PyTorch traces a model: the formula has no condition on them
+    saved_in_reserve(call) -> saved
+        what the forward of this call returned as `saved`, from `call.reserve`
     """
 
     def forward(self, call: LayerCall) -> Forward:

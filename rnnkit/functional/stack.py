@@ -1,11 +1,12 @@
 """Layers on layers, directions side by side: the pure form of a whole RNN, GRU or LSTM.
 
-Time-major and unchecked: `layers` has validated and transposed. States are stacked as in PyTorch, layer by layer and
+Time-major and unchecked: the layers have validated and transposed. States are stacked as in PyTorch, layer by layer and
 within a layer forward before reverse. Dropout acts on the outputs of every layer but the last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
 from rnnkit.functional import direction as ops
+from rnnkit.functional.reserve import Reserve, layer_bytes, saved_of
 
 Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where it is bidirectional
 
@@ -27,53 +29,105 @@ class Saved(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def forward(
-    cell: Cell,
-    choice: Choice,
-    x: Array,
-    state0: State,
-    layers: list[Directions],
-    *,
-    lengths: np.ndarray | None = None,
-    dropout: float = 0.0,
-    rng: np.random.Generator | None = None,
-    keep: bool = True,
-) -> tuple[Array, State, Saved | None]:
-    """x (T, B, I), state0 a tuple of (L*D, B, ·) -> y (T, B, D*R), state_n, saved. No dropout without rng."""
-    xp: Any = array_module(x)
-    x = xp.ascontiguousarray(x)
+class StackCall(NamedTuple):
+    """A forward of a whole stack.
+
+    x        (T, B, I), C-contiguous
+    state0   one array (L*D, B, ·) a state
+    lengths  as in LayerCall
+    dropout  dropout(layer, y) gives the mask that y of this layer is multiplied by; None for no dropout
+    keep     whether to save what `backward` needs
+    reserve  where all of that goes, beside the arguments, for `restored` to find it; None to allocate
+    """
+
+    cell: Cell
+    choice: Choice
+    x: Array
+    state0: State
+    layers: list[Directions]
+    lengths: np.ndarray | None = None
+    dropout: Callable[[int, Array], Array] | None = None
+    keep: bool = True
+    reserve: Reserve | None = None
+
+    def layer_call(self, layer: int, direction: int, x: Array, y: Array | None) -> LayerCall:
+        """The call of one layer and direction; y: the memory for both directions' outputs, or None."""
+        caches = self.layers[layer]
+        cache = caches[direction]
+        slot = layer * len(caches) + direction
+        start = tuple([s[slot] for s in self.state0])
+        R = cache.weights.w_hh.shape[1]
+        out = None if y is None else y[:, :, direction * R : (direction + 1) * R]
+        dtype, lengths = self.choice.dtype, self.lengths
+        call = LayerCall(self.cell, dtype, x, start, cache.weights, lengths, direction == 1, self.keep, out, cache)
+        if self.reserve is None:
+            return call
+        ragged = lengths is not None
+        T, B, _ = x.shape
+        size = layer_bytes(self.choice, self.cell, call.sizes._replace(N=T * B), ragged)
+        return call._replace(reserve=self.reserve.take(size))
+
+    def memory_for_y(self, layer: int, x: Array) -> Array | None:
+        """(T, B, D*R) for the outputs of a layer, or None where its backend may allocate them."""
+        caches = self.layers[layer]
+        shape = (*x.shape[:2], len(caches) * caches[0].weights.w_hh.shape[1])
+        if self.reserve is not None and layer < len(self.layers) - 1:
+            return self.reserve.take_array(shape, x.dtype)
+        if len(caches) == 1:
+            return None
+        xp: Any = array_module(x)
+        return xp.empty(shape, x.dtype)
+
+
+def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
+    """y (T, B, D*R), state_n as state0, and what `backward` needs, or None without `keep`."""
+    layers, x, keep = call.layers, call.x, call.keep
     directions = len(layers[0])
     if directions == len(layers) == 1:
-        start = tuple([s[0] for s in state0])
-        cache = layers[0][0]
-        call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, False, keep, None, cache)
-        y, end, saved = ops.run(choice, call)
+        y, end, scan = ops.run(call.choice, call.layer_call(0, 0, x, None))
         state_n = tuple([s[None] for s in end])
-        return y, state_n, Saved([(saved,)], [], y.shape) if keep else None  # type: ignore[list-item]
-    state_n = tuple(xp.empty_like(s) for s in state0)
-    scans, masks = [], []
-    for layer, caches in enumerate(layers):
-        saveds, R = [], caches[0].weights.w_hh.shape[1]
-        beside = xp.empty((*x.shape[:2], directions * R), x.dtype) if directions > 1 else None
-        for direction, cache in enumerate(caches):
-            slot = layer * directions + direction
-            start = tuple(s[slot] for s in state0)
-            out = None if beside is None else beside[:, :, direction * R : (direction + 1) * R]
-            call = LayerCall(cell, choice.dtype, x, start, cache.weights, lengths, direction == 1, keep, out, cache)
-            y, end, saved = ops.run(choice, call)
-            del call  # the next layer's call must not keep this one's x alive
+        return y, state_n, Saved([(scan,)], [], y.shape) if keep else None  # type: ignore[list-item]
+    xp: Any = array_module(x)
+    state_n = tuple(xp.empty_like(s) for s in call.state0)
+    scans: list[Any] = []
+    masks: list[Array] = []
+    for layer in range(len(layers)):
+        beside = call.memory_for_y(layer, x)
+        of_layer = []
+        for direction in range(directions):
+            y, end, scan = ops.run(call.choice, call.layer_call(layer, direction, x, beside))
             for whole, part in zip(state_n, end, strict=True):
-                whole[slot] = part
-            saveds.append(saved)
+                whole[layer * directions + direction] = part
+            of_layer.append(scan)
         x = y if beside is None else beside
-        scans.append(tuple(saveds))
-        if dropout and rng is not None and layer < len(layers) - 1:
-            mask = dropout_mask(x, dropout, rng)
+        scans.append(tuple(of_layer))
+        if call.dropout is not None and layer < len(layers) - 1:
+            mask = call.dropout(layer, x)
             x *= mask
             if keep:
                 masks.append(mask)
             del mask  # frees its memory before the next layer's call
-    return x, state_n, Saved(scans, masks, x.shape) if keep else None  # type: ignore[arg-type]
+    return x, state_n, Saved(scans, masks, x.shape) if keep else None
+
+
+def restored(call: StackCall, masks: list[Array]) -> Saved:
+    """What the forward of `call` saved, from its reserve, which must be at its beginning. masks: those of dropout."""
+    assert call.reserve is not None
+    x = call.x
+    directions = len(call.layers[0])
+    scans = []
+    for layer in range(len(call.layers)):
+        beside = call.memory_for_y(layer, x) if layer < len(call.layers) - 1 else None
+        of_layer = []
+        for direction in range(directions):
+            layer_call = call.layer_call(layer, direction, x, None)
+            own = saved_of(call.choice, layer_call)
+            of_layer.append(ops.Saved(call.cell, call.choice, x.shape, (), x.dtype, device_of(x), own))
+        scans.append(tuple(of_layer))
+        x = x if beside is None else beside
+    T, B, _ = x.shape
+    width = directions * call.layers[-1][0].weights.w_hh.shape[1]
+    return Saved(scans, masks, (T, B, width))
 
 
 def backward(

@@ -203,18 +203,12 @@ class Recurrent(Module):
         T, B, _ = x.shape
         checked = checks.lengths(lengths, T, B, unbatched)
         state0 = self._states(h0, ("h0", "c0"), B, unbatched, zeros=True)
-        rng = self.rng if self.training and self.dropout else None
-        y, state_n, saved = stack.forward(
-            self.cell,
-            self._choice(),
-            x,
-            state0,
-            self._caches(),
-            lengths=checked,
-            dropout=self.dropout,
-            rng=rng,
-            keep=grad_enabled(),
+        drop = self._drop if self.training and self.dropout else None
+        x = x if x.flags.c_contiguous else _contiguous(x)
+        stack_call = stack.StackCall(
+            self.cell, self._choice(), x, state0, self._caches(), checked, drop, keep=grad_enabled()
         )
+        y, state_n, saved = stack.forward(stack_call)
         self._saved = None if saved is None else _Saved(saved, unbatched)
         return self._user_layout(y, unbatched), self._user_state(state_n, unbatched)
 
@@ -265,6 +259,9 @@ class Recurrent(Module):
                         total = self._grads[name + _suffix(layer, direction)]
                         total += grad
         return self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched)
+
+    def _drop(self, _: int, y: Array) -> Array:
+        return stack.dropout_mask(y, self.dropout, self.rng)
 
     # Conversion between the caller's layout and (T, B, ·)
 
@@ -320,6 +317,11 @@ class _Saved(NamedTuple):
 
     saved: stack.Saved
     unbatched: bool
+
+
+def _contiguous(x: Array) -> Array:
+    xp: Any = array_module(x)
+    return xp.ascontiguousarray(x)
 
 
 def _suffix(layer: int, direction: int) -> str:

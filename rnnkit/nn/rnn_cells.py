@@ -129,7 +129,7 @@ class StepCell(Module):
         if cached is None or cached.backend is not self.backend:
             cached = self._weights()
         choice, cache = cached.choice, cached.cache
-        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, grad_enabled(), None, cache)
+        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, grad_enabled(), None, cache, None)
         call: LayerCall = tuple.__new__(LayerCall, fields)  # LayerCall(*fields) would take 2% of the call more
         _, state, saved = ops.run(choice, call)
         slot = self._thread_slots.slot  # inlined self._saved: the property would take 1% of the call

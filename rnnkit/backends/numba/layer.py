@@ -71,7 +71,8 @@ def forward(call: LayerCall) -> Forward:
             return _live_rows(p, call)
     p, nothing, x, state0, out = ready.packing, ready.nothing, ready_array(x), call.state0, call.out
     dtype, has_c = x.dtype, len(state0) == 2
-    x_packed = x if p.order is None else np.empty((p.steps, x.shape[2]), dtype)
+    arrays = ready.arrays_to_save(call.reserve) if keep else ready.nothing_saved
+    x_packed = x if p.order is None else _memory_for_x(ready, arrays, call.reserve, x.shape[2])
     h0 = ready_array(state0[0])
     c0 = ready_array(state0[1]) if has_c else nothing
     y = np.empty((*x.shape[:2], h0.shape[1]), dtype) if out is None else out
@@ -79,11 +80,42 @@ def forward(call: LayerCall) -> Forward:
     first_y = y if out is None else y[:1, :1, :1]
     h_n = np.empty(h0.shape, dtype)
     c_n = np.empty(c0.shape, dtype) if has_c else nothing
-    arrays = ready.arrays_to_save() if keep else ready.nothing_saved
     operands = (*arrays.offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, arrays.values)
     _run(ready.work, ready.microseconds, partial(_launch, ready, call, operands))
     saved = Saved(p, x_packed, arrays, call.reverse) if keep else None
     return Forward(y, (h_n, c_n) if has_c else (h_n,), saved)
+
+
+def _memory_for_x(ready: Prepared, arrays: SavedArrays, reserve: Array | None, I: int) -> Array:
+    """(N, I) for x without padding: new, or behind what the steps save in the reserve."""
+    N = ready.packing.steps
+    if reserve is None or not arrays.values.size:
+        return np.empty((N, I), ready.nothing.dtype)
+    return arrays.values[ready.size : ready.size + N * I].reshape(N, I)
+
+
+def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
+    """See `rnnkit.backends.Backend`: what the steps save, then x without padding if it is ragged."""
+    T, B, I, H, R, N = sizes
+    width = sum(saved_widths(Work(cell, dtype.stored, T, B, I, H, R, N, R != H))) + (I if ragged else 0)
+    return (N * width * dtype.storage.itemsize + memory.LINE - 1) // memory.LINE * memory.LINE
+
+
+def saved_in_reserve(call: LayerCall) -> Saved:
+    """See `rnnkit.backends.Backend`."""
+    x = ready_array(call.x)
+    T, B, I = x.shape
+    p = packing(T, B, call.lengths)
+    projected = call.weights.w_hr is not None
+    ready = prepare(work_of(call.cell, x.dtype.char, x.shape, call.weights.w_hh.shape, projected, p.steps), p)
+    arrays = ready.arrays_to_save(call.reserve)
+    if p.order is None:
+        x_packed = x
+    elif single(ready.work):
+        x_packed = x[:, p.order[: p.steps]]  # as in `_live_rows`
+    else:
+        x_packed = _memory_for_x(ready, arrays, call.reserve, I)
+    return Saved(p, x_packed, arrays, call.reverse)
 
 
 def _live_rows(p: Packing, call: LayerCall) -> Forward:

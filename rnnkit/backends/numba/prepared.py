@@ -43,8 +43,8 @@ class SavedArrays(NamedTuple):
 class Prepared(NamedTuple):
     """The job of a forward by its address, its work, and its plans by number of threads, added as they are needed.
 
-    widths: values per row-step of what is saved; one_array: size of the one array for it and the offsets there, or
-    None.
+    widths: values per row-step of what is saved; size: of one array for all of it; offsets: of its parts in that array,
+    in bytes.
     """
 
     work: Work
@@ -55,14 +55,16 @@ class Prepared(NamedTuple):
     nothing: Array
     nothing_saved: SavedArrays
     widths: tuple[int, ...]
-    one_array: tuple[int, Offsets] | None
+    size: int
+    offsets: Offsets
 
-    def arrays_to_save(self) -> SavedArrays:
-        """New arrays for what the forward saves."""
+    def arrays_to_save(self, reserve: Array | None) -> SavedArrays:
+        """Arrays for what the forward saves: new ones, or `reserve` (bytes,) uint8."""
         dtype = self.nothing.dtype
-        if self.one_array is not None:
-            size, offsets = self.one_array
-            return SavedArrays(np.empty(size, dtype), offsets, ())
+        if reserve is not None:
+            return SavedArrays(reserve.view(dtype), self.offsets, ())
+        if self.size * dtype.itemsize <= ONE_ARRAY_BYTES:
+            return SavedArrays(np.empty(self.size, dtype), self.offsets, ())
         values, *others = [np.empty(self.work.N * width, dtype) for width in self.widths]
         h_prev, c_prev, operand = (a.ctypes.data - values.ctypes.data for a in others)
         return SavedArrays(values, (h_prev, c_prev, operand), tuple(others))
@@ -97,12 +99,12 @@ def prepare(work: Work, p: Packing) -> Prepared:
     """Without the cache: for ragged batches, whose lengths seldom repeat."""
     dtype, item = work.dtype, work.itemsize
     widths = saved_widths(work)
-    h_prev, c_prev, operand, whole = (work.N * width for width in accumulate(widths))
-    one_array = (whole, (item * h_prev, item * c_prev, item * operand)) if whole * item <= ONE_ARRAY_BYTES else None
+    h_prev, c_prev, operand, size = (work.N * width for width in accumulate(widths))
+    offsets = (item * h_prev, item * c_prev, item * operand)
     nothing_saved = SavedArrays(np.empty(0, dtype), (0, 0, 0), ())
     compiled = job(work.cell, dtype, False, single(work))
     nothing = NOTHING[dtype]
-    return Prepared(work, p, compiled.address, call_us(work), {}, nothing, nothing_saved, widths, one_array)
+    return Prepared(work, p, compiled.address, call_us(work), {}, nothing, nothing_saved, widths, size, offsets)
 
 
 def work_of(cell: Cell, char: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], projected: bool, N: int) -> Work:

@@ -1,0 +1,145 @@
+"""Tensors as the arrays that backends take, and results as tensors: no copy either way.
+
+On the CPU a tensor is viewed as a NumPy array. On a CUDA device it is viewed as a CuPy array through DLPack, on
+PyTorch's current stream, and CuPy allocates from PyTorch's caching allocator meanwhile: see `on_device`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+
+from rnnkit.backends import LayerCache
+from rnnkit.core.cells import Array, Weights
+
+Tensor = Any  # torch.Tensor: type checkers run without PyTorch
+_NO_CONTEXT = nullcontext()
+
+
+def as_array(tensor: Tensor) -> Array:
+    """A view of the tensor's memory."""
+    if tensor.device.type == "cpu":
+        return tensor.detach().numpy()
+    import cupy
+
+    return cupy.from_dlpack(tensor.detach())
+
+
+def as_tensor(array: Array) -> Tensor:
+    """The reverse of `as_array`, for an array that nothing else refers to."""
+    return (
+        torch.from_numpy(array) if not hasattr(array, "device") or array.device == "cpu" else torch.from_dlpack(array)
+    )
+
+
+def on_device(device: Any) -> AbstractContextManager[Any]:
+    """A context in which CuPy works on the device, PyTorch's current stream and PyTorch's memory; no effect on the CPU.
+
+    Work is then ordered as PyTorch's own operators are, also while PyTorch captures a CUDA graph, and memory that was
+    freed by one library serves the other.
+    """
+    return _NO_CONTEXT if device.type == "cpu" else _on_cuda(device)
+
+
+def _on_cuda(device: Any) -> ExitStack:
+    import cupy
+
+    stack = ExitStack()
+    stack.enter_context(cupy.cuda.Device(device.index))
+    stream = torch.cuda.current_stream(device).cuda_stream
+    stack.enter_context(cupy.cuda.ExternalStream(stream, device.index))
+    stack.enter_context(cupy.cuda.using_allocator(_torch_allocator()))
+    return stack
+
+
+@cache
+def _torch_allocator() -> Any:
+    import cupy
+
+    def allocate(size: int, device: int) -> int:
+        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device))
+
+    def free(pointer: int, _: int) -> None:
+        torch.cuda.caching_allocator_delete(pointer)
+
+    return cupy.cuda.PythonFunctionAllocator(allocate, free).malloc
+
+
+class WeightViews:
+    """The arrays over the weights of a stack, by layer and direction, and what must still hold for them to be valid."""
+
+    __slots__ = ("addresses", "layers", "references", "shapes", "versions")
+
+    def __init__(self, weights: Sequence[Tensor], layers: int, directions: int, ended: Any) -> None:
+        arrays = [as_array(w.contiguous()) for w in weights]
+        count = len(weights) // (layers * directions)
+        caches = [LayerCache(as_weights(arrays[k : k + count]), None) for k in range(0, len(arrays), count)]
+        self.layers = [tuple(caches[k : k + directions]) for k in range(0, len(caches), directions)]
+        self.references: list[Any] = [weakref.ref(w, ended) for w in weights]
+        self.addresses = [w.data_ptr() for w in weights]
+        self.shapes = [w.shape for w in weights]
+        self.versions = [w._version for w in weights] if _may_be_kept(weights) else None
+
+    def are_of(self, weights: Sequence[Tensor]) -> bool:
+        """Whether the arrays are of these tensors, where they are now. Their values may have changed."""
+        for weight, reference, address in zip(weights, self.references, self.addresses, strict=True):
+            if reference() is not weight or weight.data_ptr() != address:
+                return False
+        versions = [w._version for w in weights]
+        if versions != self.versions:
+            # Written to, or given another shape or other strides in place.
+            if [w.shape for w in weights] != self.shapes or not _may_be_kept(weights):
+                return False
+            self.versions = versions
+        return True
+
+
+def _may_be_kept(weights: Sequence[Tensor]) -> bool:
+    """Whether arrays over the weights follow their values, and changes of their shapes can be seen."""
+    return all(w.is_contiguous() and not w.is_inference() for w in weights)
+
+
+# By the ids of the tensors. An entry ends with the first of its tensors.
+_views: dict[tuple[int, ...], WeightViews] = {}
+
+
+def weight_views(weights: Sequence[Tensor], layers: int, directions: int) -> list[tuple[LayerCache, ...]]:
+    """The weights as arrays, by layer and direction. They are kept between calls, with what backends derive from them.
+
+    A backend that keeps what it computed from the weights' values compares them at each call. `Tensor._version` cannot
+    replace that: writes through `.data` or through NumPy do not change it.
+
+    Args:
+        weights: for each layer and direction weight_ih, weight_hh, the biases if there are any, weight_hr if there is
+            one: as in `_flat_weights` of PyTorch's layers.
+        layers: L.
+        directions: D.
+    """
+    key = tuple(map(id, weights))
+    found = _views.get(key)
+    if found is not None and found.are_of(weights):
+        return found.layers
+
+    def ended(_: Any) -> None:
+        _views.pop(key, None)
+
+    views = WeightViews(weights, layers, directions, ended)
+    if views.versions is not None:
+        _views[key] = views
+    return views.layers
+
+
+def as_weights(parts: Sequence[Any]) -> Weights:
+    """The parts of one layer and direction as `Weights`. How many there are says which are missing."""
+    b_ih, b_hh = parts[2:4] if len(parts) >= 4 else (None, None)
+    return Weights(parts[0], parts[1], b_ih, b_hh, parts[-1] if len(parts) in (3, 5) else None)
+
+
+def parts_of(weights: Weights) -> list[Any]:
+    """The reverse of `as_weights`."""
+    return [part for part in weights if part is not None]

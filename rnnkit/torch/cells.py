@@ -1,0 +1,174 @@
+"""RNNCell, GRUCell and LSTMCell in place of torch.nn's: one time step.
+
+Subclasses of torch.nn's cells, whose constructors, attributes and checks they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from rnnkit.backends import check_backend
+from rnnkit.core import checks
+from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.autocast import under_autocast
+from rnnkit.torch.autograd import Stack, run
+
+
+def _step(cell: Any, name: str, input: Tensor, hx: tuple[Tensor, ...] | None, count: int) -> tuple[Tensor, ...]:
+    """One step of a cell with `count` states, batched or not: the new states."""
+    label = type(cell).__name__
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{label}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    for k, state in enumerate(hx or ()):
+        if state.dim() not in (1, 2):
+            which = "hidden" if count == 1 else f"hx[{k}]"
+            raise ValueError(f"{label}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
+    batched = input.dim() == 2
+    x = input if batched else input.unsqueeze(0)
+    if hx is None:
+        zeros = x.new_zeros((x.shape[0], cell.hidden_size))
+        hx = (zeros,) * count
+    elif not batched:
+        hx = tuple([s.unsqueeze(0) for s in hx])
+    _check(cell, x, hx)
+    weights: Sequence[Tensor] = [cell.weight_ih, cell.weight_hh]
+    if cell.bias_ih is not None:
+        weights = [*weights, cell.bias_ih, cell.bias_hh]
+    x, states, weights = under_autocast(x, hx, weights)
+    stack = Stack(name, cell.backend, False, 0)
+    _, state_n = run(stack, x.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, (), None)
+    return tuple([s[0] if batched else s[0, 0] for s in state_n])
+
+
+def _check(cell: Any, x: Tensor, states: tuple[Tensor, ...]) -> None:
+    """Raises RuntimeError with torch.nn's messages."""
+    if x.shape[1] != cell.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {cell.input_size}")
+    for k, state in enumerate(states):
+        if state.dim() != 2 or state.shape[0] != x.shape[0]:
+            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
+        if state.shape[1] != cell.hidden_size:
+            expected = f"got {state.shape[1]}, expected {cell.hidden_size}"
+            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {expected}")
+
+
+class RNNCell(nn.RNNCell):
+    """One step of an Elman RNN in place of torch.nn.RNNCell; the formula is that of `rnnkit.RNN`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of h, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        nonlinearity: "tanh" or "relu".
+        device: torch.device of the parameters.
+        dtype: torch.dtype of the parameters.
+        backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> rnnkit.torch.RNNCell(4, 6)(torch.ones(3, 4)).shape
+        torch.Size([3, 6])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        check_backend(backend)
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+        self.backend = backend
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return _step(self, f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,), 1)[0]
+
+
+class GRUCell(nn.GRUCell):
+    """One step of a GRU in place of torch.nn.GRUCell; the formulas are those of `rnnkit.GRU`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of h, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        device: torch.device of the parameters.
+        dtype: torch.dtype of the parameters.
+        reset_after: whether the reset gate acts after the recurrent product, see `rnnkit.torch.GRU`.
+        backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> rnnkit.torch.GRUCell(4, 6)(torch.ones(3, 4), torch.zeros(3, 6)).shape
+        torch.Size([3, 6])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reset_after: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        check_backend(backend)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.reset_after = checks.flag("reset_after", reset_after)
+        self.backend = backend
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
+        name = "gru" if self.reset_after else "gru_reset_before"
+        return _step(self, name, input, None if hx is None else (hx,), 1)[0]
+
+
+class LSTMCell(nn.LSTMCell):
+    """One step of an LSTM in place of torch.nn.LSTMCell; the formulas are those of `rnnkit.LSTM`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of h and c, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        device: torch.device of the parameters.
+        dtype: torch.dtype of the parameters.
+        backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> h, c = rnnkit.torch.LSTMCell(4, 6)(torch.ones(3, 4))
+        >>> h.shape, c.shape
+        (torch.Size([3, 6]), torch.Size([3, 6]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        check_backend(backend)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.backend = backend
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The states after the step: (h', c') from input (B, I) and hx = (h, c), (B, H) each, or unbatched; None for
+        zeros."""
+        h, c = _step(self, "lstm", input, None if hx is None else tuple(hx), 2)
+        return h, c

@@ -1,0 +1,391 @@
+"""RNN, GRU and LSTM in place of torch.nn's: same constructors, attributes, state_dict, results and errors.
+
+They are subclasses of `torch.nn.RNNBase`, not of `torch.nn.LSTM` and its siblings, since torch.compile refuses to trace
+any instance of those. `rnnkit.torch.subclasses` has layers for code that tests for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkit.backends import check_backend
+from rnnkit.core import checks
+from rnnkit.torch import packed
+from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.autocast import under_autocast
+from rnnkit.torch.autograd import Stack, run
+
+States = Sequence[Tensor]
+
+
+class Layers(nn.RNNBase):
+    """What RNN, GRU and LSTM add to `torch.nn.RNNBase`. A subclass says which cell it runs.
+
+    backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by the device and dtype. It is an attribute like
+    `batch_first`, and no part of the state_dict.
+    """
+
+    backend: str | None = None
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+
+    @property
+    def cell_name(self) -> str:
+        """The cell's name in `rnnkit.core.cells.CELLS`."""
+        raise NotImplementedError
+
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
+        """Runs the layer, as the `forward` of torch.nn's layer does.
+
+        Args:
+            input: (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; or a PackedSequence.
+            hx: initial state (L*D, B, R), or (L*D, R) for an unbatched input; None for zeros. For LSTM a pair (h0, c0),
+                with c0 (L*D, B, H). R is proj_size if that is not 0, else H.
+            lengths: number of steps of each row, (B,) integers in [0, T] in any order, a tensor or a list; None if
+                every row has T steps. Steps past a row's length are not read, and y is zero there. Not with a
+                PackedSequence, which has its own. torch.nn's layers do not have this argument.
+
+        Returns:
+            A pair (y, state). y has shape (T, B, D*R) in the layout of the input, or is a PackedSequence if the input
+            is one. The state is h_n (L*D, B, R), for LSTM (h_n, c_n): the state after each row's last step.
+
+        Raises:
+            ValueError: a wrong number of dimensions, a dtype that is not the weights', or bad lengths.
+            RuntimeError: a wrong shape, or a backend that cannot run here.
+
+        Examples:
+            >>> import torch, rnnkit.torch
+            >>> layer = rnnkit.torch.LSTM(4, 6, batch_first=True)
+            >>> y, (h_n, c_n) = layer(torch.ones(3, 5, 4), lengths=[5, 2, 0])
+            >>> y.shape, h_n.shape, bool((y[1, 2:] == 0).all())
+            (torch.Size([3, 5, 6]), torch.Size([1, 3, 6]), True)
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths)
+        name = type(self).__name__
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+        batched = input.dim() == 3
+        states = self._states_given(hx)
+        if states is not None and any(s.dim() != input.dim() for s in states):
+            raise RuntimeError(_wrong_dimensions(input, states))
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            states = states and tuple([s.unsqueeze(1) for s in states])
+        self._check(input, states, None)
+        x = input.transpose(0, 1) if self.batch_first else input
+        checked = None if lengths is None else self._lengths(lengths, x, batched)
+        y, state_n = self._run(x, states, checked, None)
+        if not batched:
+            return y.squeeze(1), self._as_hx(tuple([s.squeeze(1) for s in state_n]))
+        return (y.transpose(0, 1) if self.batch_first else y), self._as_hx(state_n)
+
+    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any) -> Any:
+        if lengths is not None:
+            raise ValueError("lengths must be None for a PackedSequence, which has its own")
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        states = self._states_given(hx)
+        if states is not None and sorted_indices is not None:
+            states = tuple([s.index_select(1, sorted_indices) for s in states])
+        self._check(data, states, batch_sizes)
+        # torch.compile cannot read B from batch_sizes.
+        rows = states[0].shape[1] if states else None if sorted_indices is None else sorted_indices.shape[0]
+        layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
+        y, state_n = self._run(layout.padded(data), states, layout.lengths, layout)
+        if unsorted_indices is not None:
+            state_n = tuple([s.index_select(1, unsorted_indices) for s in state_n])
+        output = PackedSequence(layout.packed(y), batch_sizes, sorted_indices, unsorted_indices)
+        return output, self._as_hx(state_n)
+
+    def _run(
+        self, x: Tensor, states: States | None, lengths: Tensor | None, layout: packed.Layout | None
+    ) -> tuple[Tensor, States]:
+        """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
+        weights: Sequence[Tensor] = self._weights()
+        if states is None:
+            slots = self.num_layers * (2 if self.bidirectional else 1)
+            widths = (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.state_names)]
+            states = tuple([x.new_zeros((slots, x.shape[1], width)) for width in widths])
+        x, states, weights = under_autocast(x, states, weights)
+        masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
+        return run(stack, x, states, weights, masks, lengths)
+
+    def _weights(self) -> list[Tensor]:
+        """The weights as they are now: parameters, or what a parametrization or another tool put in their place."""
+        if torch.compiler.is_compiling():
+            return [getattr(self, name) for name in self._flat_weights_names]
+        self._update_flat_weights()
+        return self._flat_weights
+
+    def _weights_have_changed(self) -> bool:
+        """As torch.nn's, in a quarter of the time."""
+        parameters = self._parameters
+        for reference, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
+            weight = parameters.get(name)
+            if weight is None:
+                weight = getattr(self, name, None)
+            if weight is not None and reference is not None and reference() is not weight:
+                return True
+        return False
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read the weights where they are. torch.nn's method is for cuDNN."""
+
+    def _masks(self, x: Tensor, layout: packed.Layout | None) -> list[Tensor]:
+        """Dropout masks (T, B, D*R) of the layers but the last, drawn in the order in which torch.nn draws them."""
+        width = (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1)
+        masks = []
+        for _ in range(self.num_layers - 1):
+            if layout is None:
+                masks.append(nn.functional.dropout(x.new_ones((*x.shape[:2], width)), self.dropout))
+            else:
+                masks.append(layout.padded(nn.functional.dropout(x.new_ones((layout.steps, width)), self.dropout)))
+        return masks
+
+    # Checks and layouts
+
+    def _states_given(self, hx: Any) -> States | None:
+        """hx as a tuple of tensors."""
+        if hx is None:
+            return None
+        return tuple(hx) if len(self.state_names) == 2 else (hx,)
+
+    @staticmethod
+    def _as_hx(states: States) -> Any:
+        return tuple(states) if len(states) == 2 else states[0]
+
+    def _check(self, input: Tensor, states: States | None, batch_sizes: Tensor | None) -> None:
+        if states is None:
+            self.check_input(input, batch_sizes)
+        else:
+            self.check_forward_args(input, self._as_hx(states), batch_sizes)
+
+    def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
+        """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
+        if isinstance(lengths, torch.Tensor):
+            if torch.compiler.is_compiling():  # their values are checked when the call runs
+                return lengths.reshape(-1).to(torch.int64)
+            lengths = lengths.cpu().numpy()
+        T, B, _ = x.shape
+        checked = checks.lengths(lengths, T, B, not batched)
+        return None if checked is None else torch.from_numpy(checked)
+
+    def extra_repr(self) -> str:
+        """torch.nn's, and the arguments that it does not have."""
+        own = "" if getattr(self, "reset_after", True) else ", reset_after=False"
+        own += "" if self.backend is None else f", backend={self.backend!r}"
+        return super().extra_repr() + own
+
+
+def _wrong_dimensions(input: Tensor, states: States) -> str:
+    """torch.nn's message about states that are not batched as the input is."""
+    kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
+    if len(states) == 1:
+        return f"For {kind} input, hx should also be {input.dim()}-D but got {states[0].dim()}-D tensor"
+    dimensions = ", ".join(f"{s.dim()}-D" for s in states)
+    return f"For {kind} input, hx and cx should also be {input.dim()}-D but got ({dimensions}) tensors"
+
+
+class RNN(Layers):
+    """Elman RNN in place of torch.nn.RNN; the formula is that of `rnnkit.RNN`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of h, H.
+        num_layers: number of layers, L.
+        nonlinearity: "tanh" or "relu".
+        bias: whether the layers have `bias_ih_l{k}` and `bias_hh_l{k}`.
+        batch_first: whether input and y are (B, T, ·); the states are (L*D, B, ·) either way.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: whether each layer also runs from the end, D = 2.
+        device: torch.device of the parameters.
+        dtype: torch.dtype of the parameters.
+        backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+
+    Raises:
+        ValueError: a bad value.
+        TypeError: a wrong type.
+        RuntimeError: the backend cannot run here.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> layer = rnnkit.torch.RNN(4, 6, nonlinearity="relu")
+        >>> y, h_n = layer(torch.ones(5, 3, 4))
+        >>> y.shape
+        torch.Size([5, 3, 6])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        _refuse(self, unknown)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        check_backend(backend)
+        self.nonlinearity = nonlinearity
+        mode = f"RNN_{nonlinearity.upper()}"
+        super().__init__(
+            mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
+        )
+        self.backend = backend
+
+    @property
+    def cell_name(self) -> str:
+        """The cell's name in `rnnkit.core.cells.CELLS`."""
+        return f"rnn_{self.nonlinearity}"
+
+
+class GRU(Layers):
+    """GRU in place of torch.nn.GRU; the formulas are those of `rnnkit.GRU`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of h, H.
+        num_layers: number of layers, L.
+        bias: whether the layers have `bias_ih_l{k}` and `bias_hh_l{k}`.
+        batch_first: whether input and y are (B, T, ·); the states are (L*D, B, ·) either way.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: whether each layer also runs from the end, D = 2.
+        device: torch.device of the parameters.
+        dtype: torch.dtype of the parameters.
+        reset_after: whether the reset gate acts after the recurrent product, as in torch.nn.GRU, or before it, as in
+            Cho et al. (2014), which torch.nn does not have. The state_dict of a layer with False says so, and is
+            refused by, and refuses, one with True.
+        backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+
+    Raises:
+        ValueError: a bad value.
+        TypeError: a wrong type.
+        RuntimeError: the backend cannot run here.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> layer = rnnkit.torch.GRU(4, 6, bidirectional=True)
+        >>> y, h_n = layer(torch.ones(5, 3, 4))
+        >>> y.shape, h_n.shape
+        (torch.Size([5, 3, 12]), torch.Size([2, 3, 6]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reset_after: bool = True,
+        backend: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        _refuse(self, unknown)
+        self.reset_after = checks.flag("reset_after", reset_after)
+        check_backend(backend)
+        super().__init__(
+            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
+        )
+        self.backend = backend
+
+    @property
+    def cell_name(self) -> str:
+        """The cell's name in `rnnkit.core.cells.CELLS`."""
+        return "gru" if self.reset_after else "gru_reset_before"
+
+
+class LSTM(Layers):
+    """LSTM in place of torch.nn.LSTM; the formulas are those of `rnnkit.LSTM`.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of c, H, and of h without a projection.
+        num_layers: number of layers, L.
+        bias: whether the layers have `bias_ih_l{k}` and `bias_hh_l{k}`.
+        batch_first: whether input and y are (B, T, ·); the states are (L*D, B, ·) either way.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: whether each layer also runs from the end, D = 2.
+        proj_size: number of features of h with a projection, P; 0 for none.
+        device: torch.device of the parameters.
+        dtype: torch.dtype of the parameters.
+        backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+
+    Raises:
+        ValueError: a bad value.
+        TypeError: a wrong type.
+        RuntimeError: the backend cannot run here.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> layer = rnnkit.torch.LSTM(4, 6, num_layers=2, proj_size=5)
+        >>> y, (h_n, c_n) = layer(torch.ones(5, 3, 4))
+        >>> y.shape, h_n.shape, c_n.shape
+        (torch.Size([5, 3, 5]), torch.Size([2, 3, 5]), torch.Size([2, 3, 6]))
+    """
+
+    state_names = ("h", "c")
+    cell_name = "lstm"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        check_backend(backend)
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+        self.backend = backend
+
+    # The checks of two states are torch.nn's.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+
+def _refuse(layer: Any, unknown: dict[str, Any]) -> None:
+    """Raises what torch.nn raises for arguments that the layer does not have."""
+    if "proj_size" in unknown:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    if unknown:
+        raise TypeError(f"{type(layer).__name__}() got an unexpected keyword argument {next(iter(unknown))!r}")

@@ -1,0 +1,186 @@
+"""The two operators that PyTorch sees, `rnnkit::forward` and `rnnkit::backward`: a whole stack of layers each.
+
+They are what a compiled or exported model contains, one node each. All that backward needs is in their arguments and in
+`reserve`, a tensor of bytes (rnnkit/functional/reserve.py). Neither is differentiable by itself: see
+rnnkit/torch/autograd.py.
+
+Everything is time-major. x (T, B, I); state0 one tensor (L*D, B, ·) a state; weights as `_flat_weights` of PyTorch's
+layers; masks of dropout, one (T, B, D*R) a layer but the last, or none; lengths (B,) int64 or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from rnnkit.backends import Choice, Sizes, select
+from rnnkit.core import checks
+from rnnkit.core.cells import CELLS
+from rnnkit.functional import stack
+from rnnkit.functional.reserve import Reserve, stack_bytes
+from rnnkit.torch.arrays import Tensor, as_array, as_tensor, on_device, parts_of, weight_views
+
+LIBRARY = torch.library.Library("rnnkit", "DEF")
+LIBRARY.define(
+    "forward(Tensor x, Tensor[] state0, Tensor[] weights, Tensor[] masks, Tensor? lengths, *, "
+    "str cell, str? backend, bool bidirectional, bool keep) -> Tensor[]"
+)
+LIBRARY.define(
+    "backward(Tensor? dy, Tensor?[] dstate_n, Tensor x, Tensor[] state0, Tensor[] weights, Tensor[] masks, "
+    "Tensor? lengths, Tensor reserve, *, str cell, str? backend, bool bidirectional) -> Tensor[]"
+)
+
+# On the CPU, 16-bit tensors are computed in float32 and rounded at the end.
+_WIDENED = (torch.float16, torch.bfloat16)
+
+
+@cache
+def choice_of(device: Any, dtype: Any, cell: str, backend: str | None) -> Choice:
+    """The backend for tensors of this torch.device and torch.dtype."""
+    on_cuda = device.type == "cuda"
+    name = "float32" if dtype in _WIDENED and not on_cuda else str(dtype).removeprefix("torch.")
+    return select(f"cuda:{device.index or 0}" if on_cuda else "cpu", name, cell, backend)
+
+
+def forward(
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lengths: Tensor | None,
+    *,
+    cell: str,
+    backend: str | None,
+    bidirectional: bool,
+    keep: bool,
+) -> list[Tensor]:
+    """y (T, B, D*R), the final states as state0, and the reserve (bytes,) uint8, which is empty without `keep`."""
+    if x.dtype in _WIDENED and x.device.type == "cpu":
+        wide: Any = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths)
+        *results, reserve = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
+        return [*(a.to(x.dtype) for a in results), reserve]
+    with on_device(x.device):
+        call = _stack_call(x, state0, weights, lengths, cell, backend, bidirectional, keep)
+        reserve = x.new_empty(_reserve_bytes(call, lengths is not None) if keep else 0, dtype=torch.uint8)
+        if keep:
+            call = call._replace(reserve=Reserve(as_array(reserve)))
+        if masks:
+            arrays = [as_array(m) for m in masks]
+            call = call._replace(dropout=lambda layer, _: arrays[layer])
+        y, state_n, _ = stack.forward(call)
+        return [as_tensor(y), *map(as_tensor, state_n), reserve]
+
+
+def backward(
+    dy: Tensor | None,
+    dstate_n: Sequence[Tensor | None],
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lengths: Tensor | None,
+    reserve: Tensor,
+    *,
+    cell: str,
+    backend: str | None,
+    bidirectional: bool,
+) -> list[Tensor]:
+    """The gradients of x, of state0 and of weights. None for dy or a final state's gradient means zeros."""
+    if x.dtype in _WIDENED and x.device.type == "cpu":
+        of_forward = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths, reserve)
+        wide: Any = (_float(dy), _floats(dstate_n), *of_forward)
+        grads = backward(*wide, cell=cell, backend=backend, bidirectional=bidirectional)
+        return [g.to(x.dtype) for g in grads]
+    with on_device(x.device):
+        call = _stack_call(x, state0, weights, lengths, cell, backend, bidirectional, True)
+        call = call._replace(reserve=Reserve(as_array(reserve)))
+        saved = stack.restored(call, [as_array(m) for m in masks])
+        given = [None if d is None else as_array(d) for d in (dy, *dstate_n)]
+        dx, dstate0, dweights = stack.backward(saved, given[0], tuple(given[1:]), call.layers)
+        parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
+        return [as_tensor(a) for a in (dx, *dstate0, *parts)]
+
+
+def _stack_call(
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    cell: str,
+    backend: str | None,
+    bidirectional: bool,
+    keep: bool,
+) -> stack.StackCall:
+    directions = 2 if bidirectional else 1
+    layers = weight_views(weights, state0[0].shape[0] // directions, directions)
+    choice = choice_of(x.device, x.dtype, cell, backend)
+    T, B, _ = x.shape
+    checked = None if lengths is None else checks.lengths(lengths.cpu().numpy(), T, B)
+    states = tuple([as_array(s) for s in state0])
+    return stack.StackCall(CELLS[cell], choice, as_array(x.contiguous()), states, layers, checked, None, keep)
+
+
+def _reserve_bytes(call: stack.StackCall, ragged: bool) -> int:
+    T, B, I = call.x.shape
+    GH, R = call.layers[0][0].weights.w_hh.shape
+    sizes = Sizes(T, B, I, GH // call.cell.n_gates, R, T * B)
+    return stack_bytes(call.choice, call.cell, sizes, len(call.layers), len(call.layers[0]), ragged)
+
+
+def _floats(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [_float(t) for t in tensors]
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
+
+
+def _forward_shapes(
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lengths: Tensor | None,
+    *,
+    cell: str,
+    backend: str | None,
+    bidirectional: bool,
+    keep: bool,
+) -> list[Tensor]:
+    """The results of `forward` without their values, for tracing and for tensors on the meta device."""
+    T, B, I = x.shape
+    GH, R = weights[1].shape
+    D = 2 if bidirectional else 1
+    row = CELLS[cell]
+    sizes = Sizes(T, B, I, GH // row.n_gates, R, T * B)
+    choice = choice_of(x.device, x.dtype, cell, backend)
+    kept = stack_bytes(choice, row, sizes, state0[0].shape[0] // D, D, lengths is not None) if keep else 0
+    states = [s.new_empty(s.shape) for s in state0]
+    return [x.new_empty((T, B, D * R)), *states, x.new_empty((kept,), dtype=torch.uint8)]
+
+
+def _backward_shapes(
+    dy: Tensor | None,
+    dstate_n: Sequence[Tensor | None],
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lengths: Tensor | None,
+    reserve: Tensor,
+    *,
+    cell: str,
+    backend: str | None,
+    bidirectional: bool,
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (x, *state0, *weights)]
+
+
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("forward", forward, _device)
+    LIBRARY.impl("backward", backward, _device)
+torch.library.register_fake("rnnkit::forward", _forward_shapes, lib=LIBRARY)
+torch.library.register_fake("rnnkit::backward", _backward_shapes, lib=LIBRARY)
