@@ -233,7 +233,7 @@ def replace_host(arm: Arm) -> None:
     from rnnkit.backends.numba import memory
     from rnnkit.core import thread_pool
 
-    aligned, addresses = memory.aligned, backend._addresses
+    aligned, addresses = memory.aligned, backend.weight_addresses
 
     def recorded_buffer(size: int) -> Any:
         buffer = aligned(size)
@@ -246,7 +246,7 @@ def replace_host(arm: Arm) -> None:
             arm.record(a)
         return found
 
-    memory.aligned, backend._addresses, backend.TOGETHER = recorded_buffer, recorded_addresses, 1 << 40
+    memory.aligned, backend.weight_addresses, backend.TOGETHER = recorded_buffer, recorded_addresses, 1 << 40
     backend.launch_forward, backend.launch_backward = arm.launch_forward, arm.launch_backward
     thread_pool.run_on_pool = lambda threads, microseconds, launch: launch(0, threads)
 
