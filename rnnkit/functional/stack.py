@@ -163,7 +163,7 @@ def backward(
         if saved.masks and layer > 0:
             dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
     xp: Any = array_module(dy)
-    return dy, tuple(xp.stack(d) for d in dstate0), grads
+    return dy, tuple(d[0][None] if len(d) == 1 else xp.stack(d) for d in dstate0), grads
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:

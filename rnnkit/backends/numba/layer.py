@@ -60,16 +60,12 @@ class Saved(NamedTuple):
 
 def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
-    x, weights, lengths, keep = call.x, call.weights, call.lengths, call.keep
-    shapes = (x.shape, weights.w_hh.shape, weights.w_hr is not None)
-    p = None if lengths is None else packing(x.shape[0], x.shape[1], lengths)
-    if p is None or p.order is None:
-        ready = prepared(call.cell, x.dtype.char, *shapes, call.reverse, keep)
-    else:
-        ready = prepare(work_of(call.cell, x.dtype.char, *shapes, p.steps), p)
-        if single(ready.work):
-            return _live_rows(p, call)
-    p, nothing, x, state0, out = ready.packing, ready.nothing, ready_array(x), call.state0, call.out
+    keep = call.keep
+    ready = _prepared(call)
+    p = ready.packing
+    if p.order is not None and single(ready.work):
+        return _live_rows(p, call)
+    nothing, x, state0, out = ready.nothing, ready_array(call.x), call.state0, call.out
     dtype, has_c = x.dtype, len(state0) == 2
     arrays = ready.arrays_to_save(call.reserve) if keep else ready.nothing_saved
     x_packed = x if p.order is None else _memory_for_x(ready, arrays, call.reserve, x.shape[2])
@@ -84,6 +80,16 @@ def forward(call: LayerCall) -> Forward:
     _run(ready.work, ready.microseconds, partial(_launch, ready, call, operands))
     saved = Saved(p, x_packed, arrays, call.reverse) if keep else None
     return Forward(y, (h_n, c_n) if has_c else (h_n,), saved)
+
+
+def _prepared(call: LayerCall) -> Prepared:
+    """What the sizes of the call decide, and its packing."""
+    x, weights, lengths = call.x, call.weights, call.lengths
+    shapes = (x.shape, weights.w_hh.shape, weights.w_hr is not None)
+    p = None if lengths is None else packing(x.shape[0], x.shape[1], lengths)
+    if p is None or p.order is None:
+        return prepared(call.cell, x.dtype.char, *shapes, call.reverse, call.keep)
+    return prepare(work_of(call.cell, x.dtype.char, *shapes, p.steps), p)
 
 
 def _memory_for_x(ready: Prepared, arrays: SavedArrays, reserve: Array | None, I: int) -> Array:
@@ -104,17 +110,15 @@ def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
 def saved_in_reserve(call: LayerCall) -> Saved:
     """See `rnnkit.backends.Backend`."""
     x = ready_array(call.x)
-    T, B, I = x.shape
-    p = packing(T, B, call.lengths)
-    projected = call.weights.w_hr is not None
-    ready = prepare(work_of(call.cell, x.dtype.char, x.shape, call.weights.w_hh.shape, projected, p.steps), p)
+    ready = _prepared(call)
+    p = ready.packing
     arrays = ready.arrays_to_save(call.reserve)
     if p.order is None:
         x_packed = x
     elif single(ready.work):
         x_packed = x[:, p.order[: p.steps]]  # as in `_live_rows`
     else:
-        x_packed = _memory_for_x(ready, arrays, call.reserve, I)
+        x_packed = _memory_for_x(ready, arrays, call.reserve, x.shape[2])
     return Saved(p, x_packed, arrays, call.reverse)
 
 
