@@ -1,16 +1,16 @@
-"""What every test shares: thread counts, hypothesis profiles, the CPU backends, seeded generators, poison."""
+"""Common settings and fixtures: thread counts, hypothesis profiles, CPU backends, seeded generators, poison."""
 
 import os
 
-# Before NumPy is imported: BLAS on one thread, so that suites do not fight. The compiled path has no use for Numba's
-# threads: it shares work over a pool of its own, rnnkit.core.thread_pool, which tests/cpu/test_sharing.py widens where
-# it matters. That pool, which OMP_NUM_THREADS would bound too, has a thread per core.
+# Before NumPy is imported: BLAS uses one thread, to avoid oversubscribed cores. The compiled path does not use Numba's
+# threads but rnnkit.core.thread_pool. OMP_NUM_THREADS would limit that pool too, so RNNKIT_NUM_THREADS sets one thread
+# per core. tests/cpu/test_sharing.py uses more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("RNNKIT_NUM_THREADS", str(len(getattr(os, "sched_getaffinity", lambda _: "1")(0))))
-os.environ.setdefault("RNNKIT_QUIET", "1")  # standard error of child processes is for their errors
+os.environ.setdefault("RNNKIT_QUIET", "1")  # keeps notices out of the standard error of child processes
 
 import gc
 import zlib
@@ -32,19 +32,19 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 @pytest.fixture(params=CPU_BACKENDS)
 def cpu_backend(request: pytest.FixtureRequest) -> str:
-    """The name of each CPU backend of this version in turn."""
+    """The name of each CPU backend."""
     return request.param
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """A generator seeded by the name of the test: the same numbers in any order, and for every backend."""
+    """A generator seeded by the name of the test: the same numbers in any order of tests, and for every backend."""
     return np.random.default_rng(zlib.crc32(request.node.originalname.encode()))
 
 
 @pytest.fixture
 def no_garbage_collection() -> Iterator[None]:
-    """For tests of exceptions from signal handlers: CPython drops those that arrive in a callback of the collector.
+    """For tests of exceptions from signal handlers: CPython drops those raised in a callback of the collector.
 
     Hypothesis has such a callback, and Numba has one for every compiled function that is collected.
     """
@@ -58,7 +58,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
-    """`with poison():` np.empty and np.empty_like give NaN, so that what is read before it is written shows."""
+    """`with poison():` np.empty and np.empty_like return NaN, to expose reads of uninitialised memory."""
 
     def poisoned(original: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         def fill(*args: Any, **kwargs: Any) -> np.ndarray:

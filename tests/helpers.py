@@ -1,4 +1,4 @@
-"""What the suites share: a layer of every cell, states of the right shapes, and a record of a layer's state."""
+"""Helpers of several suites: a layer of every cell, random states, and a record of a layer's state."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ CPU_BACKENDS = [
 
 
 def slow_except(values: Iterable[Any], *quick: Any, unpack: bool = False) -> list[Any]:
-    """`values` as parameters of a test, of which `make test` runs `quick`; the others are marked slow.
+    """`values` as parameters of a test. `make test` runs those in `quick`; the others are marked slow.
 
-    unpack: each value is a tuple, of one entry for each of several names.
+    unpack: each value is a tuple with one entry per parameter name.
     """
     slow = pytest.mark.slow
     return [v if v in quick else pytest.param(*(v if unpack else (v,)), marks=slow) for v in values]
 
 
-# In place of the fixture `cpu_backend`: one of them in `make test`, all of them in `make test-all`.
+# Marks that replace the fixture `cpu_backend`: one backend in `make test`, all of them in `make test-all`.
 ONE_BACKEND = pytest.mark.parametrize("cpu_backend", slow_except(CPU_BACKENDS, CPU_BACKENDS[0]))
 THE_ORACLE = pytest.mark.parametrize("cpu_backend", slow_except(CPU_BACKENDS, "numpy"))
 
 
 def randn(rng: np.random.Generator, *shape: int, dtype: Any = "float64") -> np.ndarray:
-    """Standard normal numbers that float32 holds exactly, so that every dtype starts from the same ones."""
+    """Standard normal numbers that are exact in float32, so that float32 and float64 start from the same ones."""
     return rng.standard_normal(shape).astype(np.float32).astype(dtype)
 
 
 def random_state(layer: Any, B: int | None, rng: np.random.Generator) -> Any:
-    """A state as `layer` takes it, every entry its own; B None for unbatched."""
+    """A random state for `layer`: h (slots, B, R), with two states also c (slots, B, H). B is None for unbatched."""
     slots = layer.num_layers * layer.num_directions
     batch = () if B is None else (B,)
     R = layer.proj_size or layer.hidden_size
@@ -57,7 +57,7 @@ def parts(state: Any) -> tuple[np.ndarray, ...]:
 
 
 def layer_after_a_call(name: str, **kwargs: Any) -> Any:
-    """A layer with gradients, a call to answer for and masks drawn: something to spoil. T, B, I, H = 4, 3, 5, 6."""
+    """A layer with gradients, a call to differentiate and drawn dropout masks. T, B, I, H = 4, 3, 5, 6."""
     layer = LAYERS[name](5, 6, 2, dropout=0.5, backend="numpy", rng=1, **kwargs)
     shape = (3, 4, 5) if layer.batch_first else (4, 3, 5)
     y, _ = layer(randn(np.random.default_rng(2), *shape, dtype="float32"))
@@ -86,11 +86,11 @@ def assert_same(got: dict[str, Any], want: dict[str, Any], *, in_order: bool = F
     for name, value in want.items():
         one, other = np.asarray(got[name]), np.asarray(value)
         np.testing.assert_array_equal(one, other, err_msg=name, strict=True)
-        assert one.tobytes() == other.tobytes(), f"{name}: equal numbers of different bits"
+        assert one.tobytes() == other.tobytes(), f"{name}: equal numbers with different bits"
 
 
 def record(layer: Any) -> dict[str, Any]:
-    """What a failing call may not touch: parameters, gradients, generator, mode, and what backward answers."""
+    """What a failing call must not change: parameters, gradients, generator, mode, and the result of backward."""
     grads = {name: g.copy() for name, g in layer.grads.items()}
     found: dict[str, Any] = {f"param {name}": p.copy() for name, p in layer.params.items()}
     found |= {f"grad {name}": g for name, g in grads.items()}
@@ -105,7 +105,7 @@ def record(layer: Any) -> dict[str, Any]:
             dx, dstate0 = layer.backward(np.linspace(-1, 1, T * B * y_width, dtype=layer.dtype).reshape(shape))
             found["dx"] = dx
             found |= {f"dstate0[{k}]": s for k, s in enumerate(parts(dstate0))}
-            found |= {f"answer {name}": g.copy() for name, g in layer.grads.items()}
+            found |= {f"backward {name}": g.copy() for name, g in layer.grads.items()}
     finally:
         for name, g in layer.grads.items():
             g[...] = grads[name]
@@ -113,21 +113,21 @@ def record(layer: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def refused(error: type[Exception], *said: str, by: Any = None) -> Iterator[None]:
-    """The body must raise exactly `error`, saying every word of `said`, and leave the layer `by` as it was."""
+def refused(error: type[Exception], *words: str, by: Any = None) -> Iterator[None]:
+    """The body must raise exactly `error` with every word of `words`, and must not change the layer `by`."""
     before = None if by is None else record(by)
     with pytest.raises(error) as caught:
         yield
     assert caught.type is error, f"{caught.type.__name__}, not {error.__name__}: {caught.value}"
     message = str(caught.value)
-    missing = [word for word in said if word not in message]
-    assert not missing, f"the message does not say {missing}: {message}"
+    missing = [word for word in words if word not in message]
+    assert not missing, f"{missing} not in the message: {message}"
     if before is not None:
         assert_same(record(by), before)
 
 
 def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
-    """Every amount of work shared among so many threads, whatever the machine has and whoever holds its cores."""
+    """Divides any amount of work among `threads` threads, regardless of the machine's cores and load."""
     settings = {"_threads": threads, "PARALLEL_FROM_US": 0, "WAKE_FROM_US": 0, "BACKOFF_S": (0.0, 0.0)}
     for name, value in (settings | dict.fromkeys(("READY_WAIT_US", "WOKEN_WAIT_US"), 1e7)).items():
         patch.setattr(thread_pool, name, value)

@@ -35,7 +35,7 @@ def sections(docstring: str) -> dict[str, list[str]]:
 
 
 def entries(lines: list[str]) -> list[str]:
-    """The names that the lines of a section describe, in their order."""
+    """The names that the lines of a section describe, in order."""
     found = []
     for line in lines:
         match = ENTRY.match(line)
@@ -90,9 +90,9 @@ def _parameters(thing: Any) -> list[str]:
 
 
 def members(name: str, cls: type) -> Iterator[tuple[str, Any]]:
-    """The public methods and properties of a class and of its bases, each with the name of the class it is written in.
+    """The public methods and properties of a class and its bases, each with the name of the defining class.
 
-    `__call__` is public. Methods that a dataclass or NamedTuple generates are not written by anyone.
+    `__call__` is public. Methods that a dataclass or NamedTuple generates are omitted.
     """
     for base in cls.__mro__:
         if base in SKIPPED_BASES or not base.__module__.startswith("rnnkit"):

@@ -1,4 +1,4 @@
-"""Files made byte by byte, for tests of what is read."""
+"""Writes safetensors files byte by byte, for tests of the reader."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def raw_file(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
-    """A file with exactly this header (text, bytes or an object) and data, sound or not."""
+    """A file with exactly this header (text, bytes or an object) and data, valid or not."""
     raw = header if isinstance(header, bytes) else (header if isinstance(header, str) else json.dumps(header)).encode()
     path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
     return path

@@ -1,4 +1,4 @@
-"""A backend with a fault, for tests of what must find it: the NumPy oracle, and one thing wrong about it."""
+"""A backend with one fault, for tests that must find it: the NumPy oracle with one change."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rnnkit.backends import BACKENDS, BackendRow, BackwardCall, Forward, LayerCa
 from rnnkit.backends import numpy as oracle
 from rnnkit.core.cells import CELLS
 
-Fault = Callable[[dict[str, Any]], None]  # changes y, dx and the like in place
+Fault = Callable[[dict[str, Any]], None]  # changes y, dx etc. in place
 
 
 @contextlib.contextmanager
 def planted(fault: Fault, dtypes: tuple[str, ...] = ("float64", "float32")) -> Iterator[None]:
-    """BACKENDS with one more row "planted": NumPy, and `fault` applied to what each forward and backward gives."""
+    """Adds the row "planted" to BACKENDS: NumPy, with `fault` applied to the results of each forward and backward."""
 
     def forward(call: LayerCall) -> Forward:
         y, state_n, saved = oracle.forward(call)
@@ -51,7 +51,7 @@ def planted(fault: Fault, dtypes: tuple[str, ...] = ("float64", "float32")) -> I
 
 
 def off(name: str) -> Fault:
-    """One element of an array is off by 0.01."""
+    """A fault: 0.01 is added to one element of the array."""
 
     def fault(found: dict[str, Any]) -> None:
         if name in found:
@@ -61,8 +61,8 @@ def off(name: str) -> Fault:
     return fault
 
 
-def restless() -> Fault:
-    """dw_hh is within its bounds, and other bits in every call."""
+def changing_bits() -> Fault:
+    """A fault: dw_hh is within its bounds, with other bits in every call."""
     calls = itertools.count()
 
     def fault(found: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def broken(found: dict[str, Any]) -> None:
 
 
 def unwritten(found: dict[str, Any]) -> None:
-    """One element of y is never written."""
+    """A fault: one element of y is never written."""
     if "y" in found:
         y = np.empty_like(found["y"])
         y.reshape(-1)[1:] = found["y"].reshape(-1)[1:]
@@ -86,7 +86,7 @@ def unwritten(found: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def refusing(problem: Callable[[Sizes], str | None]) -> Iterator[None]:
-    """The last schedule of the CuPy backend alone, which refuses the sizes of which `problem` gives a reason."""
+    """Only the last schedule of the CuPy backend, which rejects the sizes for which `problem` returns a reason."""
     from rnnkit.backends.cupy import schedules
 
     row = dataclasses.replace(schedules.SCHEDULES[-1], problem=lambda cell, dtype, sizes, arch: problem(sizes))

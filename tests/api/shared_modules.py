@@ -1,4 +1,4 @@
-"""A module of every kind that has backward, uses of it, and what backward must give for each: for tests of sharing."""
+"""Modules of every kind, calls of them, and the expected results of backward: for tests of calls in several threads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RECURRENT = {"backend": "numpy", **F64}
 
 
 class Use(NamedTuple):
-    """One call of a module: its arguments, and the gradients that go to its backward."""
+    """One call of a module: its arguments, and the gradients for its backward."""
 
     inputs: tuple[Any, ...]
     gradients: tuple[Any, ...]
 
 
 class Kind(NamedTuple):
-    """A kind of module: how to make one, and how to draw a use of it."""
+    """A kind of module: functions that create one and draw a random use."""
 
     make: Callable[[], Any]
     use: Callable[[np.random.Generator], Use]
@@ -91,14 +91,14 @@ def answer(got: Any) -> list[np.ndarray]:
 
 
 def alone(kind: str, use: Use) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """What backward gives for one use of a new module, and the parameters' gradients."""
+    """The result of backward for one use of a new module, and the parameters' gradients."""
     module = KINDS[kind].make()
     module(*use.inputs)
     return answer(module.backward(*use.gradients)), dict(getattr(module, "grads", {}))
 
 
 def assert_answers(kind: str, module: Any, uses: list[Use], answers: list[list[np.ndarray]]) -> None:
-    """Each answer is that of its use alone, and the gradients are the sums."""
+    """Each result equals that of its use alone, and the parameters' gradients are the sums."""
     totals: dict[str, Any] = {}
     for use, got in zip(uses, answers, strict=True):
         want, grads = alone(kind, use)

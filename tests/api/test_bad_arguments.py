@@ -1,4 +1,4 @@
-"""Bad arguments of constructors and of modes: one error that names the argument, and nothing touched.
+"""Bad arguments of constructors and modes raise one error that names the argument, and change nothing.
 
 Bad input to a call is in test_bad_input.py.
 """
@@ -68,12 +68,12 @@ CONSTRUCTOR = [
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize(("error", "bad", "said"), CONSTRUCTOR, ids=lambda v: str(v) if isinstance(v, dict) else "")
-def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("error", "bad", "words"), CONSTRUCTOR, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], words: tuple[str, ...]) -> None:
     generator = np.random.default_rng(1)
     before = generator.bit_generator.state
     given = {"input_size": I, "hidden_size": H, "num_layers": 2, "backend": "numpy", "rng": generator} | bad
-    with refused(error, *said):
+    with refused(error, *words):
         LAYERS[name](**given)
     assert generator.bit_generator.state == before
 
@@ -82,8 +82,8 @@ def test_constructor(name: str, error: type[Exception], bad: dict[str, Any], sai
     ("error", "bad"), [(ValueError, -1), (ValueError, H), (ValueError, H + 1), (TypeError, 1.0), (TypeError, True)]
 )
 def test_proj_size(error: type[Exception], bad: Any) -> None:
-    said = f"[0, hidden_size={H})" if error is ValueError else "a whole number"
-    with refused(error, "proj_size must be", said, f"got {bad!r}"):
+    message = f"[0, hidden_size={H})" if error is ValueError else "a whole number"
+    with refused(error, "proj_size must be", message, f"got {bad!r}"):
         rnnkit.LSTM(I, H, proj_size=bad)
 
 
@@ -96,25 +96,25 @@ def test_nonlinearity(bad: Any) -> None:
 
 @pytest.mark.parametrize("bad", ["before", "no", 1, None, np.array([True, False])], ids=repr)
 def test_flags(bad: Any) -> None:
-    """What is merely truthy is a mistake: reset_after="before" would give the other GRU."""
-    said = f"must be True or False, got {bad!r}"
+    """Truthy values are rejected: reset_after="before" would select the wrong GRU."""
+    message = f"must be True or False, got {bad!r}"
     for kind in (rnnkit.GRU, rnnkit.GRUCell):
-        with refused(TypeError, f"reset_after {said}"):
+        with refused(TypeError, f"reset_after {message}"):
             kind(I, H, reset_after=bad)
     for kind in (rnnkit.Linear, rnnkit.RNNCell, rnnkit.GRUCell, rnnkit.LSTMCell):
-        with refused(TypeError, f"bias {said}"):
+        with refused(TypeError, f"bias {message}"):
             kind(I, H, bias=bad)
     layer = layer_after_a_call("gru")
-    with refused(TypeError, f"mode {said}", by=layer):
+    with refused(TypeError, f"mode {message}", by=layer):
         layer.train(bad)
-    with refused(TypeError, f"mode {said}"):
+    with refused(TypeError, f"mode {message}"):
         rnnkit.Sequential(layer).train(bad)
     assert layer.training
-    with refused(TypeError, f"strict {said}", by=layer):
+    with refused(TypeError, f"strict {message}", by=layer):
         layer.load_state_dict(layer.state_dict(), strict=bad)
 
 
-def test_flags_of_numpy_are_flags() -> None:
+def test_numpy_bools_are_accepted_as_flags() -> None:
     layer = rnnkit.GRU(I, H, bias=np.bool_(False), reset_after=np.bool_(False), backend="numpy")
     assert (layer.bias, layer.reset_after, layer.cell.name) == (False, False, "gru_reset_before")
 
@@ -134,9 +134,7 @@ def test_cuda_without_a_card(name: str) -> None:
 
 
 @pytest.mark.parametrize("failure", ["ImportError('libnvrtc.so.13 is missing')", "RuntimeError('no driver')"])
-def test_a_cupy_that_does_not_import_gives_its_reason(
-    failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_import_error_of_cupy_is_reported(failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cupy.py").write_text(f"raise {failure}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
@@ -146,19 +144,19 @@ def test_a_cupy_that_does_not_import_gives_its_reason(
         rnnkit.GRU(I, H, device="cuda")
 
 
-def test_sizes_and_fractions_of_numpy_are_numbers() -> None:
+def test_numpy_scalars_are_accepted_as_sizes_and_fractions() -> None:
     layer = rnnkit.GRU(np.int64(3), np.int32(4), np.uint8(2), dropout=np.float32(0.5), backend="numpy", rng=np.int64(3))
     assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (3, 4, 2, 0.5)
 
 
-def test_cuda_without_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_cupy_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "cupy" else find(name, *more))
-    said = "CuPy is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
+    message = "CuPy is not installed (pip install 'rnnkit[cuda13]' or 'rnnkit[cuda12]')"
     for named in ("cuda", "cuda:0"):
         with pytest.raises(RuntimeError) as caught:
             rnnkit.Linear(2, 3, device=named)
-        assert str(caught.value) == f"device {named!r} cannot be used: {said}"
+        assert str(caught.value) == f"device {named!r} cannot be used: {message}"
 
 
 @pytest.mark.parametrize("size", [2**62, 2**70])
@@ -181,7 +179,7 @@ def test_a_dtype_numpy_cannot_parse() -> None:
             rnnkit.GRU(I, H, dtype=bad)
 
 
-def test_a_span_of_time_is_no_number() -> None:
+def test_timedeltas_are_rejected_as_numbers() -> None:
     three = np.timedelta64(3)
     with refused(TypeError, "rng must be None, a seed", "timedelta64"):
         rnnkit.GRU(I, H, rng=three)
@@ -195,7 +193,7 @@ def test_a_span_of_time_is_no_number() -> None:
         rnnkit.GRU(2, 3, backend="numpy")(np.zeros((4, 2, 2), "float32"), lengths=np.array([1, 2], "timedelta64[s]"))
 
 
-def test_lengths_on_both_sides_of_64_bits() -> None:
+def test_lengths_beyond_int64_are_rejected() -> None:
     for wrong in ([2**63, 1], [2**63, np.int64(1)], (1, 2**64)):
         with refused(ValueError, "lengths must be between 0 and T = 4, got", str(max(wrong))):
             rnnkit.GRU(2, 3, backend="numpy")(np.zeros((4, 2, 2), "float32"), lengths=wrong)

@@ -1,4 +1,4 @@
-"""Bad input to the functional form: one error that names the argument, what it was and what it should be."""
+"""Bad input to the functional form raises one error that names the argument, what it was and what it should be."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_forward(cell: str) -> None:
         (TypeError, {"weights": (w.w_ih,)}, ("weights must be a tuple (w_ih, w_hh,", "got 1 of them")),
         (TypeError, {"weights": (*w, None)}, ("weights must be a tuple (w_ih, w_hh,", "got 6 of them")),
         *(
-            (error, {"weights": w._replace(**{name: bad})}, said)
-            for name, error, bad, said in (
+            (error, {"weights": w._replace(**{name: bad})}, words)
+            for name, error, bad, words in (
                 ("w_hh", TypeError, None, ("w_hh must be a NumPy or CuPy array, got NoneType",)),
                 ("w_hh", ValueError, w.w_hh[0], ("w_hh must have shape (G*H, R)", f"got ({H},)")),
                 ("w_hh", ValueError, w.w_hh[:0], ("w_hh must have shape (G*H, R)", f"got (0, {H})")),
@@ -77,8 +77,8 @@ def test_forward(cell: str) -> None:
         projected = w._replace(w_hr=w.w_hh[:H])
         cases.append((ValueError, {"weights": projected}, (f"w_hr must be None for {cell}",)))
     want = forward(cell, inputs)
-    for error, changed, said in cases:
-        with refused(error, *said):
+    for error, changed, words in cases:
+        with refused(error, *words):
             forward(cell, inputs, **changed)
     np.testing.assert_array_equal(forward(cell, inputs)[0], want[0])
 
@@ -115,8 +115,8 @@ def test_backward(cell: str) -> None:
         (TypeError, {"weights": inputs.weights._asdict()}, ("weights must be a tuple (w_ih, w_hh,", "got dict")),
         (TypeError, {"weights": inputs.weights[:1]}, ("weights must be a tuple (w_ih, w_hh,", "got 1 of them")),
         *(
-            (error, {"weights": inputs.weights._replace(**{name: bad})}, said)
-            for name, error, bad, said in (
+            (error, {"weights": inputs.weights._replace(**{name: bad})}, words)
+            for name, error, bad, words in (
                 ("w_hh", ValueError, inputs.weights.w_hh[:-1], ("w_hh must have shape its shape in forward", "got")),
                 ("w_ih", ValueError, inputs.weights.w_ih[:, 1:], ("w_ih must have shape its shape in forward", "got")),
                 ("b_hh", TypeError, None, ("b_hh must be a NumPy or CuPy array, got NoneType",)),
@@ -125,9 +125,9 @@ def test_backward(cell: str) -> None:
             )
         ),
     ]
-    for error, changed, said in cases:
+    for error, changed, words in cases:
         given = {"saved": saved, "dy": dy, "dstate_n": inputs.dstate_n, "weights": inputs.weights} | changed
-        with refused(error, *said):
+        with refused(error, *words):
             direction.backward(**given)
     dx, dstate0, dweights = direction.backward(saved, dy, inputs.dstate_n, inputs.weights)
     got = {"dx": dx, "dh0": dstate0[0], "dw_hh": dweights.w_hh}
@@ -135,8 +135,8 @@ def test_backward(cell: str) -> None:
 
 
 @EVERY_CELL
-def test_backward_takes_what_forward_takes(cell: str) -> None:
-    """A bare array where there is one state, None for zeros, in the pair and for it."""
+def test_backward_accepts_the_states_that_forward_accepts(cell: str) -> None:
+    """A single array for one state; None for zeros, in place of one state or of the pair."""
     inputs = make_inputs(Case(cell))
     saved = forward(cell, inputs)[2]
     zeros = tuple(map(np.zeros_like, inputs.dstate_n))

@@ -1,7 +1,7 @@
-"""Bad input to a layer: one error that names the argument, what it was and what it should be, and nothing touched.
+"""Bad input to a layer raises one error that names the argument, what it was and what it should be; nothing changes.
 
-`refused` (tests/helpers.py) checks the exact type, the words, and that parameters, gradients, generator and the answer
-of `backward` are what they were. Bad arguments of constructors are in test_bad_arguments.py, bad input to the
+`refused` (tests/helpers.py) checks the exact type, the words, and that parameters, gradients, generator and the result
+of `backward` are unchanged. Bad arguments of constructors are in test_bad_arguments.py, bad input to the
 functional form is in test_bad_functional.py.
 """
 
@@ -42,21 +42,21 @@ X_CASES = [
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize(("error", "x", "said"), X_CASES, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
-def test_x(name: str, error: type[Exception], x: Any, said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("error", "x", "words"), X_CASES, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
+def test_x(name: str, error: type[Exception], x: Any, words: tuple[str, ...]) -> None:
     layer = layer_after_a_call(name)
-    with refused(error, *said, by=layer):
+    with refused(error, *words, by=layer):
         layer(x)
 
 
-def test_x_in_a_batch_first_layer_is_told_in_its_own_layout() -> None:
+def test_the_error_for_x_names_the_batch_first_layout() -> None:
     layer = layer_after_a_call("gru", batch_first=True)
     with refused(ValueError, "x must have shape (B, T, input_size=5)", "got (3, 4, 6)", by=layer):
         layer(x_of(B, T, I + 1))
 
 
 def _wrong_states(layer: Any) -> list[tuple[type[Exception], Any, tuple[str, ...]]]:
-    """A wrong h, as an error, a state and words without the argument's name."""
+    """(error, wrong h, words of the message after the argument's name)."""
     slots, R = layer.num_layers * layer.num_directions, layer.hidden_size
     good = f"shape (L*D, B, width) = ({slots}, {B}, {R}), got"
     return [
@@ -75,12 +75,12 @@ def test_states_and_their_gradients(name: str) -> None:
     layer = layer_after_a_call(name, bidirectional=True)
     pair = len(layer.cell.states) == 2
     x, good = x_of(), x_of(4, B, H)
-    for error, bad, said in _wrong_states(layer):
+    for error, bad, words in _wrong_states(layer):
         for k, state in enumerate(("h", "c")[: 1 + pair]):
             given: Any = (bad, good) if k == 0 else (good, bad)
-            with refused(error, f"{state}0 must", *said, by=layer):
+            with refused(error, f"{state}0 must", *words, by=layer):
                 layer(x, given if pair else bad)
-            with refused(error, f"d{state}_n must", *said, by=layer):
+            with refused(error, f"d{state}_n must", *words, by=layer):
                 layer.backward(None, given if pair else bad)
     if pair:
         for bad, was in ((good, "ndarray"), ((good,), "1 arrays"), ((good,) * 3, "3 arrays")):
@@ -144,28 +144,28 @@ UNBATCHED_LENGTHS = [
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize(("error", "lengths", "said"), LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
-def test_lengths(name: str, error: type[Exception], lengths: Any, said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("error", "lengths", "words"), LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else "")
+def test_lengths(name: str, error: type[Exception], lengths: Any, words: tuple[str, ...]) -> None:
     layer = layer_after_a_call(name)
-    with refused(error, *said, by=layer):
+    with refused(error, *words, by=layer):
         layer(x_of(), None, lengths)
 
 
 @EVERY_LAYER
 @pytest.mark.parametrize(
-    ("error", "lengths", "said"), UNBATCHED_LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else ""
+    ("error", "lengths", "words"), UNBATCHED_LENGTHS, ids=lambda v: v[-1] if isinstance(v, tuple) else ""
 )
-def test_lengths_of_an_unbatched_call(name: str, error: type[Exception], lengths: Any, said: tuple[str, ...]) -> None:
+def test_lengths_of_an_unbatched_call(name: str, error: type[Exception], lengths: Any, words: tuple[str, ...]) -> None:
     layer = layer_after_a_call(name)
-    with refused(error, *said, by=layer):
+    with refused(error, *words, by=layer):
         layer(x_of(T, I), None, lengths)
     both = rnnkit.Bidirectional(LAYERS[name](I, H, backend="numpy"))
-    with refused(error, *said):
+    with refused(error, *words):
         both(x_of(T, I), None, lengths)
 
 
 @EVERY_LAYER
-def test_an_unbatched_length_is_a_number_or_one_of_a_sequence(name: str) -> None:
+def test_an_unbatched_length_is_a_number_or_a_sequence_of_one(name: str) -> None:
     layer = LAYERS[name](I, H, backend="numpy", rng=1)
     for module in (layer, rnnkit.Bidirectional(layer)):
         want = module(x_of(T, I)[:2])[0]
@@ -215,7 +215,7 @@ def test_dy_of_an_unbatched_call(name: str) -> None:
 
 @EVERY_LAYER
 def test_arrays_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy is stood in for, so that this runs where there is no card: only the array's kind and its device are read."""
+    """A stand-in for CuPy, so that no GPU is needed: only the array's type and device are read."""
     layer = layer_after_a_call(name)
 
     class Elsewhere:
@@ -226,18 +226,18 @@ def test_arrays_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) ->
     stand_in = ModuleType("cupy")
     stand_in.ndarray = Elsewhere  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    said = "must be on device cpu, got an array on cuda:1"
-    with refused(ValueError, f"x {said}", by=layer):
+    message = "must be on device cpu, got an array on cuda:1"
+    with refused(ValueError, f"x {message}", by=layer):
         layer(Elsewhere(x_of()))
-    with refused(ValueError, f"dy {said}", by=layer):
+    with refused(ValueError, f"dy {message}", by=layer):
         layer.backward(Elsewhere(x_of(T, B, H)))
     h = Elsewhere(x_of(2, B, H))
-    with refused(ValueError, f"h0 {said}", by=layer):
+    with refused(ValueError, f"h0 {message}", by=layer):
         layer(x_of(), (h, h) if name == "lstm" else h)
 
 
-def test_the_record_itself_sees_a_change() -> None:
-    """What `refused` leans on: every kind of spoiling shows."""
+def test_the_record_of_a_layer_detects_changes() -> None:
+    """`record`, which `refused` relies on, detects every kind of change."""
 
     def first_element(array: np.ndarray) -> None:
         array.flat[0] += 1

@@ -1,4 +1,5 @@
-"""Bidirectional: two layers and a merge by hand, the bidirectional=True layer, every gradient, the golden numbers."""
+"""Bidirectional against two layers and a merge by hand, a bidirectional=True layer, finite differences and published
+numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def merge_by_hand(merge: str | None, forward: np.ndarray, reverse: np.ndarray) -
     return by_hand[merge]()
 
 
-def turned_by_hand(a: np.ndarray, lengths: list[int]) -> np.ndarray:
+def reversed_by_hand(a: np.ndarray, lengths: list[int]) -> np.ndarray:
     turned = a.copy()
     for row, length in enumerate(lengths):
         turned[:length, row] = a[:length, row][::-1]
@@ -56,8 +57,8 @@ def test_bidirectional_is_two_layers_and_a_merge(
     for lengths in (LENGTHS, [T] * B):
         y, state_n = both(x, as_given, lengths)
         y_f, n_f = forward(x, half(0), lengths)
-        y_r, n_r = reverse(turned_by_hand(x, lengths), half(1), lengths)
-        assert_close("y", np.array(y), merge_by_hand(merge, y_f, turned_by_hand(y_r, lengths)), "float64")
+        y_r, n_r = reverse(reversed_by_hand(x, lengths), half(1), lengths)
+        assert_close("y", np.array(y), merge_by_hand(merge, y_f, reversed_by_hand(y_r, lengths)), "float64")
         for got, f, r in zip(parts(state_n), parts(n_f), parts(n_r), strict=True):
             assert_close("state_n", got, np.stack([f[0], r[0], f[1], r[1]]), "float64")
 
@@ -107,7 +108,7 @@ def test_bidirectional_gradients_by_differences(
     recurrent_gradients(both, randn(rng, T, I), flat if len(flat) == 2 else flat[0], [2], rng)
 
 
-def test_bidirectional_takes_none_for_any_gradient(rng: np.random.Generator) -> None:
+def test_bidirectional_accepts_none_for_any_gradient(rng: np.random.Generator) -> None:
     both = rnnkit.Bidirectional(rnnkit.LSTM(I, H, backend="numpy", rng=rng, **F64), None)
     x, zeros = randn(rng, T, B, I), np.zeros((T, B, H))
     dy, dh, dc = randn(rng, T, B, H), randn(rng, 2, B, H), np.zeros((2, B, H))
@@ -121,7 +122,7 @@ def test_bidirectional_takes_none_for_any_gradient(rng: np.random.Generator) -> 
     assert not any(a.any() for a in found[2].values())
 
 
-def test_bidirectional_mirror_is_made_as_the_layer() -> None:
+def test_the_reverse_layer_has_the_arguments_of_the_layer() -> None:
     layer = rnnkit.LSTM(3, 4, 2, False, True, 0.25, proj_size=2, backend="numpy", rng=1, **F64)
     layer.eval()
     mirror = rnnkit.Bidirectional(layer).reverse_layer
@@ -137,7 +138,7 @@ def test_bidirectional_mirror_is_made_as_the_layer() -> None:
 
 
 class Square(rnnkit.GRU):
-    """A GRU of one's own as wide as its input, which keeps `size`, or does not."""
+    """A user-defined GRU with I = H = size, which stores `size` or does not."""
 
     def __init__(self, size: int, keeps: bool = True, *, rng: Any = None) -> None:
         super().__init__(size, size, backend="numpy", rng=rng)
@@ -145,7 +146,7 @@ class Square(rnnkit.GRU):
             self.size, self.keeps = size, keeps
 
 
-def test_bidirectional_of_ones_own_layer() -> None:
+def test_bidirectional_of_a_user_defined_layer() -> None:
     mirror = rnnkit.Bidirectional(Square(3, rng=1)).reverse_layer
     assert type(mirror) is Square
     assert mirror.hidden_size == 3
@@ -160,7 +161,7 @@ def test_bidirectional_of_ones_own_layer() -> None:
         rnnkit.Bidirectional(Loose(3, 4, backend="numpy"))
 
 
-def test_the_mirror_does_not_warn_a_second_time() -> None:
+def test_the_reverse_layer_does_not_repeat_the_warning() -> None:
     with pytest.warns(UserWarning, match="dropout acts between layers") as caught:
         both = rnnkit.Bidirectional(rnnkit.GRU(3, 4, dropout=0.5, backend="numpy"))
     assert len(caught) == 1
@@ -200,7 +201,7 @@ def test_bidirectional_refuses_bad_input() -> None:
     assert not any(grad.any() for grad in pair.grads.values())
 
 
-# The golden BiLSTM of a published notebook on Keras: all kernels 0.1, biases 0 but the forget gate's 1.
+# The BiLSTM of a published Keras notebook: all kernels 0.1, biases 0 except the forget gate's 1.
 
 GOLDEN_X = [
     [[0.1, 4.2, 1.5, 1.1, 2.8]],
@@ -224,7 +225,7 @@ def test_golden_bilstm(wrapped: bool, dtype: str, cpu_backend: str) -> None:
     x = np.array(GOLDEN_X, dtype)
     y, (h_n, _) = layer(x)
     want = np.repeat(np.array([GOLDEN_FORWARD, GOLDEN_REVERSE]).T, 3, axis=1)
-    # Published to seven digits, so held to float32's tolerance in either dtype.
+    # Published with seven digits, so the tolerance is float32's in both dtypes.
     assert_close("sequence", y[:, 0], want, "float32")
     assert_close("h_n", h_n[:, 0, 0], np.array([GOLDEN_FORWARD[-1], GOLDEN_REVERSE[0]]), "float32")
     last = np.array([[0.6303138] * 3 + [0.7038734] * 3])

@@ -1,4 +1,4 @@
-"""Training that goes on from a checkpoint has the bits of training that was never interrupted."""
+"""Training that continues from a checkpoint has the bits of training without an interruption."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 class Run:
-    """A training run: dropout, gradient clipping, a learning rate that falls, and a loader that draws its batches."""
+    """A training run with dropout, gradient clipping, a decreasing learning rate and randomly drawn batches."""
 
     def __init__(self, kind: str, dtype: str, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ class Run:
         self.step, self.best = checkpoint.step, checkpoint.scalars["best"]
 
     def everything(self) -> dict[str, Any]:
-        """All that decides what the run will do."""
+        """The complete state of the run."""
         state = self.optimizer.state_dict()
         found: dict[str, Any] = dict(self.model.state_dict())
         found |= {f"{i}.{slot}": value for i, entry in state["state"].items() for slot, value in entry.items()}
@@ -83,7 +83,7 @@ class Run:
 
 @EVERY_KIND
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_a_run_goes_on_bit_for_bit(kind: str, dtype: str, tmp_path: Path) -> None:
+def test_training_continues_bit_for_bit(kind: str, dtype: str, tmp_path: Path) -> None:
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     whole, first = Run(kind, dtype), Run(kind, dtype)
@@ -126,7 +126,7 @@ print(total.hexdigest())
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize(("kind", "dtype"), [("adam", "float16"), ("adam", "float32")])
-def test_a_run_that_was_killed_goes_on_in_another_process(kind: str, dtype: str, tmp_path: Path) -> None:
+def test_killed_training_continues_in_another_process(kind: str, dtype: str, tmp_path: Path) -> None:
     def process(what: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", SCRIPT, what, kind, dtype, str(tmp_path / "c")]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
@@ -139,10 +139,10 @@ def test_a_run_that_was_killed_goes_on_in_another_process(kind: str, dtype: str,
     assert len(whole.stdout.strip()) == 64
 
 
-# What a file holds
+# Contents of the file
 
 
-def test_a_checkpoint_is_a_file_of_weights_too(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_a_weight_file(tmp_path: Path) -> None:
     run = Run("adam", "float32")
     run.train(2)
     scalars = {
@@ -198,7 +198,7 @@ def test_several_modules_and_generators_by_name(tmp_path: Path) -> None:
         assert generator.random() == others[2][name].random(), name
 
 
-def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+def test_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     run = Run("adam", "float32")
     run.train(2)
     run.save(tmp_path / "c")
@@ -215,7 +215,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     model, optimizer, loader = other.model, other.optimizer, other.loader
     half = Run("adam", "float16").model
     wrong_model = rnnkit.Sequential(*list(model)[:2], rnnkit.Linear(5, 4))
-    for arguments, error, said in (
+    for arguments, error, words in (
         ((model, None, loader), ValueError, ("optimizer must be what the checkpoint was saved with", "one, got none")),
         ((model, optimizer), ValueError, ("random generators", "also has ['rng']", "lacks none")),
         ((model, optimizer, {"a": loader}), ValueError, ("also has ['rng']", "lacks ['rng.a']")),
@@ -238,7 +238,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         ),
         ((model.state_dict(), optimizer, loader), TypeError, ("model must be a Module", "StateDict")),
     ):
-        with refused(error, *said):
+        with refused(error, *words):
             checkpoint.restore(*arguments)
         assert_same(other.everything(), before)
     other.resume(tmp_path / "c")
@@ -246,7 +246,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "said"),
+    ("given", "error", "message"),
     [
         ({"step": -1}, ValueError, "step must be at least 0, got -1"),
         ({"step": 1.0}, TypeError, "step must be a whole number, got 1.0"),
@@ -264,10 +264,10 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_saved_is_refused_before_a_byte_is_written(
-    given: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+def test_unsupported_values_are_rejected_before_anything_is_written(
+    given: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    with refused(error, said):
+    with refused(error, message):
         rnnkit.save(rnnkit.Linear(2, 2), tmp_path / "c", **given)
     with refused(TypeError, "model must be a Module or a mapping of names to Modules"):
         rnnkit.save({"a": np.ones(2)}, tmp_path / "c", step=1)
@@ -275,7 +275,7 @@ def test_what_cannot_be_saved_is_refused_before_a_byte_is_written(
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+def test_a_failed_write_leaves_the_previous_checkpoint(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run("adam", "float32")
@@ -321,7 +321,7 @@ def test_damaged_checkpoints_name_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda c: c.pop("step"), "must hold optimizer, generators, step and scalars"),
         (lambda c: c.update(step="x"), "step must be a whole number, got 'x'"),
@@ -335,7 +335,7 @@ def test_damaged_checkpoints_name_their_file(tmp_path: Path) -> None:
         (lambda c: c["generators"]["of"].update(rng=7), "its generators must be a list of states"),
     ],
 )
-def test_a_crafted_checkpoint_is_refused(change: Any, said: str, tmp_path: Path) -> None:
+def test_a_crafted_checkpoint_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     run, path = Run("adam", "float32"), tmp_path / "c"
     run.train(1)
     run.save(path)
@@ -348,4 +348,4 @@ def test_a_crafted_checkpoint_is_refused(change: Any, said: str, tmp_path: Path)
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
     with pytest.raises(ValueError, match="c' cannot be loaded: ") as caught:
         rnnkit.load(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

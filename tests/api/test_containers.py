@@ -1,4 +1,4 @@
-"""LastState and Sequential, and the rules that every module keeps: values, and gradients by finite differences."""
+"""LastState and Sequential, and the rules for every module: values, and gradients by finite differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers import LAYERS, THE_ORACLE, randn, refused
 
 @pytest.mark.parametrize("cell", list(LAYERS))
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_last_state_is_the_last_layers_own(
+def test_last_state_is_the_final_state_of_the_last_layer(
     cell: str, bidirectional: bool, cpu_backend: str, rng: np.random.Generator
 ) -> None:
     layer = LAYERS[cell](I, H, 2, bidirectional=bidirectional, backend=cpu_backend, rng=rng, **F64)
@@ -91,7 +91,7 @@ def test_last_state_refuses_bad_input() -> None:
 
 
 def classifier(backend: str, rng: Any) -> rnnkit.Sequential:
-    """Every kind of module, one inside another."""
+    """Modules of every kind, nested."""
     return rnnkit.Sequential(
         rnnkit.Embedding(6, I, rng=rng, **F64),
         rnnkit.Bidirectional(rnnkit.LSTM(I, H, backend=backend, rng=rng, **F64), "mul"),
@@ -101,7 +101,7 @@ def classifier(backend: str, rng: Any) -> rnnkit.Sequential:
     )
 
 
-def test_sequential_is_its_modules_in_turn(cpu_backend: str, rng: np.random.Generator) -> None:
+def test_sequential_calls_its_modules_in_order(cpu_backend: str, rng: np.random.Generator) -> None:
     model = classifier(cpu_backend, rng)
     embedding, both, gru, last, head = model
     indices = rng.integers(0, 6, (T, B))
@@ -139,7 +139,7 @@ def test_sequential_gradients_by_differences(cpu_backend: str, rng: np.random.Ge
     assert_gradients(tail, {"x": x}, lambda: tail(x, LENGTHS), tail.backward, rng)
 
 
-def test_sequential_ends_with_a_sequence_where_its_last_is_recurrent(rng: np.random.Generator) -> None:
+def test_sequential_that_ends_with_a_recurrent_layer_returns_a_sequence(rng: np.random.Generator) -> None:
     for last in (rnnkit.LSTM(2, H, backend="numpy", **F64), rnnkit.Bidirectional(rnnkit.GRU(2, H, **F64), "ave")):
         model = rnnkit.Sequential(rnnkit.Linear(I, 2, **F64), last)
         x = randn(rng, T, B, I)
@@ -149,7 +149,7 @@ def test_sequential_ends_with_a_sequence_where_its_last_is_recurrent(rng: np.ran
     assert_gradients(model, {"x": x}, lambda: model(x), model.backward, rng)
 
 
-def test_containers_round_trip_a_state_dict_and_hand_on_modes(rng: np.random.Generator) -> None:
+def test_containers_round_trip_state_dicts_and_set_modes_of_children(rng: np.random.Generator) -> None:
     model, other = classifier("numpy", 1), classifier("numpy", 2)
     indices = rng.integers(0, 6, (T, B))
     other.load_state_dict(model.state_dict())
@@ -192,7 +192,7 @@ def test_sequential_refuses_bad_input() -> None:
 
 
 class Masked(rnnkit.Module):
-    """A module of a user's own that takes lengths: zeroes what is past a row's end."""
+    """A user-defined module that takes lengths: it sets the padding to zero."""
 
     takes_lengths = True
 
@@ -201,7 +201,7 @@ class Masked(rnnkit.Module):
         return x * live[..., None]
 
 
-def test_a_module_of_ones_own_takes_lengths_where_it_says_so() -> None:
+def test_a_user_module_receives_lengths_if_it_takes_them() -> None:
     model = rnnkit.Sequential(rnnkit.Activation("tanh"), rnnkit.Sequential(Masked()))
     assert model.takes_lengths
     out = model(np.ones((T, B, 2)), LENGTHS)
@@ -211,11 +211,11 @@ def test_a_module_of_ones_own_takes_lengths_where_it_says_so() -> None:
     assert not rnnkit.Linear(2, 2).takes_lengths
 
 
-# Rules every module keeps
+# Rules for every module
 
 
 def every_module() -> dict[str, tuple[Any, np.ndarray, Callable[[Any], Any]]]:
-    """A module of each kind, an input, and its backward of the outputs as their own gradients."""
+    """For each kind: a module, an input, and a function that calls backward with the outputs as gradients."""
     x = np.linspace(-1, 1, T * B * I).reshape(T, B, I)
     both = rnnkit.Bidirectional(rnnkit.LSTM(I, H, backend="numpy", **F64))
     modules = {
@@ -232,7 +232,7 @@ def every_module() -> dict[str, tuple[Any, np.ndarray, Callable[[Any], Any]]]:
 
 
 @pytest.mark.parametrize("name", list(every_module()))
-def test_backward_needs_a_call_that_kept_something(name: str) -> None:
+def test_backward_needs_a_call_that_saved_values(name: str) -> None:
     module, x, back = every_module()[name]
     with refused(RuntimeError, "backward", name, "no_grad"):
         back((None, None))
@@ -250,7 +250,7 @@ def test_backward_needs_a_call_that_kept_something(name: str) -> None:
         back(out)
 
 
-def test_a_sequential_that_failed_half_way_has_nothing_to_go_back_through() -> None:
+def test_backward_after_a_failed_call_of_sequential_raises() -> None:
     model = rnnkit.Sequential(rnnkit.Linear(3, 4), rnnkit.Linear(3, 2))
     with refused(ValueError, "in_features=3", "(5, 4)"):
         model(np.zeros((5, 3), np.float32))
@@ -260,12 +260,12 @@ def test_a_sequential_that_failed_half_way_has_nothing_to_go_back_through() -> N
     model(np.zeros((5, 3), np.float32))
     with refused(ValueError, "in_features=3", "(5, 4)"):
         model(np.zeros((5, 4), np.float32))
-    with refused(RuntimeError, "backward", "Sequential"):  # half of it would answer for the call before
+    with refused(RuntimeError, "backward", "Sequential"):  # its first module still has the call before
         model.backward(np.zeros((5, 2), np.float32))
 
 
 @pytest.mark.parametrize("name", list(every_module()))
-def test_a_copy_has_nothing_to_go_back_through(name: str) -> None:
+def test_a_copy_has_no_call_to_differentiate(name: str) -> None:
     module, x, back = every_module()[name]
     out = module(x)
     twin = copy.deepcopy(module)
@@ -274,7 +274,7 @@ def test_a_copy_has_nothing_to_go_back_through(name: str) -> None:
     back(out)
 
 
-def test_no_grad_keeps_no_array() -> None:
+def test_no_grad_saves_no_array() -> None:
     for name, (module, x, _) in every_module().items():
         module(x)
         with rnnkit.no_grad():

@@ -19,7 +19,7 @@ from tests.api.docstrings import documented, faults
 
 PACKAGE = Path(rnnkit.__file__).parent
 
-# Public names outside of the packages' __all__: what summary() and explain() return, and where users register shapes.
+# Public names outside the packages' __all__: result types, and functions that users call or register.
 OTHER_NAMES = (
     ("rnnkit.explain", "Explanation"),
     ("rnnkit.summary", "Row"),
@@ -49,7 +49,7 @@ DOCUMENTED = documented(public_names())
 
 
 def modules_with_examples() -> list[str]:
-    """Names of the modules of rnnkit that hold a doctest. Those of rnnkit.torch run in tests/torch."""
+    """Names of the modules of rnnkit that contain a doctest. Those of rnnkit.torch run in tests/torch."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -83,7 +83,7 @@ def test_a_public_name_has_a_complete_docstring(name: str) -> None:
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some examples write files
     module = importlib.import_module(name)
-    # Without the module's globals: an example has to import what it uses, so that readers can run it.
+    # Without the module's globals: an example must import what it uses, so that readers can run it.
     examples = doctest.DocTestFinder(exclude_empty=True).find(module, globs={})
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for example in examples:
@@ -92,7 +92,7 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert runner.failures == 0
 
 
-# The checker itself: it has to report each kind of gap
+# The checker itself: it must report each kind of gap
 
 
 def complete(x: int, *rest: int, flag: bool = False) -> int:
@@ -163,7 +163,7 @@ def test_the_checker_reports_a_gap(old: str, new: str, fault: str) -> None:
     assert f"changed: {fault}" in faults("changed", _with_docstring(docstring.replace(old, new)))
 
 
-def test_the_checker_reports_what_has_no_docstring() -> None:
+def test_the_checker_reports_missing_docstrings() -> None:
     assert faults("changed", _with_docstring(None)) == ["changed: has no docstring"]
 
 

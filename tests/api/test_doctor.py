@@ -1,4 +1,4 @@
-"""python -m rnnkit.doctor: what works here, what is absent, what is broken, as text and as JSON."""
+"""python -m rnnkit.doctor: reports what works, what is absent and what is broken, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the CPU kernels under a NUMBA_CACHE_DIR; it is not there yet."""
+    """The folder of the CPU kernels under a NUMBA_CACHE_DIR, which does not exist yet."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "root"))
     return cache.kernel_folders()[0]
 
@@ -34,14 +34,14 @@ def one_thread_setting(monkeypatch: pytest.MonkeyPatch):
     cpu_limits.default_threads.cache_clear()
 
 
-def test_nothing_is_broken_here_and_the_text_says_what_there_is(capsys) -> None:
+def test_the_text_lists_what_works_and_reports_no_fault(capsys) -> None:
     assert doctor.main([]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("versions", "rnnkit 0.1.0", "numba ", "-byte vectors", "threads", "__pycache__", "current", "gpu"):
-        assert word in said, word
-    assert "numpy (the NumPy oracle): runs here" in said
-    assert "numba on cpu: ok, worst error" in said
-    assert said.splitlines()[-1].split() == ["broken", "nothing"]
+        assert word in output, word
+    assert "numpy (the NumPy oracle): runs here" in output
+    assert "numba on cpu: ok, worst error" in output
+    assert output.splitlines()[-1].split() == ["broken", "nothing"]
 
 
 def test_json(capsys) -> None:
@@ -59,12 +59,12 @@ def test_json(capsys) -> None:
 def test_a_backend_that_is_wrong_or_raises_is_broken(fault, word, capsys) -> None:
     with planted(fault, dtypes=("float32",)):
         assert doctor.main([]) == 1
-    said = capsys.readouterr().out
-    assert f"planted on cpu: {word.split(':')[0]}" in said
-    assert said.rpartition("broken")[2].split()[0] == "planted"
+    output = capsys.readouterr().out
+    assert f"planted on cpu: {word.split(':')[0]}" in output
+    assert output.rpartition("broken")[2].split()[0] == "planted"
 
 
-def test_the_cache_folder_by_kinds_of_files(cache_folder) -> None:
+def test_files_of_the_cache_folder_are_classified(cache_folder) -> None:
     stamp = {**cache.environment_stamp(), "sources": cache.sources_digest()}
     cache_folder.mkdir(parents=True)
     files = {
@@ -93,7 +93,7 @@ def test_the_cache_folder_by_kinds_of_files(cache_folder) -> None:
     assert "1 current, 4 stale, 2 damaged, 1 unfinished" in lines
 
 
-def test_a_folder_that_is_not_there_yet_or_cannot_be(cache_folder) -> None:
+def test_a_cache_folder_that_is_missing_or_cannot_be_created(cache_folder) -> None:
     faults: list[str] = []
     (found,) = doctor._cache(faults)
     assert (found["exists"], found["writable"], found["bytes"], faults) == (False, True, 0, [])
@@ -103,7 +103,7 @@ def test_a_folder_that_is_not_there_yet_or_cannot_be(cache_folder) -> None:
     assert (found["writable"], faults) == (False, [])
 
 
-def test_nonsense_in_the_threads_variable_is_broken(one_thread_setting, monkeypatch) -> None:
+def test_an_invalid_thread_variable_is_reported_as_broken(one_thread_setting, monkeypatch) -> None:
     monkeypatch.setenv("RNNKIT_NUM_THREADS", "two")
     faults: list[str] = []
     assert doctor._threads(faults)["number"] is None
@@ -123,9 +123,9 @@ def test_nonsense_in_the_threads_variable_is_broken(one_thread_setting, monkeypa
 def test_a_gpu_that_is_absent_is_not_broken(problem, nodes, faults, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "cuda_problem", lambda: problem)
     monkeypatch.setattr(doctor.glob, "glob", lambda _: nodes)
-    said: list[str] = []
-    assert doctor._gpu(said)["problem"] == problem
-    assert len(said) == faults
+    found_faults: list[str] = []
+    assert doctor._gpu(found_faults)["problem"] == problem
+    assert len(found_faults) == faults
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_gpu_that_is_absent_is_not_broken(problem, nodes, faults, monkeypatch)
 def test_it_runs_without_numba(numba, environment, status, tmp_path) -> None:
     if numba is not None:
         (tmp_path / "numba.py").write_text(numba)
-    told = os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    variables = os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "rnnkit.doctor", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     found = json.loads(done.stdout)
     assert len(found["broken"]) == status

@@ -1,4 +1,4 @@
-"""The documents are true: their code runs, their links lead somewhere, their figures are those of the result files."""
+"""The documents are true: their code runs, their links are valid, and their numbers are those of the result files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tools import emulator
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "bench" / "results" / "amd-epyc-2-cores"
-# Pages whose code other files run: docs/parity.md and docs/sharing.md. docs/gpu.md is below.
+# Other test files run docs/parity.md and docs/sharing.md. docs/gpu.md is below.
 RUN_HERE = ("README.md", "docs/from-torch.md", "docs/from-keras.md", "docs/checkpoints.md")
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md")))
 
@@ -41,7 +41,7 @@ def code(page: str) -> str:
 
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # they may write files
+    monkeypatch.chdir(tmp_path)  # examples may write files
     program = code(page)
     assert "rnnkit." in program
     exec(compile(program, page, "exec"), {})
@@ -59,7 +59,7 @@ def test_the_python_for_a_gpu_runs_on_the_stand_in() -> None:
 
 def test_every_page_with_python_is_run_by_a_test() -> None:
     pages = {page for page in PAGES if "```python" in text(page)}
-    # docs/weights.md shows calls on models that the reader has.
+    # docs/weights.md shows calls of models that the reader must have.
     assert pages - {"docs/parity.md", "docs/sharing.md", "docs/gpu.md", "docs/weights.md"} == set(RUN_HERE)
 
 
@@ -67,13 +67,13 @@ def test_every_page_with_python_is_run_by_a_test() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and MkDocs name them."""
+    """The anchors of a page's headings, as GitHub and MkDocs generate them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_relative_links_lead_to_files_and_headings(page: str) -> None:
+def test_relative_links_point_to_files_and_headings(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", text(page))
     for link in links:
         name, _, anchor = link.partition("#")
@@ -97,7 +97,7 @@ def test_every_test_that_a_promise_names_exists() -> None:
 
 
 def cached_functions() -> Iterator[tuple[str, str]]:
-    """File and name of every function of the package whose results are kept, and of every module-level cache."""
+    """File and name of every cached function of the package, and of every module-level collection."""
     for folder in ("rnnkit", "kernels"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             file = path.relative_to(ROOT).as_posix()
@@ -124,7 +124,7 @@ def test_all_state_between_calls_is_in_the_tables() -> None:
     assert [f"{file}: {name}" for file, name in found if f"`{name}`" not in tables] == []
 
 
-# Bounds and figures
+# Bounds and numbers
 
 
 def test_bounds_in_the_documents_are_those_of_the_code() -> None:
@@ -151,7 +151,7 @@ def results(name: str) -> Document:
 
 
 def mean_ratios(document: Document, peers: list[str]) -> dict[str, list[float]]:
-    """By pass: the best of the peers' times over ours, at every point where both are right."""
+    """Per pass: the fastest peer's time over ours, at every point where both are right."""
     ours = report.headline(document)
     return {
         passes: [r for _, found in entries if (r := report.ratio(found, ours, peers)) is not None]

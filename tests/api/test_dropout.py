@@ -1,4 +1,4 @@
-"""Dropout: between layers only, in train mode only, scaled, from the layer's own generator, alike in backward."""
+"""Dropout: between layers only, in train mode only, scaled, from the layer's generator, the same in backward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make(name: str, p: float, backend: str, **kwargs: Any) -> Any:
 
 
 @EVERY_LAYER
-def test_eval_turns_it_off_and_keeps_backward(name: str, cpu_backend: str, rng: Any) -> None:
+def test_eval_turns_dropout_off_and_backward_works(name: str, cpu_backend: str, rng: Any) -> None:
     x, dy = randn(rng, 5, 3, 3), randn(rng, 5, 3, 4)
     without = train_step(make(name, 0.0, cpu_backend), x, None, dy, None)
     layer = make(name, 0.5, cpu_backend)
@@ -33,8 +33,8 @@ def test_eval_turns_it_off_and_keeps_backward(name: str, cpu_backend: str, rng: 
 
 
 @EVERY_LAYER
-def test_it_acts_between_layers_and_nowhere_else(name: str, cpu_backend: str, rng: Any) -> None:
-    """Three layers by hand, each with its own mask after it but the last, forward and backward."""
+def test_dropout_acts_between_layers_only(name: str, cpu_backend: str, rng: Any) -> None:
+    """Against three layers by hand, with a mask after each layer except the last, forward and backward."""
     layer = LAYERS[name](3, 4, 3, dropout=0.4, bidirectional=True, dtype="float64", backend=cpu_backend, rng=11)
     x, state = randn(rng, 6, 3, 3), random_state(layer, 3, rng)
     dy, dstate = randn(rng, 6, 3, 8), random_state(layer, 3, rng)
@@ -78,7 +78,7 @@ def test_the_mask_keeps_the_mean() -> None:
 
 
 @EVERY_LAYER
-def test_all_dropped_is_a_second_layer_that_sees_zeros(name: str, cpu_backend: str, rng: Any) -> None:
+def test_probability_1_feeds_zeros_to_the_second_layer(name: str, cpu_backend: str, rng: Any) -> None:
     layer = make(name, 1.0, cpu_backend)
     x, dy, dstate = randn(rng, 5, 3, 3), randn(rng, 5, 3, 4), random_state(layer, 3, rng)
     got = train_step(layer, x, None, dy, None)
@@ -112,7 +112,7 @@ def test_a_seed_gives_the_same_masks_on_every_backend_and_dtype(name: str, rng: 
 
 
 @EVERY_LAYER
-def test_the_generator_moves_only_where_masks_are_drawn(name: str, cpu_backend: str, rng: Any) -> None:
+def test_the_generator_advances_only_when_masks_are_drawn(name: str, cpu_backend: str, rng: Any) -> None:
     x = randn(rng, 4, 2, 3)
     layer = make(name, 0.5, cpu_backend)
     start = layer.rng.bit_generator.state
@@ -128,7 +128,7 @@ def test_the_generator_moves_only_where_masks_are_drawn(name: str, cpu_backend: 
     assert plain.rng.bit_generator.state == start
 
 
-def test_with_one_layer_it_warns_and_does_nothing(cpu_backend: str, rng: Any) -> None:
+def test_dropout_with_one_layer_warns_and_does_nothing(cpu_backend: str, rng: Any) -> None:
     with pytest.warns(UserWarning, match="dropout acts between layers: it does nothing with num_layers=1"):
         layer = rnnkit.GRU(3, 4, dropout=0.5, backend=cpu_backend, rng=1)
     x = randn(rng, 4, 2, 3, dtype="float32")

@@ -1,4 +1,4 @@
-"""The 16-bit dtypes and tf32 through the whole library: values against float64, sums in float32, files, optimizers."""
+"""The 16-bit dtypes and tf32 in the whole library: values against float64, sums in float32, files, optimizers."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def twin(module: Any, **changed: Any) -> Any:
 
 @NARROW
 @pytest.mark.parametrize("name", LAYERS)
-def test_whole_layers_are_the_oracles(name: str, dtype: str) -> None:
-    """Two layers, both ways, ragged, with dropout, from the same numbers and the same masks."""
+def test_layers_equal_the_oracle(name: str, dtype: str) -> None:
+    """Two bidirectional layers, ragged, with dropout, from the same numbers and masks."""
     results: list[dict[str, np.ndarray]] = []
     given: list[Any] = []
     for kind in (dtype, "float64"):
@@ -72,7 +72,7 @@ def test_whole_layers_are_the_oracles(name: str, dtype: str) -> None:
 
 @NARROW
 @pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
-def test_cells_are_the_oracles(name: str, dtype: str, rng: np.random.Generator) -> None:
+def test_cells_equal_the_oracle(name: str, dtype: str, rng: np.random.Generator) -> None:
     cell = getattr(rnnkit, name)(3, 5, dtype=dtype, backend="numpy", rng=1)
     exact = getattr(rnnkit, name)(3, 5, dtype="float64", backend="numpy")
     exact.load_state_dict(cell.state_dict())
@@ -117,7 +117,7 @@ def test_the_average_of_large_outputs_does_not_overflow() -> None:
     assert float(y[0, 0, 0]) == 60000
 
 
-def test_layers_of_other_kinds_pass_the_row_on() -> None:
+def test_containers_and_copies_have_the_dtype_tf32() -> None:
     layer = rnnkit.GRU(3, 4, dtype="tf32", backend="numpy", rng=0)
     for module in (
         rnnkit.Bidirectional(layer),
@@ -135,10 +135,10 @@ def test_layers_of_other_kinds_pass_the_row_on() -> None:
     again.load_state_dict(layer.state_dict())
     x = np.ones((2, 1, 3), np.float32)
     np.testing.assert_array_equal(again(x)[0], layer(x)[0])
-    said = rnnkit.explain(layer, x)
-    assert said.dtype == "tf32"
-    assert "no TF32" in said.why
-    rnnkit.Sequential(layer, rnnkit.Linear(4, 2))  # one dtype of arrays, so they fit
+    explained = rnnkit.explain(layer, x)
+    assert explained.dtype == "tf32"
+    assert "no TF32" in explained.why
+    rnnkit.Sequential(layer, rnnkit.Linear(4, 2))  # accepted, since both have float32 arrays
 
 
 # Linear, Embedding, Activation
@@ -161,7 +161,7 @@ def test_linear(dtype: str, rng: np.random.Generator) -> None:
 
 @SHORT
 def test_sums_over_a_batch_are_in_float32(dtype: str) -> None:
-    """4,096 ones: added one by one in 16 bits, float16 stops at 2,048 and bfloat16 at 256."""
+    """A sum of 4,096 ones: a 16-bit accumulator stops at 2,048 in float16 and at 256 in bfloat16."""
     N = 4096
     layer = rnnkit.Linear(1, 1, dtype=dtype)
     layer(np.ones((N, 1), layer.dtype))
@@ -255,7 +255,7 @@ def test_copies(dtype: str, share: Any, rng: np.random.Generator) -> None:
     assert f"dtype={dtype}" in repr(other)
 
 
-def test_bfloat16_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_without_ml_dtypes_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ml_dtypes" else find(name))
     with refused(ValueError, "dtype bfloat16 needs the package ml_dtypes (pip install ml_dtypes)"):
@@ -263,9 +263,9 @@ def test_bfloat16_without_its_package_says_what_to_install(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("backend", ["numba"])
-def test_a_backend_that_does_not_serve_a_dtype_says_which_it_does(backend: str) -> None:
+def test_the_error_for_an_unserved_dtype_lists_the_served_ones(backend: str) -> None:
     with refused(ValueError, "backend 'numba' serves float32, float64, tf32, got dtype float16"):
         rnnkit.GRU(3, 4, dtype="float16", backend=backend)
-    said = rnnkit.explain(rnnkit.GRU(3, 4, dtype="float16"), np.zeros((2, 1, 3), np.float16))
-    assert said.backend == "numpy"
-    assert "numba: does not serve float16" in said.why
+    explained = rnnkit.explain(rnnkit.GRU(3, 4, dtype="float16"), np.zeros((2, 1, 3), np.float16))
+    assert explained.backend == "numpy"
+    assert "numba: does not serve float16" in explained.why

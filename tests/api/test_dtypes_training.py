@@ -1,4 +1,4 @@
-"""Training in the 16-bit dtypes: losses, optimizers and their float32 parameters, clipping, and a net that learns."""
+"""Training in the 16-bit dtypes: losses, optimizers and their float32 parameters, clipping, and training."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_losses(dtype: str, reduction: str, loss: Any, rng: np.random.Generator)
     exact, d_exact = loss(wide(pred), exact_target, reduction)
     assert isinstance(value, float)
     assert d.dtype == pred.dtype
-    assert value == pytest.approx(exact, rel=1e-5)  # the sum itself is float32's: no 16-bit rounding is in it
+    assert value == pytest.approx(exact, rel=1e-5)  # the sum is in float32, without 16-bit rounding
     assert_close("gradient", d, d_exact, dtype)
 
 
-def test_losses_beyond_float16_are_losses() -> None:
+def test_losses_beyond_the_range_of_float16() -> None:
     pred, target = np.full((1000,), 200, np.float16), np.zeros(1000, np.float16)
     value, d = rnnkit.mse(pred, target)
     assert value == 40000
@@ -54,7 +54,7 @@ KINDS = pytest.mark.parametrize("kind", ["sgd", "momentum", "adagrad", "adam"])
 @SHORT
 @KINDS
 def test_optimizers_follow_float64(dtype: str, kind: str, rng: np.random.Generator) -> None:
-    """After a hundred small steps the parameter is float64's, rounded once: nothing is lost on the way."""
+    """After a hundred small steps the parameter is the float64 one, rounded once."""
     model = rnnkit.Linear(6, 5, dtype=dtype, rng=1)
     exact = twin(model)
     optimizers = optimizer_of(kind, model, 1e-3), optimizer_of(kind, exact, 1e-3)
@@ -85,7 +85,7 @@ def test_steps_below_half_a_unit_in_the_last_place_add_up(dtype: str) -> None:
 
 
 @SHORT
-def test_what_is_written_to_a_parameter_is_its_master_too(dtype: str) -> None:
+def test_writing_a_parameter_updates_its_float32_master(dtype: str) -> None:
     model = rnnkit.Linear(2, 1, bias=False, dtype=dtype)
     model.params["weight"][...] = 1
     model.grads["weight"][...] = 1
@@ -102,8 +102,8 @@ def test_what_is_written_to_a_parameter_is_its_master_too(dtype: str) -> None:
 
 
 @KINDS
-def test_small_squares_are_not_lost_in_float16(kind: str) -> None:
-    """A gradient of 2^-14, whose square float16 cannot hold: Adam and Adagrad still take steps of about lr."""
+def test_squares_below_the_range_of_float16_are_not_lost(kind: str) -> None:
+    """The square of a gradient of 2^-14 underflows in float16. Adam and Adagrad still take steps of about lr."""
     model = rnnkit.Linear(1, 1, bias=False, dtype="float16")
     model.params["weight"][...] = 0
     model.grads["weight"][...] = 2.0**-14
@@ -134,7 +134,7 @@ def test_clipping(dtype: str) -> None:
 @SHORT
 @pytest.mark.parametrize("name", ["rnn_tanh", "gru", "lstm"])
 def test_a_small_net_learns(dtype: str, name: str, rng: np.random.Generator) -> None:
-    """Which of two sequences ends higher than it began, in 16 bits throughout."""
+    """Training to classify whether a sequence rises or falls, entirely in 16 bits."""
     model = rnnkit.Sequential(
         rnnkit.LastState(LAYERS[name](1, 8, dtype=dtype, backend="numpy", rng=1)),
         rnnkit.Linear(8, 1, dtype=dtype, rng=2),

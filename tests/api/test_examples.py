@@ -1,4 +1,4 @@
-"""The five programs: each runs as its reader would run it, on every CPU backend, and finds the published figures."""
+"""The five example programs run by their commands, on every CPU backend, and reproduce the published numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers import ONE_BACKEND, slow_except
 PROGRAMS = ("deep_classifier", "keras_notebook", "next_word", "char_rnn", "units_primer")
 ROOT = Path(__file__).parents[2]
 
-# Settings long enough to learn what the program promises to learn.
+# Options with enough training to reach what the program promises.
 LEARNS = {
     "deep_classifier": ("--epochs", "15"),
     "keras_notebook": ("--steps", "400"),
@@ -34,7 +34,7 @@ LEARNS = {
     "char_rnn": ("--steps", "300", "--hidden", "64", "--length", "40"),
     "units_primer": ("--steps", "300"),
 }
-# Settings just long enough to compare numbers.
+# Options with just enough training to compare numbers.
 BRIEF = {
     "deep_classifier": ("--epochs", "1"),
     "keras_notebook": ("--steps", "5"),
@@ -46,7 +46,7 @@ BRIEF = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """run(program, backend, *options) -> what its main returns; a run that was made before is not made again."""
+    """run(program, backend, *options) -> the result of its main, cached."""
 
     @cache
     def once(program: str, backend: str, *options: str) -> Any:
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def all_losses(result: Any) -> np.ndarray:
-    """Every loss of a result in one array, whatever the program calls them."""
+    """All losses of a result in one array, whatever their field names."""
     losses = result.losses
     return np.array(losses if isinstance(losses, list) else [loss for one in losses.values() for loss in one])
 
@@ -125,7 +125,9 @@ def test_keras_notebook_learns_the_order_of_words(run: Any, cpu_backend: str) ->
     assert run("keras_notebook", cpu_backend, *LEARNS["keras_notebook"]).accuracy > 0.65
 
 
-def test_a_figure_that_is_not_as_published_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_number_that_differs_from_the_published_one_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(keras_notebook, "GOLDEN_FORWARD", [0.35906473, 0.55111325, 0.59115744, 0.6303158])
     with pytest.raises(AssertionError, match="not as published: forward, step 3"):
         keras_notebook.main(["--backend", "numpy", "--steps", "1", "--out", str(tmp_path)])
@@ -253,7 +255,7 @@ def test_units_primer_shapes(run: Any, cpu_backend: str) -> None:
 
 
 @ONE_BACKEND
-def test_units_primer_learns_which_way_round(run: Any, cpu_backend: str) -> None:
+def test_units_primer_learns_the_direction(run: Any, cpu_backend: str) -> None:
     assert run("units_primer", cpu_backend, *LEARNS["units_primer"]).accuracy > 0.8
 
 
@@ -285,7 +287,7 @@ def test_figures_show_a_curve(run: Any, cpu_backend: str, program: str) -> None:
 @ONE_BACKEND
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_seed_decides_everything(monkeypatch: pytest.MonkeyPatch, run: Any, cpu_backend: str, program: str) -> None:
-    monkeypatch.setattr(_common, "loss_curve", lambda path, *_, **__: path)  # drawing would take most of the time
+    monkeypatch.setattr(_common, "loss_curve", lambda path, *_, **__: path)  # plotting takes most of the time
     options = (*BRIEF[program], "--seed", "3")
     found, again = run(program, cpu_backend, *options), run(program, cpu_backend, *options, "--seed", "3")
     other = run(program, cpu_backend, *BRIEF[program], "--seed", "4")
@@ -301,7 +303,7 @@ def test_a_seed_decides_everything(monkeypatch: pytest.MonkeyPatch, run: Any, cp
 def test_programs_run_on_a_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Any, program: str, named: tuple[str, ...]
 ) -> None:
-    """On the fake of a card: everything a program computes is there, and the losses are the host's."""
+    """On the stand-in for CuPy: a program computes all its results, and the losses equal the CPU's."""
     monkeypatch.setattr(_common, "loss_curve", lambda path, *_, **__: path)
     argv = [*named, "--out", str(tmp_path), *BRIEF[program], "--seed", "3"]
     with stand_in(devices=2, names=("cupy", "numba_cuda")) as cp:
@@ -316,7 +318,7 @@ def test_programs_run_on_a_device(
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("options", [("--backend", "cupy"), ("--backend", "numba_cuda"), ("--device", "cuda")])
-def test_without_a_card_programs_say_so_in_one_line(
+def test_without_a_gpu_programs_print_one_error_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str, options: tuple[str, str]
 ) -> None:
     monkeypatch.setattr("rnnkit.core.devices.cuda_problem", lambda: "CuPy finds no CUDA device")
@@ -326,16 +328,16 @@ def test_without_a_card_programs_say_so_in_one_line(
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"rnnkit.examples.{program}").main(list(options))
     assert end.value.code == 2
-    said = {"--backend": f"backend {options[1]!r} cannot run here", "--device": "device 'cuda' cannot be used"}[
+    message = {"--backend": f"backend {options[1]!r} cannot run here", "--device": "device 'cuda' cannot be used"}[
         options[0]
     ]
-    wanted = f"python -m rnnkit.examples.{program}: {said}: CuPy finds no CUDA device\n"
+    wanted = f"python -m rnnkit.examples.{program}: {message}: CuPy finds no CUDA device\n"
     assert capsys.readouterr().err == wanted
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--device", "gpu"), "device must be None, 'cpu', 'cuda' or 'cuda:<index>', got 'gpu'"),
         (("--backend", "torch"), "backend must be None or one of 'numba', 'numpy', 'cupy', 'numba_cuda', got 'torch'"),
@@ -345,16 +347,16 @@ def test_without_a_card_programs_say_so_in_one_line(
     ],
 )
 def test_bad_options_end_with_one_message(
-    capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], said: str
+    capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"rnnkit.examples.{program}").main(list(options))
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("program", "options", "said"),
+    ("program", "options", "message"),
     [
         ("char_rnn", ("--chunk", "0"), "--chunk: must be a positive whole number, got '0'"),
         ("char_rnn", ("--temperature", "0"), "--temperature: must be a number above 0, got '0'"),
@@ -363,10 +365,10 @@ def test_bad_options_end_with_one_message(
         ("next_word", ("--epochs", "1.5"), "--epochs: must be a positive whole number, got '1.5'"),
     ],
 )
-def test_bad_numbers(capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], said: str) -> None:
+def test_bad_numbers(capsys: pytest.CaptureFixture[str], program: str, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(SystemExit):
         importlib.import_module(f"rnnkit.examples.{program}").main(list(options))
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_streams_shorter_than_a_chunk(tmp_path: Path) -> None:
@@ -400,7 +402,7 @@ def test_only_digits_need_scikit_learn(monkeypatch: pytest.MonkeyPatch, program:
     assert len(all_losses(found)) > 0
 
 
-def test_one_command_each(tmp_path: Path) -> None:
+def test_each_program_runs_by_its_command(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for program in PROGRAMS:
         command = [sys.executable, "-m", f"rnnkit.examples.{program}", "--help"]
@@ -409,7 +411,7 @@ def test_one_command_each(tmp_path: Path) -> None:
             assert option in shown.stdout
 
 
-def test_a_backend_and_a_device_must_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_does_not_run_on_the_device_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with stand_in(), pytest.raises(SystemExit) as end:
         next_word.main(["--backend", "numpy", "--device", "cuda"])
     assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""explain() tells the truth: the backend that runs, and the memory a call takes as the allocator counts it."""
+"""explain() names the backend that runs, and its memory equals what the allocator counts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SHAPES = (
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), LAYERS)
-def test_workspace_is_what_the_allocator_sees(kind, options, shape, keep, cpu_backend, monkeypatch):
-    share_everything(monkeypatch, 2)  # with fewer threads, where others hold the cores, it takes less
+def test_workspace_equals_the_allocated_memory(kind, options, shape, keep, cpu_backend, monkeypatch):
+    share_everything(monkeypatch, 2)  # on busy cores a call would use fewer threads and less memory
     layer = kind(48, 64, backend=cpu_backend, rng=0, **options, **shape)
     x = np.zeros((40, 16, 48), np.float32)
     with contextlib.nullcontext() if keep else rnnkit.no_grad():
-        said = rnnkit.explain(layer, x)
-        layer(x)  # compiles, and fills caches that stay
+        explained = rnnkit.explain(layer, x)
+        layer(x)  # compiles, and fills the caches
         layer._saved = None
         numba.workspaces.clear()  # which the compiled path keeps for later calls
         numba.packed_weights.clear()
@@ -47,22 +47,22 @@ def test_workspace_is_what_the_allocator_sees(kind, options, shape, keep, cpu_ba
         tracemalloc.stop()
     states = state if isinstance(state, tuple) else (state,)
     taken = peak - y.nbytes - sum(s.nbytes for s in states)
-    assert said.backend == cpu_backend
-    assert (said.kept_bytes > 0) == keep
-    # The compiled path states a bound; the oracle's temporaries come and go with NumPy's versions.
-    # Python's own objects, some kilobytes a call, are nobody's workspace.
+    assert explained.backend == cpu_backend
+    assert (explained.kept_bytes > 0) == keep
+    # The compiled path states a bound. The oracle's temporaries depend on NumPy's version.
+    # Python objects take some kilobytes per call, which are not workspace.
     low = 1.0 if cpu_backend == "numba" else 0.9
-    assert low * (taken - 8192) <= said.workspace_bytes <= 1.25 * taken
+    assert low * (taken - 8192) <= explained.workspace_bytes <= 1.25 * taken
 
 
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), LAYERS)
-def test_workspace_in_16_bits_is_that_of_the_arithmetic_too(kind, options, shape, keep):
+def test_workspace_in_16_bits_includes_the_float32_arithmetic(kind, options, shape, keep):
     layer = kind(48, 64, dtype="float16", backend="numpy", rng=0, **options, **shape)
     x = np.zeros((40, 16, 48), np.float16)
     with contextlib.nullcontext() if keep else rnnkit.no_grad():
-        said = rnnkit.explain(layer, x)
+        explained = rnnkit.explain(layer, x)
         layer(x)
         layer._saved = None
         numba.workspaces.clear()  # which the compiled path keeps for later calls
@@ -73,8 +73,8 @@ def test_workspace_in_16_bits_is_that_of_the_arithmetic_too(kind, options, shape
         tracemalloc.stop()
         layer_kept = layer._saved
     taken = peak - y.nbytes - sum(s.nbytes for s in (state if isinstance(state, tuple) else (state,)))
-    assert (layer_kept is not None) == (said.kept_bytes > 0) == keep
-    assert 0.9 * (taken - 8192) <= said.workspace_bytes <= 1.25 * taken
+    assert (layer_kept is not None) == (explained.kept_bytes > 0) == keep
+    assert 0.9 * (taken - 8192) <= explained.workspace_bytes <= 1.25 * taken
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -86,7 +86,7 @@ def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend, monkeyp
     x = np.zeros((400, 16, 48), np.float32)
     lengths = np.random.default_rng(0).integers(0, 401, 16)
     with contextlib.nullcontext() if keep else rnnkit.no_grad():
-        said = rnnkit.explain(layer, x, lengths)
+        explained = rnnkit.explain(layer, x, lengths)
         layer(x, lengths=lengths)
         layer._saved = None
         numba.workspaces.clear()  # which the compiled path keeps for later calls
@@ -96,12 +96,12 @@ def test_workspace_with_lengths(kind, options, shape, keep, cpu_backend, monkeyp
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     taken = peak - y.nbytes - sum(s.nbytes for s in (state if isinstance(state, tuple) else (state,)))
-    # The oracle's bound is rougher: its temporaries come and go with NumPy's versions.
+    # The oracle's bound is less exact, since its temporaries depend on NumPy's version.
     low, high = (0.98, 1.5) if cpu_backend == "numba" else (0.85, 1.9)
-    assert low * (taken - 8192) <= said.workspace_bytes <= high * taken
+    assert low * (taken - 8192) <= explained.workspace_bytes <= high * taken
 
 
-def test_a_single_step_is_told_from_a_scan():
+def test_the_kernel_of_a_single_step_is_named():
     x = np.zeros((3, 8), np.float32)
     assert "step, weights as they are" in rnnkit.explain(rnnkit.LSTMCell(8, 16, backend="numba"), x).kernel
     layer = rnnkit.LSTM(8, 16, backend="numba")
@@ -109,7 +109,7 @@ def test_a_single_step_is_told_from_a_scan():
     assert "scan, " in rnnkit.explain(layer, np.stack([x, x])).kernel
 
 
-def test_inference_keeps_nothing_that_grows_with_time():
+def test_inference_memory_does_not_grow_with_time():
     layer = rnnkit.LSTM(8, 64, backend="numba", rng=0)
     with rnnkit.no_grad():
         short, long = (rnnkit.explain(layer, np.zeros((T, 4, 8), np.float32)) for T in (1_000, 100_000))
@@ -117,18 +117,18 @@ def test_inference_keeps_nothing_that_grows_with_time():
     assert long.kept_bytes == 0
 
 
-def test_it_reads_well():
+def test_the_text_of_explain():
     text = str(rnnkit.explain(rnnkit.GRU(3, 4), np.zeros((2, 5, 3), np.float32)))
     for word in ("backend", "numba", "kernel", "gru", "workspace", "saved for backward", "why", "threads"):
         assert word in text
 
 
-def test_it_serves_cells_and_refuses_what_has_no_kernel():
+def test_explain_accepts_cells_and_rejects_other_modules():
     assert "lstm" in rnnkit.explain(rnnkit.LSTMCell(3, 4), np.zeros((2, 3), np.float32)).kernel
     with pytest.raises(TypeError, match="layer must be an RNN, GRU, LSTM or one of their Cells, got Linear"):
         rnnkit.explain(rnnkit.Linear(3, 4), np.zeros((2, 3), np.float32))
 
 
-def test_it_checks_x_as_the_call_does():
+def test_explain_checks_x_as_a_call_does():
     with pytest.raises(ValueError, match=r"x must have shape .*input_size=3.*got \(2, 5, 4\)"):
         rnnkit.explain(rnnkit.GRU(3, 4), np.zeros((2, 5, 4), np.float32))

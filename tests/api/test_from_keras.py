@@ -1,4 +1,4 @@
-"""Keras weights without Keras: its layers' equations, written here on its own layout, against the converted layer.
+"""Keras weights without Keras: the converted layer against Keras' equations, implemented here in Keras' layout.
 
 tests/peers/test_keras.py does the same against Keras itself.
 """
@@ -24,7 +24,7 @@ def sigmoid(a: np.ndarray) -> np.ndarray:
 def keras_weights(
     rng: np.random.Generator, kind: str, bias: bool = True, reset_after: bool = False, inputs: int = I
 ) -> list[np.ndarray]:
-    """A list as get_weights() gives it, every number its own."""
+    """A list as get_weights() returns it, of random numbers."""
     G = GATES[kind]
     weights = [randn(rng, inputs, G * U), randn(rng, U, G * U)]
     return [*weights, randn(rng, *([2] if reset_after else []), G * U)] if bias else weights
@@ -33,7 +33,7 @@ def keras_weights(
 def keras_forward(
     kind: str, weights: list[np.ndarray], x: np.ndarray, reset_after: bool = False, activation: Any = np.tanh
 ) -> np.ndarray:
-    """Outputs (T, B, U) for x (T, B, I), as Keras' documentation states its layers."""
+    """Outputs (T, B, U) for x (T, B, I), by the equations of Keras' documentation."""
     W, R, *rest = weights
     bias = rest[0] if rest else np.zeros((2, W.shape[1]) if reset_after else W.shape[1])
     b, b_h = bias if reset_after else (bias, 0.0)
@@ -81,10 +81,10 @@ def test_the_layer_computes_what_the_keras_layer_does(
     relu = cell == "rnn_relu"
     weights = keras_weights(rng, kind, bias, reset_after)
     if relu:
-        weights[1] *= 0.3  # a relu of large recurrent weights grows without end
+        weights[1] *= 0.3  # with large recurrent weights relu diverges
     x = randn(rng, T, B, I)
-    said = reset_after if kind == "GRU" and not bias else None
-    state = from_keras(weights, kind, reset_after=said, activation="relu" if relu else "tanh")
+    reset = reset_after if kind == "GRU" and not bias else None
+    state = from_keras(weights, kind, reset_after=reset, activation="relu" if relu else "tanh")
     layer = layer_for(kind, cell, bias=bias)
     layer.load_state_dict(state)
     want = keras_forward(kind, weights, x, reset_after, (lambda a: np.maximum(a, 0)) if relu else np.tanh)
@@ -93,15 +93,15 @@ def test_the_layer_computes_what_the_keras_layer_does(
 
 @pytest.mark.parametrize(("kind", "cell", "reset_after"), CONFIGS)
 def test_both_directions_and_a_stack(rng: np.random.Generator, kind: str, cell: str, reset_after: bool) -> None:
-    said = {"activation": "relu"} if cell == "rnn_relu" else {}
-    act = (lambda a: np.maximum(a, 0)) if said else np.tanh
+    options = {"activation": "relu"} if cell == "rnn_relu" else {}
+    act = (lambda a: np.maximum(a, 0)) if options else np.tanh
     first, second = (
         [0.3 * w for d in range(2) for w in keras_weights(rng, kind, True, reset_after, inputs)]
         for inputs in (I, 2 * U)
     )
     x = randn(rng, T, B, I)
-    state = from_keras(first, kind, bidirectional=True, **said) | from_keras(
-        second, kind, bidirectional=True, layer=1, **said
+    state = from_keras(first, kind, bidirectional=True, **options) | from_keras(
+        second, kind, bidirectional=True, layer=1, **options
     )
     layer = layer_for(kind, cell, num_layers=2, bidirectional=True)
     layer.load_state_dict(state)
@@ -146,7 +146,7 @@ LSTM_LIST, GRU_AFTER, GRU_BEFORE = (
 
 
 @pytest.mark.parametrize(
-    ("weights", "kind", "arguments", "says"),
+    ("weights", "kind", "arguments", "message"),
     [
         (LSTM_LIST, "ConvLSTM", {}, "kind must be one of 'SimpleRNN', 'LSTM', 'GRU', got 'ConvLSTM'"),
         (LSTM_LIST, ["LSTM"], {}, "kind must be one of"),
@@ -185,9 +185,9 @@ LSTM_LIST, GRU_AFTER, GRU_BEFORE = (
     ],
 )
 def test_what_cannot_be_converted_is_refused_with_the_reason(
-    weights: Any, kind: Any, arguments: dict[str, Any], says: str
+    weights: Any, kind: Any, arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         from_keras(weights, kind, **arguments)
 
 

@@ -1,4 +1,4 @@
-"""no_grad and set_grad_enabled: per thread and task, in blocks that end whatever ends them."""
+"""no_grad and set_grad_enabled: per thread and async task, in blocks that end by return, exception or interrupt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def enabled_after() -> Iterator[None]:
     rnnkit.set_grad_enabled(True)
 
 
-def test_no_grad_nests_ends_on_an_error_and_belongs_to_its_thread() -> None:
+def test_no_grad_nests_ends_on_an_exception_and_is_per_thread() -> None:
     assert grad_enabled()
     with rnnkit.no_grad():
         with rnnkit.no_grad():
@@ -39,7 +39,7 @@ def test_no_grad_nests_ends_on_an_error_and_belongs_to_its_thread() -> None:
     assert grad_enabled()
 
 
-def test_no_grad_decorates_with_and_without_brackets() -> None:
+def test_no_grad_is_a_decorator_with_and_without_parentheses() -> None:
     def seen(a: int, *, b: int) -> tuple[int, bool]:
         """Said."""
         return a + b, grad_enabled()
@@ -61,7 +61,7 @@ def test_no_grad_decorates_with_and_without_brackets() -> None:
             rnnkit.no_grad(wrong)
 
 
-def test_one_object_may_be_entered_by_many_threads_at_once() -> None:
+def test_threads_may_enter_one_object_concurrently() -> None:
     once, both = rnnkit.no_grad(), threading.Barrier(2)
 
     def work() -> tuple[bool, bool]:
@@ -75,8 +75,8 @@ def test_one_object_may_be_entered_by_many_threads_at_once() -> None:
         assert [f.result() for f in [pool.submit(work) for _ in range(2)]] == [(False, True)] * 2
 
 
-def test_a_mode_set_lasts_until_its_block_ends() -> None:
-    """As torch's."""
+def test_set_grad_enabled_lasts_until_the_end_of_its_block() -> None:
+    """As in torch."""
     rnnkit.set_grad_enabled(False)
     assert not grad_enabled()
     with rnnkit.set_grad_enabled(True):
@@ -99,7 +99,7 @@ def test_a_mode_set_lasts_until_its_block_ends() -> None:
     assert grad_enabled()
     with mode:
         assert grad_enabled()
-    assert not grad_enabled()  # what was before `mode` was made
+    assert not grad_enabled()  # the mode before `mode` was created
     rnnkit.set_grad_enabled(True)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(rnnkit.set_grad_enabled, False).result()
@@ -110,7 +110,7 @@ def test_a_mode_set_lasts_until_its_block_ends() -> None:
     assert grad_enabled()
 
 
-def test_a_mode_restores_what_was_before_it() -> None:
+def test_a_block_restores_the_mode_before_it() -> None:
     with rnnkit.set_grad_enabled(False):
         assert not grad_enabled()
     assert grad_enabled()
@@ -133,8 +133,8 @@ def test_a_mode_restores_what_was_before_it() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 @pytest.mark.parametrize("make", [rnnkit.no_grad, lambda: contextlib.nullcontext()], ids=["no_grad", "nothing"])
-def test_no_interrupt_leaves_the_mode_behind(make: Any, no_garbage_collection: None) -> None:
-    """Ctrl-C at any instruction. The second case shows that the test itself leaves nothing behind."""
+def test_the_mode_ends_with_its_block_after_an_interrupt(make: Any, no_garbage_collection: None) -> None:
+    """An interrupt at any instruction. The second case shows that the test itself restores the mode."""
 
     class Interrupted(Exception):
         pass
@@ -148,7 +148,7 @@ def test_no_interrupt_leaves_the_mode_behind(make: Any, no_garbage_collection: N
         for k in range(300):
             try:
                 signal.setitimer(signal.ITIMER_REAL, 2e-4 + 1e-6 * k)
-                for _ in range(20_000):  # ends if the exception is lost, as one that is raised in a callback of gc is
+                for _ in range(20_000):  # ends if the exception is lost, which happens in a callback of gc
                     with make():
                         pass
             except Interrupted:
@@ -161,7 +161,7 @@ def test_no_interrupt_leaves_the_mode_behind(make: Any, no_garbage_collection: N
     assert left == 0
 
 
-def test_exit_stacks_and_calls_by_hand_work_too() -> None:
+def test_exit_stacks_and_explicit_enter_and_exit() -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(rnnkit.no_grad())
         with rnnkit.no_grad():
@@ -183,8 +183,8 @@ def test_exit_stacks_and_calls_by_hand_work_too() -> None:
         assert grad_enabled()
 
 
-def test_python_may_look_exit_up_before_enter() -> None:
-    """As 3.14 does."""
+def test_exit_may_be_looked_up_before_enter() -> None:
+    """Python 3.14 does so."""
     for outer in (rnnkit.no_grad, lambda: rnnkit.set_grad_enabled(True)):
         before = grad_enabled()
         mode = outer()
@@ -201,7 +201,7 @@ def test_python_may_look_exit_up_before_enter() -> None:
         assert grad_enabled() == before
 
 
-def test_tasks_have_modes_of_their_own() -> None:
+def test_each_async_task_has_its_own_mode() -> None:
     async def without(order: list[bool], go: asyncio.Event) -> None:
         with rnnkit.no_grad():
             go.set()
@@ -221,16 +221,16 @@ def test_tasks_have_modes_of_their_own() -> None:
     assert asyncio.run(main()) == [True, False, True]
 
 
-def test_what_starts_in_a_block_follows_the_block() -> None:
+def test_a_copied_context_follows_the_block_in_which_it_was_copied() -> None:
     with rnnkit.no_grad():
         context = contextvars.copy_context()
         assert not context.run(grad_enabled)
     assert context.run(grad_enabled)
-    with rnnkit.no_grad():  # a block of its own
+    with rnnkit.no_grad():  # another block
         assert context.run(grad_enabled)
 
 
-def test_ended_blocks_do_not_pile_up() -> None:
+def test_ended_blocks_free_their_memory() -> None:
     for _ in range(1000):
         with rnnkit.no_grad():
             pass

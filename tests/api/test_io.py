@@ -1,4 +1,4 @@
-"""Files: what is saved comes back bit for bit, says what it is, and other tools read ours and we theirs."""
+"""Weight files round-trip bit for bit, describe their layers, and are compatible with other tools."""
 
 import json
 from functools import partial
@@ -16,7 +16,7 @@ from rnnkit.nn.containers import Bidirectional, LastState, Sequential
 from rnnkit.nn.module import StateDict
 from tests.helpers import LAYERS, assert_same, randn
 
-# Files do not depend on the backend; the oracle's compiles nothing.
+# Files do not depend on the backend; the oracle needs no compilation.
 RNN, GRU, LSTM = (partial(kind, backend="numpy") for kind in (rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM))
 
 NAMES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8")
@@ -25,18 +25,18 @@ SHAPES = ((), (1,), (3,), (0,), (2, 0, 3), (2, 3), (4, 1, 5))
 
 
 def random_bits(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Any bits at all, so that NaN, infinities, -0 and denormals are among them."""
+    """Arbitrary bits, which include NaN, infinities, -0 and subnormal numbers."""
     size = int(np.prod(shape)) * np.dtype(name).itemsize
     raw = rng.integers(0, 2 if name == "bool" else 256, size, dtype=np.uint8)
     return raw.view(name).reshape(shape)
 
 
-# What is saved comes back
+# Round trips
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_a_layer_comes_back_bit_for_bit(tmp_path: Path, rng: np.random.Generator, cell: str, dtype: str) -> None:
+def test_a_layer_round_trips_bit_for_bit(tmp_path: Path, rng: np.random.Generator, cell: str, dtype: str) -> None:
     path = tmp_path / "layer.safetensors"
     layer, other = (LAYERS[cell](3, 4, 2, bidirectional=True, dtype=dtype, rng=k, backend="numpy") for k in (1, 2))
     rnnkit.save(layer, path)
@@ -49,7 +49,7 @@ def test_a_layer_comes_back_bit_for_bit(tmp_path: Path, rng: np.random.Generator
     assert np.array_equal(layer(x)[0], other(x)[0])
 
 
-def test_metadata_says_gate_order_version_and_what_the_layer_is(tmp_path: Path) -> None:
+def test_metadata_has_gate_order_version_and_the_kind_of_layer(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     rnnkit.save(LSTM(3, 6, 2, bias=False, proj_size=4, rng=0), path)
     with safetensors.safe_open(path, framework="np") as file:
@@ -66,12 +66,12 @@ def test_metadata_says_gate_order_version_and_what_the_layer_is(tmp_path: Path) 
 
 
 def nest(reset_after: bool) -> Sequential:
-    """Containers in containers: names with prefixes, and one (LastState) that adds none."""
+    """Nested containers: names with prefixes, and LastState, which adds none."""
     inner = Sequential(GRU(3, 2, reset_after=reset_after, rng=1), Bidirectional(RNN(2, 2, rng=2), merge="sum"))
     return Sequential(LSTM(2, 3, rng=0), inner, LastState(GRU(2, 2, rng=3)))
 
 
-def test_a_container_comes_back_with_its_cells(tmp_path: Path) -> None:
+def test_a_container_round_trips_with_its_cells(tmp_path: Path) -> None:
     path = tmp_path / "nest"
     model = nest(True)
     rnnkit.save(model, path)
@@ -88,22 +88,22 @@ def test_a_container_comes_back_with_its_cells(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saved", "into", "says"),
+    ("saved", "into", "message"),
     [
         (GRU(2, 3), GRU(2, 3, reset_after=False), "gru cell, and it is a gru_reset_before"),
         (GRU(2, 3, reset_after=False), GRU(2, 3), "gru_reset_before cell, and it is a gru"),
         (RNN(2, 3, nonlinearity="relu"), RNN(2, 3), "rnn_relu cell, and it is a rnn_tanh"),
     ],
 )
-def test_weights_of_another_cell_are_refused(tmp_path: Path, saved: Any, into: Any, says: str) -> None:
+def test_weights_of_another_cell_are_refused(tmp_path: Path, saved: Any, into: Any, message: str) -> None:
     rnnkit.save(saved, tmp_path / "m.safetensors")
     before = into.state_dict()
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         into.load_state_dict(rnnkit.load(tmp_path / "m.safetensors"))
     assert_same(into.state_dict(), before, in_order=True)
 
 
-def test_a_mapping_of_every_dtype_and_shape_comes_back(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_mapping_of_every_dtype_and_shape_round_trips(tmp_path: Path, rng: np.random.Generator) -> None:
     tensors = {f"{name} {shape}": random_bits(rng, name, shape) for name in NAMES for shape in SHAPES}
     tensors['ключ "quoted" \\ \n \x00'] = np.arange(3)
     path = tmp_path / "m.safetensors"
@@ -112,7 +112,7 @@ def test_a_mapping_of_every_dtype_and_shape_comes_back(tmp_path: Path, rng: np.r
     assert_same(safetensors.numpy.load_file(path), tensors)
 
 
-def test_other_tools_files_load(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_files_of_other_tools_load(tmp_path: Path, rng: np.random.Generator) -> None:
     tensors = {f"{name}.{k}": random_bits(rng, name, s) for name in NAMES for k, s in enumerate(SHAPES)}
     path = tmp_path / "theirs.safetensors"
     for metadata in (None, {"format": "pt"}, {"gate_order": "gru=r,z,n"}):
@@ -132,7 +132,7 @@ def test_views_and_other_byte_orders_are_saved_by_value(tmp_path: Path) -> None:
             assert loaded[name].dtype == np.float32
 
 
-def test_bfloat16_comes_back_and_loads_into_a_layer(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_bfloat16_round_trips_and_loads_into_a_layer(tmp_path: Path, rng: np.random.Generator) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     layer = LSTM(2, 3, rng=0)
     short = {name: value.astype(ml_dtypes.bfloat16) for name, value in layer.state_dict().items()}
@@ -143,7 +143,7 @@ def test_bfloat16_comes_back_and_loads_into_a_layer(tmp_path: Path, rng: np.rand
     assert_same(layer.state_dict(), {name: value.astype(np.float32) for name, value in short.items()}, in_order=True)
 
 
-def test_a_file_written_anew_by_another_tool_keeps_its_checksum(tmp_path: Path) -> None:
+def test_a_file_rewritten_by_another_tool_has_a_valid_checksum(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     layer = GRU(2, 3, rng=0)
     rnnkit.save(layer, ours)
@@ -158,7 +158,7 @@ def test_a_file_written_anew_by_another_tool_keeps_its_checksum(tmp_path: Path) 
         rnnkit.load(theirs)
 
 
-def test_saving_what_was_loaded_keeps_what_it_says(tmp_path: Path) -> None:
+def test_saving_a_loaded_file_gives_the_same_bytes(tmp_path: Path) -> None:
     rnnkit.save(GRU(2, 3, reset_after=False, rng=0), tmp_path / "a")
     rnnkit.save(rnnkit.load(tmp_path / "a"), tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -187,7 +187,7 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
 
 
 def crafted(path: Path, layers: str) -> Path:
-    """A file of ours in all but what it says of its layers."""
+    """A file of rnnkit, except for its description of the layers."""
     tensors = {"w": np.ones(2, np.float32)}
     metadata = {"gate_order": io.GATE_ORDER, "rnnkit.format_version": "1", "rnnkit.layers": layers}
     metadata["rnnkit.sha256"] = io._digest(tensors, metadata)
@@ -196,7 +196,7 @@ def crafted(path: Path, layers: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("layers", "says"),
+    ("layers", "message"),
     [
         ("[" * 100_000, "is not JSON"),
         ('{"": ' * 100_000, "is not JSON"),
@@ -207,17 +207,17 @@ def crafted(path: Path, layers: str) -> Path:
     ],
     ids=["deep list", "deep object", "cut", "list", "number", "cell"],
 )
-def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: str, says: str) -> None:
-    with pytest.raises(ValueError, match=rf"m' cannot be loaded: its rnnkit\.layers {says}"):
+def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"m' cannot be loaded: its rnnkit\.layers {message}"):
         rnnkit.load(crafted(tmp_path / "m", layers))
     assert rnnkit.load(crafted(tmp_path / "m", '{"": {"cell": "gru"}}')).layers == {"": {"cell": "gru"}}
 
 
-# Into a layer
+# Loading into a layer
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         (lambda d: d.pop("bias_hh_l0"), KeyError, r"missing \['bias_hh_l0'\]"),
         (lambda d: d.update(more=np.zeros(2)), KeyError, r"extra \['more'\]"),
@@ -226,16 +226,16 @@ def test_a_crafted_description_of_the_layers_is_refused(tmp_path: Path, layers: 
         (lambda d: d.update(bias_hh_l0=np.zeros(12, complex)), TypeError, "bias_hh_l0 must hold real numbers"),
     ],
 )
-def test_a_load_that_fails_changes_nothing(change: Any, error: type[Exception], says: str) -> None:
+def test_a_load_that_fails_changes_nothing(change: Any, error: type[Exception], message: str) -> None:
     layer = LSTM(2, 3, rng=0)
     before, mapping = layer.state_dict(), LSTM(2, 3, rng=1).state_dict()
     change(mapping)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         layer.load_state_dict(mapping)
     assert_same(layer.state_dict(), before, in_order=True)
 
 
-def test_two_state_dicts_join_and_contradictions_do_not() -> None:
+def test_state_dicts_merge_unless_their_cells_contradict() -> None:
     a, b = StateDict({"a": 1}, {"": {"cell": "gru"}}), StateDict({"b": 2}, {"x.": {"cell": "lstm"}})
     joined = a | b
     assert joined == {"a": 1, "b": 2}
@@ -244,5 +244,5 @@ def test_two_state_dicts_join_and_contradictions_do_not() -> None:
         a | StateDict({}, {"": {"cell": "gru_reset_before"}})
 
 
-def test_the_gate_order_is_the_cells_own() -> None:
+def test_the_gate_order_in_files_is_that_of_the_cells() -> None:
     assert io.GATE_ORDER == "lstm=i,f,g,o;gru=r,z,n"

@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM as objects: shapes, layouts, defaults, initial parameters, gradients that add up, state dicts."""
+"""RNN, GRU and LSTM layers: shapes, layouts, defaults, initial parameters, accumulation of gradients, repr."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_names_and_shapes_are_torchs(
 
 
 @EVERY_LAYER
-def test_without_biases_there_are_none_and_they_count_as_zero(name: str, cpu_backend: str, rng: Any) -> None:
+def test_bias_false_has_no_biases_and_equals_zero_biases(name: str, cpu_backend: str, rng: Any) -> None:
     bare = LAYERS[name](3, 4, bias=False, dtype="float64", backend=cpu_backend, rng=1)
     assert not [n for n in bare.params if n.startswith("bias")]
     zeroed = LAYERS[name](3, 4, dtype="float64", backend=cpu_backend)
@@ -59,7 +59,7 @@ def test_without_biases_there_are_none_and_they_count_as_zero(name: str, cpu_bac
 
 
 @EVERY_LAYER
-def test_batch_first_is_the_same_numbers_transposed(name: str, cpu_backend: str, rng: Any) -> None:
+def test_batch_first_equals_the_transposed_call(name: str, cpu_backend: str, rng: Any) -> None:
     results = []
     x, dy = randn(rng, 5, 3, 4), randn(rng, 5, 3, 12)
     for batch_first in (False, True):
@@ -77,7 +77,7 @@ def test_batch_first_is_the_same_numbers_transposed(name: str, cpu_backend: str,
 @EVERY_LAYER
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("length", [None, 3])
-def test_unbatched_is_a_batch_of_one(
+def test_an_unbatched_call_equals_a_batch_of_one(
     name: str, batch_first: bool, length: int | None, cpu_backend: str, rng: Any
 ) -> None:
     layer = LAYERS[name](
@@ -104,7 +104,7 @@ def test_unbatched_is_a_batch_of_one(
 
 
 @EVERY_LAYER
-def test_what_is_not_given_is_zero(name: str, cpu_backend: str, rng: Any) -> None:
+def test_omitted_states_and_gradients_are_zero(name: str, cpu_backend: str, rng: Any) -> None:
     layer = LAYERS[name](4, 6, 2, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
     x, dy, dstate = randn(rng, 5, 3, 4), randn(rng, 5, 3, 12), random_state(layer, 3, rng)
 
@@ -124,8 +124,8 @@ def test_what_is_not_given_is_zero(name: str, cpu_backend: str, rng: Any) -> Non
 
 
 @EVERY_LAYER
-def test_the_state_is_the_output_at_each_rows_own_end(name: str, cpu_backend: str, rng: Any) -> None:
-    """Forward: the last step inside the row. Reverse: step 0. Layer by layer, forward before reverse."""
+def test_the_final_state_is_the_output_at_the_end_of_each_row(name: str, cpu_backend: str, rng: Any) -> None:
+    """Forward: the last step of the row. Reverse: step 0. Ordered by layer, then forward before reverse."""
     layer = LAYERS[name](4, 6, 2, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
     lengths, state = [3, 5, 0, 1], random_state(layer, 4, rng)
     y, state_n = layer(randn(rng, 5, 4, 4), state, lengths)
@@ -139,7 +139,7 @@ def test_the_state_is_the_output_at_each_rows_own_end(name: str, cpu_backend: st
 
 
 @EVERY_LAYER
-def test_a_bidirectional_layer_is_two_layers_and_one_flipped(name: str, cpu_backend: str, rng: Any) -> None:
+def test_a_bidirectional_layer_equals_two_layers_one_of_them_reversed(name: str, cpu_backend: str, rng: Any) -> None:
     both = LAYERS[name](4, 6, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
     x, state = randn(rng, 5, 3, 4), random_state(both, 3, rng)
     y, state_n = both(x, state)
@@ -156,10 +156,10 @@ def test_a_bidirectional_layer_is_two_layers_and_one_flipped(name: str, cpu_back
 
 @EVERY_LAYER
 @pytest.mark.parametrize("lengths", [None, [2, 5, 0]], ids=["whole", "ragged"])
-def test_both_directions_have_the_gradients_of_a_layer_each(
+def test_each_direction_has_the_gradients_of_a_separate_layer(
     name: str, lengths: Any, cpu_backend: str, rng: Any
 ) -> None:
-    """The second of them a reversed one: each is given its half of dy."""
+    """The second layer is reversed. Each gets its half of dy."""
     both = LAYERS[name](4, 6, bidirectional=True, dtype="float64", backend=cpu_backend, rng=2)
     x, dy = randn(rng, 5, 3, 4), randn(rng, 5, 3, 12)
     state, dstate = random_state(both, 3, rng), random_state(both, 3, rng)
@@ -184,7 +184,7 @@ def test_both_directions_have_the_gradients_of_a_layer_each(
 
 
 @EVERY_LAYER
-def test_layers_stack(name: str, cpu_backend: str, rng: Any) -> None:
+def test_stacked_layers_equal_single_layers_in_sequence(name: str, cpu_backend: str, rng: Any) -> None:
     stacked = LAYERS[name](4, 6, 3, dtype="float64", backend=cpu_backend, rng=2)
     x, state = randn(rng, 5, 3, 4), random_state(stacked, 3, rng)
     y, state_n = stacked(x, state)
@@ -225,14 +225,14 @@ def test_initial_parameters_are_uniform_and_seeded(name: str) -> None:
 
 
 @EVERY_LAYER
-def test_a_seed_means_the_same_on_every_backend(name: str, cpu_backend: str) -> None:
+def test_a_seed_gives_the_same_parameters_on_every_backend(name: str, cpu_backend: str) -> None:
     assert_same(
         LAYERS[name](3, 4, backend=cpu_backend, rng=5).params, LAYERS[name](3, 4, backend="numpy", rng=5).params
     )
 
 
 @EVERY_LAYER
-def test_gradients_add_up_until_they_are_cleared(name: str, cpu_backend: str, rng: Any) -> None:
+def test_gradients_accumulate_until_zero_grad(name: str, cpu_backend: str, rng: Any) -> None:
     layer = LAYERS[name](3, 4, 2, dtype="float64", backend=cpu_backend, rng=1)
     arrays = dict(layer.grads)
     assert not any(g.any() for g in arrays.values())
@@ -250,13 +250,13 @@ def test_gradients_add_up_until_they_are_cleared(name: str, cpu_backend: str, rn
         assert_close(n, g, 2 * one[f"grad {n}"] + second[f"grad {n}"], "float64", "backward")
     layer.zero_grad()
     assert not any(g.any() for g in layer.grads.values())
-    assert all(layer.grads[n] is g for n, g in arrays.items()), "a gradient was rebound, not written to"
+    assert all(layer.grads[n] is g for n, g in arrays.items()), "a gradient was replaced, not updated in place"
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "lstm_projected"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gradients_are_added_to_where_they_are(name: str, dtype: str, cpu_backend: str, rng: Any) -> None:
-    """Over so many steps that a sum has several blocks; and nothing is lost where there is no step."""
+def test_gradients_accumulate_in_place(name: str, dtype: str, cpu_backend: str, rng: Any) -> None:
+    """With enough steps for several blocks of a sum. A call without steps adds nothing and loses nothing."""
     sizes = {"proj_size": 4} if name == "lstm_projected" else {}
     kind = LAYERS[name.removesuffix("_projected")]
     layer = kind(3, 7, dtype=dtype, backend=cpu_backend, rng=1, **sizes)
@@ -282,7 +282,7 @@ def test_gradients_are_added_to_where_they_are(name: str, dtype: str, cpu_backen
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "want"),
     [
         (rnnkit.RNN(2, 3, backend="numpy"), "RNN(2, 3, dtype=float32)"),
         (rnnkit.RNN(2, 3, 2, "relu", backend="numpy"), "RNN(2, 3, num_layers=2, nonlinearity='relu', dtype=float32)"),
@@ -301,12 +301,12 @@ def test_gradients_are_added_to_where_they_are(name: str, dtype: str, cpu_backen
     ],
     ids=str,
 )
-def test_a_repr_says_what_is_not_as_usual(layer: Any, said: str) -> None:
-    assert repr(layer) == said
+def test_repr_lists_arguments_that_differ_from_the_defaults(layer: Any, want: str) -> None:
+    assert repr(layer) == want
 
 
 def test_the_slope_of_relu_is_zero_at_zero_and_one_at_nan(cpu_backend: str) -> None:
-    """As PyTorch's: a NaN does not hide the gradient that comes to it."""
+    """As in PyTorch: the gradient passes through a NaN."""
     layer = rnnkit.RNN(1, 3, nonlinearity="relu", bias=False, dtype="float64", backend=cpu_backend, rng=1)
     w = layer.params["weight_ih_l0"]
     w[...] = [[2.0], [-3.0], [0.0]]

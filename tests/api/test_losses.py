@@ -1,4 +1,4 @@
-"""Losses: values written out, gradients by finite differences, extreme logits, and what is refused."""
+"""Losses: values by hand, gradients by finite differences, extreme logits, bad input."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_extreme_logits_give_exact_losses(dtype: str) -> None:
     loss, d = rnnkit.bce_with_logits(logits, target, "sum")
     assert loss == 2e4
     np.testing.assert_array_equal(d[:4], [0, 1, -1, 0])
-    # Where the half-angle form of the sigmoid would say 0.
+    # Here the half-angle form of the sigmoid would give 0.
     assert_close("d / exp(-50)", d[4:] * math.exp(50), np.ones(1), dtype, "backward")
     far, even = np.array([[1e4, -1e4, 0]], dtype), np.array([[-1e4, 1e4, 1e4]], dtype)
     assert rnnkit.cross_entropy(far, np.array([1]))[0] == 2e4
@@ -125,7 +125,7 @@ def test_infinite_logits_are_as_in_pytorch(x: float, t: float, loss: float, slop
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=lambda f: f.__name__)
-def test_nan_stays_in_its_own_row_and_shows_in_the_loss(function: Any, rng: np.random.Generator) -> None:
+def test_nan_stays_in_its_row_of_the_gradient_and_makes_the_loss_nan(function: Any, rng: np.random.Generator) -> None:
     pred, target = arguments(function, (3, 4), "float64", rng)
     _, clean = function(pred, target, "sum")
     pred[1, 2] = np.nan
@@ -136,7 +136,7 @@ def test_nan_stays_in_its_own_row_and_shows_in_the_loss(function: Any, rng: np.r
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=lambda f: f.__name__)
-def test_the_mean_of_nothing_is_nan(function: Any, rng: np.random.Generator) -> None:
+def test_the_mean_of_an_empty_array_is_nan(function: Any, rng: np.random.Generator) -> None:
     pred, target = arguments(function, (0, 4), "float64", rng)
     loss, d = function(pred, target)
     assert math.isnan(loss)
@@ -146,7 +146,7 @@ def test_the_mean_of_nothing_is_nan(function: Any, rng: np.random.Generator) -> 
 
 @pytest.mark.parametrize("kind", FUNCTIONS, ids=lambda k: k.__name__)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_class_is_the_function_with_a_memory(kind: Any, reduction: str, rng: np.random.Generator) -> None:
+def test_loss_classes_equal_the_functions(kind: Any, reduction: str, rng: np.random.Generator) -> None:
     fn = kind(reduction=reduction)
     with refused(RuntimeError, "backward", kind.__name__, "no_grad"):
         fn.backward()
@@ -161,7 +161,7 @@ def test_the_class_is_the_function_with_a_memory(kind: Any, reduction: str, rng:
         fn.backward()
 
 
-def test_ragged_rows_are_left_out_by_a_mask(rng: np.random.Generator) -> None:
+def test_a_mask_excludes_the_padding_of_ragged_rows(rng: np.random.Generator) -> None:
     logits, target = arguments(rnnkit.cross_entropy, (3, 2, 4), "float64", rng)
     live = np.arange(3)[:, None] < np.array([3, 1])
     loss, dlive = rnnkit.cross_entropy(logits[live], target[live])
@@ -176,7 +176,7 @@ def test_losses_refuse_bad_input() -> None:
     a, b, indices = np.zeros((2, 3)), np.zeros((2, 3)), np.zeros(2, int)
     for function, name in ((rnnkit.mse, "pred"), (rnnkit.bce_with_logits, "logits")):
         with refused(ValueError, "target", "(2, 3)", "(3,)"):
-            function(a, b[0])  # nothing is broadcast
+            function(a, b[0])  # shapes are not broadcast
         with refused(TypeError, "target", "float64", "float32"):
             function(a, b.astype(np.float32))
         with refused(TypeError, "target", "list"):
@@ -187,8 +187,8 @@ def test_losses_refuse_bad_input() -> None:
             function(a.astype(np.complex64), b)
         with refused(TypeError, "target", "float16", "float64"):
             function(a.astype(np.float16), b)
-    for wrong, said in ((np.array([0, 3]), "3"), (np.array([-100, 0]), "-100")):
-        with refused(IndexError, "target", "[0, 3)", said):
+    for wrong, message in ((np.array([0, 3]), "3"), (np.array([-100, 0]), "-100")):
+        with refused(IndexError, "target", "[0, 3)", message):
             rnnkit.cross_entropy(a, wrong)
     with refused(TypeError, "target", "float64"):
         rnnkit.cross_entropy(a, np.zeros(2))
@@ -205,30 +205,30 @@ def test_losses_refuse_bad_input() -> None:
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @pytest.mark.parametrize("subclass", [np.matrix, np.ma.array])
-def test_arrays_with_arithmetic_of_their_own_are_refused(subclass: Any) -> None:
+def test_array_subclasses_with_other_arithmetic_are_refused(subclass: Any) -> None:
     plain = np.array([[0.5, 2.0], [1.0, -3.0]])
     other = subclass(plain)
-    said = f"must be a plain NumPy array, got {type(other).__name__} (use np.asarray)"
-    with refused(TypeError, f"pred {said}"):
+    message = f"must be a plain NumPy array, got {type(other).__name__} (use np.asarray)"
+    with refused(TypeError, f"pred {message}"):
         rnnkit.mse(other, plain)
-    with refused(TypeError, f"target {said}"):
+    with refused(TypeError, f"target {message}"):
         rnnkit.mse(plain, other)
-    with refused(TypeError, f"target {said}"):
+    with refused(TypeError, f"target {message}"):
         rnnkit.cross_entropy(plain, subclass(np.array([0, 1])))
-    with refused(TypeError, f"x {said}"):
+    with refused(TypeError, f"x {message}"):
         rnnkit.Activation("tanh")(other)
-    with refused(TypeError, f"x {said}"):
+    with refused(TypeError, f"x {message}"):
         rnnkit.Linear(2, 3, dtype="float64")(other)
-    with refused(TypeError, f"lengths {said}"):
+    with refused(TypeError, f"lengths {message}"):
         rnnkit.GRU(2, 3, backend="numpy")(np.zeros((2, 2, 2), "float32"), lengths=subclass(np.array([1, 2])))
     layer = rnnkit.Linear(2, 2, dtype="float64")
-    with refused(TypeError, f"weight {said}"):
+    with refused(TypeError, f"weight {message}"):
         layer.params["weight"] = other
     layer.load_state_dict({"weight": other, "bias": np.zeros(2)})
     np.testing.assert_array_equal(layer.params["weight"], plain)
 
 
-def test_a_memory_map_is_an_array(tmp_path: Any) -> None:
+def test_a_memory_map_is_accepted(tmp_path: Any) -> None:
     mapped = np.memmap(tmp_path / "x", "float64", "w+", shape=(2, 2))
     mapped[...] = [[0.5, 2.0], [1.0, -3.0]]
     assert rnnkit.mse(mapped, np.zeros((2, 2)))[0] == 14.25 / 4

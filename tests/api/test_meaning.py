@@ -1,4 +1,4 @@
-"""Weights whose names and shapes fit and that mean another function: refused, or asked for by name."""
+"""Weights of another function with the same names and shapes are rejected, unless `cells` names their cell."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def layer(cell: str, seed: int = 1) -> Any:
 
 
 def torchs(module: Any) -> OrderedDict[str, Any]:
-    """What torch's state_dict gives: an OrderedDict with an attribute beside."""
+    """A mapping like torch's state_dict: an OrderedDict with the attribute _metadata."""
     mapping = OrderedDict(module.state_dict())
     mapping._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
     return mapping
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_mapping_that_does_not_say_its_cell_is_of_one_that_torch_has(strict: bool) -> None:
+def test_a_mapping_without_a_cell_name_is_taken_as_torchs_cell(strict: bool) -> None:
     cell, usual = "gru_reset_before", "gru"
     ours, given, source = layer(cell), layer(cell, 2).state_dict(), layer(usual, 3)
     before = ours.state_dict()
@@ -48,11 +48,11 @@ def test_a_mapping_that_does_not_say_its_cell_is_of_one_that_torch_has(strict: b
         assert_same(dict(other.params), dict(source.params))
         with refused(ValueError, f"those of a {cell} cell, and it is a {usual}"):
             other.load_state_dict(plain, cells=cell)
-    ours.load_state_dict({}, strict=False)  # nothing of the layer, so nothing to mistake
+    ours.load_state_dict({}, strict=False)  # an empty mapping contradicts no cell
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu"])
-def test_which_rnn_a_mapping_is_of_is_the_layers_choice_as_in_torch(cell: str) -> None:
+def test_a_mapping_of_an_rnn_loads_with_the_layers_nonlinearity(cell: str) -> None:
     other = {"rnn_tanh": "rnn_relu", "rnn_relu": "rnn_tanh"}[cell]
     ours, source = layer(cell), layer(cell, 3)
     for plain in (dict(source.state_dict()), torchs(source)):
@@ -128,7 +128,7 @@ def test_weights_of_another_merge_are_refused(wrap: Any, by_file: bool, tmp_path
             assert_same(ours.state_dict(), dict(given))
 
 
-def test_another_tools_file_says_nothing_of_its_cells(tmp_path: Path) -> None:
+def test_a_file_of_another_tool_has_no_cell_names(tmp_path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         safetensors.numpy.save_file(dict(layer("gru").state_dict()), tmp_path / "theirs", metadata=metadata)
         loaded = rnnkit.load(tmp_path / "theirs")
@@ -137,7 +137,7 @@ def test_another_tools_file_says_nothing_of_its_cells(tmp_path: Path) -> None:
             layer("gru_reset_before", 2).load_state_dict(loaded)
 
 
-def test_what_keras_says_is_kept() -> None:
+def test_the_cell_of_keras_weights_is_recorded() -> None:
     rng = np.random.default_rng(0)
     weights = [rng.standard_normal(shape).astype("float32") for shape in ((2, 9), (3, 9), (9,))]
     state = from_keras(weights, "GRU")

@@ -1,4 +1,4 @@
-"""Embedding, Linear and Activation: values written out, gradients by finite differences."""
+"""Embedding, Linear and Activation: values by hand, gradients by finite differences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def like(tree: Any, rng: np.random.Generator) -> Any:
 def assert_gradients(
     module: Any, inputs: dict[str, Any], run: Callable[[], Any], back: Callable[[Any], Any], rng: np.random.Generator
 ) -> None:
-    """Every element of the gradients of `inputs`, which `back` gives in their order, and of all parameters."""
+    """Checks every gradient element of `inputs`, which `back` returns in that order, and of all parameters."""
     with rnnkit.no_grad():
         upstream = like(run(), rng)
 
@@ -41,10 +41,10 @@ def assert_gradients(
         with rnnkit.no_grad():
             return float(sum((out * up).sum() for out, up in zip(leaves(run()), leaves(upstream), strict=True)))
 
-    module.zero_grad()  # calls before this do not count
+    module.zero_grad()  # drops earlier calls
     start = like(tuple(module.grads.values()), rng)
     for grad, value in zip(module.grads.values(), start, strict=True):
-        grad[...] = value  # backward must add to what is there
+        grad[...] = value  # backward must add to it
     run()
     got = leaves(back(upstream))
     for (name, a), g in zip(inputs.items(), got, strict=True):
@@ -81,7 +81,7 @@ def test_embedding_sums_the_gradients_of_repeated_rows_and_adds_them() -> None:
     np.testing.assert_array_equal(embedding.grads["weight"], want, strict=True)
 
 
-def test_embedding_keeps_its_own_indices(rng: np.random.Generator) -> None:
+def test_embedding_copies_its_indices(rng: np.random.Generator) -> None:
     embedding = rnnkit.Embedding(4, 2, **F64)
     indices = np.array([1, 2])
     embedding(indices)
@@ -103,17 +103,17 @@ def test_embedding_gradient_of_a_long_skewed_text(dtype: str, rng: np.random.Gen
     want = np.zeros((10_000, 32))
     np.add.at(want, indices, dy.astype(np.float64))
     assert_close("dweight", embedding.grads["weight"], want, dtype, "backward")
-    # No dense temporary: neither the table again nor a matrix of positions by rows.
+    # No dense temporary: no copy of the table, and no (positions, rows) matrix.
     assert peak < 4 * dy.nbytes
 
 
 def test_embedding_gradient_by_differences(rng: np.random.Generator) -> None:
     embedding = rnnkit.Embedding(5, 3, rng=rng, **F64)
-    indices = rng.integers(0, 4, (3, 4))  # row 4 is never looked up
+    indices = rng.integers(0, 4, (3, 4))  # row 4 does not occur
     assert_gradients(embedding, {}, lambda: embedding(indices), lambda up: embedding.backward(up) or (), rng)
 
 
-def test_embedding_starts_from_a_standard_normal_and_a_seed() -> None:
+def test_embedding_is_initialised_from_a_seeded_standard_normal() -> None:
     one, same = rnnkit.Embedding(300, 40, rng=5), rnnkit.Embedding(300, 40, rng=5, **F64)
     np.testing.assert_array_equal(one.params["weight"], same.params["weight"].astype(np.float32))
     weight = same.params["weight"]
@@ -123,8 +123,12 @@ def test_embedding_starts_from_a_standard_normal_and_a_seed() -> None:
 
 def test_embedding_refuses_bad_input() -> None:
     embedding = rnnkit.Embedding(4, 2)
-    for wrong, said in ((np.array([0, 4]), "4"), (np.array([1, -1]), "-1"), (np.array([2**63], "uint64"), str(2**63))):
-        with refused(IndexError, "indices", "[0, 4)", said):
+    for wrong, message in (
+        (np.array([0, 4]), "4"),
+        (np.array([1, -1]), "-1"),
+        (np.array([2**63], "uint64"), str(2**63)),
+    ):
+        with refused(IndexError, "indices", "[0, 4)", message):
             embedding(wrong)
     for wrong in (np.array([0.0]), np.array([True]), [0, 1], 1):
         with refused(TypeError, "indices"):
@@ -144,7 +148,7 @@ def test_embedding_refuses_bad_input() -> None:
 # Linear and Activation
 
 
-def test_linear_is_x_w_transposed_plus_b() -> None:
+def test_linear_equals_x_w_transposed_plus_b() -> None:
     linear = rnnkit.Linear(2, 3, **F64)
     linear.params["weight"] = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     linear.params["bias"] = np.array([0.5, 0.25, 0.125])
@@ -167,7 +171,7 @@ def test_linear_gradients_by_differences(shape: tuple[int, ...], bias: bool, rng
     assert_gradients(linear, {"x": x}, lambda: linear(x), linear.backward, rng)
 
 
-def test_linear_takes_read_only_and_strided_arrays(rng: np.random.Generator) -> None:
+def test_linear_accepts_read_only_and_strided_arrays(rng: np.random.Generator) -> None:
     linear = rnnkit.Linear(3, 2, rng=rng, **F64)
     x, dy = randn(rng, 5, 4, 3), randn(rng, 5, 4, 2)
     want, dwant = linear(x), linear.backward(dy)
@@ -178,7 +182,7 @@ def test_linear_takes_read_only_and_strided_arrays(rng: np.random.Generator) -> 
     assert_close("dx", linear.backward(views[1]), dwant, "float64", "backward")
 
 
-def test_linear_starts_uniform_within_the_root_of_its_inputs() -> None:
+def test_linear_is_initialised_uniformly_within_the_inverse_root_of_its_inputs() -> None:
     one, same = rnnkit.Linear(16, 500, rng=5), rnnkit.Linear(16, 500, rng=5, **F64)
     for name, p in same.params.items():
         np.testing.assert_array_equal(one.params[name], p.astype(np.float32))
@@ -231,7 +235,7 @@ def test_activation_values(kind: str, dtype: str) -> None:
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 2)], ids=str)
 def test_activation_gradients_by_differences(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> None:
     x = randn(rng, *shape) if shape else np.array(0.7)
-    x += np.sign(x) * 0.02  # away from relu's kink
+    x += np.sign(x) * 0.02  # keeps away from 0, where relu has no derivative
     activation = rnnkit.Activation(kind)
     assert_gradients(activation, {"x": x}, lambda: activation(x), activation.backward, rng)
 

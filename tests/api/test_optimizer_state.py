@@ -1,4 +1,4 @@
-"""An optimizer's state dict: torch's form, checked whole before any of it is taken over; and no pickles."""
+"""An optimizer's state dict has torch's format, and is checked completely before anything is loaded. No pickling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 def models(dtype: str = "float32", seed: int = 1) -> list[rnnkit.Module]:
-    """Two, of which names and shapes recur."""
+    """Two models with common names and shapes."""
     head = rnnkit.Linear(2, 3, dtype=dtype, rng=seed)
     return [rnnkit.Sequential(rnnkit.Linear(3, 2, dtype=dtype, rng=seed), rnnkit.Activation("tanh")), head]
 
@@ -47,7 +47,7 @@ def flat(optimizer: Any) -> dict[str, Any]:
 
 @EVERY_KIND
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_the_form_is_torchs(kind: str, dtype: str) -> None:
+def test_the_state_dict_has_torchs_format(kind: str, dtype: str) -> None:
     made = models(dtype)
     optimizer = KINDS[kind](made)
     assert optimizer.state_dict()["state"] == {}
@@ -75,11 +75,11 @@ def test_the_form_is_torchs(kind: str, dtype: str) -> None:
 
 @EVERY_KIND
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_new_optimizer_goes_on_where_the_other_was(kind: str, dtype: str) -> None:
+def test_a_new_optimizer_continues_from_a_state_dict(kind: str, dtype: str) -> None:
     made, others = models(dtype), models(dtype, 2)
     optimizer, other = KINDS[kind](made), KINDS[kind](others)
     other.lr = 7.0
-    for start in (0, 3):  # before the first step too
+    for start in (0, 3):  # also before the first step
         steps(kind, made, optimizer, start)
         steps(kind, others, other, 2, seed=4)
         for model, twin in zip(made, others, strict=True):
@@ -89,7 +89,7 @@ def test_a_new_optimizer_goes_on_where_the_other_was(kind: str, dtype: str) -> N
         for entry in saved["state"].values():
             for value in entry.values():
                 if isinstance(value, np.ndarray):
-                    value[...] = 77  # what was given is copied
+                    value[...] = 77  # the loaded arrays must be copies
         assert_same(flat(other), flat(optimizer))
     steps(kind, made, optimizer, 2, seed=5)
     steps(kind, others, other, 2, seed=5)
@@ -144,8 +144,8 @@ BAD: list[tuple[Any, type[Exception], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "said"), BAD)
-def test_what_does_not_fit_changes_nothing(change: Any, error: type[Exception], said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("change", "error", "words"), BAD)
+def test_state_that_does_not_fit_changes_nothing(change: Any, error: type[Exception], words: tuple[str, ...]) -> None:
     made, others = models(), models(seed=2)
     optimizer, other = KINDS["adam"](made), KINDS["adam"](others)
     steps("adam", made, optimizer, 2)
@@ -153,12 +153,12 @@ def test_what_does_not_fit_changes_nothing(change: Any, error: type[Exception], 
     other.lr = 0.5
     found, before = optimizer.state_dict(), flat(other)
     change(found)
-    with refused(error, *said):
+    with refused(error, *words):
         other.load_state_dict(found)
     assert_same(flat(other), before)
 
 
-def test_other_optimizers_and_dtypes_do_not_fit() -> None:
+def test_states_of_other_optimizers_and_dtypes_are_refused() -> None:
     made, halves = models(), models("float16")
     adam, half = KINDS["adam"](made), KINDS["adam"](halves)
     steps("adam", made, adam, 1)
@@ -172,7 +172,7 @@ def test_other_optimizers_and_dtypes_do_not_fit() -> None:
             KINDS[kind](made).load_state_dict(adam.state_dict())
     with refused(TypeError, "state_dict must be a mapping", "list"):
         adam.load_state_dict([])
-    # The option decides which state there is.
+    # The option momentum determines the state.
     plain, heavy = KINDS["sgd"](made), KINDS["momentum"](made)
     steps("momentum", made, heavy, 1)
     plain.load_state_dict(heavy.state_dict())
@@ -180,8 +180,8 @@ def test_other_optimizers_and_dtypes_do_not_fit() -> None:
     assert_same(flat(plain), flat(heavy))
 
 
-def test_what_other_tools_make_of_numbers_loads() -> None:
-    """A step as an array of one number, as torch has it; betas as JSON's list."""
+def test_numbers_as_arrays_and_lists_of_other_tools_load() -> None:
+    """`step` as an array of one number, as in torch; `betas` as a list, as in JSON."""
     made = models()
     adam = KINDS["adam"](made)
     steps("adam", made, adam, 2)
@@ -201,7 +201,7 @@ def test_what_other_tools_make_of_numbers_loads() -> None:
     [copy.copy, copy.deepcopy, pickle.dumps, lambda o: pickle.dumps((o._models, o)), lambda o: copy.deepcopy([o])],
 )
 def test_an_optimizer_is_not_copied_without_its_model(kind: str, share: Any) -> None:
-    """The copy would move a copy of the model, and leave the user's as it is."""
+    """The copy would update a copy of the model, and not the user's model."""
     optimizer = KINDS[kind](models())
     name = type(optimizer).__name__
     with refused(TypeError, f"{name} cannot be pickled or copied", "state_dict", "rnnkit.save"):
@@ -209,7 +209,7 @@ def test_an_optimizer_is_not_copied_without_its_model(kind: str, share: Any) -> 
 
 
 @EVERY_KIND
-def test_state_goes_to_its_parameters_device(kind: str) -> None:
+def test_state_moves_to_the_device_of_its_parameter(kind: str) -> None:
     with fakecupy.installed(devices=2) as cp:
         made, others = models("float16"), models("float16", 2)
         optimizer, other = KINDS[kind](made), KINDS[kind](others)

@@ -1,4 +1,4 @@
-"""Optimizers and clipping: steps written out by hand, in place, on every parameter, and what is refused."""
+"""Optimizers and clipping: steps by hand, in place, on every parameter; bad input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_adam_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", [rnnkit.Adagrad, rnnkit.Adam])
-def test_eps_stands_outside_the_root(kind: Any) -> None:
+def test_eps_is_added_outside_the_square_root(kind: Any) -> None:
     model = one_number()
     model.grads["weight"][...] = 2.0
     kind(model, 1.0, eps=6.0).step()
@@ -85,7 +85,7 @@ KINDS = ["sgd", "momentum", "adagrad", "adam"]
 
 
 def three_models(dtype: str = "float64") -> list[rnnkit.Module]:
-    """A nested one, and two whose parameters have the same names."""
+    """A nested model, and two models with the same parameter names."""
     return [
         rnnkit.Sequential(
             rnnkit.Embedding(5, 3, dtype=dtype, rng=1),
@@ -104,7 +104,7 @@ def fill_grads(models: list[rnnkit.Module], rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_parameter_moves_in_place_and_on_its_own(kind: str, dtype: str, rng: np.random.Generator) -> None:
+def test_every_parameter_is_updated_in_place_and_independently(kind: str, dtype: str, rng: np.random.Generator) -> None:
     models = three_models(dtype)
     optimizer = make(kind, models)
     arrays = [p for model in models for p in model.params.values()]
@@ -124,7 +124,7 @@ def test_every_parameter_moves_in_place_and_on_its_own(kind: str, dtype: str, rn
             step.step()
         for p, old, g, was in zip(arrays, before, grads, kept, strict=True):
             assert (p != old).all()
-            np.testing.assert_array_equal(g, was)  # gradients are read, not used up
+            np.testing.assert_array_equal(g, was)  # gradients are not changed
     after = [p for model in models for p in model.params.values()]
     assert all(a is b for a, b in zip(after, arrays, strict=True))
     for model, p in alone:
@@ -185,7 +185,7 @@ def test_the_learning_rate_may_change_between_steps() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_model_learns(kind: str, cpu_backend: str, rng: np.random.Generator) -> None:
-    """Which of two sequences ends higher than it began: a loss that only a right gradient and a descent bring down."""
+    """Training to classify whether a sequence rises or falls, which needs right gradients and steps."""
     model = rnnkit.Sequential(
         rnnkit.LastState(rnnkit.LSTM(1, 8, backend=cpu_backend, rng=1)), rnnkit.Linear(8, 1, rng=2)
     )
@@ -225,7 +225,7 @@ def test_clip_grad_norm_scales_all_gradients_together() -> None:
     assert_close("bias", models[0].grads["bias"], np.array([0.4 / (1 + 2e-7)]), "float64", "backward")
     assert_close("weight", models[1].grads["weight"], np.array([[0.2]]), "float32", "backward")
     assert rnnkit.clip_grad_norm(models[1], 10.0) == pytest.approx(0.2)
-    models[1].grads["weight"][...] = 1e30  # whose square no float32 holds
+    models[1].grads["weight"][...] = 1e30  # its square overflows in float32
     assert rnnkit.clip_grad_norm(models[1], math.inf) == pytest.approx(1e30)
     models[1].grads["weight"][...] = np.nan
     assert math.isnan(rnnkit.clip_grad_norm(models, 1.0))
@@ -242,10 +242,10 @@ def test_clip_grad_norm_scales_all_gradients_together() -> None:
         ([3.0, -4.0], 0.0, 5.0, [0.0, -0.0]),
     ],
 )
-def test_clip_grad_norm_of_the_infinite_and_to_nothing(
+def test_clip_grad_norm_of_infinite_gradients_and_with_limit_0(
     grad: list[float], max_norm: float, norm: float, left: list[float]
 ) -> None:
-    """As torch's clip_grad_norm_."""
+    """As torch.nn.utils.clip_grad_norm_."""
     model = rnnkit.Linear(2, 1, bias=False, dtype="float64")
     model.grads["weight"][...] = grad
     with np.errstate(invalid="ignore"):
@@ -253,8 +253,8 @@ def test_clip_grad_norm_of_the_infinite_and_to_nothing(
     np.testing.assert_array_equal(model.grads["weight"], [left])
 
 
-def test_what_torch_allows_is_allowed() -> None:
-    """A schedule may come down to 0; a momentum of 1 or more is unusual and defined; eps and clipping at 0."""
+def test_arguments_that_torch_accepts_are_accepted() -> None:
+    """lr = 0, as at the end of a schedule; momentum >= 1; eps = 0; clipping at 0."""
     for kind in (rnnkit.SGD, rnnkit.Adagrad, rnnkit.Adam):
         model = one_number(2.0)
         optimizer = kind(model, 0.0)
@@ -334,6 +334,6 @@ def test_optimizers_refuse_bad_input() -> None:
             clip(1.0, 1.0)
 
 
-def test_adagrad_takes_eps_by_name_alone() -> None:
+def test_adagrad_accepts_eps_only_by_keyword() -> None:
     with pytest.raises(TypeError, match="positional"):
         rnnkit.Adagrad(rnnkit.Linear(2, 3), 0.1, 1e-10)

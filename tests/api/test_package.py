@@ -1,4 +1,4 @@
-"""What is shipped: an sdist that can be tested, a wheel of the package alone, an import that drags nothing in."""
+"""The distributions: an sdist whose tests pass, a wheel with only the package, and an import without heavy modules."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rnnkit.backends import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# What a build may read. Not the whole folder, which may hold environments of any size.
+# The files that a build reads. The folder itself may contain large environments.
 TREE = ("rnnkit", "kernels", "tests", "bench", "docs", ".ci", "Makefile", "MANIFEST.in", "pyproject.toml", "LICENSE")
 TREE += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml")
 
 
 def python(code: str, cwd: Path, *path: Path) -> str:
-    """What `code` prints in a fresh interpreter with `path` in front of sys.path."""
+    """The output of `code` in a new interpreter with `path` first in sys.path."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -36,7 +36,7 @@ def python(code: str, cwd: Path, *path: Path) -> str:
 
 
 def built(what: str, source: Path, into: Path) -> Path:
-    """The sdist or wheel of a source tree, by the backend that pip would call."""
+    """The sdist or wheel of a source tree, from the build backend that pip calls."""
     code = f"import setuptools.build_meta as b; print('built:', b.build_{what}({str(into)!r}), sep='')"
     return into / python(code, source).rpartition("built:")[2].strip()
 
@@ -75,13 +75,13 @@ def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(root: Path) -> set[str]:
-    """Every file under a folder by its relative path, without what running and building leave there."""
+    """The relative path of every file in a folder, except those that running and building create."""
     left = ("__pycache__", "build", "rnnkit.egg-info")
     found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     return {path.as_posix() for path in found if not set(left) & set(path.parts)}
 
 
-def test_the_sdist_is_the_whole_tree(unpacked: Path) -> None:
+def test_the_sdist_contains_the_whole_tree(unpacked: Path) -> None:
     want = {part for part in TREE if (ROOT / part).is_file()}
     for folder in (part for part in TREE if (ROOT / part).is_dir()):
         want |= {f"{folder}/{name}" for name in files(ROOT / folder)}
@@ -89,16 +89,16 @@ def test_the_sdist_is_the_whole_tree(unpacked: Path) -> None:
     assert files(unpacked) - {"PKG-INFO", "setup.cfg"} == want
 
 
-def test_the_sdists_tree_passes_tests_and_has_its_kernels(unpacked: Path) -> None:
+def test_tests_pass_in_an_unpacked_sdist(unpacked: Path) -> None:
     code = """if 1:
         import sys, pytest, rnnkit, rnnkit.kernels.cpu.scan
         assert rnnkit.__file__.startswith(sys.path[1]), rnnkit.__file__
-        chosen = ["tests/oracle/test_oracle.py", "-k", "forward_is_the_equations and lstm"]
+        chosen = ["tests/oracle/test_oracle.py", "-k", "forward_equals_the_equations and lstm"]
         sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *chosen]))"""
-    python(code, unpacked, unpacked)  # asserts the exit status, which is not 0 where no test is selected either
+    python(code, unpacked, unpacked)  # asserts the exit status, which is not 0 if no test is selected
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = f"rnnkit-{rnnkit.__version__}.dist-info/"
@@ -108,7 +108,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {"rnnkit/py.typed", "rnnkit/kernels/cpu/scan.py"} <= shipped
 
 
-def test_the_wheels_layers_run(wheel: Path, tmp_path: Path) -> None:
+def test_layers_of_the_wheel_run(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = """if 1:
@@ -120,15 +120,15 @@ def test_the_wheels_layers_run(wheel: Path, tmp_path: Path) -> None:
     assert shape == "(2, 1, 4)"
 
 
-def test_our_folder_of_kernels_hides_no_package_of_that_name(tmp_path: Path) -> None:
-    """Without an __init__.py it is at most a namespace: a regular package wins, though later on sys.path."""
+def test_our_kernels_folder_does_not_shadow_a_package_of_that_name(tmp_path: Path) -> None:
+    """Without __init__.py it is at most a namespace package: a regular package has precedence anywhere on sys.path."""
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("whose = 'another'\n")
     assert python("import kernels; print(kernels.whose)", ROOT, ROOT, tmp_path) == "another\n"
 
 
 def test_importing_and_constructing_import_no_compiler_and_no_cuda(tmp_path: Path) -> None:
-    """With a cupy there to be imported, as on a machine that has it."""
+    """With an importable cupy on sys.path."""
     (tmp_path / "cupy.py").write_text("")
     code = """if 1:
         import sys
@@ -147,17 +147,17 @@ def test_versions_agree() -> None:
     assert f"\n## {rnnkit.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_the_backend_asks_for_the_numba_that_the_package_does() -> None:
+def test_the_backend_and_the_package_need_the_same_numba() -> None:
     (floor,) = (found[1] for name in PROJECT["dependencies"] if (found := re.fullmatch("numba>=(.*)", name)))
     assert ".".join(map(str, needs.OLDEST_NUMBA)) == floor
 
 
 def test_extras_that_are_named_exist() -> None:
-    """In commands of the documents and in messages of the package, and in the Makefile."""
-    told = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    told += (ROOT / "rnnkit").rglob("*.py")
+    """Extras in commands of the documents, in messages of the package and in the Makefile."""
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    documents += (ROOT / "rnnkit").rglob("*.py")
     named: set[str] = set()
-    for path in told:
+    for path in documents:
         for extras in re.findall(r"(?:rnnkit|\.)\[([a-z0-9,]+)\]", path.read_text(encoding="utf-8")):
             named |= set(extras.split(","))
     assert "examples" in named
@@ -166,7 +166,7 @@ def test_extras_that_are_named_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "absent", "status", "said"),
+    ("wanted", "absent", "status", "message"),
     [
         ("peers", ["jax"], 4, "RNNKIT_REQUIRED=peers, but these do not import: jax (planted)"),
         ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
@@ -175,8 +175,10 @@ def test_extras_that_are_named_exist() -> None:
         ("yes", [], 4, "RNNKIT_REQUIRED may name emulators, kernels, peers, got 'yes'"),
     ],
 )
-def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: int, said: str, tmp_path: Path) -> None:
-    """tests/peers/conftest.py beside a test of nothing, with peers that import or do not."""
+def test_required_peers_are_not_skipped(
+    wanted: str, absent: list[str], status: int, message: str, tmp_path: Path
+) -> None:
+    """tests/peers/conftest.py with an empty test, and peers that can or cannot be imported."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "peers" / "conftest.py").read_text(encoding="utf-8"))
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
     for peer in ("torch", "keras", "jax"):
@@ -185,4 +187,4 @@ def test_required_peers_are_not_skipped(wanted: str, absent: list[str], status: 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr
-    assert said in done.stderr
+    assert message in done.stderr

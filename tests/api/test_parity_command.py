@@ -19,7 +19,7 @@ from rnnkit import backends
 from rnnkit.parity import Check, Outcome, text
 from rnnkit.parity.__main__ import Progress, main
 from rnnkit.testing import CASES, Case
-from tests.api.planted import Fault, broken, off, planted, refusing, restless, unwritten
+from tests.api.planted import Fault, broken, changing_bits, off, planted, refusing, unwritten
 from tests.cuda.cuda_helpers import cuda
 from tests.helpers import LAYERS
 from tests.tools import emulator
@@ -32,7 +32,7 @@ NO_CUDA = not backends.available("cupy")
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags nest, and keeps the cells of the table with their classes and tooltips."""
+    """Checks that tags nest, and collects the cells of the table with their classes and tooltips."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def command(tmp_path: Path, *options: str) -> tuple[int, dict[str, Any], Page]:
     """The exit status of the command, and its two files."""
 
     def refuse(literal: str) -> None:
-        raise AssertionError(f"{literal} is no JSON")
+        raise AssertionError(f"{literal} is not JSON")
 
     files = (tmp_path / "parity.json", tmp_path / "parity.html")
     status = main([*options, "--json", str(files[0]), "--html", str(files[1])])
@@ -104,12 +104,12 @@ def test_the_command_on_the_numpy_backend(tmp_path: Path, capsys: pytest.Capture
     ("fault", "kind", "sign", "why"),
     [
         (off("dw_hh"), "over", "✗", "over the bound: dw_hh at "),
-        (restless(), "over", "≠", "bits differ from call to call: dw_hh"),
+        (changing_bits(), "over", "≠", "bits differ from call to call: dw_hh"),
         (broken, "failed", "!", "planted raised FloatingPointError: planted"),
         (unwritten, "over", "✗", "over the bound: y at "),
     ],
 )
-def test_the_command_says_what_is_wrong(
+def test_the_command_lists_what_is_wrong(
     fault: Fault, kind: str, sign: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--backend", "numpy", "planted", "--dtype", "float32", "--cell", "gru", "lstm", "--shape", "4,3,4,5")
@@ -132,7 +132,7 @@ def test_the_command_says_what_is_wrong(
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="there is a CUDA device here")
-def test_what_was_named_and_did_not_run_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_requested_check_that_does_not_run_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--cell", "gru", "--dtype", "float32", "--shape", "3,2,3,4")
     status, found, page = command(tmp_path, "--backend", "numpy", "cupy", *options)
     assert status == 3
@@ -145,12 +145,12 @@ def test_what_was_named_and_did_not_run_is_no_pass(tmp_path: Path, capsys: pytes
     assert (status, found["outcomes"]) == (3, [])
     assert "no check ran" in capsys.readouterr().out
     assert main(["--backend", "numpy", "--dtype", "float32", "--cell", "gru", "lstm", "--shape", "3,2,3,4,2"]) == 3
-    with planted(broken):  # what is wrong comes first
+    with planted(broken):  # wrong results come first
         assert main(["--backend", "planted", "cupy", *options]) == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--backend fast", "'fast'"),
         ("--backend cupy:fast", "'cupy:fast'"),
@@ -167,11 +167,11 @@ def test_what_was_named_and_did_not_run_is_no_pass(tmp_path: Path, capsys: pytes
         ("--fast", "--fast"),
     ],
 )
-def test_a_bad_argument_exits_with_2(options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_argument_exits_with_2(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(options.split())
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_interrupted_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +188,7 @@ def test_an_interrupted_run_writes_nothing(tmp_path: Path, capsys: pytest.Captur
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_replaced_is_left_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_replaced_is_left_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "parity.json"
     path.write_text("before")
     options = ["--backend", "numpy", "--dtype", "float32", "--cell", "gru", "--shape", "3,2,3,4", "--json", str(path)]
@@ -199,7 +199,7 @@ def test_a_file_that_cannot_be_replaced_is_left_whole(tmp_path: Path, capsys: py
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_long_list_is_cut_and_counted() -> None:
+def test_a_long_list_is_truncated_with_a_count() -> None:
     bad = [Outcome(Check("numpy", "float32", Case("gru", T=t), "cpu"), "failed", "planted") for t in range(1, 24)]
     listed = text.not_ok(bad)
     assert len(listed) == 21
@@ -249,7 +249,7 @@ def test_the_command_on_the_stand_in_cupy(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
-def test_a_shape_that_the_schedule_named_refuses_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_requested_shape_that_the_named_schedule_refuses_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     options = [
         "--backend",
         "cupy:stepwise",

@@ -1,4 +1,4 @@
-"""rnnkit.parity from Python: errors as shares of their bounds, the plan, the outcomes; on the stand-in CuPy too."""
+"""rnnkit.parity from Python: errors relative to their bounds, the plan, the outcomes; also on the stand-in for CuPy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import rnnkit
 from rnnkit import backends
 from rnnkit.parity import Check, Outcome, check_layer, measure, plan, run
 from rnnkit.testing import CASES, LARGE_CASES, Case, Errors, error_ratio, errors, make_inputs
-from tests.api.planted import broken, off, planted, refusing, restless, unwritten
+from tests.api.planted import broken, changing_bits, off, planted, refusing, unwritten
 from tests.cuda.cuda_helpers import cuda
 from tests.helpers import LAYERS, refused
 from tests.tools import emulator
@@ -26,7 +26,7 @@ NO_CUDA = not backends.available("cupy")
 # Errors
 
 
-def test_errors_are_shares_of_each_elements_bound() -> None:
+def test_errors_are_fractions_of_each_elements_bound() -> None:
     """float32 forward: rtol 1e-5, atol 2e-6, scaled by max|want| = 4."""
     want = np.array([0.0, 2.0, -4.0])
     got = want + np.array([8e-6, 0.0, -24e-6])  # bounds 8e-6, 2.8e-5, 4.8e-5
@@ -38,7 +38,7 @@ def test_errors_are_shares_of_each_elements_bound() -> None:
     assert backward == pytest.approx((0.5, math.sqrt((0.25 + (24 / 216) ** 2) / 3)))
 
 
-def test_errors_of_what_is_not_finite_and_of_nothing() -> None:
+def test_errors_of_nonfinite_and_empty_arrays() -> None:
     nan, inf = math.nan, math.inf
     assert errors([nan, 1.0], [nan, 1.0], "float32") == (0, 0)
     assert errors([inf, 1.0], [inf, 1.0], "float32") == (0, 0)
@@ -50,7 +50,7 @@ def test_errors_of_what_is_not_finite_and_of_nothing() -> None:
         errors([1.0, 2.0], [1.0], "float32")
 
 
-def test_large_inputs_are_as_drawn_but_for_a_wide_tanh() -> None:
+def test_large_rnn_tanh_has_scaled_recurrent_weights() -> None:
     assert len(LARGE_CASES) == 16
     assert {case.cell for case in LARGE_CASES} == set(LAYERS) - {"rnn_relu"}
     for H, share in ((100, 1.0), (101, 0.5)):
@@ -62,7 +62,7 @@ def test_large_inputs_are_as_drawn_but_for_a_wide_tanh() -> None:
 # The plan
 
 
-def test_the_plan_is_every_combination_that_is_served() -> None:
+def test_the_plan_has_every_served_combination() -> None:
     planned = plan(devices=["cpu"])
     found = {(c.backend, c.dtype) for c in planned.checks}
     have_bfloat16 = "bfloat16" not in planned.unavailable
@@ -80,7 +80,7 @@ def test_the_plan_is_every_combination_that_is_served() -> None:
         assert all(plan().unavailable.values())
 
 
-def test_the_oracle_itself_is_planned_by_name_alone() -> None:
+def test_the_oracle_is_planned_only_by_name() -> None:
     assert not [c for c in plan(["numpy"]).checks if c.dtype == "float64"]
     assert not [c for c in plan(dtypes=["float64"]).checks if c.backend == "numpy"]
     (check,) = plan(["numpy"], ["float64"], cases=[CASE]).checks
@@ -89,7 +89,7 @@ def test_the_oracle_itself_is_planned_by_name_alone() -> None:
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="there is a CUDA device here")
-def test_what_is_named_and_cannot_be_checked_is_missing() -> None:
+def test_a_requested_check_that_cannot_run_is_missing() -> None:
     assert plan(["cupy", "numba"], cells=["gru"]).missing == ("cupy",)
     assert plan(devices=["cpu", "cuda:1"]).missing == ("cuda:1",)
     planned = plan(["numba"], ["float16", "float32"])
@@ -100,7 +100,7 @@ def test_what_is_named_and_cannot_be_checked_is_missing() -> None:
 
 
 def test_a_name_that_does_not_exist_is_refused() -> None:
-    for name, given, said in (
+    for name, given, words in (
         ("backends", ["fast"], ["backend", "'numba'", "'fast'"]),
         ("backends", ["cupy:fast"], ["'stepwise'", "'cupy:fast'"]),
         ("dtypes", ["float8"], ["dtype", "bfloat16", "'float8'"]),
@@ -108,7 +108,7 @@ def test_a_name_that_does_not_exist_is_refused() -> None:
         ("devices", ["tpu"], ["device", "'cpu'", "'tpu'"]),
         ("cells", [], ["cells", "at least one name"]),
     ):
-        with refused(ValueError, *said):
+        with refused(ValueError, *words):
             plan(**{name: given})
     with refused(TypeError, "backends", "a list of names", "'numba'"):
         plan("numba")
@@ -130,14 +130,14 @@ def test_a_wrong_array_is_found_and_named(name: str) -> None:
 
 
 def test_bits_that_differ_from_call_to_call_are_wrong() -> None:
-    with planted(restless()):
+    with planted(changing_bits()):
         outcome = run(Check("planted", "float32", CASE, "cpu"))
     assert (outcome.status, outcome.same_bits) == ("wrong", False)
     assert outcome.why == "bits differ from call to call: dw_hh"
     assert outcome.worst <= 1
 
 
-def test_what_is_never_written_is_found() -> None:
+def test_an_unwritten_element_is_found() -> None:
     with planted(unwritten):
         outcome = run(Check("planted", "float32", CASE, "cpu"))
     assert (outcome.status, outcome.worst_array) == ("wrong", "y")
@@ -150,14 +150,14 @@ def test_freed_memory_is_poisoned(size: int) -> None:
 
 
 def test_another_shape_dtype_or_name_is_wrong() -> None:
-    for change, said in (
+    for change, message in (
         (lambda y: y[:, :, 1:], "y has shape (4, 3, 4), not (4, 3, 5)"),
         (lambda y: y.astype(np.float64), "y has dtype float64, not float32"),
     ):
         with planted(lambda found, change=change: found.update(y=change(found["y"])) if "y" in found else None):
             outcome = run(Check("planted", "float32", CASE, "cpu"))
         assert outcome.status == "wrong"
-        assert said in outcome.why
+        assert message in outcome.why
         assert outcome.worst_array == "y"
     check, want = Check("numba", "float32", CASE, "cpu"), {"y": np.zeros(3)}
     got = {"z": np.zeros(3, np.float32)}
@@ -166,7 +166,7 @@ def test_another_shape_dtype_or_name_is_wrong() -> None:
     )
 
 
-def test_a_backend_that_raises_has_failed_and_the_interrupt_gets_through() -> None:
+def test_an_exception_of_a_backend_is_a_failure_and_an_interrupt_propagates() -> None:
     with planted(broken):
         outcome = run(Check("planted", "float32", CASE, "cpu"))
     assert (outcome.status, outcome.arrays, outcome.same_bits) == ("failed", {}, None)
@@ -184,8 +184,8 @@ def test_a_backend_that_raises_has_failed_and_the_interrupt_gets_through() -> No
         run(Check("fast", "float32", CASE, "cpu"))
 
 
-def test_outcomes_survive_json() -> None:
-    kinds = (off("y"), restless(), broken, unwritten)
+def test_outcomes_round_trip_through_json() -> None:
+    kinds = (off("y"), changing_bits(), broken, unwritten)
     found = [run(Check("numpy", "float16", CASE, "cpu"))]
     for fault in kinds:
         with planted(fault):
@@ -197,7 +197,7 @@ def test_outcomes_survive_json() -> None:
     assert str(found[0].check) == "numpy float16 lstm-T4-B3-I4-H5 cpu"
 
 
-def test_the_oracles_answer_is_shared_by_float32_and_float64() -> None:
+def test_float32_and_float64_share_the_oracles_result() -> None:
     assert measure.oracle(CASE, "float64") is measure.oracle(CASE, "float32")
     assert measure.oracle(CASE, "float16") is not measure.oracle(CASE, "float32")
     a, b = make_inputs(CASE, "float64"), make_inputs(CASE, "float32")
@@ -227,7 +227,7 @@ def test_the_cupy_backend_on_the_stand_in(dtype: str) -> None:
 
 
 @needs_emulator
-def test_a_dtype_that_the_card_lacks_is_left_out_with_the_reason() -> None:
+def test_a_dtype_that_the_gpu_does_not_support_is_omitted_with_the_reason() -> None:
     pytest.importorskip("ml_dtypes")
     with cuda(devices=1, arch="75"):
         planned = plan(["cupy"], ["float32", "bfloat16"], ["gru"])
@@ -238,7 +238,7 @@ def test_a_dtype_that_the_card_lacks_is_left_out_with_the_reason() -> None:
 
 
 @needs_emulator
-def test_cases_that_a_schedule_refuses_are_left_out_with_the_reason() -> None:
+def test_cases_that_a_schedule_refuses_are_omitted_with_the_reason() -> None:
     with cuda(devices=1), refusing(lambda sizes: "too wide" if sizes.H > 10 else None):
         planned = plan(["cupy:stepwise"], ["float32"], ["gru"])
         none = plan(["cupy:stepwise"], ["float32"], ["gru"], cases=[Case("gru", H=11)])

@@ -1,4 +1,4 @@
-"""rnnkit.parity for layers of users: check_layer, the pytest fixture, and docs/parity.md, whose code runs."""
+"""rnnkit.parity for users: check_layer, the pytest fixture, and the code of docs/parity.md."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_unbatched_and_a_frozen_layer() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_layer_is_left_as_it_was(name: str) -> None:
+def test_the_layer_is_not_changed(name: str) -> None:
     layer = layer_after_a_call(name).eval()
     before, held = record(layer), {k: id(v) for k, v in layer.params.items()}
     x = np.random.default_rng(3).standard_normal((6, 2, 5), dtype=np.float32)
@@ -75,7 +75,7 @@ def test_the_layer_is_left_as_it_was(name: str) -> None:
     np.testing.assert_array_equal(x, given)
 
 
-def test_the_copy_has_nan_in_the_padding_and_is_frozen_as_the_layer() -> None:
+def test_the_copy_has_nan_in_the_padding_and_is_frozen_like_the_layer() -> None:
     seen = []
 
     def forward(call: Any) -> Any:
@@ -98,7 +98,7 @@ def test_the_copy_has_nan_in_the_padding_and_is_frozen_as_the_layer() -> None:
                 layer.freeze()
 
 
-def test_the_seed_decides_the_gradients() -> None:
+def test_the_seed_determines_the_gradients() -> None:
     layer, x = rnnkit.GRU(5, 6, backend="numpy", rng=0), np.ones((3, 2, 5), np.float32)
     first, same, other = (check_layer(layer, x, seed=seed).arrays for seed in (1, 1, 2))
     assert first == same
@@ -107,7 +107,7 @@ def test_the_seed_decides_the_gradients() -> None:
 
 
 def test_an_error_in_one_weight_of_one_layer_is_found() -> None:
-    """The backend computes the second layer with one recurrent weight off by 0.01."""
+    """The backend adds 0.01 to one recurrent weight of the second layer."""
     true_forward = oracle.forward
 
     def forward(call: Any) -> Any:
@@ -163,7 +163,7 @@ def test_a_layer_on_a_device_and_one_that_is_moved_there(rnnkit_parity: Any) -> 
 def test_bad_arguments_of_check_layer(rng: Any) -> None:
     x = np.zeros((4, 2, 5), np.float32)
     gru = rnnkit.GRU(5, 6, backend="numpy", rng=0)
-    for error, said, arguments in (
+    for error, words, arguments in (
         (TypeError, ["layer", "RNN, GRU or LSTM", "Linear"], (rnnkit.Linear(5, 6), x)),
         (ValueError, ["layer", "dropout", "eval", "0.5"], (rnnkit.GRU(5, 6, 2, dropout=0.5, rng=0), x)),
         (TypeError, ["x", "float32", "float64"], (gru, x.astype(np.float64))),
@@ -172,7 +172,7 @@ def test_bad_arguments_of_check_layer(rng: Any) -> None:
         (ValueError, ["lengths", "T = 4"], (gru, x, None, [5, 1])),
         (ValueError, ["x", "finite"], (gru, np.full_like(x, np.nan))),
     ):
-        with refused(error, *said):
+        with refused(error, *words):
             check_layer(*arguments)
     with refused(ValueError, "seed", "-1"):
         check_layer(gru, x, seed=-1)
@@ -200,20 +200,20 @@ def test_the_fixture_passes(rnnkit_parity: Any) -> None:
     assert rnnkit_parity(cell="gru", T=3, B=2, I=3, H=4).check.backend == "numba"
 
 
-def test_the_fixture_fails_with_the_arrays_worst_first(rnnkit_parity: Any) -> None:
+def test_a_failure_of_the_fixture_lists_the_arrays_worst_first(rnnkit_parity: Any) -> None:
     with planted(off("dw_hh")):
         with pytest.raises(AssertionError) as caught:
             rnnkit_parity(cell="gru", backend="planted", T=3, B=2, I=3, H=4)
-        said = str(caught.value).splitlines()
-        assert said[0].startswith("planted float32 gru-T3-B2-I3-H4 cpu is wrong: over the bound: dw_hh at ")
-        assert re.fullmatch(r"dw_hh +[\d.e+]+ +[\d.e+]+ +over the bound", said[3])
+        lines = str(caught.value).splitlines()
+        assert lines[0].startswith("planted float32 gru-T3-B2-I3-H4 cpu is wrong: over the bound: dw_hh at ")
+        assert re.fullmatch(r"dw_hh +[\d.e+]+ +[\d.e+]+ +over the bound", lines[3])
         x = np.zeros((6, 2, 5), np.float32)
         with pytest.raises(AssertionError, match=r"dweight_hh_l0 at .* times it"):
             rnnkit_parity(rnnkit.GRU(5, 7, rng=0), x, backend="planted")
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="there is a CUDA device here")
-def test_the_fixture_skips_or_fails_where_there_is_no_device(rnnkit_parity: Any) -> None:
+def test_the_fixture_skips_or_fails_without_a_device(rnnkit_parity: Any) -> None:
     layer, x = rnnkit.GRU(5, 7, rng=0), np.zeros((6, 2, 5), np.float32)
     for arguments, options in (
         ((), {"cell": "gru", "backend": "cupy"}),
@@ -223,7 +223,7 @@ def test_the_fixture_skips_or_fails_where_there_is_no_device(rnnkit_parity: Any)
     ):
         with pytest.raises(pytest.skip.Exception, match="CuPy"):
             rnnkit_parity(*arguments, **options)
-        # Caught as well where it skips: this test would then be skipped, and not fail.
+        # Also catches a skip: otherwise this test would be skipped, not fail.
         with pytest.raises((AssertionError, pytest.skip.Exception)) as caught:
             rnnkit_parity(*arguments, **options, required=True)
         assert caught.type is AssertionError
@@ -231,7 +231,7 @@ def test_the_fixture_skips_or_fails_where_there_is_no_device(rnnkit_parity: Any)
 
 
 def test_bad_arguments_of_the_fixture(rnnkit_parity: Any) -> None:
-    for error, said, options in (
+    for error, words, options in (
         (ValueError, ["cell", "gru", "None"], {}),
         (ValueError, ["dtype", "'float8'"], {"cell": "gru", "dtype": "float8"}),
         (ValueError, ["serves", "float16"], {"cell": "gru", "dtype": "float16", "backend": "numba"}),
@@ -243,7 +243,7 @@ def test_bad_arguments_of_the_fixture(rnnkit_parity: Any) -> None:
         (TypeError, ["x", "layer"], {"cell": "gru", "x": np.zeros(3)}),
         (TypeError, ["seed", "T"], {"layer": rnnkit.GRU(2, 3, rng=0), "x": np.zeros((1, 1, 2), np.float32), "T": 4}),
     ):
-        with refused(error, *said):
+        with refused(error, *words):
             rnnkit_parity(**options)
 
 
@@ -294,8 +294,8 @@ def test_the_commands_of_the_documentation_run(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_documentation_names_every_option_status_and_field() -> None:
-    said = DOCS.read_text(encoding="utf-8")
+    text = DOCS.read_text(encoding="utf-8")
     outcome = Outcome(Check("numpy", "float32", CASE, "cpu"), "ok", arrays={"y": Errors(0.0, 0.0)}).to_dict()
     names = [f"--{o}" for o in ("backend", "dtype", "cell", "device", "shape", "large", "json", "html")]
     names += [*outcome, *outcome["check"], *outcome["check"]["case"]]
-    assert not [name for name in names if f"`{name}" not in said]
+    assert not [name for name in names if f"`{name}" not in text]

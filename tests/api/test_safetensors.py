@@ -1,4 +1,4 @@
-"""The safetensors reader and writer: damage is always named, and a file is written whole or not at all."""
+"""The safetensors reader and writer: every kind of damage raises an error, and writes are atomic."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ from rnnkit.nn.module import StateDict
 from tests.api.files import entry, raw_file
 from tests.helpers import assert_same
 
-# Files do not depend on the backend; the oracle's compiles nothing.
+# Files do not depend on the backend; the oracle needs no compilation.
 LSTM = partial(rnnkit.LSTM, backend="numpy")
 
 EIGHT = b"\0" * 8
@@ -72,16 +72,16 @@ DAMAGE: dict[str, tuple[Any, bytes, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named(tmp_path: Path, damage: str) -> None:
-    header, data, says = DAMAGE[damage]
+def test_the_error_names_the_damage(tmp_path: Path, damage: str) -> None:
+    header, data, message = DAMAGE[damage]
     path = raw_file(tmp_path / "bad.safetensors", header, data)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         rnnkit.load(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "0 bytes, fewer than the 8"),
         (b"\1\0\0", "3 bytes, fewer than the 8"),
@@ -89,9 +89,9 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
         (b"\xff" * 8, "but only 0 bytes follow"),
     ],
 )
-def test_a_header_longer_than_the_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_header_longer_than_the_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bad").write_bytes(content)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         rnnkit.load(tmp_path / "bad")
 
 
@@ -104,7 +104,7 @@ def test_a_header_beyond_the_formats_limit_is_not_read(tmp_path: Path) -> None:
         rnnkit.load(path)
 
 
-def test_the_sound_file_that_damage_starts_from_loads(tmp_path: Path) -> None:
+def test_the_undamaged_file_loads(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "good", {"a": entry(), "b": entry(offsets=[8, 16])}, np.arange(4, dtype="<f4").tobytes())
     assert_same(
         rnnkit.load(path), {"a": np.array([0, 1], np.float32), "b": np.array([2, 3], np.float32)}, in_order=True
@@ -127,7 +127,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def load_damaged(raw: bytes, path: Path) -> StateDict | None:
-    """The arrays of a file with these bytes, or None where it is refused by a ValueError that names it."""
+    """The arrays of a file with these bytes, or None if it raises a ValueError that names the file."""
     path.write_bytes(raw)
     try:
         return rnnkit.load(path)
@@ -137,7 +137,7 @@ def load_damaged(raw: bytes, path: Path) -> StateDict | None:
     return None
 
 
-def test_every_flipped_byte_is_noticed(model_file: bytes, tmp_path: Path) -> None:
+def test_every_flipped_byte_is_detected(model_file: bytes, tmp_path: Path) -> None:
     want, refused = MODEL.state_dict(), 0
     for at in range(len(model_file)):
         raw = bytearray(model_file)
@@ -150,7 +150,7 @@ def test_every_flipped_byte_is_noticed(model_file: bytes, tmp_path: Path) -> Non
     assert refused > 0.9 * len(model_file)
 
 
-def test_every_cut_is_noticed(model_file: bytes, tmp_path: Path) -> None:
+def test_every_truncation_is_detected(model_file: bytes, tmp_path: Path) -> None:
     for at in {*range(0, len(model_file), 5), *range(12), len(model_file) - 1}:
         assert load_damaged(model_file[:at], tmp_path / "cut") is None
     assert load_damaged(model_file + b"\0", tmp_path / "cut") is None
@@ -158,7 +158,7 @@ def test_every_cut_is_noticed(model_file: bytes, tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-def test_no_damage_gives_anything_but_the_arrays_or_a_value_error(
+def test_a_damaged_file_gives_the_arrays_or_a_value_error(
     model_file: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     raw = bytearray(model_file)
@@ -175,9 +175,7 @@ def test_no_damage_gives_anything_but_the_arrays_or_a_value_error(
 
 
 @given(raw=st.binary(max_size=60), header=st.text(max_size=40))
-def test_no_rubbish_gives_anything_but_a_value_error(
-    tmp_path_factory: pytest.TempPathFactory, raw: bytes, header: str
-) -> None:
+def test_random_bytes_give_a_value_error(tmp_path_factory: pytest.TempPathFactory, raw: bytes, header: str) -> None:
     path = tmp_path_factory.getbasetemp() / "rubbish"
     load_damaged(raw, path)
     encoded = header.encode("utf-8", "ignore")
@@ -204,7 +202,7 @@ def test_bfloat16_without_its_package_is_a_named_error(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_failed_write_leaves_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "m"
     rnnkit.save({"w": np.arange(3)}, path)
 
@@ -219,7 +217,7 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and links")
-def test_a_saved_file_has_the_usual_mode_and_keeps_an_older_ones_mode_and_link(tmp_path: Path) -> None:
+def test_a_saved_file_has_the_default_mode_or_the_mode_and_link_of_the_previous_file(tmp_path: Path) -> None:
     path, link = tmp_path / "m", tmp_path / "link"
     old = os.umask(0o022)
     try:
@@ -236,7 +234,7 @@ def test_a_saved_file_has_the_usual_mode_and_keeps_an_older_ones_mode_and_link(t
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "says"),
+    ("given", "error", "message"),
     [
         ([1, 2], TypeError, "module_or_mapping must be a Module or a mapping.*got list"),
         ({"w": np.array(["a"])}, TypeError, "w has dtype <U1"),
@@ -247,10 +245,10 @@ def test_a_saved_file_has_the_usual_mode_and_keeps_an_older_ones_mode_and_link(t
         ({"\ud800": np.zeros(2)}, ValueError, "UTF-8"),
     ],
 )
-def test_what_cannot_be_saved_is_refused_before_a_byte_is_written(
-    tmp_path: Path, given: Any, error: type[Exception], says: str
+def test_unsupported_values_are_rejected_before_anything_is_written(
+    tmp_path: Path, given: Any, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         rnnkit.save(given, tmp_path / "m")
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""One module called several times in a pass before backward. Each call is its own."""
+"""One module called several times in a pass before backward. Calls are independent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "sharing.md"
 
 @EVERY_KIND
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_every_use_in_one_pass_is_answered_in_any_order(
+def test_calls_of_one_pass_are_differentiated_in_any_order(
     kind: str, order: tuple[int, ...], rng: np.random.Generator
 ) -> None:
     module, uses = KINDS[kind].make(), [KINDS[kind].use(rng) for _ in range(3)]
@@ -32,12 +32,12 @@ def test_every_use_in_one_pass_is_answered_in_any_order(
         calls.append(module.last_call)
     found = {k: answer(module.backward(*uses[k].gradients, call=calls[k])) for k in order}
     assert_answers(kind, module, uses, [found[k] for k in range(3)])
-    module(*uses[0].inputs)  # which is a pass of its own, once the last call is answered
+    module(*uses[0].inputs)  # a new pass, after backward of the last call
     module.backward(*uses[0].gradients)
 
 
 @EVERY_KIND
-def test_backward_that_may_mean_several_calls_is_refused(kind: str, rng: np.random.Generator) -> None:
+def test_backward_of_several_calls_without_call_is_refused(kind: str, rng: np.random.Generator) -> None:
     module, uses = KINDS[kind].make(), [KINDS[kind].use(rng) for _ in range(2)]
     for use in uses:
         module(*use.inputs)
@@ -50,7 +50,7 @@ def test_backward_that_may_mean_several_calls_is_refused(kind: str, rng: np.rand
     for name, grad in before.items():
         np.testing.assert_array_equal(module.grads[name], grad)
     module.backward(*uses[1].gradients, call=last)
-    with refused(RuntimeError, "2 times"):  # the one before it may be meant
+    with refused(RuntimeError, "2 times"):  # backward could mean the earlier call
         module.backward(*uses[0].gradients)
     module(*uses[0].inputs)
     want, _ = alone(kind, uses[0])
@@ -60,7 +60,7 @@ def test_backward_that_may_mean_several_calls_is_refused(kind: str, rng: np.rand
 
 def test_zero_grad_begins_a_new_pass(rng: np.random.Generator) -> None:
     net, use = new_net(), KINDS["Sequential"].use(rng)
-    net(*use.inputs)  # an evaluation, or a step that was given up
+    net(*use.inputs)  # an evaluation, or an abandoned step
     net(*use.inputs)
     rnnkit.SGD(net, 0.1).zero_grad()
     with refused(RuntimeError, "2 times"):
@@ -72,8 +72,8 @@ def test_zero_grad_begins_a_new_pass(rng: np.random.Generator) -> None:
     assert_answers("Sequential", net, [use], [answer(net.backward(*use.gradients))])
 
 
-def test_a_call_under_no_grad_hides_those_before_it_but_not_from_their_calls(rng: np.random.Generator) -> None:
-    """As a network that values the next state with no gradient: the gradient of the first call is not of the last."""
+def test_a_call_under_no_grad_ends_last_call_but_not_earlier_call_objects(rng: np.random.Generator) -> None:
+    """As for a value network that evaluates the next state under no_grad: backward is for the first call."""
     net, use = new_net(), KINDS["Sequential"].use(rng)
     net(*use.inputs)
     call = net.last_call
@@ -105,7 +105,9 @@ def test_masks_belong_to_their_call(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("kind", [rnnkit.RNNCell, rnnkit.GRUCell, rnnkit.LSTMCell])
-def test_a_loop_over_a_cell_has_the_layers_gradients(kind: Any, cpu_backend: str, rng: np.random.Generator) -> None:
+def test_a_loop_over_a_cell_has_the_gradients_of_the_layer(
+    kind: Any, cpu_backend: str, rng: np.random.Generator
+) -> None:
     cell = kind(I, H, backend=cpu_backend, rng=1, **F64)
     layer = getattr(rnnkit, kind.__name__[:-4])(I, H, rng=1, **RECURRENT)
     for name, p in layer.params.items():
@@ -130,12 +132,12 @@ def test_a_loop_over_a_cell_has_the_layers_gradients(kind: Any, cpu_backend: str
 
 
 @EVERY_KIND
-def test_what_is_no_call_of_the_module_is_refused(kind: str, rng: np.random.Generator) -> None:
+def test_a_call_of_another_module_is_refused(kind: str, rng: np.random.Generator) -> None:
     module, other, use = KINDS[kind].make(), KINDS[kind].make(), KINDS[kind].use(rng)
     for each in (module, other):
         each(*use.inputs)
-    for wrong, said in ((7, "int"), ((), "tuple"), (use.inputs[0], "ndarray")):
-        with refused(TypeError, "call must be a Call", "last_call", said):
+    for wrong, message in ((7, "int"), ((), "tuple"), (use.inputs[0], "ndarray")):
+        with refused(TypeError, "call must be a Call", "last_call", message):
             module.backward(*use.gradients, call=wrong)
     name = type(module).__name__
     assert repr(module.last_call) == f"<a call of a {name}>"
@@ -157,7 +159,7 @@ def test_what_is_no_call_of_the_module_is_refused(kind: str, rng: np.random.Gene
 
 
 class Scale(rnnkit.Module):
-    """As docs/sharing.md has it."""
+    """The module of docs/sharing.md."""
 
     def __init__(self) -> None:
         super().__init__("float64")
@@ -174,7 +176,7 @@ class Scale(rnnkit.Module):
 
 
 class Forgetful(rnnkit.Module):
-    """One that keeps what backward needs where no container sees it."""
+    """Saves what backward needs, but not in `_saved`, where containers find it."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         self.x = x
@@ -184,7 +186,7 @@ class Forgetful(rnnkit.Module):
         return 2 * self.x * dy
 
 
-def test_a_users_module_takes_part_by_keeping_its_call_in_saved(rng: np.random.Generator) -> None:
+def test_a_user_module_that_saves_its_call_can_be_called_several_times(rng: np.random.Generator) -> None:
     model = rnnkit.Sequential(Scale(), rnnkit.Activation("tanh"))
     xs, dys, calls = [randn(rng, B, I) for _ in range(2)], [randn(rng, B, I) for _ in range(2)], []
     for x in xs:
@@ -196,7 +198,7 @@ def test_a_users_module_takes_part_by_keeping_its_call_in_saved(rng: np.random.G
     np.testing.assert_allclose(model.grads["0.scale"], want, rtol=1e-12)
 
 
-def test_a_users_module_that_keeps_nothing_there_answers_for_the_latest_call_alone(rng: np.random.Generator) -> None:
+def test_a_user_module_that_saves_no_call_differentiates_only_the_latest_call(rng: np.random.Generator) -> None:
     model = rnnkit.Sequential(Forgetful(), rnnkit.Activation("tanh"))
     x, other, dy = (randn(rng, B, I) for _ in range(3))
     model(x)
@@ -210,7 +212,7 @@ def test_a_users_module_that_keeps_nothing_there_answers_for_the_latest_call_alo
             model.backward(dy, **late)
 
 
-def test_a_module_called_by_itself_takes_no_answer_with_it(rng: np.random.Generator) -> None:
+def test_backward_of_a_container_leaves_a_separate_call_of_its_child(rng: np.random.Generator) -> None:
     for kind in ("Sequential", "LastState", "Bidirectional"):
         module, use = KINDS[kind].make(), KINDS[kind].use(rng)
         module(*use.inputs)
@@ -218,7 +220,7 @@ def test_a_module_called_by_itself_takes_no_answer_with_it(rng: np.random.Genera
         child(randn(rng, T, B, I))
         kept = child._saved
         assert_answers(kind, module, [use], [answer(module.backward(*use.gradients))])
-        assert child._saved is kept  # whose own backward is still to come
+        assert child._saved is kept  # its separate call can still be differentiated
         with refused(RuntimeError, f"{type(child).__name__} was called 2 times"):
             child.backward(None)
 
@@ -226,7 +228,7 @@ def test_a_module_called_by_itself_takes_no_answer_with_it(rng: np.random.Genera
 # The document
 
 
-def test_the_documents_examples_train() -> None:
+def test_the_examples_of_the_document_train() -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 4
     space: dict[str, Any] = {}

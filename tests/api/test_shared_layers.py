@@ -1,4 +1,4 @@
-"""One module called by several threads before backward. Each call is its own."""
+"""One module called by several threads before backward. Calls are independent."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.tools import fakecupy
 
 
 @EVERY_KIND
-def test_a_threads_backward_is_of_its_own_call(kind: str, rng: np.random.Generator) -> None:
-    """All threads have called before any goes back."""
+def test_backward_differentiates_the_call_of_its_own_thread(kind: str, rng: np.random.Generator) -> None:
+    """All threads call before any runs backward."""
     module, uses = KINDS[kind].make(), [KINDS[kind].use(rng) for _ in range(4)]
     called = threading.Barrier(len(uses))
 
@@ -35,7 +35,7 @@ def test_a_threads_backward_is_of_its_own_call(kind: str, rng: np.random.Generat
         assert_answers(kind, module, uses, list(pool.map(work, uses)))
 
 
-def test_no_gradient_is_lost_when_threads_add_at_once() -> None:
+def test_no_gradient_is_lost_when_threads_add_concurrently() -> None:
     linear = rnnkit.Linear(500, 500, rng=0, **F64)
     embedding = rnnkit.Embedding(2, 200_000, rng=0, **F64)
     x, dy = np.ones((1, 500)), np.ones((1, 500))
@@ -57,7 +57,7 @@ def test_no_gradient_is_lost_when_threads_add_at_once() -> None:
         np.testing.assert_array_equal(grad, np.full(grad.shape, threads * times))
 
 
-def test_layers_add_into_gradients_one_after_another() -> None:
+def test_layers_hold_the_lock_while_adding_gradients() -> None:
     """The lock is held while an array is added: another thread cannot take it."""
     layer, taken = rnnkit.Linear(3, 2, rng=0, **F64), []
 
@@ -77,7 +77,7 @@ def test_layers_add_into_gradients_one_after_another() -> None:
 
 
 @pytest.mark.parametrize("make", [KINDS["GRU compiled"].make, lambda: rnnkit.GRUCell(I, H, rng=1, **F64)])
-def test_kernels_that_add_into_gradients_do_so_one_at_a_time(make: Any, rng: np.random.Generator) -> None:
+def test_kernels_that_add_into_gradients_run_under_the_lock(make: Any, rng: np.random.Generator) -> None:
     """The lock is held while the backend runs, and a thread that is in backward may enter it again."""
     layer, seen = make(), []
     use = (KINDS["GRU compiled"] if isinstance(layer, rnnkit.GRU) else KINDS["GRUCell compiled"]).use(rng)
@@ -92,7 +92,7 @@ def test_kernels_that_add_into_gradients_do_so_one_at_a_time(make: Any, rng: np.
     watcher.start()
 
     class Watched:
-        """The backend, which looks at the lock while it runs."""
+        """The backend, which tries to take the lock while it runs."""
 
         def __getattr__(self, name: str) -> Any:
             def backward(*args: Any) -> Any:
@@ -113,7 +113,7 @@ def test_kernels_that_add_into_gradients_do_so_one_at_a_time(make: Any, rng: np.
     assert seen == [False]
 
 
-def test_a_call_that_fails_in_one_thread_leaves_the_others_theirs(rng: np.random.Generator) -> None:
+def test_a_failed_call_in_one_thread_does_not_affect_others(rng: np.random.Generator) -> None:
     net, use = new_net(), KINDS["Sequential"].use(rng)
     net(*use.inputs)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="x must have shape"):
@@ -121,7 +121,7 @@ def test_a_call_that_fails_in_one_thread_leaves_the_others_theirs(rng: np.random
     assert_answers("Sequential", net, [use], [answer(net.backward(*use.gradients))])
 
 
-def test_a_thread_that_has_called_nothing_has_nothing_to_answer_for(rng: np.random.Generator) -> None:
+def test_backward_in_a_thread_without_a_call_raises(rng: np.random.Generator) -> None:
     net, use = new_net(), KINDS["Sequential"].use(rng)
     net(*use.inputs)
     call = net.last_call
@@ -132,7 +132,7 @@ def test_a_thread_that_has_called_nothing_has_nothing_to_answer_for(rng: np.rand
     assert_answers("Sequential", net, [use], [answer(got)])
 
 
-def test_memory_ends_with_its_thread_and_with_the_last_call() -> None:
+def test_saved_values_are_freed_with_the_thread_and_the_last_call() -> None:
     linear, seen = rnnkit.Linear(I, H, **F64), []
 
     def work() -> None:
@@ -154,7 +154,7 @@ def test_memory_ends_with_its_thread_and_with_the_last_call() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_the_callers_memory_and_free_locks(rng: np.random.Generator) -> None:
+def test_a_forked_child_has_the_callers_saved_values_and_free_locks(rng: np.random.Generator) -> None:
     net, use = new_net(), KINDS["Sequential"].use(rng)
     want, _ = alone("Sequential", use)
     net(*use.inputs)
@@ -179,7 +179,7 @@ def test_a_forked_child_has_the_callers_memory_and_free_locks(rng: np.random.Gen
     assert status == 0
 
 
-def test_moving_a_module_ends_every_threads_calls(rng: np.random.Generator) -> None:
+def test_moving_a_module_ends_the_calls_of_every_thread(rng: np.random.Generator) -> None:
     with fakecupy.installed() as cp:
         linear, x, dy = rnnkit.Linear(I, H, rng=1), rng.random((B, I), "float32"), rng.random((B, H), "float32")
         linear(x)
@@ -205,7 +205,7 @@ def test_moving_a_module_ends_every_threads_calls(rng: np.random.Generator) -> N
         assert linear.backward(cp.asarray(dy)).shape == x.shape
 
 
-def test_tasks_of_one_thread_name_their_calls(rng: np.random.Generator) -> None:
+def test_async_tasks_of_one_thread_need_call(rng: np.random.Generator) -> None:
     net, uses = new_net(), [KINDS["Sequential"].use(rng) for _ in range(2)]
 
     async def work(use: Use, named: bool) -> list[np.ndarray]:

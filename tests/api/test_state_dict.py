@@ -1,4 +1,4 @@
-"""State dicts, and parameters written by name: in place, whole or not at all."""
+"""State dicts, and parameters written by name: in place, and all or none."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
 
 
 @EVERY_LAYER
-def test_a_state_dict_goes_round(name: str, cpu_backend: str, rng: Any) -> None:
+def test_a_state_dict_round_trips(name: str, cpu_backend: str, rng: Any) -> None:
     layer = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=1)
     other = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=2)
     arrays, saved = dict(other.params), layer.state_dict()
     other.load_state_dict({n: np.asfortranarray(a) for n, a in reversed(saved.items())}, cells=layer.cell.name)
     assert_same(other.params, layer.params)
-    assert all(other.params[n] is p for n, p in arrays.items()), "a parameter was rebound, not written to"
+    assert all(other.params[n] is p for n, p in arrays.items()), "a parameter was replaced, not written in place"
     x, state = randn(rng, 4, 2, 3, dtype="float32"), random_state(layer, 2, rng)
     np.testing.assert_array_equal(other(x, state)[0], layer(x, state)[0])
     saved["weight_ih_l0"][...] = 9
@@ -34,7 +34,7 @@ def test_a_state_dict_goes_round(name: str, cpu_backend: str, rng: Any) -> None:
     assert_same(dict(wide.params), {n: p.astype("float64") for n, p in layer.params.items()})
 
 
-def test_a_partial_state_dict_writes_what_it_has() -> None:
+def test_a_partial_state_dict_writes_its_entries() -> None:
     layer = rnnkit.GRU(3, 4, backend="numpy", rng=1)
     before = layer.state_dict()
     layer.load_state_dict({"bias_hh_l0": [0.5] * 12, "nobody": np.ones(3)}, strict=False)
@@ -61,7 +61,7 @@ def _other_numbers(layer: Any) -> StateDict:
 
 
 def _changed(layer: Any, name: str, value: Any) -> StateDict:
-    """A full state dict of other numbers, with one entry changed."""
+    """A complete state dict of other numbers, with one entry changed."""
     return _other_numbers(layer) | {name: value}
 
 
@@ -94,7 +94,7 @@ def test_load_state_dict(name: str) -> None:
 @EVERY_LAYER
 @pytest.mark.filterwarnings("error")
 def test_load_state_dict_writes_nothing_when_a_cast_fails_late(name: str) -> None:
-    """1e300 does not fit float32: refused by name, with no warning of NumPy's, and nothing is half written."""
+    """1e300 does not fit float32: refused by name, without a warning from NumPy, and nothing is partly written."""
     layer = layer_after_a_call(name)
     huge = np.full(layer.params["bias_hh_l1"].shape, 1e300)
     with refused(ValueError, "bias_hh_l1 must fit dtype float32, got 1e+300", by=layer):
@@ -148,7 +148,7 @@ def test_parameters_cannot_be_deleted():
     assert len(layer.params) == 4
 
 
-# A Module of one's own, with parameters beside its children's
+# A user-defined module with parameters and children
 
 
 class Scaled(rnnkit.Module):
@@ -163,7 +163,7 @@ class Scaled(rnnkit.Module):
         return {"layer": self.layer}
 
 
-def test_a_module_with_children_has_its_own_parameters_too() -> None:
+def test_a_module_with_children_may_have_parameters() -> None:
     model = Scaled(rnnkit.Linear(3, 2, rng=0))
     assert list(model.params) == list(model.grads) == ["scale", "layer.weight", "layer.bias"]
     model.grads["scale"][...] = 1
@@ -181,7 +181,7 @@ def test_a_module_with_children_has_its_own_parameters_too() -> None:
     assert rnnkit.Sequential(model).params["0.scale"] is model.params["scale"]
 
 
-# Mappings that are the layer's own, and what a state dict knows of its layers
+# Mappings of the layer's own arrays, and the cells of a state dict
 
 
 def test_a_layer_can_swap_its_own_parameters() -> None:
@@ -209,7 +209,7 @@ def test_a_state_dict_names_its_cells() -> None:
     assert nested.layers
 
 
-def test_state_dicts_join_with_what_they_know() -> None:
+def test_merged_state_dicts_keep_their_cells() -> None:
     knows = {"": {"cell": "gru"}}
     gru, lstm = StateDict({"a": 1}, knows), StateDict({"b": 2}, {"x.": {"cell": "lstm", "hidden_size": 3}})
     both = {"": {"cell": "gru"}, "x.": {"cell": "lstm", "hidden_size": 3}}
@@ -227,7 +227,7 @@ def test_state_dicts_join_with_what_they_know() -> None:
     assert grown is same
     assert grown.layers == both
     assert gru.layers == knows
-    # What says nothing of a cell contradicts none.
+    # A mapping without cells contradicts none.
     assert (gru | StateDict({}, {"": {"hidden_size": 4}})).layers == {"": {"cell": "gru", "hidden_size": 4}}
     other = StateDict({"a": 9, "d": 4}, {"": {"cell": "gru_reset_before"}})
     for join in (
@@ -246,7 +246,7 @@ def test_state_dicts_join_with_what_they_know() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
+    ("layers", "message"),
     [
         ([], "map prefixes of names to mappings, got list"),
         ({"": "gru"}, "map prefixes of names to mappings, got '': 'gru'"),
@@ -255,12 +255,12 @@ def test_state_dicts_join_with_what_they_know() -> None:
         ({"x.": {"cell": None}}, "name the cell of 'x.' by a string, got None"),
     ],
 )
-def test_what_a_state_dict_knows_has_one_form(layers: Any, said: str) -> None:
-    with refused(TypeError, f"layers must {said}"):
+def test_the_cells_of_a_state_dict_have_one_format(layers: Any, message: str) -> None:
+    with refused(TypeError, f"layers must {message}"):
         StateDict({}, layers)
 
 
-def test_load_state_dict_tells_what_it_passed_over() -> None:
+def test_load_state_dict_returns_missing_and_unexpected_names() -> None:
     layer = rnnkit.Linear(2, 3)
     found = layer.load_state_dict({"weight": np.ones((3, 2)), "nobody": 1.0}, strict=False)
     assert (found.missing_keys, found.unexpected_keys) == (["bias"], ["nobody"])
@@ -280,7 +280,7 @@ def test_numbers_too_large_for_the_dtype_are_refused() -> None:
     np.testing.assert_array_equal(layer.params["weight"], large.astype("float32"))
 
 
-def test_a_parameter_is_written_from_arrays_of_its_own_kind() -> None:
+def test_a_parameter_can_be_set_only_to_numpy_arrays() -> None:
     class Tensor:
         shape, dtype = (3,), np.dtype("float32")
 

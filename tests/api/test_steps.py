@@ -1,4 +1,4 @@
-"""RNNCell, GRUCell, LSTMCell: a cell is a layer of one step, in values and gradients; a loop over it is the layer."""
+"""RNNCell, GRUCell, LSTMCell equal a layer of one step in values and gradients; a loop over a Cell equals a layer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def mapped(function, state):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("kind", "layer_kind", "options"), KINDS)
-def test_values_and_gradients_are_a_layers_of_one_step(kind, layer_kind, options, dtype, cpu_backend):
+def test_values_and_gradients_equal_a_layer_of_one_step(kind, layer_kind, options, dtype, cpu_backend):
     cell, layer = pair_of(kind, layer_kind, options, dtype, cpu_backend)
     rng = np.random.default_rng(0)
     x, h0, dh = rng.standard_normal((B, I)).astype(dtype), states(rng, cell, dtype, B), states(rng, cell, dtype, B)
@@ -54,7 +54,7 @@ def test_values_and_gradients_are_a_layers_of_one_step(kind, layer_kind, options
 
 
 @pytest.mark.parametrize(("kind", "layer_kind", "options"), KINDS)
-def test_a_loop_over_the_cell_is_the_layer(kind, layer_kind, options, cpu_backend):
+def test_a_loop_over_the_cell_equals_the_layer(kind, layer_kind, options, cpu_backend):
     cell, layer = pair_of(kind, layer_kind, options, "float32", cpu_backend)
     x = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
     y, _ = layer(x.astype(float))
@@ -64,7 +64,7 @@ def test_a_loop_over_the_cell_is_the_layer(kind, layer_kind, options, cpu_backen
         assert_close("h", state[0] if isinstance(state, tuple) else state, y[t], "float32")
 
 
-def test_unbatched_input_is_one_row():
+def test_unbatched_input_equals_one_row():
     cell = rnnkit.LSTMCell(I, H, rng=0)
     rng = np.random.default_rng(0)
     x, h0 = rng.standard_normal(I).astype(np.float32), states(rng, cell, np.float32)
@@ -78,7 +78,7 @@ def test_unbatched_input_is_one_row():
     assert dh0.shape == dc0.shape == (H,)
 
 
-def test_bad_calls_are_named():
+def test_errors_of_bad_calls():
     cell = rnnkit.GRUCell(I, H)
     with pytest.raises(RuntimeError, match="backward needs a call of this GRUCell first"):
         cell.backward(np.zeros((B, H), np.float32))
@@ -94,7 +94,7 @@ def test_bad_calls_are_named():
         rnnkit.RNNCell(I, H, nonlinearity="gelu")
 
 
-def test_gradients_add_up_over_calls():
+def test_gradients_accumulate_over_calls():
     cell = rnnkit.GRUCell(I, H, rng=0)
     cell(np.ones((B, I), np.float32), np.ones((B, H), np.float32))
     cell.backward(np.ones((B, H), np.float32))
@@ -106,7 +106,7 @@ def test_gradients_add_up_over_calls():
 
 
 @pytest.mark.parametrize("kind", [rnnkit.RNN, rnnkit.GRU, rnnkit.LSTM])
-def test_a_layer_of_one_step_leaves_rows_of_no_length_as_they_were(kind, cpu_backend):
+def test_rows_of_length_0_keep_their_state_in_a_layer_of_one_step(kind, cpu_backend):
     rng = np.random.default_rng(0)
     layer = kind(5, 20, backend=cpu_backend, rng=0)
     x = rng.standard_normal((1, 4, 5)).astype(np.float32)

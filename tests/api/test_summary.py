@@ -1,4 +1,4 @@
-"""summary: the published parameter counts, output shapes against those of real calls, and what is refused."""
+"""summary: published parameter counts, output shapes equal to those of calls, bad input."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_units_primer() -> None:
 
 
 @pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 3), ("gru_reset_before", 3), ("rnn_relu", 1)])
-def test_keras_gives_two_biases_to_gru_with_reset_after_alone(cell: str, gates: int) -> None:
+def test_keras_has_two_biases_only_in_gru_with_reset_after(cell: str, gates: int) -> None:
     layer = LAYERS[cell](5, 4, backend="numpy")
     row = rnnkit.summary(layer, (3, None, 5)).rows[0]
     biases = 2 if cell == "gru" else 1
@@ -87,7 +87,7 @@ MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_shapes_are_those_of_a_call(name: str) -> None:
+def test_shapes_equal_those_of_a_call(name: str) -> None:
     model, shape = MODELS[name]
     out = model(np.zeros(shape, np.float32))
     y = out[0] if isinstance(out, tuple) else out
@@ -98,7 +98,7 @@ def test_shapes_are_those_of_a_call(name: str) -> None:
 
 def test_nested_and_foreign_modules() -> None:
     class Mine(rnnkit.Module):
-        """A module of a user's own."""
+        """A user-defined module."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -121,7 +121,7 @@ def test_nested_and_foreign_modules() -> None:
 
 def test_a_module_with_children_counts_its_own_parameters() -> None:
     class Scaled(rnnkit.Module):
-        """A module of a user's own with a parameter beside its child's."""
+        """A user-defined module with a parameter and a child."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Documents of a benchmark run, made up from times or ratios: for the tests of its report and its plots."""
+"""Result documents from given times or ratios, for tests of the benchmark's report and plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CACHES = {"L1": "32K", "L2": "1024K", "L3": "32768K"}
 
 
 def of_times(times: dict[Point, dict[str, float]]) -> result_file.Document:
-    """A document with these median milliseconds by point and peer; `numba` is ours."""
+    """A document with these median milliseconds per point and peer. The peer `numba` is rnnkit."""
     points = []
     for point, given in times.items():
         found = {name: result_file.ok_result(0.5, [[ms, ms]]) for name, ms in given.items()}
@@ -40,17 +40,17 @@ def of_times(times: dict[Point, dict[str, float]]) -> result_file.Document:
 
 
 def of_gru(times: list[dict[str, float]]) -> result_file.Document:
-    """As `of_times`, of a GRU with 8, 16, ... units."""
+    """Like `of_times`, for a GRU with 8, 16, ... units."""
     return of_times({Point("gru", 10, 5, 8, 8 * (i + 1)): given for i, given in enumerate(times)})
 
 
 def of_ratios(ratios: dict[Point, float], own: float = 2.0) -> result_file.Document:
-    """A document where numba takes `own` milliseconds, torch the ratio times as long, and jax ten times as torch."""
+    """A document in which numba takes `own` ms, torch `ratio` times as long, and jax ten times as long as torch."""
     return of_times({p: {"numba": own, "torch": own * r, "jax": 10 * own * r} for p, r in ratios.items()})
 
 
 def whole_grid() -> dict[Point, float]:
-    """The cpu grid, with the ratio 2 everywhere but at two points."""
+    """The cpu grid, with ratio 2 except at two points."""
     kept, _ = grid.points("cpu", "float32")
     ratios = dict.fromkeys(kept, 2.0)
     ratios[Point("gru", 64, 8, 64, 64, passes=FORWARD)] = 0.5

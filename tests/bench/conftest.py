@@ -1,4 +1,4 @@
-"""The stand-in for a card, and the throughput part on it."""
+"""The simulated GPU, and the throughput part on it."""
 
 from __future__ import annotations
 

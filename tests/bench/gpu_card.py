@@ -1,4 +1,4 @@
-"""A card for the measuring code of `make gpu` where there is none: the stand-in CuPy, and everything made short."""
+"""A simulated GPU for the measuring code of `make gpu`: the stand-in for CuPy, with short measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rnnkit.core.dtypes import DTYPES
 
 @contextmanager
 def stand_in_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The stand-in as `cupy`, and so few rounds and bytes that nothing takes time. Skips where nothing emulates."""
+    """The stand-in as `cupy`, with few rounds and bytes. Skips the test if the emulator cannot run."""
     emulator = pytest.importorskip("tests.tools.emulator")
     problem = emulator.available()
     if problem:
@@ -42,6 +42,6 @@ def stand_in_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def part_items(module: Any, path: Path, seconds: float = 100.0) -> dict[str, dict[str, Any]]:
-    """The items that a part writes, by key."""
+    """Runs a part and returns its items by key."""
     assert module.main(["--items", str(path), "--part", "part", "--seconds", str(seconds)]) == 0
     return items_file.ended(items_file.read_lines(path))["part"]

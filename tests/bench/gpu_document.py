@@ -1,4 +1,4 @@
-"""What a run on a card would have written, made up: for the tests of its report."""
+"""An invented document of a run on a GPU, for tests of the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def timed(ms: float) -> dict[str, Any]:
 
 
 def measured(point: Point, paths: list[str], ours: float, eager: float, graph: float) -> dict[str, Any]:
-    """An item of the part "throughput", of a forward."""
+    """An item of the part "throughput" for a forward pass."""
     times = {"ours": timed(ours), "torch_eager": timed(eager), "torch_graph": timed(graph)}
     result = {"status": "ok", "error": 0.1, "torch_error": 0.1, "paths": paths, "flop": point.flop(), **times}
     return {

@@ -1,4 +1,4 @@
-"""Stand-in parts for the tests of `make gpu`'s runner: processes that do what their name says."""
+"""Stand-in parts for tests of the runner of `make gpu`: each name selects the behaviour of a process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if what == "no-base":
     lines.item("cublas", lambda: 1 / 0)
     lines.item("one step", lambda: {})
     raise SystemExit
-if what.startswith("steady"):  # each item is also written elsewhere, by which a test knows that it had ended
+if what.startswith("steady"):  # each finished item is also written to WITNESS, for the test
     count, _, share = what[6:].partition("-")
     for i in range(int(count)):
         key = f"item {share}{i}"
@@ -66,7 +66,7 @@ if what == "done":
     lines.item("late", lambda: None, needs=1e6)
     lines.item("odd", lambda: {"nan": float("nan"), "inf": float("inf")})
     lines.item("missing", missing)
-if what == "mends":  # its second item fails until a file is there
+if what == "mends":  # its second item fails until the file MENDED exists
     def second():
         assert os.path.exists(os.environ["MENDED"]), "planted fault"
     lines.item("second", second)
@@ -75,7 +75,7 @@ if what == "mends":  # its second item fails until a file is there
 
 
 def part(what: str, *more: str, environment: tuple[tuple[str, str], ...] = (), **options: Any) -> Part:
-    """The Part of that name. more: further workers of it."""
+    """The Part of that name. more: its other workers."""
     program = (sys.executable, "-c", PROGRAM)
     surroundings = (("PYTHONPATH", str(ROOT)), *environment)
     given = {"most": 20.0, "least": 1.0, **options}
@@ -87,8 +87,8 @@ def part(what: str, *more: str, environment: tuple[tuple[str, str], ...] = (), *
     )
 
 
-def gone(process: int) -> bool:
-    """Whether a process has ended, waited for or not."""
+def has_ended(process: int) -> bool:
+    """Whether a process has ended, also if it is a zombie."""
     stat = Path(f"/proc/{process}/stat")
     try:
         os.kill(process, 0)

@@ -1,6 +1,6 @@
-"""The benchmark: no time without a right result, counts that match their formula, files that are read as written.
+"""The benchmark: no time without a right result, counts equal to their formulas, grids, command-line options.
 
-Nothing here asserts a time. The planted peers are modules of their own, run in worker processes as the real ones are.
+No test asserts a time. Planted peers are modules that run in worker processes, like the real ones.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ VARIANTS: list[dict[str, Any]] = [{}, {"layers": 2, "bidirectional": True, "ragg
 
 
 def outputs(name: str, point: Point) -> dict[str, np.ndarray]:
-    """What a peer gives at a point, in this process."""
+    """The results of a peer at a point, computed in this process."""
     given = make_problem(point)
     prepared = PEERS[name].load().prepare(given, threads=1)
     prepared.call()
     return select_rows(prepared.results(prepared.call()), given.rows)
 
 
-# The gate
+# The correctness check
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gate_passes_rnnkit(cell: str, dtype: str, variant: dict[str, Any]) -> None:
+def test_the_correctness_check_passes_rnnkit(cell: str, dtype: str, variant: dict[str, Any]) -> None:
     point = Point(cell, **SMALL, dtype=dtype, passes=FORWARD_BACKWARD, **variant)
     errors = check(point, Oracle(point), outputs("numpy", point))
     assert set(problem.param_shapes(point)) == {n[1:] for n in errors if n.startswith("d") and "_l" in n}
@@ -47,29 +47,29 @@ def test_gate_passes_rnnkit(cell: str, dtype: str, variant: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_gate_passes_onnxruntime(cell: str, variant: dict[str, Any]) -> None:
+def test_the_correctness_check_passes_onnxruntime(cell: str, variant: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     point = Point(cell, **SMALL, **variant)
     errors = check(point, Oracle(point), outputs("onnxruntime", point))
     assert max(errors.values()) <= 1, errors
 
 
-def test_gate_sees_every_array() -> None:
+def test_the_correctness_check_covers_every_array() -> None:
     point = Point("lstm", **SMALL, passes=FORWARD_BACKWARD, P=2)
     oracle = Oracle(point)
     right = outputs("numpy", point)
     assert set(right) == set(oracle.wanted(point))
     for name in right:
-        spoilt = {k: a.copy() for k, a in right.items()}
-        spoilt[name].flat[-1] += 1e-3
-        assert [n for n, error in check(point, oracle, spoilt).items() if error > 1] == [name]
+        corrupted = {k: a.copy() for k, a in right.items()}
+        corrupted[name].flat[-1] += 1e-3
+        assert [n for n, error in check(point, oracle, corrupted).items() if error > 1] == [name]
         for bad in (None, right[name].astype(np.float64), right[name][..., :1], np.full_like(right[name], np.nan)):
-            spoilt = {k: a for k, a in right.items() if k != name} | ({} if bad is None else {name: bad})
-            assert check(point, oracle, spoilt)[name] == math.inf
+            corrupted = {k: a for k, a in right.items() if k != name} | ({} if bad is None else {name: bad})
+            assert check(point, oracle, corrupted)[name] == math.inf
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_few_rows_of_a_large_point_check_it_whole(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_rows_check_a_large_point(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problem, "WHOLE_ORACLE_FLOP", 0)
     point = Point(cell, T=3, B=20, I=4, H=5, passes=FORWARD_BACKWARD, ragged=True)
     oracle = Oracle(point)
@@ -102,7 +102,7 @@ def test_numbers_are_the_same_in_every_dtype() -> None:
 
 
 def test_flop_of_one_step() -> None:
-    # 4 gates of 7 units over 5 inputs and 7 states, two rows of three steps, a multiply-add as two.
+    # 4 gates of 7 units with 5 inputs and 7 states, two rows of three steps; a multiply-add is two FLOP.
     assert Point("lstm", 3, 2, 5, 7).flop() == 3 * 2 * 2 * (5 + 7) * 4 * 7
     assert Point("lstm", 3, 2, 5, 7, P=3).flop() == 3 * 2 * 2 * ((5 + 3) * 4 * 7 + 7 * 3)
     assert Point("rnn_relu", 3, 2, 5, 7, passes=FORWARD_BACKWARD).flop() == 3 * 3 * 2 * 2 * (5 + 7) * 7
@@ -110,7 +110,7 @@ def test_flop_of_one_step() -> None:
 
 @pytest.mark.parametrize("variant", [{}, {"layers": 3}, {"layers": 2, "bidirectional": True}, {"ragged": True}])
 @pytest.mark.parametrize("cell", CELLS)
-def test_flop_is_two_a_weight_and_step(cell: str, variant: dict[str, Any]) -> None:
+def test_flop_is_two_per_weight_and_step(cell: str, variant: dict[str, Any]) -> None:
     point = Point(cell, 6, 4, 5, 7, **variant)
     weights = sum(math.prod(s) for s in problem.param_shapes(point).values() if len(s) == 2)
     lengths = point.lengths()
@@ -118,7 +118,7 @@ def test_flop_is_two_a_weight_and_step(cell: str, variant: dict[str, Any]) -> No
     assert replace(point, passes=FORWARD_BACKWARD).flop() == 3 * point.flop()
 
 
-def test_param_shapes_are_the_layer_s() -> None:
+def test_parameter_shapes_equal_the_layers() -> None:
     for cell in CELLS:
         point = Point(cell, 3, 2, 5, 7, layers=2, bidirectional=True, P=3 if cell == "lstm" else 0)
         layer = problem.make_layer(point, "numpy", "float32")
@@ -135,7 +135,7 @@ def test_grids_have_every_main_cell_and_pass_once(name: str) -> None:
     assert not any(point.too_much() for point in kept)
 
 
-def test_cpu_grid_covers_what_it_promises() -> None:
+def test_the_cpu_grid_has_the_documented_points() -> None:
     kept, left_out = grid.points("cpu", "float32", [FORWARD])
     everything = {replace(p, passes=FORWARD) for p in [*kept, *(point for point, _ in left_out)]}
     for cell in grid.MAIN_CELLS:
@@ -149,13 +149,13 @@ def test_cpu_grid_covers_what_it_promises() -> None:
         assert any(getattr(p, feature) for p in everything)
 
 
-def test_grid_is_narrowed_by_cell_and_pass() -> None:
+def test_the_grid_is_filtered_by_cell_and_pass() -> None:
     kept, _ = grid.points("cpu", "float64", [FORWARD_BACKWARD], ["gru", "rnn_relu"])
     assert {p.cell for p in kept} == {"gru", "gru_reset_before", "rnn_relu"}
     assert {(p.passes, p.dtype) for p in kept} == {(FORWARD_BACKWARD, "float64")}
 
 
-def test_one_in_so_many_is_of_every_length_and_pass() -> None:
+def test_a_sample_of_the_grid_has_every_length_and_pass() -> None:
     whole, _ = grid.points("cpu", "float32")
     some, _ = grid.points("cpu", "float32", every=4)
     assert set(map(str, some)) < set(map(str, whole))

@@ -1,6 +1,6 @@
-"""A whole run of the benchmark with planted peers, one for each way to fail, and its result file.
+"""A complete run of the benchmark with planted peers, one per kind of failure, and its result file.
 
-The planted peers are modules that run in worker processes, as the real ones do.
+The planted peers are modules that run in worker processes, like the real ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.runner import Settings, run
 
 SMALL = {"T": 4, "B": 3, "I": 5, "H": 6}
 
-# A peer that is the NumPy backend but for one thing, done in `spoil`.
+# A peer that is the NumPy backend with one change, made by `spoil`.
 PLANTED = """
 import os
 from bench.peers import Absent, Prepared
@@ -58,7 +58,7 @@ PLANTED_NAMES = ("wrong", "wrong_gradient", "raises", "dies", "not_here")
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> result_file.Document:
-    """A whole run over two points: the NumPy backend, and one peer for each way to go wrong."""
+    """A complete run over two points: the NumPy backend, and one peer per kind of failure."""
     folder = tmp_path_factory.mktemp("planted")
     (folder / "planted_peer.py").write_text(PLANTED)
     rows = [PEERS["numpy"], *(PeerRow(name, "planted_peer") for name in PLANTED_NAMES)]
@@ -88,13 +88,13 @@ def test_wrong_result_has_no_time(results: Callable[[str, str], dict[str, Any]])
         assert not {"ms", "round_ms", "sequences_per_s", "gflops"} & set(wrong)
 
 
-def test_wrong_gradient_is_wrong_in_its_pass_alone(results: Callable[[str, str], dict[str, Any]]) -> None:
+def test_a_wrong_gradient_is_wrong_only_in_its_pass(results: Callable[[str, str], dict[str, Any]]) -> None:
     assert results(FORWARD, "wrong_gradient")["status"] == "ok"
     assert results(FORWARD_BACKWARD, "wrong_gradient")["status"] == "wrong"
     assert "dweight_hh_l0" in results(FORWARD_BACKWARD, "wrong_gradient")["why"]
 
 
-def test_peer_that_fails_says_why_and_the_others_go_on(results: Callable[[str, str], dict[str, Any]]) -> None:
+def test_a_failed_peer_has_a_reason_and_the_others_continue(results: Callable[[str, str], dict[str, Any]]) -> None:
     for name, words in (("raises", "ArithmeticError: planted error"), ("dies", "exit status 3: planted last words")):
         assert results(FORWARD, name)["status"] == "ok"
         assert results(FORWARD_BACKWARD, name) == {"status": "failed", "why": words}
@@ -125,17 +125,17 @@ def test_report_prints_wrong_in_place_of_a_time(ran: result_file.Document) -> No
     assert "left out of the grid as too large: 1 points, such as gru-T1000000" in text
 
 
-def test_only_our_own_errors_fail_a_run(ran: result_file.Document) -> None:
+def test_only_errors_of_rnnkit_fail_a_run(ran: result_file.Document) -> None:
     assert not report.has_errors(ran)
-    spoilt = copy.deepcopy(ran)
-    spoilt["peers"]["wrong"]["ours"] = True
-    assert report.has_errors(spoilt)
+    corrupted = copy.deepcopy(ran)
+    corrupted["peers"]["wrong"]["ours"] = True
+    assert report.has_errors(corrupted)
 
 
 # The file
 
 
-def test_file_is_read_as_it_was_written(ran: result_file.Document, tmp_path: Path) -> None:
+def test_the_file_round_trips(ran: result_file.Document, tmp_path: Path) -> None:
     path = tmp_path / "machine" / "quick-float32.json"
     result_file.save(ran, path)
     assert result_file.load(path) == ran

@@ -1,4 +1,4 @@
-"""The benchmark's report: ratios, their means, shares of the peaks, comparisons of two files, and the plots."""
+"""The benchmark's report: ratios, their means, fractions of the peaks, comparisons of two files, and the plots."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_ratios_and_their_means() -> None:
     rows = [dict(zip(table[0], line, strict=True)) for line in table[1:]]
     assert [row["ratio"] for row in rows] == ["4.00", "0.25"]
     assert [row["seq/s"] for row in rows] == ["2500", "1250"]
-    # 3 gates, 50 steps, 2 (8 + 8) 3 8 FLOP each, in 2 ms.
+    # 3 gates, 50 steps with 2 (8 + 8) 3 8 FLOP each, in 2 ms.
     assert rows[0]["GFLOP/s"] == f"{50 * 2 * 16 * 24 / 2e-3 / 1e9:.1f}"
     assert "the best 1.00, torch 2.00, jax 1.41; least 0.25 at gru-T10-B5-I8-H16; behind at 1 of 2" in text
 
 
-def test_compare_is_before_over_after() -> None:
+def test_compare_gives_time_before_over_time_after() -> None:
     before = of_gru([{"numba": 2.0, "torch": 8.0}, {"numba": 4.0, "torch": 4.0}])
     after = of_gru([{"numba": 1.0, "torch": 8.0}, {"numba": 0.5, "torch": 4.0}])
     text = report.compare(before, after)
@@ -38,7 +38,7 @@ def test_compare_is_before_over_after() -> None:
     assert report.compare(before, {**after, "points": []}) == "no point has a time of one peer in both files"
 
 
-def test_means_by_group_and_the_points_behind() -> None:
+def test_means_by_group_and_the_slower_points() -> None:
     ratios = whole_grid()
     text = "\n".join(grid_summary.summary(of_ratios(ratios)))
     table = {tuple(line.split()[:2]): line.split()[2:] for line in text.splitlines()}
@@ -54,7 +54,7 @@ def test_means_by_group_and_the_points_behind() -> None:
     assert few == "behind, forward: 1 points\n  0.50  gru-T64-B8-I64-H64  (torch)"
 
 
-def test_shares_of_the_peak_and_of_reading() -> None:
+def test_shares_of_peak_and_of_read_bandwidth() -> None:
     wide = Point("gru", 64, 32, 128, 128)
     narrow = Point("lstm", 64, 1, 100, 100)
     found = of_ratios(
@@ -64,7 +64,7 @@ def test_shares_of_the_peak_and_of_reading() -> None:
     peak = 64 * 32 * 2 * 256 * 3 * 128 / 2e-3 / 200e9
     assert peak_shares.fma_share(found, wide, results[0]) == pytest.approx(peak, rel=1e-3)
     assert peak_shares.stream(found, wide, results[0]) is None
-    # 4 gates of 100 units, padded to 112, over 100 states; a half of them on each of two threads, 64 times in 2 ms.
+    # 4 gates of 100 units, padded to 112, with 100 states; half of them on each of two threads, 64 times in 2 ms.
     gb_s = 4 * 112 * 100 * 4 / 2 * 64 / 2e-3 / 1e9
     own = peak_shares.stream(found, narrow, results[1])
     assert own is not None
@@ -122,12 +122,12 @@ def pyplot() -> Any:
 
 
 def texts_of(figure: Any) -> list[tuple[str, Any]]:
-    """Every visible text of a drawn figure with its extent in pixels."""
+    """Every visible text of a rendered figure with its extent in pixels."""
     from matplotlib.axis import Tick, XTick
     from matplotlib.text import Text
 
     figure.canvas.draw()
-    # Matplotlib keeps ticks outside the range of their axis, and does not draw them.
+    # Matplotlib has ticks outside the range of their axis, which it does not draw.
     left_out = set()
     for tick in figure.findobj(Tick):
         low, high = sorted(tick.axes.get_xlim() if isinstance(tick, XTick) else tick.axes.get_ylim())
@@ -138,7 +138,7 @@ def texts_of(figure: Any) -> list[tuple[str, Any]]:
 
 
 def overlaps(figure: Any) -> list[tuple[str, str]]:
-    """The pairs of texts that cover each other, and ("outside", text) for one that the figure cuts off."""
+    """The pairs of texts that overlap, and ("outside", text) for a text that the figure truncates."""
     found = []
     texts = texts_of(figure)
     whole = figure.bbox
@@ -156,7 +156,7 @@ def only(document: result_file.Document, *names: str) -> result_file.Document:
 
 
 @pytest.mark.slow
-def test_a_large_grid_is_drawn_as_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pyplot: Any) -> None:
+def test_a_large_grid_is_plotted_as_a_heat_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pyplot: Any) -> None:
     from bench import heat_map, plot
 
     found = of_ratios(whole_grid())
@@ -165,13 +165,13 @@ def test_a_large_grid_is_drawn_as_a_map(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(heat_map, "_box", lambda *a: (boxes.append(a[1:5]), box(*a)))
     plot.draw(found, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-    # Every point has a box but the two other pairings of T and I, which are at one width alone.
+    # Every point has a box except the two other pairs of T and I, which exist for only one H.
     drawn = [
         e for e in found["points"] if e["point"]["H"] != 128 or (e["point"]["T"] == 64) == (e["point"]["I"] == 128)
     ]
     extra = [e for e in found["points"] if e not in drawn and grid_summary.is_variant(Point.from_dict(e["point"]))]
     assert len(boxes) == len(drawn) + len(extra)
-    # gru, B = 8 and H = 64 in the map of H down and B across.
+    # gru, B = 8 and H = 64; the map has H in rows and B in columns.
     assert [b for b in boxes if b[2] < 1] == [(2, 1, 0.5, "torch"), (3, 5, 0.8, "torch")]
     few = of_ratios({Point("gru", 64, 8, 64, 64): 0.5})
     assert not heat_map.suits(few)
@@ -184,18 +184,20 @@ def test_a_large_grid_is_drawn_as_a_map(tmp_path: Path, monkeypatch: pytest.Monk
         (("lstm", "gru"), (FORWARD,), 2 * 2 + 1),
     ],
 )
-def test_map_has_no_empty_panel_and_no_text_over_another(cells: Any, passes: Any, panels: int, pyplot: Any) -> None:
+def test_the_heat_map_has_no_empty_panel_and_no_overlapping_text(
+    cells: Any, passes: Any, panels: int, pyplot: Any
+) -> None:
     from bench import heat_map
 
     ratios = {p: r for p, r in whole_grid().items() if p.cell in cells and p.passes in passes}
     figure = heat_map.figure(of_ratios(ratios))
     assert overlaps(figure) == []
-    assert len(figure.axes) == panels + 1  # and the scale
+    assert len(figure.axes) == panels + 1  # and the colour scale
     assert all(axis.images or axis.texts for axis in figure.axes[:-1])
     pyplot.close(figure)
 
 
-def test_map_of_a_pass_without_a_peer_is_left_out(pyplot: Any) -> None:
+def test_the_heat_map_of_a_pass_without_a_peer_is_omitted(pyplot: Any) -> None:
     from bench import heat_map
 
     found = of_ratios(whole_grid())
@@ -218,7 +220,7 @@ def test_map_of_a_pass_without_a_peer_is_left_out(pyplot: Any) -> None:
         *slow_except([(("numba", "torch", "jax"), 2), (("numba",), 1)], unpack=True),
     ],
 )
-def test_plot_has_a_panel_for_what_was_measured(peers: tuple[str, ...], rows: int, pyplot: Any) -> None:
+def test_the_plot_has_a_panel_for_each_measured_kind(peers: tuple[str, ...], rows: int, pyplot: Any) -> None:
     from bench import plot
 
     ratios = {p: r for p, r in whole_grid().items() if p.T == 64 and p.I == p.H == 64 and not p.extras}
@@ -231,7 +233,7 @@ def test_plot_has_a_panel_for_what_was_measured(peers: tuple[str, ...], rows: in
     pyplot.close(figure)
 
 
-def test_plot_leaves_out_a_pass_without_times_and_refuses_a_file_without_any(tmp_path: Path, pyplot: Any) -> None:
+def test_the_plot_omits_a_pass_without_times_and_refuses_a_file_without_times(tmp_path: Path, pyplot: Any) -> None:
     from bench import plot
 
     points = [Point("gru", 64, 8, 64, 64, passes=passes) for passes in grid.PASSES]

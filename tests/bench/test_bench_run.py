@@ -1,6 +1,6 @@
-"""Long runs of the benchmark: the calls of a timing run, ending and resuming, and the comparison of two runs.
+"""Long runs of the benchmark: the calls of a timing run, interruption and resuming, and the comparison of two runs.
 
-Nothing here asserts how long anything takes: where calls must be long, the clock is a planted one.
+No test asserts a time. Where calls must be long, the clock is simulated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def planted_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class PlantedCores:
-    """Gives the planted results of the checks, and repeats the last one."""
+    """Returns the planted results of the checks, and repeats the last one."""
 
     def __init__(self, checks: list[bool] | None = None) -> None:
         self.checks = checks or [True]
@@ -69,10 +69,10 @@ def finished(chosen: list[Point], **changed: Any) -> result_file.Document:
     ("checks", "asked", "repeated", "unconfirmed"),
     [
         ([True], 1, 0, 0),
-        ([False, False, True], 1, 0, 0),  # waited for
-        ([True, False, True], 2, 1, 0),  # unavailable after the first run
+        ([False, False, True], 1, 0, 0),  # the run waits for the cores
+        ([True, False, True], 2, 1, 0),  # a core is unavailable after the first run
         ([True, False, False, True, False, True], 3, 2, 0),
-        ([False], 1, 0, 1),  # never available: the run counts once PATIENCE is over
+        ([False], 1, 0, 1),  # never available: the run counts after PATIENCE
         ([True, False], 2, 1, 1),
     ],
 )
@@ -92,7 +92,7 @@ def test_timing_run_is_repeated_until_all_cores_are_available(
     assert (len(answers), timing_runs.repeated, timing_runs.unconfirmed) == (asked, repeated, unconfirmed)
 
 
-def test_error_of_a_peer_is_not_asked_for_twice() -> None:
+def test_a_peer_that_raised_is_not_run_again() -> None:
     timing_runs = runner.TimingRuns(
         SimpleNamespace(ask=lambda *request: {"error": "gone"}), PlantedCores([True, False])
     )
@@ -122,7 +122,7 @@ def test_core_check_pins_its_threads_and_ends_them() -> None:
 
 
 class Clock:
-    """A clock that a planted call moves on."""
+    """A clock that planted calls advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -138,9 +138,9 @@ class Clock:
 @pytest.mark.parametrize(
     ("seconds", "samples"),
     [
-        (0.004, 5),  # 0.02 s of calls after as many that warm up
-        (0.015, 3),  # two warm up, the third has passed 0.04 s, and two more are due
-        (0.05, 3),  # each fills the run; none is a warm-up
+        (0.004, 5),  # 0.02 s of calls after as long a warm-up
+        (0.015, 3),  # two warm-up calls; the third call ends after 0.04 s, and two more follow
+        (0.05, 3),  # each call fills the run; no warm-up
         (0.2, 1),  # long
     ],
 )
@@ -152,14 +152,14 @@ def test_calls_of_a_timing_run(monkeypatch: pytest.MonkeyPatch, seconds: float, 
     assert ms == pytest.approx([1e3 * seconds] * samples)
 
 
-def test_short_calls_are_enough_for_quartiles() -> None:
+def test_short_calls_give_enough_samples_for_quartiles() -> None:
     for entry in finished(POINTS[:1], seconds=1e-6, rounds=3)["points"]:
         found = entry["results"]["numpy"]
         assert len(found["round_ms"]) == 3
         assert found["ms"]["calls"] >= runner.LEAST_CALLS
 
 
-def test_a_peer_far_behind_at_a_long_call_is_not_timed_again() -> None:
+def test_a_much_slower_peer_of_a_long_call_is_not_timed_again() -> None:
     rows = {"numba": PEERS["numba"], "torch": PEERS["torch"], "jax": PEERS["jax"]}
     pool: Any = SimpleNamespace(rows=rows)
     assert runner._outrun(pool, {"numba": [[900.0]], "torch": [[120.0]], "jax": [[260.0]]}) == ["jax"]
@@ -167,7 +167,7 @@ def test_a_peer_far_behind_at_a_long_call_is_not_timed_again() -> None:
     assert runner._outrun(pool, {"numba": [[1.0]], "torch": [[2.0]], "jax": [[19.0]]}) == []
 
 
-def test_peers_that_compile_are_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_that_compile_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "compiling_peer.py").write_text(
         "from bench.peers import Prepared\n"
         "from bench.peers.rnnkit import Rnnkit\n"
@@ -189,17 +189,17 @@ def test_peers_that_compile_are_checked_too(tmp_path: Path, monkeypatch: pytest.
         assert "ms" not in entry["results"]["wrong"]
 
 
-# Ending and resuming
+# Interruption and resuming
 
 
-def test_a_run_without_time_left_begins_no_point() -> None:
+def test_a_run_without_time_left_starts_no_point() -> None:
     found = finished(POINTS, end=-math.inf)
     assert found["points"] == []
     result_file.validate(found)
     assert "not finished: 0 of 4 points; --resume continues" in report.render(found)
 
 
-def test_an_interrupted_run_is_resumed_where_it_ended(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_at_the_next_point(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     begun = run(settings(resume=path), POINTS, [], lambda text: None)
     for found in begun:
@@ -225,7 +225,7 @@ def test_an_interrupted_run_is_resumed_where_it_ended(tmp_path: Path) -> None:
         (lambda d: d["peers"].update(torch={"ours": False, "absent": "no"}), "its list of peers is"),
     ],
 )
-def test_another_run_is_not_resumed(tmp_path: Path, spoil: Any, what: str) -> None:
+def test_a_run_of_other_settings_is_not_resumed(tmp_path: Path, spoil: Any, what: str) -> None:
     path = tmp_path / "cpu.json"
     found = finished(POINTS[:1])
     spoil(found)
@@ -253,7 +253,7 @@ def test_command_resumes_and_names_runs(tmp_path: Path, capsys: pytest.CaptureFi
     second = path.with_name("quick-float32-2.json")
     capsys.readouterr()
     assert main(["report", str(path), str(second)]) == 0
-    assert "no point has a time of rnnkit and of a peer" in capsys.readouterr().out  # there is no peer to be a ratio to
+    assert "no point has a time of rnnkit and of a peer" in capsys.readouterr().out  # there is no peer for a ratio
     result_file.save({**whole, "commit": "other"}, path)
     assert main([*common, "--resume"]) == 2
     assert "cannot be resumed: its commit is 'other'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The small tools beside the benchmark, each on tiny inputs: their results, and no time without a check."""
+"""The small tools of the benchmark on tiny inputs: their results, and no time without a check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.worker import find_row
 
 SPREAD = {"min", "p25", "median", "p75", "p95", "max", "count"}
 TORCH = importlib.util.find_spec("torch") is not None
-# A layer, or a Cell, whose first element of the output is wrong.
+# A layer or Cell with a wrong first output element.
 WRONG = """
 from bench.peers import Prepared
 from bench.peers import cells, rnnkit
@@ -26,7 +26,7 @@ from bench.peers import cells, rnnkit
 def make(name):
     peer = cells.make("rnnkit") if name.startswith("cell") else rnnkit.make("numpy")
     prepare = peer.prepare
-    def spoilt(problem, threads):
+    def corrupted(problem, threads):
         call, results = prepare(problem, threads)
         def spoil(called):
             found = dict(results(called))
@@ -34,7 +34,7 @@ def make(name):
             found["y"].flat[0] += 1e-3
             return found
         return Prepared(call, spoil)
-    peer.prepare = spoilt
+    peer.prepare = corrupted
     return peer
 """
 
@@ -51,12 +51,12 @@ def wrong_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_kernels_of_the_peaks_do_what_is_counted(dtype: str) -> None:
+def test_the_kernels_for_peaks_compute_the_counted_operations(dtype: str) -> None:
     add_up, read = cpu_peaks.make_kernels(dtype)
     lanes = cpu_peaks.vector_bytes() // np.dtype(dtype).itemsize
     out = np.full(64, 0.25, dtype)
     add_up(out.ctypes.data, 3)
-    # s -> s / 4 + 1 / 4 three times over from 1 / 4, and all sums together.
+    # s -> s / 4 + 1 / 4 three times, starting from 1 / 4; the results of all chains are summed.
     assert out[:lanes].tolist() == [cpu_peaks.ACCUMULATORS * (1 / 4 + 1 / 16 + 1 / 64 + 1 / 256)] * lanes
     assert out[lanes:].tolist() == [0.25] * (64 - lanes)
     step = cpu_peaks.READERS * lanes
@@ -80,18 +80,18 @@ def test_read_bandwidth_of_every_memory_level(monkeypatch: pytest.MonkeyPatch) -
         machine.cache_bytes("1 MB")
 
 
-def test_peak_is_the_most_of_several_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_the_maximum_of_several_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_peaks, "PAUSE", 0.0)
     planted = iter([100.0, 100.0, 90.0, 120.0, 101.0, 199.0, 1.0, 1.0])
     monkeypatch.setattr(cpu_peaks, "fma_gflops", lambda add_up, dtype, threads: next(planted))
-    assert cpu_peaks.fma_peaks(None, "float32", 2) == {1: 101.0, 2: 199.0}  # the third trial has both cores
+    assert cpu_peaks.fma_peaks(None, "float32", 2) == {1: 101.0, 2: 199.0}  # the third trial has two cores available
     monkeypatch.setattr(cpu_peaks, "TRIALS", 2)
     planted = iter([100.0, 120.0, 90.0, 110.0])
     assert cpu_peaks.fma_peaks(None, "float32", 2) == {1: 100.0, 2: 120.0}
     assert list(planted) == []
 
 
-def test_document_s_ceiling_has_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ceiling_in_the_document_has_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         machine, "in_child", lambda module, *a, threads: {"fma_gflops": {}} if module == "bench.cpu_peaks" else 7.0
     )
@@ -100,7 +100,7 @@ def test_document_s_ceiling_has_both_kinds(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["fma_gflops"] == {}
 
 
-def test_child_that_fails_says_why() -> None:
+def test_a_failed_child_process_reports_its_error() -> None:
     assert machine.run_child("-c", "print(6 * 7)", threads=1) == "42\n"
     with pytest.raises(ValueError, match=r"python -c .* failed with 1: ArithmeticError: planted"):
         machine.run_child("-c", "raise ArithmeticError('planted')", threads=1)
@@ -112,7 +112,7 @@ def test_child_that_fails_says_why() -> None:
 @pytest.mark.parametrize("passes", [FORWARD, FORWARD_BACKWARD])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 @pytest.mark.parametrize("name", ["rnnkit", "rnnkit_grad", *(["torch", "torch_grad"] if TORCH else [])])
-def test_cells_are_a_layer_of_one_step(name: str, cell: str, passes: str) -> None:
+def test_cells_equal_a_layer_of_one_step(name: str, cell: str, passes: str) -> None:
     point = Point(cell, 1, 3, 5, 5, "float64", passes)
     peer = PeerRow(name, "bench.peers.cells").load()
     assert peer.unsupported(Point(cell, 2, 3, 5, 5)) == "a Cell is one step of one plain layer"
@@ -127,9 +127,9 @@ def test_cells_are_a_layer_of_one_step(name: str, cell: str, passes: str) -> Non
     assert max(errors.values()) <= 1, errors
 
 
-def test_calls_are_timed_where_they_are_right(wrong_peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_right_calls_are_timed(wrong_peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "ceiling", lambda dtype, threads: {"gflops": {}})
-    # What passes for torch is wrong here.
+    # The peer named torch is wrong here.
     rows = [
         cell_calls.ROWS[0],
         cell_calls.ROWS[1],
@@ -198,7 +198,7 @@ def test_thread_contention_has_every_scenario() -> None:
 
 
 @pytest.mark.slow
-def test_thread_contention_is_measured_on_one_thread_too() -> None:
+def test_thread_contention_is_also_measured_on_one_thread() -> None:
     found = thread_contention.measure([Point("gru", 3, 2, 4, 4)], 2, 0.01, ("alone", "blas"), "numpy")
     met = [(result["scenario"], result["threads"], result["status"]) for result in found["results"]]
     assert met == [("alone", 2, "ok"), ("blas", 2, "ok"), ("blas", 1, "ok")]

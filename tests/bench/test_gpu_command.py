@@ -1,4 +1,4 @@
-"""Whole runs of `make gpu` without a card, with stand-in parts: what is on disk, and what a second run does with it."""
+"""Complete runs of `make gpu` without a GPU, with stand-in parts: the files they write, and runs that continue them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from bench.gpu import __main__ as command
 from bench.gpu import items_file, plan, processes, result_file
 from rnnkit.core.devices import cuda_problem
-from tests.bench.gpu_parts import ROOT, gone, part
+from tests.bench.gpu_parts import ROOT, has_ended, part
 from tests.helpers import slow_except
 
 MOST_FILES = 8
@@ -29,7 +29,7 @@ PLOT = plan.plot
 def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(processes, "KILL_SECONDS", 0.5)
     monkeypatch.setattr(command, "ENDING", 5.0)
-    monkeypatch.setattr(plan, "plot", lambda source, target: part("base"))  # in place of a second of Matplotlib
+    monkeypatch.setattr(plan, "plot", lambda source, target: part("base"))  # without Matplotlib, which takes a second
     handlers = {number: signal.getsignal(number) for number in command.STOPPED}
     yield
     for number, handler in handlers.items():
@@ -58,7 +58,7 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(plan, "plot", PLOT)
     parts = [smoke("base"), part("done"), part("fails"), part("hangs", quiet=1.0), part("raises", least=1e3)]
     started = time.monotonic()
-    assert run(tmp_path, parts, "--seconds", "1040") == 1  # 1e3 of which are kept for the last part
+    assert run(tmp_path, parts, "--seconds", "1040") == 1  # of which 1000 s are reserved for the last part
     assert time.monotonic() - started < 45
     files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(files) - {"gpu.png"} == {"gpu.json", "log.txt", "summary.txt"}
@@ -70,7 +70,7 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         "raises": "not run",
     }
     assert statuses(found, "done") == {"first": "ok", "late": "not run", "odd": "ok", "missing": "not available"}
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in (
         "done       ok            first",
         "done       not available missing  planted library is not installed",
@@ -78,19 +78,21 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         "not available: planted library is not installed",
         "Planted Card 9",
     ):
-        assert line in said
-    assert said.index("done       ok            first") < said.index("fails ...")  # as it ends, not at the end
+        assert line in output
+    assert output.index("done       ok            first") < output.index("fails ...")  # printed at once
     assert "fails| this is fails" in (tmp_path / "log.txt").read_text(errors="replace")
-    assert (tmp_path / "summary.txt").read_text() in said
+    assert (tmp_path / "summary.txt").read_text() in output
 
 
-def test_missing_piece_alone_is_no_failure_and_not_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_requirement_alone_is_neither_failed_nor_ok(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, [part("done")], "--parts", "done") == 0
     assert "no problems" in capsys.readouterr().out
     assert statuses(document(tmp_path), "done")["missing"] == "not available"
 
 
-def test_run_stops_where_the_base_case_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_stops_if_the_base_case_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, [smoke("no-base"), part("done"), part("fails")]) == 1
     found = document(tmp_path)
     assert statuses(found, "smoke") == {"nvrtc": "ok", "cublas": "failed", "one step": "ok"}
@@ -108,7 +110,7 @@ def test_base_case_that_hangs_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_everything_hangs_and_the_run_fits_its_seconds(tmp_path: Path) -> None:
+def test_the_run_keeps_its_time_limit_if_everything_hangs(tmp_path: Path) -> None:
     started = time.monotonic()
     names = ("parity", "ceilings", "throughput")
     parts = [smoke("base")]
@@ -121,7 +123,7 @@ def test_everything_hangs_and_the_run_fits_its_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(cuda_problem() is None, reason="there is a CUDA card here")
-def test_no_card_has_an_exit_status_of_its_own(tmp_path: Path) -> None:
+def test_no_gpu_has_a_separate_exit_status(tmp_path: Path) -> None:
     before = sorted((ROOT / "bench" / "results").rglob("*"))
     ran = subprocess.run(
         [sys.executable, "-m", "bench.gpu", "--out", str(tmp_path / "out")],
@@ -137,7 +139,7 @@ def test_no_card_has_an_exit_status_of_its_own(tmp_path: Path) -> None:
     assert sorted((ROOT / "bench" / "results").rglob("*")) == before
 
 
-def test_dead_driver_is_no_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_driver_counts_as_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "out", [part("done")], card="no-card") == command.NO_CARD
     assert "planted: no driver" in capsys.readouterr().out
     hung = part("hangs", most=1.0, least=0.5)
@@ -146,7 +148,7 @@ def test_dead_driver_is_no_card(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out").exists()
 
 
-# Whatever ends it
+# Runs that end early
 
 
 STEADY = 100
@@ -154,7 +156,7 @@ CHECKS = {f"item {share}{i}" for share in "ab" for i in range(STEADY)}
 
 
 def start(out: Path, witness: Path, *options: str, limit: int | None = None) -> subprocess.Popen[bytes]:
-    """A run of one part, two processes of 100 short checks each, as a process. limit: bytes that a file may have."""
+    """Starts a run of one part with two processes of 100 short checks each. limit: the largest file size in bytes."""
     program = (
         "import resource, sys\n"
         f"limit = {limit!r}\n"
@@ -177,13 +179,13 @@ def ended_according_to(witness: Path) -> set[str]:
 
 
 def on_disk(out: Path) -> set[str]:
-    """The checks that a run continuing this one would know of."""
+    """The checks that a continued run would find."""
     loaded = result_file.load(out / "gpu.json")["parts"].get(f"steady{STEADY}", {"items": []})
     return {item["item"] for item in loaded["items"] if item["status"] == "ok"}
 
 
 def assert_whole(out: Path, witness: Path) -> None:
-    """Every check that had ended is under OUT, in few files that parse."""
+    """Asserts that every finished check is in OUT, in few valid files."""
     files = list(out.iterdir())
     assert len(files) <= MOST_FILES
     assert all(path.stat().st_size < MOST_BYTES for path in files)
@@ -192,13 +194,13 @@ def assert_whole(out: Path, witness: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", slow_except(range(10), 4))
-def test_killed_at_a_random_moment_nothing_that_had_ended_is_missing(moment: int, tmp_path: Path) -> None:
+def test_after_a_kill_at_a_random_moment_no_finished_check_is_missing(moment: int, tmp_path: Path) -> None:
     number = (signal.SIGKILL, signal.SIGTERM)[moment % 2]
     out = tmp_path / "out"
     witness = tmp_path / "witness"
     process = start(out, witness)
     assert process.stdout is not None
-    while b"steady100 ..." not in process.stdout.readline():  # it has begun
+    while b"steady100 ..." not in process.stdout.readline():  # the part has started
         assert process.poll() is None
     time.sleep(random.Random(moment).uniform(0.05, 1.0))
     process.send_signal(number)
@@ -206,19 +208,19 @@ def test_killed_at_a_random_moment_nothing_that_had_ended_is_missing(moment: int
     code = process.wait(20)
     workers = {line["pid"] for line in items_file.read_lines(out / "items.jsonl") if "pid" in line}
     deadline = time.monotonic() + 5
-    while not all(map(gone, workers)):
+    while not all(map(has_ended, workers)):
         assert time.monotonic() < deadline, "a process outlived the run"
         time.sleep(0.01)
     assert code in (-number, 128 + number), rest
     assert_whole(out, witness)
-    if number == signal.SIGTERM:  # it had time to say so
+    if number == signal.SIGTERM:  # it could print why
         assert document(out)["parts"][f"steady{STEADY}"]["status"] == "ended"
         assert "SIGTERM" in document(out)["parts"][f"steady{STEADY}"]["why"]
-    # Another run goes on there, and does the rest once.
+    # Another run continues it, and runs each remaining check once.
     before = ended_according_to(witness)
     again = start(out, witness, "--done", str(out / "gpu.json"))
-    said = again.communicate(timeout=60)[0]
-    assert again.returncode == 0, said
+    output = again.communicate(timeout=60)[0]
+    assert again.returncode == 0, output
     assert on_disk(out) == CHECKS
     done = witness.read_text().splitlines()
     assert all(done.count(key) == 1 for key in before)
@@ -229,20 +231,20 @@ def test_killed_at_a_random_moment_nothing_that_had_ended_is_missing(moment: int
 
 @pytest.mark.parametrize("limit", [2000, 8000, 20_000])
 def test_full_disk_keeps_what_was_written(limit: int, tmp_path: Path) -> None:
-    """By a limit on a file's size, at which a write stops as on a full disk: after part of it, with an error."""
+    """A limit on the file size acts like a full disk: a write fails after a part of the data."""
     out = tmp_path / "out"
     witness = tmp_path / "witness"
     process = start(out, witness, limit=limit)
-    said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1, said
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 1, output
     assert "an item cannot be written to items.jsonl" in (out / "log.txt").read_text()
-    assert "the run stops here: items could not be written" in said
+    assert "the run stops here: items could not be written" in output
     assert_whole(out, witness)
     assert 5 < len(on_disk(out)) < len(CHECKS)
     assert document(out)["parts"]["done"]["status"] == "not run"
 
 
-def test_items_stay_where_the_document_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_items_are_kept_if_the_document_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gpu.partial").mkdir()
     (tmp_path / "gpu.json").write_text('{"schema": 2, "runs": [{}], "parts": {}}')
     assert run(tmp_path, [part("base")]) == 1
@@ -250,8 +252,8 @@ def test_items_stay_where_the_document_cannot_be_written(tmp_path: Path, capsys:
     assert statuses(result_file.load(tmp_path), "base") == dict.fromkeys(("nvrtc", "cublas", "one step"), "ok")
 
 
-def test_space_for_items_is_set_aside(tmp_path: Path) -> None:
-    """Of a disk that fills up later, as far as the file system can promise it."""
+def test_space_for_items_is_reserved(tmp_path: Path) -> None:
+    """So that a disk that fills up later does not stop the run, if the file system supports it."""
     if not items_file.reserve(tmp_path / "items.jsonl"):
         pytest.skip("this file system sets no space aside")
     path = tmp_path / "items.jsonl"
@@ -261,14 +263,14 @@ def test_space_for_items_is_set_aside(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 >= items_file.RESERVED_BYTES
 
 
-# Going on from an earlier run
+# Continuing an earlier run
 
 
 def mending(tmp_path: Path) -> Any:
     return part("mends", environment=(("MENDED", str(tmp_path / "mended")),))
 
 
-def test_only_failed_repeats_what_failed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_failed_repeats_only_failed_items(tmp_path: Path) -> None:
     out = tmp_path / "out"
     parts = [smoke("base"), mending(tmp_path), part("done")]
     assert run(out, parts) == 1
@@ -284,7 +286,7 @@ def test_only_failed_repeats_what_failed_and_nothing_else(tmp_path: Path) -> Non
     assert second["parts"]["smoke"] == first["parts"]["smoke"]
 
 
-def test_failure_that_was_not_repeated_for_want_of_time_is_still_there(tmp_path: Path) -> None:
+def test_a_failure_that_was_not_repeated_in_time_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(out, [mending(tmp_path)]) == 1
     slow = processes.Part("mends", mending(tmp_path).workers, most=20, least=1e3)
@@ -292,14 +294,14 @@ def test_failure_that_was_not_repeated_for_want_of_time_is_still_there(tmp_path:
     assert statuses(document(out), "mends")["second"] == "failed"
 
 
-def test_going_on_does_what_was_not_done_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_continuing_runs_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:
     out = tmp_path / "out"
     later = tmp_path / "later"
     assert run(out, [smoke("base"), part("fails"), part("dies")]) == 1
     before = document(out)
     assert run(later, [smoke("base"), part("fails"), part("dies"), part("done")], "--done", str(out)) == 1
     after = document(later)
-    assert after["parts"]["smoke"] == before["parts"]["smoke"]  # was done: not started again
+    assert after["parts"]["smoke"] == before["parts"]["smoke"]  # finished, so not started again
     assert statuses(after, "fails") == {"first": "ok", "second": "failed"}
     assert statuses(after, "dies") == {"first": "ok", "second": "ok", "third": "failed", "fourth": "ok"}
     assert [item["run"] for item in after["parts"]["dies"]["items"]] == [0, 0, 0, 1]
@@ -308,7 +310,7 @@ def test_going_on_does_what_was_not_done_and_keeps_the_rest(tmp_path: Path) -> N
     assert document(out) == before
 
 
-def test_part_that_failed_whole_is_repeated_whole(tmp_path: Path) -> None:
+def test_a_part_without_items_is_repeated_completely(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(out, [part("raises"), part("done")]) == 1
     document_ = document(out)
@@ -322,7 +324,7 @@ def test_part_that_failed_whole_is_repeated_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--only-failed"], "--only-failed needs --done"),
         (["--done", "nowhere/gpu.json"], "nowhere/gpu.json does not exist"),
@@ -331,13 +333,13 @@ def test_part_that_failed_whole_is_repeated_whole(tmp_path: Path) -> None:
         (["--schedule", "fastest"], "stepwise"),
     ],
 )
-def test_bad_arguments_have_status_2_and_touch_nothing(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_bad_arguments_give_status_2_and_change_nothing(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "out", [part("done")], *options)
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -350,7 +352,7 @@ def test_earlier_run_of_another_kind_is_refused(text: str, tmp_path: Path, capsy
     assert "gpu.json" in capsys.readouterr().err
 
 
-def test_earlier_run_of_another_card_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_run_of_another_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, [part("done")]) == 0
     found = document(tmp_path)
     found["parts"]["card"]["items"][0]["name"] = "Other Card"
@@ -365,7 +367,7 @@ def test_parts_can_be_named(tmp_path: Path) -> None:
     assert set(document(tmp_path)["parts"]) == {"card", "done"}
 
 
-def test_default_folder_is_the_card_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_has_the_name_of_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     assert command.main(["--seconds", "30"], [part("done")], part("card")) == 0
     assert os.listdir(tmp_path) == ["planted-card-9"]

@@ -1,4 +1,4 @@
-"""The launches and bytes of `make gpu` as predicted and as counted, on the stand-in CuPy and a CPU."""
+"""Predicted and counted launches and bytes of `make gpu`, on the stand-in for CuPy and a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = Point("lstm", 5, 4, 6, 9)
         Point("lstm", 7, 3, 5, 9),
         Point("lstm", 7, 3, 5, 9, "float16"),
         Point("gru", 7, 3, 5, 9, "float16"),
-        Point("rnn_tanh", 27, 19, 5, 9),  # 513 steps: two slices, the second one shorter
+        Point("rnn_tanh", 27, 19, 5, 9),  # 513 row-steps: two slices, the second one shorter
     ],
     ids=str,
 )
@@ -54,7 +54,7 @@ NCU = """==PROF== Connected to process 7
 """
 
 
-def test_counters(throughput: Any, card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_of_ncu(throughput: Any, card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu import counters, ncu_call
 
     monkeypatch.setattr(counters, "POINTS", (SMALL,))
@@ -81,13 +81,13 @@ def test_counters(throughput: Any, card: Any, tmp_path: Path, monkeypatch: pytes
     ncu_call.main(["gru"])
 
 
-def test_profiler_s_kernels_and_graph_nodes(throughput: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_the_profiler_and_graph_nodes(throughput: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from bench.gpu import counters
     from rnnkit.backends.cupy import arena
 
-    assert counters.profiled(lambda: None)[0] == []  # a torch without CUDA
+    assert counters.profiled(lambda: None)[0] == []  # torch without CUDA
     events = [
         ("DeviceType.CUDA", "cutlass_gemm"),
         ("DeviceType.CUDA", "Memcpy HtoD"),

@@ -1,7 +1,6 @@
-"""The measuring code of `make gpu`, and the tests of a card, on the stand-in CuPy.
+"""The measuring code and the GPU tests of `make gpu`, on the stand-in for CuPy.
 
-Figures that come out here mean nothing. What is held is that a wrong result is never timed, and that every line has run
-before a card is had.
+The measured times mean nothing. The tests show that a wrong result is never timed, and run every line without a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rnnkit.core.dtypes import DTYPES
 from tests.bench.gpu_card import part_items
 
 
-def test_card_is_described(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_described(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu import card as module
 
     tool = tmp_path / "nvidia-smi"
@@ -38,7 +37,7 @@ def test_card_is_described(card: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     assert none["why"] == "the driver is there and sees no device"
 
 
-def test_cublas_version_is_asked_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cublas_version_is_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu import card as module
     from rnnkit.backends.cupy import cublas
 
@@ -74,7 +73,7 @@ def test_ceilings_are_measured(card: Any, tmp_path: Path) -> None:
     rates = call_model.rates("fake", 1e6, list(found.values()))
     assert rates is not None
     assert rates.card.products == {d: found[f"product {d} TN 16"]["tflops"] * 1e12 for d in DTYPES}
-    # The figures that the model needs come before what could cost the part its time.
+    # The values that the model needs are measured before items that may exhaust the time of the part.
     order = list(found)
     assert max(map(order.index, ("launches", "copy 0 MiB", "product bfloat16 TN 16"))) < order.index("grid.sync 2")
     text = "\n".join(hardware_ceilings_table.lines(list(found.values())))
@@ -90,7 +89,7 @@ def test_ceilings_are_measured(card: Any, tmp_path: Path) -> None:
         assert kind in text
 
 
-def test_older_cards_have_no_clusters(card: Any, tmp_path: Path) -> None:
+def test_clusters_are_not_available_on_older_gpus(card: Any, tmp_path: Path) -> None:
     from bench.gpu import hardware_ceilings
     from tests.tools import fakecupy
 
@@ -103,7 +102,7 @@ def test_older_cards_have_no_clusters(card: Any, tmp_path: Path) -> None:
 
 
 def test_table_of_ceilings_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every item of a real card, and one of a kind missing."""
+    """With every item of a real GPU, except one missing kind."""
     from bench.gpu import exchange_costs, hardware_ceilings, hardware_ceilings_table, sync_costs
     from tests.tools import fakecupy
 
@@ -170,8 +169,8 @@ def test_small_program_launches_every_kernel(card: Any, capsys: pytest.CaptureFi
         assert every_kernel.main(["--backends", "cupy", "--dtypes", "float16"]) == 0
     want = {kernel.name for build in sources.builds() if build.name.endswith("-float16") for kernel in build.kernels}
     assert want <= set(counts.launches) | set(counts.replayed)
-    said = capsys.readouterr().out
-    assert "every_kernel: 11 of 11 cases done, 0 failed, probes not wanted" in said
+    output = capsys.readouterr().out
+    assert "every_kernel: 11 of 11 cases done, 0 failed, probes not wanted" in output
     assert every_kernel.main(["--backends", "cupy", "--dtypes", "float16", "--seconds", "-1"]) == 0
     assert "every_kernel: 0 of 11 cases done" in capsys.readouterr().out
     assert {(b, d) for d, b, _ in every_kernel.work(["numba_cuda"], ["float16", "bfloat16"])} == {
@@ -179,7 +178,7 @@ def test_small_program_launches_every_kernel(card: Any, capsys: pytest.CaptureFi
     }
 
 
-# The tests of a card, on the stand-in: they must not fail for a reason of their own
+# The GPU tests on the stand-in: they must not have errors of their own
 
 
 @pytest.fixture
@@ -196,21 +195,21 @@ def test_gpu_tests_run(gpu_tests: Any, tmp_path: Path) -> None:
     from rnnkit.testing import Case
 
     gpu_tests.test_parity("cupy", "float32", Case("lstm", ragged=True))
-    gpu_tests.test_nothing_is_read_before_it_is_written("cupy", "gru", "float32")
+    gpu_tests.test_no_uninitialised_memory_is_read("cupy", "gru", "float32")
     gpu_tests.test_two_layers_in_both_directions("gru", "float32", "cupy")
-    gpu_tests.test_the_second_call_is_a_graph()
-    gpu_tests.test_no_memory_is_taken_beyond_the_outputs()
-    gpu_tests.test_out_of_memory_has_a_name()
-    gpu_tests.test_the_current_stream_is_respected("cupy")
-    gpu_tests.test_optimizers_follow_the_cpu("Adam")
-    gpu_tests.test_threads_share_nothing()
-    gpu_tests.test_probes_hold()
+    gpu_tests.test_the_second_call_captures_a_graph()
+    gpu_tests.test_only_outputs_are_allocated()
+    gpu_tests.test_out_of_memory_raises_a_named_error()
+    gpu_tests.test_calls_run_on_the_current_stream("cupy")
+    gpu_tests.test_optimizers_equal_the_cpu("Adam")
+    gpu_tests.test_threads_share_no_state()
+    gpu_tests.test_probes_order_memory()
     with pytest.raises(pytest.skip.Exception, match="one CUDA device"):
-        gpu_tests.test_another_device_than_the_current_one()
+        gpu_tests.test_a_device_that_is_not_current()
 
 
-def test_gpu_test_of_waiting_sees_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams that run nothing before they must stand for a busy one."""
+def test_the_gpu_test_of_synchronisation_detects_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lazy streams, which run work only when waited for, act as a busy stream."""
     if problem := pytest.importorskip("tests.tools.emulator").available():
         pytest.skip(problem)
     from tests.cuda import test_gpu_calls
@@ -227,12 +226,12 @@ def test_gpu_test_of_waiting_sees_a_wait(monkeypatch: pytest.MonkeyPatch) -> Non
             return backward(*given)
 
         monkeypatch.setattr(rnnkit.LSTM, "backward", waits)
-        with pytest.raises(AssertionError, match="a call waited for the device"):
+        with pytest.raises(AssertionError, match="a call synchronised"):
             test_gpu_calls.test_a_call_returns_while_the_stream_is_busy(False)
 
 
-def test_gpu_tests_that_need_a_torch(gpu_tests: Any) -> None:
+def test_gpu_tests_that_need_torch(gpu_tests: Any) -> None:
     pytest.importorskip("torch")
-    gpu_tests.test_torch_on_the_card("gru", "float32")
+    gpu_tests.test_results_equal_torch_on_the_gpu("gru", "float32")
     with pytest.raises(pytest.skip.Exception, match="torch sees no CUDA device"):
         gpu_tests.test_torch_tensors_in_and_out()

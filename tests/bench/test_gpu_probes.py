@@ -1,4 +1,4 @@
-"""The probes of kernels/cuda/probes.cu and probes_cluster.cu in the emulator's check mode, and with faults planted."""
+"""The probes of kernels/cuda/probes.cu and probes_cluster.cu in the emulator's check mode, also with planted faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEDULES: tuple[dict[str, Any], ...] = ({}, {"order": "descending"}, {"seed": 1
 
 @contextmanager
 def checked(schedule: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """The emulator in check mode under a schedule; gives the modules that run the probes."""
+    """Runs the emulator in check mode with a schedule. Yields the modules that run the probes."""
     from bench.gpu import exchange_costs, sync_costs
     from tests.tools import fakecupy
 
@@ -53,7 +53,7 @@ def test_probes_have_no_race(card: Any, schedule: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("block", "words", "members"), [(256, 2048, 8), (32, 512, 7), (64, 48, 24)])
 def test_gathers_of_all_sizes(card: Any, block: int, words: int, members: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several loads per thread and several batches of them; slices of unequal length; as many slices as pairs."""
+    """Several loads per thread, in several batches; slices of different lengths; as many slices as pairs."""
     from bench.gpu import exchange_costs, sync_costs
 
     monkeypatch.setattr(sync_costs, "BLOCK", block)
@@ -81,7 +81,7 @@ def test_probes_compile_without_spills(arch: int, cluster: int, monkeypatch: pyt
 
 
 def test_small_program_launches_every_probe(card: Any) -> None:
-    """So that compute-sanitizer sees each of them."""
+    """So that compute-sanitizer checks each of them."""
     from bench.gpu import every_kernel, sync_costs
     from tests.tools import emulator
 
@@ -94,7 +94,7 @@ def test_small_program_launches_every_probe(card: Any) -> None:
 
 
 class Fault(NamedTuple):
-    """A bug planted in a file of the probes: after `after`, `old` becomes `new`. kinds: of the emulator's errors."""
+    """A bug in a file of the probes: after `after`, replaces `old` by `new`. kinds: of the emulator's errors."""
 
     probe: str
     file: str
@@ -196,10 +196,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", slow_except(FAULTS, *list(FAULTS)[::7]))
-def test_a_probe_that_does_not_hold_is_not_timed(
-    card: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under one of the schedules it is "wrong", or the emulator complains; and never is there a time."""
+def test_a_wrong_probe_is_not_timed(card: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one of the schedules it is "wrong" or the emulator reports an error, and it never has a time."""
     from bench.gpu import sync_costs
     from tests.tools.emulator import EmulatorError
 
@@ -208,7 +206,7 @@ def test_a_probe_that_does_not_hold_is_not_timed(
         text = (sync_costs.KERNELS / file).read_text(encoding="utf-8")
         if file == fault.file:
             head, mark, tail = text.partition(fault.after) if fault.after else ("", "", text)
-            assert fault.old in tail, "the fault has no place any more"
+            assert fault.old in tail, "the text to replace was not found"
             text = head + mark + tail.replace(fault.old, fault.new, 1)
         (tmp_path / file).write_text(text, encoding="utf-8")
     monkeypatch.setattr(sync_costs, "KERNELS", tmp_path)

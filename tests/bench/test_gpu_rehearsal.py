@@ -1,4 +1,4 @@
-"""`make gpu` as it is run, in processes of its own, on the stand-in card: tests/tools/fakecard/sitecustomize.py."""
+"""`make gpu` by its command, in separate processes, on the simulated GPU of tests/tools/fakecard/sitecustomize.py."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def make_gpu(out: Path, *options: str) -> tuple[int, str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_smoke_part_by_the_command(tmp_path: Path) -> None:
-    code, said, document = make_gpu(tmp_path, "--parts", "smoke")
-    assert code == 0, said
+def test_the_smoke_part_by_the_command(tmp_path: Path) -> None:
+    code, output, document = make_gpu(tmp_path, "--parts", "smoke")
+    assert code == 0, output
     items = {item["item"]: item["status"] for item in document["parts"]["smoke"]["items"]}
     assert [items[key] for key in plan.BASE_CASE] == ["ok"] * 3
     assert set(items.values()) == {"ok", "not available"}
     assert {item["status"] for item in document["parts"]["card"]["items"]} == {"ok"}
-    assert "smoke      ok            nvrtc" in said
+    assert "smoke      ok            nvrtc" in output
     assert len(list(tmp_path.iterdir())) <= 8
 
 
 @pytest.mark.slow
-def test_every_test_of_a_card_passes_on_the_stand_in() -> None:
+def test_every_gpu_test_passes_on_the_stand_in() -> None:
     chosen = "not parity and not large and not stream_is_busy"
     ran = on_the_stand_in(sys.executable, *plan.PYTEST, "-k", chosen, *plan.TESTS)
     assert ran.returncode == 0, ran.stdout[-3000:]

@@ -1,4 +1,4 @@
-"""What `make gpu` makes of its lines: means, table and plot; the order it measures in; what it knows of its peers."""
+"""The report of `make gpu`: means, table and plot; the order of measurements; the prediction of cuDNN's algorithm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.bench.gpu_document import CARD, CEILINGS, document, measured
 # The report
 
 
-def test_means_are_over_torch_at_its_faster_and_the_bar_over_the_standard_path() -> None:
+def test_means_are_relative_to_the_faster_torch_and_the_target_to_the_standard_path() -> None:
     a = Point("lstm", 64, 32, 512, 512)
     b = Point("lstm", 64, 32, 128, 128)
     skipped = {"item": "gru", "status": "not run", "why": "no time"}
@@ -31,12 +31,12 @@ def test_means_are_over_torch_at_its_faster_and_the_bar_over_the_standard_path()
     assert "launch: 2.00 us from the host, 1.00 us in a graph" in text
     assert f"2 of {len(list(point_order.ordered()))} points of the grid were measured" in text
     assert "1.00  lstm-T64-B32-I128-H128-float32 forward: 2.000 ms, torch 2.000 (eager, small-H)" in text
-    assert "throughput: lstm-T64-B32-I512-H512-float32" not in text  # its backward is wrong, and told below
+    assert "throughput: lstm-T64-B32-I512-H512-float32" not in text  # its backward is wrong, and listed separately
     wrong = [row for row in report.rows(found) if row.passes == FORWARD_BACKWARD]
     assert [(row.status, row.error, row.ours, row.ratio) for row in wrong] == [("wrong", math.inf, None, None)] * 2
 
 
-def test_counts_are_told() -> None:
+def test_counts_are_reported() -> None:
     launches = {"item": "launches lstm", "status": "ok", "predicted": {"kernels": 66, "products": 65}}
     counted = {**launches, "measured": {"kernels": 66, "others": 70}}
     moved = {"forward_step": {"lts__t_bytes.sum": 4000.0}}
@@ -48,7 +48,7 @@ def test_counts_are_told() -> None:
     assert "bytes lstm forward_step: 4 kB through L2; predicted 5" in text
 
 
-def test_table_is_short_whatever_went_wrong() -> None:
+def test_the_table_is_short_with_any_failures() -> None:
     found = document([], parity=[{"item": f"test {i}", "status": "failed", "why": "x" * 500} for i in range(1000)])
     found["parts"]["hung"] = {**CARD, "status": "failed", "why": "y" * 500, "last_lines": ["z" * 200] * 15, "items": []}
     found["parts"]["sanitizer"] = {**CARD, "items": [{"item": "memcheck", "status": "skipped", "why": "w" * 400}]}
@@ -67,7 +67,7 @@ def test_lower_bound_and_prediction_by_hand() -> None:
     moved = 4 * (256 * 128 + 10 * 32 * 128)
     assert call_model.lower_bound(point, False, rates) == pytest.approx(max(flop / 50e12, moved / 4e12))
     assert call_model.lower_bound(point, True, rates) == pytest.approx(max(3 * flop / 50e12, 2 * moved / 4e12))
-    # So small that each step takes its two launches.
+    # So small that each step takes as long as its two launches.
     assert call_model.predicted(point, False, rates) == pytest.approx(10 * 2e-6 + flop / 2 / 50e12)
     assert call_model.predicted(point, True, rates) == pytest.approx(20 * 2e-6 + 4 * flop / 2 / 50e12)
     assert call_model.lower_bound(Point("lstm", 10, 32, 64, 64, "float16"), False, rates) is None
@@ -86,7 +86,7 @@ def test_plot_is_drawn(tmp_path: Path) -> None:
 
 
 def test_plot_has_a_panel_for_each_kind_of_value() -> None:
-    """The planted items have a forward alone. Without ceilings there is no lower bound, without torch no ratio."""
+    """The planted items have only a forward. Without ceilings there is no lower bound, without torch no ratio."""
     pytest.importorskip("matplotlib")
     found = document([measured(Point("gru", 64, 32, H, H), ["standard"], 2.0, 9.0, 8.0) for H in (128, 512)])
     without_torch = copy.deepcopy(found)
@@ -100,10 +100,10 @@ def test_plot_has_a_panel_for_each_kind_of_value() -> None:
         plot.png.pyplot().close(figure)
 
 
-# The order of measuring, and cuDNN's choice
+# The order of measurements, and cuDNN's algorithm
 
 
-def test_every_point_once_and_any_beginning_covers_the_grid() -> None:
+def test_every_point_occurs_once_and_any_prefix_covers_the_grid() -> None:
     order = list(point_order.ordered())
     assert len(set(order)) == len(order) == len(point_order.plain()) + len(point_order.special())
     plain = [p for p in order if not p.extras]
@@ -143,11 +143,11 @@ def test_every_point_once_and_any_beginning_covers_the_grid() -> None:
     ],
     ids=str,
 )
-def test_cudnn_s_choice(point: Point, backward: bool, want: str) -> None:
+def test_the_predicted_algorithm_of_cudnn(point: Point, backward: bool, want: str) -> None:
     assert cudnn.path(point, backward, 132, 90, 91400) == want
 
 
-def test_cudnn_s_choice_follows_card_and_version() -> None:
+def test_the_predicted_algorithm_of_cudnn_depends_on_gpu_and_version() -> None:
     half = Point("lstm", 64, 32, 512, 512, "float16")
     assert [cudnn.path(half, False, sm, arch, 91400) for sm, arch in ((56, 80), (84, 86), (108, 80), (72, 75))] == [
         *("standard", "standard", "persistent", "standard")
@@ -157,7 +157,7 @@ def test_cudnn_s_choice_follows_card_and_version() -> None:
     assert cudnn.path(wide, False, 132, 90, 91300) == "standard"
 
 
-# The sanitizer, by its output
+# The output of the sanitizer
 
 
 ERRORS = """========= COMPUTE-SANITIZER
@@ -179,7 +179,7 @@ def memcheck(counts: str = WHOLE, probes: str = "done", errors: int = 0) -> dict
     )
 
 
-def test_sanitizer_s_summary_is_read() -> None:
+def test_the_summary_of_the_sanitizer_is_parsed() -> None:
     bad = memcheck(SOME, errors=3)
     assert (bad["status"], bad["errors"], bad["kernels"], bad["cases"]) == ("wrong", 3, ["forward_step"], "20 of 22")
     assert "========= Invalid __global__ read of size 4 bytes" in bad["said"]
@@ -207,7 +207,7 @@ def test_cases_that_did_not_run_are_not_ok() -> None:
     assert "did not come to its end" in died["why"]
 
 
-def test_sanitizer_that_refuses_the_machine_is_not_available() -> None:
+def test_a_sanitizer_that_does_not_support_the_machine_is_not_available() -> None:
     with pytest.raises(items_file.Unavailable, match="Device not supported"):
         sanitizer.parse("========= Error: Device not supported. Please refer\n", "exit status 1")
 

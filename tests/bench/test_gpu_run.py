@@ -1,6 +1,6 @@
-"""`make gpu` without a card: its parts as processes, with stand-ins. Whole runs: tests/bench/test_gpu_command.py.
+"""Parts of `make gpu` as processes, without a GPU, with stand-ins. Complete runs: tests/bench/test_gpu_command.py.
 
-A part that fails, hangs or prints garbage costs nothing but itself.
+A part that fails, hangs or prints garbage does not affect other parts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from bench.gpu import __main__ as command
 from bench.gpu import items_file, log, plan, processes
 from bench.gpu.processes import Part, Result
-from tests.bench.gpu_parts import ROOT, gone, part
+from tests.bench.gpu_parts import ROOT, has_ended, part
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(given: Part, folder: Path, seconds: float = 30.0) -> tuple[Result, dict[str, dict[str, Any]]]:
-    """How the part went, and its items by key."""
+    """The result of the part, and its items by key."""
     items = folder / "items.jsonl"
     written = log.Log(folder / "log.txt")
     result = processes.run(given, items, written, time.monotonic() + seconds)
@@ -50,17 +50,17 @@ def test_failing_part_keeps_its_items(tmp_path: Path) -> None:
     assert items["second"]["why"] == "ZeroDivisionError: division by zero"
 
 
-def test_last_words_are_kept(tmp_path: Path) -> None:
+def test_the_last_output_of_a_part_is_kept(tmp_path: Path) -> None:
     result, _ = run(part("raises"), tmp_path)
     assert result.last_lines[-1] == "RuntimeError: planted last words"
     assert "raises| RuntimeError: planted last words" in (tmp_path / "log.txt").read_text()
 
 
-def test_garbage_harms_nothing(tmp_path: Path) -> None:
+def test_garbage_output_affects_no_items(tmp_path: Path) -> None:
     result, items = run(part("garbage"), tmp_path)
     assert result.status == "done"
     assert statuses(items) == {"first": "ok"}
-    # The next part's items are whole, although the last line before them was cut.
+    # The next part's items are complete, although the last line before them was truncated.
     result, items = run(part("done"), tmp_path)
     assert statuses(items) == {"first": "ok", "late": "not run", "odd": "ok", "missing": "not available"}
     assert items["odd"]["nan"] == "nan"
@@ -68,25 +68,25 @@ def test_garbage_harms_nothing(tmp_path: Path) -> None:
     json.dumps(items, allow_nan=False)
 
 
-def test_garbage_before_it_leaves_a_line_whole(tmp_path: Path) -> None:
+def test_garbage_before_a_line_does_not_damage_it(tmp_path: Path) -> None:
     items = tmp_path / "items.jsonl"
     items.write_bytes(b'{"part": "cut')
     items_file.append(items, [{"part": "next"}])
     assert items_file.read_lines(items) == [{"part": "next"}]
 
 
-def test_part_that_outstays_its_time_is_ended_with_its_children(tmp_path: Path) -> None:
+def test_a_part_beyond_its_time_limit_is_killed_with_its_children(tmp_path: Path) -> None:
     started = time.monotonic()
     result, items = run(part("hangs", most=1.5), tmp_path)
     assert time.monotonic() - started < 1.5 + 3 * processes.KILL_SECONDS + 2.5
     assert (result.status, result.why) == ("failed", processes.OUT_OF_TIME)
-    # Cut off by the clock: a run that continues does it.
+    # Stopped by the time limit, so a continued run repeats it.
     assert statuses(items) == {"first": "ok", "second": "not run"}
     child = int((tmp_path / "log.txt").read_text().split("child ")[1].split()[0])
-    assert gone(child)
+    assert has_ended(child)
 
 
-def test_hung_part_is_ended_when_no_check_ends(tmp_path: Path) -> None:
+def test_a_hung_part_is_killed_when_no_check_finishes(tmp_path: Path) -> None:
     started = time.monotonic()
     result, items = run(part("hangs", quiet=1.0), tmp_path)
     assert result.why == "ended: no check came to an end for 1 s"
@@ -95,8 +95,8 @@ def test_hung_part_is_ended_when_no_check_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_worker_that_hangs_does_not_hide_behind_another(tmp_path: Path) -> None:
-    """Signs of life are a process's own: the steady one writes all the time."""
+def test_a_hung_worker_is_detected_beside_a_running_one(tmp_path: Path) -> None:
+    """Progress is tracked per process: the other worker writes all the time."""
     both = part(
         "hangs", "steady800", quiet=1.0, environment=(("WITNESS", str(tmp_path / "witness")), ("PAUSE", "0.005"))
     )
@@ -105,17 +105,17 @@ def test_one_worker_that_hangs_does_not_hide_behind_another(tmp_path: Path) -> N
     assert items["second"]["status"] == "failed"
     assert items["item 799"]["status"] == "ok"
     order = [line["item"] for line in items_file.read_lines(tmp_path / "items.jsonl") if "item" in line]
-    assert order.index("second") < order.index("item 799"), "it was ended only after the other"
+    assert order.index("second") < order.index("item 799"), "it was killed only after the other worker"
 
 
-def test_part_goes_on_after_the_check_it_died_at(tmp_path: Path) -> None:
+def test_a_part_continues_after_the_check_that_killed_it(tmp_path: Path) -> None:
     result, items = run(part("dies", restarts=2), tmp_path)
     assert (result.status, result.starts) == ("done", 2)
     assert statuses(items) == {"first": "ok", "second": "ok", "third": "failed", "fourth": "ok"}
     assert items["third"]["why"] == "exit status 9"
 
 
-def test_restart_of_one_worker_leaves_the_others_checks_alone(tmp_path: Path) -> None:
+def test_the_restart_of_one_worker_does_not_affect_the_checks_of_others(tmp_path: Path) -> None:
     two = part("dies", "steady60", restarts=2, environment=(("WITNESS", str(tmp_path / "witness")), ("PAUSE", "0.02")))
     result, _ = run(two, tmp_path)
     assert result.status == "done"
@@ -134,10 +134,10 @@ def test_part_without_time_is_not_started(tmp_path: Path) -> None:
     assert not (tmp_path / "items.jsonl").exists()
 
 
-def test_lost_context_ends_the_process_with_a_request_to_start_it_again(
+def test_a_lost_context_ends_the_process_with_a_restart_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an illegal access every call fails: the checks that are left need another process."""
+    """After an illegal access every call fails, so the remaining checks need another process."""
     monkeypatch.setattr(items_file, "context_is_lost", lambda: True)
     one = items_file.Lines(tmp_path / "items.jsonl", "part", 10.0)
     one.item("fine", dict)
@@ -154,24 +154,24 @@ def test_lost_context_ends_the_process_with_a_request_to_start_it_again(
 
 
 @pytest.mark.parametrize("schedule", [None, "stepwise"])
-def test_plan_asks_in_order_and_fits_its_time(schedule: str | None) -> None:
+def test_the_plan_is_ordered_and_fits_its_time(schedule: str | None) -> None:
     parts = plan.parts(schedule)
     names = [one.name for one in parts]
     assert names == ["smoke", "parity", "ceilings", "throughput", "counters", "sanitizer"]
     before = command.ENDING + plan.CARD_SECONDS + parts[0].most
-    # Whatever hangs, every part after it has at least its `least`.
+    # If a part hangs, every later part still has at least its `least` seconds.
     assert before + sum(one.least for one in parts[1:]) < command.SECONDS == 290
     assert sum(one.most for one in parts[:2]) + sum(one.least for one in parts[2:]) + command.ENDING < 290
     assert all(one.quiet < one.most and one.restarts for one in parts)
     pinned = [worker for one in parts for worker in one.workers if "--schedule" in worker]
     assert len(pinned) == (0 if schedule is None else plan.PARITY_WORKERS + 1)
-    for one in parts:  # every program of the plan exists
+    for one in parts:  # every program in the plan exists
         for worker in one.workers:
             if worker[2].startswith("bench."):
                 assert (ROOT / f"{worker[2].replace('.', '/')}.py").exists()
 
 
-def test_toolkit_is_found_where_it_usually_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_toolkit_is_found_in_the_usual_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plan, "TOOLKIT", tmp_path)
     monkeypatch.delenv("CUDA_HOME", raising=False)
     assert plan.toolkit() == (("CUDA_HOME", str(tmp_path)),)
@@ -202,7 +202,7 @@ def test_log_keeps_the_beginning_and_the_end_of_each_process(monkeypatch: pytest
     assert output.last(2) == ["line 98", "line 99"]
 
 
-def test_log_has_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_size_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(log, "MOST_BYTES", 1000)
     whole = log.Log(tmp_path / "log")
     for i in range(1000):
@@ -230,7 +230,7 @@ def test_last(): pass
 """
 
 
-def test_outcomes_are_items_and_dead_tests_are_not_tried_again(tmp_path: Path) -> None:
+def test_outcomes_are_items_and_crashed_tests_are_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "test_planted.py").write_text(PLANTED_TESTS)
     options = ("-m", "pytest", "-q", "-p", "bench.gpu.pytest_plugin", "-p", "no:cacheprovider", "-o", "addopts=")
     here = (sys.executable, *options, "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path))
@@ -254,7 +254,7 @@ def test_outcomes_are_items_and_dead_tests_are_not_tried_again(tmp_path: Path) -
     assert result.starts == 2
 
 
-# Nothing outlives its parent
+# Processes end with their parent
 
 
 @pytest.mark.parametrize("number", [9, 15])
@@ -277,7 +277,7 @@ def test_no_process_outlives_the_run(number: int, tmp_path: Path) -> None:
     os.kill(outer.pid, number)
     outer.wait(20)
     deadline = time.monotonic() + 5
-    while not all(map(gone, workers)):
+    while not all(map(has_ended, workers)):
         assert time.monotonic() < deadline, "a process outlived the run"
         time.sleep(0.02)
 
@@ -296,7 +296,7 @@ def test_a_process_whose_parent_has_died_does_not_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "lost"), [(None, False), (700, True), (719, True), (35, False), (100, False)])
-def test_context_counts_as_lost_where_there_was_one(
+def test_only_an_existing_context_counts_as_lost(
     monkeypatch: pytest.MonkeyPatch, status: int | None, lost: bool
 ) -> None:
     class CUDARuntimeError(RuntimeError):

@@ -1,4 +1,4 @@
-"""The first two parts of `make gpu` on the stand-in CuPy: does anything work, and is every result right."""
+"""The parts "smoke" and "parity" of `make gpu` on the stand-in for CuPy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.bench.gpu_document import document
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    # What Numba would compile it cannot launch here.
+    # Numba kernels cannot be launched here.
     monkeypatch.setattr(registry, "_libnvvm_problem", lambda: "planted: no libNVVM")
     with stand_in_card(monkeypatch) as cupy:
         yield cupy
@@ -29,7 +29,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 # Smoke
 
 
-def test_base_case_and_more(card: Any, tmp_path: Path) -> None:
+def test_the_base_case_and_the_other_items(card: Any, tmp_path: Path) -> None:
     found = part_items(smoke, tmp_path / "lines")
     assert tuple(found)[:3] == plan.BASE_CASE
     graph = "a graph has the bits of plain launches"
@@ -40,7 +40,7 @@ def test_base_case_and_more(card: Any, tmp_path: Path) -> None:
     assert 0 < found["one step"]["worst"] <= 1
     assert (found[graph]["captures"], found[graph]["refused"]) == (2, 0)
     assert found[graph]["replays"] == 4
-    # What this machine lacks is said, once a piece, and is neither right nor wrong.
+    # A missing requirement is reported once, as neither right nor wrong.
     for key in ("torch's LSTM", "bfloat16 over DLPack"):
         assert found[key]["status"] == "not available"
         assert "torch" in found[key]["why"]
@@ -52,7 +52,9 @@ def test_base_case_and_more(card: Any, tmp_path: Path) -> None:
     assert "a Numba kernel: not available planted: no libNVVM" in text
 
 
-def test_wrong_step_and_wrong_product_are_seen(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_step_and_a_wrong_product_are_detected(
+    card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rnnkit.backends.cupy.cublas import Products
 
     right = Products._gemm
@@ -67,7 +69,7 @@ def test_wrong_step_and_wrong_product_are_seen(card: Any, tmp_path: Path, monkey
     assert "times its bound" in found["one step"]["why"]
 
 
-def test_graph_with_other_bits_and_no_graph_at_all_are_seen(
+def test_a_graph_with_other_bits_and_a_missing_graph_are_detected(
     card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = smoke.run
@@ -94,7 +96,7 @@ def test_graph_with_other_bits_and_no_graph_at_all_are_seen(
 # Parity
 
 
-def test_every_check_of_the_cuda_backends_is_in_one_share(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_check_of_the_cuda_backends_is_in_exactly_one_share(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     checks, unavailable = part.plan()
     assert unavailable == {"numba_cuda": "planted: no libNVVM"}
     shares = [part.share(checks, i, plan.PARITY_WORKERS) for i in range(1, plan.PARITY_WORKERS + 1)]
@@ -104,12 +106,12 @@ def test_every_check_of_the_cuda_backends_is_in_one_share(card: Any, monkeypatch
     assert all(not (a & b) for i, a in enumerate(groups) for b in groups[:i])
     sizes = [len(share) for share in shares]
     assert max(sizes) <= 2 * min(sizes)
-    for share in shares:  # the large ones last
+    for share in shares:  # large cases last
         large = [check.case in LARGE_CASES for check in share]
         assert large == sorted(large)
 
 
-def test_pinned_schedule_alone_is_checked(card: Any) -> None:
+def test_only_the_pinned_schedule_is_checked(card: Any) -> None:
     checks, _ = part.plan("stepwise")
     assert {check.backend for check in checks} == {"cupy:stepwise"}
 
@@ -130,7 +132,7 @@ def test_outcomes_are_items(card: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert tables.line("parity", one).startswith(f"parity     ok            cupy:stepwise float32 {case}")
 
 
-def test_planted_fault_is_an_item_that_is_wrong(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_fault_gives_a_wrong_item(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rnnkit.backends.cupy.cublas import Products
 
     real = Products.rows_through
@@ -140,7 +142,7 @@ def test_planted_fault_is_an_item_that_is_wrong(card: Any, tmp_path: Path, monke
 
     monkeypatch.setattr(part, "CASES", (Case("gru", T=4, B=3, I=2, H=5),))
     monkeypatch.setattr(part, "LARGE_CASES", ())
-    monkeypatch.setattr(Products, "rows_through", replacing)  # the part of dh that bypasses the product is lost
+    monkeypatch.setattr(Products, "rows_through", replacing)  # drops the part of dh that bypasses the product
     found = part_items(part, tmp_path / "lines")
     wrong = {key: item for key, item in found.items() if item["status"] == "wrong"}
     assert len(wrong) == len(DTYPES)

@@ -1,4 +1,4 @@
-"""`make gpu` beside torch, on the stand-in CuPy and a CPU: parity before time, and what cannot be captured."""
+"""Throughput of `make gpu` beside torch, on the stand-in for CuPy and a CPU: checks before times, refused captures."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def test_throughput_is_measured(throughput: Any, tmp_path: Path, monkeypatch: py
     assert len(report.rows(made)) == 6
     assert "no card to capture on" in found[0]["passes"]["forward"]["torch_graph"]["why"]
     assert found[0]["passes"][FORWARD_BACKWARD]["flop"] == 3 * SMALL[0].flop()
-    assert part_items(throughput, tmp_path / "lines", 30.0) == {item["item"]: item for item in found}  # not again
+    assert part_items(throughput, tmp_path / "lines", 30.0) == {item["item"]: item for item in found}  # once
 
 
-def test_ragged_rows_are_timed_with_lengths_that_repeat_and_that_are_new(throughput: Any) -> None:
+def test_ragged_rows_are_timed_with_repeated_and_with_new_lengths(throughput: Any) -> None:
     here = throughput.Card(132, 90, 91400, 1e9)
     found = throughput.measure_point(SMALL[1], here)
     for passes in found["passes"].values():
         for contender in ("ours", "ours_fresh", "torch_eager", "torch_fresh", "torch_packed"):
             assert passes[contender]["ms"]["median"] > 0
-        # Repeated lengths replay graphs. New ones do not, and the point says so.
+        # Repeated lengths replay graphs. New ones do not, which the item states.
         assert passes["ours"]["counts"]["replays"] >= 1
         assert passes["ours"]["counts"]["captures"] == passes["ours"]["counts"]["refused"] == 0
         assert passes["ours"]["fell_back"] == []
@@ -68,7 +68,7 @@ def test_ragged_rows_are_timed_with_lengths_that_repeat_and_that_are_new(through
 
 
 def test_ragged_contenders_do_the_same_work(throughput: Any) -> None:
-    """Packed rows give the padded ones' values; new lengths are drawn alike on both sides and give equal results."""
+    """Packed rows give the values of padded ones. New lengths are equal on both sides, with equal results."""
     import torch
 
     from bench.gpu import inputs, rnnkit_and_torch
@@ -99,7 +99,9 @@ def test_ragged_contenders_do_the_same_work(throughput: Any) -> None:
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
-def test_sides_take_turns_at_being_first(throughput: Any, monkeypatch: pytest.MonkeyPatch, ours_first: bool) -> None:
+def test_both_sides_alternate_in_being_timed_first(
+    throughput: Any, monkeypatch: pytest.MonkeyPatch, ours_first: bool
+) -> None:
     from bench.gpu import timing
 
     monkeypatch.setattr(throughput, "ROUNDS", 2)
@@ -125,7 +127,9 @@ def test_sides_take_turns_at_being_first(throughput: Any, monkeypatch: pytest.Mo
     assert [order[:3], order[3:]] == (rounds if ours_first else rounds[::-1])
 
 
-def test_points_take_turns_too(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_alternate_the_side_that_is_first(
+    throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(point_order, "ordered", lambda: iter([SMALL[0], Point("lstm", 4, 3, 2, 5)]))
     monkeypatch.setattr(throughput.Card, "here", classmethod(lambda kind: kind(132, 90, 91400, 1e12)))
     monkeypatch.setattr(throughput, "clocks", lambda: {"sm_mhz": 1980.0})
@@ -134,7 +138,7 @@ def test_points_take_turns_too(throughput: Any, tmp_path: Path, monkeypatch: pyt
     assert [item["clocks"] for item in found.values()] == [{"sm_mhz": 1980.0}] * 2
 
 
-def test_pinned_schedule_is_what_is_timed(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pinned_schedule_is_timed(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu import rnnkit_and_torch
 
     backends = []
@@ -155,11 +159,11 @@ def test_refused_capture_is_recorded_with_its_reason(
     side.forward()
     end_capture = card.cuda.Stream.end_capture
 
-    def spoilt(stream: Any) -> Any:
+    def corrupted(stream: Any) -> Any:
         end_capture(stream)
         raise card.cuda.runtime.CUDARuntimeError(901)
 
-    monkeypatch.setattr(card.cuda.Stream, "end_capture", spoilt)
+    monkeypatch.setattr(card.cuda.Stream, "end_capture", corrupted)
     found = throughput.count_launches(side.forward)
     assert found["counts"]["refused"] == 1
     assert "could not be captured" in found["fell_back"][0]
@@ -169,7 +173,7 @@ def test_refused_capture_is_recorded_with_its_reason(
     assert "1 passes fell back from graphs, the first lstm forward" in "\n".join(tables._fell_back(made))
 
 
-def test_without_torch_there_is_nothing_to_compare_with(
+def test_without_torch_throughput_is_not_available(
     throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bench.gpu import counters
@@ -206,7 +210,7 @@ def test_wrong_result_is_not_timed(throughput: Any, monkeypatch: pytest.MonkeyPa
 
 
 class PlantedGraph:
-    """What torch.cuda has of streams and graphs, for a machine without a card."""
+    """The functions of torch.cuda for streams and graphs, for a machine without a GPU."""
 
     def __init__(self, *given: Any) -> None:
         self.replayed = 0
@@ -261,7 +265,7 @@ def test_torch_is_captured(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("wrong_call", "seen"), [(0, True), (2, True), (None, False)])
-def test_first_call_and_replayed_one_are_checked(throughput: Any, wrong_call: int | None, seen: bool) -> None:
+def test_the_first_call_and_a_replayed_call_are_checked(throughput: Any, wrong_call: int | None, seen: bool) -> None:
     from bench.gpu import inputs
 
     n = inputs.point_inputs(SMALL[0])
@@ -272,9 +276,7 @@ def test_first_call_and_replayed_one_are_checked(throughput: Any, wrong_call: in
     assert (throughput.worst_error(side, False, {"y": n.x[:, n.rows].double()}) > 1) == seen
 
 
-def test_ruined_context_has_the_part_started_again(
-    throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_context_restarts_the_part(throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(point_order, "ordered", lambda: iter(SMALL))
     monkeypatch.setattr(throughput, "measure_point", lambda *given, **options: 1 / 0)
     monkeypatch.setattr(throughput, "forget", lambda: None)
@@ -289,7 +291,7 @@ def test_ruined_context_has_the_part_started_again(
     assert [item["status"] for item in found.values()] == ["failed"] * 3
 
 
-def test_error_is_the_library_s(throughput: Any) -> None:
+def test_errors_equal_those_of_the_library(throughput: Any) -> None:
     import torch
 
     from bench.gpu import inputs
@@ -304,7 +306,7 @@ def test_error_is_the_library_s(throughput: Any) -> None:
     assert inputs.error(torch.zeros(3), torch.zeros(2).double(), "float32", "forward") == math.inf
 
 
-def test_arithmetic_is_what_the_dtype_says() -> None:
+def test_torch_uses_the_arithmetic_of_the_dtype() -> None:
     torch = pytest.importorskip("torch")
     for dtype, allowed in (("tf32", True), ("float32", False), ("float16", False)):
         cudnn.set_arithmetic(torch, dtype)

@@ -1,4 +1,4 @@
-"""The compiled CPU path's activations: error in ulp, special values, symmetry, range, and the same bits in any lane."""
+"""The activations of the compiled CPU path: error in ulp, special values, symmetry, range, equal bits in all lanes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnnkit.kernels.cpu.jit import entry
 from rnnkit.kernels.cpu.simd import vectors
 
 DTYPES = ("float32", "float64")
-BOUND = 2.6  # ulp; what was met is in kernels/cpu/activations.py
+BOUND = 2.6  # ulp; kernels/cpu/activations.py states the measured errors
 WIDER = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
 
@@ -23,14 +23,14 @@ def bits(x: np.ndarray) -> np.ndarray:
 
 
 def apply(name: str, x: np.ndarray) -> np.ndarray:
-    """The activation of x, any size."""
+    """The activation of x, of any size."""
     y = np.full_like(x, 7)
     kernel(name, x.dtype.name)(x, y)
     return y
 
 
 def sample(dtype: str) -> np.ndarray:
-    """Values of every magnitude and sign, and many around those that recurrent layers meet."""
+    """Values of every magnitude and sign, and many in the usual range of recurrent layers."""
     rng = np.random.default_rng(0)
     low, high = np.log2(np.finfo(dtype).smallest_subnormal), np.log2(np.finfo(dtype).max)
     wide = 2.0 ** rng.uniform(low, high - 1e-3, 40_000) * rng.choice([-1, 1], 40_000)
@@ -40,7 +40,7 @@ def sample(dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.skipif(
     not WIDER, reason="no type wider than float64 to compare with"))])  # fmt: skip
 def test_errors_in_ulp_over_the_whole_range(dtype):
-    """Every 101st of all float32 values, subnormal arguments and results and NaN among them; a million of float64."""
+    """Every 101st of all float32 values, with subnormal arguments and results and NaN; a million float64 values."""
     for tally in measure(dtype, whole=False):
         assert tally.values > 1_000_000
         assert tally.worst < BOUND, str(tally)
@@ -52,8 +52,8 @@ def test_errors_in_ulp_over_the_whole_range(dtype):
     ("float64", "tanh", 0.173, 0.75), ("float64", "sigmoid", 0.34, 0.75),
 ])  # fmt: skip
 @pytest.mark.skipif(not WIDER, reason="no type wider than float64 to compare with")
-def test_near_zero_the_error_is_that_of_the_polynomial(dtype, name, end, bound):
-    """Where k = 0 little else adds to the error, so that a wrong digit of a coefficient shows."""
+def test_errors_near_zero_are_those_of_the_polynomial(dtype, name, end, bound):
+    """For k = 0 the polynomial dominates the error, so a wrong digit of a coefficient is detected."""
     x = np.linspace(-end, end, 1_000_001).astype(dtype)
     assert errors(apply(name, x), exactly(name, x)).max() < bound
 
@@ -69,7 +69,7 @@ def test_special_values(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_nan_stays_nan(dtype):
-    """Quiet and signalling, of either sign, beside numbers in the same vector."""
+    """Quiet and signalling NaN of both signs, with numbers in the same vector."""
     lanes, info = vectors(dtype).lanes, np.finfo(dtype)
     exponent = int(bits(np.array(np.inf, dtype)))
     payloads = [1, 1 << (info.nmant - 1), (1 << info.nmant) - 1, 12345]
@@ -84,7 +84,7 @@ def test_every_nan_stays_nan(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tanh_is_odd_to_the_bit_and_the_identity_where_it_is_tiny(dtype):
+def test_tanh_is_odd_to_the_bit_and_the_identity_for_tiny_arguments(dtype):
     x = sample(dtype)
     np.testing.assert_array_equal(bits(apply("tanh", -x)), bits(-apply("tanh", x)))
     info = np.finfo(dtype)
@@ -96,7 +96,7 @@ def test_tanh_is_odd_to_the_bit_and_the_identity_where_it_is_tiny(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_saturation(dtype):
-    """1 and 0 where the exact value rounds to them, no sooner than a rounding error away; subnormal results between."""
+    """1 and 0 where the exact value rounds to them, within one rounding error; before that, subnormal results."""
     info = np.finfo(dtype)
     end = -(info.nmant + 2) * np.log(2)  # exp(end) is a quarter of the gap above 1, a half of that below
     x = np.linspace(end - 40, end, 1000).astype(dtype)
@@ -114,8 +114,8 @@ def test_saturation(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu"])
-def test_bits_depend_neither_on_the_lane_nor_on_the_vector_being_whole(name, dtype):
-    """Each value in every lane, by whole vectors and by the first n lanes, beside neighbours of every kind."""
+def test_bits_do_not_depend_on_the_lane_or_on_partial_vectors(name, dtype):
+    """Each value in every lane, in whole vectors and in the first n lanes, with other values in the other lanes."""
     v, function = vectors(dtype), getattr(activations(dtype), name)
     load, store, lanes, size = v.whole.load, v.whole.store, v.lanes, v.itemsize
 
@@ -134,7 +134,7 @@ def test_bits_depend_neither_on_the_lane_nor_on_the_vector_being_whole(name, dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_relu_and_what_it_passed(dtype):
+def test_relu_and_its_gradient(dtype):
     tiny = np.finfo(dtype).smallest_subnormal
     h = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, tiny, -tiny, 1.5, -1.5], dtype)
     got = apply("relu", h)
@@ -182,8 +182,8 @@ def test_limits_and_signs_at_nan_infinity_and_zero(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_exactly_is_what_mathematics_says(dtype):
-    """The reference itself, at points known by heart."""
+def test_the_reference_at_known_points(dtype):
+    """The reference at points with known values."""
     x = np.array([0, np.log(3), -np.log(3)], dtype)
     np.testing.assert_allclose(exactly("sigmoid", x).astype(np.float64), [0.5, 0.75, 0.25], rtol=np.finfo(dtype).eps)
     np.testing.assert_allclose(exactly("tanh", x).astype(np.float64), [0, 0.8, -0.8], rtol=np.finfo(dtype).eps)

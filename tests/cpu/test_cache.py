@@ -1,4 +1,4 @@
-"""The cache of compiled kernels under every fault: the right numbers, no error, and one warning that names the file."""
+"""The cache of compiled kernels under every fault: right results, no error, and one warning that names the file."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def make_job():
 
 @pytest.fixture
 def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """What NUMBA_CACHE_DIR names, in this process; nothing has been warned of yet."""
+    """The folder that NUMBA_CACHE_DIR names, in this process, without earlier warnings."""
     root = tmp_path / "cache"
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(root))
-    forget(monkeypatch)
+    reset_process_state(monkeypatch)
     yield root
-    forget(monkeypatch)
+    reset_process_state(monkeypatch)
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a new process: no warning given, no version read."""
+def reset_process_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resets the cache to the state of a new process: no warnings, no version read."""
     cache = sys.modules.get("rnnkit.kernels.cpu.cache")
     if cache is not None:
         monkeypatch.setattr(cache, "_warned", set())
@@ -58,7 +58,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kernels(tmp_path: Path) -> Iterator[Any]:
-    """A module of a kernel or two, in a folder of its own."""
+    """A module with an entry and a job, in a separate folder."""
     yield module(tmp_path / "source" / "made.py", KERNEL)
     del sys.modules["made"]
 
@@ -70,13 +70,13 @@ def module(path: Path, text: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = found  # Numba imports it where it loads code of it
+    sys.modules[path.stem] = found  # Numba imports it when it loads cached code
     spec.loader.exec_module(found)
     return found
 
 
 def called(kernels: Any) -> str:
-    """Makes and calls the entry, as a new process does: how it came to be. Its result is checked."""
+    """Creates and calls the entry, as a new process does. Returns "compiled" or "loaded"."""
     twice = kernels.make_entry()
     assert twice(21.0) == 42.0
     misses, hits = (sum(counts.values()) for counts in (twice.stats.cache_misses, twice.stats.cache_hits))
@@ -84,8 +84,8 @@ def called(kernels: Any) -> str:
     return "loaded" if hits else "compiled"
 
 
-def heard(call: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """What a call gives, and the warnings it gave."""
+def with_warnings(call: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """The result of a call, and its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = call()
@@ -114,34 +114,34 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_compiled_anew_and_rewritten_with_one_warning(damage, cache_root, kernels) -> None:
-    assert heard(lambda: called(kernels)) == ("compiled", [])
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+def test_a_damaged_file_is_recompiled_and_rewritten_with_one_warning(damage, cache_root, kernels) -> None:
+    assert with_warnings(lambda: called(kernels)) == ("compiled", [])
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
     files = cached(cache_root)
     whole = {path: path.read_bytes() for path in files}
     for path, data in whole.items():
         path.write_bytes(DAMAGES[damage](data))
-    how, said = heard(lambda: called(kernels))
+    how, messages = with_warnings(lambda: called(kernels))
     assert how == "compiled"
-    assert len(said) == 1
-    assert any(str(path) in said[0] for path in files)
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+    assert len(messages) == 1
+    assert any(str(path) in messages[0] for path in files)
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
     for path, data in whole.items():
         path.write_bytes(DAMAGES[damage](data))
-    assert heard(lambda: called(kernels)) == ("compiled", []), "a second warning of one file"
+    assert with_warnings(lambda: called(kernels)) == ("compiled", []), "a second warning about one file"
 
 
-def test_a_damaged_file_of_a_job_too(cache_root, kernels) -> None:
+def test_a_damaged_file_of_a_job(cache_root, kernels) -> None:
     kernels.make_job()
     assert kernels.make_job().cache_hits == 1
     for path in cached(cache_root):
         path.write_bytes(path.read_bytes()[:-1])
-    made, said = heard(kernels.make_job)
-    assert (made.cache_hits, len(said)) == (0, 1)
+    made, messages = with_warnings(kernels.make_job)
+    assert (made.cache_hits, len(messages)) == (0, 1)
     assert kernels.make_job().cache_hits == 1
 
 
-def test_any_byte_that_is_missing_or_another_one_is_found(cache_root, kernels) -> None:
+def test_any_missing_or_changed_byte_is_found(cache_root, kernels) -> None:
     from rnnkit.kernels.cpu.cache_file import DamagedFile, decode
 
     called(kernels)
@@ -154,40 +154,40 @@ def test_any_byte_that_is_missing_or_another_one_is_found(cache_root, kernels) -
                 decode(changed)
 
 
-def test_a_file_that_cannot_be_read_is_passed_over(cache_root, kernels) -> None:
-    """A folder has its name: as root, nothing else is unreadable. It cannot be rewritten either."""
+def test_an_unreadable_file_is_ignored(cache_root, kernels) -> None:
+    """A folder of that name, since root can read every file. It cannot be rewritten either."""
     called(kernels)
     paths = cached(cache_root)
     for path in paths:
         path.unlink()
         path.mkdir()
-    how, said = heard(lambda: called(kernels))
+    how, messages = with_warnings(lambda: called(kernels))
     assert how == "compiled"
-    assert any(str(path) in said[0] for path in paths)
-    assert "every process compiles the kernels again" in said[1]
-    assert heard(lambda: called(kernels)) == ("compiled", [])
+    assert any(str(path) in messages[0] for path in paths)
+    assert "every process compiles the kernels again" in messages[1]
+    assert with_warnings(lambda: called(kernels)) == ("compiled", [])
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
-def test_a_disk_that_takes_nothing_costs_one_warning(error, cache_root, kernels, monkeypatch) -> None:
+def test_a_disk_that_cannot_be_written_gives_one_warning(error, cache_root, kernels, monkeypatch) -> None:
     def refused(*_: Any) -> None:
         raise OSError(error, os.strerror(error))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refused)
-        how, said = heard(lambda: called(kernels))
-        assert (how, len(said)) == ("compiled", 1)
-        assert str(cache_root) in said[0]
-        assert os.strerror(error) in said[0]
-        assert heard(lambda: called(kernels)) == ("compiled", [])
-        assert heard(kernels.make_job)[1] == [], "one per folder, not per kernel"
+        how, messages = with_warnings(lambda: called(kernels))
+        assert (how, len(messages)) == ("compiled", 1)
+        assert str(cache_root) in messages[0]
+        assert os.strerror(error) in messages[0]
+        assert with_warnings(lambda: called(kernels)) == ("compiled", [])
+        assert with_warnings(kernels.make_job)[1] == [], "one per folder, not per kernel"
         assert cached(cache_root) == [], "unfinished files"
         assert not list(cache_root.rglob("*.tmp"))
-    assert heard(lambda: called(kernels)) == ("compiled", [])
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+    assert with_warnings(lambda: called(kernels)) == ("compiled", [])
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
 
 
-def test_a_failed_write_leaves_the_file_that_was_there(cache_root, kernels, monkeypatch) -> None:
+def test_a_failed_write_leaves_the_previous_cache_file(cache_root, kernels, monkeypatch) -> None:
     from rnnkit.kernels.cpu.cache_file import write_atomically
 
     called(kernels)
@@ -200,18 +200,18 @@ def test_a_failed_write_leaves_the_file_that_was_there(cache_root, kernels, monk
     assert [other.name for other in path.parent.iterdir() if other.suffix != ""] == [path.name]
 
 
-def test_a_folder_that_cannot_be_made_costs_one_warning(cache_root, kernels) -> None:
+def test_a_folder_that_cannot_be_created_gives_one_warning(cache_root, kernels) -> None:
     cache_root.write_text("a file, not a folder")
-    how, said = heard(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
-    assert str(cache_root) in said[0]
+    how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
+    assert str(cache_root) in messages[0]
 
 
-def test_a_folder_may_vanish_at_any_moment(cache_root, kernels, monkeypatch) -> None:
+def test_a_folder_may_be_deleted_at_any_time(cache_root, kernels, monkeypatch) -> None:
     called(kernels)
     shutil.rmtree(cache_root)
-    assert heard(lambda: called(kernels)) == ("compiled", [])
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+    assert with_warnings(lambda: called(kernels)) == ("compiled", [])
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
     shutil.rmtree(cache_root)
     replace = os.replace
 
@@ -221,10 +221,10 @@ def test_a_folder_may_vanish_at_any_moment(cache_root, kernels, monkeypatch) -> 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", vanished)
-        how, said = heard(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
-    assert heard(lambda: called(kernels)) == ("compiled", [])
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+        how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
+    assert with_warnings(lambda: called(kernels)) == ("compiled", [])
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
 
 
 def _numba_version(patch: pytest.MonkeyPatch) -> None:
@@ -244,20 +244,20 @@ def _processor(patch: pytest.MonkeyPatch) -> None:
 
 
 def _vectors(patch: pytest.MonkeyPatch) -> None:
-    """As where two machines share a cache and NUMBA_CPU_NAME: the kernels' layout follows the host all the same."""
+    """Two machines that share a cache and NUMBA_CPU_NAME: the kernels' layout still depends on the host."""
     patch.setattr(vector, "vector_bytes", lambda: 8)
 
 
 @pytest.mark.parametrize("other", [_numba_version, _llvmlite_version, _python_version, _processor, _vectors])
-def test_another_environment_compiles_its_own_and_spoils_nothing(other, cache_root, kernels, monkeypatch) -> None:
+def test_another_environment_compiles_its_own_files_and_keeps_others(other, cache_root, kernels, monkeypatch) -> None:
     called(kernels)
     with monkeypatch.context() as patch:
         other(patch)
-        forget(patch)
-        assert heard(lambda: called(kernels)) == ("compiled", [])
-        assert heard(lambda: called(kernels)) == ("loaded", [])
-    forget(monkeypatch)
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+        reset_process_state(patch)
+        assert with_warnings(lambda: called(kernels)) == ("compiled", [])
+        assert with_warnings(lambda: called(kernels)) == ("loaded", [])
+    reset_process_state(monkeypatch)
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
 
 
 def test_an_intact_file_of_other_sources_is_not_used(cache_root, kernels) -> None:
@@ -267,33 +267,33 @@ def test_an_intact_file_of_other_sources_is_not_used(cache_root, kernels) -> Non
     (path,) = cached(cache_root)
     header, code = decode(path.read_bytes())
     path.write_bytes(encode({**header, "sources": "another"}, code))
-    assert heard(lambda: called(kernels)) == ("compiled", [])
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+    assert with_warnings(lambda: called(kernels)) == ("compiled", [])
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
 
 
-def test_an_intact_file_that_does_not_load_is_compiled_anew(cache_root, kernels) -> None:
-    """As of a development version of Numba, which changes and keeps its number."""
+def test_an_intact_file_that_does_not_load_is_recompiled(cache_root, kernels) -> None:
+    """For example of a development version of Numba, which changes without a new number."""
     from rnnkit.kernels.cpu.cache_file import decode, encode
 
     called(kernels)
     (path,) = cached(cache_root)
     header, _ = decode(path.read_bytes())
     path.write_bytes(encode(header, b"\x80\x04K\x01K\x02\x86."))  # the pair (1, 2)
-    how, said = heard(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
-    assert str(path) in said[0]
+    how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
+    assert str(path) in messages[0]
 
 
-def test_a_changed_function_outside_our_folder_is_compiled_anew(cache_root, kernels, tmp_path) -> None:
-    """Its file has the same name, and the function the same line."""
+def test_a_changed_function_outside_our_folder_is_recompiled(cache_root, kernels, tmp_path) -> None:
+    """The file name and the line of the function are unchanged."""
     called(kernels)
     other = module(tmp_path / "source" / "made.py", KERNEL.replace("2.0 * x", "3.0 * x"))
     assert other.make_entry()(5.0) == 15.0
 
 
 @pytest.mark.slow
-def test_two_writers_at_once_and_their_readers(tmp_path, cache_root) -> None:
-    """Four processes compile the same kernel into one folder, and each loads what the others wrote."""
+def test_concurrent_writers_and_readers(tmp_path, cache_root) -> None:
+    """Four processes compile the same kernel into one folder, and load each other's files."""
     path = tmp_path / "made.py"
     path.write_text(KERNEL)
     script = textwrap.dedent("""
@@ -309,17 +309,17 @@ def test_two_writers_at_once_and_their_readers(tmp_path, cache_root) -> None:
     command = [sys.executable, "-c", script, str(cache_root)]
     running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for process in running:
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, said
+        output = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, output
     assert not list(cache_root.rglob("*.tmp*"))
 
 
 @pytest.fixture
 def user_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the user, in the place of this one's; NUMBA_CACHE_DIR is not set."""
+    """A temporary user cache folder; NUMBA_CACHE_DIR is not set."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    forget(monkeypatch)
+    reset_process_state(monkeypatch)
     return tmp_path / "user"
 
 
@@ -327,7 +327,7 @@ linux = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG_CACH
 
 
 @linux
-def test_an_install_that_can_be_written_has_its_cache_beside_the_sources(user_root, kernels, tmp_path) -> None:
+def test_a_writable_install_has_its_cache_beside_the_sources(user_root, kernels, tmp_path) -> None:
     assert called(kernels) == "compiled"
     assert cached(tmp_path / "source" / "__pycache__")
     assert not user_root.exists()
@@ -335,15 +335,15 @@ def test_an_install_that_can_be_written_has_its_cache_beside_the_sources(user_ro
 
 @linux
 def test_a_read_only_install_has_its_cache_in_the_users_folder(user_root, kernels, tmp_path) -> None:
-    (tmp_path / "source" / "__pycache__").write_text("not a folder, so it takes nothing, from root either")
-    assert heard(lambda: called(kernels)) == ("compiled", [])
+    (tmp_path / "source" / "__pycache__").write_text("not a folder, so even root cannot write into it")
+    assert with_warnings(lambda: called(kernels)) == ("compiled", [])
     assert cached(user_root)
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
 
 
 @linux
-def test_a_read_only_install_whose_cache_was_filled_is_read(user_root, kernels, tmp_path, monkeypatch) -> None:
-    """As in an image that root warmed up and another user runs."""
+def test_the_filled_cache_of_a_read_only_install_is_used(user_root, kernels, tmp_path, monkeypatch) -> None:
+    """For example a container image whose cache root filled, run by another user."""
     called(kernels)
     user_root.write_text("not a folder")
     inside, opened = tmp_path / "source" / "__pycache__", os.open
@@ -353,34 +353,34 @@ def test_a_read_only_install_whose_cache_was_filled_is_read(user_root, kernels, 
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return opened(path, flags, *rest, **options)
 
-    monkeypatch.setattr(os, "open", read_only)  # with which tempfile, and so Numba, tries whether a folder takes files
-    assert heard(lambda: called(kernels)) == ("loaded", [])
+    monkeypatch.setattr(os, "open", read_only)  # tempfile, and so Numba, tests folders with it
+    assert with_warnings(lambda: called(kernels)) == ("loaded", [])
 
 
 @linux
-def test_where_no_folder_takes_files_each_process_compiles_and_one_warning_names_them(
+def test_without_a_writable_folder_each_process_compiles_and_one_warning_names_the_folders(
     user_root, kernels, tmp_path
 ) -> None:
     inside = tmp_path / "source" / "__pycache__"
     inside.write_text("not a folder")
     user_root.write_text("not a folder")
-    how, said = heard(lambda: called(kernels))
-    assert (how, len(said)) == ("compiled", 1)
-    assert str(inside) in said[0]
-    assert str(user_root) in said[0]
+    how, messages = with_warnings(lambda: called(kernels))
+    assert (how, len(messages)) == ("compiled", 1)
+    assert str(inside) in messages[0]
+    assert str(user_root) in messages[0]
 
 
 def test_a_function_without_a_source_file_is_compiled_and_not_cached(cache_root) -> None:
     found: dict[str, Any] = {"entry": jit.entry}
     text = "@entry(('test', 'none'))\ndef twice(x):\n    return 2.0 * x\n"
     exec(compile(text, "<nowhere>", "exec"), found)
-    assert heard(lambda: found["twice"](21.0)) == (42.0, [])
+    assert with_warnings(lambda: found["twice"](21.0)) == (42.0, [])
     assert not cached(cache_root)
 
 
 @pytest.mark.slow
-def test_the_kernels_of_a_layer_that_are_damaged(tmp_path) -> None:
-    """A process whose whole cache is damaged computes the same, warns once per file, and the next one loads."""
+def test_damaged_kernels_of_a_layer(tmp_path) -> None:
+    """With a damaged cache a process computes the same and warns once per file. The next process loads it."""
     script = textwrap.dedent("""
         import warnings
         import numpy as np, rnnkit

@@ -1,4 +1,4 @@
-"""A thread without a core gets no part of a job: what a ready check finds, and how the next calls are divided."""
+"""Preempted threads get no part of a job: the results of ready checks, and the division of later calls."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ WORD, SHAPE = 8, Shape._fields
 
 @entry(("test", "ends"))
 def ends(own, took, lost, members):
-    """A job of `took` ns ends, in which its thread was off-CPU for `lost` ns."""
+    """The end of a job of `took` ns in which its thread was off-CPU for `lost` ns."""
     now, worked = clock_ns(False), clock_ns(True)
     kernels.note_preemption(own, now - took, worked - (took - lost), members)
 
 
 @entry(("test", "meets"))
 def meets(state):
-    """The core this thread was on, and its core after it found that the caller is recorded there."""
+    """This thread's core, and its core after it has found that the caller is recorded on the same core."""
     before = current_core()
     store_word(state + kernels.ASLEEP + kernels.CORE, before + 1)
     kernels.note_own_core(state, 1)
@@ -40,7 +40,7 @@ def meets(state):
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[thread_pool.ThreadPool]:
-    """A pool of three threads for this test alone, whose ready checks do not time out early."""
+    """A pool of three threads for this test, with long timeouts of ready checks."""
     share_everything(monkeypatch, 3)
     pool = thread_pool.ThreadPool()
     monkeypatch.setattr(thread_pool, "_pool", pool)
@@ -55,7 +55,7 @@ def mark_preempted(pool: thread_pool.ThreadPool, *threads: int) -> None:
 
 
 def release(pool: thread_pool.ThreadPool) -> None:
-    """What `run_on_pool` does after a job."""
+    """Releases the threads, as `run_on_pool` does after a job."""
     pool.reserved[0] = 0
     pool.released_at = time.monotonic()
 
@@ -74,13 +74,13 @@ def unanswered(members: int) -> tuple[int, np.ndarray]:
     return int(-(-state.ctypes.data // kernels.LINE) * kernels.LINE), state
 
 
-def test_who_does_not_answer_is_not_there():
+def test_workers_that_do_not_answer_are_not_reserved():
     address, _room = unanswered(4)
     assert kernels.reserve(address, 4, 5000) == 1
     assert kernels.reserve(address, 4, 0) == 1
 
 
-def test_only_this_ready_checks_answers_count():
+def test_answers_to_an_earlier_ready_check_do_not_count():
     address, room = unanswered(4)
     words = room[(address - room.ctypes.data) // WORD :]
     line = [(kernels.ASLEEP + kernels.LINE * k) // WORD for k in range(4)]
@@ -89,18 +89,18 @@ def test_only_this_ready_checks_answers_count():
     words[line[1] + heard] = words[line[3] + heard] = following
     assert kernels.reserve(address, 4, 1000) == 3
     places = [int(words[k + place]) - following for k in line]
-    assert (places[1], places[3]) == (1, 2)  # numbered without who is missing
+    assert (places[1], places[3]) == (1, 2)  # numbered without the missing worker
     assert places[2] < 0
-    assert kernels.reserve(address, 4, 1000) == 1  # an answer to the earlier ready check
+    assert kernels.reserve(address, 4, 1000) == 1  # its answer was to the earlier ready check
 
 
-def test_all_come_and_some_are_woken(pool):
-    for pause in (0.0, 0.0, 0.3):  # the last from sleep
+def test_all_workers_are_reserved_and_some_are_woken(pool):
+    for pause in (0.0, 0.0, 0.3):  # the last time from sleep
         time.sleep(pause)
         assert reserved_threads(pool) == 3
 
 
-def test_a_robbed_thread_is_left_out_for_a_spell(pool, monkeypatch):
+def test_a_preempted_thread_is_omitted_during_the_backoff(pool, monkeypatch):
     monkeypatch.setattr(thread_pool, "BACKOFF_S", (50.0, 150.0))
     assert reserved_threads(pool) == 3
     mark_preempted(pool, 2)
@@ -110,17 +110,20 @@ def test_a_robbed_thread_is_left_out_for_a_spell(pool, monkeypatch):
     assert (reserved_threads(pool), pool._backoff) == (1, 100)
     assert reserved_threads(pool, 2) == 1
     mark_preempted(pool, 1, 2)
-    assert reserved_threads(pool) == 1  # alone: nobody is asked
+    assert reserved_threads(pool) == 1  # works alone, without a ready check
     pool._backoff_until = 0.0
-    assert (reserved_threads(pool), pool._backoff) == (1, 150)  # all were asked again, and two had been preempted
+    assert (reserved_threads(pool), pool._backoff) == (
+        1,
+        150,
+    )  # a ready check of all; two were preempted
     pool._backoff_until = 0.0
-    assert (reserved_threads(pool), pool._backoff) == (3, 75)  # all there
+    assert (reserved_threads(pool), pool._backoff) == (3, 75)  # all are ready
     assert (reserved_threads(pool), pool._backoff) == (3, 37.5)
     assert (reserved_threads(pool), pool._backoff) == (3, 0)
 
 
 @pytest.mark.slow
-def test_results_are_the_same_in_a_crowd(pool, monkeypatch):
+def test_results_are_the_same_on_oversubscribed_cores(pool, monkeypatch):
     monkeypatch.setattr(thread_pool, "BACKOFF_S", (0.01, 0.02))
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.random.default_rng(0).standard_normal((20, 3, 16)).astype(np.float32)
@@ -131,7 +134,7 @@ def test_results_are_the_same_in_a_crowd(pool, monkeypatch):
         np.testing.assert_array_equal(layer.backward(np.ones((20, 3, 64), np.float32))[0], want_dx)
 
 
-def test_what_was_lost_decides_the_spell(pool, monkeypatch):
+def test_the_lost_time_determines_the_backoff(pool, monkeypatch):
     monkeypatch.setattr(thread_pool, "BACKOFF_S", (0.5, 100.0))
     assert reserved_threads(pool) == 3
     mark_preempted(pool, 0)  # the caller itself
@@ -140,7 +143,7 @@ def test_what_was_lost_decides_the_spell(pool, monkeypatch):
     assert (reserved_threads(pool), pool._backoff) == (1, 4.0)
 
 
-def test_what_was_lost_long_ago_is_no_reason(pool, monkeypatch):
+def test_time_lost_long_ago_does_not_start_a_backoff(pool, monkeypatch):
     monkeypatch.setattr(thread_pool, "BACKOFF_S", (0.05, 100.0))
     assert reserved_threads(pool) == 3
     mark_preempted(pool, 2)
@@ -148,12 +151,12 @@ def test_what_was_lost_long_ago_is_no_reason(pool, monkeypatch):
     assert (reserved_threads(pool), pool._backoff) == (
         3,
         0.05,
-    )  # the core is free again, or is counted again
+    )  # the core counts as free until the next preemption
     mark_preempted(pool, 2)
     assert (reserved_threads(pool), pool._backoff) == (2, 0.1)
 
 
-def test_small_calls_do_not_end_a_spell(pool, monkeypatch):
+def test_small_calls_do_not_end_a_backoff(pool, monkeypatch):
     monkeypatch.setattr(thread_pool, "BACKOFF_S", (50.0, 150.0))
     assert reserved_threads(pool) == 3
     mark_preempted(pool, 2)
@@ -161,17 +164,17 @@ def test_small_calls_do_not_end_a_spell(pool, monkeypatch):
         assert (reserved_threads(pool, asked), pool._backoff) == (2, 50)
 
 
-def test_who_is_missing_is_left_out_and_the_others_work(pool, monkeypatch):
-    """A thread that hears nothing any more: those after it take its place."""
+def test_an_unresponsive_worker_is_omitted_and_the_others_work(pool, monkeypatch):
+    """A worker no longer responds. The workers after it move up."""
     assert reserved_threads(pool) == 3
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.random.default_rng(0).standard_normal((20, 6, 16)).astype(np.float32)
     want = layer(x)[0]
     until = time.monotonic() + 60
     while not all(pool._state[(kernels.ASLEEP + kernels.LINE * k) // WORD] for k in (1, 2)):
-        assert time.monotonic() < until, "they do not go to sleep"
+        assert time.monotonic() < until, "the workers do not sleep"
         time.sleep(0.01)
-    pool._take_losses()  # what was lost to other programs just now is not what this is about
+    pool._take_losses()  # drops losses to other programs, which this test is not about
     pool._backoff = 0.0
     signal = pool._signal_wakeup
     monkeypatch.setattr(pool, "_signal_wakeup", lambda k: None if k == 1 else signal(k))
@@ -198,17 +201,17 @@ def test_who_is_missing_is_left_out_and_the_others_work(pool, monkeypatch):
     ("took_ms", "lost_ms", "members", "noted"),
     [(900, 600, 2, True), (900, 300, 2, False), (900, 300, 4, True), (900, 150, 4, False)],
 )
-def test_a_core_is_lost_where_one_thread_fewer_would_be_as_fast(took_ms, lost_ms, members, noted):
+def test_a_preemption_is_recorded_if_one_thread_fewer_would_be_as_fast(took_ms, lost_ms, members, noted):
     address, room = unanswered(1)
     ends(address, int(1e6 * took_ms), int(1e6 * lost_ms), members)
-    told = int(room[(address - room.ctypes.data + kernels.PREEMPTED) // WORD])
-    assert (told > 0) == noted
-    assert not noted or told == pytest.approx(1e6 * lost_ms, rel=0.5)
+    recorded = int(room[(address - room.ctypes.data + kernels.PREEMPTED) // WORD])
+    assert (recorded > 0) == noted
+    assert not noted or recorded == pytest.approx(1e6 * lost_ms, rel=0.5)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs threads bound to a core")
-def test_a_thread_notices_that_its_core_was_taken(pool):
-    """All on one core: in a long job each has it for a part of the time, and the workers say so."""
+def test_a_thread_detects_its_preemption(pool):
+    """All threads on one core: each is preempted for a part of a long job, which the workers record."""
     layer = rnnkit.LSTM(64, 256, backend="numba", rng=0)
     x = np.ones((200, 30, 64), np.float32)
     want = layer(x)[0]
@@ -226,7 +229,7 @@ def test_a_thread_notices_that_its_core_was_taken(pool):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs the numbers of cores")
-def test_a_thread_leaves_a_core_that_another_member_is_on():
+def test_a_thread_moves_from_a_core_that_another_member_uses():
     address, room = unanswered(2)
     noted = (address - room.ctypes.data + kernels.ASLEEP + kernels.LINE + kernels.CORE) // WORD
     usable = os.sched_getaffinity(0)
@@ -235,7 +238,7 @@ def test_a_thread_leaves_a_core_that_another_member_is_on():
         before, after = meets(address)
         assert room[noted] > 0
         parted += before != after
-    assert os.sched_getaffinity(0) == usable  # it may go back there
+    assert os.sched_getaffinity(0) == usable  # the affinity is unchanged, so it may return
     assert parted > 15 or len(usable) == 1
     os.sched_setaffinity(0, {min(usable)})
     try:

@@ -1,4 +1,4 @@
-"""Nothing to do: no steps, no rows, or neither. Shapes as ever, forward and backward, and no gradient but of states."""
+"""No steps, no rows, or neither: outputs have the usual shapes, and only the states have gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ I, H = 4, 3
 EMPTY = pytest.mark.parametrize(("T", "B"), [(0, 2), (3, 0), (0, 0)])
 
 LSTM3 = partial(rnnkit.LSTM, I, H, 3, dropout=0.5, bidirectional=True, proj_size=2)
-# name -> a constructor, and the output's shape by T and B
+# name -> (constructor, shape of the output from T and B)
 Shape = tuple[int, ...]
 RECURRENT: dict[str, tuple[Callable[..., Any], Callable[[int, int], Any]]] = {
     "lstm": (LSTM3, lambda T, B: (T, B, 4)),
@@ -35,7 +35,7 @@ def shapes(tree: Any) -> Any:
     return tuple(map(shapes, tree)) if isinstance(tree, tuple) else tree.shape
 
 
-def nothing_learnt(module: Any) -> bool:
+def no_gradients(module: Any) -> bool:
     return not any(grad.any() for grad in module.grads.values())
 
 
@@ -53,12 +53,12 @@ def test_recurrent(name: str, ragged: bool, T: int, B: int, cpu_backend: str, rn
     y, state_n = layer(x, state, [0] * B if ragged else None)
     assert shapes(y) == y_shape(T, B)
     for got, want in zip(leaves(state_n), leaves(state), strict=True):
-        np.testing.assert_array_equal(got, want, strict=True)  # no step was taken
+        np.testing.assert_array_equal(got, want, strict=True)  # without steps, states and gradients pass through
     dx, dstate0 = layer.backward(y, state)
     assert dx.shape == x.shape
     for got, want in zip(leaves(dstate0), leaves(state), strict=True):
         np.testing.assert_array_equal(got, want, strict=True)
-    assert nothing_learnt(layer)
+    assert no_gradients(layer)
 
 
 @EMPTY
@@ -76,5 +76,5 @@ def test_last_state_and_sequential(name: str, T: int, B: int, cpu_backend: str, 
     y = model(x, [0] * B)
     assert shapes(y) == y_shape(T, B)
     assert model.backward(y).shape == x.shape
-    assert nothing_learnt(last)
-    assert nothing_learnt(model)
+    assert no_gradients(last)
+    assert no_gradients(model)

@@ -1,4 +1,4 @@
-"""`freeze`: parameters that nothing can write to, and what the compiled CPU path spares itself then."""
+"""`freeze` makes parameters read-only, and calls of the compiled CPU path then skip the check of packed weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers import share_everything
 
 
 @pytest.fixture(autouse=True)
-def all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MIN_CACHED_PACKED", 0)
     backend.packed_weights.clear()
 
@@ -33,7 +33,7 @@ def make(seed: int = 0, **options: Any) -> rnnkit.LSTM:
 
 
 def spoil(packed: memory.Packed) -> None:
-    """Makes the packed weights NaN, and their digest another."""
+    """Sets the packed weights to NaN, and changes their digest."""
     line = packed.buffer.memory[: memory.LINE].view(np.int64)
     assert line[1] == 1
     line[0] ^= 1
@@ -46,8 +46,8 @@ def held() -> memory.Packed:
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_packed_weights_of_a_frozen_layer_are_not_looked_at(kind, options, x):
-    """From the second call on; of a layer that is not frozen they are."""
+def test_packed_weights_of_a_frozen_layer_are_not_checked(kind, options, x):
+    """From the second call on. Packed weights of a layer that is not frozen are checked."""
     layer = kind(37, 53, backend="numba", rng=0, **options)
     want = layer(x)[0]
     assert layer.freeze() is layer
@@ -55,7 +55,7 @@ def test_packed_weights_of_a_frozen_layer_are_not_looked_at(kind, options, x):
         np.testing.assert_array_equal(without_grad(layer, x), want)
     spoil(held())
     assert np.isnan(without_grad(layer, x)).all()
-    np.testing.assert_array_equal(layer(x)[0], want)  # which packs for itself
+    np.testing.assert_array_equal(layer(x)[0], want)  # a call with gradients, which packs again
     layer.unfreeze()
     backend.packed_weights.clear()
     np.testing.assert_array_equal(without_grad(layer, x), want)
@@ -63,17 +63,17 @@ def test_packed_weights_of_a_frozen_layer_are_not_looked_at(kind, options, x):
     np.testing.assert_array_equal(without_grad(layer, x), want)
 
 
-def test_the_first_call_of_frozen_weights_looks(x):
+def test_the_first_call_of_frozen_weights_checks(x):
     layer = make().freeze()
     want = without_grad(layer, x)
     packed = held()
-    packed._packed = ()  # as if they had come from other arrays
+    packed._packed = ()  # as if packed from other arrays
     spoil(packed)
     np.testing.assert_array_equal(without_grad(layer, x), want)
 
 
-def test_ids_that_come_again_are_not_trusted(x, monkeypatch):
-    """Frozen, and not, and frozen: whatever weights the memory under one key held before."""
+def test_a_reused_id_is_not_taken_for_the_same_array(x, monkeypatch):
+    """Frozen and unfrozen layers alternate on one cache key, so earlier weights must not be used."""
     monkeypatch.setattr(backend, "id", lambda a: 0, raising=False)
     layers = [make(0).freeze(), make(1).freeze(), make(2), make(3).freeze()]
     want = [layer(x)[0] for layer in layers]
@@ -82,13 +82,13 @@ def test_ids_that_come_again_are_not_trusted(x, monkeypatch):
     assert len(backend.packed_weights._entries) == 1
     packed = held()
     without_grad(layers[3], x)
-    gone = tuple(packed._packed)
+    packed_from = tuple(packed._packed)
     del layers[3]
-    assert [r() for r in gone] == [None, None]
+    assert [r() for r in packed_from] == [None, None]
     np.testing.assert_array_equal(without_grad(layers[0], x), want[0])
 
 
-def test_a_read_only_view_of_what_may_be_written_to_is_looked_at(x):
+def test_a_read_only_view_of_a_writable_array_is_checked(x):
     layer = make()
     arrays = {name: layer.params[name].copy() for name in layer.params}
     for name, array in arrays.items():
@@ -136,7 +136,7 @@ def test_nothing_writes_to_a_frozen_parameter(x):
     assert not np.array_equal(layers[1].params[name], before[1][name])
 
 
-def test_what_was_taken_before_is_no_longer_the_layers(x):
+def test_arrays_from_before_freeze_are_no_longer_the_layers(x):
     layer = make()
     taken = layer.params["weight_hh_l0"]
     want = layer.freeze()(x)[0]
@@ -145,7 +145,7 @@ def test_what_was_taken_before_is_no_longer_the_layers(x):
     np.testing.assert_array_equal(layer(x)[0], want)
 
 
-def test_unfrozen_weights_may_be_written_to_and_that_is_seen(x):
+def test_writes_to_unfrozen_weights_are_detected(x):
     layer = make().freeze()
     first = without_grad(layer, x)
     without_grad(layer, x)
@@ -160,7 +160,7 @@ def test_unfrozen_weights_may_be_written_to_and_that_is_seen(x):
     np.testing.assert_array_equal(without_grad(layer, x), changed)
 
 
-def test_backward_of_a_frozen_layer_is_the_same(x):
+def test_backward_of_a_frozen_layer_is_unchanged(x):
     free, frozen = make(bidirectional=True), make(bidirectional=True).freeze()
     dy = np.random.default_rng(1).standard_normal((6, 3, 106)).astype(np.float32)
     for layer in (free, frozen):
@@ -172,7 +172,7 @@ def test_backward_of_a_frozen_layer_is_the_same(x):
         assert grad.any()
 
 
-def test_containers_freeze_what_they_hold_and_copies_are_free():
+def test_containers_freeze_their_modules_and_copies_are_writable():
     model = rnnkit.Sequential(rnnkit.Embedding(5, 4, rng=0), rnnkit.GRU(4, 3, rng=0), rnnkit.Linear(3, 2, rng=0))
     ids = np.array([[0, 3], [4, 1]])
     want = model(ids)
@@ -195,8 +195,8 @@ def test_containers_freeze_what_they_hold_and_copies_are_free():
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_an_unpickled_layer_is_writable_and_looked_at(protocol, frozen, x):
-    """Of more than a few values NumPy's older pickles make arrays over bytes, and its newest read-only ones again."""
+def test_an_unpickled_layer_is_writable_and_checked(protocol, frozen, x):
+    """NumPy's older pickle protocols create larger arrays over bytes; the newest ones keep arrays read-only."""
     layer = make()
     want = layer(x)[0]
     if frozen:
@@ -247,7 +247,7 @@ def test_read_only_parameters_are_refused_before_a_step(x):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_frozen_layers_on_any_number_of_members_and_of_ragged_rows(dtype, x, monkeypatch):
+def test_frozen_layers_with_any_division_and_ragged_rows(dtype, x, monkeypatch):
     share_everything(monkeypatch, 3)
     layer = rnnkit.LSTM(37, 70, num_layers=2, bidirectional=True, backend="numba", rng=0, dtype=dtype)
     x = x.astype(dtype)
@@ -285,12 +285,12 @@ def test_one_frozen_layer_from_many_threads(x):
     assert not wrong
 
 
-def test_a_frozen_module_stays_so_where_it_is():
+def test_moving_a_frozen_module_to_its_own_device_keeps_it_frozen():
     assert make().freeze().to("cpu").frozen
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
-def test_cells_and_every_dtype_freeze(dtype):
+def test_cells_can_be_frozen_in_every_dtype(dtype):
     cell = rnnkit.GRUCell(3, 4, dtype=dtype, rng=0, backend="numpy")
     x = np.ones((2, 3), cell.dtype)
     want = cell(x)
@@ -299,7 +299,7 @@ def test_cells_and_every_dtype_freeze(dtype):
     np.testing.assert_array_equal(cell(x), want)
 
 
-def test_arrays_on_a_card_cannot_be_frozen(monkeypatch):
+def test_arrays_on_a_gpu_cannot_be_frozen(monkeypatch):
     model = rnnkit.Sequential(rnnkit.Linear(3, 2, rng=0), rnnkit.Linear(2, 2, rng=0))
     monkeypatch.setattr(next(reversed(model.children().values())), "_device", "cuda:0")
     with pytest.raises(ValueError, match="freeze needs parameters on 'cpu', got Linear on 'cuda:0'"):
@@ -307,7 +307,7 @@ def test_arrays_on_a_card_cannot_be_frozen(monkeypatch):
     assert not any(layer.frozen for layer in model.children().values())
 
 
-def test_explain_says_whether_weights_are_looked_at(x):
+def test_explain_says_whether_weights_are_checked(x):
     layer = make()
     assert "packed" not in rnnkit.explain(layer, x).why
     with rnnkit.no_grad():

@@ -1,7 +1,7 @@
-"""An exception from a signal handler (a timeout, Ctrl-C), wherever it strikes, leaves a layer right, fast and usable.
+"""After an exception from a signal handler (a timeout, Ctrl-C) at any point, a layer is still right, fast and usable.
 
-CPython runs signal handlers where a function begins, where a loop goes back, and after a call. `strike` raises at one
-of these points in one run of some code, so a loop over all points leaves no window untried.
+CPython runs signal handlers at the start of a function, at the backward jump of a loop, and after a call. `raise_at`
+raises at one of these points in one run of some code, so a loop over all points covers every one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from rnnkit.core import thread_pool
 from rnnkit.core.grad_mode import grad_enabled
 from tests.helpers import share_everything
 
-# Opcodes after which CPython looks whether a signal has come.
+# Opcodes after which CPython checks for signals.
 LOOKS = {number for name, number in dis.opmap.items() if name.startswith(("CALL", "JUMP_BACKWARD", "RESUME"))}
 
-# Makes every job with the cache as it is; then none of our functions may have been collected.
+# Loads or compiles every job. None of the functions of rnnkit may be garbage collected afterwards.
 COLLECTED = """
 import gc, weakref
 import rnnkit
@@ -52,11 +52,11 @@ assert [name for ref, name in made if ref() is None] == []
 
 
 class Interrupt(Exception):
-    """What the handler raises."""
+    """Raised by the handler."""
 
 
-def strike(code: Callable[[], Any], point: int) -> bool:
-    """Runs `code` and raises Interrupt at its `point`-th point, whose number counts from 0. Whether it has so many."""
+def raise_at(code: Callable[[], Any], point: int) -> bool:
+    """Runs `code` and raises Interrupt at point number `point`, from 0. Returns whether it has that many points."""
     passed = itertools.count()
     last: dict[Any, int] = {}
 
@@ -98,7 +98,7 @@ def inputs() -> tuple[rnnkit.LSTM, np.ndarray]:
 
 
 def members_of(code: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many threads a job of `code` had."""
+    """The number of threads of a job of `code`."""
     found: list[int] = []
     reserve = thread_pool.ThreadPool.reserve
 
@@ -127,14 +127,14 @@ def test_no_point_of_a_call_loses_the_pool_or_packed_weights(what: str, monkeypa
             return layer(x)[0]
 
     def training() -> Any:
-        layer.zero_grad()  # a call that was cut off before its backward is not answered any more
+        layer.zero_grad()  # drops an interrupted call that has had no backward
         layer(x)
         return layer.backward(dy)[0]
 
     call = inference if what == "inference" else training
     want = call().copy()
     points = 0
-    while strike(call, points):
+    while raise_at(call, points):
         assert nothing_is_taken(), f"point {points}"
         assert grad_enabled(), f"point {points}"
         points += 1
@@ -146,10 +146,10 @@ def test_no_point_of_a_call_loses_the_pool_or_packed_weights(what: str, monkeypa
     assert members_of(call, monkeypatch) == 2
 
 
-def test_interrupts_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupts_at_random_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real signals at random moments: every exception arrives, every result is right, and the pool stays usable."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        pytest.skip("signals are for the main thread")
+        pytest.skip("signal handlers run in the main thread")
     layer, x = inputs()
     want = layer(x)[0]
     raised = caught = 0
@@ -181,10 +181,10 @@ def test_interrupts_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert members_of(lambda: layer(x), monkeypatch) == 2
 
 
-def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_systems(
+def test_a_handlers_exception_during_thread_start_propagates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A RuntimeError there usually means that the interpreter is shutting down."""
+    """A RuntimeError at this point usually means that the interpreter is shutting down."""
     pool = thread_pool.ThreadPool()
 
     def start(thread: threading.Thread) -> None:
@@ -197,6 +197,6 @@ def test_exception_of_a_handler_in_the_start_of_a_thread_is_not_taken_for_the_sy
 
 
 @pytest.mark.slow
-def test_no_function_is_collected_whose_callback_could_swallow_an_exception() -> None:
+def test_compiled_functions_are_not_garbage_collected() -> None:
     ran = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

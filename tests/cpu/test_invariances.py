@@ -1,6 +1,6 @@
-"""What must not change a result: the other rows of a batch, padding, strides, cuts in time; and the extremes.
+"""Invariances: results do not depend on other rows, padding, strides or splits in time. Also empty and extreme inputs.
 
-All on the functional form, on every CPU backend, with gradients.
+All tests use the functional form, on every CPU backend, with gradients.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def assert_results(got: dict[str, Any], want: dict[str, Any], dtype: str = "floa
 
 
 def rows(inputs: Inputs, pick: Any, T: int | None = None) -> Inputs:
-    """The inputs of some rows alone, cut after T steps (None: not cut, and ragged as before)."""
+    """The inputs of some rows, truncated to T steps. None: not truncated, with their lengths."""
     return Inputs(
         np.ascontiguousarray(inputs.x[:T, pick]),
         tuple(np.ascontiguousarray(s[pick]) for s in inputs.state0),
@@ -40,15 +40,15 @@ def rows(inputs: Inputs, pick: Any, T: int | None = None) -> Inputs:
 
 
 def of_rows(results: dict[str, Any], pick: Any, T: int | None = None) -> dict[str, Any]:
-    """The outputs and input gradients of some rows, without the weights' gradients, which are the whole batch's."""
+    """The outputs and input gradients of some rows, without the weights' gradients, which sum over the batch."""
     picked = {n: results[n][:T, pick] for n in ("y", "dx")}
     return picked | {n: results[n][pick] for n in ("h_n", "c_n", "dh0", "dc0") if n in results}
 
 
 @ALL_CELLS
 @BOTH_WAYS
-def test_a_padded_row_is_the_row_alone(cell: str, reverse: bool, cpu_backend: str) -> None:
-    """And the weights' gradients are the sum over rows, each run alone at its own length."""
+def test_a_padded_row_equals_the_row_alone(cell: str, reverse: bool, cpu_backend: str) -> None:
+    """Also, the weights' gradients equal the sum over single rows, each with its own length."""
     case = Case(cell, T=6, B=5, reverse=reverse, ragged=True, P=4 if CELLS[cell].projects else 0)
     inputs = make_inputs(case)
     together = run(case, inputs, cpu_backend)
@@ -68,7 +68,7 @@ def test_a_padded_row_is_the_row_alone(cell: str, reverse: bool, cpu_backend: st
 
 @ALL_CELLS
 @BOTH_WAYS
-def test_the_order_of_the_rows_is_free(cell: str, reverse: bool, cpu_backend: str) -> None:
+def test_results_do_not_depend_on_the_order_of_rows(cell: str, reverse: bool, cpu_backend: str) -> None:
     case = Case(cell, T=5, B=6, reverse=reverse)
     inputs = replace(make_inputs(case), lengths=np.array([0, 3, 5, 1, 4, 2]))
     order = [4, 0, 5, 2, 1, 3]
@@ -134,7 +134,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @ALL_CELLS
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-def test_any_layout_in_memory_gives_the_same(cell: str, layout: str, ragged: bool, cpu_backend: str) -> None:
+def test_results_do_not_depend_on_the_memory_layout(cell: str, layout: str, ragged: bool, cpu_backend: str) -> None:
     case = Case(cell, T=4, B=5, ragged=ragged, reverse=ragged, P=3 if CELLS[cell].projects else 0)
     inputs, put = make_inputs(case), LAYOUTS[layout]
     given = Inputs(
@@ -147,7 +147,7 @@ def test_any_layout_in_memory_gives_the_same(cell: str, layout: str, ragged: boo
     )
     assert_results(run(case, given, cpu_backend), run(case, inputs, cpu_backend))
     for name in ("x", "dy"):
-        np.testing.assert_array_equal(getattr(given, name), getattr(inputs, name), err_msg=f"{name} was written to")
+        np.testing.assert_array_equal(getattr(given, name), getattr(inputs, name), err_msg=f"{name} was changed")
     for was, now in zip(
         (*inputs.state0, *inputs.dstate_n, *inputs.weights),
         (*given.state0, *given.dstate_n, *given.weights),
@@ -158,8 +158,8 @@ def test_any_layout_in_memory_gives_the_same(cell: str, layout: str, ragged: boo
 
 @ALL_CELLS
 @BOTH_WAYS
-def test_nothing_to_do(cell: str, reverse: bool, cpu_backend: str) -> None:
-    """T = 0, B = 0 and lengths all zero: empty or zero outputs, the states passed through, zero gradients."""
+def test_empty_inputs(cell: str, reverse: bool, cpu_backend: str) -> None:
+    """T = 0, B = 0 or all lengths 0: empty or zero outputs, unchanged states, zero gradients."""
     for T, B, lengths in ((0, 3, None), (0, 3, [0, 0, 0]), (4, 0, None), (4, 0, []), (4, 3, [0, 0, 0]), (0, 0, None)):
         case = Case(cell, T=T, B=B, reverse=reverse, P=4 if CELLS[cell].projects else 0)
         inputs = make_inputs(case, "float32")
@@ -181,7 +181,7 @@ def test_nothing_to_do(cell: str, reverse: bool, cpu_backend: str) -> None:
 
 
 def assert_cut_in_two(case: Case, cut_at: int, backend: str) -> None:
-    """States handed on forward and their gradients handed back give what one run gives."""
+    """Two runs, with the states passed forward and their gradients passed back, equal one run."""
     inputs, states = make_inputs(case), CELLS[case.cell].states
     early, late = slice(0, cut_at), slice(cut_at, None)
     first, second = (late, early) if case.reverse else (early, late)
@@ -209,8 +209,8 @@ def assert_cut_in_two(case: Case, cut_at: int, backend: str) -> None:
 
 @ALL_CELLS
 @BOTH_WAYS
-def test_a_sequence_cut_in_two_is_the_sequence(cell: str, reverse: bool, cpu_backend: str) -> None:
-    """What streaming and truncated training rely on."""
+def test_a_sequence_split_in_two_equals_the_sequence(cell: str, reverse: bool, cpu_backend: str) -> None:
+    """Streaming and truncated backpropagation rely on this."""
     assert_cut_in_two(Case(cell, T=7, reverse=reverse), 3, cpu_backend)
 
 
@@ -218,16 +218,16 @@ def test_a_sequence_cut_in_two_is_the_sequence(cell: str, reverse: bool, cpu_bac
 @pytest.mark.parametrize("cell", slow_except(CELLS, "rnn_tanh", "lstm"))
 @BOTH_WAYS
 def test_seventy_thousand_steps(cell: str, reverse: bool, cpu_backend: str) -> None:
-    """Past 65,535, where a narrow counter or a grid dimension ends: equal to two halves that stay under it."""
+    """More steps than 16-bit counters and some grid dimensions allow equal two halves with fewer."""
     if cpu_backend == "numpy" and (cell != "rnn_tanh" or reverse):
-        pytest.skip("the oracle's Python loop has no counter to overflow: one run of seconds is enough")
+        pytest.skip("takes seconds, and the oracle's Python loop cannot overflow")
     assert_cut_in_two(Case(cell, T=70_000, B=2, I=1, H=2, reverse=reverse), 35_000, cpu_backend)
 
 
 @ALL_CELLS
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_saturated_gates(cell: str, dtype: str, cpu_backend: str) -> None:
-    """Pre-activations in the hundreds: gates at exactly 0 and 1, and no overflow on the way."""
+    """Pre-activations in the hundreds: gates of exactly 0 and 1, without overflow."""
     case = Case(cell, T=3)
     inputs = make_inputs(case, dtype)
     oracle = make_inputs(case)
@@ -239,8 +239,8 @@ def test_saturated_gates(cell: str, dtype: str, cpu_backend: str) -> None:
     assert_results(got, run(case, oracle, "numpy"), dtype)
 
 
-def test_the_comparison_itself_can_fail(cpu_backend: str) -> None:
-    """A wrong value, a NaN and a wrong shape are each seen by what every suite above leans on."""
+def test_the_comparison_detects_differences(cpu_backend: str) -> None:
+    """A wrong value, a NaN and a wrong shape each fail the comparison that all tests above use."""
     case = Case("lstm")
     assert max(parity(cpu_backend, case, "float64").values()) <= 1
     good = run(case, make_inputs(case), "numpy")["y"]

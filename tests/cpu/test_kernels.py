@@ -1,4 +1,4 @@
-"""The pieces of the compiled CPU path by themselves: edges of vectors, the cache."""
+"""Parts of the compiled CPU path: partial vectors, and the cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_lane_past_the_end_is_written(dtype):
         np.testing.assert_array_equal(room, np.concatenate([apply("tanh", dtype, x), np.full(lanes, 7, dtype)]))
 
 
-# In a process of its own: a lane too many ends it by a signal.
+# In a separate process, since an access past the end terminates it by a signal.
 UP_TO_A_FORBIDDEN_PAGE = """
 import ctypes, mmap, sys
 import numpy as np
@@ -71,7 +71,7 @@ print("done")
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect, which Windows has not")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect, which Windows does not have")
 def test_no_lane_past_the_end_is_read():
     command = [sys.executable, "-c", UP_TO_A_FORBIDDEN_PAGE]
     root = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_no_lane_past_the_end_is_read():
 
 @pytest.mark.slow
 def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_changes(tmp_path):
-    """Counts compilations in fresh processes over a copy of the package: first some, then none, then some again."""
+    """Counts compilations of new processes with a copy of the package: first some, then none, then some again."""
     root = Path(__file__).parents[2] / "rnnkit"
     copy = tmp_path / "rnnkit"
     shutil.copytree(root, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -110,8 +110,8 @@ def test_kernels_are_cached_between_processes_and_recompiled_when_a_source_chang
 
 
 @pytest.mark.slow
-def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> None:
-    """Machine code from the cache is linked by symbols: no two processes may have given one to two functions."""
+def test_kernels_compiled_by_several_processes_load_in_one(tmp_path: Path) -> None:
+    """Cached machine code is linked by symbols, so processes must not use one symbol for two functions."""
     script = textwrap.dedent("""
         import sys
         from rnnkit.functional import direction
@@ -131,8 +131,8 @@ def test_kernels_that_several_processes_compiled_serve_one(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_loading_compiled_code_imports_nothing_that_only_compiling_needs(tmp_path: Path) -> None:
-    """Of Numba, and so of SciPy: half of a first call's time. What is compiled afterwards gets it all the same."""
+def test_loading_compiled_code_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """Numba's array functions and SciPy take half the time of a first call. Later compilations still import them."""
     script = textwrap.dedent("""
         import sys
         import numpy as np

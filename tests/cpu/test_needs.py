@@ -1,4 +1,4 @@
-"""What the Numba backend needs: where it is missing, the NumPy oracle runs and explain says why, or one clear error."""
+"""Requirements of the Numba backend. If one is missing, the NumPy oracle runs, and explain gives the reason."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ SCRIPT = """if 1:
     with rnnkit.no_grad():
         layer(x)
     rnnkit.LSTMCell(3, 4)(x[0])
-    said = rnnkit.explain(layer, x)
-    print(said.backend, said.threads)
-    print(said.why)
+    explained = rnnkit.explain(layer, x)
+    print(explained.backend, explained.threads)
+    print(explained.why)
     rnnkit.get_num_threads()
     try:
         rnnkit.GRU(3, 4, backend="numba")
@@ -47,14 +47,14 @@ SCRIPT = """if 1:
 
 
 def in_process(tmp_path: Path, numba: str | None = None, **environment: str) -> list[str]:
-    """What the script prints in a process of that environment, with `numba` as the text of a numba.py to be found."""
+    """The output of the script in a process with these variables. numba: text of a numba.py that shadows Numba."""
     path = [str(ROOT)]
     if numba is not None:
         (tmp_path / "numba.py").write_text(numba)
         path.insert(0, str(tmp_path))
-    told = os.environ | environment | {"PYTHONPATH": os.pathsep.join(path)}
+    variables = os.environ | environment | {"PYTHONPATH": os.pathsep.join(path)}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT], cwd=tmp_path, env=told, capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", SCRIPT], cwd=tmp_path, env=variables, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
@@ -80,7 +80,7 @@ FOREIGN = "import types; __version__ = '9.0.0'; config = types.SimpleNamespace(D
     ],
     ids=["jit disabled", "too old", "broken", "crashing", "half missing", "too new"],
 )
-def test_without_numba_the_oracle_runs_and_says_why(numba, environment, reason, tmp_path) -> None:
+def test_without_numba_the_oracle_runs_and_explain_gives_the_reason(numba, environment, reason, tmp_path) -> None:
     backend, why, error = in_process(tmp_path, numba, **environment)
     assert backend == "numpy None"
     assert why.startswith("first backend for numpy arrays that serves float32 lstm; passed over numba: ")
@@ -90,8 +90,8 @@ def test_without_numba_the_oracle_runs_and_says_why(numba, environment, reason, 
 
 
 @pytest.fixture
-def asked_anew() -> Iterator[None]:
-    """The answers that are cached are forgotten, before and after."""
+def uncached_reasons() -> Iterator[None]:
+    """Clears the cached results before and after the test."""
     needs = importlib.import_module("rnnkit.backends.needs")
     caches = (needs._first_problem, backends.select)
     for cached in caches:
@@ -101,18 +101,18 @@ def asked_anew() -> Iterator[None]:
         cached.cache_clear()
 
 
-def test_numba_is_missing(asked_anew, monkeypatch) -> None:
+def test_numba_is_missing(uncached_reasons, monkeypatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else find(name))
-    said = rnnkit.explain(rnnkit.LSTM(3, 4), np.zeros((2, 5, 3), np.float32))
-    assert said.backend == "numpy"
-    assert "numba: Numba is not installed (pip install --upgrade numba)" in said.why
+    explained = rnnkit.explain(rnnkit.LSTM(3, 4), np.zeros((2, 5, 3), np.float32))
+    assert explained.backend == "numpy"
+    assert "numba: Numba is not installed (pip install --upgrade numba)" in explained.why
     with pytest.raises(RuntimeError, match="backend 'numba' cannot run here: Numba is not installed"):
         rnnkit.LSTM(3, 4, backend="numba")
 
 
 @pytest.mark.parametrize(
-    ("machine", "pointer", "order", "said"),
+    ("machine", "pointer", "order", "message"),
     [
         ("ppc64le", 8, "little", "its kernels are for 64-bit x86 and ARM, and this is a 64-bit Python on ppc64le"),
         ("riscv64", 8, "little", "on riscv64"),
@@ -125,12 +125,12 @@ def test_numba_is_missing(asked_anew, monkeypatch) -> None:
         ("aarch64", 8, "big", "on aarch64"),
     ],
 )
-def test_processors(machine, pointer, order, said, asked_anew, monkeypatch) -> None:
+def test_processors(machine, pointer, order, message, uncached_reasons, monkeypatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(struct, "calcsize", lambda _: pointer)
     monkeypatch.setattr(sys, "byteorder", order)
     problem = backends.BACKENDS["numba"].problem()
-    assert (problem is None) if said is None else (problem is not None and said in problem)
+    assert (problem is None) if message is None else (problem is not None and message in problem)
     assert backends.available("numpy")
 
 
@@ -138,14 +138,14 @@ def test_processors(machine, pointer, order, said, asked_anew, monkeypatch) -> N
     ("version", "old"),
     [("0.61.2", False), ("0.61.1", True), ("0.60", True), ("0.62.0rc1", False), ("1.0", False), ("0+unknown", False)],
 )
-def test_versions(version, old, asked_anew, monkeypatch) -> None:
+def test_versions(version, old, uncached_reasons, monkeypatch) -> None:
     monkeypatch.setattr("numba.__version__", version)
     problem = backends.BACKENDS["numba"].problem()
     assert ("too old" in (problem or "")) == old
     assert old or problem is None
 
 
-def test_numba_cuda_needs_a_numba_that_can_be_imported(asked_anew, monkeypatch) -> None:
+def test_numba_cuda_needs_a_numba_that_can_be_imported(uncached_reasons, monkeypatch) -> None:
     needs = importlib.import_module("rnnkit.backends.needs")
     monkeypatch.setattr(registry, "cuda_problem", lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())

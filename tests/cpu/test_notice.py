@@ -1,4 +1,4 @@
-"""The line that says that kernels are compiled: after a while, once, and with the folder they are cached in."""
+"""The notice that kernels are being compiled: shown after a delay, once, with the folder of the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled(one: Notice, *folders: Path, seconds: float = 0.0) -> None:
-    """A compilation that takes so long; the line has been written, if it is, when this returns."""
+    """Simulates a compilation of `seconds`. Returns after the notice, if there is one."""
     one.started("forward lstm float32", folders)
     timer = one._timer
     if timer is not None and seconds == 0.0:
@@ -33,17 +33,17 @@ def compiled(one: Notice, *folders: Path, seconds: float = 0.0) -> None:
     one.ended()
 
 
-def test_it_names_what_is_compiled_and_the_folder_and_is_shown_once(tmp_path, capsys) -> None:
+def test_the_notice_names_kernel_and_folder_and_is_shown_once(tmp_path, capsys) -> None:
     one = Notice()
     for _ in range(3):
         compiled(one, tmp_path / "cache")
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
     for word in ("forward lstm float32", str(tmp_path / "cache"), "RNNKIT_QUIET=1"):
-        assert word in said
+        assert word in output
 
 
-def test_a_short_compilation_says_nothing(tmp_path, capsys, monkeypatch) -> None:
+def test_a_short_compilation_shows_no_notice(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(notice, "SHOWN_AFTER_S", 60.0)
     one = Notice()
     compiled(one, tmp_path, seconds=0.01)
@@ -51,7 +51,7 @@ def test_a_short_compilation_says_nothing(tmp_path, capsys, monkeypatch) -> None
     assert not (tmp_path / MARK).exists()
 
 
-def test_short_compilations_add_up(tmp_path, capsys, monkeypatch) -> None:
+def test_times_of_short_compilations_add_up(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(notice, "SHOWN_AFTER_S", 0.05)
     one = Notice()
     for _ in range(3):
@@ -59,9 +59,9 @@ def test_short_compilations_add_up(tmp_path, capsys, monkeypatch) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_processes_side_by_side_say_it_once(tmp_path, capsys) -> None:
+def test_concurrent_processes_show_the_notice_once(tmp_path, capsys) -> None:
     for _ in range(3):
-        compiled(Notice(), tmp_path)  # of a process each
+        compiled(Notice(), tmp_path)  # each for another process
     assert capsys.readouterr().err.count("\n") == 1
     earlier = time.time() - MARK_VALID_S - 1
     os.utime(tmp_path / MARK, (earlier, earlier))
@@ -70,29 +70,29 @@ def test_processes_side_by_side_say_it_once(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(("value", "lines"), [("1", 0), ("yes", 0), ("0", 1), ("", 1)])
-def test_the_environment_silences_it(value, lines, tmp_path, capsys, monkeypatch) -> None:
+def test_rnnkit_quiet_disables_the_notice(value, lines, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RNNKIT_QUIET", value)
     compiled(Notice(), tmp_path)
     assert capsys.readouterr().err.count("\n") == lines
 
 
-def test_without_a_folder_it_says_so_and_is_shown_once_too(tmp_path, capsys) -> None:
+def test_the_notice_without_a_cache_folder_is_shown_once(tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("")
     one = Notice()
     for _ in range(3):
         compiled(one, tmp_path / "file")
-    said = capsys.readouterr().err
-    assert "finds no folder to cache them in" in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "finds no folder to cache them in" in output
+    assert output.count("\n") == 1
 
 
-def test_without_standard_error_nothing_fails(tmp_path, monkeypatch) -> None:
+def test_compilation_works_without_standard_error(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     compiled(Notice(), tmp_path)
 
 
 @pytest.mark.slow
-def test_a_process_that_compiles_says_so_and_one_that_loads_says_nothing(tmp_path) -> None:
+def test_only_a_process_that_compiles_shows_the_notice(tmp_path) -> None:
     script = """if 1:
         import numpy as np, rnnkit
         from rnnkit.kernels.cpu import notice
@@ -100,13 +100,13 @@ def test_a_process_that_compiles_says_so_and_one_that_loads_says_nothing(tmp_pat
         rnnkit.RNN(3, 4, rng=0)(np.ones((1, 1, 3), "float32"))"""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     environment.pop("RNNKIT_QUIET", None)
-    said = []
+    errors = []
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
         )
-        said.append(done.stderr)
-    assert said[0].count("\n") == 1
-    assert "float32" in said[0]
-    assert str(tmp_path) in said[0]
-    assert said[1] == ""
+        errors.append(done.stderr)
+    assert errors[0].count("\n") == 1
+    assert "float32" in errors[0]
+    assert str(tmp_path) in errors[0]
+    assert errors[1] == ""

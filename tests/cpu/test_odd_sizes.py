@@ -1,4 +1,4 @@
-"""Any sizes, however odd, shared any way: the compiled CPU path is the oracle, in every output and gradient."""
+"""The compiled CPU path equals the oracle in every output and gradient, for any sizes and any division of work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnnkit.core.cells import CELLS
 from rnnkit.testing import Case, parity
 from tests.helpers import share_everything
 
-# About vectors (8 and 16 lanes), panels (32 and 64), blocks of rows (6) and what lies between.
+# Sizes around those of vectors (8 and 16 lanes), panels (32 and 64) and blocks of rows (6), and between them.
 UNITS = st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 31, 33, 63, 64, 65, 96, 113, 128, 130]))
 
 
@@ -28,14 +28,14 @@ def cases(draw: Any) -> Case:
 
 @pytest.fixture(scope="module", autouse=True)
 def four_threads() -> Iterator[None]:
-    """Whatever the machine has, and every amount of work shared."""
+    """Four threads on any machine, with any amount of work divided."""
     with pytest.MonkeyPatch.context() as patch:
         share_everything(patch, 4)
         yield
 
 
 @given(case=cases(), dtype=st.sampled_from(["float32", "float64"]), members=st.integers(1, 4), groups=st.integers(1, 4))
-def test_any_sizes_shared_any_way_are_the_oracle(case: Case, dtype: str, members: int, groups: int) -> None:
+def test_any_sizes_and_any_division_equal_the_oracle(case: Case, dtype: str, members: int, groups: int) -> None:
     def division(sizes: plan.Work, threads: int) -> tuple[int, int]:
         units = min(members, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
         return max(1, min(groups, threads // units, sizes.B)), units

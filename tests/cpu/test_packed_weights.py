@@ -1,4 +1,4 @@
-"""Weights that stay packed between calls under `no_grad`: used while they hold what they held, and never after."""
+"""Packed weights that are cached between calls under `no_grad` are used only while the weights are unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = (
 
 
 @pytest.fixture(autouse=True)
-def all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MIN_CACHED_PACKED", 0)
     backend.packed_weights.clear()
 
@@ -41,8 +41,8 @@ def without_grad(layer: rnnkit.Module, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_every_change_is_seen(kind, options, x):
-    """Also of one element, the last one, and of two that change places."""
+def test_every_change_is_detected(kind, options, x):
+    """Also a change of only the last element, and a swap of two elements."""
     layer = kind(37, 53, backend="numba", rng=0, **options)
     assert len(backend.packed_weights._entries) == 0
     for name in [n for n in layer.params if n.startswith("weight")]:
@@ -63,7 +63,7 @@ def test_every_change_is_seen(kind, options, x):
     assert len(backend.packed_weights._entries) == 1
 
 
-def test_weights_packed_for_other_shares_are_not_used(x, monkeypatch):
+def test_weights_packed_for_another_division_are_not_used(x, monkeypatch):
     share_everything(monkeypatch, 3)
     layer = rnnkit.LSTM(37, 70, backend="numba", rng=0)
     want = layer(x)[0]
@@ -78,7 +78,7 @@ def kept_bytes() -> int:
     return sum(packed.buffer.memory.nbytes for packed in backend.packed_weights._entries.values())
 
 
-def test_what_is_kept_is_bounded_and_forgets_the_oldest(x, monkeypatch):
+def test_the_cache_is_bounded_and_drops_the_oldest(x, monkeypatch):
     layers = [rnnkit.GRU(37, 40, backend="numba", rng=k) for k in range(4)]
     first = without_grad(layers[0], x)
     size = kept_bytes()
@@ -94,7 +94,7 @@ def test_what_is_kept_is_bounded_and_forgets_the_oldest(x, monkeypatch):
     assert len(backend.packed_weights._entries) == 0
 
 
-def test_training_keeps_none(x):
+def test_training_caches_no_packed_weights(x):
     layer = rnnkit.GRU(37, 40, backend="numba", rng=0)
     layer.backward(np.ones_like(layer(x)[0]))
     assert len(backend.packed_weights._entries) == 0
@@ -123,8 +123,8 @@ def of_array(a, seed):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_one_number_among_zeros_is_told_by_its_place_and_its_array(dtype):
-    """Sparse weights, and layers probed unit by unit: what keys on a lattice do not tell apart."""
+def test_the_digest_of_one_number_among_zeros_depends_on_place_and_array(dtype):
+    """Sparse weights, for which keys in a regular pattern would collide."""
     a, seen = np.zeros(3000, dtype), set()
     for seed in (1, 2, 3):
         for at in range(a.size):
@@ -134,7 +134,7 @@ def test_one_number_among_zeros_is_told_by_its_place_and_its_array(dtype):
     assert len(seen) == 3 * a.size
 
 
-def test_exchanges_and_changes_that_cancel_are_seen():
+def test_swaps_and_cancelling_changes_are_detected():
     rng = np.random.default_rng(0)
     a = rng.standard_normal(4096)
     want = of_array(a, 1)
@@ -159,7 +159,7 @@ def whole(a, shares):
 
 
 @pytest.mark.parametrize("size", [4, 8, 60, 64, 68, 4096, 4100, 4160, 20000])
-def test_a_digest_depends_on_every_bit_and_on_no_division(size):
+def test_a_digest_depends_on_every_bit_and_not_on_the_division(size):
     a = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
     want = whole(a, 1)
     assert all(whole(a, shares) == want for shares in (2, 3, 7))
@@ -174,8 +174,8 @@ def test_a_digest_depends_on_every_bit_and_on_no_division(size):
 
 
 @pytest.mark.parametrize("apart", [1, 8, 24])
-def test_a_digest_tells_where_a_word_stands(apart):
-    """Eight words are read together: two of them change places, of one such block or at one place of two blocks."""
+def test_a_digest_depends_on_the_position_of_a_word(apart):
+    """Words are read in blocks of eight. Swaps two words within a block, or at the same position of two blocks."""
     a = np.random.default_rng(3).integers(0, 1 << 62, 32)
     want = whole(a, 1)
     for at in range(32 - apart):
@@ -190,8 +190,8 @@ def test_a_digest_depends_on_the_order_of_segments():
     assert len(digests) == 6
 
 
-def test_any_single_word_that_changes_is_seen():
-    """Whatever the other half of its products is: a change of sign, of one bit, to zero, of both halves."""
+def test_any_change_of_a_single_word_is_detected():
+    """A change of sign, of one bit, to zero, or of both halves, with any value of the other factor of its product."""
     rng = np.random.default_rng(5)
     a = rng.integers(0, 1 << 62, 2000)
     want = whole(a, 1)

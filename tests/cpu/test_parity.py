@@ -1,4 +1,4 @@
-"""Every CPU backend against the float64 oracle, over the table of cases, in every dtype it serves."""
+"""Every CPU backend against the float64 oracle, for all cases of the table, in every dtype that it serves."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def assert_within(worst: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(("backend", "dtype"), PAIRS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_output_and_gradient_is_the_oracles(case: Case, backend: str, dtype: str) -> None:
+def test_every_output_and_gradient_equals_the_oracles(case: Case, backend: str, dtype: str) -> None:
     assert_within(parity(backend, case, dtype))
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_nothing_is_read_before_it_is_written(cell: str, cpu_backend: str, poison: Poison) -> None:
+def test_no_uninitialised_memory_is_read(cell: str, cpu_backend: str, poison: Poison) -> None:
     projections = (0, 4) if CELLS[cell].projects else (0,)
     for case in [Case(cell, P=P, ragged=on, reverse=on) for P in projections for on in (False, True)]:
         inputs = make_inputs(case, "float32")
@@ -53,7 +53,7 @@ def test_nothing_is_read_before_it_is_written(cell: str, cpu_backend: str, poiso
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_no_layer_reads_before_it_writes(name: str, cpu_backend: str, poison: Poison, rng: Any) -> None:
+def test_no_layer_reads_uninitialised_memory(name: str, cpu_backend: str, poison: Poison, rng: Any) -> None:
     layer = LAYERS[name](3, 4, 2, bidirectional=True, backend=cpu_backend, rng=1)
     x, state = randn(rng, 5, 3, 3, dtype="float32"), random_state(layer, 3, rng)
     dy, dstate = randn(rng, 5, 3, 8, dtype="float32"), random_state(layer, 3, rng)
@@ -65,8 +65,8 @@ def test_no_layer_reads_before_it_writes(name: str, cpu_backend: str, poison: Po
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_whole_layers_are_the_oracles(name: str, dtype: str, cpu_backend: str) -> None:
-    """Two layers, both ways, ragged, with dropout: the masks are the same on every backend and in every dtype."""
+def test_layers_equal_the_oracle(name: str, dtype: str, cpu_backend: str) -> None:
+    """Two bidirectional layers, ragged, with dropout: masks are the same on every backend and in every dtype."""
     results = []
     for backend, kind in ((cpu_backend, dtype), ("numpy", "float64")):
         layer = LAYERS[name](3, 9, 2, dropout=0.4, bidirectional=True, dtype=kind, backend=backend, rng=3)
@@ -85,5 +85,5 @@ def test_whole_layers_are_the_oracles(name: str, dtype: str, cpu_backend: str) -
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_features(cell: str, ragged: bool, cpu_backend: str) -> None:
-    """I = 0: h is of the bias and the state alone."""
+    """I = 0: h depends only on the biases and the state."""
     assert_within(parity(cpu_backend, Case(cell, T=4, B=3, I=0, H=5, ragged=ragged), "float32"))

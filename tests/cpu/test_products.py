@@ -1,4 +1,4 @@
-"""The products of the compiled CPU path, and packing, against float64: values, bits, and what must not be written."""
+"""Products and packing of the compiled CPU path, against float64: values, bits, and no write out of bounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPES = ("float32", "float64")
 
 @cache
 def entries(dtype: str) -> SimpleNamespace:
-    """The kernels on addresses, as functions that Python calls."""
+    """The kernels, which take addresses, as functions for Python."""
     multiply, multiply_steps = products(dtype).product, products(dtype).product_steps
     large, pack_panels = large_products(dtype), packer(dtype)
     by_weights, of_time = large.rows_by_weights, large.over_time
@@ -55,11 +55,11 @@ def entries(dtype: str) -> SimpleNamespace:
     )
 
 
-GUARD = 7  # what stands around every array that a kernel writes
+GUARD = 7  # fills the memory around every array that a kernel writes
 
 
 def guarded(shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """An array of NaN, 64 bytes aligned, whose rows are 3 longer than they look; and its memory, else GUARD."""
+    """A 64-byte aligned array of NaN with 3 unused elements after each row; and its memory, elsewhere GUARD."""
     lanes, size = vectors(dtype).lanes, np.dtype(dtype).itemsize
     stored = (*shape[:-1], shape[-1] + 3) if len(shape) > 1 else shape
     memory = np.full(int(np.prod(stored)) + 6 * lanes, GUARD, dtype)
@@ -78,7 +78,7 @@ def assert_guarded(inside: np.ndarray, memory: np.ndarray) -> None:
 
 
 def unpacked(packed: np.ndarray, N: int, K: int, dtype: str) -> np.ndarray:
-    """(N, K) again, and the padding, which must be zero."""
+    """The unpacked (N, K) array. Asserts that the padding is zero."""
     width, total, rows = tile_shape()[1] * vectors(dtype).lanes, padded(N, dtype), []
     for start in range(0, total, width):
         columns = min(width, total - start)
@@ -89,7 +89,7 @@ def unpacked(packed: np.ndarray, N: int, K: int, dtype: str) -> np.ndarray:
 
 
 def pack(w: np.ndarray, N: int, first: int, each: int, stride: int, transposed: bool = False) -> np.ndarray:
-    """The panels of the N rows of w that packing chooses, each made by a call of its own."""
+    """The panels of N rows of w, each packed by a separate call."""
     dtype, K = str(w.dtype), w.shape[0 if transposed else 1]
     packed, memory = guarded((padded(N, dtype) * K,), dtype)
     row = w.strides[0]
@@ -102,7 +102,7 @@ def pack(w: np.ndarray, N: int, first: int, each: int, stride: int, transposed: 
 
 
 def close_to_product(c: np.ndarray, a: np.ndarray, b: np.ndarray, added: np.ndarray | float = 0.0) -> bool:
-    """c against added + a @ b in float64, to what K roundings of c's dtype may do."""
+    """Whether c equals added + a @ b in float64, up to K roundings in c's dtype."""
     eps, a, b = np.finfo(c.dtype).eps, a.astype(np.float64), b.astype(np.float64)
     bound = 4 * eps * (np.sqrt(a.shape[1] + 1) * (np.abs(a) @ np.abs(b)) + np.abs(added))
     return bool((np.abs(c - (added + a @ b)) <= bound).all())
@@ -110,7 +110,7 @@ def close_to_product(c: np.ndarray, a: np.ndarray, b: np.ndarray, added: np.ndar
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packing_some_rows_of_each_block_either_way_up(dtype, transposed):
+def test_packing_some_rows_of_each_block_also_transposed(dtype, transposed):
     rng = np.random.default_rng(5)
     lanes = vectors(dtype).lanes
     for H in (1, 3, lanes - 1, lanes, 2 * lanes + 3, 5 * lanes, 6 * lanes + lanes // 2):
@@ -129,7 +129,7 @@ def test_packing_some_rows_of_each_block_either_way_up(dtype, transposed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_product_over_every_tile_shape(dtype):
-    """All numbers of rows and columns around the tile's, with and without adding, the panels walked either way."""
+    """Numbers of rows and columns around the tile's, with and without accumulation, panels in both orders."""
     size, rng = np.dtype(dtype).itemsize, np.random.default_rng(1)
     rows_max, columns_max = tile_shape()
     lanes = vectors(dtype).lanes
@@ -153,7 +153,7 @@ def test_product_over_every_tile_shape(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_product_of_steps(dtype):
-    """Several A's, gaps between them, or A's columns for its rows; one result whichever way the panels are walked."""
+    """Several A with gaps between them, or transposed; the order of the panels does not change the result."""
     rng = np.random.default_rng(4)
     for steps, rows, K, N in ((1, 1, 9, 70), (3, 2, 33, 130), (4, 7, 20, 5), (2, 19, 64, 64)):
         w = rng.standard_normal((N, K)).astype(dtype)
@@ -200,8 +200,8 @@ def test_a_row_of_a_product_has_the_same_bits_in_any_batch(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_product_of_rows_by_weights_in_shares(dtype):
-    """x W^T whole and in shares of its rows, over several blocks of rows."""
+def test_product_of_rows_by_weights_divided(dtype):
+    """x W^T as a whole and divided by rows, over several blocks of rows."""
     rng = np.random.default_rng(3)
     for M, K, N in ((1, 1, 1), (7, 5, 3), (ROW_BLOCK, 16, 64), (2 * ROW_BLOCK + 5, 70, 131)):
         x, w = rng.standard_normal((M, K + 3)).astype(dtype)[:, :K], rng.standard_normal((N, K)).astype(dtype)
@@ -221,10 +221,10 @@ def test_product_of_rows_by_weights_in_shares(dtype):
 
 @pytest.mark.parametrize("K", [0, 1, 5, K_BLOCK - 1, K_BLOCK, K_BLOCK + 1, 2 * K_BLOCK + 1])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_products_over_time_in_shares(dtype, K):
-    """d^T x and d's column sums, whole and in shares of their rows, over several blocks of K and of columns of d.
+def test_products_over_time_divided(dtype, K):
+    """d^T x and d's column sums, as a whole and divided by rows, over several blocks of K and of columns of d.
 
-    And added to what is there, which stays where there is nothing to add.
+    Also accumulated to earlier values, which do not change if there is nothing to add.
     """
     rng = np.random.default_rng(6)
     size = np.dtype(dtype).itemsize
@@ -255,7 +255,7 @@ def test_products_over_time_in_shares(dtype, K):
         assert close_to_product(after, d.T, x, before)
 
 
-# vector_bytes is asked as the kernels are made, so it must be told before any of them is.
+# Kernels read vector_bytes when they are created, so it must be replaced before.
 NARROW = """
 import sys
 from rnnkit.kernels.cpu import simd as vector
@@ -272,10 +272,10 @@ sys.exit(pytest.main(["tests/cpu/test_products.py", "-p", "no:cacheprovider", "-
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 processors")
 @pytest.mark.parametrize(("processor", "width"), [("haswell", 32), ("x86-64", 16)])
 def test_products_and_packing_on_narrower_vectors(processor, width, tmp_path):
-    """The tests above with the vectors, the tiles and the instructions of older processors."""
+    """The tests above with the vectors, tiles and instructions of older processors."""
     root = Path(__file__).parents[2]
-    told = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    environment = os.environ | told | {"PYTHONPATH": str(root)}
+    variables = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | variables | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-c", NARROW, str(width)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

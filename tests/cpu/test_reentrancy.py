@@ -1,4 +1,4 @@
-"""Whose call backward answers for: the layer's last one, or the `saved` in hand; never another's."""
+"""Backward differentiates the layer's last call, or the call of the given `saved`, and no other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def setup(name: str, backend: str, seed: int) -> tuple[Any, dict[str, Any]]:
 
 
 @EVERY_LAYER
-def test_backward_answers_for_the_last_call(name: str, cpu_backend: str, rng: Any) -> None:
+def test_backward_differentiates_the_last_call(name: str, cpu_backend: str, rng: Any) -> None:
     layer, given = setup(name, cpu_backend, 1)
     layer.eval()
     want = train_step(layer, **given)
@@ -43,7 +43,7 @@ def test_backward_answers_for_the_last_call(name: str, cpu_backend: str, rng: An
 
 
 @EVERY_LAYER
-def test_layers_do_not_share(name: str, cpu_backend: str) -> None:
+def test_layers_share_no_state(name: str, cpu_backend: str) -> None:
     wants = [train_step(layer, **given) for layer, given in (setup(name, cpu_backend, seed) for seed in (1, 2))]
     pairs = [setup(name, cpu_backend, seed) for seed in (1, 2)]
     ys = [layer(given["x"], given["state"], given["lengths"])[0] for layer, given in pairs]
@@ -56,8 +56,8 @@ def test_layers_do_not_share(name: str, cpu_backend: str) -> None:
 
 
 @EVERY_LAYER
-def test_what_the_caller_writes_after_the_call_does_not_matter(name: str, cpu_backend: str) -> None:
-    """Outputs and states are the caller's once returned; a state given may be reused at once (h0[...] = h_n)."""
+def test_writes_of_the_caller_after_a_call_do_not_change_backward(name: str, cpu_backend: str) -> None:
+    """The caller may write to returned outputs and states, and reuse its initial state (h0[...] = h_n)."""
     layer, given = setup(name, cpu_backend, 1)
     layer.eval()
     want = train_step(layer, **given)
@@ -79,7 +79,7 @@ def test_what_the_caller_writes_after_the_call_does_not_matter(name: str, cpu_ba
 
 
 @EVERY_LAYER
-def test_threads_each_with_a_layer_give_what_they_give_alone(name: str, cpu_backend: str) -> None:
+def test_concurrent_threads_with_a_layer_each_give_the_sequential_results(name: str, cpu_backend: str) -> None:
     seeds = range(6)
     wants = [train_step(layer, **given) for layer, given in (setup(name, cpu_backend, s) for s in seeds)]
     start = threading.Barrier(len(seeds))
@@ -101,8 +101,8 @@ def test_threads_each_with_a_layer_give_what_they_give_alone(name: str, cpu_back
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_functional_form_is_pure(cell: str, cpu_backend: str) -> None:
-    """Each `saved` answers for its own forward, in any order, any number of times, from any thread."""
+def test_the_functional_form_has_no_state(cell: str, cpu_backend: str) -> None:
+    """Each `saved` gives the gradients of its forward, in any order, any number of times, in any thread."""
     cases = [Case(cell, T=T, ragged=True, reverse=T == 3, P=4 if CELLS[cell].projects else 0) for T in (3, 5, 4)]
     inputs = [make_inputs(case, "float32", seed) for seed, case in enumerate(cases)]
     pristine = [make_inputs(case, "float32", seed) for seed, case in enumerate(cases)]
@@ -132,7 +132,7 @@ def test_the_functional_form_is_pure(cell: str, cpu_backend: str) -> None:
 
 
 @EVERY_LAYER
-def test_no_grad_keeps_nothing_and_changes_nothing_else(name: str, cpu_backend: str) -> None:
+def test_no_grad_saves_nothing_and_gives_the_same_results(name: str, cpu_backend: str) -> None:
     layer, given = setup(name, cpu_backend, 1)
     masks = layer.rng.bit_generator.state
     y = layer(given["x"], given["state"], given["lengths"])[0]

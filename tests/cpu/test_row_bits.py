@@ -1,4 +1,4 @@
-"""On the numba backend a row's bits are its own: docs/promises.md, Bits."""
+"""On the numba backend, a row's bits do not depend on other rows: docs/promises.md, Bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OF_A_ROW = ("y", "dx", "h_n", "c_n", "dh0", "dc0")
 
 
 def alone(inputs: Inputs, row: int, T: int) -> Inputs:
-    """One row as a batch of its own, of T steps."""
+    """One row of T steps as a batch of 1."""
     pick = slice(row, row + 1)
     return Inputs(
         np.ascontiguousarray(inputs.x[:T, pick]),
@@ -36,10 +36,10 @@ def of_row(results: dict[str, Any], row: int, T: int) -> dict[str, Any]:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_row_of_several_steps_has_the_bits_that_it_has_alone(
+def test_a_row_of_several_steps_has_the_bits_of_the_row_alone(
     cell: str, dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever rows, of whatever lengths, are around it; on any number of threads."""
+    """With any other rows of any lengths, on any number of threads."""
     share_everything(monkeypatch, threads)
     for B, lengths in ((7, None), (7, [9, 2, 5, 9, 0, 3, 1]), (14, [2, 9] * 7)):
         case = Case(cell, T=9, B=B, I=21, H=37, P=18 if CELLS[cell].projects else 0)
@@ -55,7 +55,7 @@ def test_a_row_of_several_steps_has_the_bits_that_it_has_alone(
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_row_of_a_call_of_one_step_has_the_bits_that_it_has_alone_in_one(
+def test_a_row_of_a_call_of_one_step_has_the_bits_of_the_row_alone(
     cell: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call of one step sums in another order than longer ones do (kernels/cpu/step.py)."""

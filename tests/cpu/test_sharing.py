@@ -1,4 +1,4 @@
-"""How the compiled CPU path shares work over threads: the same bits any way, from any thread, and no deadlock."""
+"""Division of work over threads in the compiled CPU path: the same bits for any division, and no deadlock."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ def await_sleep(pool: thread_pool.ThreadPool) -> None:
 
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three threads whatever the machine has, and every amount of work shared."""
+    """Three threads on any machine, with any amount of work divided."""
     share_everything(monkeypatch, 3)
 
 
 def divide(monkeypatch: pytest.MonkeyPatch, groups: int, members: int) -> None:
-    """Every call divided so, or as nearly as its sizes allow."""
+    """Divides every call in this way, or as nearly as its sizes allow."""
 
     def division(sizes: plan.Work, threads: int) -> tuple[int, int]:
         units = min(members, threads, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
         return max(1, min(groups, threads // units, sizes.B)), units
 
-    forget()
+    clear_caches()
     monkeypatch.setattr(plan, "division", division)
 
 
 @pytest.fixture(autouse=True)
-def plans_made_anew() -> Iterator[None]:
+def uncached_plans() -> Iterator[None]:
     yield
-    forget()
+    clear_caches()
 
 
-def forget() -> None:
+def clear_caches() -> None:
     prepared.forget()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_sharing_units_is_the_oracle(cell, reverse, dtype, three_threads, monkeypatch):
+def test_divided_units_equal_the_oracle(cell, reverse, dtype, three_threads, monkeypatch):
     divide(monkeypatch, 1, 3)
     for T, B, I, H in (
         (5, 3, 4, 40),
@@ -79,8 +79,8 @@ def test_sharing_units_is_the_oracle(cell, reverse, dtype, three_threads, monkey
 
 @pytest.mark.parametrize(("groups", "members"), [(1, 3), (3, 1), (1, 2)])
 @pytest.mark.parametrize("P", [50, 7, 33])
-def test_a_projection_is_the_oracle_however_it_is_shared(P, groups, members, three_threads, monkeypatch):
-    """P = H only the functional form allows: shapes alone do not show the projection. P = 7 leaves members none."""
+def test_a_projection_with_any_division_equals_the_oracle(P, groups, members, three_threads, monkeypatch):
+    """P = H is valid only in the functional form: shapes do not show the projection. P = 7 leaves members idle."""
     divide(monkeypatch, groups, members)
     for reverse in (False, True):
         worst = parity("numba", Case("lstm", 5, 4, 4, 50, P=P, reverse=reverse), "float64")
@@ -89,13 +89,13 @@ def test_a_projection_is_the_oracle_however_it_is_shared(P, groups, members, thr
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_ragged_rows_are_the_oracle_when_units_are_shared(cell, reverse, three_threads, monkeypatch):
+def test_ragged_rows_with_divided_units_equal_the_oracle(cell, reverse, three_threads, monkeypatch):
     divide(monkeypatch, 1, 3)
     worst = parity("numba", Case(cell, 7, 5, 6, 53, ragged=True, reverse=reverse), "float64")
     assert max(worst.values()) <= 1, worst
 
 
-def test_groups_and_members_at_once_are_the_oracle(three_threads, monkeypatch):
+def test_groups_of_several_members_equal_the_oracle(three_threads, monkeypatch):
     monkeypatch.setattr(thread_pool, "_threads", 4)
     divide(monkeypatch, 2, 2)
     for cell in CELLS:
@@ -103,7 +103,7 @@ def test_groups_and_members_at_once_are_the_oracle(three_threads, monkeypatch):
         assert max(worst.values()) <= 1, worst
 
 
-def test_explain_tells_when_units_are_shared(three_threads, monkeypatch):
+def test_explain_says_whether_units_are_divided(three_threads, monkeypatch):
     x, layer = np.zeros((20, 3, 16), np.float32), rnnkit.LSTM(16, 64, backend="numba")
     divide(monkeypatch, 1, 3)
     assert "3 of 3 threads, sharing units" in rnnkit.explain(layer, x).kernel
@@ -130,7 +130,7 @@ def everything(layer: rnnkit.Module, x: np.ndarray, lengths: np.ndarray | None) 
     ],
 )
 @pytest.mark.parametrize("ragged", [False, True])
-def test_the_bits_do_not_depend_on_how_work_is_shared(kind, options, ragged, three_threads, monkeypatch):
+def test_bits_do_not_depend_on_the_division_of_work(kind, options, ragged, three_threads, monkeypatch):
     rng = np.random.default_rng(0)
     layer = kind(21, 70, 2, bidirectional=True, backend="numba", rng=1, **options)
     x = rng.standard_normal((9, 14, 21)).astype(np.float32)
@@ -145,8 +145,8 @@ def test_the_bits_do_not_depend_on_how_work_is_shared(kind, options, ragged, thr
             np.testing.assert_array_equal(a, b)
 
 
-def test_many_threads_may_call_at_once(three_threads):
-    """Eight callers of layers whose shares wait for each other: all finish, each with its own bits."""
+def test_many_threads_may_call_concurrently(three_threads):
+    """Eight concurrent callers of layers with barriers: all finish with the right bits."""
     rng = np.random.default_rng(0)
     layers = [rnnkit.LSTM(16, 64, backend="numba", rng=k) for k in range(8)]
     x = rng.standard_normal((50, 2, 16)).astype(np.float32)
@@ -162,7 +162,7 @@ def test_many_threads_may_call_at_once(three_threads):
         caller.start()
     for caller in callers:
         caller.join(60)
-        assert not caller.is_alive(), "a caller hangs"
+        assert not caller.is_alive(), "a caller does not finish"
     for a, b in zip(alone, found, strict=True):
         for one, other in zip(a, b, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -170,12 +170,12 @@ def test_many_threads_may_call_at_once(three_threads):
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_threads_of_its_own(three_threads):
+def test_a_forked_child_has_its_own_thread_pool(three_threads):
     layer = rnnkit.GRU(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
     claims = thread_pool.shared_pool().claims
-    claims[thread_pool.OWNER] = "another call"  # in the parent, at the moment of the fork
+    claims[thread_pool.OWNER] = "another call"  # in the parent, at the time of the fork
     child = os.fork()
     if child == 0:
         os._exit(0 if np.array_equal(layer(x)[0], want) and thread_pool.shared_pool().claims is not claims else 1)
@@ -195,8 +195,8 @@ def test_set_num_threads(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_job_that_is_never_posted_leaves_the_pool_free(error, three_threads, monkeypatch):
-    """The caller is interrupted between booking its threads and the launch."""
+def test_an_exception_before_the_launch_releases_the_pool(error, three_threads, monkeypatch):
+    """An exception between the reservation of threads and the launch."""
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
@@ -212,7 +212,7 @@ def test_a_job_that_is_never_posted_leaves_the_pool_free(error, three_threads, m
     np.testing.assert_array_equal(layer(x)[0], want)
 
 
-def test_an_interrupt_while_threads_are_woken_leaves_the_pool_free(three_threads, monkeypatch):
+def test_an_interrupt_while_threads_are_woken_releases_the_pool(three_threads, monkeypatch):
     layer = rnnkit.LSTM(16, 64, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
@@ -239,8 +239,8 @@ def test_an_interrupt_while_threads_are_woken_leaves_the_pool_free(three_threads
         time.sleep(0.05)
 
 
-def test_a_system_that_gives_no_threads_leaves_the_caller_alone(three_threads, monkeypatch):
-    """An exception in between makes a new pool, since the thread may have been started."""
+def test_if_threads_cannot_start_the_caller_works_alone(three_threads, monkeypatch):
+    """After another exception there is a new pool, since the thread may have been started."""
     layer = rnnkit.LSTM(16, 96, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
@@ -276,7 +276,7 @@ def test_threads_sleep_between_calls_and_wake(three_threads):
     assert asleep == [1, 1], "threads still spin, long after the last call"
 
 
-def test_read_only_arrays_compile_nothing_anew():
+def test_read_only_arrays_need_no_other_compilation():
     layer = rnnkit.GRU(5, 7, backend="numba", rng=0)
     x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
     want = layer(x)[0], layer.backward(np.ones((4, 3, 7), np.float32))[0]
@@ -290,7 +290,7 @@ def test_read_only_arrays_compile_nothing_anew():
     assert [len(launch.signatures) for launch in launches] == before
 
 
-def test_more_cores_may_come_later(three_threads, monkeypatch):
+def test_more_threads_can_be_set_later(three_threads, monkeypatch):
     layer = rnnkit.LSTM(16, 128, backend="numba", rng=0)
     x = np.ones((20, 2, 16), np.float32)
     want = layer(x)[0]
@@ -299,7 +299,7 @@ def test_more_cores_may_come_later(three_threads, monkeypatch):
     assert len(thread_pool.shared_pool()._workers) >= 5
 
 
-def test_layers_serve_in_a_thread_that_outlives_the_main_one():
+def test_layers_work_in_a_thread_that_outlives_the_main_thread():
     script = """
 import atexit, threading, time
 import numpy as np, rnnkit

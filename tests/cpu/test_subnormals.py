@@ -1,4 +1,4 @@
-"""Numbers below the normal ones: compiled calls take and give them as zero, whatever mode the caller's thread is in."""
+"""Subnormal numbers: compiled calls read and write them as zero, in any floating-point mode of the caller's thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rnnkit.kernels.cpu.jit import entry
 from rnnkit.kernels.cpu.system import JOB_MODE, float_mode, set_float_mode
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, share_everything, train_step
 
-DEFAULT = 0x1F80  # x86's: every exception masked, round to nearest, subnormals as IEEE 754 has them
+DEFAULT = 0x1F80  # of x86: all exceptions masked, round to nearest, gradual underflow
 FLUSHING, ROUNDING_DOWN = DEFAULT | 0x8040, DEFAULT | 0x2000
 
 
@@ -30,13 +30,13 @@ def set_mode(mode: int) -> None:
 
 
 pytestmark = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="the modes here are those of x86-64"
+    platform.machine() not in ("x86_64", "AMD64"), reason="needs the floating-point modes of x86-64"
 )
 
 
 @contextmanager
 def mode(value: int) -> Iterator[None]:
-    """This thread's floating-point mode, for a while."""
+    """Sets this thread's floating-point mode for a `with` block."""
     before = mode_now()
     set_mode(value)
     try:
@@ -53,8 +53,8 @@ def tiny(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_subnormal_weights_states_and_gradients_are_zeros(name: str, dtype: str, rng: Any) -> None:
-    """What costs a hundred cycles each on x86: they are multiplied as zeros are."""
+def test_subnormal_weights_states_and_gradients_count_as_zero(name: str, dtype: str, rng: Any) -> None:
+    """On x86 a product with a subnormal number takes about a hundred cycles, so they count as zero."""
     results = []
     for subnormal in (True, False):
         layer = LAYERS[name](9, 20, dtype=dtype, backend="numba", rng=1)
@@ -71,11 +71,11 @@ def test_subnormal_weights_states_and_gradients_are_zeros(name: str, dtype: str,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_results_below_the_normal_numbers_are_flushed(dtype: str) -> None:
+def test_subnormal_results_are_flushed_to_zero(dtype: str) -> None:
     layer = rnnkit.RNN(3, 20, nonlinearity="relu", dtype=dtype, bias=False, backend="numba", rng=0)
     layer.params["weight_hh_l0"][...] = 0
     layer.params["weight_ih_l0"][...] = np.finfo(dtype).tiny
-    y, _ = layer(np.full((2, 4, 3), 0.25, dtype))  # each product below the least normal number
+    y, _ = layer(np.full((2, 4, 3), 0.25, dtype))  # each product is subnormal
     assert not y.any()
 
 
@@ -87,7 +87,7 @@ def test_bits_do_not_depend_on_the_callers_mode(
 ) -> None:
     share_everything(monkeypatch, threads)
     layer = LAYERS[name](9, 70, backend="numba", rng=1)
-    # Gradients that decay through the subnormal numbers: from the last state alone, over many steps.
+    # Only the final state has a gradient, which decays to subnormal numbers over many steps.
     x, state = randn(rng, 200, 6, 9, dtype="float32"), random_state(layer, 6, rng)
     dstate = random_state(layer, 6, rng)
 
@@ -102,7 +102,7 @@ def test_bits_do_not_depend_on_the_callers_mode(
     want = results()
     with mode(callers):
         got = results()
-        assert mode_now() & 0xFFC0 == callers & 0xFFC0  # and is put back
+        assert mode_now() & 0xFFC0 == callers & 0xFFC0  # and is restored
     assert_same(got, want)
     dx = want["dx"]
     assert not ((dx != 0) & (np.abs(dx) < np.finfo(np.float32).tiny)).any()

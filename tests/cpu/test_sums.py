@@ -1,4 +1,4 @@
-"""Sums of millions of float32 numbers of one sign, and products of many features: the sizes that DTYPES speaks of."""
+"""Sums of millions of float32 numbers of one sign, and products of many features: the limits stated by DTYPES."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST = 20_000_000  # terms, up to which docs/promises.md promises 1e-5. Its test
 
 
 def assert_sum(name: str, got: Any, want: Any, bound: float = 1e-5) -> None:
-    """Within relative 1e-5, what is promised of sums of one sign, or another bound."""
+    """Asserts a relative error below `bound`. The default is the promise for sums of one sign."""
     got, want = to_numpy(got).astype(np.float64), np.asarray(want)
     assert got.shape == want.shape, name
     worst = float(np.max(np.abs(got - want) / np.abs(want)))
@@ -84,7 +84,7 @@ def test_sums_of_any_number_of_rows_and_columns(N: int) -> None:
 def of_one_unit(
     backend: str, T: int, B: int, I: int, vary: bool = False, device: str = "cpu"
 ) -> tuple[Weights, Weights]:
-    """The weights' gradients of an RNN of one unit in float32, W_hh = 0, and the same in float64 by their formulas."""
+    """The weights' gradients of an RNN of one unit with W_hh = 0, in float32 and by their formulas in float64."""
     w = Weights(tenths(1, I), np.zeros((1, 1), np.float32), np.full(1, 0.3, np.float32), np.full(1, 0.2, np.float32))
     x, dy, h0 = tenths(T, B, I, vary=vary), tenths(T, B, 1, vary=vary), tenths(B, 1)
     put = lambda a: to_device(a, device)  # noqa: E731
@@ -126,7 +126,7 @@ SPANS, STRETCHES = (
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_every_cell_over_many_rows(backend: str, cell: str, rows: int) -> None:
     if backend == "numpy" and rows == STRETCHES:
-        pytest.skip("has no third level, and takes seconds")
+        pytest.skip("has no third level of sums, and takes seconds")
     case = Case(cell, T=1, B=rows, I=2, H=2 if rows == SPANS else 1, P=1 if CELLS[cell].projects else 0)
     inputs = make_inputs(case, "float32")
     got, want = run(case, inputs, backend), run(case, widened(inputs), "numpy")
@@ -152,7 +152,7 @@ def test_bits_of_long_sums_do_not_depend_on_the_number_of_threads() -> None:
 
 
 @pytest.mark.skipif("numba" not in CPU_BACKENDS, reason="needs Numba")
-def test_gradients_of_many_rows_are_added_to_those_before() -> None:
+def test_gradients_of_many_rows_accumulate() -> None:
     layer, dy = rnnkit.RNN(2, 3, backend="numba", rng=0), tenths(1, SPANS, 3)
     layer(tenths(1, SPANS, 2, vary=True))
     layer.backward(dy)
@@ -238,14 +238,14 @@ def test_norm_of_a_million_gradients() -> None:
 
 
 def shares(case: Case, dtype: str, backend: str) -> float:
-    """The worst error as a share of the bound, over two draws."""
+    """The largest error relative to its bound, over two seeds."""
     return max(worst for seed in range(2) for worst in parity(backend, case, dtype, seed).values())
 
 
 @pytest.mark.parametrize(("I", "H"), slow_except([(56, 8), (200, 100), (640, 1024)], (56, 8), (200, 100), unpack=True))
 @pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "rnn_tanh", "lstm"))
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_tolerances_hold_up_to_the_reach(backend: str, cell: str, I: int, H: int) -> None:
+def test_tolerances_hold_up_to_the_stated_number_of_features(backend: str, cell: str, I: int, H: int) -> None:
     for T in (1, 3):
         case = Case(cell, T=T, B=16 if H < 1000 else 3, I=I, H=H)
         assert growth_of(case, "float32") == 1
@@ -255,8 +255,8 @@ def test_tolerances_hold_up_to_the_reach(backend: str, cell: str, I: int, H: int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
-def test_tolerances_hold_in_many_draws(cell: str) -> None:
-    """At 2.5 times the reach, some draws are outside."""
+def test_tolerances_hold_for_many_seeds(cell: str) -> None:
+    """With 2.5 times as many features, some seeds exceed the tolerances."""
     case = Case(cell, T=35, B=16, I=80, H=16)
     assert case.I / math.sqrt(case.H) == DTYPES["float32"].reach
     for seed in range(100):
@@ -266,7 +266,7 @@ def test_tolerances_hold_in_many_draws(cell: str) -> None:
 @pytest.mark.parametrize(("I", "H"), slow_except([(2000, 8), (20_000, 16)], (2000, 8), unpack=True))
 @pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "rnn_tanh", "gru"))
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_tolerances_grow_in_proportion_beyond_the_reach(backend: str, cell: str, I: int, H: int) -> None:
+def test_tolerances_grow_in_proportion_to_the_features_beyond_it(backend: str, cell: str, I: int, H: int) -> None:
     for T in (1, 3):
         case = Case(cell, T=T, B=16, I=I, H=H)
         growth = growth_of(case, "float32")
@@ -278,7 +278,7 @@ def test_tolerances_grow_in_proportion_beyond_the_reach(backend: str, cell: str,
         assert shares(case, dtype, backend) <= 1
 
 
-def test_without_growth_some_features_would_be_out_of_tolerance() -> None:
-    """What the promise said before it named sizes was not true of these."""
+def test_without_growth_some_errors_would_exceed_the_tolerances() -> None:
+    """The unscaled tolerances do not hold for these sizes."""
     case = Case("rnn_tanh", T=1, B=16, I=20_000, H=100)
     assert shares(case, "float32", "numpy") * growth_of(case, "float32") > 2

@@ -1,4 +1,4 @@
-"""python -m rnnkit.warmup: it compiles all that calls need, says how far it is, and fails where nothing is gained."""
+"""python -m rnnkit.warmup compiles all kernels that calls need, shows progress, and fails if nothing is cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rnnkit.warmup import Kernels, plan
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_plan_is_every_compiled_kernel_that_can_run() -> None:
+def test_the_plan_has_every_compiled_kernel_that_can_run() -> None:
     found = plan(["numba"]).kernels
     assert set(found) == {Kernels("numba", dtype, cell) for dtype in ("float32", "float64") for cell in CELLS}
     assert plan(["numba"], ["tf32"], ["gru"]).kernels == (Kernels("numba", "tf32", "gru"),)
@@ -28,7 +28,7 @@ def test_the_plan_is_every_compiled_kernel_that_can_run() -> None:
 
 
 @pytest.mark.slow
-def test_no_call_of_a_layer_asks_for_more_kernels_than_it_compiles() -> None:
+def test_calls_need_no_kernel_that_warmup_does_not_compile() -> None:
     script = textwrap.dedent("""
         import itertools, sys
         import numpy as np, rnnkit
@@ -68,11 +68,11 @@ def test_no_call_of_a_layer_asks_for_more_kernels_than_it_compiles() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_command_compiles_what_is_named_and_says_how_far_it_is(capsys) -> None:
+def test_the_command_compiles_the_named_kernels_and_shows_progress(capsys) -> None:
     assert warmup.main(["--cell", "rnn_tanh", "--dtype", "float32", "--backend", "numba"]) == 0
-    said = capsys.readouterr().out
-    assert "1/1 numba float32 rnn_tanh ... " in said
-    assert f"are in {cache.kernel_folders()[0]}" in said
+    output = capsys.readouterr().out
+    assert "1/1 numba float32 rnn_tanh ... " in output
+    assert f"are in {cache.kernel_folders()[0]}" in output
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_the_command_compiles_what_is_named_and_says_how_far_it_is(capsys) -> No
         ("--backend numba_cuda numba --cell gru", 3),
     ],
 )
-def test_what_cannot_be_compiled_here_is_an_exit_status(command, status, capsys, monkeypatch) -> None:
+def test_kernels_that_cannot_be_compiled_here_give_an_exit_status(command, status, capsys, monkeypatch) -> None:
     row = warmup.BACKENDS["numba_cuda"]
     monkeypatch.setitem(warmup.BACKENDS, "numba_cuda", type(row)(**vars(row) | {"problem": lambda: "planted"}))
-    monkeypatch.setattr(warmup, "warm_up", lambda _: pytest.fail("compiled all the same"))
+    monkeypatch.setattr(warmup, "warm_up", lambda _: pytest.fail("must not be compiled"))
     if status == 2:
         with pytest.raises(SystemExit, match="2"):
             warmup.main(command.split())
@@ -98,7 +98,7 @@ def test_what_cannot_be_compiled_here_is_an_exit_status(command, status, capsys,
         assert "not compiled here: numba_cuda: planted" in capsys.readouterr().out
 
 
-def test_one_that_fails_is_status_1_and_the_others_are_compiled(capsys, monkeypatch) -> None:
+def test_a_failed_compilation_gives_status_1_and_the_others_are_compiled(capsys, monkeypatch) -> None:
     done = []
 
     def planted(kernels: Kernels) -> None:
@@ -112,8 +112,8 @@ def test_one_that_fails_is_status_1_and_the_others_are_compiled(capsys, monkeypa
     assert "gru ... failed: RuntimeError: planted\n" in capsys.readouterr().out
 
 
-def test_code_that_is_cached_nowhere_is_status_1(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(cache, "counts", Counter(compiled=7, cached=2))  # of what was made before
+def test_compiled_code_that_is_not_cached_gives_status_1(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "counts", Counter(compiled=7, cached=2))  # compiled earlier
     monkeypatch.setattr(warmup, "warm_up", lambda _: cache.counts.update(compiled=3, cached=1))
     assert warmup.main(["--backend", "numba", "--dtype", "float32", "--cell", "gru"]) == 1
     assert "2 compiled kernels are cached nowhere" in capsys.readouterr().err

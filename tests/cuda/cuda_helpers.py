@@ -1,4 +1,4 @@
-"""What the suites of the CUDA backends share: the fake card, calls that stay on it, and small chunks of steps."""
+"""Helpers of the CUDA tests: the stand-in for CuPy, calls with results on the device, small chunks of steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.tools import fakecupy
 
 @contextmanager
 def cuda(**settings: Any) -> Iterator[Any]:
-    """The fake CuPy installed, with two devices."""
+    """Installs the stand-in for CuPy, with two devices by default."""
     with fakecupy.installed(**{"devices": 2, **settings}) as fake:
         yield fake
 
 
 def assert_matches(got: dict[str, Any], want: dict[str, Any], dtype: str = "float32") -> None:
-    """Every output and gradient by name, within the tolerance of its kind."""
+    """Compares every output and gradient by name, within the tolerance of its kind."""
     assert got.keys() == want.keys()
     for name in want:
         forward = name in ("y", "h_n", "c_n") or name.startswith("state_n")
@@ -32,7 +32,7 @@ def assert_matches(got: dict[str, Any], want: dict[str, Any], dtype: str = "floa
 
 @contextmanager
 def chunked(steps: int) -> Iterator[None]:
-    """At most `steps` steps in a chunk."""
+    """Limits chunks to `steps` steps."""
     from rnnkit.backends.cupy import problem
 
     with mock.patch.object(problem, "CHUNK_STEPS", steps):
@@ -40,7 +40,7 @@ def chunked(steps: int) -> Iterator[None]:
 
 
 def outputs(case: Case, inputs: Inputs, backend: str) -> dict[str, Any]:
-    """As `rnnkit.testing.run`, but everything stays on the device."""
+    """Like `rnnkit.testing.run`, but the results stay on the device."""
     cell = CELLS[case.cell]
     given = (inputs.x, inputs.state0, inputs.weights)
     y, state_n, saved = direction.forward(
@@ -55,6 +55,6 @@ def outputs(case: Case, inputs: Inputs, backend: str) -> dict[str, Any]:
 
 
 def run_on(cp: Any, case: Case, device: str, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """A case with its arrays on `device`, whatever device is current."""
+    """Runs a case with its arrays on `device`, which need not be current."""
     inputs = make_inputs(case, dtype, device=device)
     return run(case, inputs, "cupy")

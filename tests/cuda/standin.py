@@ -1,6 +1,6 @@
-"""A CUDA backend with no kernels, for tests of what stands around one: it computes with NumPy on tests/tools/fakecupy.
+"""A CUDA backend without kernels, for tests of the code around a backend: NumPy on the arrays of tests/tools/fakecupy.
 
-It reads what the fake's device memory holds, which counts as no transfer, and insists on what a backend may rely on.
+It reads the simulated device memory directly, which is not counted as a transfer. It asserts what a backend may assume.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from tests.tools import fakecupy
 
 @dataclass(frozen=True)
 class StandIn(BackendRow):
-    """The row of a backend that computes with NumPy on arrays of the fake."""
+    """The row of a backend that computes with NumPy on simulated device arrays."""
 
     def load(self, schedule: str | None = None) -> Any:
         return types.SimpleNamespace(forward=_forward, backward=_backward, describe=oracle.describe)
 
 
 def _down(a: Any) -> Any:
-    """What device memory holds, as NumPy; the array must be CuPy's, on the current device."""
+    """The contents of a CuPy array, which must be on the current device, as NumPy."""
     if a is None:
         return None
     import cupy
 
     assert isinstance(a, cupy.ndarray)
-    assert a.device.id == cupy.cuda.Device().id, "launched with another device current"
+    assert a.device.id == cupy.cuda.Device().id, "launched while another device is current"
     return np.array(cupy.fake.peek(a))
 
 
@@ -69,7 +69,7 @@ def _backward(call: BackwardCall) -> Gradients:
 
 @contextmanager
 def stand_in(devices: int = 1, names: tuple[str, ...] = ("cupy",), **options: Any) -> Iterator[Any]:
-    """The fake CuPy, with stand-ins for the backends of those names; gives the module."""
+    """Installs the stand-in for CuPy and replaces the named backends. Yields the module."""
     rows = {name: StandIn(name, "cupy", tuple(DTYPES), "a stand-in", lambda: None, lambda: CELLS) for name in names}
     with mock.patch.dict(BACKENDS, rows), fakecupy.installed(devices=devices, **options) as module:
         yield module
@@ -85,7 +85,7 @@ def numbers(rng: np.random.Generator, *shape: int, dtype: Any = "float32") -> np
 
 
 def pair(name: str, device: str = "cuda:1", **kwargs: Any) -> tuple[Any, Any]:
-    """A layer on a device and the same one on the host: T, B, I, H = 5, 3, 4, 6 in two layers."""
+    """A two-layer module on a device, and the same one on the CPU. T, B, I, H = 5, 3, 4, 6."""
     there = LAYERS[name](4, 6, 2, device=device, rng=1, **kwargs)
     here = LAYERS[name](4, 6, 2, backend="numpy", rng=1, **kwargs)
     return there, here

@@ -1,4 +1,5 @@
-"""A cell added by rows alone runs on every backend, and a CUDA header that contradicts its row does not compile.
+"""A cell that is added only by table rows runs on every backend, and a CUDA header that contradicts its row does not
+compile.
 
 The added cell is the minimal gated unit of Zhou et al. (2016): f = sigmoid(x_f + u_f), n = tanh(x_n + f u_n),
 h = (1 - f) n + f h'. No file of rnnkit names it.
@@ -129,7 +130,7 @@ CELL = Cell(
 
 @contextmanager
 def added(header: Path, text: str = HEADER) -> Iterator[None]:
-    """The cell's rows in all three tables."""
+    """Adds the cell's rows to all three tables."""
     header.write_text(text, encoding="utf-8")
     with (
         mock.patch.dict(CELLS, {NAME: CELL}),
@@ -145,8 +146,8 @@ def assert_within(worst: dict[str, float]) -> None:
 
 
 @pytest.fixture
-def choices_forgotten() -> Iterator[None]:
-    """No choice of a backend, made while a cell was there or was not, stays for the next test."""
+def uncached_choices() -> Iterator[None]:
+    """Clears cached choices of backends before and after the test, since they depend on the added cell."""
     select.cache_clear()
     yield
     select.cache_clear()
@@ -160,7 +161,7 @@ def test_gradients_of_the_added_oracle_are_finite_differences(case: Case, tmp_pa
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_added_cell_runs_in_numba(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long scans and single steps, on one thread and on two; the compiled cell is cached beside nothing else."""
+    """Long scans and single steps, on one thread and on two, with a separate cache for the compiled cell."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     with added(tmp_path / "cell.cuh"):
         for threads in (1, 2):
@@ -169,7 +170,7 @@ def test_added_cell_runs_in_numba(dtype: str, tmp_path: Path, monkeypatch: pytes
                 assert_within(parity("numba", case, dtype))
 
 
-def test_cell_that_only_has_its_oracle_is_refused_by_name_elsewhere(choices_forgotten: None) -> None:
+def test_a_cell_with_only_an_oracle_is_refused_by_other_backends(uncached_choices: None) -> None:
     with mock.patch.dict(CELLS, {NAME: CELL}):
         choice = select("cpu", "float32", NAME)
         assert choice.row.name == "numpy"
@@ -183,7 +184,7 @@ def test_cell_that_only_has_its_oracle_is_refused_by_name_elsewhere(choices_forg
 
 
 @needs_emulator
-def test_cell_that_only_has_its_oracle_is_refused_on_a_card(choices_forgotten: None) -> None:
+def test_a_cell_with_only_an_oracle_is_refused_on_cuda(uncached_choices: None) -> None:
     with mock.patch.dict(CELLS, {NAME: CELL}), cuda():
         for backend in ("cupy", "numba_cuda"):
             if BACKENDS[backend].problem() is None:
@@ -211,7 +212,7 @@ def test_added_cell_runs_in_numba_cuda(case: Case, dtype: str, tmp_path: Path) -
 
 @needs_emulator
 def test_edited_header_is_compiled_again(tmp_path: Path) -> None:
-    """Also after its steps have become a graph, which would replay the kernels of the text before."""
+    """Also after its steps are captured in a graph, which would replay the old kernels."""
     case = CASES[0]
     header = tmp_path / "cell.cuh"
     with added(header, HEADER.replace("sigmoid_of(", "tanh_of(")), cuda():

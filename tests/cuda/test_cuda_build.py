@@ -1,7 +1,7 @@
-"""Every CUDA C++ module compiled by NVRTC for every architecture, with no driver; see tests/build_report.
+"""Compiles every CUDA C++ module with NVRTC for every architecture, without a driver; see tests/tools/build_report.
 
-No register is spilled, nothing is in local memory, float32 and half modules hold no float64, nothing is left to call;
-and the committed table is of these sources. Planted bugs show that each of these can fail.
+No kernel spills registers, uses local memory or calls a function, and float32 and half modules contain no float64. The
+committed table matches the sources. Planted bugs show that each of these checks can fail.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ needs_occupancy = needs_kernels(occupancy.unavailable())
 # ---- the committed table
 
 
-def test_the_table_is_of_these_sources() -> None:
+def test_the_table_matches_the_sources() -> None:
     changes = table.stale(table.read())
     assert not changes, f"{table.JSON.name} is stale ({'; '.join(changes)}): {table.REWRITE}, with {nvrtc.EXTRA}"
 
 
-def test_the_readable_table_is_the_table() -> None:
+def test_the_markdown_matches_the_json() -> None:
     assert table.MARKDOWN.read_text(encoding="utf-8") == table.as_markdown(table.read()), table.REWRITE
 
 
-def test_the_files_are_as_they_are_written() -> None:
+def test_the_files_have_the_written_format() -> None:
     assert table.JSON.read_text(encoding="utf-8") == table.as_json(table.read()), table.REWRITE
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.name)
-def test_the_table_holds_every_kernel_and_architecture_and_none_spills(build: Build) -> None:
+def test_the_table_has_every_kernel_and_architecture_and_none_spills(build: Build) -> None:
     kernels = table.read()["modules"][build.name]["kernels"]
     assert set(kernels) == {kernel.name for kernel in build.kernels}
     for kernel in build.kernels:
@@ -62,15 +62,15 @@ def test_the_table_holds_every_kernel_and_architecture_and_none_spills(build: Bu
         (lambda t, name: t["modules"].update(gone=t["modules"][name]), "gone is in the table but no longer compiled"),
     ],
 )
-def test_a_stale_table_is_told(change: Any, want: str) -> None:
+def test_a_stale_table_is_detected(change: Any, want: str) -> None:
     planted = copy.deepcopy(table.read())
     assert table.stale(planted) == []
     change(planted, BUILDS[-1].name)
-    (told,) = table.stale(planted)
-    assert want in told
+    (problem,) = table.stale(planted)
+    assert want in problem
 
 
-def test_the_digest_follows_source_options_and_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_depends_on_source_options_and_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     build = BUILDS[0]
     first = build.kernels[0]
     wider = build._replace(kernels=(first._replace(shared_bytes=first.shared_bytes + 16), *build.kernels[1:]))
@@ -85,7 +85,7 @@ def test_the_digest_follows_source_options_and_launch(monkeypatch: pytest.Monkey
 
 
 def each_module() -> list[Any]:
-    """Every module for every architecture it is for."""
+    """(module, architecture) pairs: every module for every architecture that it supports."""
     pairs = [(build, arch) for build in BUILDS for arch in table.archs_of(build)]
     return [pytest.param(*pair, id=f"{pair[0].name}-sm_{pair[1]}") for pair in pairs]
 
@@ -98,16 +98,16 @@ def test_the_cover_has_every_module_and_architecture() -> None:
 
 
 @needs_nvrtc
-def test_the_table_is_of_this_compiler() -> None:
+def test_the_table_is_of_the_installed_compiler() -> None:
     then, now = table.read()["nvrtc"], nvrtc.version()
     if then != now:
-        reason = f"the table is of NVRTC {then}, here is {now}: registers and occupancy are not compared"
+        reason = f"the table is of NVRTC {then}, this is {now}: registers and occupancy are not compared"
         pytest.skip(str(unless_required("kernels", reason)))
 
 
 @needs_nvrtc
 @pytest.mark.parametrize(("build", "arch"), each_module())
-def test_a_module_compiles_clean_and_as_recorded(build: Build, arch: int) -> None:
+def test_a_module_compiles_without_faults_and_matches_the_table(build: Build, arch: int) -> None:
     report = table.compiled(build, arch)
     assert table.problems(report, build.kernels, arch, table.in_float64(build)) == []
     recorded = table.read()
@@ -139,11 +139,11 @@ BUGS = {
     ),
     "local array in the PTX": ({"value": "a[n]"}, "local memory in the PTX"),
     "float64 literal": ({"value": "sum * 0.1"}, "float64 in the PTX"),
-    "call": ({"inline": "__noinline__"}, "calls left in the PTX"),
+    "call": ({"inline": "__noinline__"}, "calls that were not inlined in the PTX"),
     "warning": ({"statement": "float forgotten;"}, "the compiler warns"),
     "shared memory": (
         {"shared": "__shared__ float s[9000]; s[n] = x[n]; __syncthreads(); y[0] = s[n + 1];"},
-        "planted wants 240800 bytes of shared memory, sm_90 has 232448",
+        "planted needs 240800 bytes of shared memory, sm_90 has 232448",
     ),
 }
 
@@ -154,53 +154,53 @@ def planted(change: dict[str, str]) -> list[str]:
 
 
 @needs_nvrtc
-def test_the_kernel_that_bugs_are_planted_in_is_clean() -> None:
+def test_the_kernel_without_a_planted_bug_has_no_faults() -> None:
     assert planted({}) == []
 
 
 @needs_nvrtc
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_told(bug: str) -> None:
+def test_a_planted_bug_is_reported(bug: str) -> None:
     change, want = BUGS[bug]
     assert any(want in line for line in planted(change)), planted(change)
 
 
 @needs_nvrtc
-def test_a_kernel_not_listed_or_too_large_to_start_is_told() -> None:
+def test_an_unlisted_or_too_large_kernel_is_reported() -> None:
     report = nvrtc.compile_module(PLANTED.format(**CLEAN), ("-std=c++17",), 75)
     assert "compiled ['planted'], listed ['other']" in table.problems(report, [Kernel("other", (1, 1, 1), 0)], 75)[0]
-    (told,) = table.problems(report, [Kernel("planted", (1024, 1, 1), 0)], 75)
-    assert "do not fit a multiprocessor" in told
-    (told,) = table.problems(report, [Kernel("planted", (32, 1, 1), 64 * 1024 + 1)], 75)
-    assert "wants 65537 bytes of shared memory, sm_75 has 65536" in told
+    (problem,) = table.problems(report, [Kernel("planted", (1024, 1, 1), 0)], 75)
+    assert "do not fit a multiprocessor" in problem
+    (problem,) = table.problems(report, [Kernel("planted", (32, 1, 1), 64 * 1024 + 1)], 75)
+    assert "needs 65537 bytes of shared memory, sm_75 has 65536" in problem
 
 
 @needs_nvrtc
-def test_a_changed_register_count_is_told() -> None:
+def test_a_changed_register_count_is_reported() -> None:
     build = BUILDS[0]
     report = table.compiled(build, 90)
-    entry = {"kernels": {k.name: {"sm_90": table.placed(report.kernels[k.name])} for k in build.kernels}}
+    entry = {"kernels": {k.name: {"sm_90": table.compiler_columns(report.kernels[k.name])} for k in build.kernels}}
     assert table.differences(entry, report, build.kernels, 90, whole=False) == []
     entry["kernels"][build.kernels[0].name]["sm_90"][0] += 1
-    (told,) = table.differences(entry, report, build.kernels, 90, whole=False)
-    assert told.startswith(f"{build.kernels[0].name} sm_90 registers: ")
+    (problem,) = table.differences(entry, report, build.kernels, 90, whole=False)
+    assert problem.startswith(f"{build.kernels[0].name} sm_90 registers: ")
 
 
 @needs_nvrtc
-def test_template_instances_go_by_the_name_they_are_launched_by() -> None:
+def test_template_instances_are_named_as_in_launches() -> None:
     code = "template <int N> __global__ void add(float* x) { x[threadIdx.x] += N; }"
     report = nvrtc.compile_module(code, (), 80, ["add<3>", "add<4>"])
     assert set(report.kernels) == {"add<3>", "add<4>"}
 
 
 @needs_nvrtc
-def test_source_that_does_not_compile_is_an_error_with_the_log() -> None:
+def test_a_source_that_does_not_compile_raises_with_the_log() -> None:
     with pytest.raises(nvrtc.CompileError, match='identifier "oops" is undefined'):
         nvrtc.compile_module('extern "C" __global__ void k() { oops; }', (), 90)
 
 
 @needs_nvrtc
-def test_a_second_compilation_comes_from_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_second_compilation_is_cached_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = 'extern "C" __global__ void k(float* x) { x[0] = N; }'
     first = nvrtc.compile_module(code, ("-DN=1",), 90)
@@ -211,7 +211,7 @@ def test_a_second_compilation_comes_from_the_disk(monkeypatch: pytest.MonkeyPatc
             nvrtc.compile_module(*changed)
 
 
-def test_functions_that_were_not_inlined_count() -> None:
+def test_usage_includes_functions_that_were_not_inlined() -> None:
     log = """ptxas info    : Compiling entry function 'k' for 'sm_90'
 ptxas info    : Function properties for k
     8 bytes stack frame, 0 bytes spill stores, 4 bytes spill loads
@@ -256,7 +256,7 @@ def test_the_command_refuses_to_write_a_spill(
     assert not table.JSON.exists()
 
 
-def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(nvrtc, "unavailable", lambda: "no compiler (planted)")
     assert command.main([]) == 2
     assert "no compiler (planted)" in capsys.readouterr().err
@@ -266,7 +266,7 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.kernels
-def test_cupy_adds_these_options_and_makes_the_same_code_with_its_own_headers() -> None:
+def test_cupy_adds_these_options_and_its_headers_give_the_same_code() -> None:
     made = printed("as_cupy", "90", "1")
     taken = [build for build in BUILDS if build.min_arch <= 90]
     assert set(made) == {build.name for build in taken}

@@ -1,6 +1,6 @@
-"""The CuPy backend without a GPU: its own launch code, its kernels run by the emulator, against the float64 oracle.
+"""The CuPy backend without a GPU, against the float64 oracle: its launch code, and its kernels in the emulator.
 
-`tests.tools.fakecupy` stands in for CuPy; nothing of rnnkit is replaced but where its cuBLAS comes from.
+`tests.tools.fakecupy` replaces CuPy. The only replaced part of rnnkit is the source of cuBLAS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CELL_NAMES = tuple(CELLS)
 SMALL = {cell: Case(cell, T=5, B=3, I=4, H=6) for cell in CELL_NAMES}
 RAGGED = {cell: Case(cell, T=5, B=4, I=3, H=6, ragged=True) for cell in CELL_NAMES}
 
-# A few cases on every build in `make test`; the others in `make test-all`.
+# `make test` runs a few cases on every build, `make test-all` the others.
 FULL, SOME = ("float32", "float16"), ("float64", "bfloat16", "tf32")
 COVER = [case for case in CASES if (case.T, case.B) in {(5, 3), (3, 13)}]
 
@@ -75,7 +75,7 @@ def test_parity_of_other_dtypes_on_every_case(cp: Any, case: Case, dtype: str) -
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("steps", slow_except([1, 3], 3))
 def test_chunks_of_steps(cp: Any, cell: str, reverse: bool, ragged: bool, steps: int) -> None:
-    """Several chunks, the last one shorter, give what one gives."""
+    """Several chunks, the last one shorter, equal one chunk."""
     case = Case(cell, T=7, B=4, I=3, H=6, reverse=reverse, ragged=ragged)
     with chunked(steps):
         assert_within(parity("cupy", case, "float32", device="cuda:0"))
@@ -88,7 +88,7 @@ def test_chunks_of_16_bit_gradients_are_rounded_once(cp: Any, cell: str) -> None
         assert_within(parity("cupy", case, "float16", device="cuda:0"))
         many = run(case, make_inputs(case, "float16", device="cuda:0"), "cupy")
     whole = run(case, make_inputs(case, "float16", device="cuda:0"), "cupy")
-    for name in ("dw_ih", "dw_hh", "db_ih", "db_hh"):  # sums of the same numbers in float32, in another order
+    for name in ("dw_ih", "dw_hh", "db_ih", "db_hh"):  # float32 sums of the same numbers in another order
         np.testing.assert_allclose(many[name], whole[name], rtol=2e-3, atol=0)
 
 
@@ -102,8 +102,8 @@ def test_graphs_give_the_same_bits(cp: Any, cell: str) -> None:
         assert_same(third, first)
 
 
-def test_graphs_are_not_taken_for_another_call(cp: Any) -> None:
-    """Other weights, directions, lengths, sizes and dtypes in the same shapes, in turns, each until replayed."""
+def test_graphs_are_not_used_for_another_call(cp: Any) -> None:
+    """Alternating calls with other weights, directions, lengths, sizes and dtypes, each until its graph is replayed."""
     cases = [Case("lstm", reverse=on, ragged=ragged) for on in (False, True) for ragged in (False, True)]
     cases += [Case("lstm", P=4), Case("lstm", H=5), Case("lstm", B=2), Case("lstm", T=6), Case("lstm", I=5)]
     held = [(case, make_inputs(case, "float32", seed, "cuda:0")) for case in cases for seed in (0, 1)]
@@ -114,8 +114,8 @@ def test_graphs_are_not_taken_for_another_call(cp: Any) -> None:
             assert_matches(got, want)
 
 
-def test_graphs_of_one_layer_are_told_apart(cp: Any) -> None:
-    """One layer's weights, in turns forward and in reverse, and with different lengths of one sum."""
+def test_graphs_of_one_layer_are_distinguished(cp: Any) -> None:
+    """One layer's weights, alternately forward and reverse, and with different lengths of the same total."""
     held = make_inputs(Case("gru", T=4, B=3), "float32", device="cuda:0")
     wide = make_inputs(Case("gru", T=4, B=3), "float64")
     calls = [(reverse, lengths) for reverse in (False, True) for lengths in (None, [4, 1, 1], [3, 2, 1])]
@@ -126,19 +126,22 @@ def test_graphs_of_one_layer_are_told_apart(cp: Any) -> None:
             assert_matches(run(case, held, "cupy"), run(case, wide, "numpy"))
 
 
-def test_graphs_are_dropped_when_the_work_space_moves(cp: Any) -> None:
+def test_graphs_are_dropped_when_the_workspace_moves(cp: Any) -> None:
     from rnnkit.backends.cupy import arena
 
     small, large = Case("gru"), Case("gru", T=9, B=33, H=40)
     inputs = make_inputs(small, "float32", device="cuda:0")
-    with mock.patch.object(arena, "LEAST_BYTES", 0), cp.cuda.Stream(non_blocking=True):  # an arena of its own
+    with (
+        mock.patch.object(arena, "LEAST_BYTES", 0),
+        cp.cuda.Stream(non_blocking=True),
+    ):  # a new arena
         want = [run(small, inputs, "cupy") for _ in range(3)][-1]
         run(large, make_inputs(large, "float32", device="cuda:0"), "cupy")
         assert_same(run(small, inputs, "cupy"), want)
 
 
 def test_launches_of_a_step_are_as_predicted(cp: Any) -> None:
-    """A product and a launch each way; two more of both under projection, and for the GRU that resets before."""
+    """A product and a launch forward and backward; two more with a projection, and in the reset-before GRU."""
     T = 6
     for cell, P, forward, backward in (
         ("rnn_tanh", 0, (1, 1), (1, 1)),
@@ -172,13 +175,13 @@ def test_nothing_synchronises_and_only_results_are_allocated(cp: Any, ragged: bo
     assert not counts.synchronisations
     assert counts.device_mallocs == 0
     assert counts.graph_launches == 2
-    # y, h_n, c_n; kept activations, h and c before each step; dx, dh0, dc0 and five gradients of weights. With
-    # lengths: where the rows are, and x and dx without their padding.
+    # y, h_n, c_n; saved activations, h and c before each step; dx, dh0, dc0 and five gradients of weights. With
+    # lengths: the offsets of rows, and x and dx without padding.
     assert counts.allocations == 3 + 3 + 3 + 4 + (3 if ragged else 0), counts
     del results
 
 
-def test_no_synchronisation_without_keeping(cp: Any) -> None:
+def test_no_synchronisation_in_inference(cp: Any) -> None:
     case = SMALL["gru"]
     inputs = make_inputs(case, "float32", device="cuda:0")
     with cp.fake.counting() as counts:
@@ -190,7 +193,7 @@ def test_no_synchronisation_without_keeping(cp: Any) -> None:
     assert_close("h_n", h_n, want["h_n"], "float32")
 
 
-def test_the_arrays_say_the_device(cp: Any) -> None:
+def test_the_arrays_determine_the_device(cp: Any) -> None:
     case = SMALL["gru"]
     want = run(case, make_inputs(case, "float64"), "numpy")
     assert cp.cuda.runtime.getDevice() == 0
@@ -242,7 +245,7 @@ def test_weights_of_any_strides(cp: Any) -> None:
     assert_matches(got, want)
 
 
-def test_a_bias_on_one_side(cp: Any) -> None:
+def test_only_one_of_the_two_biases(cp: Any) -> None:
     for cell in CELL_NAMES:
         case = SMALL[cell]
         for side in ("b_ih", "b_hh"):
@@ -253,7 +256,7 @@ def test_a_bias_on_one_side(cp: Any) -> None:
             assert_matches(got, want)
 
 
-def test_no_gradient_but_of_states(cp: Any) -> None:
+def test_gradients_of_the_final_states_only(cp: Any) -> None:
     case = SMALL["lstm"]
     inputs, wide = make_inputs(case, "float32", device="cuda:0"), make_inputs(case, "float64")
     for given, end in ((inputs, True), (inputs, False)):
@@ -270,7 +273,7 @@ def test_no_gradient_but_of_states(cp: Any) -> None:
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
 @pytest.mark.parametrize(("T", "B", "lengths"), [(0, 2, None), (3, 0, None), (3, 2, [0, 0])])
-def test_nothing_to_do(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None:
+def test_empty_inputs(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None:
     case = Case(cell, T=T, B=B)
     inputs = make_inputs(case, "float32", device="cuda:0")
     inputs.lengths = lengths
@@ -286,7 +289,7 @@ def test_nothing_to_do(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("cell", CELL_NAMES)
 def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
-    """Row 0 gets a NaN, row 1 infinities: what they give is the oracle's, and the other rows see nothing of it."""
+    """Row 0 has a NaN, row 1 infinities. Their results equal the oracle's, and other rows are unaffected."""
     case = Case(cell, T=2, B=4, I=3, H=5)
     inputs = make_inputs(case, dtype, device="cuda:0")
     x = inputs.x.get()
@@ -306,8 +309,8 @@ def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_whole_layers_are_the_oracles(cp: Any, name: str, dtype: str) -> None:
-    """Two layers, both ways, ragged, with dropout, on a card as on the CPU."""
+def test_layers_equal_the_oracle(cp: Any, name: str, dtype: str) -> None:
+    """Two bidirectional layers, ragged, with dropout, on the device as on the CPU."""
     results = []
     for device, kind in (("cuda:0", dtype), ("cpu", "float64")):
         layer = LAYERS[name](3, 9, 2, dropout=0.4, bidirectional=True, dtype=kind, device=device, rng=3)
@@ -333,12 +336,12 @@ def test_whole_layers_are_the_oracles(cp: Any, name: str, dtype: str) -> None:
     assert_matches(got, want, dtype)
 
 
-def test_explain_on_a_card(cp: Any) -> None:
+def test_explain_on_cuda(cp: Any) -> None:
     layer = rnnkit.LSTM(3, 4, device="cuda", dtype="tf32")
     x = cp.zeros((5, 2, 3), "float32")
-    said = rnnkit.explain(layer, x)
-    assert said.backend == "cupy"
-    assert "stepwise" in said.kernel
-    assert said.dtype == "tf32"
-    assert "TF32" not in said.why
-    assert said.kept_bytes == 5 * 2 * (4 * 4 + 4 + 4) * 4
+    explained = rnnkit.explain(layer, x)
+    assert explained.backend == "cupy"
+    assert "stepwise" in explained.kernel
+    assert explained.dtype == "tf32"
+    assert "TF32" not in explained.why
+    assert explained.kept_bytes == 5 * 2 * (4 * 4 + 4 + 4) * 4

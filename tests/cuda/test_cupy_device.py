@@ -1,4 +1,4 @@
-"""The CuPy backend and its device: what fails by name, order between streams, races between threads, other cards."""
+"""The CuPy backend and its device: named errors, order between streams, races between threads, unsupported GPUs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SCHEDULES = [{"order": "ascending"}, {"order": "descending"}] + [{"order": "rand
 
 
 @pytest.mark.parametrize("cell", slow_except(CELL_NAMES, "gru", "gru_reset_before"))
-def test_no_race_nor_stray_access(cell: str) -> None:
-    """Every kernel with each access checked: bounds, races, memory nobody wrote, in four orders of threads."""
+def test_no_race_and_no_access_out_of_bounds(cell: str) -> None:
+    """Checks every access of every kernel for bounds, races and uninitialised memory, in four orders of threads."""
     cases = [Case(cell, T=3, B=3, I=3, H=5, ragged=True), Case(cell, T=2, B=9, I=2, H=33, reverse=True)]
     cases += [Case(cell, T=2, B=3, I=3, H=5, P=3, ragged=True)] if CELLS[cell].projects else []
     with cuda(mode="check") as cp:
@@ -43,8 +43,8 @@ def test_no_race_nor_stray_access(cell: str) -> None:
                 assert_same(other, found[0])
 
 
-def test_streams_do_not_share_work_space() -> None:
-    """On two streams that nothing orders, run late and interleaved, each call sees its own work alone."""
+def test_streams_do_not_share_a_workspace() -> None:
+    """Calls on two unsynchronised streams, run late and interleaved, do not affect each other."""
     case = Case("lstm")
     want = {seed: run(case, make_inputs(case, "float64", seed), "numpy") for seed in (0, 1)}
     with cuda(lazy_streams=True) as cp:
@@ -67,13 +67,13 @@ def a_layer(**settings: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def failing(layer: Any, error: type[Exception], *said: str) -> Iterator[None]:
-    """The body raises `error`, saying every word, and changes neither parameters nor gradients."""
+def failing(layer: Any, error: type[Exception], *words: str) -> Iterator[None]:
+    """The body raises `error` with every word, and changes neither parameters nor gradients."""
     before = {name: a.get() for store in (layer.params, layer.grads) for name, a in store.items()}
     with pytest.raises(error) as caught:
         yield
     assert caught.type is error
-    assert not [word for word in said if word not in str(caught.value)], str(caught.value)
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
     assert_same({name: a.get() for store in (layer.params, layer.grads) for name, a in store.items()}, before)
 
 
@@ -97,14 +97,14 @@ def test_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "dtype", "said"),
+    ("arch", "dtype", "words"),
     [("60", "float32", ("7.0", "6.0")), ("75", "bfloat16", ("bfloat16", "8.0", "7.5"))],
 )
-def test_cards_that_are_not_served(arch: str, dtype: str, said: tuple[str, ...]) -> None:
+def test_unsupported_gpus(arch: str, dtype: str, words: tuple[str, ...]) -> None:
     pytest.importorskip("ml_dtypes")
     with cuda(arch=arch):
         layer, x = a_layer(dtype=dtype)
-        with failing(layer, UnsupportedDeviceError, *said):
+        with failing(layer, UnsupportedDeviceError, *words):
             layer(x)
         with pytest.raises(UnsupportedDeviceError):
             rnnkit.explain(layer, x)
@@ -122,8 +122,8 @@ def test_sources_that_do_not_compile() -> None:
     assert sources.source is not broken
 
 
-def test_memory_that_is_full_beside_the_pool() -> None:
-    """cuBLAS and the driver allocate for themselves: by the same name, after what the pool held back was given up."""
+def test_out_of_memory_outside_the_pool() -> None:
+    """Allocations of cuBLAS and the driver fail with the same error, after the pool has freed its blocks."""
     with cuda() as cp:
         layer, x = a_layer()
         with mock.patch.object(cp.fake.libcublas, "cublasCreate_v2", return_value=3), failing(layer, DeviceMemoryError):
@@ -142,7 +142,7 @@ def test_memory_that_is_full_beside_the_pool() -> None:
 
 
 @pytest.mark.parametrize("name", ["cublasGemmEx", "cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"])
-def test_products_that_fail(name: str) -> None:
+def test_errors_of_products(name: str) -> None:
     with cuda() as cp:
         layer, x = a_layer()
         with mock.patch.object(cp.fake.libcublas, name, return_value=13), failing(layer, DeviceError, "execution"):
@@ -151,8 +151,8 @@ def test_products_that_fail(name: str) -> None:
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
-def test_launches_that_fail(call: int) -> None:
-    """On the first call, in a capture, and in a call after; and the next call is right all the same."""
+def test_errors_of_launches(call: int) -> None:
+    """In the first call, in a capture, and in a later call. The next call is right."""
     case = Case("gru")
     want = run(case, make_inputs(case, "float64"), "numpy")
     with cuda() as cp:
@@ -164,7 +164,7 @@ def test_launches_that_fail(call: int) -> None:
         def refused(*args: Any) -> Any:
             raise cp.cuda.driver.CUDADriverError(1)
 
-        # A replay launches no step: there what goes before it is refused.
+        # A replay launches no step, so there the launch before it fails.
         owner, name = (stepwise_launch, "rows_by_units") if call < 3 else (stepwise_launch.Launcher, "set_call")
         with mock.patch.object(owner, name, refused), pytest.raises(DeviceError, match="gru in float32"):
             run(case, inputs, "cupy")
@@ -172,7 +172,7 @@ def test_launches_that_fail(call: int) -> None:
             assert_matches(run(case, inputs, "cupy"), want)
 
 
-def test_a_stream_that_is_being_captured() -> None:
+def test_a_call_on_a_capturing_stream() -> None:
     with cuda() as cp:
         case = Case("gru")
         inputs = make_inputs(case, "float32", device="cuda:0")
@@ -185,8 +185,8 @@ def test_a_stream_that_is_being_captured() -> None:
             stream.end_capture()
 
 
-def test_arenas_and_graphs_are_few() -> None:
-    """Streams and shapes without end do not gather memory."""
+def test_numbers_of_arenas_and_graphs_are_bounded() -> None:
+    """Many streams and shapes do not accumulate memory."""
     with cuda() as cp:
         from rnnkit.backends.cupy import arena
 
@@ -203,7 +203,7 @@ def test_arenas_and_graphs_are_few() -> None:
             assert len(arena.current()._graphs) == 3
 
 
-def test_more_shapes_than_graphs_are_not_captured_again_and_again() -> None:
+def test_more_shapes_than_graphs_are_not_captured_repeatedly() -> None:
     with cuda() as cp:
         from rnnkit.backends.cupy import arena
 
@@ -215,8 +215,8 @@ def test_more_shapes_than_graphs_are_not_captured_again_and_again() -> None:
         assert counts.captures <= 2 * 5 * 5
 
 
-def test_a_spoilt_capture_is_launched_instead() -> None:
-    """As by another thread that waits for the device: nothing of the capture has run, and the call is right."""
+def test_after_an_invalidated_capture_the_steps_are_launched() -> None:
+    """For example if another thread synchronises the device. Nothing of the capture has run, and the call is right."""
     case = Case("lstm")
     want = run(case, make_inputs(case, "float64"), "numpy")
     with cuda() as cp:
@@ -224,18 +224,18 @@ def test_a_spoilt_capture_is_launched_instead() -> None:
         run(case, inputs, "cupy")
         end = cp.cuda.Stream.end_capture
 
-        def spoilt(stream: Any) -> Any:
+        def corrupted(stream: Any) -> Any:
             end(stream)
             raise cp.cuda.runtime.CUDARuntimeError(901)
 
-        told = pytest.warns(RuntimeWarning, match="could not be captured")
-        with mock.patch.object(cp.cuda.Stream, "end_capture", spoilt), told:
+        warning = pytest.warns(RuntimeWarning, match="could not be captured")
+        with mock.patch.object(cp.cuda.Stream, "end_capture", corrupted), warning:
             assert_matches(run(case, inputs, "cupy"), want)
         assert_matches(run(case, inputs, "cupy"), want)
 
 
-def test_handles_are_kept_for_the_next_arena() -> None:
-    """Destroying one would wait for the device."""
+def test_handles_are_reused_by_the_next_arena() -> None:
+    """Destroying a handle would synchronise."""
     from concurrent.futures import ThreadPoolExecutor
 
     with cuda() as cp:
@@ -246,7 +246,7 @@ def test_handles_are_kept_for_the_next_arena() -> None:
 
 
 def test_no_features() -> None:
-    """I = 0: h is of the bias and the state alone."""
+    """I = 0: h depends only on the biases and the state."""
     with cuda():
         for cell in CELL_NAMES:
             case = Case(cell, T=3, B=2, I=0, H=5)
@@ -255,8 +255,8 @@ def test_no_features() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 2 << 10, 16 << 10])
-def test_a_full_card_leaves_things_whole(limit: int) -> None:
-    """Moving a model there, an optimizer's step and a state dict happen whole or not at all, then are tried again."""
+def test_out_of_memory_changes_nothing(limit: int) -> None:
+    """Moving a model, an optimizer's step and loading a state dict are atomic, and succeed when repeated."""
     with cuda() as cp:
 
         def on_full_card(action: Any) -> None:
@@ -289,7 +289,7 @@ def test_a_full_card_leaves_things_whole(limit: int) -> None:
         assert_same({name: p.get() for name, p in model.params.items()}, before)
 
 
-def test_moving_a_layer_to_where_its_backend_is_not() -> None:
+def test_moving_a_layer_to_a_device_without_its_backend() -> None:
     with cuda():
         for layer in (rnnkit.LSTM(3, 4, backend="numba"), rnnkit.LSTMCell(3, 4, backend="numpy")):
             with pytest.raises(ValueError, match="takes numpy arrays, got cupy arrays"):
@@ -297,20 +297,20 @@ def test_moving_a_layer_to_where_its_backend_is_not() -> None:
             assert layer.device == "cpu"
 
 
-def test_explain_counts_the_stream_s_work_space() -> None:
+def test_explain_includes_the_workspace_of_the_stream() -> None:
     with cuda() as cp:
         layer = rnnkit.LSTM(5, 7, 2, bidirectional=True, device="cuda")
         x = cp.zeros((6, 3, 5), "float32")
-        said = rnnkit.explain(layer, x).workspace_bytes
+        explained = rnnkit.explain(layer, x).workspace_bytes
         with cp.fake.counting() as counts:
             y, state_n = layer(x)
         found = counts.allocated_bytes - y.nbytes - sum(s.nbytes for s in state_n)
-        assert found <= said * 1.01
-        assert said <= found * 1.5
+        assert found <= explained * 1.01
+        assert explained <= found * 1.5
 
 
 def test_memory_does_not_grow_with_time() -> None:
-    """Inference over a sequence ten times as long takes no more work space."""
+    """Inference over a sequence ten times as long needs no more workspace."""
     with cuda() as cp, chunked(4):
         case, peak = Case("lstm", T=8, B=2), []
         for T in (8, 80):

@@ -1,4 +1,4 @@
-"""The schedule that a call names, and what an arena counts: on the stand-in CuPy."""
+"""Named schedules, and the counts of an arena, on the stand-in for CuPy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_names_of_backends_and_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("cupy:steps", ["'cupy'", "'stepwise'", "'cupy:steps'"]),
         ("cupy:", ["'stepwise'", "'cupy:'"]),
@@ -49,26 +49,26 @@ def test_names_of_backends_and_schedules() -> None:
         ("cuda:stepwise", ["one of", "'cupy'", "'cuda:stepwise'"]),
     ],
 )
-def test_unknown_schedule_is_refused_by_name(name: str, said: list[str]) -> None:
-    with refused(ValueError, *said):
+def test_unknown_schedule_is_refused_by_name(name: str, words: list[str]) -> None:
+    with refused(ValueError, *words):
         rnnkit.LSTM(3, 4, backend=name)
-    with refused(ValueError, *said):
+    with refused(ValueError, *words):
         rnnkit.LSTMCell(3, 4, backend=name)
     case = Case("lstm")
     inputs = make_inputs(case)
-    with refused(ValueError, *said):
+    with refused(ValueError, *words):
         direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend=name)
 
 
-def test_schedule_without_a_card_is_refused_with_the_reason() -> None:
+def test_a_schedule_without_a_gpu_is_refused_with_the_reason() -> None:
     if backends.available("cupy"):
         pytest.skip("there is a CUDA device here")
     with refused(RuntimeError, "'cupy:stepwise' cannot run here"):
         rnnkit.GRU(3, 4, backend="cupy:stepwise")
 
 
-def test_missing_libnvvm_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba CUDA without it compiles nothing: said before a kernel is asked for."""
+def test_missing_libnvvm_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba CUDA cannot compile without it, which is reported before any kernel is needed."""
     pathfinder = pytest.importorskip("cuda.pathfinder")
     pytest.importorskip("numba_cuda")
 
@@ -89,7 +89,7 @@ def test_missing_libnvvm_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def second_schedule(problem: str | None) -> Any:
-    """SCHEDULES with another row before stepwise, which runs the same code; problem: why it does not serve a call."""
+    """SCHEDULES with a row before stepwise that runs the same code. problem: why it does not serve a call."""
     from rnnkit.backends.cupy import schedules
 
     @dataclasses.dataclass(frozen=True)
@@ -115,16 +115,16 @@ def test_pinned_schedule_runs_and_is_named(cp: Any) -> None:
             assert saved.own.schedule.name == ran
             assert_same(run(case, inputs, pinned), want)
             layer = rnnkit.GRU(4, 6, device="cuda", backend=pinned)
-            said = rnnkit.explain(layer, inputs.x)
-            assert said.backend == "cupy"
-            assert f"schedule {ran}:" in said.kernel
-            assert ("pinned" in said.kernel) == (":" in pinned)
-            assert repr(pinned) in said.why
+            explained = rnnkit.explain(layer, inputs.x)
+            assert explained.backend == "cupy"
+            assert f"schedule {ran}:" in explained.kernel
+            assert ("pinned" in explained.kernel) == (":" in pinned)
+            assert repr(pinned) in explained.why
     backends.select.cache_clear()
 
 
 @needs_emulator
-def test_pinned_schedule_that_does_not_serve_raises_with_the_reason(cp: Any) -> None:
+def test_a_pinned_schedule_that_does_not_serve_the_call_raises_with_the_reason(cp: Any) -> None:
     x = cp.zeros((5, 2, 3), "float32")
     with second_schedule("H = 4 is planted to be too large"):
         backends.select.cache_clear()
@@ -139,12 +139,12 @@ def test_pinned_schedule_that_does_not_serve_raises_with_the_reason(cp: Any) -> 
     backends.select.cache_clear()
 
 
-# What an arena counts
+# Counts of an arena
 
 
 @needs_emulator
-def test_counts_are_what_ran(cp: Any) -> None:
-    """Against the counts of the stand-in, which sees every launch by itself."""
+def test_counts_equal_what_ran(cp: Any) -> None:
+    """Against the counts of the stand-in, which counts every launch independently."""
     from rnnkit.backends.cupy import arena, sources
 
     case = Case("lstm", T=7, B=3, I=5, H=9)
@@ -160,7 +160,7 @@ def test_counts_are_what_ran(cp: Any) -> None:
         assert launches == sum(n for name, n in seen.launches.items() if name in own) + seen.gemms
         assert nodes == sum(seen.replayed.values())
         found.append((replays, captures, refused_))
-    # Launched one by one, captured and replayed, replayed: one graph forward, one backward.
+    # Three calls: launched, captured and replayed, replayed. One graph forward, one backward.
     assert found == [(0, 0, 0), (2, 2, 0), (2, 0, 0), (2, 0, 0)]
 
 
@@ -173,11 +173,11 @@ def test_refused_capture_is_counted(cp: Any, monkeypatch: pytest.MonkeyPatch) ->
     want = run(case, inputs, "cupy")
     end_capture = cp.cuda.Stream.end_capture
 
-    def spoilt(stream: Any) -> Any:
+    def corrupted(stream: Any) -> Any:
         end_capture(stream)
         raise cp.cuda.runtime.CUDARuntimeError(901)
 
-    monkeypatch.setattr(cp.cuda.Stream, "end_capture", spoilt)
+    monkeypatch.setattr(cp.cuda.Stream, "end_capture", corrupted)
     before = arena.counts()
     with pytest.warns(RuntimeWarning, match="could not be captured"):
         got = run(case, inputs, "cupy")

@@ -1,6 +1,6 @@
-"""Long sums of the CUDA backends, on the stand-in CuPy: Linear, `by_scan` and the gradients of the stepwise schedule.
+"""Long sums of the CUDA backends, on the stand-in for CuPy: Linear, `by_scan` and gradients of the stepwise schedule.
 
-cuBLAS may sum a product in one chain of additions, and so may the BLAS that stands in for it.
+cuBLAS may sum a product in one chain of additions, and so may NumPy's BLAS, which replaces it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.tools import emulator
 
 needs_emulator = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 DEVICE = "cuda:0"
-# Rows of which NumPy's BLAS sums a product of 2 x 2 elements in one chain.
+# A number of rows that NumPy's BLAS sums in one chain, in a product with 2 x 2 elements.
 CHAINED = 240_001
 
 
@@ -41,7 +41,10 @@ def cp() -> Iterator[Any]:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_linear_over_many_rows(cp: Any, dtype: str) -> None:
     layer = rnnkit.Linear(2, 2, dtype=dtype, device=DEVICE, rng=0)
-    x, dy = np.full((CHAINED, 2), 0.1, dtype), np.full((CHAINED, 2), 0.1 / 64, dtype)  # of sums that fit float16
+    x, dy = (
+        np.full((CHAINED, 2), 0.1, dtype),
+        np.full((CHAINED, 2), 0.1 / 64, dtype),
+    )  # sums fit float16
     layer(to_device(x, DEVICE))
     layer.backward(to_device(dy, DEVICE))
     sums, product = dy.sum(axis=0, dtype=np.float64), product64(dy, x)
@@ -52,8 +55,8 @@ def test_linear_over_many_rows(cp: Any, dtype: str) -> None:
     assert_close("weight", layer.grads["weight"], product, dtype, "backward")
 
 
-def test_products_outside_time_over_many_rows(cp: Any) -> None:
-    """by_scan's part of the backward of `numba_cuda`, whose scan would take minutes here."""
+def test_products_around_the_scan_over_many_rows(cp: Any) -> None:
+    """The products of by_scan in the backward of `numba_cuda`, without the scan, which would take minutes here."""
     d, x = tenths(CHAINED, 1, 2, vary=True), tenths(CHAINED, 1, 2, vary=True)
     d_there, x_there = to_device(d, DEVICE), to_device(x, DEVICE)
     weights = Weights(*(to_device(np.zeros(shape, np.float32), DEVICE) for shape in ((2, 2), (2, 2), (2,), (2,))))
@@ -68,7 +71,7 @@ def test_products_outside_time_over_many_rows(cp: Any) -> None:
 
 
 def test_sums_of_blocks(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of few rows, batches of few blocks, and rests of both."""
+    """Blocks of few rows, batches of few blocks, and remainders of both."""
     rng = np.random.default_rng(1)
     for name, value in (("DEVICE_ROWS", 5), ("DEVICE_ROWS_16", 4), ("COLUMN_ROWS", 3), ("BATCH_BYTES", 200)):
         monkeypatch.setattr(long_sums, name, value)
@@ -107,8 +110,8 @@ def test_one_step_of_millions_of_rows(cp: Any) -> None:
 
 
 @needs_emulator
-def test_what_later_chunks_add_to_a_large_sum_is_not_lost(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first chunk of the way back gives 2^24, each other one about 1: too little to change that in float32."""
+def test_small_sums_of_later_chunks_are_not_lost(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first chunk of backward gives 2^24, each other one about 1, which alone does not change it in float32."""
     from rnnkit.backends.cupy import problem
 
     monkeypatch.setattr(problem, "SLICE_ROWS", 8, raising=False)
@@ -144,7 +147,7 @@ SLICED = [
 def test_gradients_in_slices(
     case: Case, dtype: str, slice_bytes: int, cp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slices of at most four row-steps, of two chunks of steps and of one, with last ones that are shorter."""
+    """Slices of at most four row-steps, in one and in two chunks of steps, with shorter last ones."""
     from rnnkit.backends.cupy import problem
 
     for name, value in (("SLICE_ROWS", 4), ("LONG_SLICE_ROWS", 4), ("SLICE_BYTES", slice_bytes)):

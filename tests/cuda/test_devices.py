@@ -1,6 +1,6 @@
-"""Modules on CUDA devices: each on its own whichever is current, and moved between them. On tests/tools/fakecupy.
+"""Modules on CUDA devices, independent of the current device, and moves between them. On tests/tools/fakecupy.
 
-The scan itself is `tests.cuda.standin`'s. Kernels have suites of their own.
+`tests.cuda.standin` replaces the scan. Kernels have separate suites.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
 
 @pytest.fixture
 def cp() -> Iterator[Any]:
-    """The fake CuPy with two devices, the first of them current, and a stand-in for the backend."""
+    """The stand-in for CuPy with two devices, the first one current, and a stand-in for the backend."""
     with stand_in(devices=2) as module:
         yield module
 
@@ -38,7 +38,7 @@ def cp() -> Iterator[Any]:
 @EVERY_LAYER
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_layer_runs_on_its_own_device(cp: Any, name: str, bidirectional: bool, rng: np.random.Generator) -> None:
-    """Everything is allocated and launched on cuda:1 while cuda:0 is current, and is as on the host."""
+    """Everything is allocated and launched on cuda:1 while cuda:0 is current. Results equal the CPU's."""
     there, here = pair(name, bidirectional=bidirectional)
     x, dy = numbers(rng, 5, 3, 4), numbers(rng, 5, 3, here.output_size)
     state, dstate = random_state(here, 3, rng), random_state(here, 3, rng)
@@ -136,7 +136,7 @@ def test_devices_by_name(cp: Any) -> None:
 # Moving
 
 
-def test_to_moves_everything_but_what_backward_kept(cp: Any, rng: np.random.Generator) -> None:
+def test_to_moves_everything_except_saved_calls(cp: Any, rng: np.random.Generator) -> None:
     layer = rnnkit.LSTM(4, 6, rng=1, backend=None)
     model = rnnkit.Sequential(rnnkit.LastState(layer), rnnkit.Linear(6, 1, rng=2))
     model.load_state_dict(model.state_dict())
@@ -163,10 +163,10 @@ def test_to_moves_everything_but_what_backward_kept(cp: Any, rng: np.random.Gene
         assert p.device.id == 1
 
 
-def test_a_call_that_is_moved_back_and_forth_is_not_answered_for(cp: Any, rng: np.random.Generator) -> None:
+def test_a_call_before_moving_back_and_forth_cannot_be_differentiated(cp: Any, rng: np.random.Generator) -> None:
     layer = rnnkit.Linear(2, 3)
     y = layer(numbers(rng, 4, 2))
-    layer.to("cpu")  # it is there: nothing moves, nothing is forgotten
+    layer.to("cpu")  # already there, so the call is kept
     layer.backward(y)
     layer(numbers(rng, 4, 2))
     layer.to("cuda").to("cpu")
@@ -174,7 +174,7 @@ def test_a_call_that_is_moved_back_and_forth_is_not_answered_for(cp: Any, rng: n
         layer.backward(y)
 
 
-def test_gradients_travel(cp: Any, rng: np.random.Generator) -> None:
+def test_gradients_move_with_the_layer(cp: Any, rng: np.random.Generator) -> None:
     layer = rnnkit.Linear(2, 3, rng=1)
     layer.backward(layer(numbers(rng, 4, 2)))
     before = {name: g.copy() for name, g in layer.grads.items()}
@@ -203,7 +203,7 @@ def test_copies_files_and_state_dicts(cp: Any, share: Any, tmp_path: Path, rng: 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
-def test_narrow_dtypes_train_there(cp: Any, dtype: str, rng: np.random.Generator) -> None:
+def test_training_in_narrow_dtypes_on_a_device(cp: Any, dtype: str, rng: np.random.Generator) -> None:
     pytest.importorskip("ml_dtypes")
     results = []
     for device in ("cuda:1", None):
@@ -234,16 +234,16 @@ def test_narrow_dtypes_train_there(cp: Any, dtype: str, rng: np.random.Generator
         assert_close(name, value, held_here[name], "bfloat16", "backward")
 
 
-def test_explain_speaks_of_the_device(cp: Any) -> None:
+def test_explain_names_the_device(cp: Any) -> None:
     layer = rnnkit.LSTM(4, 6, device="cuda:1", dtype="tf32")
     x = on(cp, 1, np.zeros((5, 3, 4), "float32"))
-    said = rnnkit.explain(layer, x)
-    assert (said.backend, said.device, said.dtype, said.threads) == ("cupy", "cuda:1", "tf32", None)
+    explained = rnnkit.explain(layer, x)
+    assert (explained.backend, explained.device, explained.dtype, explained.threads) == ("cupy", "cuda:1", "tf32", None)
     with refused(ValueError, "x must be on device cuda:1"):
         rnnkit.explain(layer, x.get())
 
 
-def test_a_backend_of_the_other_side_is_refused(cp: Any) -> None:
+def test_a_backend_of_another_array_type_is_refused(cp: Any) -> None:
     with refused(ValueError, "backend 'numba' takes numpy arrays, got cupy arrays on cuda:0"):
         rnnkit.GRU(3, 4, device="cuda", backend="numba")
     with refused(ValueError, "backend 'cupy' takes cupy arrays, got numpy arrays on cpu"):

@@ -1,8 +1,7 @@
-"""On a CUDA card: both CUDA backends against the float64 oracle, and what they promise of streams, memory and graphs.
+"""On a GPU: both CUDA backends against the float64 oracle, and their promises about streams, memory and graphs.
 
-Skipped, with the reason, where there is none; `make gpu` runs it on one. Nothing here needs PyTorch but what compares
-with it, which skips by itself. On a card the inline PTX of kernels/ptx.cuh and the like is reached through the kernels
-that use it; kernels/cuda/probes.cu has its own (`test_probes_hold`).
+Skipped without a GPU, with the reason; `make gpu` runs it on one. Only comparisons with PyTorch need PyTorch, and skip
+without it. Inline PTX is only in the probes of kernels/cuda, which have their own test (`test_probes_order_memory`).
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ CUPY = [(name, dtype) for name, dtype in SERVED if name.startswith("cupy")]
 
 
 def served_here(backend: str, dtype: str) -> None:
-    """Skips what the card or the machine cannot do."""
+    """Skips the test if the GPU or the machine does not support it."""
     import cupy
 
     problem = backend_row(backend)[0].problem()
@@ -60,7 +59,7 @@ def served_here(backend: str, dtype: str) -> None:
 
 @lru_cache(maxsize=4)
 def wanted(case: Case, stored: str) -> dict[str, np.ndarray]:
-    """The oracle's answer to the numbers as a storage dtype holds them."""
+    """The oracle's results for the inputs rounded to a storage dtype."""
     return run(case, widened(make_inputs(case, stored)), "numpy")
 
 
@@ -72,13 +71,13 @@ def assert_parity(backend: str, case: Case, dtype: str) -> None:
 
 
 def layer_on_card(dtype: str = "float32", **options: Any) -> tuple[Any, Any]:
-    """A small LSTM, and an input of it (T, B, I) = (12, 5, 9)."""
+    """A small LSTM, and an input of (T, B, I) = (12, 5, 9)."""
     layer = rnnkit.LSTM(9, 20, dtype=dtype, device="cuda", rng=1, **options)
     x = np.random.default_rng(2).standard_normal((12, 5, 9)).astype(layer.dtype)
     return layer, to_device(x, "cuda:0")
 
 
-# Values. `make gpu` runs the first three by `bench.gpu.parity`, and leaves out tests with "parity" in their names.
+# Values. `make gpu` runs the first three through `bench.gpu.parity`, and so omits tests with "parity" in their names.
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -100,7 +99,7 @@ def test_parity_of_large_cases_by_numba(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [dtype for name, dtype in CUPY if name == CUPY[0][0]])
 def test_large_relu(dtype: str) -> None:
-    """Forward as everywhere; backward against the oracle's equations with the slopes that the card's own y has."""
+    """Forward as usual. Backward against the oracle's equations with the slopes of relu from the GPU's y."""
     served_here("cupy", dtype)
     case = Case("rnn_relu", 100, 16, 40, 200)
     inputs = make_inputs(case, dtype, device="cuda:0")
@@ -132,16 +131,14 @@ def test_two_layers_in_both_directions(cell: str, dtype: str, backend: str) -> N
     point = Point(cell, 20, 9, 30, 70, dtype, FORWARD_BACKWARD, layers=2, bidirectional=True, ragged=True, **projected)
     prepared = Rnnkit(backend).prepare(make_problem(point), threads=1)
     errors = check(point, Oracle(point), prepared.results(prepared.call()))
-    if (
-        cell == "rnn_relu" and dtype == "float16"
-    ):  # whose slopes are compared where the card's own y is: test_large_relu
+    if cell == "rnn_relu" and dtype == "float16":  # test_large_relu compares it with the slopes of the GPU's y
         errors = {name: error for name, error in errors.items() if name in FORWARD_NAMES}
     assert max(errors.values()) <= 1, errors
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
-def test_torch_on_the_card(cell: str, dtype: str) -> None:
+def test_results_equal_torch_on_the_gpu(cell: str, dtype: str) -> None:
     pytest.importorskip("torch", reason="not available: torch is not installed")
     from bench.gpu import inputs, rnnkit_and_torch
 
@@ -152,8 +149,8 @@ def test_torch_on_the_card(cell: str, dtype: str) -> None:
     assert max(errors.values()) <= 1, errors
 
 
-def test_probes_hold() -> None:
-    """grid.sync, a counter, a flag and cluster.sync order what is written before them."""
+def test_probes_order_memory() -> None:
+    """grid.sync, a counter, a flag and cluster.sync order earlier writes."""
     import cupy
 
     from bench.gpu import every_kernel
@@ -167,7 +164,7 @@ def test_probes_hold() -> None:
 
 
 def poison_pool() -> None:
-    """Leaves the memory pool full of blocks that hold NaN in every dtype."""
+    """Fills the memory pool with free blocks that contain NaN in every dtype."""
     import cupy
 
     held = [cupy.full(size, 0xFF, np.uint8) for size in [512 * 2**k for k in range(15)] * 3]
@@ -177,7 +174,7 @@ def poison_pool() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("backend", ["cupy", "numba_cuda"])
-def test_nothing_is_read_before_it_is_written(backend: str, cell: str, dtype: str) -> None:
+def test_no_uninitialised_memory_is_read(backend: str, cell: str, dtype: str) -> None:
     served_here(backend, dtype)
     projection = 18 if CELLS[cell].projects else 0
     for case in (Case(cell, 9, 6, 7, 35, ragged=True, reverse=True), Case(cell, 5, 3, 4, 33, P=projection)):
@@ -189,7 +186,7 @@ def test_nothing_is_read_before_it_is_written(backend: str, cell: str, dtype: st
             assert_close(name, got[name], array, dtype, kind_of(name))
 
 
-def test_no_memory_is_taken_beyond_the_outputs() -> None:
+def test_only_outputs_are_allocated() -> None:
     import cupy
 
     case, pool = Case("lstm", 16, 8, 32, 64), cupy.get_default_memory_pool()
@@ -215,7 +212,7 @@ def test_no_memory_is_taken_beyond_the_outputs() -> None:
     assert pool.total_bytes() == steady
 
 
-def test_out_of_memory_has_a_name() -> None:
+def test_out_of_memory_raises_a_named_error() -> None:
     import cupy
 
     layer, x = layer_on_card()

@@ -1,6 +1,6 @@
-"""On a CUDA card: what calls promise beside values, of graphs, streams, threads, devices, optimizers and programs.
+"""On a GPU: promises other than values, about graphs, streams, threads, devices, optimizers and programs.
 
-Skipped, with the reason, where there is none; `make gpu` runs it on one.
+Skipped without a GPU, with the reason; `make gpu` runs it on one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.cuda.test_gpu import layer_on_card, served_here, wanted
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_problem() is not None, reason=str(cuda_problem()))]
 
-# Holds a stream for about so many clocks.
+# Keeps a stream busy for about that many clock cycles.
 SPIN = """
 extern "C" __global__ void spin(long long clocks) {
   const long long begin = clock64();
@@ -47,14 +47,14 @@ def hold(clocks: int = HALF_A_SECOND) -> None:
 # Graphs, streams, threads, devices
 
 
-def test_the_second_call_is_a_graph() -> None:
+def test_the_second_call_captures_a_graph() -> None:
     import cupy
 
     from rnnkit.backends.cupy import arena
 
     case = Case("gru", 7, 3, 5, 41)
     inputs = make_inputs(case, "float32", device="cuda:0")
-    with cupy.cuda.Stream():  # with an arena of its own, and in order with the null stream
+    with cupy.cuda.Stream():  # a stream with its own arena, ordered with the null stream
         graphs = arena.current()._graphs
         counts = [len(graphs)]
         for _ in range(4):
@@ -79,12 +79,12 @@ def test_a_call_returns_while_the_stream_is_busy(ragged: bool) -> None:
     held = cupy.cuda.get_current_stream().record()
     layer(x, lengths=lengths)
     layer.backward(dy)
-    assert not held.done, "a call waited for the device"
+    assert not held.done, "a call synchronised"
     cupy.cuda.get_current_stream().synchronize()
 
 
 @pytest.mark.parametrize("backend", ["cupy", "numba_cuda"])
-def test_the_current_stream_is_respected(backend: str) -> None:
+def test_calls_run_on_the_current_stream(backend: str) -> None:
     import cupy
 
     served_here(backend, "float32")
@@ -94,7 +94,7 @@ def test_the_current_stream_is_respected(backend: str) -> None:
     late = cupy.full_like(x, np.nan)
     cupy.cuda.Device().synchronize()
     with other:
-        for _ in range(3):  # plainly, captured, replayed
+        for _ in range(3):  # launched, captured, replayed
             late.fill(np.nan)
             hold(HALF_A_SECOND // 10)
             late[...] = x
@@ -103,7 +103,7 @@ def test_the_current_stream_is_respected(backend: str) -> None:
             np.testing.assert_array_equal(to_numpy(got), want)
 
 
-def test_threads_share_nothing() -> None:
+def test_threads_share_no_state() -> None:
     import cupy
 
     cases = [Case("lstm", 11, 4, 6, 33), Case("lstm", 11, 4, 6, 33, reverse=True), Case("gru", 9, 5, 8, 40)]
@@ -114,7 +114,7 @@ def test_threads_share_nothing() -> None:
         want = wanted_by_thread[which % len(cases)]
         stream = cupy.cuda.Stream(non_blocking=True) if which % 2 else cupy.cuda.Stream.null
         with stream:
-            inputs = make_inputs(case, "float32", device="cuda:0")  # on the stream that the calls are on
+            inputs = make_inputs(case, "float32", device="cuda:0")  # on the stream of the calls
             for _ in range(8):
                 got = run(case, inputs, "cupy")
                 worst = max(error_ratio(got[name], want[name], "float32", "backward") for name in want)
@@ -131,7 +131,7 @@ def test_threads_share_nothing() -> None:
     assert not problems
 
 
-def test_another_device_than_the_current_one() -> None:
+def test_a_device_that_is_not_current() -> None:
     import cupy
 
     if cupy.cuda.runtime.getDeviceCount() < 2:
@@ -165,7 +165,7 @@ def test_torch_tensors_in_and_out() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "Adam"])
-def test_optimizers_follow_the_cpu(optimizer: str) -> None:
+def test_optimizers_equal_the_cpu(optimizer: str) -> None:
     found = {}
     for device in ("cpu", "cuda"):
         # The oracle on the CPU: compiling the Numba path would take longer than the test.
@@ -186,7 +186,7 @@ def test_optimizers_follow_the_cpu(optimizer: str) -> None:
     ("program", "options"),
     [("next_word", ("--epochs", "40")), ("units_primer", ("--steps", "20"))],
 )
-def test_example_programs_run_on_the_card(program: str, options: tuple[str, ...], tmp_path: Path) -> None:
+def test_example_programs_run_on_the_gpu(program: str, options: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="not available: matplotlib is not installed")
     main = importlib.import_module(f"rnnkit.examples.{program}").main
     losses = {}

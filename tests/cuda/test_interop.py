@@ -1,6 +1,6 @@
-"""What goes into layers on a CUDA device and comes out: foreign arrays, the wrong side, streams, waiting.
+"""Inputs and outputs of layers on a CUDA device: arrays of other libraries or devices, streams, synchronisation.
 
-On tests/tools/fakecupy. The scan itself is `tests.cuda.standin`'s. Kernels have suites of their own.
+On tests/tools/fakecupy. `tests.cuda.standin` replaces the scan. Kernels have separate suites.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
 
 @pytest.fixture
 def cp() -> Iterator[Any]:
-    """The fake CuPy with two devices, the first of them current, and a stand-in for the backend."""
+    """The stand-in for CuPy with two devices, the first one current, and a stand-in for the backend."""
     with stand_in(devices=2) as module:
         yield module
 
 
 class Foreign:
-    """Another library's array on a CUDA device: DLPack or the CUDA array interface, and nothing else."""
+    """Another library's array on a CUDA device, which offers only DLPack or the CUDA array interface."""
 
     def __init__(self, array: Any, offers: str) -> None:
         self.array = array
         if offers == "interface":
             described = {**array.__cuda_array_interface__, "version": 2}
-            described.pop("stream", None)  # CuPy waits for one that is named
+            described.pop("stream", None)  # CuPy synchronises with a named stream
             self.__cuda_array_interface__ = described
         else:
             self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
@@ -45,12 +45,14 @@ class Foreign:
 OFFERS = pytest.mark.parametrize("offers", ["dlpack", "interface"])
 
 
-# Foreign arrays
+# Arrays of other libraries
 
 
 @OFFERS
 @EVERY_LAYER
-def test_foreign_arrays_are_taken_without_a_copy(cp: Any, name: str, offers: str, rng: np.random.Generator) -> None:
+def test_arrays_of_other_libraries_are_used_without_a_copy(
+    cp: Any, name: str, offers: str, rng: np.random.Generator
+) -> None:
     there, here = pair(name, "cuda:1")
     x, dy, state, dstate = (
         numbers(rng, 5, 3, 4),
@@ -80,7 +82,7 @@ def _flat(result: Any) -> list[Any]:
 
 
 @OFFERS
-def test_the_other_modules_take_foreign_arrays(cp: Any, offers: str, rng: np.random.Generator) -> None:
+def test_other_modules_accept_arrays_of_other_libraries(cp: Any, offers: str, rng: np.random.Generator) -> None:
     def foreign(a: np.ndarray) -> Any:
         return Foreign(on(cp, 1, a), offers)
 
@@ -119,7 +121,7 @@ def test_strides_and_layouts_of_device_arrays(cp: Any, rng: np.random.Generator)
 
 
 @pytest.mark.parametrize("where", ["host", "device", "foreign", "list"])
-def test_lengths_wait_only_where_they_are_on_the_device(cp: Any, where: str, rng: np.random.Generator) -> None:
+def test_lengths_synchronise_only_if_they_are_on_the_device(cp: Any, where: str, rng: np.random.Generator) -> None:
     there, here = pair("lstm", "cuda:0", bidirectional=True)
     x, lengths = numbers(rng, 5, 3, 4), np.array([2, 5, 0])
     up = cp.asarray(x)
@@ -134,7 +136,7 @@ def test_lengths_wait_only_where_they_are_on_the_device(cp: Any, where: str, rng
         there(up, None, cp.asarray([1, 6, 2]))
 
 
-def test_arrays_on_the_wrong_side_are_named(cp: Any, rng: np.random.Generator) -> None:
+def test_errors_name_arrays_on_the_wrong_device(cp: Any, rng: np.random.Generator) -> None:
     there, here = pair("lstm", "cuda:1")
     x, h = numbers(rng, 5, 3, 4), numbers(rng, 2, 3, 6)
     up = on(cp, 1, x)
@@ -174,9 +176,9 @@ def test_arrays_on_the_wrong_side_are_named(cp: Any, rng: np.random.Generator) -
         rnnkit.Linear(2, 3, device="cuda:1").params["weight"] = np.zeros((3, 2), "float32")
 
 
-def test_an_array_cupy_cannot_take_is_named(cp: Any) -> None:
+def test_the_error_names_an_array_that_cupy_rejects(cp: Any) -> None:
     class Tracked(Foreign):
-        """As a torch tensor that requires a gradient."""
+        """Like a torch tensor that requires a gradient."""
 
         def __init__(self, array: Any) -> None:
             super().__init__(array, "dlpack")
@@ -191,11 +193,11 @@ def test_an_array_cupy_cannot_take_is_named(cp: Any) -> None:
         layer(Tracked(cp.zeros((5, 3, 4), "float32")))
 
 
-# Streams, and waiting
+# Streams and synchronisation
 
 
-def test_nothing_waits_in_a_step_of_training(cp: Any, rng: np.random.Generator) -> None:
-    """Forward, backward, the optimizer and clip_grad_value wait for nothing; a loss and clip_grad_norm once each."""
+def test_a_training_step_does_not_synchronise(cp: Any, rng: np.random.Generator) -> None:
+    """Forward, backward, the optimizer and clip_grad_value do not synchronise; a loss and clip_grad_norm do once."""
     model = rnnkit.Sequential(
         rnnkit.Embedding(9, 4, device="cuda", rng=1),
         rnnkit.LSTM(4, 4, 2, dropout=0.5, bidirectional=True, device="cuda", rng=3),
@@ -224,7 +226,7 @@ def test_nothing_waits_in_a_step_of_training(cp: Any, rng: np.random.Generator) 
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adagrad", "Adam"])
-def test_a_step_allocates_nothing_once_it_has_run(cp: Any, kind: str) -> None:
+def test_repeated_optimizer_steps_allocate_nothing(cp: Any, kind: str) -> None:
     for dtype in ("float32", "float16"):
         model = rnnkit.Linear(30, 30, device="cuda:1", dtype=dtype)
         optimizer = getattr(rnnkit, kind)(model, 0.1)
@@ -235,7 +237,7 @@ def test_a_step_allocates_nothing_once_it_has_run(cp: Any, kind: str) -> None:
 
 
 def test_the_current_stream_is_used(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams that run only when waited for: what is launched elsewhere would not be in order with it."""
+    """Streams run only when waited for, so work on another stream would run in the wrong order."""
     with fakecupy.installed(devices=2, lazy_streams=True) as cp:
         x = numbers(rng, 6, 4)
         layer, exact = rnnkit.Linear(4, 3, device="cuda:1", rng=1), rnnkit.Linear(4, 3, rng=1)
@@ -251,7 +253,7 @@ def test_the_current_stream_is_used(rng: np.random.Generator, monkeypatch: pytes
         np.testing.assert_allclose(found[1], exact.backward(want), rtol=1e-5)
 
 
-# Indices that the host does not read
+# Indices on the device, which the CPU does not read
 
 
 def test_an_index_outside_the_table_gives_nan_and_no_gradient(cp: Any, rng: np.random.Generator) -> None:
@@ -269,8 +271,8 @@ def test_an_index_outside_the_table_gives_nan_and_no_gradient(cp: Any, rng: np.r
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_sums_of_rows_are_those_of_the_host(cp: Any, dtype: str, rng: np.random.Generator) -> None:
-    """Bit for bit, runs of every length among them; twice into the same gradients."""
+def test_embedding_gradients_equal_the_cpu_bit_for_bit(cp: Any, dtype: str, rng: np.random.Generator) -> None:
+    """With repeated indices of every count; twice into the same gradients."""
     kind = dtype if dtype != "int8" else "float32"
     table, exact = (rnnkit.Embedding(7, 3, device=where, dtype=kind, rng=1) for where in ("cuda:0", None))
     for sizes in ((1, 2, 3, 5, 8, 13, 0), (1, 0, 0, 0, 0, 0, 0), (0, 0, 0, 64, 0, 0, 0)):
@@ -284,7 +286,7 @@ def test_sums_of_rows_are_those_of_the_host(cp: Any, dtype: str, rng: np.random.
     table.backward(cp.zeros((0, 3), kind))
 
 
-def test_a_target_outside_the_classes_is_an_error_there_too(cp: Any) -> None:
+def test_a_target_outside_the_classes_raises_on_cuda(cp: Any) -> None:
     logits = cp.zeros((2, 3), "float32")
     for wrong in (-1, 3):
         with refused(IndexError, "target must be in [0, 3)", f"got {wrong}"):

@@ -1,6 +1,6 @@
-"""The Numba CUDA kernels against the float64 oracle, without a GPU: on tests/tools/greenlets, under a fake CuPy.
+"""The Numba CUDA kernels against the float64 oracle, without a GPU: by tests/tools/greenlets and fakecupy.
 
-Every number in memory that was not written is NaN, and padding of inputs too, so what is read out of turn shows.
+Uninitialised memory and the padding of inputs are NaN, which exposes reads of them.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ WIDE = [
 
 @contextmanager
 def device(seed: int | None = None, watch: bool = False, **options: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """The fake CuPy and the launches of Numba's kernels, which run in an order of `seed`, and watched."""
+    """The stand-in for CuPy, and the list of launches of Numba kernels. seed, watch: as in greenlets.installed."""
     with fakecupy.installed(**options) as cp, greenlets.installed(seed, watch) as launches:
         yield cp, launches
 
 
 def features() -> list[Case]:
-    """Every cell small, whole and ragged, both ways, with and without a projection."""
+    """Small cases of every cell: full and ragged, forward and reverse, with and without a projection."""
     small = {"T": 3, "B": 4, "I": 2, "H": 5}
     plain = [Case(cell, **small, reverse=r, ragged=g) for cell in CELLS for r in (False, True) for g in (False, True)]
     return plain + [Case("lstm", **small, P=3, reverse=r, ragged=g) for r in (False, True) for g in (False, True)]
 
 
 def feature_inputs(case: Case, dtype: str) -> Any:
-    """Inputs of a case of `features`; ragged rows are of every length there is, padding NaN."""
+    """Inputs of a case of `features`. Ragged rows have every possible length, and the padding is NaN."""
     inputs = make_inputs(dataclasses.replace(case, ragged=False), dtype)
     if case.ragged:
         inputs.lengths = np.array([3, 0, 2, 1])
@@ -69,19 +69,19 @@ def assert_parity(case: Case, dtype: str, seed: int, watch: bool = False) -> Non
 
 
 def quick(case: Case, dtype: str) -> Any:
-    """In `make test`: of each cell one case in every dtype, and its ragged, reversed or projected ones in float32."""
+    """Marks cases slow, except one per cell in every dtype, and its ragged, reversed or projected ones in float32."""
     small = (case.T, case.B) == (5, 3)
     plain = not (case.reverse or case.ragged or case.P)
     run = small and (plain or dtype == "float32")
     return pytest.param(case, dtype, id=f"{case}-{dtype}", marks=() if run else FULLER)
 
 
-# Features of `make test`: one of each cell, and the projection.
+# Cases of `make test`: one of each cell, and the projection.
 FEW = [case for case in features() if case.ragged and case.reverse]
 
 
 @pytest.mark.parametrize(("case", "dtype"), [quick(case, dtype) for case in CASES for dtype in DTYPES])
-def test_every_output_and_gradient_is_the_oracles(case: Case, dtype: str) -> None:
+def test_every_output_and_gradient_equals_the_oracles(case: Case, dtype: str) -> None:
     assert_parity(case, dtype, zlib.crc32(str(case).encode()))
 
 
@@ -93,7 +93,7 @@ def test_more_units_than_threads(case: Case) -> None:
 @pytest.mark.parametrize("dtype", slow_except(DTYPES, "float32"))
 @pytest.mark.parametrize("case", slow_except(features(), *FEW), ids=str)
 def test_gradients_in_blocks_of_steps(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums over twelve row-steps at most, in blocks of four and of three."""
+    """Sums over at most twelve row-steps, in blocks of four and of three."""
     for name, value in (("DEVICE_ROWS", 4), ("DEVICE_ROWS_16", 4), ("COLUMN_ROWS", 3), ("BATCH_BYTES", 100)):
         monkeypatch.setattr(long_sums, name, value)
     inputs = feature_inputs(case, dtype)
@@ -104,7 +104,7 @@ def test_gradients_in_blocks_of_steps(case: Case, dtype: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("case", slow_except(features(), *FEW), ids=str)
-def test_no_two_threads_race_and_every_index_is_inside(case: Case) -> None:
+def test_no_races_and_no_index_out_of_bounds(case: Case) -> None:
     inputs = feature_inputs(case, "float32")
     with device(2, watch=True):
         got = run(case, on_device(inputs), "numba_cuda")
@@ -117,13 +117,13 @@ def test_no_two_threads_race_and_every_index_is_inside(case: Case) -> None:
 @FULLER
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", [c for c in CASES if c.H < 64], ids=str)
-def test_no_case_races_in_any_dtype(case: Case, dtype: str) -> None:
+def test_no_races_in_any_case_and_dtype(case: Case, dtype: str) -> None:
     for seed in range(3):
         assert_parity(case, dtype, seed, watch=True)
 
 
 def on_device(inputs: Any) -> Any:
-    """Inputs made on the host, as CuPy arrays but for the lengths."""
+    """Inputs as CuPy arrays, except the lengths."""
 
     def put(a: Any) -> Any:
         if isinstance(a, tuple):
@@ -143,7 +143,7 @@ def forward(case: Case, inputs: Any, keep: bool) -> tuple[np.ndarray, ...]:
 
 
 @pytest.mark.parametrize("case", slow_except(features(), *FEW), ids=str)
-def test_the_bits_do_not_depend_on_the_order_of_threads_nor_on_what_is_kept(case: Case) -> None:
+def test_bits_do_not_depend_on_the_order_of_threads_or_on_saving(case: Case) -> None:
     inputs, results = feature_inputs(case, "float16"), []
     for seed in (None, 1, 2):
         with device(seed):
@@ -157,7 +157,7 @@ def test_the_bits_do_not_depend_on_the_order_of_threads_nor_on_what_is_kept(case
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_row_without_steps_keeps_its_state_and_past_a_rows_end_y_is_zero(cell: str) -> None:
+def test_a_row_without_steps_keeps_its_state_and_padding_of_y_is_zero(cell: str) -> None:
     case = Case(cell, T=4, B=3, ragged=True)
     inputs = make_inputs(case, "float32")
     inputs.lengths = np.array([2, 0, 4])
@@ -188,7 +188,7 @@ def test_without_steps_or_rows_nothing_is_launched(cell: str, T: int, B: int) ->
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("given", ["dy", "dstate_n"])
-def test_either_gradient_may_be_left_out(cell: str, given: str) -> None:
+def test_either_gradient_may_be_none(cell: str, given: str) -> None:
     inputs, gradients = make_inputs(Case(cell), "float32"), []
     for backend in ("numba_cuda", "numpy"):
         with device():
@@ -210,7 +210,7 @@ def test_arrays_of_any_strides(cell: str) -> None:
         want = run(case, held, "numba_cuda")
 
         def strided(a: Any) -> Any:
-            """The same values, every other element of a transposed array."""
+            """The same values with strides: every other element of a transposed array."""
             wide = cp.empty((2 * a.shape[-1], *a.shape[:-1]), a.dtype)
             turned = cp.moveaxis(wide[::2], 0, -1)
             turned[...] = a
@@ -226,7 +226,7 @@ def test_arrays_of_any_strides(cell: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_infinities_large_numbers_and_nan_as_in_the_oracle(cell: str, dtype: str) -> None:
-    """Pre-activations from 1e30 to infinity, and NaN: in one row each, through the input side."""
+    """x with values from 1e30 to infinity, and NaN, in one row each."""
     case = Case(cell, T=1, B=8, I=1, H=2, bias=False)
     inputs = make_inputs(case, dtype)
     inputs.weights.w_ih[...] = 1
@@ -257,8 +257,8 @@ def step(layer: Any, x: Any, state: Any, dy: Any, dstate: Any) -> dict[str, np.n
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_whole_layers_are_the_oracles(name: str) -> None:
-    """Two layers, both ways, ragged: what one launch leaves behind the next takes up."""
+def test_layers_equal_the_oracle(name: str) -> None:
+    """Two bidirectional layers, ragged, so that launches depend on earlier ones."""
     oracle = LAYERS[name](3, 7, 2, bidirectional=True, dtype="float64", backend="numpy", rng=3)
     drawn = np.random.default_rng(4)
     for parameter in oracle.params.values():

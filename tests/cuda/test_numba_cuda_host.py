@@ -1,4 +1,4 @@
-"""The Numba CUDA backend's host side: what it launches and where, and what it takes; without a GPU."""
+"""The host side of the Numba CUDA backend, without a GPU: its launches, streams and memory."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.skipif(greenlets.available() is not None, reason=str(gr
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[Any, tuple[str, Any]]:
-    """The name and the signature that every kernel is compiled with in tests/cuda/test_cuda_build.py, by dispatcher."""
+    """Dispatcher -> (name, signature) of every kernel that tests/cuda/test_numba_ptx.py compiles."""
     from rnnkit.kernels.numba_cuda.scan import compilable
 
     return {kernel: (name, signature) for name, kernel, signature in compilable()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_launch_is_of_a_kernel_and_types_that_are_compiled_for_every_card(compiled: Any, dtype: str) -> None:
+def test_every_launched_kernel_and_signature_is_compiled_for_every_architecture(compiled: Any, dtype: str) -> None:
     seen = set()
     with device() as (_, launches):
         for case in [*features()[::3], *(Case(cell, T=1, B=1, I=1, H=1) for cell in CELLS)]:
@@ -46,14 +46,14 @@ def test_every_launch_is_of_a_kernel_and_types_that_are_compiled_for_every_card(
     assert seen == {name for name, _ in compiled.values() if name.endswith(dtype)}
 
 
-def test_every_kernel_and_dtype_is_there_to_be_compiled(compiled: Any) -> None:
+def test_the_compiled_list_has_every_kernel_and_dtype(compiled: Any) -> None:
     names = {name for name, _ in compiled.values()}
     assert names == {f"{way}-{cell}-{dtype}" for way in ("forward", "backward") for cell in CELLS for dtype in DTYPES}
 
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_pass_is_one_launch_and_waits_for_nothing(cell: str, ragged: bool) -> None:
+def test_a_pass_is_one_launch_without_synchronisation(cell: str, ragged: bool) -> None:
     case = Case(cell, T=6, B=4, ragged=ragged, P=3 if CELLS[cell].projects else 0)
     with device() as (cp, launches):
         held = on_device(make_inputs(case, "float16"))
@@ -71,9 +71,9 @@ def test_a_pass_is_one_launch_and_waits_for_nothing(cell: str, ragged: bool) -> 
     assert [launch.blocks for launch in launches] == [128, 128]
     assert not counts.synchronisations
     assert counts.memcpys["device to host"] == 0
-    assert counts.memcpys["host to device"] == (2 if ragged else 0)  # the lengths, and which steps are live
-    assert counts.device_mallocs == 0, "every temporary is in the memory pool by now"
-    # x W_ih^T, dx, dW_ih, dW_hr; dW_hh, which for reset before is two
+    assert counts.memcpys["host to device"] == (2 if ragged else 0)  # the lengths, and the live steps
+    assert counts.device_mallocs == 0, "all temporaries are from the memory pool"
+    # x W_ih^T, dx, dW_ih, dW_hr, dW_hh; with reset before dW_hh is two products
     assert counts.gemms == 4 + (cell == "gru_reset_before") + CELLS[cell].projects
     assert counts.operations["sum"] == 2  # db_ih and db_hh
 
@@ -105,7 +105,7 @@ def put(cp: Any, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("B", "H", "blocks", "threads"), [(1, 1, 128, 32), (129, 1, 129, 32), (2, 33, 128, 64), (1, 300, 128, 256)]
 )
-def test_a_block_a_row_and_whole_warps(B: int, H: int, blocks: int, threads: int) -> None:
+def test_one_block_per_row_of_whole_warps(B: int, H: int, blocks: int, threads: int) -> None:
     case = Case("rnn_relu", T=1, B=B, I=1, H=H)
     with device() as (_, launches):
         held = on_device(make_inputs(case, "float32"))
@@ -116,7 +116,7 @@ def test_a_block_a_row_and_whole_warps(B: int, H: int, blocks: int, threads: int
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("dtype", slow_except(DTYPES, "float32"))
 @pytest.mark.parametrize("cell", slow_except(CELLS, "lstm", "gru_reset_before"))
-def test_the_bytes_that_explain_tells_are_those_that_are_taken(cell: str, dtype: str, ragged: bool) -> None:
+def test_the_bytes_of_explain_equal_the_allocated_bytes(cell: str, dtype: str, ragged: bool) -> None:
     P = 16 if CELLS[cell].projects else 0
     case = Case(cell, T=8, B=6, I=24, H=32, P=P, ragged=ragged)
     inputs = make_inputs(case, dtype)
@@ -129,7 +129,7 @@ def test_the_bytes_that_explain_tells_are_those_that_are_taken(cell: str, dtype:
             held, used = on_device(inputs), cp.get_default_memory_pool().used_bytes
             direction.forward(
                 cell, held.x, held.state0, held.weights, backend="numba_cuda", keep=False
-            )  # what stays is there
+            )  # the first call allocates what is cached
             before = used()
             with cp.fake.counting() as counts:
                 y, state_n, saved = direction.forward(
@@ -137,15 +137,15 @@ def test_the_bytes_that_explain_tells_are_those_that_are_taken(cell: str, dtype:
                 )
             results = sum(a.nbytes for a in (y, *state_n))
             _, transient, kept, *_ = numba_cuda.describe(CELLS[cell], ROWS[dtype], sizes, keep)
-            rounding = 4 * 512  # the pool's, of the few whose size is no multiple
+            rounding = 4 * 512  # of the pool, for the few sizes that are no multiple of 512
             assert kept + results <= used() - before <= kept + results + rounding
             taken = counts.allocated_bytes - kept - results
             assert 0.85 * taken - 512 <= transient <= 1.1 * taken + 512
             del saved
 
 
-def test_numba_takes_what_the_stand_in_takes() -> None:
-    """The calls that tests/tools/greenlets replaces, by Numba's own names; and no warning that the grid is small."""
+def test_numba_accepts_the_calls_of_the_stand_in() -> None:
+    """The functions of Numba that tests/tools/greenlets replaces, and no warning about a small grid."""
     from numba import cuda
 
     assert list(inspect.signature(cuda.external_stream).parameters) == ["ptr"]
@@ -160,11 +160,11 @@ def test_numba_takes_what_the_stand_in_takes() -> None:
 def test_explain_names_the_kernel() -> None:
     with device() as (cp, _):
         layer = rnnkit.LSTM(4, 70, device=DEVICE, backend="numba_cuda")
-        told = str(rnnkit.explain(layer, cp.zeros((5, 3, 4), "float32")))
-    assert "one launch per sequence, one block of 96 threads per row" in told
+        text = str(rnnkit.explain(layer, cp.zeros((5, 3, 4), "float32")))
+    assert "one launch per sequence, one block of 96 threads per row" in text
 
 
-def test_the_cpu_path_imports_no_cuda() -> None:
+def test_the_cpu_path_does_not_import_cuda() -> None:
     code = (
         "import sys, numpy, rnnkit; y, _ = rnnkit.LSTM(3, 4)(numpy.ones((2, 2, 3), 'float32')); "
         "print([m for m in ('numba.cuda', 'cupy', 'rnnkit.kernels.numba_cuda.scan') if m in sys.modules])"
@@ -174,7 +174,7 @@ def test_the_cpu_path_imports_no_cuda() -> None:
 
 
 def test_float16_gates_are_not_rounded_before_both_sides_are_added() -> None:
-    """x W_ih^T and b_hh cancel: in float16 their sum would be rounded to the spacing of 2048, which is 2."""
+    """x W_ih^T and b_hh cancel. In float16 each would be rounded to the spacing of numbers near 2048, which is 2."""
     weights = direction.Weights(*(np.array(w, np.float16) for w in ([[2047.0, 1.25]], [[0.0]], [0.0], [-2047.0])))
     x, h0 = np.ones((1, 1, 2), np.float16), np.zeros((1, 1), np.float16)
     with device() as (cp, _):

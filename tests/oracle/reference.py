@@ -1,7 +1,7 @@
-"""The equations once more, a unit at a time in plain Python floats: what the NumPy oracle's forward is held to.
+"""The equations of the cells in plain Python floats, one unit at a time: the reference for the NumPy oracle's forward.
 
-It shares nothing with the package but the names of the cells and PyTorch's layout of the weights; no array operation
-can hide a swapped gate, a wrong direction or a row that reads its neighbour.
+It shares with the package only the names of the cells and PyTorch's layout of the weights. Without array operations, a
+swapped gate, a wrong direction or a read of another row cannot go unnoticed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _sigmoid(a: float) -> float:
 
 
 def _step(cell: str, x: Row, h: Row, c: Row, w: dict[str, Any], H: int) -> tuple[Row, Row]:
-    """One row, one step: the new h and c."""
+    """The new h and c of one row after one step."""
 
     def x_side(gate: int, unit: int) -> float:
         k = gate * H + unit
@@ -58,7 +58,7 @@ def _step(cell: str, x: Row, h: Row, c: Row, w: dict[str, Any], H: int) -> tuple
 def forward(
     cell: str, x: np.ndarray, state0: tuple[np.ndarray, ...], weights: Any, lengths: Any, reverse: bool
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """y (T, B, R) and the final states, as `rnnkit.functional.direction.forward` gives them, in float64."""
+    """y (T, B, R) and the final states, as `rnnkit.functional.direction.forward` returns them, in float64."""
     T, B, _ = x.shape
     GH, R = weights.w_hh.shape
     H = GH // {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4}.get(cell, 3)

@@ -1,7 +1,7 @@
-"""ONNX Runtime on random weights: forward, reverse and bidirectional, ragged rows, both GRUs, outputs and final states.
+"""Outputs and final states against ONNX Runtime: forward, reverse and bidirectional, ragged rows, both GRUs.
 
-The gate orders are written out here a second time, from the ONNX operators' text: i,o,f,c (LSTM) and z,r,h (GRU). ONNX
-Runtime gives zeros as the final state of a row of length zero, rnnkit its initial one: lengths here are 1 and up.
+The gate orders are those of the ONNX operators' specification: i,o,f,c (LSTM) and z,r,h (GRU). All lengths are at least
+1, because the final state of a row of length 0 is zero in ONNX Runtime and the initial state in rnnkit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 T, B, I, H = 7, 5, 4, 6
 
-# ONNX's gate at each place, as its place in rnnkit's order (i,f,g,o and r,z,n).
+# For each gate in ONNX's order, its index in rnnkit's order (i,f,g,o and r,z,n).
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "gru_reset_before": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 OPERATOR = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 DIRECTIONS = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}
@@ -44,7 +44,7 @@ def weights(name: str, layer: Any, suffixes: list[str]) -> dict[str, np.ndarray]
 
 
 def onnx_run(name: str, sides: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """One node, run on the CPU provider: Y, Y_h and, for LSTM, Y_c."""
+    """Runs one node on the CPU provider. Returns Y, Y_h and, for LSTM, Y_c."""
     attributes: dict[str, Any] = {"hidden_size": H, "direction": sides}
     if name.startswith("gru"):
         attributes["linear_before_reset"] = int(name == "gru")
@@ -80,7 +80,7 @@ def test_outputs_and_states(name: str, sides: str, lengths: list[int], cpu_backe
     feeds = {"X": x, "sequence_lens": np.array(lengths, np.int32)} | weights(name, layer, suffixes)
     feeds |= dict(zip(("initial_h", "initial_c"), parts(state), strict=False))
     want_y, *want_n = onnx_run(name, sides, feeds)
-    if sides == "reverse":  # a layer runs backwards only beside forwards; the functional form does alone
+    if sides == "reverse":  # a layer has no reverse-only mode; the functional form does
         own = Weights(*layer.params.values())
         first = tuple(s[0] for s in parts(state))
         y, ends, _ = direction.forward(name, x, first, own, lengths=lengths, reverse=True, backend=cpu_backend)

@@ -1,7 +1,7 @@
-"""The NumPy oracle against the two things that need no other library: the equations, and finite differences.
+"""The NumPy oracle against the equations and finite differences, which need no other library.
 
-The forward is held to `tests.oracle.reference`, written unit by unit; every gradient, element by element, to a central
-difference of that forward in float64. Everything else in the project is held to the oracle.
+The forward is compared with `tests.oracle.reference`, and every element of every gradient with a central difference of
+the forward in float64. Everything else in the project is compared with the oracle.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rnnkit.testing import CASES, Case, assert_close, make_inputs, run
 from tests.helpers import LAYERS, parts, randn, random_state, slow_except
 from tests.oracle import reference
 
-# Sixth order: with this step both its truncation and its rounding stay under the float64 tolerance of DTYPES.
+# Sixth-order differences: with this step, truncation and rounding errors are below the float64 tolerance of DTYPES.
 STENCIL = ((1, 3 / 4), (2, -3 / 20), (3, 1 / 60))
 STEP = 2e-3
-# Seeds for which no relu comes within reach of its kink, where no difference means anything.
+# Seeds with which no pre-activation of relu is so close to 0 that a difference crosses the kink.
 CELL_SEED, LAYER_SEED = 8, 2
 
 
 def difference(loss: Callable[[], float], a: np.ndarray) -> np.ndarray:
-    """d loss / d a, each element moved in place and put back. Wrong, so failing, where a kink of relu is in reach."""
+    """d loss / d a. Changes each element in place and restores it. Wrong if a difference crosses the kink of relu."""
     grad = np.zeros_like(a)
     for index in np.ndindex(a.shape):
         centre = a[index]
@@ -41,7 +41,7 @@ def difference(loss: Callable[[], float], a: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_forward_is_the_equations(case: Case) -> None:
+def test_forward_equals_the_equations(case: Case) -> None:
     inputs = make_inputs(case)
     y, state_n, _ = direction.forward(
         case.cell,
@@ -73,10 +73,10 @@ GRADIENT_CASES += [_small("lstm", P=2, reverse=on, ragged=on) for on in (False, 
 
 
 def assert_finite_differences(case: Case) -> None:
-    """Every gradient of the case on the NumPy backend is the finite difference of a loss of all results."""
+    """Compares every gradient of the case on the NumPy backend with differences of a loss of all results."""
     inputs = make_inputs(case, seed=CELL_SEED)
     got = run(case, inputs, "numpy")
-    dy = np.nan_to_num(inputs.dy)  # NaN past each row's end; y is zero there, which its product with zero still checks
+    dy = np.nan_to_num(inputs.dy)  # dy is NaN in the padding; y is zero there, which its product with zero still checks
 
     def loss() -> float:
         y, state_n, _ = direction.forward(
@@ -96,12 +96,12 @@ def assert_finite_differences(case: Case) -> None:
     moved |= {f"d{name}": w for name, w in inputs.weights._asdict().items() if w is not None}
     assert moved.keys() == {name for name in got if name.startswith("d")}
     for name, a in moved.items():
-        assert np.abs(got[name]).max() > 1e-3, f"{name} is nothing to compare"
+        assert np.abs(got[name]).max() > 1e-3, f"{name} is zero"
         assert_close(name, got[name], difference(loss, a), "float64", "backward")
 
 
 @pytest.mark.parametrize("case", GRADIENT_CASES, ids=str)
-def test_every_gradient_of_a_cell_is_the_finite_difference(case: Case) -> None:
+def test_every_gradient_of_a_cell_equals_the_finite_difference(case: Case) -> None:
     assert_finite_differences(case)
 
 
@@ -109,7 +109,7 @@ LAYER_CASES = [(name, 0) for name in LAYERS] + [("lstm", 1)]
 
 
 @pytest.mark.parametrize(("name", "proj_size"), slow_except(LAYER_CASES, ("gru", 0), ("lstm", 1), unpack=True))
-def test_every_gradient_of_two_layers_both_ways_with_dropout_is_the_finite_difference(
+def test_every_gradient_of_two_bidirectional_layers_with_dropout_equals_the_finite_difference(
     name: str, proj_size: int
 ) -> None:
     projection = {"proj_size": proj_size} if proj_size else {}
@@ -134,7 +134,7 @@ def test_every_gradient_of_two_layers_both_ways_with_dropout_is_the_finite_diffe
 
     y, _ = call()
     layer.eval()
-    assert not np.array_equal(y, call()[0]), "no element was dropped, so dropout goes unchecked"
+    assert not np.array_equal(y, call()[0]), "no element was dropped, so dropout is not tested"
     layer.train().zero_grad()
     call()
     dx, dstate0 = layer.backward(dy, dstate)
@@ -142,5 +142,5 @@ def test_every_gradient_of_two_layers_both_ways_with_dropout_is_the_finite_diffe
     got |= {f"dstate0[{k}]": pair for k, pair in enumerate(zip(parts(dstate0), parts(state), strict=True))}
     got |= {parameter: (layer.grads[parameter].copy(), layer.params[parameter]) for parameter in layer.params}
     for what, (grad, a) in got.items():
-        assert np.abs(grad).max() > 1e-4, f"the gradient of {what} is nothing to compare"
+        assert np.abs(grad).max() > 1e-4, f"the gradient of {what} is zero"
         assert_close(what, grad, difference(loss, a), "float64", "backward")

@@ -1,4 +1,4 @@
-"""Parity with the peers: tests of a peer that is not installed are skipped, unless RNNKIT_REQUIRED names peers.
+"""Parity with peers. Tests of a peer that is not installed are skipped, unless RNNKIT_REQUIRED names peers.
 
 `make test-peers` installs all of them and sets it, so a run that skips everything fails.
 """
@@ -14,10 +14,10 @@ PEERS = ("torch", "keras", "jax")
 
 
 def pytest_configure() -> None:
-    """Ends the run where the peers are required and one does not import."""
+    """Ends the run if the peers are required and one cannot be imported."""
     if not required("peers"):
         return
-    os.environ["KERAS_BACKEND"] = "torch"  # before Keras' first import; tests/peers/test_keras.py says why
+    os.environ["KERAS_BACKEND"] = "torch"  # before Keras is imported: see tests/peers/test_keras.py
     missing = []
     for peer in PEERS:
         try:

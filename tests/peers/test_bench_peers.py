@@ -1,4 +1,4 @@
-"""The benchmark's PyTorch and JAX are right at small points of every kind, so that their times mean something."""
+"""The benchmark's PyTorch and JAX compute right results at small points of every kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS, ids=str)
 @pytest.mark.parametrize("peer", ["torch", "via torch", "via torch, compiled", "jax"])
-def test_peer_passes_the_gate(peer: str, point: Point) -> None:
+def test_peers_pass_the_correctness_check(peer: str, point: Point) -> None:
     pytest.importorskip("jax" if peer == "jax" else "torch")
     loaded = PEERS[peer].load()
     reason = loaded.unsupported(point)

@@ -1,7 +1,7 @@
-"""The five cells written once more in JAX, from their equations, and differentiated by JAX: outputs and every gradient.
+"""Outputs and every gradient against JAX: the equations of the five cells in JAX, differentiated by JAX.
 
-Nothing of rnnkit is in the JAX side but the layout of the weights, which is PyTorch's. It scans over time with
-`jax.lax.scan` in float64 and holds a row's state past its end, so that `jax.grad` gives ragged rows' gradients too.
+The JAX side shares with rnnkit only PyTorch's layout of the weights. It scans over time with `jax.lax.scan` in float64
+and keeps a row's state past its end, so `jax.grad` also gives the gradients of ragged rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ STEPS: dict[str, Callable[..., Any]] = {
 
 
 def forward(case: Case, live: Any, x: Any, state0: Any, weights: dict[str, Any]) -> tuple[Any, Any]:
-    """y (T, B, R) and the final states, one row at a time under vmap; live (T, B): steps inside their rows."""
+    """y (T, B, R) and the final states, one row at a time under vmap; live (T, B): steps within their rows."""
     GH = weights["w_ih"].shape[0]
     w = {"b_ih": jnp.zeros(GH), "b_hh": jnp.zeros(GH), **weights}
 
@@ -100,7 +100,7 @@ def forward(case: Case, live: Any, x: Any, state0: Any, weights: dict[str, Any])
 
 
 def wanted(case: Case, inputs: Inputs) -> dict[str, Any]:
-    """Every output and gradient of the case, by the names of `rnnkit.testing.run`, as JAX has them."""
+    """Every output and gradient of the case from JAX, by the names of rnnkit.testing."""
     T, B, _ = inputs.x.shape
     lengths = np.full(B, T) if inputs.lengths is None else inputs.lengths
     live = np.arange(T)[:, None] < lengths
@@ -122,7 +122,7 @@ def wanted(case: Case, inputs: Inputs) -> dict[str, Any]:
 
 
 def check(case: Case, inputs: Inputs) -> None:
-    """Every CPU backend against JAX, which compiles once for them all."""
+    """Compares every CPU backend with JAX, which compiles once."""
     want = wanted(case, inputs)
     for backend in CPU_BACKENDS:
         got = run(case, inputs, backend)
@@ -140,7 +140,7 @@ def test_outputs_and_every_gradient(case: Case) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", STEPS)
 def test_a_longer_ragged_batch(cell: str, reverse: bool, rng: np.random.Generator) -> None:
-    """Twenty steps, so that what an early step carries to a late one counts, and lengths in no order."""
+    """Twenty steps, so that early steps matter in late ones, and unsorted lengths."""
     case = Case(cell, T=20, B=6, I=5, H=8, reverse=reverse, ragged=True)
     inputs = make_inputs(case, "float64", seed=8)
     inputs.lengths = np.array([3, 20, 0, 11, 1, 19])

@@ -1,7 +1,7 @@
-"""Keras' recurrent layers on random weights, converted by `from_keras`: outputs, states and gradients.
+"""Outputs, states and gradients against Keras' recurrent layers with random weights, converted by `from_keras`.
 
-Keras computes in float32 whatever it is told (its type promotion takes float64 down); rnnkit computes in float64 here,
-and float32's tolerance is for Keras' rounding. Its backend is PyTorch, for the gradients.
+Keras computes in float32, because its type promotion reduces float64. rnnkit computes in float64 here. The tolerance is
+float32's, for Keras' rounding. The backend of Keras is PyTorch, which gives the gradients.
 """
 
 import os
@@ -28,11 +28,11 @@ LENGTHS = np.array([6, 1, 4, 3, 5])
 
 
 class Config(NamedTuple):
-    """A Keras layer, what from_keras must be told of it, and the rnnkit layer that computes it."""
+    """A Keras layer, its arguments of from_keras, and the equivalent rnnkit layer."""
 
     kind: str
     keras: dict[str, Any]
-    said: dict[str, Any]
+    arguments: dict[str, Any]
     layer: Any
     ours: dict[str, Any]
 
@@ -55,12 +55,12 @@ CONFIGS = {
         {"bias": False, "reset_after": False},
     ),
 }
-# One of each function, for the tests that vary something else.
+# One of each cell, for tests that vary something else.
 CELLS = ("SimpleRNN", "SimpleRNN relu", "LSTM", "GRU", "GRU, reset before")
 
 
 def keras_layer(config: Config, rng: np.random.Generator, wrap: Any = None, **more: Any) -> Any:
-    """The Keras layer with every weight random, biases too; `wrap` makes it Bidirectional with that merge mode."""
+    """The Keras layer with random weights and biases. wrap: the merge mode of a Bidirectional around it."""
     arguments = {"return_sequences": True, "return_state": True, **config.keras, **more}
     layer = getattr(keras.layers, config.kind)(U, **arguments)
     if wrap is not None:
@@ -77,7 +77,7 @@ def rnnkit_layer(config: Config, dtype: str = "float64", **more: Any) -> Any:
 def converted(config: Config, layer: Any, dtype: str = "float64") -> Any:
     """The rnnkit layer with the Keras layer's weights."""
     ours = rnnkit_layer(config, dtype)
-    ours.load_state_dict(from_keras(layer.get_weights(), config.kind, **config.said))
+    ours.load_state_dict(from_keras(layer.get_weights(), config.kind, **config.arguments))
     return ours
 
 
@@ -90,7 +90,7 @@ def keras_state(config: Config, rng: np.random.Generator, dtype: str = "float64"
 
 
 def ours_state(states: list[np.ndarray]) -> Any:
-    """Keras' states of one direction, (B, U) each, as a rnnkit layer takes them."""
+    """Keras' states of one direction, (B, U) each, in the format of a rnnkit layer."""
     stacked = tuple(s[None] for s in states)
     return stacked if len(stacked) == 2 else stacked[0]
 
@@ -110,9 +110,9 @@ def gradients(
 
 
 def assert_gradients(config: Config, ours: Any, weights: list[np.ndarray], prefix: str = "") -> None:
-    """Keras' weight gradients, converted as weights are, are ours; a single bias's is bias_ih's (and bias_hh's too)."""
+    """Compares Keras' weight gradients, converted like weights. A single bias has the gradient of both of ours."""
     single = config.kind != "GRU" or config.keras.get("reset_after") is False
-    for name, want in from_keras(weights, config.kind, **config.said, prefix=prefix).items():
+    for name, want in from_keras(weights, config.kind, **config.arguments, prefix=prefix).items():
         if single and "bias_hh" in name:
             want = ours.grads[name.replace("bias_hh", "bias_ih")]
         assert_close(name, ours.grads[name], want, "float32", "backward")
@@ -151,7 +151,7 @@ def test_float32(name: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_go_backwards_is_a_call_on_the_reversed_sequence(name: str, rng: np.random.Generator) -> None:
+def test_go_backwards_equals_a_call_on_the_reversed_sequence(name: str, rng: np.random.Generator) -> None:
     config = CONFIGS[name]
     layer = keras_layer(config, rng, go_backwards=True)
     x = randn(rng, B, T, I)
@@ -162,7 +162,7 @@ def test_go_backwards_is_a_call_on_the_reversed_sequence(name: str, rng: np.rand
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_without_return_sequences_it_is_last_state(name: str, rng: np.random.Generator) -> None:
+def test_without_return_sequences_keras_equals_last_state(name: str, rng: np.random.Generator) -> None:
     config = CONFIGS[name]
     layer = keras_layer(config, rng, return_sequences=False, return_state=False)
     last = LastState(converted(config, layer))
@@ -176,8 +176,8 @@ def test_without_return_sequences_it_is_last_state(name: str, rng: np.random.Gen
 
 @pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize("name", CELLS)
-def test_a_mask_is_lengths(name: str, zeros: bool, rng: np.random.Generator) -> None:
-    """Past a row's end Keras repeats the last output, or writes zeros where asked; rnnkit writes zeros."""
+def test_a_mask_equals_lengths(name: str, zeros: bool, rng: np.random.Generator) -> None:
+    """In the padding Keras repeats the last output, or writes zeros with zero_output_for_mask; rnnkit writes zeros."""
     config = CONFIGS[name]
     layer = keras_layer(config, rng, zero_output_for_mask=zeros)
     ours = converted(config, layer)
@@ -201,26 +201,26 @@ MERGES = ("concat", "sum", "mul", "ave", None)
 
 
 def bidirectional(config: Config, layer: Any, merge: str | None) -> Any:
-    """rnnkit's container with a Keras Bidirectional's weights, each half alone."""
+    """rnnkit's container with the weights of a Keras Bidirectional, converted per direction."""
     weights = layer.get_weights()
     half = len(weights) // 2
     ours = Bidirectional(rnnkit_layer(config), merge=merge)
     ours.load_state_dict(
-        from_keras(weights[:half], config.kind, **config.said, prefix="forward.")
-        | from_keras(weights[half:], config.kind, **config.said, prefix="reverse.")
+        from_keras(weights[:half], config.kind, **config.arguments, prefix="forward.")
+        | from_keras(weights[half:], config.kind, **config.arguments, prefix="reverse.")
     )
     return ours
 
 
 def both_states(config: Config, rng: np.random.Generator) -> tuple[list[np.ndarray], Any]:
-    """States of both directions as Keras takes them (forward's, then backward's), and stacked as rnnkit does."""
+    """States of both directions in Keras' order (forward, then backward), and stacked as in rnnkit."""
     halves = [keras_state(config, rng) for _ in range(2)]
     stacked = tuple(np.stack(pair) for pair in zip(*halves, strict=True))
     return halves[0] + halves[1], stacked if len(stacked) == 2 else stacked[0]
 
 
 def as_keras(state: Any) -> list[np.ndarray]:
-    """rnnkit's (2, B, U) states in Keras' order: forward's, then backward's."""
+    """rnnkit's (2, B, U) states in Keras' order: forward, then backward."""
     return [s[direction] for direction in range(2) for s in parts(state)]
 
 
@@ -267,7 +267,7 @@ def test_bidirectional_last_state(name: str, merge: str, rng: np.random.Generato
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_stack_of_bidirectional_layers_is_one_layer(name: str, rng: np.random.Generator) -> None:
+def test_stacked_bidirectional_layers_equal_one_layer(name: str, rng: np.random.Generator) -> None:
     config = CONFIGS[name]
     first = keras_layer(config, rng, wrap={}, return_state=False)
     second = keras.layers.Bidirectional(getattr(keras.layers, config.kind)(U, return_sequences=True, **config.keras))
@@ -277,7 +277,7 @@ def test_a_stack_of_bidirectional_layers_is_one_layer(name: str, rng: np.random.
     want = numpy(second(first(x)))
     ours = rnnkit_layer(config, num_layers=2, bidirectional=True)
     state, above = (
-        from_keras(layer.get_weights(), config.kind, **config.said, bidirectional=True, layer=k)
+        from_keras(layer.get_weights(), config.kind, **config.arguments, bidirectional=True, layer=k)
         for k, layer in enumerate((first, second))
     )
     ours.load_state_dict(state | above)
@@ -285,7 +285,7 @@ def test_a_stack_of_bidirectional_layers_is_one_layer(name: str, rng: np.random.
 
 
 def test_a_layer_with_dropout_has_the_same_weights(rng: np.random.Generator) -> None:
-    """Keras keeps a seed among such a layer's variables; get_weights() leaves it out."""
+    """The variables of such a Keras layer include a seed, which get_weights() omits."""
     config = CONFIGS["LSTM"]
     layer = keras_layer(config, rng, dropout=0.5, recurrent_dropout=0.5)
     x = randn(rng, B, T, I)
@@ -293,8 +293,8 @@ def test_a_layer_with_dropout_has_the_same_weights(rng: np.random.Generator) -> 
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_what_keras_says_of_a_layer_is_what_from_keras_takes(kind: str) -> None:
-    """The names of activations in get_config() are those of the arguments; another function is refused."""
+def test_from_keras_accepts_the_names_of_get_config(kind: str) -> None:
+    """The names of activations in get_config() are those of the arguments. Other functions are rejected."""
     sound = getattr(keras.layers, kind)(U)
     sound.build((B, T, I))
     config = sound.get_config()

@@ -1,7 +1,7 @@
-"""PyTorch in float64 on randomised configurations: outputs, states and every gradient of every CPU backend.
+"""Outputs, states and every gradient of every CPU backend against PyTorch in float64, for random configurations.
 
-Ragged rows go through torch's packed sequences, which know no zero length (tests/cpu/test_invariances.py has those).
-The weights, inputs, states and output gradients are random, every row its own.
+Ragged rows are torch's packed sequences, which do not support length 0 (tests/cpu/test_invariances.py tests it). The
+weights, inputs, states and output gradients are random, and rows differ.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Config:
     seed: int = 0
 
     def kwargs(self) -> dict[str, Any]:
-        """Arguments that both libraries spell alike."""
+        """Arguments that both libraries have in common."""
         own = {"RNN": {"nonlinearity": self.nonlinearity}, "LSTM": {"proj_size": self.P}, "GRU": {}}[self.kind]
         return {
             "num_layers": self.layers,
@@ -80,7 +80,7 @@ def configs(draw: Any) -> Config:
 
 
 def tensors(state: Any, grad: bool = False) -> Any:
-    """A rnnkit state as torch's, in float64."""
+    """A rnnkit state as torch tensors in float64."""
     made = tuple(torch.tensor(s.astype(np.float64), requires_grad=grad) for s in parts(state))
     return made if len(made) > 1 else made[0]
 
@@ -166,16 +166,16 @@ def test_outputs_states_and_every_gradient(config: Config) -> None:
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 @pytest.mark.parametrize("p", [0.0, 1.0])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_where_chance_has_no_part(kind: str, p: float, batch_first: bool) -> None:
+def test_dropout_with_probability_0_and_1(kind: str, p: float, batch_first: bool) -> None:
     config = Config(kind, 5, 4, 3, 6, 3, bidirectional=True, batch_first=batch_first, seed=4)
     compare(config, dropout=p)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_the_two_start_alike(kind: str) -> None:
-    """Names, shapes and order of the parameters, and the bound they are drawn under."""
+def test_both_have_the_same_initial_distribution(kind: str) -> None:
+    """Names, shapes and order of the parameters, and the bound of their distribution."""
     config = Config(kind, 1, 1, 7, 25, 2, bidirectional=True, P=3 if kind == "LSTM" else 0)
-    torch.manual_seed(1)  # of 25 numbers drawn anew one time in sixty none would come near the bound
+    torch.manual_seed(1)  # without a seed, one run in sixty has no number near the bound among 25
     theirs = getattr(torch.nn, kind)(config.I, config.H, **config.kwargs())
     ours = rnn_layer(config, "numpy")
     assert {n: tuple(p.shape) for n, p in theirs.named_parameters()} == {n: p.shape for n, p in ours.params.items()}

@@ -1,4 +1,4 @@
-"""PyTorch beside Embedding, Linear, LastState, the losses, the optimizers and clipping, on the same numbers."""
+"""Embedding, Linear, LastState, losses, optimizers and clipping against PyTorch."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_bce_with_infinite_logits() -> None:
 def test_cross_entropy(dtype: str, reduction: str, scale: float, rng: np.random.Generator) -> None:
     logits = (scale * rng.standard_normal((4, 5, 7))).astype(dtype)
     target = rng.integers(0, 7, (4, 5))
-    logits[0, :, 3], target[0] = -np.inf, 2  # a class that cannot be
+    logits[0, :, 3], target[0] = -np.inf, 2  # a class of probability 0
 
     def theirs(pred: Any, wanted: Any, reduction: str) -> Any:
         return torch.nn.functional.cross_entropy(pred.reshape(-1, 7), wanted.reshape(-1), reduction=reduction)
@@ -193,8 +193,8 @@ def test_clip_grad_value(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(model.grads["weight"], p.grad.numpy())
 
 
-def test_a_whole_model_trains_as_torch_does(cpu_backend: str, rng: np.random.Generator) -> None:
-    """Embedding, two-way GRU, linear, cross-entropy, clipping and Adam: twenty steps, losses and parameters."""
+def test_a_model_trains_as_in_torch(cpu_backend: str, rng: np.random.Generator) -> None:
+    """Embedding, bidirectional GRU, Linear, cross-entropy, clipping and Adam: losses and parameters of twenty steps."""
     model = rnnkit.Sequential(
         rnnkit.Embedding(9, 4, dtype="float64", rng=rng),
         rnnkit.GRU(4, 5, bidirectional=True, dtype="float64", backend=cpu_backend, rng=rng),

@@ -1,4 +1,4 @@
-"""PyTorch's state dicts into rnnkit and back: every parameter in its place, whatever kind of tensor it comes in."""
+"""PyTorch's state dicts load into rnnkit and rnnkit's into PyTorch, with any kind of tensor."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.peers
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn relu": ("RNN", {"nonlinearity": "relu"}),
     "rnn, no bias": ("RNN", {"bias": False}),
-    "gru, two layers both ways": ("GRU", {"num_layers": 2, "bidirectional": True}),
-    "lstm, two layers both ways": ("LSTM", {"num_layers": 2, "bidirectional": True}),
+    "gru, two layers, bidirectional": ("GRU", {"num_layers": 2, "bidirectional": True}),
+    "lstm, two layers, bidirectional": ("LSTM", {"num_layers": 2, "bidirectional": True}),
     "lstm projected": ("LSTM", {"proj_size": 2}),
-    "lstm projected, two layers both ways": ("LSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
+    "lstm projected, two layers, bidirectional": ("LSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
 }
 
 
@@ -32,7 +32,7 @@ def pair(kind: str, arguments: dict[str, Any], dtype: str = "float64") -> tuple[
 
 
 def both(theirs: Any, ours: Any, rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """y and the final states of the two on one input and state."""
+    """y and the final states of both layers for one input and state."""
     x, state = randn(rng, 6, 4, 3, dtype=ours.dtype), random_state(ours, 4, rng)
     given = tuple(map(torch.from_numpy, parts(state)))
     with torch.no_grad():
@@ -70,11 +70,11 @@ def test_parameters_that_require_a_gradient_load() -> None:
         assert np.array_equal(ours.params[name], value.detach().numpy()), name
     with torch.no_grad():
         next(iter(named.values())).zero_()
-    assert ours.params["weight_ih_l0"].all(), "the layer keeps copies, not the tensors' memory"
+    assert ours.params["weight_ih_l0"].all(), "the layer copies tensors and does not share their memory"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_tensors_of_other_dtypes_load_exactly_where_float32_holds_them(dtype: str) -> None:
+def test_tensors_of_other_dtypes_load_exactly_if_float32_represents_them(dtype: str) -> None:
     theirs, ours = pair("GRU", {"num_layers": 2}, "float32")
     state = {name: value.to(getattr(torch, dtype)) for name, value in theirs.state_dict().items()}
     ours.load_state_dict(state)
@@ -109,7 +109,7 @@ def test_a_torch_state_dict_that_does_not_fit_changes_nothing() -> None:
     assert np.array_equal(small.params["weight_hh_l0"], theirs.weight_hh_l0.detach().numpy())
 
 
-def test_torch_tensors_save_and_torch_reads_the_file(tmp_path: Path) -> None:
+def test_torch_tensors_are_saved_and_torch_reads_the_file(tmp_path: Path) -> None:
     safetensors_torch = pytest.importorskip("safetensors.torch")
     theirs, ours = pair("LSTM", {"num_layers": 2, "bidirectional": True}, "float32")
     rnnkit.save(theirs.state_dict(), tmp_path / "m")
@@ -122,7 +122,7 @@ def test_torch_tensors_save_and_torch_reads_the_file(tmp_path: Path) -> None:
     assert all(np.array_equal(ours.params[name], value.float().numpy()) for name, value in short.items())
 
 
-def test_what_torch_has_no_layer_of_is_refused_until_it_is_named() -> None:
+def test_cells_that_torch_does_not_have_load_only_by_name() -> None:
     theirs, ours = torch.nn.GRU(3, 5), rnnkit.GRU(3, 5, reset_after=False, backend="numpy", rng=0)
     before = ours.state_dict()
     for mapping in (theirs.state_dict(), dict(theirs.state_dict()), dict(theirs.named_parameters())):

@@ -1,10 +1,10 @@
-"""A long run of everything at once: python -m tests.tools.soak --minutes 10 [--seed N]
+"""A long random test of everything together: python -m tests.tools.soak --minutes 10 [--seed N]
 
-In turns until the time is up, in one process and its children: calls of random shapes against the float64 oracle,
-exceptions from signal handlers at random moments, threads that share layers, forked children, and new processes whose
-kernel cache is damaged. At the end nothing may have been wrong, and memory must be where it was after a quarter of the
+Until the time limit it runs random activities, in one process and its children: calls of random shapes against the
+float64 oracle, exceptions from signal handlers at random moments, threads that share layers, forked children, and new
+processes with a damaged kernel cache. No result may be wrong, and memory must not grow after the first quarter of the
 time.
-Exit status: 0 nothing was wrong, 1 something was, and what.
+Exit status: 0 if there was no problem, else 1, after the list of problems.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from rnnkit.testing import Case, parity
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_BETWEEN_LINES = 10.0
-# What memory may grow by: the allocator's, as shapes differ from turn to turn, and the caches' bounds.
+# The allowed growth of memory: fragmentation from different shapes, and the bounds of the caches.
 GROWTH_BYTES = 96 << 20
-# The share of the time after which memory is first measured: caches are full, and all kernels compiled.
+# The share of the time after which memory is first measured: then caches are full, and all kernels are compiled.
 WARM_UP = 0.25
-TURNS_A_LOOK = 10
-# After which a child process is taken to hang.
-SECONDS_OF_A_CHILD = 120.0
+ACTIVITIES_PER_MEASUREMENT = 10
+# The time limit of a child process.
+CHILD_TIMEOUT_S = 120.0
 
-# A first call in a new process, by its own copy of the cache.
+# A first call in a new process, with a copy of the cache.
 FIRST_CALL = """
 import sys, warnings
 import numpy as np
@@ -53,22 +53,22 @@ with warnings.catch_warnings(record=True) as caught:
     y, _ = layer(x)
 want, _ = rnnkit.GRU(8, 24, backend="numpy", rng=3)(x)
 assert np.abs(y - want).max() < 1e-5, "a wrong result"
-said = [str(w.message) for w in caught]
-assert len(set(said)) == len(said) and all(".nbc" in text for text in said), said
+messages = [str(w.message) for w in caught]
+assert len(set(messages)) == len(messages) and all(".nbc" in text for text in messages), messages
 """
 
 
 class Interrupt(Exception):
-    """What the signal handler raises."""
+    """Raised by the signal handler."""
 
 
-class Wrong(Exception):
-    """What must not be."""
+class Problem(Exception):
+    """A violated requirement."""
 
 
 def require(right: bool, what: str) -> None:
     if not right:
-        raise Wrong(what)
+        raise Problem(what)
 
 
 def shapes(rng: random.Random) -> None:
@@ -76,19 +76,19 @@ def shapes(rng: random.Random) -> None:
     cell = rng.choice(list(CELLS))
     H = rng.choice([1, 5, 16, 33, 64, 100])
     P = rng.randrange(1, H) if CELLS[cell].projects and H > 1 and rng.random() < 0.3 else 0
-    # In so few units a rounding error may grow from step to step, and no tolerance holds for many.
+    # With few units rounding errors may grow from step to step, so T must be small for the tolerances to hold.
     T = rng.randrange(0, 40 if H > 5 else 8)
     sizes = {"T": T, "B": rng.randrange(1, 20), "I": rng.randrange(0, 50 if H > 5 else 10), "H": H, "P": P}
     flags = {name: rng.random() < 0.5 for name in ("bias", "reverse", "ragged")}
     case = Case(cell, **sizes, **flags)
     worst = parity("numba", case, rng.choice(["float32", "float64"]), seed=rng.randrange(1000))
     bad = {name: ratio for name, ratio in worst.items() if not ratio <= 1}
-    # A relu's slope where rounding turns a sign is nobody's error.
+    # The slope of relu jumps where rounding changes the sign of a pre-activation, so those gradients may differ.
     require(not bad or (cell == "rnn_relu" and all(name.startswith("d") for name in bad)), f"{case}: {bad}")
 
 
 def interrupts(rng: random.Random) -> None:
-    """Exceptions at random moments: each arrives, and the call after them is right."""
+    """Exceptions from a signal handler at random moments: none is lost, and the next call is right."""
     layer = rnnkit.LSTM(24, 96, backend="numba", rng=0)
     x = np.random.default_rng(1).standard_normal((8, 6, 24)).astype(np.float32)
     want, _ = layer(x)
@@ -105,9 +105,9 @@ def interrupts(rng: random.Random) -> None:
         for _ in range(200):
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-6, 1e-3))
-                # An exception that is swallowed ends this loop too: it is counted below.
+                # A swallowed exception ends this loop too, and is counted below.
                 while raised == caught:
-                    layer.zero_grad()  # a call that was cut off before its backward is not answered any more
+                    layer.zero_grad()  # drops an interrupted call that has had no backward
                     y, _ = layer(x)
                     require(bool((y == want).all()), "a forward after an interrupt")
                     dx, _ = layer.backward(np.ones_like(want))
@@ -121,7 +121,7 @@ def interrupts(rng: random.Random) -> None:
 
 
 def threads(rng: random.Random) -> None:
-    """Threads that call one layer at once, each with a backward of its own."""
+    """Threads that call one layer concurrently; each backward must differentiate its thread's call."""
     layer = rnnkit.GRU(12, 40, backend="numba", rng=5)
     inputs = [np.random.default_rng(k).standard_normal((7, 4, 12)).astype(np.float32) for k in range(4)]
     wanted = []
@@ -143,13 +143,13 @@ def threads(rng: random.Random) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(SECONDS_OF_A_CHILD)
+        worker.join(CHILD_TIMEOUT_S)
         require(not worker.is_alive(), f"{worker.name} hangs")
-    require(not problems, f"{len(problems)} of 80 results were of other threads' calls")
+    require(not problems, f"{len(problems)} of 80 results differ from the thread's own call")
 
 
 def forks(rng: random.Random) -> None:
-    """Forked children, which have none of the parent's threads."""
+    """Forked children, which do not have the parent's threads, compute the same result."""
     layer = rnnkit.LSTM(10, 64, backend="numba", rng=7)
     x = np.random.default_rng(8).standard_normal((9, 5, 10)).astype(np.float32)
     want, _ = layer(x)
@@ -165,8 +165,8 @@ def forks(rng: random.Random) -> None:
 
 
 def _exit_code(child: int) -> int:
-    """The forked child's exit status; -SIGKILL where it had to be ended."""
-    until = time.monotonic() + SECONDS_OF_A_CHILD
+    """The forked child's exit status, or -SIGKILL if it reached the time limit."""
+    until = time.monotonic() + CHILD_TIMEOUT_S
     while time.monotonic() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -177,7 +177,7 @@ def _exit_code(child: int) -> int:
 
 
 def caches(rng: random.Random) -> None:
-    """A new process with a damaged kernel cache: files emptied, cut or garbled."""
+    """A new process whose kernel cache has emptied, truncated or corrupted files."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(_cache(), folder, dirs_exist_ok=True)
         files = sorted(path for path in Path(folder).rglob("*.nb?"))
@@ -191,13 +191,13 @@ def caches(rng: random.Random) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=SECONDS_OF_A_CHILD,
+            timeout=CHILD_TIMEOUT_S,
         )
         require(ran.returncode == 0, f"a damaged cache: {ran.stderr[-500:]}")
 
 
 def _cache() -> Path:
-    """A cache with what FIRST_CALL needs, filled once."""
+    """A cache that contains the kernels of FIRST_CALL, filled once."""
     global _filled
     if _filled is None:
         _filled = tempfile.TemporaryDirectory()
@@ -211,14 +211,15 @@ _filled: tempfile.TemporaryDirectory[str] | None = None
 
 def _damage(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
-    how = rng.choice(["empty", "cut", "garbled"])
-    if how == "garbled" and data:
+    how = rng.choice(["empty", "truncate", "corrupt"])
+    if how == "corrupt" and data:
         for _ in range(8):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(bytes(data[: 0 if how == "empty" else rng.randrange(len(data) + 1) if how == "cut" else None]))
+    sizes = {"empty": 0, "truncate": rng.randrange(len(data) + 1), "corrupt": len(data)}
+    path.write_bytes(bytes(data[: sizes[how]]))
 
 
-# A turn of the last takes seconds, one of the others a fraction of one.
+# (activity, weight). One call of `caches` takes seconds, of the others a fraction of a second.
 ACTIVITIES: tuple[tuple[Callable[[random.Random], None], int], ...] = (
     (shapes, 40),
     (interrupts, 6),
@@ -229,7 +230,7 @@ ACTIVITIES: tuple[tuple[Callable[[random.Random], None], int], ...] = (
 
 
 def resident_bytes() -> int:
-    """This process's memory now, by Linux; 0 elsewhere."""
+    """The resident memory of this process; 0 if the system is not Linux."""
     try:
         text = Path("/proc/self/statm").read_text()
     except OSError:
@@ -244,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     started = time.monotonic()
-    said = started
+    printed = started
     counts: Counter[str] = Counter()
     problems: list[str] = []
     first = now = 0
@@ -253,21 +254,20 @@ def main(arguments: list[str] | None = None) -> int:
         activity = rng.choice(names)
         try:
             activity(rng)
-        except (Wrong, subprocess.TimeoutExpired) as problem:
+        except (Problem, subprocess.TimeoutExpired) as problem:
             problems.append(f"{activity.__name__}: {problem}")
         counts[activity.__name__] += 1
-        turns = counts.total()
-        if turns % TURNS_A_LOOK == 0:
+        if counts.total() % ACTIVITIES_PER_MEASUREMENT == 0:
             gc.collect()
             now = resident_bytes()
             if time.monotonic() > started + 60 * options.minutes * WARM_UP:
                 first = first or now
-        if time.monotonic() > said + SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            print(f"{said - started:5.0f} s  {_line(counts)}  {now >> 20} MiB  {len(problems)} wrong", flush=True)
+        if time.monotonic() > printed + SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            print(f"{printed - started:5.0f} s  {_line(counts)}  {now >> 20} MiB  {len(problems)} problems", flush=True)
     if first and now > first + GROWTH_BYTES:
         problems.append(f"memory grew from {first >> 20} to {now >> 20} MiB")
-    print(f"{_line(counts)}; memory {first >> 20} to {now >> 20} MiB; {len(problems)} wrong")
+    print(f"{_line(counts)}; memory {first >> 20} to {now >> 20} MiB; {len(problems)} problems")
     for problem in problems[:20]:
         print(f"  {problem}")
     return int(bool(problems))

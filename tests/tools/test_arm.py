@@ -1,4 +1,4 @@
-"""The CPU kernels on 64-bit ARM, in QEMU: here one cell, to keep `make test-arm` working; there all of them."""
+"""One cell of the CPU kernels on 64-bit ARM, in QEMU, to keep `make test-arm` working, which runs all cells."""
 
 from __future__ import annotations
 

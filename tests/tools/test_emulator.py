@@ -1,4 +1,4 @@
-"""The emulator, feature by feature, against NumPy: in both modes, under several schedules."""
+"""Every feature of the emulator against NumPy, in both modes, with several schedules."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_static_and_dynamic_shared_memory(get, schedule: dict) -> None:
     np.testing.assert_array_equal(a, expected)
 
 
-def test_votes_of_a_block(get, schedule: dict) -> None:
+def test_block_votes(get, schedule: dict) -> None:
     flags = np.array([[0] * 40, [2] * 40, [1, 0] * 20], I)
     out = np.zeros((3, 3), I)
     get("barrier_votes")((3,), (40,), (flags, out), **schedule)
@@ -133,7 +133,7 @@ def _bits(chosen: np.ndarray) -> int:
     return sum(1 << i for i in np.flatnonzero(chosen).tolist())
 
 
-def test_votes_of_a_warp(get, schedule: dict) -> None:
+def test_warp_votes(get, schedule: dict) -> None:
     v = np.random.default_rng(2).integers(0, 8, 32).astype(I)
     out = np.zeros((8, 32), U)
     get("votes")((1,), (32,), (v, out), **schedule)
@@ -215,7 +215,7 @@ def _arrivals(function: Function, **schedule) -> np.ndarray:
     return order
 
 
-def test_a_seed_is_a_schedule(get) -> None:
+def test_a_seed_determines_the_schedule(get) -> None:
     function = get("arrivals")
     np.testing.assert_array_equal(_arrivals(function), np.arange(96))
     np.testing.assert_array_equal(_arrivals(function, order="descending"), np.arange(96)[::-1])
@@ -227,7 +227,7 @@ def test_a_seed_is_a_schedule(get) -> None:
 
 
 def test_many_blocks_need_few_switches() -> None:
-    """The fast path: threads that meet no barrier follow one another on one fiber."""
+    """Threads without barriers run one after the other on one fiber."""
     a = np.zeros(200 * 256, F)
     stats = module("features", "fast").get_function("twice_float")((200,), (256,), (a,))
     assert stats.threads == stats.switches == 200 * 256

@@ -1,4 +1,4 @@
-"""What check mode finds: a planted bug of every kind, the kind and the line of its error; and nothing without it."""
+"""Check mode finds a planted bug of every kind, with the kind and the line of the error, and nothing without it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ones(n: int = 64) -> np.ndarray:
 
 
 class Case(NamedTuple):
-    """A kernel of bugs.cu: the kind of its error, its launch, which bugs it has, the mark of the line."""
+    """A kernel of bugs.cu: the kind of its error, its launch, the numbers of its bugs, the mark of the line."""
 
     name: str
     kind: str
@@ -101,7 +101,7 @@ def test_a_planted_bug_is_found(case: Case) -> None:
             assert error.kind == case.kind, error
             assert error.kind in KINDS
             assert isinstance(error, RaceError) == (case.kind == "race")
-            # Two racing accesses are one finding: which of the two is the later depends on the schedule.
+            # Two racing accesses are one finding. Which one is reported as the later depends on the schedule.
             place = f"bugs.cu:{marked_line('bugs', case.mark or case.name)}"
             assert re.search(rf"\b{re.escape(place)}\b", str(error)), error
             assert f"kernel {case.name}" in str(error)
@@ -110,10 +110,10 @@ def test_a_planted_bug_is_found(case: Case) -> None:
 
 @pytest.mark.parametrize("mode", ["fast", "check"])
 @pytest.mark.parametrize("name", sorted({c.name for c in CASES}))
-def test_without_the_bug_nothing_is_found(name: str, mode: str) -> None:
+def test_without_a_bug_there_is_no_finding(name: str, mode: str) -> None:
     case = next(c for c in CASES if c.name == name)
     if name == "volatile_flag" and mode == "fast":
-        pytest.skip("only check mode sees a volatile read, and lets others run meanwhile")
+        pytest.skip("only check mode detects volatile reads and lets other threads run")
     for schedule in SCHEDULES:
         launch(case, 0, mode, **schedule)
 
@@ -124,7 +124,7 @@ def table_of(source: np.ndarray, result: np.ndarray, n: int) -> np.ndarray:
     return table
 
 
-def test_a_pointer_out_of_memory_is_checked_too() -> None:
+def test_a_pointer_loaded_from_memory_is_checked() -> None:
     a, b = np.arange(64, dtype=F), ones()
     memory = Memory()
     for array in (a, b, table := table_of(a, b, 64)):
@@ -141,7 +141,7 @@ def test_a_pointer_out_of_memory_is_checked_too() -> None:
     assert caught.value.kind == "bounds"
 
 
-def test_a_buffer_that_must_not_be_written() -> None:
+def test_a_write_to_a_read_only_buffer() -> None:
     a = ones()
     memory = Memory()
     memory.add(a.ctypes.data, a.nbytes, writable=False)
@@ -166,11 +166,11 @@ def test_fast_mode_reports_faults() -> None:
         kernels.get_function("division")((1,), (4,), (np.zeros(4, I), I(1)))
     assert caught.value.where == ("bugs.cu", marked_line("bugs", "division"))
     a = ones()
-    kernels.get_function("no_barrier_after_load")((1,), (64,), (a, I(0)))  # and goes on working
+    kernels.get_function("no_barrier_after_load")((1,), (64,), (a, I(0)))  # the module still works
     np.testing.assert_array_equal(a, ones())
 
 
-def test_a_line_directive_names_the_part() -> None:
+def test_line_directives_are_respected() -> None:
     with pytest.raises(EmulatorError) as caught:
         module("features", "check").get_function("in_a_named_part")((1,), (4,), (ones(),))
     assert caught.value.where == ("named.cuh", 1000)

@@ -1,4 +1,4 @@
-"""What the emulator refuses: launches, arguments, sources, buffers. And its cache, and threads that share a module."""
+"""Launches, arguments, sources and buffers that the emulator rejects; its cache; threads that share a module."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def axpy():
         ((1,), (32,), -1),
     ],
 )
-def test_a_launch_that_a_driver_refuses(axpy, grid: tuple, block: tuple, shared: int) -> None:
+def test_launches_that_a_driver_rejects(axpy, grid: tuple, block: tuple, shared: int) -> None:
     args = (ones(), ones(), F(2), I(64))
     with pytest.raises(EmulatorError) as caught:
         axpy(grid, block, args, shared_mem=shared)
     assert caught.value.kind == "launch"
 
 
-def test_the_limits_themselves_are_accepted(axpy) -> None:
+def test_the_limits_are_accepted(axpy) -> None:
     y = ones()
     axpy((1, 2, 1), (256,), (y, ones(), F(2), I(0)), shared_mem=227 * 1024 - 256)
     axpy((1,), (64,), (y, ones(), F(2), I(64)))
@@ -73,7 +73,7 @@ def test_too_many_threads_clusters_and_cooperative_blocks() -> None:
         features.get_function("arrivals")((1,), (1025,), (counter(), counter()))
     with pytest.raises(EmulatorError, match="clusters"):
         features.get_function("cluster_ring")((3, 2), (32,), (ones(),), shared_mem=128)
-    with pytest.raises(EmulatorError, match="cooperative launch holds all its blocks"):
+    with pytest.raises(EmulatorError, match="cooperative launch runs all blocks"):
         features.get_function("grid_rounds")((10000,), (1024,), (ones(), ones(), I(1)), cooperative=True)
 
 
@@ -114,7 +114,7 @@ def test_a_source_that_does_not_compile(code: str, words: str) -> None:
     assert caught.value.kind == "compile"
 
 
-def test_the_architecture_is_told() -> None:
+def test_the_architecture_is_defined() -> None:
     code = 'extern "C" __global__ void f(int* a) { *a = __CUDA_ARCH__; }'
     for options, want in (((), 900), (("-arch=sm_75",), 750), (("--gpu-architecture=compute_100a",), 1000)):
         a = np.zeros(1, I)
@@ -127,7 +127,7 @@ def test_a_kernel_with_a_mangled_name_is_not_found() -> None:
         Module("__global__ void f(int* a) { *a = 1; }").get_function("f")
 
 
-def test_memory_knows_its_buffers() -> None:
+def test_memory_registers_buffers() -> None:
     memory = Memory()
     memory.add(1000, 100)
     memory.add(1100, 50, writable=False)
@@ -149,7 +149,7 @@ def test_memory_knows_its_buffers() -> None:
 
 def test_processes_share_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Module(AXPY)
-    for runtime in cache_folder().glob("runtime-*"):  # the longer compilation, which is not what this is about
+    for runtime in cache_folder().glob("runtime-*"):  # saves its compilation
         shutil.copytree(runtime, tmp_path / runtime.name)
     monkeypatch.setenv("RNNKIT_EMULATOR_CACHE", str(tmp_path))
     script = (
@@ -164,8 +164,8 @@ def test_processes_share_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names.count("kernels") == 1
 
 
-def test_threads_take_turns(axpy) -> None:
-    """Two threads of Python launch the same kernel: its shared memory is one object, its result must not be mixed."""
+def test_concurrent_launches_are_serialised(axpy) -> None:
+    """Two Python threads launch one kernel, whose shared memory is one object. Results must not mix."""
     results = [ones() for _ in range(4)]
 
     def work(y: np.ndarray) -> None:
@@ -180,9 +180,9 @@ def test_threads_take_turns(axpy) -> None:
     np.testing.assert_array_equal(results, np.full((4, 64), 101, F))
 
 
-def test_libraries_that_launched_long_ago_free_their_memory_and_launch_again() -> None:
+def test_least_recently_launched_libraries_free_their_memory_and_can_launch_again() -> None:
     launched = launch._launched
-    results = [np.zeros(64, np.int32) for _ in range(launch._KEPT_LIBRARIES + 2)]
+    results = [np.zeros(64, np.int32) for _ in range(launch._CACHING_LIBRARIES + 2)]
     code = 'extern "C" __global__ void put(int* out) { out[threadIdx.x] = NUMBER; }'
     modules = [Module(code, (f"-DNUMBER={k}",)) for k in range(len(results))]
     for turn in range(2):
@@ -190,4 +190,4 @@ def test_libraries_that_launched_long_ago_free_their_memory_and_launch_again() -
             out[:] = -1
             one.get_function("put")((1,), (64,), (out,))
             assert (out == k).all(), turn
-            assert len(launched) <= launch._KEPT_LIBRARIES
+            assert len(launched) <= launch._CACHING_LIBRARIES

@@ -1,4 +1,4 @@
-"""The emulator's 16-bit numbers, functions and tensor cores against NumPy, ml_dtypes and float64."""
+"""16-bit numbers, math functions and tensor cores of the emulator against NumPy, ml_dtypes and float64."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def get(request: pytest.FixtureRequest):
 
 
 def bfloat16() -> type:
-    return pytest.importorskip("ml_dtypes", reason="ml_dtypes knows bfloat16").bfloat16
+    return pytest.importorskip("ml_dtypes", reason="ml_dtypes provides bfloat16").bfloat16
 
 
-def test_every_number_of_16_bits_widens(get) -> None:
+def test_every_16_bit_number_converts_to_float(get) -> None:
     bits = np.arange(65536, dtype=np.uint16)
     half, bf16 = np.zeros(65536, F), np.zeros(65536, F)
     get("widen")((256,), (256,), (bits, half, bf16))
@@ -38,7 +38,7 @@ def test_every_number_of_16_bits_widens(get) -> None:
 
 
 def hard_numbers(dtype: type) -> np.ndarray:
-    """float64: every number of `dtype`, the halfway points between neighbours, and the floats next to those."""
+    """float64: every number of `dtype`, the midpoints between neighbours, and the floats next to the midpoints."""
     with np.errstate(invalid="ignore"):  # signalling NaN
         exact = np.arange(65536, dtype=np.uint16).view(dtype).astype(np.float64)
     finite = np.unique(exact[np.isfinite(exact)])
@@ -66,12 +66,12 @@ def test_numbers_round_to_the_nearest_even(get, name: str) -> None:
     nan = np.isnan(x)
     np.testing.assert_array_equal(from_float.view(np.uint16)[~nan], want.view(np.uint16)[~nan])
     assert np.isnan(from_float[nan].astype(F)).all()
-    # These are all floats, so nothing is rounded twice; the next test has those that are not.
+    # All are floats, so nothing is rounded twice. The next test has doubles.
     np.testing.assert_array_equal(from_double.view(np.uint16), from_float.view(np.uint16))
 
 
 def test_doubles_are_rounded_once(get) -> None:
-    """Just above the middle of two halves, by less than a float can say: through float it would go to even."""
+    """Values closer to the midpoint of two numbers than a float represents: in float they would be ties."""
     y = np.array([1 + 2.0**-11 + 2.0**-40, 1 + 3 * 2.0**-11 - 2.0**-40, 2.0**-25 + 2.0**-60, -(2.0**-25)])
     z = np.array([1 + 2.0**-8 + 2.0**-40, 1 + 3 * 2.0**-8 - 2.0**-40, 2.0**-134 + 2.0**-170, -(2.0**-134)])
     for values, row, want in ((y, 2, [0x3C01, 0x3C01, 1, 0x8000]), (z, 3, [0x3F81, 0x3F81, 1, 0x8000])):
@@ -81,7 +81,7 @@ def test_doubles_are_rounded_once(get) -> None:
 
 
 def nearest_fma(a: np.ndarray, b: np.ndarray, c: np.ndarray, dtype: type) -> np.ndarray:
-    """a b + c in exact rational arithmetic, rounded by stepping to the nearer neighbour, ties to even."""
+    """a b + c in exact rational arithmetic, rounded to the nearest number, ties to even."""
     result = np.empty(a.size, np.uint16)
     for i, (p, q, r) in enumerate(zip(a.tolist(), b.tolist(), c.tolist(), strict=True)):
         exact = Fraction(float(p)) * Fraction(float(q)) + Fraction(float(r))
@@ -101,7 +101,7 @@ def test_arithmetic_rounds_once(get, name: str) -> None:
     x = (rng.standard_normal((3, n)) * scale).astype(dtype)
     x[2, ::2] = (-(x[0] * x[1]).astype(np.float64) * (1 + 2.0**-9))[::2].astype(dtype)  # cancellation
     least = 2.0**-24 if name == "float16" else 2.0**-100
-    # a b is halfway between two numbers, c far too small to show in a double of the sum, and it decides.
+    # a b is the midpoint of two numbers. c is too small to change the sum in double, but determines the rounding.
     x[:, :2] = np.array([[7 / 16, 5 / 16], [37 / 16, 53 / 16], [-least, least]]).astype(dtype)
     out, unused = np.zeros((9, n), dtype), np.zeros((9, n), np.uint16)
     own, other = (x.view(np.uint16), out.view(np.uint16)), (unused, unused.copy())
@@ -179,5 +179,5 @@ def test_matrix_loads(get) -> None:
     for k in range(6):
         for i in range((4, 2, 1)[k // 2]):
             matrix = x[i].T if k % 2 else x[i]
-            pairs = matrix.reshape(8, 4, 2).astype(np.uint32)  # lane (row, member) holds two neighbours
+            pairs = matrix.reshape(8, 4, 2).astype(np.uint32)  # lane (row, member) has two consecutive numbers
             np.testing.assert_array_equal(out[k, i], (pairs[..., 0] | pairs[..., 1] << np.uint32(16)).ravel())

@@ -1,4 +1,4 @@
-"""The fake CuPy's arrays: values, what they refuse, and the memory under them."""
+"""Arrays of the stand-in for CuPy: values, rejected operations, and memory."""
 
 import sys
 import threading
@@ -17,7 +17,7 @@ def cp():
         yield module
 
 
-def test_it_is_cupy_while_installed_and_gone_after():
+def test_it_replaces_cupy_only_while_installed():
     import importlib.util
 
     before = {name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "cupy_backends")}
@@ -35,7 +35,7 @@ def test_it_is_cupy_while_installed_and_gone_after():
     assert {name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "cupy_backends")} == before
 
 
-def test_arithmetic_indexing_and_reductions_equal_numpys(cp):
+def test_arithmetic_indexing_and_reductions_equal_numpy(cp):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 4, 5)).astype(np.float32)
     x, y = cp.asarray(a), cp.asarray(b)
@@ -89,7 +89,7 @@ def test_sixteen_bit_sums_are_accumulated_in_float32(cp):
     assert float(x.sum()) == 512
 
 
-def test_whole_number_indices_wrap_around(cp):
+def test_integer_indices_wrap_around(cp):
     x = cp.arange(3)
     assert x[cp.asarray([1, 3, -1])].get().tolist() == [1, 0, 2]
     assert x.take(cp.asarray([4])).get().tolist() == [1]
@@ -115,7 +115,7 @@ def test_host_arrays_are_refused(cp, mix):
         mix(cp, cp.ones(2), np.ones(2))
 
 
-def test_what_else_cupy_refuses(cp):
+def test_other_operations_that_cupy_refuses(cp):
     x = cp.ones((2, 3))
     with pytest.raises(TypeError, match=REFUSED):
         x + np.ones(3)
@@ -148,7 +148,7 @@ def test_new_memory_and_freed_memory_are_poisoned(cp):
     behind = x._host
     view = x[1:]
     del x
-    assert view.get().tolist() == [1, 2, 3], "a view keeps its memory"
+    assert view.get().tolist() == [1, 2, 3], "a view keeps its memory alive"
     del view
     assert (behind == -1).all()
 
@@ -171,7 +171,7 @@ def test_allocations_are_registered_on_their_device_and_dropped_when_freed(cp):
         memories[1].find(ptr)
 
 
-def test_writing_past_the_end_is_found_out():
+def test_writing_past_the_end_is_detected():
     def overrun(freed):
         with fakecupy.installed() as cp:
             x = cp.zeros(3, np.float32)
@@ -184,7 +184,7 @@ def test_writing_past_the_end_is_found_out():
             overrun(freed)
 
 
-def test_memory_can_run_out(cp):
+def test_out_of_memory(cp):
     keep = cp.zeros(1000)
     cp.fake.limit_memory(1024)
     cp.zeros(64)
@@ -226,7 +226,7 @@ def test_another_devices_arrays_are_refused(cp):
     assert cp.cuda.Device().id == 0
 
 
-def test_devices_streams_and_handles_are_a_threads_own(cp):
+def test_devices_streams_and_handles_are_per_thread(cp):
     seen = []
 
     def other():
@@ -239,4 +239,4 @@ def test_devices_streams_and_handles_are_a_threads_own(cp):
         mine = cp.cuda.device.get_cublas_handle()
         assert mine == cp.cuda.device.get_cublas_handle()
     assert seen[0][:2] == (0, 0)
-    assert len({mine, seen[0][2], cp.cuda.device.get_cublas_handle()}) == 3, "one a thread and device"
+    assert len({mine, seen[0][2], cp.cuda.device.get_cublas_handle()}) == 3, "one per thread and device"

@@ -1,4 +1,4 @@
-"""The fake cuBLAS against NumPy: layouts, types, rounding, and what cuBLAS refuses."""
+"""The simulated cuBLAS against NumPy: layouts, types, rounding, and rejected arguments."""
 
 import ctypes
 import inspect
@@ -38,7 +38,7 @@ def cp():
 
 
 class Scalars:
-    """alpha and beta on the host, as the compute type has them."""
+    """alpha and beta on the host, in the compute type."""
 
     def __init__(self, compute, alpha, beta):
         self.held = np.array([alpha, beta], np.float64 if compute == "64F" else np.float32)
@@ -46,7 +46,7 @@ class Scalars:
 
 
 def column_major(cp, values, ld):
-    """`values` (rows, columns) on the device in columns `ld` apart, NaN between them."""
+    """`values` (rows, columns) on the device, column-major with leading dimension `ld`, NaN in the gaps."""
     rows, columns = values.shape
     padded = np.full((columns, ld), np.nan).astype(values.dtype)
     padded[:, :rows] = values.T
@@ -73,10 +73,10 @@ def test_products_of_every_layout_and_type(cp, ab, c, compute, eps, trans_a, tra
     got = out.get()
     summing = 2.0**-50 if compute == "64F" else 2.0**-21
     np.testing.assert_allclose(got[:, :m].T.astype(np.float64), want, rtol=eps, atol=summing)
-    assert np.isnan(got[:, m:].astype(np.float64)).all(), "what lies between the columns is left alone"
+    assert np.isnan(got[:, m:].astype(np.float64)).all(), "memory between the columns is not changed"
 
 
-def test_c_is_not_read_where_beta_is_0_and_nothing_is_added_to_where_k_is(cp):
+def test_c_is_not_read_if_beta_is_0_and_not_changed_if_k_is_0(cp):
     handle, held = cp.cuda.device.get_cublas_handle(), Scalars("32F", 1, 0)
     a, c = cp.ones((2, 2), np.float32), cp.empty((2, 2), np.float32)
     cp.cuda.cublas.sgemm(handle, 0, 0, 2, 2, 2, held.alpha, a.data.ptr, 2, a.data.ptr, 2, held.beta, c.data.ptr, 2)
@@ -114,7 +114,7 @@ def test_cupys_functions_use_the_current_stream_and_refuse_a_capture(cp):
     assert cp.cuda.cublas.getStream(handle) == 0
 
 
-def test_batches_a_stride_apart(cp):
+def test_strided_batches(cp):
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((3, 4, 2)), rng.standard_normal((4, 5))
     x, y, out = cp.asarray(a), cp.asarray(b), cp.empty((3, 2, 5))
@@ -141,7 +141,7 @@ def test_batches_a_stride_apart(cp):
         ({"Atype": 14}, "NOT_SUPPORTED"),
     ],
 )
-def test_what_cublas_refuses(cp, change, status):
+def test_arguments_that_cublas_rejects(cp, change, status):
     held, x, out = Scalars("32F", 1, 0), cp.ones(64, np.float32), cp.empty(64, np.float32)
     names = [p.name for p in inspect.signature(_blas.PRODUCTS["gemmEx"]).parameters.values()]
     sizes, a, b, c = (0, 0, 2, 2, 3), (x.data.ptr, 0, 2), (x.data.ptr, 0, 3), (out.data.ptr, 0, 2)
@@ -153,7 +153,7 @@ def test_what_cublas_refuses(cp, change, status):
     assert np.isnan(out.get()[4:]).all()
 
 
-def test_what_cublas_would_not_notice(cp):
+def test_errors_that_cublas_does_not_detect(cp):
     held, x = Scalars("32F", 1, 0), cp.ones(8, np.float32)
     handle = cp.cuda.device.get_cublas_handle()
 
@@ -195,7 +195,7 @@ def test_the_c_library_is_found_and_can_be_captured(cp):
         stream.begin_capture()
         assert blas.cublasGemmEx(*product) == 0
         graph = stream.end_capture()
-        one.value = 100  # alpha was read when the product was asked for
+        one.value = 100  # alpha was read when the product was submitted
         assert out.get().tolist() == [0]
         x += 1
         graph.launch()
@@ -210,7 +210,7 @@ def test_the_c_library_is_found_and_can_be_captured(cp):
     assert blas.cublasDestroy_v2(handle) == 1
 
 
-def test_a_handle_knows_the_threads_that_used_it(cp):
+def test_a_handle_records_the_threads_that_used_it(cp):
     handle = cp.cuda.cublas.create()
     assert cp.cuda.cublas.getMathMode(handle) == 0
     thread = threading.Thread(target=cp.cuda.cublas.getMathMode, args=(handle,))

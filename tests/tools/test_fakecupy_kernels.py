@@ -1,4 +1,4 @@
-"""The fake CuPy's RawModule: kernels run by the emulator, with CuPy's rules for arguments and sizes."""
+"""RawModule of the stand-in for CuPy: kernels in the emulator, with CuPy's rules for arguments and sizes."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_a_kernel_runs_on_device_memory(cp):
     ]
 
 
-def test_captured_launches_keep_their_arguments_and_not_their_memory(cp):
+def test_captured_launches_keep_their_arguments_but_not_their_memory_alive(cp):
     axpy, stream = module_of(cp).get_function("axpy"), cp.cuda.Stream(non_blocking=True)
     x, y = cp.ones(8, np.float32), cp.zeros(8, np.float32)
     with stream:
@@ -68,7 +68,7 @@ def test_captured_launches_keep_their_arguments_and_not_their_memory(cp):
         graph.launch()
 
 
-def test_pointers_may_come_out_of_memory(cp):
+def test_pointers_may_be_loaded_from_memory(cp):
     x, y = cp.arange(4, dtype=np.float32), cp.zeros(4, np.float32)
     places = cp.asarray(np.array([x.data.ptr, y.data.ptr], np.uint64))
     module_of(cp).get_function("through")((1,), (4,), (places, np.int32(4)))
@@ -117,7 +117,7 @@ def test_sizes_that_the_driver_refuses(cp):
     assert driver.occupancyMaxActiveBlocksPerMultiprocessor(back.kernel.ptr, 256, 50000) == 4
 
 
-def test_a_cooperative_grid_that_is_too_large_is_cut_down_with_a_warning(cp):
+def test_a_cooperative_grid_that_is_too_large_is_reduced_with_a_warning(cp):
     kernel = module_of(cp, enable_cooperative_groups=True).get_function("axpy")
     x = cp.ones(4, np.float32)
     arguments = (x, x, np.float32(0), np.int32(4))
@@ -128,7 +128,7 @@ def test_a_cooperative_grid_that_is_too_large_is_cut_down_with_a_warning(cp):
         kernel((500, 2), (1024,), arguments)
 
 
-def test_sources_that_do_not_compile_and_kernels_that_are_not_there(cp):
+def test_sources_that_do_not_compile_and_missing_kernels(cp):
     with pytest.raises(cp.cuda.compiler.CompileException, match="SCALAR"):
         cp.RawModule(code=SOURCE).get_function("axpy")
     with pytest.raises(cp.cuda.driver.CUDADriverError, match="NOT_FOUND"):
@@ -152,7 +152,7 @@ def test_out_of_bounds_and_freed_memory_are_found_in_check_mode():
             axpy((1,), (8,), (address, x, np.float32(1), np.int32(4)))
 
 
-def test_modules_compile_once_a_device(cp):
+def test_modules_compile_once_per_device(cp):
     with cp.fake.counting() as counts:
         for device in (0, 1, 0, 1):
             with cp.cuda.Device(device):

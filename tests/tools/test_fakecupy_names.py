@@ -1,4 +1,4 @@
-"""The fake CuPy's names, signatures and constants against those of the CuPy that is installed, if one is."""
+"""Names, signatures and constants of the stand-in against those of an installed CuPy."""
 
 import inspect
 import json
@@ -67,7 +67,7 @@ MODULES = [
 
 @pytest.fixture(scope="module")
 def real():
-    """Names and signatures of the CuPy that is installed: it can be imported without a driver."""
+    """Names and signatures of the installed CuPy, which can be imported without a driver."""
     code = f"NAMES = {MODULES!r}{REAL}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     if run.returncode:
@@ -75,7 +75,7 @@ def real():
     return json.loads(run.stdout)
 
 
-def test_it_has_no_name_that_cupy_has_not(cp, real):
+def test_every_name_exists_in_cupy(cp, real):
     found = real[0]
     ours = {"fake", "__path__", "__spec__"}
     for name in MODULES:
@@ -83,15 +83,15 @@ def test_it_has_no_name_that_cupy_has_not(cp, real):
         for part in name.split(".")[1:]:
             module = getattr(module, part)
         extra = {key for key in vars(module) if not key.startswith("__")} - found[name].keys() - ours
-        extra -= {"cublas"} if name == "cupy.cuda" else set()  # CuPy's comes by __getattr__, where cuBLAS is
+        extra -= {"cublas"} if name == "cupy.cuda" else set()  # in CuPy by __getattr__, if cuBLAS is installed
         extra -= {"CUDARuntimeError"} if name == "cupy.cuda.runtime" else set()
-        assert not extra, f"{name} has {sorted(extra)}, which CuPy {real[2]} has not"
+        assert not extra, f"{name} has {sorted(extra)}, which CuPy {real[2]} does not have"
 
 
 @pytest.mark.parametrize(
     "name", ["ndarray", "RawModule", "RawKernel", "cuda.Stream", "cuda.Event", "cuda.Device", "cuda.MemoryPointer"]
 )
-def test_its_objects_have_no_member_that_cupys_have_not(cp, real, name):
+def test_every_member_of_its_objects_exists_in_cupy(cp, real, name):
     value = cp
     for part in name.split("."):
         value = getattr(value, part)
@@ -99,7 +99,7 @@ def test_its_objects_have_no_member_that_cupys_have_not(cp, real, name):
     assert extra <= ({"block"} if name == "cuda.MemoryPointer" else set())
 
 
-def test_its_functions_take_no_argument_that_cupys_do_not(cp, real):
+def test_every_argument_of_its_functions_exists_in_cupy(cp, real):
     wrong = []
     for name, theirs in real[0]["cupy"].items():
         ours = getattr(cp, name, None)
@@ -111,7 +111,7 @@ def test_its_functions_take_no_argument_that_cupys_do_not(cp, real):
     assert not wrong
 
 
-def test_constants_and_device_attributes_are_cuda_s(cp, real):
+def test_constants_and_device_attributes_equal_cudas(cp, real):
     found, values, _ = real
     for key, value in vars(cp.cuda.runtime).items():
         if isinstance(value, int) and not key.startswith("__"):

@@ -1,4 +1,4 @@
-"""rnnkit's layers around the recurrent ones, its losses, optimizers and clipping, on the fake CuPy as on NumPy."""
+"""Other modules than recurrent ones, losses, optimizers and clipping: the stand-in for CuPy gives NumPy's results."""
 
 import gc
 import sys
@@ -23,7 +23,7 @@ OPTIMIZERS = {
 
 
 def train(xp, device, dtype, optimizer):
-    """Losses, norms and weights of three steps of a small model that uses every layer and loss but a recurrent one."""
+    """Losses, norms and weights of three steps of a small model with every loss and every non-recurrent module."""
     rng = np.random.default_rng(7)
     embedding = rnnkit.Embedding(11, 6, dtype=dtype, device=device, rng=rng)
     linear = rnnkit.Linear(6, 5, dtype=dtype, device=device, rng=rng)
@@ -32,7 +32,7 @@ def train(xp, device, dtype, optimizer):
     moved = OPTIMIZERS[optimizer](model)
     words, target = xp.asarray(rng.integers(0, 11, (4, 3))), xp.asarray(rng.integers(0, 5, (4, 3)))
     wanted = xp.asarray(rng.random((4, 3, 5)).astype(dtype))
-    said = []
+    numbers = []
     for _ in range(3):
         moved.zero_grad()
         h = embedding(words)
@@ -44,20 +44,20 @@ def train(xp, device, dtype, optimizer):
         for activation in reversed(activations):
             dy = activation.backward(dy)
         embedding.backward(dy)
-        said += [float(loss) for loss, _ in parts]
-        said.append(float(clipping.clip_grad_norm(model, 0.5)))
+        numbers += [float(loss) for loss, _ in parts]
+        numbers.append(float(clipping.clip_grad_norm(model, 0.5)))
         clipping.clip_grad_value(model, 0.1)
         moved.step()
-    return np.array(said), [w for part in model for w in part.state_dict().values()]
+    return np.array(numbers), [w for part in model for w in part.state_dict().values()]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-4), ("float64", 1e-12)])
-def test_training_has_numpys_numbers(optimizer, dtype, rtol):
-    said, weights = train(np, "cpu", dtype, optimizer)
+def test_training_equals_numpy(optimizer, dtype, rtol):
+    numbers, weights = train(np, "cpu", dtype, optimizer)
     with fakecupy.installed() as cp:
         got, moved = train(cp, "cuda", dtype, optimizer)
-    np.testing.assert_allclose(got, said, rtol=rtol)
+    np.testing.assert_allclose(got, numbers, rtol=rtol)
     for name, (mine, theirs) in enumerate(zip(moved, weights, strict=True)):
         np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=rtol, err_msg=str(name))
 
@@ -76,8 +76,8 @@ def test_a_layer_moves_between_the_host_and_devices():
             layer.to("cuda:2")
 
 
-def test_the_memory_of_a_machine_is_freed_with_it():
-    """Also where a cuBLAS handle was not destroyed, as of an arena whose thread lives on."""
+def test_the_memory_of_a_machine_is_freed_at_its_end():
+    """Also if a cuBLAS handle is not destroyed, for example of an arena whose thread continues."""
     with fakecupy.installed() as cp:
         machine = weakref.ref(_state.machine())
         handle = cp.cuda.device.get_cublas_handle()
@@ -88,7 +88,7 @@ def test_the_memory_of_a_machine_is_freed_with_it():
         _blas.destroy(handle)
 
 
-def test_the_fake_is_forgotten_with_its_machine():
+def test_backend_choices_are_reset_with_the_machine():
     with fakecupy.installed():
         assert rnnkit.Linear(3, 2, device="cuda").device == "cuda:0"
     with fakecupy.installed(devices=3) as cp, cp.cuda.Device(2):

@@ -1,4 +1,4 @@
-"""The fake CuPy's streams: what waits and is counted, captures and graphs, and work that nothing has put in order."""
+"""Streams of the stand-in for CuPy: counted synchronisations, captures and graphs, and unsynchronised work."""
 
 import gc
 
@@ -22,7 +22,7 @@ def capture(cp, stream, work):
         return stream.end_capture()
 
 
-def test_every_wait_is_counted_and_nothing_else_is(cp):
+def test_only_synchronisations_are_counted_as_such(cp):
     x = cp.asarray(np.arange(6.0))
     waits = [
         ("get", x.get),
@@ -73,7 +73,7 @@ def test_counts_of_work(cp):
     assert outer.allocations == inner.allocations == cp.fake.counts.allocations - before == 1
 
 
-def test_the_pool_serves_again_what_was_freed_on_the_same_stream(cp):
+def test_the_pool_reuses_blocks_that_were_freed_on_the_same_stream(cp):
     cp.empty(100)
     with cp.fake.counting() as counts:
         cp.empty(100)
@@ -97,7 +97,7 @@ def test_a_capture_records_and_a_graph_replays(cp):
     assert counts.captured == {"multiply": 1, "sum": 1, "memcpy": 1}
     assert (counts.captures, counts.graph_launches) == (1, 0)
     assert not counts.operations
-    # The sum went to an array of the capture's own, which is gone.
+    # The sum went to a temporary array of the capture, which is freed.
     with pytest.raises(fakecupy.FakeError, match="freed memory"):
         graph.launch(stream)
 
@@ -113,7 +113,7 @@ def test_a_capture_records_and_a_graph_replays(cp):
     assert counts.replayed == {"multiply": 2, "sum": 2}
 
 
-def test_what_a_capture_refuses(cp):
+def test_operations_that_a_capture_refuses(cp):
     x, stream = cp.ones((3, 3)), cp.cuda.Stream(non_blocking=True)
     error = cp.cuda.runtime.CUDARuntimeError
     refused = [
@@ -149,7 +149,7 @@ def test_what_a_capture_refuses(cp):
         cp.cuda.Graph()
 
 
-def test_the_null_stream_may_not_be_used_beside_a_blocking_stream_s_capture(cp):
+def test_the_null_stream_is_refused_during_the_capture_of_a_blocking_stream(cp):
     x = cp.ones(3)
     blocking, free = cp.cuda.Stream(), cp.cuda.Stream(non_blocking=True)
     free.begin_capture()
@@ -165,7 +165,7 @@ def test_the_null_stream_may_not_be_used_beside_a_blocking_stream_s_capture(cp):
 def test_allocating_in_a_capture(cp):
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:
-        stream.begin_capture()  # relaxed, as CuPy has it
+        stream.begin_capture()  # relaxed, CuPy's default
         cp.empty(7)
         stream.end_capture()
         stream.begin_capture(cp.cuda.runtime.streamCaptureModeGlobal)
@@ -176,7 +176,7 @@ def test_allocating_in_a_capture(cp):
             stream.end_capture()
 
 
-def test_a_second_stream_joins_a_capture_by_events_and_must_come_back(cp):
+def test_a_second_stream_joins_a_capture_by_events_and_must_be_joined_again(cp):
     x, y = cp.ones(3), cp.zeros(3)
     first, second = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
 
@@ -207,7 +207,7 @@ def test_streams_belong_to_their_device(cp):
         cp.cuda.Device(2).use()
 
 
-def test_work_that_nothing_orders_runs_late_with_lazy_streams():
+def test_unsynchronised_work_runs_late_with_lazy_streams():
     with fakecupy.installed(lazy_streams=True) as cp:
         x = cp.asarray(np.arange(3.0))
         one, two = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
@@ -219,11 +219,11 @@ def test_work_that_nothing_orders_runs_late_with_lazy_streams():
             cp.add(x, 1, out=y)
         with two:
             cp.multiply(y, 10, out=z)
-            assert z.get().tolist() == [0, 0, 0], "nothing made `two` wait for `one`"
+            assert z.get().tolist() == [0, 0, 0], "`two` was not ordered after `one`"
             two.wait_event(one.record())
             cp.multiply(y, 10, out=z)
             assert z.get().tolist() == [10, 20, 30]
-        # A blocking stream and the null stream are ordered by themselves.
+        # A blocking stream and the null stream are ordered implicitly.
         blocking = cp.cuda.Stream()
         with blocking:
             y += 5
@@ -231,7 +231,7 @@ def test_work_that_nothing_orders_runs_late_with_lazy_streams():
         assert y.get().tolist() == [12, 14, 16]
 
 
-def test_temporaries_outlive_queued_work_of_their_stream_only():
+def test_temporaries_outlive_queued_work_only_of_their_stream():
     with fakecupy.installed(lazy_streams=True) as cp:
         stream = cp.cuda.Stream(non_blocking=True)
         out = cp.empty(4)
@@ -241,7 +241,7 @@ def test_temporaries_outlive_queued_work_of_their_stream_only():
             cp.cuda.runtime.memcpyAsync(out.data.ptr, address, 32, 3, stream.ptr)
             del scratch
             gc.collect()
-            assert out.get().tolist() == [7, 7, 7, 7], "the pool frees in the stream's order"
+            assert out.get().tolist() == [7, 7, 7, 7], "the pool frees in stream order"
             stream.synchronize()
         with pytest.raises(fakecupy.FakeError, match="freed memory"):
             cp.cuda.runtime.memcpyAsync(out.data.ptr, address, 32, 3, stream.ptr)

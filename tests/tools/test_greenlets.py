@@ -1,4 +1,4 @@
-"""The stand-in for Numba's device, tests/tools/greenlets: what it computes, and the mistakes that it finds."""
+"""tests/tools/greenlets, the stand-in for Numba's device: its results, and the errors that it finds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(greenlets.available() is not None, reason=str(gr
 
 
 class HostArray:
-    """A NumPy array that offers itself as a device's."""
+    """A NumPy array with a __cuda_array_interface__."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -27,7 +27,7 @@ def cuda() -> Any:
 
 
 def launch(kernel: Any, blocks: int, threads: int, *arrays: np.ndarray, seed: int | None = None, watch: bool = False):
-    """One launch with arrays handed over as the backend does; gives what `installed` says of it."""
+    """Runs one launch with arrays passed as the backend passes them. Returns the record of `installed`."""
     cuda = importlib.import_module("numba.cuda")
     with greenlets.installed(seed, watch) as launches:
         kernel[blocks, threads, cuda.external_stream(5)](
@@ -36,7 +36,7 @@ def launch(kernel: Any, blocks: int, threads: int, *arrays: np.ndarray, seed: in
     return launches[0]
 
 
-def test_a_reversal_through_memory_is_right_in_any_order_and_raises_no_race(cuda: Any) -> None:
+def test_a_reversal_with_a_barrier_is_right_in_any_order_without_a_race(cuda: Any) -> None:
     @cuda.jit
     def mirrored(source, through, target):
         b, i, n = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
@@ -47,12 +47,12 @@ def test_a_reversal_through_memory_is_right_in_any_order_and_raises_no_race(cuda
     source = np.random.default_rng(0).standard_normal((3, 32))
     for seed, watch in ((None, False), (1, False), (2, True)):
         through, target = np.full((3, 32), np.nan), np.full((3, 32), np.nan)
-        told = launch(mirrored, 3, 32, source, through, target, seed=seed, watch=watch)
+        record = launch(mirrored, 3, 32, source, through, target, seed=seed, watch=watch)
         np.testing.assert_array_equal(target, source[:, ::-1])
-        assert (told.kernel, told.blocks, told.threads, told.stream) == (mirrored, 3, 32, 5)
+        assert (record.kernel, record.blocks, record.threads, record.stream) == (mirrored, 3, 32, 5)
 
 
-def test_without_its_barrier_the_reversal_reads_what_is_not_written_yet_and_is_a_race(cuda: Any) -> None:
+def test_a_reversal_without_a_barrier_is_wrong_and_a_race(cuda: Any) -> None:
     @cuda.jit
     def mirrored(source, through, target):
         i, n = cuda.threadIdx.x, cuda.blockDim.x
@@ -67,18 +67,18 @@ def test_without_its_barrier_the_reversal_reads_what_is_not_written_yet_and_is_a
             launch(mirrored, 1, 32, np.ones(32), through, target, seed=seed, watch=True)
 
 
-def test_a_read_before_anothers_write_is_a_race_in_either_order(cuda: Any) -> None:
+def test_a_read_and_a_write_of_two_threads_are_a_race_in_either_order(cuda: Any) -> None:
     @cuda.jit
     def shifted(a):
         i = cuda.threadIdx.x
         a[i] = a[min(i + 1, 31)] + 1
 
-    for seed in (None, 1, 2, 3):  # ascending, the values are what was meant
+    for seed in (None, 1, 2, 3):  # the ascending order gives the intended values
         with pytest.raises(greenlets.KernelError, match="race"):
             launch(shifted, 1, 32, np.arange(32.0), seed=seed, watch=True)
 
 
-def test_two_blocks_at_one_place_are_a_race_and_a_barrier_does_not_help(cuda: Any) -> None:
+def test_writes_of_two_blocks_to_one_element_are_a_race_despite_a_barrier(cuda: Any) -> None:
     @cuda.jit
     def summed(a):
         cuda.syncthreads()
@@ -90,7 +90,7 @@ def test_two_blocks_at_one_place_are_a_race_and_a_barrier_does_not_help(cuda: An
         launch(summed, 2, 32, np.zeros(1), watch=True)
 
 
-def test_arrays_that_share_memory_share_places(cuda: Any) -> None:
+def test_races_between_arrays_that_share_memory_are_found(cuda: Any) -> None:
     @cuda.jit
     def crossed(a, b):
         i = cuda.threadIdx.x
@@ -134,7 +134,7 @@ def test_indices_out_of_bounds_are_found(cuda: Any) -> None:
 
 
 @pytest.mark.parametrize(("blocks", "threads"), [(0, 32), (1, 0), (1, 33), (1, 1056)])
-def test_sizes_that_no_card_takes_are_refused(cuda: Any, blocks: int, threads: int) -> None:
+def test_launch_sizes_that_no_gpu_accepts_are_refused(cuda: Any, blocks: int, threads: int) -> None:
     with pytest.raises(greenlets.KernelError, match="blocks"):
         launch(cuda.jit(lambda a: None), blocks, threads, np.zeros(1))
 
@@ -144,7 +144,7 @@ def test_more_threads_than_the_kernel_is_compiled_for_are_refused(cuda: Any) -> 
         launch(cuda.jit(lambda a: None, launch_bounds=64), 1, 96, np.zeros(1))
 
 
-def test_an_array_that_is_waited_for_is_refused(cuda: Any) -> None:
+def test_an_array_view_that_synchronises_is_refused(cuda: Any) -> None:
     with greenlets.installed(), pytest.raises(greenlets.KernelError, match="synchronisation"):
         cuda.jit(lambda a: None)[1, 32, 0](cuda.as_cuda_array(HostArray(np.zeros(1))))
 
@@ -163,16 +163,16 @@ def test_the_functions_that_a_kernel_calls_are_simulated_too(cuda: Any) -> None:
         i = cuda.threadIdx.x
         a[i] = logistic(a[i])
 
-    a = np.linspace(-200, 200, 32).astype(np.float32)  # exp overflows: not an OverflowError, as Python's would be
+    a = np.linspace(-200, 200, 32).astype(np.float32)  # exp gives infinity, math.exp would raise
     want = 1 / (1 + np.exp(-a.astype(np.float64)))
     launch(everywhere, 1, 32, a)
     np.testing.assert_allclose(a, want, rtol=1e-6, atol=1e-37)
 
 
-def test_types_are_those_numba_gives(cuda: Any) -> None:
+def test_types_equal_numbas(cuda: Any) -> None:
     from numba import types
 
     a = np.zeros((4, 6), np.float32)
-    told = launch(cuda.jit(lambda a, b, c, d: None), 1, 32, a, a.T, a[:, ::2], np.zeros((2, 3, 4), np.float16))
+    record = launch(cuda.jit(lambda a, b, c, d: None), 1, 32, a, a.T, a[:, ::2], np.zeros((2, 3, 4), np.float16))
     want = (types.float32[:, ::1], types.float32[::1, :], types.float32[:, :], types.float16[:, :, ::1])
-    assert told.types == want
+    assert record.types == want

@@ -28,11 +28,11 @@ from tests.tools.mutants.planting import (
     try_unmutated,
 )
 
-# In `make test` too: one of the equations, one of gradients, one of bad input, one of a call's independence.
+# Also in `make test`: one bug each in equations, gradients, input checks and the independence of calls.
 QUICK = (
     "LSTM: i and f swapped",
-    "gradients of a layer overwritten, not added",
-    "negative lengths pass",
+    "gradients of a layer are overwritten, not added",
+    "negative lengths are accepted",
     "h0 kept by reference",
 )
 
@@ -50,7 +50,7 @@ def _params(mutants: tuple[Mutant, ...]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def verdicts(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Verdict]]]:
-    """What the mutants of the selected tests come to, by name, as many at a time as there are cores."""
+    """The verdicts on the mutants of the selected tests, by name. As many run at a time as there are cores."""
     selected = [item.callspec.params["mutant"] for item in request.session.items if _plants(item)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {mutant.name: pool.submit(try_mutant, mutant) for mutant in selected}
@@ -69,13 +69,13 @@ def test_a_planted_bug_makes_its_tests_fail(mutant: Mutant, verdicts: dict[str, 
 
 
 @pytest.mark.slow
-def test_the_tests_pass_with_nothing_planted() -> None:
+def test_the_tests_pass_without_a_mutant() -> None:
     control = try_unmutated(mutant for mutant in MUTANTS if problem_of(mutant) is None)
     assert not control.red, control.first_failure
 
 
-def test_every_row_fits_the_source() -> None:
-    """Names are found, texts occur once, and what is planted is Python still."""
+def test_every_mutant_applies_to_the_source() -> None:
+    """Names are found, texts occur once, and the edited source is valid Python."""
     stale = []
     for mutant in MUTANTS:
         for edit in mutant.edits:
@@ -89,7 +89,7 @@ def test_every_row_fits_the_source() -> None:
     assert not stale, "\n".join(stale)
 
 
-def test_the_names_differ() -> None:
+def test_the_names_are_unique() -> None:
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names)
     assert set(QUICK) <= set(names)
@@ -132,30 +132,30 @@ void other(int n) { step(n > 1); }
         ("a.cu", "kWide", "32", "16", "constexpr int kWide = 16;"),
     ],
 )
-def test_an_edit_is_found_by_name_whatever_its_spaces(file: str, at: str, old: str, new: str, want: str) -> None:
+def test_an_edit_is_found_by_name_ignoring_spaces(file: str, at: str, old: str, new: str, want: str) -> None:
     text = planted(PYTHON if file == "a.py" else CUDA, Edit(file, at, old, new))
     assert want in text
     assert text.count(want) == 1
 
 
 @pytest.mark.parametrize(
-    ("file", "at", "old", "said"),
+    ("file", "at", "old", "message"),
     [
         ("a.py", "Box.take", "x", "a.py defines no Box.take"),
-        ("a.py", "Box.put", "x - 1", "a.py: Box.put has 0 places that read 'x - 1', not 1"),
-        ("a.py", "put", "x", "a.py: put has 4 places that read 'x', not 1"),
+        ("a.py", "Box.put", "x - 1", "a.py: Box.put contains 'x - 1' 0 times, not once"),
+        ("a.py", "put", "x", "a.py: put contains 'x' 4 times, not once"),
         ("a.cu", "n", "1", "a.cu defines no n"),
     ],
 )
-def test_a_name_or_text_that_is_gone_is_an_error(file: str, at: str, old: str, said: str) -> None:
+def test_a_missing_name_or_text_is_an_error(file: str, at: str, old: str, message: str) -> None:
     with pytest.raises(StaleMutant) as caught:
         planted(PYTHON if file == "a.py" else CUDA, Edit(file, at, old, ""))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("edit", [Edit("rnnkit/core/cells.py", "", "no such text", ""), Edit("gone.py", "", "x", "y")])
 def test_the_error_names_the_mutant(edit: Edit) -> None:
-    with pytest.raises(StaleMutant, match="the one that is stale: "), mutated_copy([edit], "the one that is stale"):
+    with pytest.raises(StaleMutant, match="the stale mutant: "), mutated_copy([edit], "the stale mutant"):
         pass
 
 

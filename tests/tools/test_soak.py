@@ -1,4 +1,4 @@
-"""Some seconds of `python -m tests.tools.soak`, run for ten minutes before a release; and that it sees faults."""
+"""Some seconds of `python -m tests.tools.soak`, which runs for ten minutes before a release; and its own tests."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from tests.tools import soak
 
 
 @pytest.mark.slow
-def test_nothing_is_wrong_in_some_seconds() -> None:
-    # In a process of its own: in this one, callbacks of what other tests compiled may swallow an exception.
+def test_some_seconds_without_a_problem() -> None:
+    # In a separate process: in this one, callbacks of functions that other tests compiled may swallow an exception.
     command = [sys.executable, "-m", "tests.tools.soak", "--minutes", "0.2"]
     ran = subprocess.run(command, cwd=soak.ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "; 0 wrong" in ran.stdout
+    assert "; 0 problems" in ran.stdout
 
 
-def test_an_exception_that_is_swallowed_is_counted_and_does_not_hang(
+def test_a_swallowed_exception_is_reported_and_does_not_hang(
     monkeypatch: pytest.MonkeyPatch, no_garbage_collection: None
 ) -> None:
     class Swallows(rnnkit.LSTM):
         def zero_grad(self) -> None:
             with contextlib.suppress(soak.Interrupt):
-                for _ in range(3000):  # where nearly all of the signals arrive
+                for _ in range(3000):  # takes nearly all the time, so nearly all signals arrive here
                     super().zero_grad()
 
     monkeypatch.setattr(soak.rnnkit, "LSTM", Swallows)
-    with pytest.raises(soak.Wrong, match="exceptions were swallowed"):
+    with pytest.raises(soak.Problem, match="exceptions were swallowed"):
         soak.interrupts(random.Random(0))
 
 
-def test_what_is_wrong_is_said_and_decides_the_exit_status(
+def test_a_problem_is_printed_and_sets_the_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def caches(rng: random.Random) -> None:
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_said_and_decides_the_exit_status(
 
 
 @pytest.mark.slow
-def test_memory_that_grows_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_growing_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     held: list[int] = []
     monkeypatch.setattr(soak, "ACTIVITIES", ((lambda rng: held.append(1 << 25), 1),))
     monkeypatch.setattr(soak, "resident_bytes", lambda: (1 << 20) + sum(held))
@@ -61,7 +61,7 @@ def test_memory_that_grows_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "memory grew" in capsys.readouterr().out
 
 
-def test_files_are_emptied_cut_and_garbled(tmp_path: Path) -> None:
+def test_files_are_emptied_truncated_and_corrupted(tmp_path: Path) -> None:
     path, whole = tmp_path / "file", bytes(range(200))
     sizes = set()
     for seed in range(30):

@@ -1,6 +1,6 @@
 """The numba backend's tests with the jobs compiled for 64-bit ARM (NEON) and run by QEMU's user mode.
 
-    python -m tests.tools.arm [pytest arguments]   by default the numba backend's parity with the oracle, three minutes
+    python -m tests.tools.arm [pytest arguments]   default: the numba backend's parity tests, three minutes
 
 Python and the launch code run on the host. The job itself, with its threads, runs in QEMU. Needs qemu-aarch64 or
 qemu-aarch64-static and aarch64-linux-gnu-gcc (Debian: qemu-user-static, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross).
@@ -29,7 +29,7 @@ GCC = shutil.which("aarch64-linux-gnu-gcc")
 
 
 class Arm:
-    """Compiles and runs jobs for that processor in place of the host."""
+    """Compiles jobs for 64-bit ARM and runs them in QEMU."""
 
     def __init__(self, folder: Path) -> None:
         import llvmlite.binding as llvm
@@ -40,16 +40,16 @@ class Arm:
         self.machine = llvm.Target.from_triple(TRIPLE).create_target_machine(
             cpu=PROCESSOR, opt=3, reloc="static", codemodel="small"
         )
-        self.jobs: dict[int, Any] = {}  # compiled for the host, by address
+        self.jobs: dict[int, Any] = {}  # the host's compiled jobs, by address
         self.programs: dict[int, Path] = {}
-        self.known: dict[int, np.ndarray] = {}  # arrays that are passed by address only
+        self.arrays: dict[int, np.ndarray] = {}  # by address, for arguments that are only addresses
         self.calls = 0
 
     def program(self, address: int) -> Path:
         """The ARM program of the job that has this address on the host."""
         if address not in self.programs:
             callback, llvm = self.jobs[address], self.llvm
-            # Removes Numba's reference counting, which has x86 intrinsics and which no kernel needs.
+            # Removes Numba's reference counting: it uses x86 intrinsics, and no kernel needs it.
             text = re.sub(r"(= )[a-z ]*call i8 @llvm\.x86\.atomic\.sub.*", r"\1add i8 0, 0", callback.inspect_llvm())
             module = llvm.parse_assembly(text)
             module.triple, module.data_layout = TRIPLE, str(self.machine.target_data)
@@ -58,14 +58,17 @@ class Arm:
             path = self.folder / f"job{len(self.programs)}"
             path.with_suffix(".o").write_bytes(self.machine.emit_object(module))
             sources = [str(Path(__file__).with_name("run.c")), str(path.with_suffix(".o"))]
-            # Symbols that only the reporting of Python errors would call stay undefined.
+            # Only code that raises Python exceptions uses the undefined symbols.
             options = ["-O1", "-static", "-pthread", "-Wl,--unresolved-symbols=ignore-all"]
             subprocess.run([str(GCC), *options, *sources, "-o", str(path)], check=True, capture_output=True)
             self.programs[address] = path
         return self.programs[address]
 
     def run(self, job: int, block: np.ndarray, threads: int, read: list[Any], written: list[Any]) -> None:
-        """Runs the job on copies of these arrays at the same addresses, and copies the `written` ones back."""
+        """Runs the job on copies of these arrays at the same addresses, and copies the `written` ones back.
+
+        block: the argument block, as 64-bit integers.
+        """
         arrays = [(a, k >= len(read)) for k, a in enumerate([*read, *written, block]) if a.nbytes]
         ranges = [(a.ctypes.data, a.nbytes, int(out)) for a, out in arrays]
         spans: list[list[int]] = []
@@ -89,8 +92,8 @@ class Arm:
             offset += size
         self.calls += 1
 
-    def note(self, a: np.ndarray) -> np.ndarray:
-        self.known[a.ctypes.data] = a
+    def record(self, a: np.ndarray) -> np.ndarray:
+        self.arrays[a.ctypes.data] = a
         return a
 
     def launch_forward(
@@ -103,9 +106,9 @@ class Arm:
 
         s, threads, block, barriers = self._begin(Forward, words)
         size = s.own + threads * s.own_size
-        room = self.known[workspace] if workspace else memory.aligned(size).memory
-        rooms = [room] + ([self.known[digest]] if digest else [])
-        workspace = room.ctypes.data
+        buffer = self.arrays[workspace] if workspace else memory.aligned(size).memory
+        buffers = [buffer] + ([self.arrays[digest]] if digest else [])
+        workspace = buffer.ctypes.data
         arguments = Forward(
             shape=words.ctypes.data,
             x=x.ctypes.data,
@@ -126,8 +129,9 @@ class Arm:
         )
         _fill(block, arguments)
         packed_x = [] if x_packed.ctypes.data == x.ctypes.data else [x_packed]
-        read, written = [words, table, *self._held(weights), x, h0, c0], [_whole(y), h_n, c_n, values, *packed_x]
-        self.run(job, block, threads, read, [*written, *rooms])
+        read = [words, table, *self._weight_arrays(weights), x, h0, c0]
+        written = [_base(y), h_n, c_n, values, *packed_x]
+        self.run(job, block, threads, read, [*written, *buffers])
 
     def launch_backward(
         self, state, job, words, table, weights, workspace, h_prev, c_prev, operand, y_row, has_dy, biased, adds,
@@ -164,11 +168,11 @@ class Arm:
         _fill(block, arguments)
         written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]
         written = list({a.ctypes.data: a for a in written if a.nbytes}.values())
-        read = [words, table, *self._held(weights), x_packed, values, _whole(dy), dh_n, dc_n]
-        self.run(job, block, threads, read, [*written, self.known[workspace]])
+        read = [words, table, *self._weight_arrays(weights), x_packed, values, _base(dy), dh_n, dc_n]
+        self.run(job, block, threads, read, [*written, self.arrays[workspace]])
 
     def _begin(self, kind: Any, words: np.ndarray) -> tuple[Any, int, np.ndarray, int]:
-        """The call's shape, its threads, room for an argument block of `kind`, and the address of its barriers."""
+        """The call's shape, number of threads, an empty argument block of `kind`, and the address of its barriers."""
         from rnnkit.kernels.cpu.arguments import Shape, words_of
 
         s = Shape(*map(int, words[: len(Shape._fields)]))
@@ -176,8 +180,8 @@ class Arm:
         barriers = -(-(block.ctypes.data + 8 * words_of(kind)) // 64) * 64
         return s, s.groups * s.members, block, barriers
 
-    def _held(self, weights: np.ndarray) -> list[np.ndarray]:
-        return list({int(a): self.known[int(a)] for a in weights if a and int(a) in self.known}.values())
+    def _weight_arrays(self, weights: np.ndarray) -> list[np.ndarray]:
+        return list({int(a): self.arrays[int(a)] for a in weights if a and int(a) in self.arrays}.values())
 
 
 def _rows(s: Any, words: np.ndarray, table: np.ndarray) -> Any:
@@ -194,20 +198,20 @@ def _saved(values: np.ndarray, *offsets: int) -> Any:
 
 
 def _fill(block: np.ndarray, arguments: Any) -> None:
-    """A struct's words, nested structs included."""
+    """Writes the fields of a struct to `block`, those of nested structs in place."""
     words = [word for field in arguments for word in (field if isinstance(field, tuple) else (field,))]
     block[: len(words)] = words
 
 
-def _whole(a: np.ndarray) -> np.ndarray:
+def _base(a: np.ndarray) -> np.ndarray:
     """The array that `a` is a view of."""
     while isinstance(a.base, np.ndarray):
         a = a.base
     return a
 
 
-def plant(arm: Arm) -> None:
-    """Replaces the host by ARM, before any kernel is compiled."""
+def replace_host(arm: Arm) -> None:
+    """Patches the backend to launch jobs on `arm`. Call it before any kernel is compiled."""
     from rnnkit.kernels.cpu import simd as vector
 
     vector.vector_bytes = lambda: 16
@@ -216,7 +220,7 @@ def plant(arm: Arm) -> None:
     system.llvm = SimpleNamespace(get_process_triple=lambda: TRIPLE)
     job = jit.job
 
-    def noted(key: tuple[str, ...]) -> Any:
+    def recorded_job(key: tuple[str, ...]) -> Any:
         def decorate(function: Any) -> Any:
             callback = job(key)(function)
             arm.jobs[callback.address] = callback
@@ -224,25 +228,25 @@ def plant(arm: Arm) -> None:
 
         return decorate
 
-    jit.job = noted
+    jit.job = recorded_job
     from rnnkit.backends.numba import layer as backend
     from rnnkit.backends.numba import memory
     from rnnkit.core import thread_pool
 
-    aligned, addresses = memory.aligned, backend._addresses
+    aligned, addresses = memory.aligned, backend.weight_addresses
 
-    def noted_room(size: int) -> Any:
-        room = aligned(size)
-        arm.note(room.memory)
-        return room
+    def recorded_buffer(size: int) -> Any:
+        buffer = aligned(size)
+        arm.record(buffer.memory)
+        return buffer
 
-    def noted_addresses(weights: Any) -> Any:
+    def recorded_addresses(weights: Any) -> Any:
         found = addresses(weights)
         for a in found[1]:
-            arm.note(a)
+            arm.record(a)
         return found
 
-    memory.aligned, backend._addresses, backend.TOGETHER = noted_room, noted_addresses, 1 << 40
+    memory.aligned, backend.weight_addresses, backend.TOGETHER = recorded_buffer, recorded_addresses, 1 << 40
     backend.launch_forward, backend.launch_backward = arm.launch_forward, arm.launch_backward
     thread_pool.run_on_pool = lambda threads, microseconds, launch: launch(0, threads)
 
@@ -254,7 +258,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=folder)
         arm = Arm(Path(folder))
-        plant(arm)
+        replace_host(arm)
         import pytest
 
         ended = pytest.main(["-p", "no:cacheprovider", *(arguments or DEFAULT)])

@@ -1,9 +1,10 @@
-/* Runs a job of the CPU path on an image of the memory it reads and writes, each range at the address it came from.
+/* Runs a job of the CPU path on copies of the memory that it reads and writes, at the same addresses as in the host.
 
        run IMAGE
 
-   IMAGE: the words ranges, spans, block, threads; for each range its address, size and whether it is written; for each
-   span of whole pages its address and size; then the ranges' bytes. Those that are written are written back. */
+   IMAGE is a file of 64-bit integers: the number of ranges, the number of spans, the address of the argument block and
+   the number of threads; address, size and is_written of each range; address and size of each span of whole pages to
+   map. The bytes of all ranges follow. After the job, the bytes of written ranges are stored back to IMAGE. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -15,7 +16,7 @@
 
 extern void job(int64_t block, int64_t index);
 
-/* Numba's memory for a kernel's few words of its own; never given back. */
+/* Numba allocates small arrays of kernels by this function. They are never freed. */
 typedef struct {
     size_t references;
     void *end, *end_of;
@@ -38,16 +39,16 @@ static void fail(const char *what) {
     exit(2);
 }
 
-static void *member(void *index) {
+static void *run_worker(void *index) {
     job(block, (int64_t)index);
     return NULL;
 }
 
-static void move(int file, int out, char *at, int64_t size, int64_t place) {
+static void transfer(int file, int out, char *at, int64_t size, int64_t offset) {
     while (size > 0) {
-        ssize_t done = out ? pwrite(file, at, size, place) : pread(file, at, size, place);
+        ssize_t done = out ? pwrite(file, at, size, offset) : pread(file, at, size, offset);
         if (done <= 0) fail("image");
-        at += done, size -= done, place += done;
+        at += done, size -= done, offset += done;
     }
 }
 
@@ -63,17 +64,17 @@ int main(int count, char **arguments) {
         if (found != (void *)span[0]) fail("mmap");
     }
     for (int out = 0; out < 2; ++out) {
-        int64_t place = sizeof head + size;
+        int64_t offset = sizeof head + size;
         for (int64_t k = 0; k < ranges; ++k) {
             int64_t *range = words + 3 * k;
-            if (!out || range[2]) move(file, out, (char *)range[0], range[1], place);
-            place += range[1];
+            if (!out || range[2]) transfer(file, out, (char *)range[0], range[1], offset);
+            offset += range[1];
         }
         if (out) break;
         block = head[2];
         pthread_t threads[64];
         for (int64_t k = 1; k < head[3]; ++k)
-            if (pthread_create(&threads[k], NULL, member, (void *)k)) fail("thread");
+            if (pthread_create(&threads[k], NULL, run_worker, (void *)k)) fail("thread");
         job(block, 0);
         for (int64_t k = 1; k < head[3]; ++k) pthread_join(threads[k], NULL);
     }

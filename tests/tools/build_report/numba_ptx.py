@@ -1,9 +1,9 @@
 """Compiles every Numba CUDA kernel to PTX, and with nvJitLink to machine code, without a driver.
 
-`python -m tests.tools.build_report.numba_ptx [all]` prints JSON, in a process of its own because numba-cuda takes the
-place of Numba's numba.cuda and one of its functions is patched: {"unavailable": why} or {"registers": why not or null,
-"kernels": [{"name", "arch", "float64", "facts", "usage"}]}, `usage` null where there is no nvJitLink. Without `all`
-each kernel is compiled for one architecture, each architecture in turn.
+`python -m tests.tools.build_report.numba_ptx [all]` prints JSON. Run it in a separate process: numba-cuda replaces
+Numba's numba.cuda, and one of its functions is patched. The JSON is {"unavailable": why} or {"registers": why not or
+null, "kernels": [{"name", "arch", "float64", "facts", "usage"}]}, with `usage` null if there is no nvJitLink. Without
+`all`, each kernel is compiled for one architecture, each architecture in turn.
 """
 
 from __future__ import annotations

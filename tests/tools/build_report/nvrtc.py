@@ -1,4 +1,4 @@
-"""Compiles a CUDA source for one architecture with NVRTC, and reads its resource usage. Needs no driver and no GPU."""
+"""Compiles a CUDA source for one architecture with NVRTC, and reads its resource usage. Needs no driver, no GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
-# What CuPy 14 adds to the options of a RawModule, so that what is reported is what will run: as_cupy.py holds us to it.
+# The options that CuPy 14 adds to those of a RawModule. A test compares them with CuPy's code by as_cupy.py.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 EXTRA = "pip install 'rnnkit[cuda-build]'"
 
@@ -103,7 +103,7 @@ def unavailable() -> str | None:
         known = _checked(nvrtc.nvrtcGetSupportedArchs())
     except ImportError:
         return f"cuda-bindings is not installed ({EXTRA})"
-    except Exception as error:  # the bindings load libnvrtc at the first call, and say so in errors of several types
+    except Exception as error:  # the bindings load libnvrtc at the first call, and raise errors of several types
         return f"NVRTC does not load ({EXTRA}): {str(error).splitlines()[0]}"
     if missing := sorted(set(ARCHS) - set(known)):
         return f"NVRTC {major}.{minor} does not know sm_{missing[0]}"
@@ -111,7 +111,7 @@ def unavailable() -> str | None:
     if headers is None:
         return f"NVIDIA's header wheels are not installed ({EXTRA})"
     if headers != (major, minor):
-        return f"NVRTC is {major}.{minor} but its headers are {headers[0]}.{headers[1]}: one CUDA release, please"
+        return f"NVRTC is {major}.{minor} but its headers are {headers[0]}.{headers[1]}; install one CUDA release"
     return None
 
 

@@ -1,4 +1,5 @@
-// How many blocks of a kernel one multiprocessor holds, by NVIDIA's own calculator, which is a header and needs no card.
+// The number of resident blocks of a kernel per multiprocessor, from NVIDIA's cuda_occupancy.h. Needs no GPU. Returns
+// minus the error code if the header rejects the arguments.
 #include <cuda_occupancy.h>
 
 extern "C" int blocks_per_multiprocessor(int major, int minor, int multiprocessors, int shared_sm, int shared_block_optin,

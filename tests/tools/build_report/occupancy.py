@@ -35,7 +35,7 @@ class Device(NamedTuple):
 
 
 # From the CUDA C++ Programming Guide (technical specifications by compute capability); multiprocessors from NVIDIA's
-# white papers. None was read from a card: a test marked `gpu` compares the row of the card it finds.
+# white papers. A test marked `gpu` compares the row of the GPU that it runs on.
 DEVICES = {
     device.arch: device
     for device in (
@@ -104,6 +104,6 @@ def occupancy(device: Device, usage: Usage, threads: int, dynamic_shared: int) -
         threads,
     )
     if blocks < 0:
-        raise ValueError(f"cuda_occupancy.h answers {blocks} for {usage}, {threads} threads, {dynamic_shared} bytes")
+        raise ValueError(f"cuda_occupancy.h returns {blocks} for {usage}, {threads} threads, {dynamic_shared} bytes")
     warps = blocks * -(-threads // 32)
     return Occupancy(blocks, round(32 * warps / device.threads, 3), blocks * device.multiprocessors)

@@ -1,7 +1,7 @@
 """The committed table: one line per kernel and architecture, with a digest of the source, options and launch.
 
 kernels/build-report.json is {"nvrtc", "columns", "modules": {name: {"digest", "kernels": {name: {"block",
-"dynamic_shared", "sm_75": [a number a column], ...}}}}}; kernels/build-report.md is the same for reading.
+"dynamic_shared", "sm_75": [one number per column], ...}}}}}; kernels/build-report.md is the same for reading.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def archs_of(build: Build, archs: Iterable[int] = nvrtc.ARCHS) -> list[int]:
 
 
 def cover(builds: Sequence[Build]) -> set[tuple[str, int]]:
-    """(module, architecture) pairs for every day: each module for sm_90 and one other, each architecture in turn."""
+    """(module, architecture) pairs of the short tests: each module for sm_90 and, in turn, one other architecture."""
     others = [arch for arch in nvrtc.ARCHS if arch != 90]
     chosen = {(build.name, 90) for build in builds}
     for number, build in enumerate(builds):
@@ -67,7 +67,7 @@ def problems(report: Report, kernels: Sequence[Kernel], arch: int, doubles: bool
         found.append(f"compiled {sorted(report.kernels)}, listed {sorted(kernel.name for kernel in kernels)}")
     for name, usage in report.kernels.items():
         if usage.spill_stores or usage.spill_loads:
-            found.append(f"{name} spills {usage.spill_stores} bytes of registers and loads {usage.spill_loads} back")
+            found.append(f"{name} spills {usage.spill_stores} bytes of registers and reloads {usage.spill_loads}")
         if usage.stack:
             found.append(f"{name} has a stack frame of {usage.stack} bytes")
     for kernel in kernels:
@@ -78,17 +78,17 @@ def problems(report: Report, kernels: Sequence[Kernel], arch: int, doubles: bool
     if report.facts.doubles and not doubles:
         found.append(f"float64 in the PTX: {report.facts.doubles}")
     if report.facts.calls:
-        found.append(f"calls left in the PTX: {report.facts.calls}")
+        found.append(f"calls that were not inlined in the PTX: {report.facts.calls}")
     return found + [f"the compiler warns: {line}" for line in report.warnings]
 
 
 def _launch_problems(usage: Usage, kernel: Kernel, arch: int) -> list[str]:
-    """Why a block of the kernel could not start on the architecture at all, by its limits."""
+    """The limits of the architecture that a block of the kernel exceeds."""
     found = []
     threads = _threads(kernel)
     shared = usage.static_shared + kernel.shared_bytes
     if shared > DEVICES[arch].shared_block:
-        found.append(f"{kernel.name} wants {shared} bytes of shared memory, sm_{arch} has {DEVICES[arch].shared_block}")
+        found.append(f"{kernel.name} needs {shared} bytes of shared memory, sm_{arch} has {DEVICES[arch].shared_block}")
     if threads > 1024 or usage.registers * threads > 65536:
         found.append(f"{kernel.name}: {threads} threads of {usage.registers} registers do not fit a multiprocessor")
     return found
@@ -99,7 +99,7 @@ def _threads(kernel: Kernel) -> int:
     return x * y * z
 
 
-def placed(usage: Usage) -> list[int]:
+def compiler_columns(usage: Usage) -> list[int]:
     """The columns that depend on the compiler alone: the first five."""
     spills = usage.spill_stores + usage.spill_loads
     return [usage.registers, usage.stack, spills, usage.static_shared, usage.barriers]
@@ -108,7 +108,7 @@ def placed(usage: Usage) -> list[int]:
 def row(usage: Usage, kernel: Kernel, arch: int) -> list[int]:
     """One line of the table, in the order of COLUMNS."""
     fits = occupancy(DEVICES[arch], usage, _threads(kernel), kernel.shared_bytes)
-    return [*placed(usage), fits.blocks, fits.co_resident]
+    return [*compiler_columns(usage), fits.blocks, fits.co_resident]
 
 
 def differences(entry: dict[str, Any], report: Report, kernels: Sequence[Kernel], arch: int, whole: bool) -> list[str]:
@@ -116,7 +116,7 @@ def differences(entry: dict[str, Any], report: Report, kernels: Sequence[Kernel]
     found = []
     for kernel in kernels:
         usage = report.kernels[kernel.name]
-        now = row(usage, kernel, arch) if whole else placed(usage)
+        now = row(usage, kernel, arch) if whole else compiler_columns(usage)
         then = entry["kernels"][kernel.name][f"sm_{arch}"]
         for column, before, after in zip(COLUMNS, then, now, strict=False):
             if before != after:
@@ -188,16 +188,17 @@ def as_markdown(table: dict[str, Any]) -> str:
         for kernel, entry in part["kernels"].items():
             modules_of.setdefault((f"`{kernel}`", *_cells(entry, table["columns"])), []).append(module)
     lines = [
-        "# What the CUDA kernels cost",
+        "# Resources of the CUDA kernels",
         "",
-        f"Written by `{REWRITE}` with NVRTC {table['nvrtc']}; no card was used. Each cell is",
-        "registers a thread / blocks a multiprocessor / blocks at once on the card. No kernel spills a register or has",
-        "a byte of stack or local memory. Shared memory is static + dynamic bytes a block. A dash: the module is not",
-        "for that architecture. The blocks are by NVIDIA's occupancy calculator, for these cards as published:",
+        f"Written by `{REWRITE}` with NVRTC {table['nvrtc']}, without a GPU. Each cell is",
+        "registers per thread / resident blocks per multiprocessor / resident blocks per GPU. No kernel spills",
+        "registers or uses stack or local memory. Shared memory is static + dynamic bytes per block. A dash: the",
+        "architecture does not have this module. The numbers of blocks are from NVIDIA's occupancy calculator, for",
+        "these GPUs:",
         "",
         *(f"- sm_{arch}: {card.name}, {card.multiprocessors} multiprocessors" for arch, card in DEVICES.items()),
         "",
-        "| kernel | threads | shared | " + " | ".join(f"sm_{arch}" for arch in DEVICES) + " | in |",
+        "| kernel | threads | shared | " + " | ".join(f"sm_{arch}" for arch in DEVICES) + " | modules |",
         "|---|---|---|" + "---|" * len(DEVICES) + "---|",
     ]
     lines += [f"| {' | '.join(cells)} | {', '.join(modules)} |" for cells, modules in sorted(modules_of.items())]
@@ -209,8 +210,8 @@ def _cells(entry: dict[str, Any], columns: Sequence[str]) -> list[str]:
     static = sorted({row["static_shared"] for row in rows if row})
     threads = " x ".join(str(n) for n in entry["block"] if n > 1) or "1"
     shared = f"{' or '.join(map(str, static))} + {entry['dynamic_shared']}"
-    costs = [f"{r['registers']} / {r['blocks_per_sm']} / {r['co_resident']}" if r else "-" for r in rows]
-    return [threads, shared, *costs]
+    usage = [f"{r['registers']} / {r['blocks_per_sm']} / {r['co_resident']}" if r else "-" for r in rows]
+    return [threads, shared, *usage]
 
 
 def write(table: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ INCLUDE, RUNTIME = HERE / "include", HERE / "runtime"
 CXX = os.environ.get("CXX", "g++")
 
 COMMON = ("-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-threadsafe-statics", "-fno-strict-aliasing")
-# GCC must not infer the contents of shared memory from one thread's code, nor contract a product and a sum to an fma.
+# GCC must not infer the contents of shared memory from one thread's code, nor contract a product and a sum to fma.
 KERNEL = (
     *COMMON,
     "-fno-exceptions",
@@ -90,14 +90,14 @@ class Built(NamedTuple):
 def available() -> str | None:
     """Why kernels cannot run here, or None if they can."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "AMD64"):
-        return f"the emulator is written for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+        return f"the emulator needs Linux on x86-64; this is {sys.platform} on {platform.machine()}"
     for tool in (CXX, "nm", "addr2line"):
         if shutil.which(tool) is None:
             return f"the emulator needs {tool}, which is not installed"
     version = _compiler()
     number = re.search(r"(\d+)\.\d+", version)
     if "Free Software Foundation" not in version or not number or int(number[1]) < 12:
-        return f"the emulator needs GCC 12 or later, {CXX} is {version.splitlines()[0]}"
+        return f"the emulator needs GCC 12 or later; {CXX} is {version.splitlines()[0]}"
     return None
 
 
@@ -167,7 +167,7 @@ def _own_sources() -> str:
 
 @contextlib.contextmanager
 def _publishing(folder: Path) -> Any:
-    """A temporary folder that is renamed to `folder` at the end, atomically. Another process may have been faster."""
+    """A temporary folder that is renamed to `folder` at the end, atomically, unless another process has created it."""
     work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
     try:
         yield work
@@ -209,8 +209,8 @@ def _scan(code: str, options: tuple[str, ...], work: Path) -> str:
     number = next((m[1] for o in options if (m := re.search(r"arch\w*=(?:sm|compute)_(\d+)", o))), DEFAULT_ARCH)
     arch = [] if any(o.startswith("-D__CUDA_ARCH__") for o in options) else [f"-D__CUDA_ARCH__={number}0"]
     defines = [f"-D{name}" for name in (*DEFINES, "RNNKIT_EMULATOR_SCAN")]
-    nothing_else = ["-nostdinc", "-nostdinc++", "-I", str(INCLUDE)]
-    return _run([CXX, "-x", "c++", "-E", *_language(options), *nothing_else, *arch, *defines, *macros, str(path)])
+    only_own_headers = ["-nostdinc", "-nostdinc++", "-I", str(INCLUDE)]
+    return _run([CXX, "-x", "c++", "-E", *_language(options), *only_own_headers, *arch, *defines, *macros, str(path)])
 
 
 def _exports(kernels: list[FoundKernel], instances: tuple[str, ...]) -> tuple[str, list[str], set[str], set[str]]:
@@ -229,7 +229,7 @@ def _exports(kernels: list[FoundKernel], instances: tuple[str, ...]) -> tuple[st
         kernel = by_name[name.split("<")[0].strip()]
         lines.append(f"EMULATOR_EXPORT({number}, &{name})")
         for values, key, having in ((kernel.bounds, "bounds", bounded), (kernel.cluster, "cluster", clustered)):
-            # In a template the values may contain its parameters, which are unknown outside.
+            # The values of a template may depend on its parameters, which are unknown outside it.
             if values and (not kernel.template or not re.search(r"[A-Za-z_]", values)):
                 lines.append(f"EMULATOR_NUMBERS({key}, {number}, {values})")
                 having.add(name)
@@ -250,7 +250,7 @@ def _compile(code: str, options: tuple[str, ...], mode: str, instances: tuple[st
     info: dict[str, Any] = {"kernels": {}, "templates": [k.name for k in kernels if k.template]}
     for number, name in enumerate(names):
         if name in plain and name not in mangled:
-            continue  # not extern "C": no driver finds it by this name
+            continue  # not extern "C", so the driver does not find it by this name
         used = sum(o.size for o in statics if _may_use(o.name, name.split("<")[0].strip(), by=plain))
         info["kernels"][name] = KernelInfo(number, used, name in bounded, name in clustered)
     info["statics"] = [o._replace(name=_plain_name(o.name)) for o in statics]
@@ -261,7 +261,7 @@ def _compile(code: str, options: tuple[str, ...], mode: str, instances: tuple[st
 
 
 def _data_objects(unit: Path, library: Path) -> tuple[list[DataObject], list[DataObject]]:
-    """The static variables of functions, which in kernels are shared memory; other variables, GCC's own flags last."""
+    """The static variables of functions, which in kernels are shared memory; the others, GCC's guard variables last."""
     own = {line.split()[-1] for line in _run(["nm", str(unit)]).splitlines()}
     statics: list[DataObject] = []
     variables: list[DataObject] = []
@@ -271,13 +271,13 @@ def _data_objects(unit: Path, library: Path) -> tuple[list[DataObject], list[Dat
             continue
         found = DataObject(fields[3], int(fields[0], 16), int(fields[1], 16))
         (statics if fields[3].startswith("_ZZ") else variables).append(found)
-    # GCC guards a static array of a class by a flag (_ZGV...), though __half and the like have nothing to construct.
+    # GCC adds a guard variable (_ZGV...) to a static array of a class, although __half etc. need no construction.
     variables.sort(key=lambda o: o.name.startswith(GUARD))
     return statics, variables
 
 
 def _plain_name(symbol: str) -> str:
-    """tile of _ZZ6kernelE4tile; a flag of GCC's as it is."""
+    """The name of a variable: "tile" of _ZZ6kernelE4tile; unchanged for GCC's guard variables."""
     if symbol.startswith(GUARD):
         return symbol
     for mark in reversed(list(re.finditer(r"[EL](\d+)", symbol))):
@@ -288,6 +288,6 @@ def _plain_name(symbol: str) -> str:
 
 
 def _may_use(symbol: str, kernel: str, by: set[str]) -> bool:
-    """Whether shared variable `symbol` (_ZZ<function>E<name>) counts for `kernel`: unless it is another kernel's."""
+    """Whether `kernel` may use shared variable `symbol` (_ZZ<function>E<name>): unless it belongs to another kernel."""
     owner = next((k for k in by if symbol.startswith(f"_ZZ{len(k)}{k}E")), None)
     return owner is None or owner == kernel

@@ -6,25 +6,25 @@ import re
 
 # The values of `kind` that the runtime and the launcher use.
 KINDS = {
-    "compile": "the source does not compile, or has no such kernel",
-    "launch": "the driver would refuse the launch",
+    "compile": "the source does not compile, or has no kernel of that name",
+    "launch": "the driver would reject the launch",
     "arguments": "the arguments do not fit the kernel's parameters",
     "bounds": "an access outside every live buffer, or to another block's shared memory",
-    "readonly": "a write to a buffer that must not be written, or a read through __ldg of what was written",
-    "race": "two accesses that nothing orders",
-    "uninitialised": "a read of shared memory that was never written",
-    "alignment": "an access that is not at a multiple of its size",
-    "undefined": "undefined behaviour of C++: overflow, a shift too far, an array index",
+    "readonly": "a write to a read-only buffer, or a read through __ldg of memory that the launch writes",
+    "race": "two conflicting accesses without synchronisation",
+    "uninitialised": "a read of uninitialised shared memory",
+    "alignment": "an access to an address that is not a multiple of its size",
+    "undefined": "undefined behaviour of C++: overflow, an invalid shift, an array index out of range",
     "divergence": "not all threads of a block reach the same barrier",
-    "barrier": "a barrier used wrongly",
+    "barrier": "invalid use of a barrier",
     "warp": "a warp operation whose lanes do not match its mask",
     "cluster": "shared memory of a block outside the cluster, or of one that has exited",
-    "async": "an asynchronous copy that is used or left before it was waited for",
-    "deadlock": "no thread can go on",
-    "timeout": "the time limit",
+    "async": "an asynchronous copy without a wait before its use or the thread's exit",
+    "deadlock": "no thread can continue",
+    "timeout": "the time limit was reached",
     "fault": "a signal: an invalid address, a division by zero",
     "assert": "an assert() or __trap() of the kernel",
-    "stack": "a thread's stack is full",
+    "stack": "a thread's stack overflowed",
 }
 _PLACE = re.compile(r"([^\s:]+):(\d+)")
 
@@ -43,4 +43,4 @@ class EmulatorError(RuntimeError):
 
 
 class RaceError(EmulatorError):
-    """Two threads access the same bytes, at least one of them writes, and nothing orders the accesses."""
+    """Two threads access the same bytes, at least one of them writes, and they are not synchronised."""

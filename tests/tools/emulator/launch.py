@@ -36,17 +36,17 @@ STACK_BYTES = {"fast": 64 * 1024, "check": 128 * 1024}
 _TEXT_BYTES = 16384
 # One launch at a time in a process: runtimes share signal handlers and the measured processor time.
 _launching = threading.Lock()
-# Each library has a runtime of its own, which keeps stacks and records for its next launch: up to 300 MB. The libraries
-# that launched last keep theirs, in the order of their launches; the others give it back.
-_KEPT_LIBRARIES = 2
+# Each library contains a runtime, which caches stacks and access records for its next launch: up to 300 MB. Only the
+# libraries that launched last keep them, in the order of their launches.
+_CACHING_LIBRARIES = 2
 _launched: dict[str, ctypes.CDLL] = {}
 
 
-def _keep(path: str, library: ctypes.CDLL) -> None:
-    """Notes that `library` launches now, and frees what the one that launched longest ago keeps."""
+def _note_launch(path: str, library: ctypes.CDLL) -> None:
+    """Records that `library` launches now, and frees the cached memory of the least recently launched one."""
     _launched.pop(path, None)
     _launched[path] = library
-    if len(_launched) > _KEPT_LIBRARIES:
+    if len(_launched) > _CACHING_LIBRARIES:
         oldest = next(iter(_launched))
         _launched.pop(oldest)["emulator_release"]()
 
@@ -93,7 +93,7 @@ class Module:
 
     def __init__(self, code: str, options: Sequence[str] = ("-std=c++17",), mode: str = "fast") -> None:
         if mode not in compiling.MODES:
-            raise EmulatorError(f"mode {mode!r}: it is 'fast' or 'check'", "arguments")
+            raise EmulatorError(f"mode {mode!r}: it must be 'fast' or 'check'", "arguments")
         self.code, self.options, self.mode = code, tuple(options), mode
         self._functions: dict[str, Function] = {}
         self._load(compiling.build(code, self.options, mode))
@@ -125,7 +125,7 @@ class Module:
         function = self._functions[name] = Function(module, name)
         return function
 
-    def explain(self, message: str) -> str:
+    def resolve(self, message: str) -> str:
         """`message` with source lines in place of program counters, and names in place of variables' numbers."""
         counters = sorted(set(re.findall(r"\{pc:(0x[0-9a-f]+)\}", message)))
         # A program counter is a return address, so the call is before it.
@@ -187,7 +187,7 @@ class Function:
         if order not in ORDERS:
             raise EmulatorError(f"order {order!r}: it is one of {', '.join(ORDERS)}", "arguments")
         grid, block = _triple(grid), _triple(block)
-        self._refuse(grid, block, shared_mem, cooperative)
+        self._check_launch(grid, block, shared_mem, cooperative)
         checking = self.module.mode == "check"
         config = _Config()
         config.grid[:], config.block[:], config.cluster[:] = grid, block, self.cluster
@@ -204,7 +204,7 @@ class Function:
         buffers = live_buffers(memory, args) if checking else np.zeros((0, 3), np.uint64)
         config.buffer_count, config.buffers = len(buffers), buffers.ctypes.data
         with _launching:
-            _keep(str(self.module.built.path), self.module._library)
+            _note_launch(str(self.module.built.path), self.module._library)
             self._pack(args)
             return self._run(config)
 
@@ -213,40 +213,39 @@ class Function:
         stats = _CStats()
         result = self._launch(ctypes.byref(config), kind, len(kind), text, len(text), ctypes.byref(stats))
         if result:
-            message = self.module.explain(text.value.decode(errors="replace"))
+            message = self.module.resolve(text.value.decode(errors="replace"))
             which = kind.value.decode()
             raise (RaceError if which == "race" else EmulatorError)(f"kernel {self.name}: {message}", which)
         return Stats(*(getattr(stats, name) for name in Stats._fields))
 
-    def _refuse(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int, cooperative: bool) -> None:
+    def _check_launch(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int, cooperative: bool) -> None:
         """Raises EmulatorError if a driver would reject the launch."""
 
-        def refuse(why: str) -> None:
+        def reject(why: str) -> None:
             raise EmulatorError(f"kernel {self.name} with grid {grid} and block {block}: {why}", "launch")
 
         threads = block[0] * block[1] * block[2]
         if any(not 1 <= n <= most for n, most in zip(block, MAX_BLOCK, strict=True)) or threads > MAX_THREADS:
-            refuse(f"{threads} threads a block; {MAX_THREADS} at most, and {MAX_BLOCK} in x, y and z")
+            reject(f"{threads} threads per block; {MAX_THREADS} at most, and {MAX_BLOCK} in x, y and z")
         if threads > self.max_threads:
-            refuse(f"{threads} threads a block, above its __launch_bounds__ of {self.max_threads}")
+            reject(f"{threads} threads per block, above its __launch_bounds__ of {self.max_threads}")
         if any(not 1 <= n <= most for n, most in zip(grid, MAX_GRID, strict=True)):
-            refuse(f"a grid has from 1 to {MAX_GRID} blocks in x, y and z")
+            reject(f"a grid has from 1 to {MAX_GRID} blocks in x, y and z")
         if self.static_shared > MAX_STATIC_SHARED:
-            refuse(f"{self.static_shared} bytes of static shared memory; {MAX_STATIC_SHARED} at most")
+            reject(f"{self.static_shared} bytes of static shared memory; {MAX_STATIC_SHARED} at most")
         if shared_mem < 0 or self.static_shared + shared_mem > MAX_SHARED:
-            refuse(f"{self.static_shared} + {shared_mem} bytes of shared memory; {MAX_SHARED} at most")
+            reject(f"{self.static_shared} + {shared_mem} bytes of shared memory; {MAX_SHARED} at most")
         cluster = self.cluster[0] * self.cluster[1] * self.cluster[2]
         if any(g % c for g, c in zip(grid, self.cluster, strict=True)) or cluster > MAX_CLUSTER:
-            refuse(f"clusters of {self.cluster} blocks: {MAX_CLUSTER} at most, and the grid a multiple of them")
+            reject(f"clusters of {self.cluster} blocks; {MAX_CLUSTER} at most, and the grid must be a multiple of them")
         if cooperative:
             shared = self.static_shared + shared_mem + 1024
             held = min(
                 SHARED_OF_MULTIPROCESSOR // shared, THREADS_OF_MULTIPROCESSOR // threads, BLOCKS_OF_MULTIPROCESSOR
             )
             if grid[0] * grid[1] * grid[2] > held * MULTIPROCESSORS:
-                refuse(
-                    f"a cooperative launch holds all its blocks at once, {held * MULTIPROCESSORS} on the largest card"
-                )
+                most = held * MULTIPROCESSORS
+                reject(f"a cooperative launch runs all blocks concurrently, and the largest GPU holds {most}")
 
     def _pack(self, args: Sequence[Any]) -> None:
         if len(args) != len(self.parameters):

@@ -27,7 +27,7 @@ def _bracket(text: str, start: int) -> int:
         depth += (text[i] == "(") - (text[i] == ")")
         if depth == 0:
             return i + 1
-    raise EmulatorError("a bracket is not closed in the declaration of a kernel", "compile")
+    raise EmulatorError("unclosed bracket in the declaration of a kernel", "compile")
 
 
 def find_kernels(scanned: str) -> list[FoundKernel]:
@@ -62,5 +62,5 @@ def rewrite(scanned: str) -> str:
     text = _DYNAMIC.sub(lambda m: f"EMULATOR_DYNAMIC_SHARED({m[2].strip()}, {m[3]});", scanned)
     left = re.search(r"\bextern\b[^;\n]*\b__shared__\b[^;]*;", text)
     if left:
-        raise EmulatorError(f"a declaration that the emulator cannot read: {left[0]}", "compile")
+        raise EmulatorError(f"the emulator cannot parse this declaration: {left[0]}", "compile")
     return re.sub(r"^#pragma rnnkit_emulator include", "#include", text, flags=re.MULTILINE)

@@ -2,14 +2,14 @@
 
     PYTHONPATH=tests/tools/fakecard:. python -m bench.gpu --out FOLDER --parts smoke parity
 
-Python imports a module of this name at its start.
+Python imports a module of this name at startup.
 """
 
 import sys
 
 from tests.tools import fakecupy
 
-sys.modules["numba_cuda"] = None  # type: ignore[assignment]  # it would search for a driver
+sys.modules["numba_cuda"] = None  # type: ignore[assignment]  # importing it searches for a driver
 
 _card = fakecupy.installed(attributes={"MultiProcessorCount": 4})
 _card.__enter__()

@@ -36,8 +36,8 @@ def _inside(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def _forget_choices() -> None:
-    """Makes rnnkit select its backends again, and reload the modules that hold CuPy's objects."""
+def _reset_backends() -> None:
+    """Makes rnnkit select its backends again, and reload the modules that refer to CuPy's objects."""
     for name in [name for name in sys.modules if _inside(name, HOLDERS)]:
         del sys.modules[name]
         parent, _, child = name.rpartition(".")
@@ -57,23 +57,23 @@ def installed(
     lazy_streams: bool = False,
     attributes: dict[str, int] | None = None,
 ) -> Iterator[Any]:
-    """Puts the fake in sys.modules as `cupy`, and what was there back at the end. Gives the module.
+    """Replaces `cupy` in sys.modules for the `with` block. Yields the module.
 
-    devices: how many. mode: the emulator's, "fast" or "check". arch: compute capability, as "75". lazy_streams: streams
-    run when something waits for them and not before, so that a missing order between them shows. attributes: device
-    attributes beside those of an H100.
-    Raises FakeError at the end where something wrote past the end of an allocation.
+    devices: their number. mode: the emulator's, "fast" or "check". arch: compute capability, such as "75".
+    lazy_streams: the work of a stream runs only when something waits for it, which exposes missing synchronisation.
+    attributes: device attributes that replace or extend those of an H100.
+    Raises FakeError at the end if a write went past the end of an allocation.
     """
-    kept = {name: module for name, module in sys.modules.items() if _inside(name, REPLACED)}
+    replaced = {name: module for name, module in sys.modules.items() if _inside(name, REPLACED)}
     machine = _state.Machine(devices, arch, mode, lazy_streams, {**_device.ATTRIBUTES, **(attributes or {})})
     before = _state.set_machine(machine)
-    for name in kept:
+    for name in replaced:
         del sys.modules[name]
     modules = _modules.build(machine)
     sys.modules.update(modules)
-    sys.modules["cupyx"] = None  # type: ignore[assignment]  # the real one would come with the real CuPy
+    sys.modules["cupyx"] = None  # type: ignore[assignment]  # importing the real one would import the real CuPy
     importlib.invalidate_caches()
-    _forget_choices()
+    _reset_backends()
     try:
         with _cuda_libraries.found(modules["cupy"].fake.libcublas):
             yield modules["cupy"]
@@ -83,7 +83,7 @@ def installed(
     finally:
         for name in [name for name in sys.modules if _inside(name, REPLACED)]:
             del sys.modules[name]
-        sys.modules.update(kept)
+        sys.modules.update(replaced)
         _state.set_machine(before)
-        _blas.forget(machine)
-        _forget_choices()
+        _blas.release_handles(machine)
+        _reset_backends()

@@ -1,4 +1,4 @@
-"""`cupy.ndarray`: an array in fake device memory. Its bytes are reached by CuPy's means only."""
+"""`cupy.ndarray`: an array in simulated device memory. Only CuPy's functions give access to its bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Flags:
 
 
 class ndarray(Operators):
-    """`cupy.ndarray(shape, dtype, memptr, strides, order)`: poisoned memory, or the memory given."""
+    """`cupy.ndarray(shape, dtype, memptr, strides, order)`: memory at `memptr`, or new memory filled with NaN bytes."""
 
     __array_priority__ = 100
 
@@ -56,7 +56,7 @@ class ndarray(Operators):
     def _at(pointer: MemoryPointer, shape: Any, kind: np.dtype, strides: Any, order: str, size: int) -> np.ndarray:
         if size == 0:
             return np.empty(shape, kind, order=order)  # type: ignore[call-overload]
-        before = 0  # bytes that negative strides reach back
+        before = 0  # bytes before the first element that negative strides reach
         if strides is not None:
             reach = [(n - 1) * step for n, step in zip(shape, strides, strict=True)]
             before = -sum(step for step in reach if step < 0)
@@ -66,7 +66,7 @@ class ndarray(Operators):
         return np.ndarray(shape, kind, block.buffer[start : start + size], before, strides, order)  # type: ignore[arg-type]
 
     def _view(self, host: np.ndarray) -> ndarray:
-        """An array over the same memory: `host` is a view of this one's bytes."""
+        """An array over the same memory. host: a NumPy view of this array's bytes."""
         view = object.__new__(ndarray)
         offset = host.ctypes.data - self._host.ctypes.data if host.size else 0
         view._host, view.data = host, self.data + offset
@@ -114,10 +114,10 @@ class ndarray(Operators):
             "data": (self.data.ptr if self.size else 0, False),
         }
 
-    # Out of device memory: each waits
+    # Copies to the host, which synchronise
 
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
-        """A copy on the host; waits for the stream unless `blocking` is False or there is nothing to copy."""
+        """A copy on the host. Waits for the stream unless `blocking` is False or the array is empty."""
         machine = _state.machine()
         stream = machine.streams.current() if stream is None else stream
         if out is not None and (not isinstance(out, np.ndarray) or out.dtype != self.dtype):
@@ -149,7 +149,7 @@ class ndarray(Operators):
     def _alive(self) -> None:
         for block in _launch.blocks_of(self):
             if not block.alive:
-                raise _launch.FakeError(f"reading freed memory: {block!r}")
+                raise _launch.FakeError(f"reads freed memory: {block!r}")
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if not isinstance(arr, np.ndarray):
@@ -228,7 +228,7 @@ class ndarray(Operators):
     def __dlpack__(
         self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None
     ) -> Any:
-        """A capsule that says it holds CUDA memory. Raises BufferError for another device, as CuPy but for the CPU."""
+        """A capsule of CUDA memory. Raises BufferError for another device and, unlike CuPy, for the CPU."""
         from tests.tools.fakecupy._interop import export
 
         if dl_device not in (None, self.__dlpack_device__()):

@@ -61,12 +61,12 @@ class Handle:
     machine: Any = None
 
 
-_handles: dict[int, Handle] = {}  # of every machine: one may be destroyed after its machine is gone
+_handles: dict[int, Handle] = {}  # of all machines, since a handle may outlive its machine
 
 
 def _handle(ptr: int) -> Handle:
     if ptr not in _handles:
-        raise CUBLASError(1, f"{ptr:#x} is no handle")
+        raise CUBLASError(1, f"{ptr:#x} is not a handle")
     _handles[ptr].threads.add(threading.get_ident())
     return _handles[ptr]
 
@@ -75,8 +75,8 @@ def handles_of(machine: Any) -> list[Handle]:
     return [handle for handle in _handles.values() if handle.machine is machine]
 
 
-def forget(machine: Any) -> None:
-    """Frees what the handles of a machine that is gone hold: their workspace, and through it the machine's memory."""
+def release_handles(machine: Any) -> None:
+    """Frees the workspaces of a machine's handles, which keep the machine's memory alive."""
     for handle in handles_of(machine):
         handle.machine, handle.workspace = None, ()
 
@@ -107,7 +107,7 @@ def setStream(handle: int, stream: int) -> None:
 
 def _set_stream(handle: Handle, stream: int) -> None:
     _state.machine().streams.queue(stream)
-    handle.stream, handle.workspace = stream, ()  # cublasSetStream goes back to the library's own workspace
+    handle.stream, handle.workspace = stream, ()  # cublasSetStream restores the default workspace
 
 
 def getStream(handle: int) -> int:
@@ -208,7 +208,7 @@ def _int(value: Any) -> int:
     return int(getattr(value, "value", value) or 0)
 
 
-# Major, minor and patch level, as cublasGetProperty gives them.
+# Major, minor and patch level, as cublasGetProperty returns them.
 VERSION = (13, 1, 0)
 
 
@@ -262,5 +262,5 @@ def _write(out: Any, value: int) -> None:
 
 def _set_workspace(handle: int, address: int, size: int) -> None:
     if address % 256:
-        raise CUBLASError(_gemm.INVALID_VALUE, "a workspace that is not aligned to 256 bytes")
+        raise CUBLASError(_gemm.INVALID_VALUE, "the workspace is not aligned to 256 bytes")
     _handle(handle).workspace = (_state.machine().memory().find(address, size),) if size else ()

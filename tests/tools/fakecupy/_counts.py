@@ -1,4 +1,4 @@
-"""Counts of what a card would have been asked to do."""
+"""Counts of the work submitted to the simulated GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Counts:
-    """One tally. Work recorded in a capture counts under `captured`, and under `replayed` each time its graph runs.
+    """Work recorded in a capture counts under `captured`, and under `replayed` each time its graph runs.
 
     launches          the library's own kernels, by name
     operations        CuPy's own kernels (element-wise, reductions, copies with a stride), by function
@@ -20,10 +20,10 @@ class Counts:
     captures          begin_capture
     captured          nodes recorded, by name
     replayed          nodes run by graphs, by name
-    allocations       requests to the memory pool; allocated_bytes of them; device_mallocs: what it had to ask CUDA for
+    allocations       requests to the memory pool; allocated_bytes: their size; device_mallocs: calls of cudaMalloc
     synchronisations  by kind: get, stream, device, event, nonzero, mask
     memcpys           by kind: host to device, device to host, device to device; memsets
-    compiles          modules compiled, by the options they took
+    compiles          compiled modules, by their options
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Counts:
 
 
 class Tallies:
-    """Every tally that is open: that of the whole run, and one for each `counting()` around the present moment."""
+    """All active Counts: one for the whole run, and one for each open `counting()` block."""
 
     def __init__(self) -> None:
         self.whole = Counts()
@@ -69,5 +69,5 @@ class Tallies:
         try:
             yield counts
         finally:
-            with self._lock:  # by identity: two tallies of nothing are equal
+            with self._lock:  # by identity, since two empty Counts are equal
                 self._open = [held for held in self._open if held is not counts]

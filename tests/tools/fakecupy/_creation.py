@@ -1,4 +1,4 @@
-"""Functions that make device arrays: new ones, and from arrays of the host, of another device, of another library."""
+"""Functions that create device arrays: new ones, and copies of arrays of the host, another device or library."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def full(shape: Any, fill_value: Any, dtype: Any = None, order: str = "C") -> nd
 
 @public
 def empty_like(prototype: Any, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None) -> ndarray:
-    """Poisoned memory with the prototype's shape, dtype and, under order K, its order of axes."""
+    """Memory filled with NaN bytes, with the prototype's shape, dtype and, for order "K", its order of axes."""
     if subok is not None:
         raise TypeError("subok is not supported yet")
     like = np.empty_like(array_argument(prototype)._host, dtype=dtype, order=order, shape=shape)  # type: ignore[call-overload]
@@ -137,7 +137,7 @@ def asanyarray(a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None
 
 @public
 def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
-    """`a` itself where it is C-contiguous in dtype; of one axis where it has none, as CuPy gives it."""
+    """`a` itself if it is C-contiguous in `dtype`, else a copy. As in CuPy, a 0-d array becomes (1,)."""
     a = array_argument(a)
     kind = a.dtype if dtype is None else _launch.check_dtype(dtype)
     if not a.ndim:

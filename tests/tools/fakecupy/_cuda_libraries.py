@@ -1,4 +1,4 @@
-"""Finding cuBLAS: code that asks NVIDIA's pathfinder for it, and opens it by ctypes, gets the fake one."""
+"""Replaces cuBLAS for code that finds it by NVIDIA's pathfinder and opens it by ctypes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FINDER = "cuda.pathfinder"
 
 
 class Loaded(NamedTuple):
-    """pathfinder's LoadedDL, as far as anyone looks at it."""
+    """The fields of pathfinder's LoadedDL that the library reads."""
 
     abs_path: str
     was_already_loaded_from_elsewhere: bool = False
 
 
-class _ByFamily(type):
-    """Makes isinstance(library, ctypes.CDLL) true of libraries that the class replaced by ours has opened."""
+class _InstancesOfBase(type):
+    """Makes isinstance(library, ctypes.CDLL) true for libraries that were opened before the class was replaced."""
 
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, cls.__mro__[1])
@@ -30,7 +30,7 @@ class _ByFamily(type):
 
 @contextmanager
 def found(library: Any) -> Iterator[None]:
-    """Inside, `cuda.pathfinder` finds cuBLAS at PATH, and ctypes.CDLL(PATH) is `library`. Others are as ever."""
+    """In the `with` block, `cuda.pathfinder` finds cuBLAS at PATH, and ctypes.CDLL(PATH) is `library`."""
     try:
         real: Any = importlib.import_module(FINDER)
     except ImportError:
@@ -48,7 +48,7 @@ def found(library: Any) -> Iterator[None]:
     vars(finder).update(load_nvidia_dynamic_lib=load_nvidia_dynamic_lib)
     before, opener = sys.modules.get(FINDER), ctypes.CDLL
 
-    class Opened(opener, metaclass=_ByFamily):  # type: ignore[misc, valid-type]
+    class Opened(opener, metaclass=_InstancesOfBase):  # type: ignore[misc, valid-type]
         def __new__(cls, name: Any = None, *args: Any, **kwargs: Any) -> Any:
             return library if name == PATH else super().__new__(cls)
 

@@ -8,7 +8,7 @@ from tests.tools.fakecupy import _state
 from tests.tools.fakecupy._errors import CUDARuntimeError
 from tests.tools.fakecupy._memory import device_of_pointer
 
-# Of an H100 SXM but for TotalMemory, which is no attribute of CUDA's; `installed(attributes=...)` overrides them.
+# Of an H100 SXM. TotalMemory is not an attribute of CUDA. `installed(attributes=...)` overrides them.
 ATTRIBUTES = {
     "MultiProcessorCount": 132,
     "MaxThreadsPerBlock": 1024,
@@ -42,7 +42,7 @@ ATTRIBUTES = {
 
 
 class Device:
-    """`cupy.cuda.Device`: an index; a context manager that makes it the thread's current device."""
+    """`cupy.cuda.Device`: a context manager that sets the thread's current device."""
 
     def __init__(self, device: Any = None) -> None:
         self.id = _state.machine().device() if device is None else int(device)

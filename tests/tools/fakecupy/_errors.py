@@ -1,4 +1,4 @@
-"""CUDA's errors as CuPy raises them: one class a library, each with the number its library gives."""
+"""CUDA's errors as CuPy raises them: one class per library, with that library's status number."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class CompileException(Exception):
-    """`cupy.cuda.compiler.CompileException`: what the compiler said of a source."""
+    """`cupy.cuda.compiler.CompileException`: the messages of the compiler."""
 
     def __init__(self, msg: str, source: str, name: str, options: tuple[str, ...], backend: str = "nvrtc") -> None:
         self._msg, self.source, self.name, self.options, self.backend = msg, source, name, options, backend
@@ -97,4 +97,4 @@ class CompileException(Exception):
 
 
 class FakeError(AssertionError):
-    """What a real card would turn into a wrong result or a crash somewhere later: freed or foreign memory touched."""
+    """An access to freed memory or to another device's: on a GPU, a wrong result or a later crash."""

@@ -1,4 +1,4 @@
-"""The module's functions: those of CuPy's that rnnkit uses, and their like, with CuPy's own signatures."""
+"""The functions of CuPy that rnnkit uses, and related ones, with CuPy's signatures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ public(matmul)
 public(dot)
 
 
-# Arrays put together and taken apart
+# Joining, splitting and reshaping
 
 
 def _joined(name: str, tup: Any, axis: int | None, out: Any, dtype: Any) -> ndarray:
@@ -116,7 +116,7 @@ def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *, bl
 
 @public
 def copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = None) -> None:
-    """dst = src, where `where` holds. src: a device array or a scalar that broadcasts."""
+    """dst = src where `where` is true. src: a device array or a scalar that broadcasts."""
     dst = array_argument(dst)
     if where is None:
         _launch.compute("copyto", lambda s: np.broadcast_to(s, dst.shape), src, out=dst, casting=casting)

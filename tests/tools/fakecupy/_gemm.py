@@ -1,8 +1,8 @@
-"""cuBLAS's product over raw addresses, column-major, by NumPy.
+"""cuBLAS's column-major matrix products at raw addresses, computed by NumPy.
 
 16-bit operands are multiplied exactly and summed in float32, and the result is rounded once. In TF32 each operand
-is rounded to 10 bits of mantissa first. C is read only where beta is not 0. What cuBLAS would answer with a status is
-raised as CUBLASError; an operand outside live memory, which it would not notice, is a FakeError.
+is rounded to 10 bits of mantissa first. C is read only if beta is not 0. Arguments for which cuBLAS returns an error
+status raise CUBLASError. An operand outside live memory, which cuBLAS does not detect, raises FakeError.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SUPPORTED = {
 
 
 class Operand(NamedTuple):
-    """One matrix of a product: address, type, leading dimension, and the distance between those of a batch."""
+    """One matrix of a product: address, type, leading dimension, and the stride between matrices of a batch."""
 
     address: int
     kind: int
@@ -43,7 +43,7 @@ class Operand(NamedTuple):
 
 
 class Product(NamedTuple):
-    """C = alpha op(A) op(B) + beta C, `batch` times. alpha and beta are addresses, as cuBLAS takes them."""
+    """C = alpha op(A) op(B) + beta C, `batch` times. alpha and beta are addresses, as in cuBLAS."""
 
     trans_a: int
     trans_b: int
@@ -61,7 +61,7 @@ class Product(NamedTuple):
 
 
 def dtype_of(kind: int) -> np.dtype:
-    """The NumPy dtype of a cudaDataType. Raises CUBLASError for one that is not modelled."""
+    """The NumPy dtype of a cudaDataType. Raises CUBLASError for an unsupported one."""
     plain = {R_32F: np.float32, R_64F: np.float64, R_16F: np.float16}
     if kind in plain:
         return np.dtype(plain[kind])
@@ -72,7 +72,7 @@ def dtype_of(kind: int) -> np.dtype:
 
 
 def tf32(values: np.ndarray) -> np.ndarray:
-    """float32 rounded to 10 bits of mantissa, halves away from zero, as cvt.rna.tf32 does."""
+    """float32 rounded to 10 bits of mantissa, ties away from zero, as cvt.rna.tf32 does."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     finite = np.isfinite(values)
     rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
@@ -80,7 +80,7 @@ def tf32(values: np.ndarray) -> np.ndarray:
 
 
 def check(p: Product) -> None:
-    """Raises CUBLASError as cuBLAS's checks of its arguments do."""
+    """Raises CUBLASError for arguments that cuBLAS rejects."""
     rows_a, rows_b = (p.m if p.trans_a == 0 else p.k), (p.k if p.trans_b == 0 else p.n)
     wrong = [
         (not {p.trans_a, p.trans_b} <= {0, 1, 2}, "transa or transb"),
@@ -101,7 +101,7 @@ def check(p: Product) -> None:
 
 
 def _matrices(o: Operand, rows: int, cols: int, batch: int) -> tuple[np.ndarray, Block | None]:
-    """(batch, rows, cols) over the operand's memory, and its block; both of nothing where there is nothing."""
+    """(batch, rows, cols), a view of the operand's memory, and its block. Empty and None if a size is 0."""
     dtype = dtype_of(o.kind)
     if not (rows and cols and batch):
         return np.empty((batch, rows, cols), dtype), None
@@ -135,14 +135,14 @@ def multiply(a: np.ndarray, b: np.ndarray, compute: int) -> np.ndarray:
 
 
 def submit(p: Product, stream: int, device_scalars: bool, workspace: tuple[Block, ...]) -> None:
-    """Checks the product and puts it on a stream. Host scalars are read now; C may not overlap A or B."""
+    """Checks the product and submits it to a stream. Host scalars are read now. C must not overlap A or B."""
     check(p)
     shape_a, shape_b = ((p.m, p.k), (p.k, p.n))
     a, block_a = _matrices(p.a, *(shape_a if p.trans_a == 0 else shape_a[::-1]), p.batch)
     b, block_b = _matrices(p.b, *(shape_b if p.trans_b == 0 else shape_b[::-1]), p.batch)
     c, block_c = _matrices(p.c, p.m, p.n, p.batch)
     if _overlap(a, c) or _overlap(b, c):
-        raise FakeError("a product into one of its own operands")
+        raise FakeError("C overlaps A or B")
     a, b = (x if t == 0 else x.swapaxes(1, 2) for x, t in ((a, p.trans_a), (b, p.trans_b)))
     held = None if device_scalars else (scalar(p.alpha, p.compute), scalar(p.beta, p.compute))
 

@@ -1,8 +1,8 @@
-"""Indexing as CuPy does it, which is not quite as NumPy does.
+"""Indexing with CuPy's rules, which differ from NumPy's.
 
-Lists and NumPy arrays in an index are uploaded. Whole-number arrays wrap out-of-range entries around and never raise.
-A boolean mask waits for the device, to learn how many entries it has, when it is read through; written through with
-one value it does not wait. A NumPy array of any size but one is refused on the right of an assignment.
+Lists and NumPy arrays in an index are uploaded. Out-of-range entries of integer arrays wrap around and never raise.
+Reading with a boolean mask synchronises, to count its entries. Assigning a scalar with a boolean mask does not. A NumPy
+array whose size is not 1 is rejected as the assigned value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.tools.fakecupy import _launch, _state
 
 
 def prepare(index: Any) -> tuple[Any, ...]:
-    """`index` as a tuple of None, Ellipsis, slices, whole numbers and device arrays."""
+    """`index` as a tuple of None, Ellipsis, slices, integers and device arrays."""
     from tests.tools.fakecupy._functions import asarray
 
     parts = []
@@ -56,7 +56,7 @@ def has_mask(index: tuple[Any, ...]) -> bool:
 
 
 def host_index(array: Any, index: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The index over array's bytes, out-of-range whole numbers wrapped around. Evaluated when the work runs."""
+    """The index for the NumPy array, with out-of-range integers wrapped around. Evaluated when the work runs."""
     consumed = sum(_axes(part) for part in index)
     axis, parts = 0, []
     for part in index:
@@ -74,7 +74,7 @@ def host_index(array: Any, index: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _axes(part: Any) -> int:
-    """How many axes of the array a part of the index takes."""
+    """The number of the array's axes that a part of the index consumes."""
     if part is None or part is Ellipsis:
         return 0
     return part.ndim if _launch.is_array(part) and part.dtype.kind == "b" else 1
@@ -102,7 +102,7 @@ def getitem(array: Any, index: Any) -> Any:
 
 
 def setitem(array: Any, index: Any, value: Any) -> None:
-    """array[index] = value: a scalar, or a device array that broadcasts. Raises TypeError or ValueError for others."""
+    """array[index] = value: value is a scalar or a device array that broadcasts, else TypeError or ValueError."""
     parts = prepare(index)
     if is_basic(parts):
         target = array._view(array._host[(*parts, ...)] if Ellipsis not in parts else array._host[parts])

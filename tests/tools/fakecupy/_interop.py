@@ -1,7 +1,7 @@
 """Arrays of other libraries: `__cuda_array_interface__` and DLPack.
 
-A DLPack capsule is a Python object here and not a PyCapsule: only the fake reads it, and nothing else on a machine
-without a GPU could do anything with CUDA memory.
+A DLPack capsule is a Python object here, not a PyCapsule. Only this package reads it: no other library can use
+simulated CUDA memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.tools.fakecupy._stream_api import LEGACY, _BaseStream
 
 
 class Capsule:
-    """What `ndarray.__dlpack__` gives; to be used once."""
+    """The result of `ndarray.__dlpack__`; it can be consumed once."""
 
     def __init__(self, array: ndarray) -> None:
         self.array: ndarray | None = array
@@ -39,7 +39,7 @@ def export(array: ndarray, stream: Any) -> Capsule:
 
 
 def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> ndarray:
-    """A device array over the memory of another. Raises TypeError for what lies on the host."""
+    """A device array over the memory of another one. Raises TypeError for host memory."""
     if not hasattr(array, "__dlpack_device__"):
         return _taken(array)
     kind, index = array.__dlpack_device__()
@@ -58,7 +58,7 @@ def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> ndarray:
         stream = machine.streams.current().ptr or LEGACY
         try:
             capsule = array.__dlpack__(stream=stream, max_version=(1, 1), copy=copy)
-        except TypeError:  # a producer from before DLPack 1.0
+        except TypeError:  # a producer older than DLPack 1.0
             if copy is not None:
                 raise
             capsule = array.__dlpack__(stream=stream)
@@ -76,7 +76,7 @@ def _taken(capsule: Any) -> ndarray:
 
 
 def from_interface(obj: Any) -> ndarray:
-    """A device array over what `obj.__cuda_array_interface__` describes. Waits for the stream that it names."""
+    """A device array over the memory that `obj.__cuda_array_interface__` describes. Waits for the stream in it."""
     described = obj.__cuda_array_interface__
     if described.get("mask") is not None:
         raise ValueError("CuPy currently does not support masked arrays.")

@@ -62,7 +62,7 @@ def by_pointer(ptr: int) -> Function:
     for function in _state.machine().functions.values():
         if function.ptr == ptr:
             return function
-    raise CUDADriverError(400, f"{ptr:#x} is no function")
+    raise CUDADriverError(400, f"{ptr:#x} is not a function")
 
 
 def _module(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> Any:
@@ -75,7 +75,7 @@ def _module(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> Any:
 
             problem = emulator.available()
             if problem:
-                raise RuntimeError(f"no kernel can be run: {problem}")
+                raise RuntimeError(f"kernels cannot run: {problem}")
             machine.tallies.add("compiles", " ".join(options))
             try:
                 machine.modules[key] = emulator.Module(code, options=options, mode=machine.mode)
@@ -102,7 +102,7 @@ class RawModule:
         if (code is None) == (path is None):
             raise TypeError("Exactly one of `code` and `path` keyword arguments must be given.")
         if code is None:
-            raise NotImplementedError("the fake runs sources, not binaries")
+            raise NotImplementedError("the simulation runs sources, not binaries")
         if not isinstance(options, tuple):
             raise TypeError(f"Argument 'options' has incorrect type (expected tuple, got {type(options).__name__})")
         self.code, self.options, self.backend = code, options, backend
@@ -113,7 +113,7 @@ class RawModule:
         _module(self.code, self.options, self.name_expressions)
 
     def get_function(self, name: str) -> RawKernel:
-        """The kernel of that name. Raises CompileException, or CUDADriverError where there is none."""
+        """The kernel of that name. Raises CompileException, or CUDADriverError if there is none."""
         kernel = RawKernel(
             self.code, name, self.options, self.backend, enable_cooperative_groups=self.enable_cooperative_groups
         )
@@ -152,7 +152,7 @@ class RawKernel:
                 try:
                     emulated = module.get_function(self.name)
                 except EmulatorError as error:
-                    if self.name in self._names:  # a template, compiled now
+                    if self.name in self._names:  # a template instance, compiled now
                         raise CompileException(str(error), self.code, "kernel.cu", self.options) from error
                     raise CUDADriverError(500, f"{self.name}: {error}") from error
                 machine.functions[key] = Function(emulated, self.name)

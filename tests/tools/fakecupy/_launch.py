@@ -1,7 +1,7 @@
 """How one of CuPy's own operations runs: a NumPy function over the bytes behind device arrays, submitted to a stream.
 
-CuPy knows the shape and dtype of a result before the device has computed it. Here they come from a trial run whose
-values are thrown away where the work is recorded or queued.
+CuPy knows the shape and dtype of a result before the device computes it. Here they come from an immediate run, whose
+values are discarded if the work is recorded or queued.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def bfloat16() -> np.dtype | None:
 
 
 def check_dtype(dtype: Any) -> np.dtype:
-    """`dtype` as NumPy's. Raises ValueError for one that CuPy has no arrays of."""
+    """`dtype` as NumPy's. Raises ValueError for one that CuPy does not support."""
     found = np.dtype(dtype)
     if found.kind in "biufc" and found.itemsize <= 16 and found.char not in "gG":
         return found.newbyteorder("=")
@@ -40,7 +40,7 @@ def check_dtype(dtype: Any) -> np.dtype:
 
 
 def new(shape: Any, dtype: Any, order: str = "C") -> Any:
-    """An empty device array: poisoned memory."""
+    """A device array of memory filled with NaN bytes."""
     from tests.tools.fakecupy._array import ndarray
 
     return ndarray(shape, dtype, order=order)
@@ -53,10 +53,10 @@ def is_array(value: Any) -> bool:
 
 
 def host_view(value: Any) -> Any:
-    """What NumPy is to compute with in place of an argument.
+    """The NumPy array or scalar that replaces an argument in the computation.
 
-    Raises TypeError for what CuPy does not take, NumPy arrays and lists above all, and ValueError for an array of
-    another device: CuPy needs peer access for it, which these devices do not have.
+    Raises TypeError for types that CuPy rejects, such as NumPy arrays and lists, and ValueError for an array of another
+    device: CuPy needs peer access for it, which these devices do not support.
     """
     if is_array(value):
         check_device(value)
@@ -82,10 +82,9 @@ def blocks_of(*values: Any) -> tuple[Any, ...]:
 
 
 def compute(name: str, function: Callable[..., Any], *args: Any, out: Any = None, casting: str = "same_kind") -> Any:
-    """function(*args), device arrays as NumPy's, into a new device array or into `out`.
+    """Computes function(*args) with NumPy views of the device arrays, into a new device array or `out`.
 
-    Raises TypeError where the result cannot be cast to out's dtype under `casting`, ValueError where its shape is
-    another.
+    Raises TypeError if the result cannot be cast to out's dtype under `casting`, ValueError if the shapes differ.
     """
     hosts = [host_view(arg) for arg in args]
 
@@ -110,7 +109,7 @@ def store(
     owners: tuple[Any, ...],
     tally: tuple[str, str | None] | None = None,
 ) -> None:
-    """Submits `out[...] = run()`. result: what a run gave just now, used where the work runs at once."""
+    """Submits `out[...] = run()`. result: of an earlier run, used if the work runs at once."""
     if not out.size:
         return
     target, ready = out._host, [result]
@@ -140,7 +139,7 @@ def _check_out(name: str, out: Any, result: np.ndarray, casting: str) -> None:
 
 
 def copy_of(array: Any, dtype: np.dtype, order: str = "C") -> Any:
-    """A copy on the current device, from any device, cast to dtype; strides as NumPy's copy has under `order`."""
+    """A copy on the current device, from any device, cast to dtype; with the strides of NumPy's copy in `order`."""
     from tests.tools.fakecupy._array import ndarray
     from tests.tools.fakecupy._pointers import alloc
 

@@ -1,8 +1,8 @@
-"""Device memory: blocks of host memory that act as allocations, each registered while something owns it.
+"""Device memory: blocks of host memory that act as allocations, registered while they have an owner.
 
 A block is filled with 0xFF bytes, NaN in every float dtype and -1 in every integer dtype, when it is allocated and when
-it is freed. The address of a freed block is not reused for a while, so that an access through a stale pointer is
-detected and does not hit another array.
+it is freed. The address of a freed block is not reused until QUARANTINE_BYTES more are freed, so an access through a
+stale pointer is detected and does not reach another array.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DeviceMemory:
         self.machine, self.device = machine, device
         self.limit: int | None = None
         self.used = 0
-        self._free_sizes: dict[int, Counter[int]] = {}  # stream -> sizes that the pool holds for it
+        self._free_sizes: dict[int, Counter[int]] = {}  # stream -> sizes of its free blocks in the pool
         self._addresses: list[int] = []
         self._blocks: dict[int, Block] = {}
         self._quarantine: deque[Block] = deque()
@@ -69,7 +69,7 @@ class DeviceMemory:
                 pool[size] -= 1
             else:
                 self.machine.tallies.add("device_mallocs")
-                self.machine.streams.refuse_malloc_in_strict_capture()
+                self.machine.streams.reject_malloc_in_strict_capture()
             block = Block(nbytes, self.device)
             bisect.insort(self._addresses, block.address)
             self._blocks[block.address] = block
@@ -77,8 +77,8 @@ class DeviceMemory:
                 self._emulated.add(block.address, block.nbytes, writable=True)
             return block
 
-    def give_back(self, block: Block, stream: int) -> None:
-        """Frees a block in the order of the stream that it was allocated on, which is the pool's promise."""
+    def free(self, block: Block, stream: int) -> None:
+        """Frees a block in stream order, on the stream of its allocation, as CuPy's pool does."""
         if not self.machine.streams.free_later(self.device, stream, lambda: self.release(block, stream)):
             self.release(block, stream)
 
@@ -95,7 +95,7 @@ class DeviceMemory:
             if self._emulated is not None:
                 self._emulated.remove(block.address)
             if (block.guard != GUARD).any():
-                self.machine.problems.append(f"something wrote past the end of {block!r}")
+                self.machine.problems.append(f"a write past the end of {block!r}")
             block.buffer[...] = POISON
             self._quarantine.append(block)
             self._quarantined += block.nbytes
@@ -103,7 +103,7 @@ class DeviceMemory:
                 self._quarantined -= self._quarantine.popleft().nbytes
 
     def find(self, address: int, nbytes: int = 1) -> Block:
-        """The live block that [address, address + nbytes) lies in. Raises FakeError when there is none."""
+        """The live block that contains [address, address + nbytes). Raises FakeError if there is none."""
         with self._lock:
             index = bisect.bisect_right(self._addresses, address) - 1
             if index >= 0:
@@ -123,23 +123,23 @@ class DeviceMemory:
             return address < block.address + block.nbytes
 
     def check_guards(self) -> list[str]:
-        """The live blocks beyond whose end something was written."""
+        """Messages for the live blocks with a write past their end."""
         with self._lock:
-            return [f"something wrote past the end of {b!r}" for b in self._blocks.values() if (b.guard != GUARD).any()]
+            return [f"a write past the end of {b!r}" for b in self._blocks.values() if (b.guard != GUARD).any()]
 
     def live(self) -> int:
-        """How many blocks are allocated."""
+        """The number of allocated blocks."""
         return len(self._blocks)
 
     def pooled(self) -> int:
-        """Unused bytes that the pool holds."""
+        """Bytes of the free blocks in the pool."""
         return sum(size * count for pool in self._free_sizes.values() for size, count in pool.items())
 
     def free_pooled(self) -> None:
         self._free_sizes.clear()
 
     def emulated(self) -> Any:
-        """The `tests.tools.emulator.Memory` of this device, holding every live block from now on."""
+        """The `tests.tools.emulator.Memory` of this device, which from now on contains every live block."""
         with self._lock:
             if self._emulated is None:
                 from tests.tools.emulator import Memory
@@ -151,7 +151,7 @@ class DeviceMemory:
 
 
 class BaseMemory:
-    """`cupy.cuda.BaseMemory`: ptr, size and device of a piece of memory that it keeps alive."""
+    """`cupy.cuda.BaseMemory`: ptr, size and device of memory that it keeps alive."""
 
     def __init__(self, ptr: int, size: int, device_id: int) -> None:
         self.ptr, self.size, self.device_id = ptr, size, device_id
@@ -179,7 +179,7 @@ class PooledMemory(BaseMemory):
             memory = machine.memories[device]
             self.block = memory.allocate(size, stream)
             self.ptr = self.block.address
-            weakref.finalize(self, memory.give_back, self.block, stream).atexit = False
+            weakref.finalize(self, memory.free, self.block, stream).atexit = False
 
 
 class Memory(PooledMemory):
@@ -199,8 +199,8 @@ class UnownedMemory(BaseMemory):
 
 
 def device_of_pointer(ptr: int) -> int:
-    """The device of `ptr`, as cudaPointerGetAttributes gives it. Raises CUDARuntimeError for host memory."""
+    """The device of `ptr`, as cudaPointerGetAttributes returns it. Raises CUDARuntimeError for host memory."""
     for memory in _state.machine().memories:
         if memory.holds(ptr):
             return memory.device
-    raise CUDARuntimeError(1, f"{ptr:#x} is no device memory")
+    raise CUDARuntimeError(1, f"{ptr:#x} is not device memory")

@@ -73,10 +73,10 @@ def _can_cast(from_: Any, to: Any, casting: str = "safe") -> bool:
 
 
 class PinnedMemoryPool:
-    """`cupy.get_default_pinned_memory_pool()`: there is nothing to pin."""
+    """`cupy.get_default_pinned_memory_pool()`: always empty."""
 
     def free_all_blocks(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""
 
     def n_free_blocks(self) -> int:
         return 0
@@ -114,7 +114,7 @@ class Fake:
         memory.limit = None if size is None else memory.used + size
 
     def live_blocks(self, device: int | None = None) -> int:
-        """How many allocations are alive on a device."""
+        """The number of live allocations on a device."""
         return self.machine.memories[self.machine.device() if device is None else device].live()
 
     def handles(self) -> list[_blas.Handle]:
@@ -177,7 +177,7 @@ def build(machine: _state.Machine) -> dict[str, types.ModuleType]:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(found[parent], child, module)
-    for name in ("cupy.cuda.cublas", "cupy.cuda.driver"):  # attributes of cupy.cuda, and no submodules of it
+    for name in ("cupy.cuda.cublas", "cupy.cuda.driver"):  # attributes of cupy.cuda, not submodules
         del found[name]
     return found
 

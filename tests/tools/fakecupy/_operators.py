@@ -66,7 +66,7 @@ def _function(name: str) -> Any:
 
 
 def _resolved(shape: tuple[Any, ...], size: int) -> tuple[int, ...]:
-    """`shape` with its -1 worked out."""
+    """`shape` with -1 replaced by the size of that axis."""
     known = math.prod(int(n) for n in shape if n != -1)
     missing = sum(n == -1 for n in shape)
     if missing > 1:
@@ -77,7 +77,7 @@ def _resolved(shape: tuple[Any, ...], size: int) -> tuple[int, ...]:
 
 
 class Operators:
-    """What `ndarray` inherits. A comparison defines no hash: CuPy's arrays have none."""
+    """The base class of `ndarray`. As in CuPy, arrays are not hashable."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -112,7 +112,7 @@ class Operators:
         return NotImplemented
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        """What a NumPy scalar on the left, or np.add(x, y), comes to: the function of the same name here."""
+        """Dispatches np.add(x, y), or a NumPy scalar as left operand, to the function of the same name here."""
         if method != "__call__":
             return NotImplemented
         if "out" in kwargs:
@@ -122,7 +122,7 @@ class Operators:
         return NotImplemented if function is None else function(*inputs, **kwargs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """np.sum(x) and the like: the function of the same name here, where CuPy has one."""
+        """Dispatches np.sum(x) etc. to the function of the same name here, if CuPy has one."""
         ours = _functions().PUBLIC.get(function.__name__)
         return NotImplemented if ours is None else ours(*args, **kwargs)
 
@@ -140,7 +140,7 @@ class Operators:
         return self._view(self._host.transpose(*axes))
 
     def reshape(self: Any, *shape: Any, order: str = "C", copy: Any = None) -> Any:
-        """A view where the strides allow it, else a copy."""
+        """A view if the strides allow it, else a copy."""
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
         wanted = _resolved(shape, self.size)
@@ -154,7 +154,7 @@ class Operators:
     def astype(
         self: Any, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True
     ) -> Any:
-        """A copy in `dtype`; the array itself where it has it and copy is False. casting and subok are refused."""
+        """A copy in `dtype`, or the array itself if it has that dtype and copy is False. Rejects casting and subok."""
         if casting is not None:
             raise TypeError("casting is not supported yet")
         if subok is not None:
@@ -167,14 +167,14 @@ class Operators:
         return _launch.copy_of(self, kind, order)
 
     def copy(self: Any, order: str = "C") -> Any:
-        """A copy on the current device, from whichever device it is on."""
+        """A copy on the current device, from any device."""
         return _launch.copy_of(self, self.dtype, order)
 
     def flatten(self: Any, order: str = "C") -> Any:
         return self.copy().reshape(-1)
 
     def fill(self: Any, value: Any) -> None:
-        """Every entry as `value`: a scalar, or a 0-d array."""
+        """Sets every entry to `value`, a scalar or a 0-d array."""
         if _launch.is_array(value):
             if value.shape != ():
                 raise ValueError("non-scalar cupy.ndarray cannot be used for fill")

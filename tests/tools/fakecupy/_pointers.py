@@ -1,4 +1,4 @@
-"""`cupy.cuda.MemoryPointer`, the memory pool's face, and copies between addresses."""
+"""`cupy.cuda.MemoryPointer`, the memory pool, and copies between addresses."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ KINDS = {
 
 
 class MemoryPointer:
-    """A place in a piece of memory, which it keeps alive."""
+    """An address in memory that the pointer keeps alive."""
 
     def __init__(self, mem: BaseMemory, offset: int) -> None:
         if mem.ptr == 0 and offset:
-            raise AssertionError("an offset into no memory")
+            raise AssertionError("an offset from a null pointer")
         self.mem, self.ptr, self.device_id = mem, mem.ptr + offset, mem.device_id
 
     def __int__(self) -> int:
@@ -49,7 +49,7 @@ class MemoryPointer:
         return self + -offset
 
     def block(self) -> Block | None:
-        """The allocation behind it, None for no memory. Raises FakeError where it is freed."""
+        """The allocation that it points into, None for a null pointer. Raises FakeError if it is freed."""
         if self.ptr == 0:
             return None
         own = getattr(self.mem, "block", None)
@@ -79,7 +79,7 @@ def _ptr(stream: Any) -> int:
 
 
 class _Allocator(threading.local):
-    """What this thread allocates with inside `using_allocator`; None for the pool."""
+    """malloc: this thread's allocator inside `using_allocator`, or None for the pool."""
 
     malloc: Any = None
 
@@ -88,14 +88,14 @@ _allocator = _Allocator()
 
 
 def alloc(size: int) -> MemoryPointer:
-    """`cupy.cuda.alloc`: poisoned memory of the current device."""
+    """`cupy.cuda.alloc`: memory of the current device, filled with NaN bytes if it is from the pool."""
     malloc = _allocator.malloc
     return MemoryPointer(PooledMemory(int(size)), 0) if malloc is None else malloc(int(size))
 
 
 @contextmanager
 def using_allocator(allocator: Any = None) -> Iterator[None]:
-    """`cupy.cuda.using_allocator`: for this thread."""
+    """`cupy.cuda.using_allocator`: sets this thread's allocator."""
     before = _allocator.malloc
     _allocator.malloc = allocator
     try:
@@ -105,8 +105,7 @@ def using_allocator(allocator: Any = None) -> Iterator[None]:
 
 
 class PythonFunctionAllocator:
-    """`cupy.cuda.PythonFunctionAllocator`: `malloc_func(size, device_id)` gives memory, and `free_func(ptr, device_id)`
-    frees it."""
+    """`cupy.cuda.PythonFunctionAllocator`: malloc_func(size, device_id) allocates, free_func(ptr, device_id) frees."""
 
     def __init__(self, malloc_func: Any, free_func: Any) -> None:
         self._malloc, self._free = malloc_func, free_func
@@ -127,14 +126,14 @@ def _device_block(address: int, size: int) -> Block:
     for memory in machine.memories:
         if memory.holds(address):
             return memory.find(address, size)
-    return machine.memory().find(address, size)  # raises, and says whether it was freed
+    return machine.memory().find(address, size)  # raises; the message tells whether it was freed
 
 
 def memcpy_async(dst: int, src: int, size: int, kind: int, stream: int, owners: tuple[Any, ...] = ()) -> None:
-    """`runtime.memcpyAsync`. Bytes from the host are read now, as a copy out of pageable memory reads them.
+    """`runtime.memcpyAsync`. Host memory is read now, as in a copy from pageable memory.
 
-    In a capture a copy from the host is refused: CuPy stages it in pinned memory that its pool takes back, so that a
-    replay would read what is there by then.
+    Rejects a copy from the host in a capture: CuPy copies through pinned memory of its pool, which may be reused before
+    a replay reads it.
     """
     if size == 0:
         return

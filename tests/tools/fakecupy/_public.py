@@ -1,4 +1,4 @@
-"""The list of functions that programs see as `cupy.<name>`."""
+"""PUBLIC: the functions that are available as `cupy.<name>`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PUBLIC: dict[str, Callable[..., Any]] = {}
 
 
 def public(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that programs see."""
+    """Adds a function to PUBLIC."""
     PUBLIC[function.__name__] = function
     return function
 
 
 def array_argument(value: Any) -> ndarray:
-    """`value`, when it is a device array. Raises TypeError as CuPy does for lists and NumPy arrays."""
+    """`value` if it is a device array. Raises TypeError as CuPy does for lists and NumPy arrays."""
     if not isinstance(value, ndarray):
         raise TypeError(f"Argument 'a' has incorrect type (expected cupy.ndarray, got {type(value)})")
     return value

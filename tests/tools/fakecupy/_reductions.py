@@ -119,7 +119,7 @@ def sort(a: Any, axis: int | None = -1, kind: Any = None) -> ndarray:
 
 @public
 def take(a: Any, indices: Any, axis: int | None = None, out: Any = None) -> ndarray:
-    """Entries along an axis. Indices that are no device array are uploaded; those out of range wrap around."""
+    """Entries along an axis. Indices on the host are uploaded. Out-of-range indices wrap around."""
     a = array_argument(a)
     if not np.isscalar(indices) and not isinstance(indices, ndarray):
         indices = array(indices, dtype=int)
@@ -157,7 +157,7 @@ def clip(a: Any, a_min: Any, a_max: Any, out: Any = None) -> ndarray:
 
 @public
 def where(condition: Any, x: Any = None, y: Any = None) -> Any:
-    """x where the condition holds, else y; with neither, the indices where it holds, which waits."""
+    """x where the condition is true, else y. Without x and y, the indices where it is true, which synchronises."""
     if (x is None) != (y is None):
         raise ValueError("Must provide both 'x' and 'y' or neither.")
     return nonzero(condition) if x is None else _launch.compute("where", np.where, array_argument(condition), x, y)
@@ -165,7 +165,7 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
 
 @public
 def nonzero(a: Any) -> tuple[ndarray, ...]:
-    """Waits for the device, to learn how many there are."""
+    """Synchronises, to count the nonzero entries."""
     a = array_argument(a)
     _launch.check_device(a)
     machine = _state.machine()

@@ -89,7 +89,7 @@ def deviceGetAttribute(attrib: int, device: int) -> int:
 
 
 def getDeviceProperties(device: int) -> dict[str, Any]:
-    """Some of cudaDeviceProp, under CuPy's names; the name is bytes, as CuPy's is."""
+    """Some fields of cudaDeviceProp, under CuPy's names. As in CuPy, the name is bytes."""
     machine = _state.machine()
     attributes = machine.attributes
     return {
@@ -169,7 +169,7 @@ def eventSynchronize(event: int) -> None:
 
 
 def occupancyMaxActiveBlocksPerMultiprocessor(func: int, blockSize: int, dynamicSMemSize: int) -> int:
-    """Blocks of a kernel that fit a multiprocessor by threads and shared memory; registers are not known here."""
+    """Resident blocks per multiprocessor by threads and shared memory. The registers of a kernel are not known."""
     attributes = _state.machine().attributes
     shared = _kernels.by_pointer(func).shared_size_bytes + dynamicSMemSize + attributes["ReservedSharedMemoryPerBlock"]
     by_threads = attributes["MaxThreadsPerMultiProcessor"] // max(1, -(-blockSize // 32) * 32)
@@ -192,7 +192,7 @@ DRIVER_NAMES = ("occupancyMaxActiveBlocksPerMultiprocessor", "funcGetAttribute",
 
 
 def names() -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is in `cupy.cuda.runtime` and in `cupy.cuda.driver`."""
+    """The contents of `cupy.cuda.runtime` and of `cupy.cuda.driver`."""
     own = {
         name: value
         for name, value in globals().items()

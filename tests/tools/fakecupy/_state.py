@@ -1,4 +1,4 @@
-"""The machine that the fake CuPy pretends to run on: one at a time, made by `fakecupy.installed`."""
+"""The simulated machine: one at a time, created by `fakecupy.installed`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Machine:
-    """Devices with their memories and streams, counts, and what each thread has made current.
+    """Devices with their memories and streams, counts, and each thread's current device and stream.
 
-    devices: how many. arch: compute capability as CuPy spells it, "90". mode: the emulator's, "fast" or "check".
+    devices: their number. arch: compute capability as in CuPy, "90". mode: the emulator's, "fast" or "check".
     """
 
     def __init__(self, devices: int, arch: str, mode: str, lazy_streams: bool, attributes: dict[str, int]) -> None:
@@ -51,7 +51,7 @@ class Machine:
         return self.memories[self.device()]
 
     def thread_dict(self, name: str) -> dict[Any, Any]:
-        """A dict of the calling thread, kept under `name`."""
+        """The calling thread's dict of this name."""
         if not hasattr(self.local, name):
             setattr(self.local, name, {})
         return getattr(self.local, name)
@@ -67,7 +67,7 @@ def machine() -> Machine:
 
 
 def set_machine(new: Machine | None) -> Machine | None:
-    """Makes `new` the machine; returns the one before."""
+    """Sets the machine, and returns the previous one."""
     global _machine
     old, _machine = _machine, new
     return old

@@ -1,4 +1,4 @@
-"""`cupy.cuda.stream` and `cupy.cuda.graph`: the objects that programs hold."""
+"""`cupy.cuda.stream` and `cupy.cuda.graph`: the classes of streams, events and graphs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _BaseStream:
     def done(self) -> bool:
         queue = _state.machine().streams.queue(self.ptr)
         if queue.capture is not None:
-            raise queue.capture.invalidate(900, "asking whether the capturing stream is done")
+            raise queue.capture.invalidate(900, "a query of the capturing stream")
         return queue.done == queue.issued
 
     def synchronize(self) -> None:
@@ -78,7 +78,7 @@ class _BaseStream:
         _state.machine().streams.wait_event(self.ptr, event.ptr)
 
     def begin_capture(self, mode: int | None = None) -> None:
-        """Records what follows on this stream. Raises RuntimeError on the null stream."""
+        """Starts recording the work of this stream. Raises RuntimeError on the null stream."""
         if self.ptr in (0, 1):
             raise RuntimeError("cannot capture on the default (legacy) stream")
         _state.machine().streams.begin_capture(self.ptr, CAPTURE_RELAXED if mode is None else mode)
@@ -128,7 +128,7 @@ class Stream(_BaseStream):
 
 
 class ExternalStream(_BaseStream):
-    """`cupy.cuda.ExternalStream`: a handle from elsewhere."""
+    """`cupy.cuda.ExternalStream`: a stream handle of another library."""
 
     def __init__(self, ptr: int, device_id: int = -1) -> None:
         super().__init__(ptr, device_id)
@@ -139,7 +139,7 @@ Stream.ptds = Stream(ptds=True)
 
 
 class Event:
-    """`cupy.cuda.Event`. Times are the host's, as there is no other clock: never a figure to be quoted."""
+    """`cupy.cuda.Event`. Times are from the host's clock and say nothing about a GPU."""
 
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         if interprocess and not disable_timing:
@@ -156,7 +156,7 @@ class Event:
     def done(self) -> bool:
         state = self._machine.streams.events[self.ptr]
         if state.capture is not None:
-            raise state.capture.invalidate(907, "asking whether it is done")
+            raise state.capture.invalidate(907, "a query of the event")
         return state.queue is None or state.queue.done >= state.number
 
     def record(self, stream: _BaseStream | None = None) -> None:
@@ -175,7 +175,7 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
 
 
 class Graph:
-    """`cupy.cuda.Graph`: recorded work with its arguments as they were."""
+    """`cupy.cuda.Graph`: recorded work, with the arguments of the recording."""
 
     _nodes: list[Node]
     _machine: _state.Machine
@@ -192,7 +192,7 @@ class Graph:
         return graph
 
     def launch(self, stream: _BaseStream | None = None) -> None:
-        """Runs what was recorded, on a stream of the same device, the current one by default."""
+        """Runs the recorded work on a stream of the same device, the current one by default."""
         self._machine.streams.submit(
             Node("graph", ("graph_launches", None), self._replay), None if stream is None else stream.ptr
         )
@@ -203,7 +203,7 @@ class Graph:
             node.replay()
 
     def upload(self, stream: _BaseStream | None = None) -> None:
-        """Nothing to do ahead of a launch."""
+        """Does nothing."""
 
 
 __all__ = [

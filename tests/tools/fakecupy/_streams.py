@@ -1,8 +1,8 @@
 """Streams as queues of work. A capture records work, and `lazy_streams` delays it; otherwise work runs at once.
 
 All work of a device goes through `Streams.submit`. Normally it runs at once. On a capturing stream it is recorded. With
-lazy streams it stays in its stream's queue until something waits for that stream, so that two streams without an order
-between them run in the order that is most likely to be wrong.
+lazy streams it remains in its stream's queue until something waits for that stream. So work of two unsynchronised
+streams runs in an order that is likely to expose the error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEGACY, PER_THREAD = 1, 2
 
 @dataclass
 class Node:
-    """One piece of device work: `run` executes it, on `blocks`, which must be alive then.
+    """One operation on the device. `run` executes it. `blocks` must be alive then.
 
     tally: the field of Counts that counts it, and its key there or None.
     """
@@ -41,7 +41,7 @@ class Node:
 
 @dataclass
 class Capture:
-    """The work recorded since begin_capture. unjoined: streams that joined it, with later work that nothing awaits."""
+    """The work recorded since begin_capture. unjoined: streams that joined it, whose later work has not been joined."""
 
     origin: Queue
     mode: int
@@ -106,7 +106,7 @@ class Streams:
         return ptr
 
     def destroy(self, ptr: int) -> None:
-        """Destroys the stream after its work, as cudaStreamDestroy does. A destructor calls it, so it never raises."""
+        """Destroys the stream after its work, as cudaStreamDestroy does. Never raises, since a destructor calls it."""
         queue = self._by_ptr.pop(ptr, None)
         if queue is not None:
             try:
@@ -127,7 +127,7 @@ class Streams:
                 self._null[index] = Queue(0, index, False)
             return self._null[index]
         if ptr not in self._by_ptr:
-            raise CUDARuntimeError(400, f"{ptr:#x} is no stream")
+            raise CUDARuntimeError(400, f"{ptr:#x} is not a stream")
         return self._by_ptr[ptr]
 
     def current(self) -> Any:
@@ -156,7 +156,7 @@ class Streams:
             if queue.capture is not None:
                 self._record(queue.capture, queue, node)
                 return
-            self._refuse_beside_capture(queue, node.name)
+            self._reject_beside_capture(queue, node.name)
             self.machine.tallies.add(*node.tally)
             if not self.machine.lazy:
                 node.run()
@@ -172,14 +172,14 @@ class Streams:
             capture.unjoined.add(queue.ptr)
         self.machine.tallies.add("captured", node.name)
 
-    def _refuse_beside_capture(self, queue: Queue, name: str) -> None:
+    def _reject_beside_capture(self, queue: Queue, name: str) -> None:
         if queue.ptr == 0:
             for other in self._by_ptr.values():
                 if other.capture and not other.non_blocking and other.device == queue.device:
                     raise other.capture.invalidate(906, f"{name} on the null stream")
 
     def _order_with_null(self, queue: Queue) -> None:
-        """The legacy stream waits for every blocking stream of its device, and each of them for it."""
+        """Orders the legacy stream and every blocking stream of its device with each other."""
         if queue.ptr == 0:
             others = [q for q in self._by_ptr.values() if q.device == queue.device and not q.non_blocking]
         else:
@@ -205,7 +205,7 @@ class Streams:
             self.machine.tallies.add("synchronisations", kind)
             if queue.capture is not None:
                 raise queue.capture.invalidate(900, f"{kind} synchronises the capturing stream")
-            self._refuse_beside_capture(queue, kind)
+            self._reject_beside_capture(queue, kind)
             self._order_with_null(queue) if queue.ptr == 0 else None
             queue.run_until(queue.issued)
 
@@ -250,7 +250,7 @@ class Streams:
         state = self.events[event]
         self.machine.tallies.add("synchronisations", "event")
         if state.capture is not None:
-            raise state.capture.invalidate(907, "waiting for it")
+            raise state.capture.invalidate(907, "a wait for the event")
         if state.queue is not None:
             with self.machine.lock:
                 state.queue.run_until(state.number)
@@ -260,7 +260,7 @@ class Streams:
     def begin_capture(self, ptr: int, mode: int) -> None:
         queue = self.queue(ptr)
         if queue.capture is not None:
-            raise CUDARuntimeError(1, "the stream is capturing already")
+            raise CUDARuntimeError(1, "the stream is already capturing")
         self.machine.tallies.add("captures")
         queue.capture = Capture(queue, mode, self.machine.thread_dict("identity"))
         queue.capture.members.append(queue)
@@ -270,7 +270,7 @@ class Streams:
         queue = self.queue(ptr)
         capture = queue.capture
         if capture is None or capture.origin is not queue:
-            raise CUDARuntimeError(1, "the stream began no capture")
+            raise CUDARuntimeError(1, "the stream is not capturing")
         capture.ended = True
         for member in capture.members:
             member.capture = None
@@ -282,13 +282,13 @@ class Streams:
 
     def is_capturing(self, ptr: int) -> bool:
         queue = self.queue(ptr)
-        self._refuse_beside_capture(queue, "asking whether it is capturing")
+        self._reject_beside_capture(queue, "a query of the capture state")
         if queue.capture is not None and not queue.capture.valid:
             raise CUDARuntimeError(901)
         return queue.capture is not None
 
-    def refuse_malloc_in_strict_capture(self) -> None:
-        """cudaMalloc, which the pool calls when it has no block of the size, is refused unless a capture is relaxed."""
+    def reject_malloc_in_strict_capture(self) -> None:
+        """Raises CUDARuntimeError if the pool needs cudaMalloc during a capture that is not relaxed."""
         mine = self.machine.thread_dict("identity")
         for queue in self._by_ptr.values():
             capture = queue.capture

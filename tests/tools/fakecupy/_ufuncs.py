@@ -1,4 +1,4 @@
-"""CuPy's element-wise functions, and its product of matrices, which is a cuBLAS call."""
+"""CuPy's element-wise functions, and its matrix product, which calls cuBLAS."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ UFUNCS.update({name: UFUNCS[of] for name, of in OTHER_NAMES.items()})
 
 
 def _product(name: str, function: Any, a: Any, b: Any, out: Any) -> Any:
-    """A product by cuBLAS: refused in a capture, as all of CuPy's cuBLAS calls are."""
+    """A product by cuBLAS. Raises in a capture, as all cuBLAS calls of CuPy do."""
     for operand in (a, b):
         if not _launch.is_array(operand):
             raise TypeError(f"Unsupported type {type(operand)}")
@@ -134,7 +134,7 @@ def _product(name: str, function: Any, a: Any, b: Any, out: Any) -> Any:
             return np.asarray(function(x.astype(np.float32), y.astype(np.float32))).astype(wide)
         return function(x, y)
 
-    if vectors or wide.kind in "biu" or not (a.size and b.size):  # CuPy has kernels of its own for these
+    if vectors or wide.kind in "biu" or not (a.size and b.size):  # computed by CuPy's kernels, not by cuBLAS
         return _launch.compute(name, run, a, b, out=out)
     streams = _state.machine().streams
     if streams.is_capturing(streams.current().ptr):

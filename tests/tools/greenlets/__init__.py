@@ -1,4 +1,4 @@
-"""Runs Numba CUDA kernels as plain Python, without a device. A greenlet plays each thread of a block.
+"""Runs Numba CUDA kernels as plain Python, without a device. Each thread of a block is a greenlet.
 
     with installed(seed=1, watch=True) as launches:
         …                                        # any code that calls kernel[blocks, threads, stream](*arrays)
@@ -8,11 +8,11 @@
 memory, and `launches` lists its launches. The kernels are the same functions that Numba compiles, with `cuda`, `math`
 and Numba's types replaced: see clone.py.
 
-A thread runs until its next barrier or its end, then the next thread does. `seed` determines the order of the threads,
-drawn again after each barrier, and the order of the blocks, which run one after the other. A KernelError reports
-threads that end or wait at another barrier while others wait at one, and launch sizes that no device accepts. With
-`watch`, it also reports indices out of bounds (NumPy accepts negative ones) and data races, whether or not this order
-of threads shows them: see watch.py.
+A thread runs until its next barrier or its end, then the next thread runs. `seed` determines the order of the threads,
+which changes at each barrier, and the order of the blocks, which run one after the other. A KernelError reports threads
+that end, or wait at another barrier, while others wait at one, and launch sizes that no device accepts. With `watch`,
+it also reports indices out of bounds (NumPy accepts negative ones) and data races, even if this order of threads does
+not expose them: see watch.py.
 """
 
 from __future__ import annotations

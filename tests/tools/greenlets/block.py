@@ -10,7 +10,7 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-ENDED = 0  # stands for "the thread has ended"; no line has this number
+ENDED = 0  # in place of a barrier's line number: the thread has ended
 
 
 class KernelError(Exception):
@@ -61,7 +61,7 @@ class Grid:
             lines = set(self._waits_at)
             if len(lines) > 1:
                 ended = self._waits_at.count(ENDED)
-                where = f"{ended} threads have ended, the others wait" if ended else "threads wait"
+                where = f"{ended} threads have ended and the others wait" if ended else "threads wait"
                 raise KernelError(f"block {self.block}: {where} at barriers of lines {sorted(lines - {ENDED})}")
             self.phase += 1
 

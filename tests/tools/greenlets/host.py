@@ -91,7 +91,7 @@ def _launch(
         raise KernelError("the view of an argument was made with a synchronisation of its stream")
     bound = kernel.targetoptions.get("launch_bounds") or 1024
     if not (1 <= blocks < 2**31 and 1 <= threads <= bound and threads % 32 == 0):
-        raise KernelError(f"{blocks} blocks of {threads} threads; whole warps up to {bound} threads")
+        raise KernelError(f"{blocks} blocks of {threads} threads; it must be whole warps of up to {bound} threads")
     grid = Grid(blocks, threads, seed)
     log = Log(grid)
     taken = [(Watched(a.array, log) if watch else a.array) if isinstance(a, View) else a for a in arguments]

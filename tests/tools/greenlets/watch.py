@@ -1,7 +1,7 @@
 """Arrays that detect data races: two threads access one address without a barrier between, and at least one writes.
 
-Addresses identify the elements, so arrays that share memory are seen to share it. Whether two accesses race does not
-depend on the order in which the threads ran. So one run finds races that a device would show only occasionally. No
+Addresses identify the elements, so races between arrays that share memory are found. Whether two accesses race does not
+depend on the order in which the threads ran, so one run finds races that a device exposes only occasionally. No
 barrier orders threads of different blocks, so any two such accesses race.
 """
 
@@ -29,7 +29,7 @@ class Log:
         me = self._me()
         writer = self._written.get(address)
         if writer is not None and _unordered(me, writer):
-            raise KernelError(f"race: thread {me[1]} of block {me[0]} reads what thread {writer[1]} has just written")
+            raise KernelError(f"race: thread {me[1]} of block {me[0]} reads an element that thread {writer[1]} wrote")
         readers = self._read.setdefault(address, set())
         readers.difference_update([r for r in readers if r[0] == me[0] and r[2] < me[2]])
         readers.add(me)
@@ -39,7 +39,8 @@ class Log:
         writes = [self._written[address]] if address in self._written else []
         for other in (*self._read.get(address, ()), *writes):
             if _unordered(me, other):
-                raise KernelError(f"race: thread {me[1]} of block {me[0]} writes what thread {other[1]} has just used")
+                where = f"thread {me[1]} of block {me[0]}"
+                raise KernelError(f"race: {where} writes an element that thread {other[1]} used")
         self._written[address] = me
 
     def _me(self) -> Who:
@@ -74,7 +75,7 @@ class Watched:
     def __setitem__(self, index: Any, value: Any) -> None:
         index = self._checked(index)
         if self._addresses[index].ndim:
-            raise KernelError("an assignment to more than one element")
+            raise KernelError("a kernel can assign only one element")
         self._log.write(int(self._addresses[index]))
         self._array[index] = value
 

@@ -1,9 +1,9 @@
-"""The test of the tests: planted bugs, each of which must make a few chosen tests fail.
+"""Mutation tests: planted bugs, each of which must make chosen tests fail.
 
     python -m tests.tools.mutants [word of a name]...
 
-A mutant is a row of a table: one edit of the source (`planting.Edit`), and the fewest tests that must fail. There is
-about one mutant per promise of the library. `planting` makes the edits, in copies, and runs the tests.
+A mutant is a row of a table: an edit of the source (`planting.Edit`), and the smallest set of tests that must fail.
+There is about one mutant per promise of the library. `planting` edits copies of the repository and runs the tests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MUTANTS: tuple[Mutant, ...] = (*MODULE_MUTANTS, *TOOL_MUTANTS, *BACKEND_MUTANTS)
 
 
 def problem_of(mutant: Mutant) -> str | None:
-    """What keeps the tests of `mutant` from running on this machine, or None."""
+    """Why the tests of `mutant` cannot run on this machine, or None if they can."""
     if "test_cupy_" in mutant.files:
         return emulator.available()
     return greenlets.available() if "test_numba_cuda" in mutant.files else None

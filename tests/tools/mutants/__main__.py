@@ -1,4 +1,4 @@
-"""`python -m tests.tools.mutants [word of a name]...`: plants the mutants, prints which tests failed."""
+"""`python -m tests.tools.mutants [word of a name]...`: plants mutants and prints the tests that failed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from tests.tools.mutants.planting import try_mutant, try_unmutated
 
 
 def main(words: list[str]) -> int:
-    """A table of the mutants whose name has one of the words; 1 when one survives, 2 where no name has any."""
+    """Tests the mutants whose name contains one of the words. Returns 1 if one survives, 2 if there are none."""
     named = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
     if not named:
-        said = " or ".join(map(repr, words))
-        print(f"python -m tests.tools.mutants: no mutant has {said} in its name", file=sys.stderr)
+        asked = " or ".join(map(repr, words))
+        print(f"python -m tests.tools.mutants: no mutant has {asked} in its name", file=sys.stderr)
         return 2
     chosen = [m for m in named if problem_of(m) is None]
     for mutant in named:
         if mutant not in chosen:
-            print(f"{mutant.name}: left out, {problem_of(mutant)}", file=sys.stderr)
+            print(f"{mutant.name}: skipped, {problem_of(mutant)}", file=sys.stderr)
     width = max((len(m.name) for m in chosen), default=0)
     survived = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, verdict in zip(chosen, pool.map(try_mutant, chosen), strict=True):
             survived += not verdict.red
-            said = verdict.first_failure.split(" - ")[0] if verdict.red else "SURVIVED"
-            print(f"{mutant.name:<{width}}  {verdict.seconds:5.1f} s  {said}", flush=True)
+            outcome = verdict.first_failure.split(" - ")[0] if verdict.red else "SURVIVED"
+            print(f"{mutant.name:<{width}}  {verdict.seconds:5.1f} s  {outcome}", flush=True)
     control = try_unmutated(chosen)
     print(f"{'unmutated':<{width}}  {control.seconds:5.1f} s  {control.first_failure if control.red else 'green'}")
     print(f"{len(chosen) - survived} of {len(chosen)} mutants caught")

@@ -1,7 +1,7 @@
-"""BACKEND_MUTANTS: bugs in rnnkit/functional, rnnkit/backends and kernels/, seen by parity with the oracle.
+"""BACKEND_MUTANTS: bugs in rnnkit/functional, rnnkit/backends and kernels/, found by parity with the oracle.
 
-The emulator sees those of CUDA C++ and tests/tools/greenlets those of Numba CUDA, without a GPU: also races, and reads
-and writes outside of arrays. A mutant of kernels/cpu compiles its kernels, for about ten seconds.
+The emulator finds those of CUDA C++ and tests/tools/greenlets those of Numba CUDA, without a GPU, including races and
+accesses out of bounds. A mutant of kernels/cpu compiles its kernels, for about ten seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ORACLE = (
         "_live",
         "t < lengths",
         "t <= lengths",
-        "forward_is_the_equations and rnn_tanh-",
+        "forward_equals_the_equations and rnn_tanh-",
     ),
     _oracle(
         "lengths: one live step too few in the products",
@@ -60,7 +60,7 @@ _ORACLE = (
         "_order",
         "range(T - 1, -1, -1) if reverse else range(T)",
         "range(T)",
-        "forward_is_the_equations and rnn_tanh-",
+        "forward_equals_the_equations and rnn_tanh-",
     ),
     _oracle(
         "y not zero past the end of a row",
@@ -68,10 +68,10 @@ _ORACLE = (
         "scan_forward",
         "np.where(live, state[0], 0)",
         "state[0]",
-        "forward_is_the_equations and rnn_tanh-",
+        "forward_equals_the_equations and rnn_tanh-",
     ),
     _oracle(
-        "the final state's gradient lost",
+        "the final state's gradient is dropped",
         NUMPY,
         "scan_backward",
         "np.array(d) for d in dstate_n",
@@ -79,13 +79,13 @@ _ORACLE = (
         "every_gradient_of_a_cell and rnn_tanh-",
     ),
     row(
-        "dx past a row's end never written",
+        "dx past a row's end is not written",
         BY_SCAN,
         "_scatter",
         "xp.zeros(",
         "xp.empty(",
         "tests/cpu/test_parity.py",
-        "read_before_it_is_written and numpy and gru",
+        "no_uninitialised_memory and numpy and gru",
     ),
     row(
         "h0 kept by reference",
@@ -94,7 +94,7 @@ _ORACLE = (
         "np.array(s) for s in",
         "s for s in",
         "tests/cpu/test_reentrancy.py",
-        "writes_after_the_call and numpy and lstm",
+        "after_a_call and numpy and lstm",
     ),
 )
 
@@ -103,13 +103,13 @@ _STACK = (
         "states stacked direction by direction",
         STACK,
         "forward",
-        "layer * directions + d",
-        "d * len(weights) + layer",
+        "layer * directions + direction",
+        "direction * len(layers) + layer",
         "tests/api/test_layers.py",
         "state_is_the_output and numpy",
     ),
     row(
-        "dropout: the mask of another layer in backward",
+        "dropout: backward uses the mask of another layer",
         STACK,
         "backward",
         "saved.masks[layer - 1]",
@@ -118,7 +118,7 @@ _STACK = (
         "acts_between and numpy and gru",
     ),
     row(
-        "needs: NUMBA_DISABLE_JIT is not asked",
+        "needs: NUMBA_DISABLE_JIT is not checked",
         "rnnkit/backends/needs.py",
         "_jit_problem",
         "if _numba().config.DISABLE_JIT",
@@ -130,28 +130,28 @@ _STACK = (
 
 _NUMBA_HOST = (
     _numba(
-        "the final gradient of c forgotten", NUMBA, "backward", "call.dstate_n[1]", "(0 * call.dstate_n[1])", "lstm-T5"
+        "the final gradient of c is dropped", NUMBA, "backward", "call.dstate_n[1]", "(0 * call.dstate_n[1])", "lstm-T5"
     ),
     _cpu(
-        "weights packed for another number of workers are used",
+        "packed weights for another number of workers are used",
         NUMBA,
         "",
         "plan.members, w_ih.shape",
         "w_ih.shape",
         "packed_weights",
-        "other_shares",
+        "another_division",
     ),
     _cpu(
-        "packed weights are trusted by the id of an array that was freed",
+        "packed weights are used by the id of a freed array",
         "rnnkit/backends/numba/memory.py",
         "set_trusted",
         "r() is a",
         "r is not a",
         "frozen",
-        "ids_that_come_again",
+        "reused_id",
     ),
     _cpu(
-        "an interrupt right after the thread pool was claimed leaves it claimed",
+        "an exception right after the thread pool is claimed leaves it claimed",
         POOL,
         "run_on_pool",
         "OWNER in claims and claims[OWNER] is launch",
@@ -166,22 +166,22 @@ _NUMBA_HOST = (
         "del claims[OWNER]",
         "pass",
         "sharing",
-        "leaves_the_pool_free",
+        "releases_the_pool",
     ),
     _cpu(
-        "a worker without a core gets a share again at once",
+        "a preempted worker is used again at once",
         POOL,
         "_back_off",
         "self._reduced if now < self._backoff_until else ready",
         "ready",
         "crowding",
-        "left_out_for_a_spell",
+        "omitted_during_the_backoff",
     ),
 )
 
 _NUMBA_KERNELS = (
     _numba(
-        "x read in the order of storage",
+        "x is read without its row order",
         "kernels/cpu/rows.py",
         "pack_x",
         "a.x + caller_step(a.rows, s, t, r) *",
@@ -189,7 +189,7 @@ _NUMBA_KERNELS = (
         "rnn_tanh-T5",
     ),
     _numba(
-        "a row's last state one step late",
+        "a row's final state is one step late",
         SCAN,
         "make_forward",
         "(count if s.reverse else",
@@ -197,7 +197,7 @@ _NUMBA_KERNELS = (
         "lstm-T5",
     ),
     _cpu(
-        "a single step omits what is left of K past whole vectors",
+        "a single step omits the remainder of K after whole vectors",
         "kernels/cpu/step.py",
         "dot_products",
         'icmp_signed(">", left, number(0))',
@@ -206,16 +206,16 @@ _NUMBA_KERNELS = (
         "numba and T1-",
     ),
     _cpu(
-        "workers read the state that others write",
+        "workers read the state while others write it",
         SCAN,
         "make_forward",
         "odd = (s0 + k) & 1",
         "odd = s0 & 1",
         "sharing",
-        "units_is_the_oracle and lstm and float32",
+        "divided_units_equal and lstm and float32",
     ),
     _cpu(
-        "a change of W_hh is not found",
+        "a change of W_hh is not detected",
         "kernels/cpu/packed_weights.py",
         "are_packed",
         "digest(w.w_hh, gates * s.H * s.R * size, 2, index, p.threads)",
@@ -224,7 +224,7 @@ _NUMBA_KERNELS = (
         "every_change and RNN",
     ),
     _cpu(
-        "a panel beyond the last one",
+        "a panel after the last one is read",
         MATMUL,
         "product_prefetching",
         "panels - 1 - k",
@@ -233,7 +233,7 @@ _NUMBA_KERNELS = (
         "float32",
     ),
     _cpu(
-        "a sum over steps starts anew at each span",
+        "a sum over steps restarts at each span",
         "kernels/cpu/matmul_large.py",
         "large_products",
         "accumulate(span, out, count, True)",
@@ -262,7 +262,7 @@ _CUPY_KERNELS = (
         "test_parity and lstm-T5-B3-I4-H6 and float32",
     ),
     _cupy(
-        "GRU before: dh through r lost",
+        "GRU reset before: dh through r is dropped",
         "kernels/cells/gru_reset_before.cuh",
         "gates_backward",
         "dh * z + drh * r",
@@ -270,7 +270,7 @@ _CUPY_KERNELS = (
         "test_parity and gru_reset_before-T5-B3-I4-H6 and float32",
     ),
     _cupy(
-        "the order of ragged rows ignored in packing",
+        "packing ignores the order of ragged rows",
         ROWS,
         "pack_rows",
         "order[b]",
@@ -283,7 +283,7 @@ _CUPY_KERNELS = (
         "unpack_rows",
         "b < rows ? packed",
         "b <= rows ? packed",
-        "test_no_race_nor_stray_access and rnn_tanh",
+        "test_no_race_and_no_access_out_of_bounds and rnn_tanh",
         "device",
     ),
     _cupy(
@@ -292,11 +292,11 @@ _CUPY_KERNELS = (
         "column_sums",
         ".value(); __syncthreads();",
         ".value();",
-        "test_no_race_nor_stray_access and gru",
+        "test_no_race_and_no_access_out_of_bounds and gru",
         "device",
     ),
     _cupy(
-        "sums of earlier chunks lost",
+        "sums of earlier chunks are dropped",
         ROWS,
         "add_parts",
         "if (!first) sum = total[k];",
@@ -304,7 +304,7 @@ _CUPY_KERNELS = (
         "test_chunks and lstm",
     ),
     _cupy(
-        "what a sum rounded off is forgotten",
+        "the compensation of a sum is dropped",
         ROWS,
         "value",
         "sum - sum == Compute(0) ? sum + lost : sum",
@@ -329,10 +329,10 @@ _CUPY_HOST = (
         "",
         "address(weights.w_hh), address(weights.w_hr)",
         "0, 0",
-        "test_graphs_are_not_taken",
+        "test_graphs_are_not_used",
     ),
     _cupy(
-        "graphs are kept when the workspace moves",
+        "graphs survive a reallocation of the workspace",
         ARENA,
         "reserve",
         "self._graphs.clear()",
@@ -350,18 +350,18 @@ _NUMBA_CUDA = (
         "make_forward",
         "cuda.syncthreads() if RESETS_BEFORE:",
         "if RESETS_BEFORE:",
-        "no_two_threads_race and gru-T3-B4-I2-H5",
+        "no_races_and_no_index and gru-T3-B4-I2-H5",
     ),
     _numba_cuda(
-        "a block past the batch takes a row",
+        "a block past the batch computes a row",
         NUMBA_SCAN,
         "make_backward",
         "if b >= dh.shape[0]:",
         "if b > dh.shape[0]:",
-        "no_two_threads_race and rnn_tanh-T3-B4-I2-H5",
+        "no_races_and_no_index and rnn_tanh-T3-B4-I2-H5",
     ),
     _numba_cuda(
-        "y past a row's end not written",
+        "y past a row's end is not written",
         NUMBA_SCAN,
         "make_forward",
         "range(steps, y.shape[0])",

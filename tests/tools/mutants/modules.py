@@ -15,8 +15,8 @@ SIXTEEN_BITS = "tests/api/test_dtypes.py tests/api/test_dtypes_training.py"
 
 
 def _cell(name: str, at: str, old: str, new: str, cell: str, shown: str) -> Mutant:
-    """A bug of the oracle's cells, shown by the equations or by finite differences."""
-    test = {"equations": "forward_is_the_equations", "gradients": "every_gradient_of_a_cell"}[shown]
+    """A bug in the oracle's cells, found by the equations or by finite differences."""
+    test = {"equations": "forward_equals_the_equations", "gradients": "every_gradient_of_a_cell"}[shown]
     return row(name, CELLS, at, old, new, "tests/oracle/test_oracle.py", f"{test} and {cell}-")
 
 
@@ -33,10 +33,19 @@ _CELLS = (
     ),
     _cell("GRU: z and 1 - z swapped", "_gru_forward", "(1 - z) * n + z *", "z * n + (1 - z) *", "gru", "equations"),
     _cell("GRU: r left out of dgates_h", "_gru_backward", "da_n * r]", "da_n]", "gru", "gradients"),
-    _cell("GRU before: h not reset", "_gru_before_forward", "r * h_prev", "h_prev", "gru_reset_before", "equations"),
-    _cell("bias_hh dropped", "_hidden_side", "product + weights.b_hh[first:end]", "product", "rnn_tanh", "equations"),
+    _cell(
+        "GRU reset before: h is not reset",
+        "_gru_before_forward",
+        "r * h_prev",
+        "h_prev",
+        "gru_reset_before",
+        "equations",
+    ),
+    _cell(
+        "bias_hh is ignored", "_hidden_side", "product + weights.b_hh[first:end]", "product", "rnn_tanh", "equations"
+    ),
     row(
-        "RNN: relu loses a NaN",
+        "RNN: relu maps NaN to 0",
         CELLS,
         "_RELU",
         "np.maximum(a, 0)",
@@ -57,16 +66,16 @@ _LAYERS = (
         "eval_turns and numpy and gru",
     ),
     row(
-        "gradients of a layer overwritten, not added",
+        "gradients of a layer are overwritten, not added",
         RECURRENT,
         "Recurrent.backward",
         "total += grad",
         "total[...] = grad",
         "tests/api/test_layers.py",
-        "gradients_add_up and numpy and gru",
+        "gradients_accumulate_until and numpy and gru",
     ),
     row(
-        "batch_first: outputs left time-major",
+        "batch_first: outputs are time-major",
         RECURRENT,
         "_user_layout",
         "a.swapaxes(0, 1) if self.batch_first else a",
@@ -75,7 +84,7 @@ _LAYERS = (
         "batch_first and numpy and gru",
     ),
     row(
-        "initial parameters of a wrong bound",
+        "initial parameters have a wrong bound",
         RECURRENT,
         "uniform_parameters",
         "math.sqrt(H)",
@@ -84,16 +93,16 @@ _LAYERS = (
         "initial and lstm",
     ),
     row(
-        "no_grad keeps what backward needs",
+        "no_grad saves what backward needs",
         RECURRENT,
         "Recurrent.__call__",
         "keep=grad_enabled()",
         "keep=True",
         "tests/cpu/test_reentrancy.py",
-        "no_grad_keeps and numpy and gru",
+        "no_grad_saves and numpy and gru",
     ),
     row(
-        "another dtype passes",
+        "x of another dtype is accepted",
         CHECKS,
         "array",
         "if value.dtype != dtype:",
@@ -102,7 +111,7 @@ _LAYERS = (
         "test_x and gru",
     ),
     row(
-        "negative lengths pass",
+        "negative lengths are accepted",
         CHECKS,
         "lengths",
         "(got < 0) | (got > T)",
@@ -111,7 +120,7 @@ _LAYERS = (
         "test_lengths and gru",
     ),
     row(
-        "load_state_dict: unknown names pass",
+        "load_state_dict: unknown names are accepted",
         "rnnkit/nn/loading.py",
         "checked_load",
         "if strict and (missing or extra):",
@@ -120,7 +129,7 @@ _LAYERS = (
         "test_load_state_dict and gru",
     ),
     row(
-        "step cells: gradients of h and c exchanged",
+        "Cells: gradients of h and c are swapped",
         "rnnkit/nn/rnn_cells.py",
         "StepCell.backward",
         "None, dstate,",
@@ -129,7 +138,7 @@ _LAYERS = (
         "values_and_gradients and numpy and LSTM",
     ),
     row(
-        "Bidirectional: a row's last step not reversed",
+        "Bidirectional: a row's last step is not reversed",
         BIDIRECTIONAL,
         "_ReverseRows.__call__",
         "steps < self.lengths,",
@@ -138,7 +147,7 @@ _LAYERS = (
         "concat_is_the_bidirectional_layer and ragged and numpy and gru",
     ),
     row(
-        "Bidirectional: gradients of mul exchanged",
+        "Bidirectional: gradients of mul are swapped",
         BIDIRECTIONAL,
         "merge_gradients",
         "d * reverse, d * forward",
@@ -147,37 +156,37 @@ _LAYERS = (
         "bidirectional_gradients_by_differences and mul and numpy and gru",
     ),
     row(
-        "Sequential: lengths passed to no module",
+        "Sequential: lengths are passed to no module",
         CONTAINERS,
         "Sequential.__call__",
         "and module.takes_lengths",
         "and not module",
         "tests/api/test_containers.py",
-        "sequential_is_its_modules_in_turn and numpy",
+        "sequential_calls_its_modules and numpy",
     ),
 )
 
 _CALLS = (
     row(
-        "threads share what a call saves",
+        "threads share the saved values of a call",
         CALLS,
         "ThreadSlots",
         "(threading.local)",
         "",
         "tests/api/test_shared_layers.py",
-        "own_call and Linear",
+        "call_of_its_own_thread and Linear",
     ),
     row(
-        "backward takes the last of several calls",
+        "backward differentiates the last of several calls",
         CALLS,
         "_recalled",
         "calls > 1",
         "calls > 9",
         "tests/api/test_several_uses.py",
-        "may_mean_several and Linear",
+        "without_call_is_refused and Linear",
     ),
     row(
-        "a forked child waits for a thread that it does not have",
+        "a forked child waits for a lock of the parent's thread",
         CALLS,
         "_release_locks_in_child",
         "lock._at_fork_reinit()",
@@ -186,28 +195,28 @@ _CALLS = (
         "forked_child",
     ),
     row(
-        "gradients added without a lock",
+        "gradients are added without a lock",
         MODULE,
         "Module._add_grad",
         "with self._adding:",
         "if True:",
         "tests/api/test_shared_layers.py",
-        "one_after_another",
+        "hold_the_lock_while_adding",
     ),
     row(
-        "no_grad: an exception of a signal handler at its end leaves it on",
+        "no_grad: an exception from a signal handler at its end leaves it on",
         GRAD_MODE,
         "_Mode.__exit__",
         "block.lock.__exit__",
         "lambda *_: block.lock.release()",
         "tests/api/test_grad_mode.py",
-        "no_interrupt",
+        "after_an_interrupt",
     ),
 )
 
 _PIECES = (
     row(
-        "Embedding: the last of an odd number of equal indices left out",
+        "Embedding: the last of an odd number of equal indices is dropped",
         EMBEDDING,
         "_sums_by_row",
         "(left[heads] > step)",
@@ -234,7 +243,7 @@ _PIECES = (
         "gradients_by_differences and mean and mse",
     ),
     row(
-        "cross-entropy: the largest logit not subtracted",
+        "cross-entropy: the largest logit is not subtracted",
         LOSSES,
         "_softmax_loss",
         "flat - flat.max(axis=1, keepdims=True)",
@@ -243,7 +252,7 @@ _PIECES = (
         "extreme_logits",
     ),
     row(
-        "Adam: the mean of gradients not corrected for its start",
+        "Adam: no bias correction of the first moment",
         OPTIMIZERS,
         "Adam._update",
         "scratch *= self.lr / (1 - b1**self.t)",
@@ -252,16 +261,16 @@ _PIECES = (
         "adam_by_hand",
     ),
     row(
-        "optimizer state: what is loaded is not copied",
+        "optimizer state: loaded arrays are not copied",
         "rnnkit/optim/state.py",
         "_checked_array",
         'np.array(array, order="C")',
         "array",
         "tests/api/test_optimizer_state.py",
-        "goes_on_where and float32 and adam",
+        "continues_from_a_state_dict and float32 and adam",
     ),
     row(
-        "an optimizer's step ends half way at a read-only parameter",
+        "an optimizer's step stops half way at a read-only parameter",
         "rnnkit/optim/base.py",
         "Optimizer.step",
         "check_writable(name, p)",
@@ -270,7 +279,7 @@ _PIECES = (
         "nothing_writes",
     ),
     row(
-        "clip_grad_norm: gradients below the limit scaled up",
+        "clip_grad_norm: gradients below the limit are scaled up",
         CLIPPING,
         "clip_grad_norm",
         "not factor >= 1",
@@ -282,7 +291,7 @@ _PIECES = (
 
 _SUMS = (
     row(
-        "16 bits: losses summed in 16 bits",
+        "16 bits: losses are summed in 16 bits",
         "rnnkit/core/mixed_precision.py",
         "wide",
         "a.astype(compute_dtype(a.dtype), copy=False)",
@@ -291,7 +300,7 @@ _SUMS = (
         "losses_beyond_float16 or test_losses",
     ),
     row(
-        "16 bits: steps added to the rounded parameter",
+        "16 bits: updates are added to the rounded parameter",
         "rnnkit/optim/base.py",
         "Optimizer._step_of",
         "wide, where=written)",
@@ -300,7 +309,7 @@ _SUMS = (
         "steps_below_half",
     ),
     row(
-        "long sums: columns in one chain",
+        "long sums: a column is one chain of additions",
         "rnnkit/core/long_sums.py",
         "column_sums",
         "N <= COLUMN_ROWS",
@@ -309,7 +318,7 @@ _SUMS = (
         "linear_over and 1000000-5-3-equal",
     ),
     row(
-        "long sums: a loss on a device in float32",
+        "long sums: a loss on a GPU is summed in float32",
         "rnnkit/core/long_sums.py",
         "total",
         "a.sum(dtype=np.float64)",
@@ -321,7 +330,7 @@ _SUMS = (
 
 _DEVICES = (
     row(
-        "a layer runs on whatever device is current",
+        "a layer runs on the current device, not on its own",
         DEVICES,
         "on_own_device",
         "current(module._device)",
@@ -330,7 +339,7 @@ _DEVICES = (
         "a_layer_runs_on_its_own_device",
     ),
     row(
-        "backward answers for a call on another device",
+        "backward differentiates a call on another device",
         MODULE,
         "Module.to",
         "module._thread_slots = ThreadSlots()",
@@ -339,13 +348,13 @@ _DEVICES = (
         "to_moves_everything or back_and_forth",
     ),
     row(
-        "a device that is full has moved half of a model",
+        "out of memory leaves half of a model moved",
         MODULE,
         "Module.to",
         "module._check_device(target)",
         "module._check_device(target); module._device = target",
         "tests/cuda/test_cupy_device.py",
-        "full_card_leaves",
+        "out_of_memory_changes_nothing",
     ),
     row(
         "an array of another library is copied to the host",
@@ -354,19 +363,19 @@ _DEVICES = (
         "return cupy.from_dlpack(value)",
         "return cupy.asarray(cupy.from_dlpack(value).get())",
         INTEROP,
-        "taken_without_a_copy",
+        "used_without_a_copy",
     ),
     row(
-        "Embedding waits for its indices",
+        "Embedding synchronises on its indices",
         EMBEDDING,
         "Embedding.__call__",
         'self.device == "cpu": check_range("indices",',
         'True: check_range("indices",',
         INTEROP,
-        "nothing_waits",
+        "does_not_synchronise",
     ),
     row(
-        "cross_entropy takes a target outside the classes",
+        "cross_entropy accepts a target outside the classes",
         LOSSES,
         "_softmax_loss",
         "(picked < 0) | (picked >= K)",
@@ -375,13 +384,13 @@ _DEVICES = (
         "target_outside",
     ),
     row(
-        "a layer on the host takes a CuPy array",
+        "a layer on the CPU accepts a CuPy array",
         CHECKS,
         "located",
         "if actual != device:",
         "if actual != device and device != 'cpu':",
         INTEROP,
-        "wrong_side",
+        "on_the_wrong_device",
     ),
 )
 

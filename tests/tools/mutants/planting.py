@@ -1,8 +1,8 @@
 """Plants bugs in temporary copies of the repository, and runs the tests that must fail.
 
 An edit is anchored to a name: it replaces text that occurs once inside a function, a class or a constant of a file.
-Spaces and line breaks do not count, so code may be laid out anew. A name or a text that is gone is an error that says
-which mutant it belongs to. Compiled kernels are copied too. A mutant of kernels/ compiles new ones, because the cache
+Spaces and line breaks are ignored, so code may be reformatted. If a name or a text is not found, the error names the
+mutant. Compiled kernels are copied too. A mutant of kernels/ compiles new ones, because the cache
 of compiled kernels keys on their sources.
 """
 
@@ -29,10 +29,10 @@ TIMEOUT_S = 180
 
 
 class Edit(NamedTuple):
-    """In `file`, inside what `at` names, `old` becomes `new`.
+    """Replaces `old` by `new` in `file`, within the definition of `at`.
 
-    file: relative to the repository. at: a function, class or module constant, as "Class.method" where that is needed
-    to tell it from others; "" for the whole file. old: occurs once there, whatever its spaces and line breaks.
+    file: relative to the repository. at: a function, class or module constant, qualified as "Class.method" if the name
+    is ambiguous, or "" for the whole file. old: occurs once there; spaces and line breaks are ignored.
     """
 
     file: str
@@ -61,7 +61,7 @@ class StaleMutant(Exception):
 
 
 class Verdict(NamedTuple):
-    """How a run of the chosen tests ended. `first_failure` names a test, or says that the time was up."""
+    """The outcome of the chosen tests. `first_failure` names a test, or states that the time limit was reached."""
 
     red: bool
     first_failure: str
@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
 
 
 def python_spans(text: str, at: str) -> list[tuple[int, int]]:
-    """Start and end, as offsets in `text`, of every definition whose qualified name is `at` or ends with it."""
+    """Start and end, as offsets in `text`, of every definition whose qualified name ends with `at`."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -96,7 +96,7 @@ def python_spans(text: str, at: str) -> list[tuple[int, int]]:
 
 
 def cuda_spans(text: str, at: str) -> list[tuple[int, int]]:
-    """The same of C++: functions and structs named `at`, with their bodies, and constants up to the semicolon."""
+    """The same for C++: functions and structs named `at` with their bodies, and constants up to the semicolon."""
     spans = []
     for found in re.finditer(rf"\b{re.escape(at)}\b", text):
         head = re.compile(r"\s*(?:\([^;{}]*\)\s*(?:const|noexcept|\s)*|:[^;{}]*)?\{").match(text, found.end())
@@ -108,7 +108,7 @@ def cuda_spans(text: str, at: str) -> list[tuple[int, int]]:
 
 
 def _after_brace(text: str, at: int) -> int:
-    """The offset after the brace that closes the one before `at`."""
+    """The offset after the brace that closes the one just before `at`."""
     depth = 1
     for found in re.compile(r"[{}]").finditer(text, at):
         depth += 1 if found[0] == "{" else -1
@@ -118,7 +118,7 @@ def _after_brace(text: str, at: int) -> int:
 
 
 def planted(text: str, edit: Edit) -> str:
-    """`text`, which is that of `edit.file`, with the edit made. Raises StaleMutant where it does not fit."""
+    """`text`, the contents of `edit.file`, after the edit. Raises StaleMutant if the edit does not apply."""
     if edit.at:
         spans = (python_spans if edit.file.endswith(".py") else cuda_spans)(text, edit.at)
         if not spans:
@@ -131,17 +131,17 @@ def planted(text: str, edit: Edit) -> str:
     pattern = re.compile(before + r"\s*".join(map(re.escape, words)) + after)
     found = {match.span() for start, end in spans for match in pattern.finditer(text, start, end)}
     if len(found) != 1:
-        raise StaleMutant(f"{edit.file}: {edit.at or 'it'} has {len(found)} places that read {edit.old!r}, not 1")
+        raise StaleMutant(f"{edit.file}: {edit.at or 'it'} contains {edit.old!r} {len(found)} times, not once")
     ((start, end),) = found
     return text[:start] + edit.new + text[end:]
 
 
 def apply(edits: Iterable[Edit], folder: Path, name: str) -> None:
-    """Makes the edits in the tree under `folder`. Raises StaleMutant, which says `name`, where one does not fit."""
+    """Applies the edits to the tree under `folder`. Raises StaleMutant, with `name`, if one does not apply."""
     for edit in edits:
         path = folder / edit.file
         if not path.exists():
-            raise StaleMutant(f"{name}: there is no {edit.file}")
+            raise StaleMutant(f"{name}: there is no file {edit.file}")
         try:
             path.write_text(planted(path.read_text(encoding="utf-8"), edit), encoding="utf-8")
         except StaleMutant as stale:
@@ -150,7 +150,7 @@ def apply(edits: Iterable[Edit], folder: Path, name: str) -> None:
 
 @contextmanager
 def mutated_copy(edits: Iterable[Edit] = (), name: str = "unmutated") -> Iterator[Path]:
-    """A copy of the repository's package and tests with the edits made."""
+    """A copy of the repository's package and tests with the edits applied."""
     with tempfile.TemporaryDirectory(prefix="rnnkit-mutant-") as folder:
         copy = Path(folder)
         for part in COPIED:
@@ -160,7 +160,7 @@ def mutated_copy(edits: Iterable[Edit] = (), name: str = "unmutated") -> Iterato
             else:
                 shutil.copy(source, copy / part)
         kernels = copy / "rnnkit" / "kernels"
-        if not kernels.is_symlink():  # in an unpacked sdist its files are there twice; a mutant edits those of kernels/
+        if not kernels.is_symlink():  # an unpacked sdist contains its files twice; mutants edit those in kernels/
             shutil.rmtree(kernels)
             kernels.symlink_to("../kernels")
         apply(edits, copy, name)
@@ -168,9 +168,9 @@ def mutated_copy(edits: Iterable[Edit] = (), name: str = "unmutated") -> Iterato
 
 
 def run_tests(copy: Path, files: str, pick: str, timeout_s: float = TIMEOUT_S) -> Verdict:
-    """The chosen tests of a copy, in a process of their own, until the first failure. One that hangs is red too."""
+    """Runs the chosen tests of a copy in a separate process, until the first failure. A timeout counts as red."""
     start = time.perf_counter()
-    # No plugin is needed, and loading them is most of a short run's time.
+    # No plugin is needed, and loading plugins takes most of the time of a short run.
     options = ["-x", "-q", "--tb=no", "-rf", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers"]
     command = [sys.executable, "-m", "pytest", *options, "-k", pick, *files.split()]
     environment = os.environ | {
@@ -184,7 +184,7 @@ def run_tests(copy: Path, files: str, pick: str, timeout_s: float = TIMEOUT_S) -
         )
     except subprocess.TimeoutExpired:
         return Verdict(True, f"ended after {timeout_s:g} s", time.perf_counter() - start)
-    # pytest: 0 is all passed or skipped, 1 is some failed; anything else means that the tests did not run.
+    # pytest's exit status: 0 if all passed or were skipped, 1 if some failed, another one if the tests did not run.
     if done.returncode not in (0, 1) or not re.search(r"\d (passed|failed|error)", done.stdout):
         raise StaleMutant(f"{files} -k {pick!r} did not run: {(done.stdout + done.stderr)[-2000:]}")
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
@@ -192,13 +192,13 @@ def run_tests(copy: Path, files: str, pick: str, timeout_s: float = TIMEOUT_S) -
 
 
 def try_mutant(mutant: Mutant) -> Verdict:
-    """Raises StaleMutant where the mutant cannot be planted or its tests do not run."""
+    """Raises StaleMutant if the mutant cannot be planted or its tests do not run."""
     with mutated_copy(mutant.edits, mutant.name) as copy:
         return run_tests(copy, mutant.files, mutant.pick)
 
 
 def try_unmutated(mutants: Iterable[Mutant]) -> Verdict:
-    """The tests that the mutants rely on, on one copy with nothing planted: the first that fails, or all green."""
+    """Runs all tests of these mutants on a copy without edits. The verdict is the first failure, or green."""
     picks: dict[str, set[str]] = {}
     for mutant in mutants:
         picks.setdefault(mutant.files, set()).add(f"({mutant.pick})")

@@ -9,7 +9,7 @@ FILES, CHECKPOINT, MEANING = "rnnkit/io/files.py", "rnnkit/io/checkpoint.py", "r
 
 _FILES = (
     row(
-        "files: values left out of the checksum",
+        "files: the checksum omits the values",
         FILES,
         "_digest",
         "digest.update(safetensors_format.as_bytes(value).data)",
@@ -18,13 +18,13 @@ _FILES = (
         "every_flipped_byte",
     ),
     row(
-        "checkpoint: generators of dropout not restored",
+        "checkpoint: dropout generators are not restored",
         CHECKPOINT,
         "_checked_generators",
         "bits.state = state",
         "bits",
         "tests/api/test_checkpoint.py",
-        "goes_on_bit_for_bit and adam and float32",
+        "continues_bit_for_bit and adam and float32",
     ),
     row(
         "checkpoint: the model is written before all is checked",
@@ -33,10 +33,10 @@ _FILES = (
         "write_generators =",
         "write_model(); write_generators =",
         "tests/api/test_checkpoint.py",
-        "what_does_not_fit",
+        "does_not_fit_changes_nothing",
     ),
     row(
-        "from_keras: the GRU's gates left in Keras' order",
+        "from_keras: the GRU's gates stay in Keras' order",
         "rnnkit/io/keras.py",
         "_KINDS",
         "_Kind(3, (1, 0, 2)",
@@ -57,7 +57,7 @@ _CACHE = (
         "is_found",
     ),
     row(
-        "cache: machine code of any environment is used",
+        "cache: machine code of another environment is used",
         CACHE,
         "KernelCache._name_and_header",
         "{**environment_stamp(),",
@@ -72,16 +72,16 @@ _CACHE = (
         'folder / f"{name}.{secrets.token_hex(8)}{TEMPORARY}"',
         "folder / name",
         "tests/cpu/test_cache.py",
-        "failed_write or takes_nothing",
+        "failed_write or cannot_be_written",
     ),
     row(
-        "cache: an error of the disk reaches the caller",
+        "cache: an OSError reaches the caller",
         CACHE_FILE,
         "write_to_first",
         "except OSError as",
         "except EOFError as",
         "tests/cpu/test_cache.py",
-        "takes_nothing",
+        "cannot_be_written",
     ),
     row(
         "notice: one line per kernel",
@@ -96,7 +96,7 @@ _CACHE = (
 
 _ENVIRONMENT = (
     row(
-        "threads: the quota of the innermost group alone",
+        "threads: only the innermost cgroup's quota is read",
         CORES,
         "_group_folders",
         "(innermost, *innermost.parents)",
@@ -105,16 +105,16 @@ _ENVIRONMENT = (
         "nested",
     ),
     row(
-        "warmup: rows of no steps left out",
+        "warmup: rows of length 0 are omitted",
         "rnnkit/warmup.py",
         "warm_up",
         ", (1, [1, 0])):",
         "):",
         "tests/cpu/test_warmup.py",
-        "asks_for_more",
+        "warmup_does_not_compile",
     ),
     row(
-        "doctor: a wrong result is no fault",
+        "doctor: a wrong result is not reported",
         "rnnkit/doctor.py",
         "_smoke",
         "if not outcome.ok:",
@@ -123,7 +123,7 @@ _ENVIRONMENT = (
         "wrong_or_raises",
     ),
     row(
-        "parity: bits of two calls are not compared",
+        "parity: the bits of two calls are not compared",
         "rnnkit/parity/measure.py",
         "",
         "if len(distinct) > 1:",
@@ -138,22 +138,22 @@ _ENVIRONMENT = (
         "max(1.0, reach / self.reach)",
         "1.0",
         "tests/cpu/test_sums.py",
-        "beyond_the_reach and numpy-rnn_tanh",
+        "grow_in_proportion and numpy-rnn_tanh",
     ),
 )
 
 _GPU_RUNS = (
     row(
-        "gpu: items not read where gpu.json was not written after them",
+        "gpu: items are not read if gpu.json is older",
         "bench/gpu/result_file.py",
         "load",
         "ended(read_lines(path.with_name(ITEMS)))",
         "ended([])",
         "tests/bench/test_gpu_command.py",
-        "killed_at_a_random_moment",
+        "kill_at_a_random_moment",
     ),
     row(
-        "gpu: processes do not end with the run",
+        "gpu: processes outlive the run",
         "bench/gpu/processes.py",
         "Worker.start",
         "exit_with_parent.command((*self.command, *arguments))",
@@ -162,7 +162,7 @@ _GPU_RUNS = (
         "no_process_outlives",
     ),
     row(
-        "gpu: the run continues after the base case has failed",
+        "gpu: the run continues after a failed base case",
         "bench/gpu/__main__.py",
         "Run._part",
         'part.name == "smoke"',
@@ -171,13 +171,13 @@ _GPU_RUNS = (
         "base_case",
     ),
     row(
-        "gpu: a run on another card is continued",
+        "gpu: a run on another GPU is continued",
         "bench/gpu/__main__.py",
         "main",
         "report.card_name(earlier) != name",
         "False",
         "tests/bench/test_gpu_command.py",
-        "another_card",
+        "another_gpu",
     ),
     row(
         "gpu: the bits of a graph are not compared",

@@ -1,4 +1,4 @@
-"""The kernels of the emulator's own tests: features.cu and bugs.cu, each compiled once a mode."""
+"""The kernels of the emulator's own tests: features.cu and bugs.cu, each compiled once per mode."""
 
 from __future__ import annotations
 

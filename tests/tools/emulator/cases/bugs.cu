@@ -1,5 +1,5 @@
-// Bugs of every kind that the emulator claims to see. A kernel's last parameter plants its bug; without it the kernel
-// is right. The line that an error must name carries the mark "HERE <kernel>".
+// One bug of every kind that the emulator detects. A kernel's last parameter enables its bug; with 0 the kernel is
+// correct. The comment "HERE <kernel>" marks the line that the error must name.
 #include <cooperative_groups.h>
 #include <cuda/std/cstdint>
 using cuda::std::uint32_t;
@@ -103,7 +103,7 @@ KERNEL early_return(float* a, int n, int bug) {
   __syncthreads();  // HERE early_return
   if (threadIdx.x < n) a[threadIdx.x] = tile[n - 1 - threadIdx.x];
 }
-KERNEL wrong_named_barrier(float* a, int bug) {  // warp 0 hands over to warp 1
+KERNEL wrong_named_barrier(float* a, int bug) {  // warp 0 writes, warp 1 reads
   __shared__ float tile[32];
   if (threadIdx.x < 32) {
     tile[threadIdx.x] = a[threadIdx.x];
@@ -135,7 +135,7 @@ KERNEL masks_that_differ(float* a, int bug) {
   const unsigned mask = threadIdx.x < 16 ? (bug ? 0x0001ffffu : 0x0000ffffu) : 0xffff0000u;
   a[threadIdx.x] = __shfl_xor_sync(mask, v, 1);  // HERE masks_that_differ
 }
-KERNEL no_syncwarp(float* a, int bug) {  // bug 2: a shuffle, which orders nothing
+KERNEL no_syncwarp(float* a, int bug) {  // bug 2: a shuffle in its place, which orders nothing
   __shared__ float tile[64];
   tile[threadIdx.x] = a[threadIdx.x];
   if (!bug) __syncwarp();
@@ -174,8 +174,9 @@ KERNEL not_cooperative(float* a) {
   a[blockIdx.x] = 1;
 }
 
-// Every block writes its line, then reads its neighbour's, behind a barrier made by hand. bug 1: no fence before the
-// counter; 2: a plain barrier of the block missing after it; 3: no fence after a relaxed poll; 4: a block skips it.
+// Every block writes its line, passes a grid barrier made from a counter, and reads its neighbour's line. bug 1: no
+// fence before the counter; 2: no __syncthreads after the barrier; 3: no fence after a relaxed poll; 4: a block skips
+// the barrier.
 KERNEL handmade_barrier(float* lines, float* out, unsigned* counter, int bug) {
   const int n = blockDim.x, me = blockIdx.x, next = (blockIdx.x + 1) % gridDim.x;
   lines[me * n + threadIdx.x] = me + threadIdx.x;
@@ -190,7 +191,7 @@ KERNEL handmade_barrier(float* lines, float* out, unsigned* counter, int bug) {
   if (bug != 2) __syncthreads();
   out[me * n + threadIdx.x] = lines[next * n + threadIdx.x];  // HERE handmade_barrier
 }
-// block 0 hands over to block 1, acquire and release
+// block 0 writes, block 1 reads, with release and acquire
 KERNEL volatile_flag(float* data, float* out, int* flag, int bug) {
   if (threadIdx.x != 0) return;
   if (blockIdx.x == 0) {
@@ -218,8 +219,8 @@ KERNEL endless(const float* a, float* out, int bug) {
   out[threadIdx.x] = v;
 }
 
-// ---- clusters of 4: units of h go round through distributed shared memory. bug 1: no second buffer; 2: a block
-// leaves while others write to it; 3: nobody waits for the others to have started.
+// ---- clusters of 4: blocks exchange units of h through distributed shared memory. bug 1: no second buffer; 2: a block
+// exits while others write to it; 3: no wait for the other blocks to start.
 KERNEL __cluster_dims__(4, 1, 1) cluster_exchange(float* out, int steps, int bug) {
   __shared__ float h[2][64];
   cg::cluster_group cluster = cg::this_cluster();
@@ -243,7 +244,7 @@ KERNEL __cluster_dims__(2, 1, 1) cluster_split(float* out, int bug) {
   cg::cluster_group cluster = cg::this_cluster();
   tile[threadIdx.x] = threadIdx.x;
   cluster.barrier_arrive();
-  if (bug && cluster.thread_rank() == 0) tile[0] = 1;  // after its arrival: not what the others wait for
+  if (bug && cluster.thread_rank() == 0) tile[0] = 1;  // after the arrival, so the others' wait does not order it
   cluster.barrier_wait();
   const float* there = cluster.map_shared_rank(tile, cluster.block_rank() ^ 1);
   out[blockIdx.x * 16 + threadIdx.x] = there[15 - threadIdx.x];  // HERE cluster_split

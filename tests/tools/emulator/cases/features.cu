@@ -1,4 +1,4 @@
-// One kernel or more for every feature of the emulator; tests/tools/test_emulator.py has what each must give.
+// At least one kernel for every feature of the emulator. tests/tools/test_emulator.py has the expected results.
 #include <cooperative_groups.h>
 #include <cuda/std/cstdint>
 #include <cuda_bf16.h>
@@ -69,7 +69,7 @@ KERNEL barrier_votes(const int* flags, int* out) {
   const int any = __syncthreads_or(flag), all = __syncthreads_and(flag), count = __syncthreads_count(flag);
   if (threadIdx.x == 5) out[3 * blockIdx.x] = any, out[3 * blockIdx.x + 1] = all, out[3 * blockIdx.x + 2] = count;
 }
-KERNEL named_barriers(float* a, int rounds) {  // two pairs of warps, each with a barrier of its own, in its own rhythm
+KERNEL named_barriers(float* a, int rounds) {  // two pairs of warps, each with another barrier and number of rounds
   __shared__ float tile[128];
   const int pair = threadIdx.x / 64, mine = threadIdx.x % 64;
   for (int i = 0; i < rounds * (pair + 1); ++i) {
@@ -181,7 +181,7 @@ KERNEL atomics(int* i, unsigned* u, float* f, double* d, unsigned long long* q, 
   atomicAdd(f, 0.5f);
   atomicAdd(d, 0.25);
   atomicAdd(q, 1ull << 33);
-  unsigned expected = u[5], seen;  // a sum by compare and swap
+  unsigned expected = u[5], seen;  // a sum by compare-and-swap
   expected = atomicAdd(u + 5, 0u);
   while ((seen = atomicCAS(u + 5, expected, expected + 5)) != expected) expected = seen;
   atomicExch(u + 6, 77);
@@ -281,7 +281,8 @@ union Four {
   uint2 raw;
   __half h[4];
 };
-KERNEL half_tiles(const uint2* in, float* out) {  // classes in shared memory and in unions: they have no constructors
+// Half types in shared memory and in unions, which must be trivially constructible.
+KERNEL half_tiles(const uint2* in, float* out) {
   __shared__ __align__(8) __half tile[32][4];
   __shared__ __nv_bfloat16 others[32];
   Four v;
@@ -314,7 +315,7 @@ KERNEL functions(const float* x, float* out, int n) {
   for (int k = 0; k < 16; ++k) out[k * n + i] = results[k];
 }
 
-// ---- tensor cores: one warp, the whole A (16, K) and B (8, K) row by row, D (16, 8)
+// ---- tensor cores: one warp; A (16, K), B (8, K) and D (16, 8) are row-major
 template <class T>
 __device__ void fragments(const T* A, const T* B, int K, uint32_t* a, uint32_t* b) {
   const int per = 4 / sizeof(T), lane = threadIdx.x, row = lane / 4, column = lane % 4 * per, halves = K / (4 * per);
@@ -340,14 +341,14 @@ KERNEL products(const __half* A, const __half* B, const __nv_bfloat16* Ab, const
   fragments(At, Bt, 8, a, b);
   emulator::mma_m16n8k8_tf32(d, a, b, c);
   put(2);
-  fragments(A, B, 8, a, b);  // the first 128 numbers of A as (16, 8)
+  fragments(A, B, 8, a, b);  // uses the first 128 numbers of A as (16, 8)
   emulator::mma_m16n8k8_f16(d, a, b, c);
   put(3);
   fragments(Ab, Bb, 8, a, b);
   emulator::mma_m16n8k8_bf16(d, a, b, c);
   put(4);
 }
-KERNEL matrix_loads(const uint16_t* in, uint32_t* out) {  // in (32, 8), row by row: 4 matrices
+KERNEL matrix_loads(const uint16_t* in, uint32_t* out) {  // in: (32, 8), row-major, 4 matrices
   __shared__ __align__(16) uint16_t tile[32][8];
   for (int i = threadIdx.x; i < 256; i += 32) tile[i / 8][i % 8] = in[i];
   __syncwarp();
@@ -360,7 +361,7 @@ KERNEL matrix_loads(const uint16_t* in, uint32_t* out) {  // in (32, 8), row by 
   }
 }
 
-// ---- the schedule, as a kernel can see it
+// ---- the order in which threads run
 KERNEL arrivals(unsigned* next, unsigned* order) { order[atomicAdd(next, 1u)] = blockIdx.x * blockDim.x + threadIdx.x; }
 #line 1000 "parts/named.cuh"
 KERNEL in_a_named_part(float* a) { a[threadIdx.x + 1000] = 0; }

@@ -1,4 +1,4 @@
-// __nv_bfloat16: 8 bits of exponent, 7 of mantissa; the upper half of a float.
+// __nv_bfloat16: the upper half of a float, with 8 bits of exponent and 7 of mantissa.
 #ifdef RNNKIT_EMULATOR_SCAN
 #pragma rnnkit_emulator include <cuda_bf16.h>
 #else

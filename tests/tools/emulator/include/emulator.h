@@ -1,4 +1,4 @@
-// Put before every kernel: what NVRTC knows without an #include.
+// Included before every source: the names that NVRTC provides without an #include.
 #pragma once
 #include <float.h>
 #include <limits.h>

@@ -1,4 +1,4 @@
-// The constants of CUDA's header that anything here might use.
+// Those constants of CUDA's header that kernels of this library may use.
 #pragma once
 #define CUDART_INF_F (__builtin_inff())
 #define CUDART_NAN_F (__builtin_nanf(""))

@@ -1,1 +1,1 @@
-// Nothing: what it declares is known without it.
+// Empty: emulator.h, which is always included, has these declarations.

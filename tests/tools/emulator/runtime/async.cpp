@@ -1,5 +1,5 @@
-// cp.async and mbarrier. A copy is carried out when it is waited for and not before, so that a wait that is missing
-// shows in the result; the checker forbids its destination to everybody until then.
+// cp.async and mbarrier. A copy runs at its wait and no earlier, so a missing wait gives a wrong result. Until the
+// wait, the checker reports any access to the destination.
 #include <string.h>
 
 #include "checker.h"
@@ -18,7 +18,7 @@ struct Copy {
 
 struct AsyncCopies {
   std::vector<Copy> copies;      // in the order of issue
-  std::vector<unsigned> groups;  // how many copies each committed group has
+  std::vector<unsigned> groups;  // number of copies in each committed group
 };
 
 static AsyncCopies& copies_of(Thread* t) {
@@ -28,7 +28,7 @@ static AsyncCopies& copies_of(Thread* t) {
 
 void copy_async(void* shared, const void* global, unsigned bytes, unsigned zero_bytes, Site site) {
   const unsigned all = bytes + zero_bytes;
-  if (all != 4 && all != 8 && all != 16) fail(site, "async", "cp.async of %u bytes: 4, 8 or 16 can be copied", all);
+  if (all != 4 && all != 8 && all != 16) fail(site, "async", "cp.async of %u bytes: it must be 4, 8 or 16", all);
   if ((uintptr_t)shared % all || (uintptr_t)global % all)
     fail(site, "alignment", "cp.async of %u bytes from %p to %p: both must be multiples of %u", all, global, shared,
         all);
@@ -53,7 +53,7 @@ void copy_async_wait(unsigned groups_left, Site site) {
     own.groups.erase(own.groups.begin());
     for (unsigned i = 0; i < count; ++i) {
       const Copy& copy = own.copies[i];
-      if (rt.checking) check_landed((uintptr_t)copy.to, copy.bytes + copy.zero_bytes, origin_of(site));
+      if (rt.checking) check_copy_completed((uintptr_t)copy.to, copy.bytes + copy.zero_bytes, origin_of(site));
       memcpy(copy.to, copy.from, copy.bytes);
       memset(copy.to + copy.bytes, 0, copy.zero_bytes);
     }
@@ -63,16 +63,16 @@ void copy_async_wait(unsigned groups_left, Site site) {
 
 void async_thread_exited(Thread* t) {
   if (t->copies && !t->copies->copies.empty())
-    fail(t->copies->copies.front().site, "async", "a thread exits with %zu cp.async copies that it never waited for",
+    fail(t->copies->copies.front().site, "async", "a thread exits without waiting for its %zu cp.async copies",
          t->copies->copies.size());
   t->copies.reset();
 }
 
-// ---- mbarrier: the object's 8 bytes hold the state, as they do on the device (in a layout of our own)
+// ---- mbarrier: the object's 8 bytes hold the state, as on the device, though in another layout
 namespace {
 struct State8 {
   uint64_t parity : 1, count : 20, pending : 20, valid : 1;
-  int64_t bytes : 22;  // still to come; negative when they come before they are announced
+  int64_t bytes : 22;  // expected and not yet complete; negative if they complete before they are expected
 };
 static_assert(sizeof(State8) == 8, "an mbarrier has 8 bytes");
 
@@ -80,7 +80,7 @@ State8* state_of(uint64_t* barrier, Site site) {
   if ((uintptr_t)barrier % 8) fail(site, "alignment", "mbarrier at %p, not a multiple of 8", (void*)barrier);
   auto* state = reinterpret_cast<State8*>(barrier);
   if (rt.checking) check_access((uintptr_t)barrier, 8, Access::ordered_write, origin_of(site));
-  if (!state->valid) fail(site, "barrier", "an mbarrier that was not initialised");
+  if (!state->valid) fail(site, "barrier", "the mbarrier is not initialised");
   return state;
 }
 

@@ -6,22 +6,22 @@
 
 namespace emulator {
 
-static bool same_place(Site a, Site b) {
+static bool same_site(Site a, Site b) {
   return a.line == b.line && (a.file == b.file || std::string(a.file) == b.file);
 }
 
 // ---- barriers of a block
 static void check_convergence(Block* b, const Barrier& barrier) {
   if (b->done) {
-    const Thread* gone = nullptr;
+    const Thread* exited = nullptr;
     for (const Thread& t : b->threads)
-      if (!gone && t.state == State::done) gone = &t;
+      if (!exited && t.state == State::done) exited = &t;
     fail(barrier.site, "divergence", "barrier divergence: %u of %u threads exited without reaching __syncthreads "
          "(such as %s)",
-         b->done, b->size, thread_name(gone).c_str());
+         b->done, b->size, thread_name(exited).c_str());
   }
   for (const Thread& t : b->threads)
-    if (t.state == State::at_barrier && t.barrier == 0 && !same_place(t.site, barrier.site))
+    if (t.state == State::at_barrier && t.barrier == 0 && !same_site(t.site, barrier.site))
       fail(t.site, "divergence", "barrier divergence: %s waits in this __syncthreads, others in the one at %s",
            thread_name(&t).c_str(), site_name(barrier.site).c_str());
 }
@@ -37,11 +37,11 @@ static void release_barrier(Block* b, unsigned id) {
   }
   if (rt.checking) {
     if (waiting.size() == b->size) {
-      meet_block(b);
+      synchronise_block(b);
     } else {
-      meet_threads(waiting);
-      if (barrier.known)
-        for (Thread* t : waiting) learn(t, *barrier.known);
+      synchronise_threads(waiting);
+      if (barrier.clock)
+        for (Thread* t : waiting) acquire_from(t, *barrier.clock);
     }
   }
   barrier.result[(int)Reduce::any] = barrier.any;
@@ -49,7 +49,7 @@ static void release_barrier(Block* b, unsigned id) {
   barrier.result[(int)Reduce::count] = barrier.count;
   barrier.any = barrier.count = barrier.arrived = 0;
   barrier.all = 1;
-  barrier.known.reset();
+  barrier.clock.reset();
   ++rt.stats.barriers;
   progress();
   for (Thread* t : waiting) make_ready(t);
@@ -58,7 +58,7 @@ static void release_barrier(Block* b, unsigned id) {
 static void arrive(unsigned id, int count, bool waits, const char* what, Site site) {
   Thread* t = rt.thread;
   Block* b = t->block;
-  if (id > 15) fail(site, "barrier", "barrier %u: there are 16, 0 to 15", id);
+  if (id > 15) fail(site, "barrier", "barrier %u: ids are 0 to 15", id);
   Barrier& barrier = b->barriers[id];
   const int needed = count ? count : (int)b->size;
   if (count % 32 || count < 0) fail(site, "barrier", "barrier %u for %d threads, not a multiple of 32", id, count);
@@ -71,8 +71,8 @@ static void arrive(unsigned id, int count, bool waits, const char* what, Site si
   }
   ++barrier.arrived;
   if (!waits && rt.checking) {
-    if (!barrier.known) barrier.known = std::make_unique<Knowledge>();
-    publish_to(t, *barrier.known);
+    if (!barrier.clock) barrier.clock = std::make_unique<VectorClock>();
+    release_to(t, *barrier.clock);
   }
   if (waits) {
     t->state = State::at_barrier;
@@ -83,10 +83,10 @@ static void arrive(unsigned id, int count, bool waits, const char* what, Site si
   if (barrier.arrived + exited >= barrier.needed) release_barrier(b, id);
   if (!waits) return;
   if (t->state == State::at_barrier) {
-    wait_here(State::at_barrier, what, site);
-  } else {  // it was the last: it is ready like the others
+    wait_in(State::at_barrier, what, site);
+  } else {  // the last arrival released the barrier, so this thread is ready too
     t->waits_in = what;
-    wait_here(State::ready, what, site);
+    wait_in(State::ready, what, site);
   }
 }
 
@@ -114,7 +114,7 @@ static void release_grid() {
   rt.at_grid = 0;
   ++rt.stats.barriers;
   progress();
-  if (rt.checking) meet_blocks(rt.live);
+  if (rt.checking) synchronise_blocks(rt.live);
   for (Block* b : rt.live)
     for (Thread& t : b->threads)
       if (t.state == State::at_grid) make_ready(&t);
@@ -131,25 +131,25 @@ void grid_sync(Site site) {
           rt.threads_done);
     release_grid();
   }
-  wait_here(t->state, "grid sync", site);
+  wait_in(t->state, "grid sync", site);
 }
 
 // ---- clusters
-static void release_cluster(Cluster* c, bool rendezvous) {
+static void release_cluster(Cluster* c, bool all_waiting) {
   c->arrived = 0;
   ++c->phase;
   ++rt.stats.barriers;
   progress();
-  c->released.reset();
-  if (rt.checking && rendezvous)
-    meet_blocks(c->blocks);
+  c->released_clock.reset();
+  if (rt.checking && all_waiting)
+    synchronise_blocks(c->blocks);
   else if (rt.checking)
-    c->released = std::shared_ptr<const Knowledge>(c->known.release());
-  c->known.reset();
+    c->released_clock = std::shared_ptr<const VectorClock>(c->clock.release());
+  c->clock.reset();
   for (Block* b : c->blocks)
     for (Thread& t : b->threads)
       if (t.state == State::at_cluster) {
-        if (c->released) learn(&t, *c->released);
+        if (c->released_clock) acquire_from(&t, *c->released_clock);
         make_ready(&t);
       }
 }
@@ -164,26 +164,27 @@ static bool all_wait(const Cluster* c) {
 static void arrive_at_cluster(Site site, bool waits) {
   Thread* t = rt.thread;
   Cluster* c = t->block->cluster;
-  if (t->cluster_arrived) fail(site, "barrier", "a thread arrives twice at the cluster barrier without a wait between");
+  if (t->cluster_arrived)
+    fail(site, "barrier", "a thread arrives twice at the cluster barrier without a wait between the two");
   t->cluster_arrived = true;
   t->cluster_phase = c->phase;
   t->site = site;
   if (waits) t->state = State::at_cluster;
   if (rt.checking && !waits) {
-    if (!c->known) c->known = std::make_unique<Knowledge>();
-    publish_to(t, *c->known);
-    t->cluster_published = true;
+    if (!c->clock) c->clock = std::make_unique<VectorClock>();
+    release_to(t, *c->clock);
+    t->cluster_released = true;
   }
   if (++c->arrived < c->threads) return;
-  // Where somebody arrived ahead of waiting, what it did between the two is not covered.
-  const bool rendezvous = !c->known && all_wait(c);
-  if (rt.checking && !rendezvous) {
-    if (!c->known) c->known = std::make_unique<Knowledge>();
+  // If a thread arrived without waiting, the barrier does not order its accesses between arrive and wait.
+  const bool all_waiting = !c->clock && all_wait(c);
+  if (rt.checking && !all_waiting) {
+    if (!c->clock) c->clock = std::make_unique<VectorClock>();
     for (Block* b : c->blocks)
       for (Thread& other : b->threads)
-        if (!std::exchange(other.cluster_published, false)) publish_to(&other, *c->known);
+        if (!std::exchange(other.cluster_released, false)) release_to(&other, *c->clock);
   }
-  release_cluster(c, rendezvous);
+  release_cluster(c, all_waiting);
 }
 
 void cluster_arrive(Site site) { arrive_at_cluster(site, false); }
@@ -194,9 +195,9 @@ void cluster_wait(Site site) {
   if (!t->cluster_arrived) fail(site, "barrier", "cluster wait without an arrive before it");
   t->cluster_arrived = false;
   if (c->phase == t->cluster_phase) {
-    wait_here(State::at_cluster, "cluster wait", site);
-  } else if (rt.checking && c->released) {
-    learn(t, *c->released);
+    wait_in(State::at_cluster, "cluster wait", site);
+  } else if (rt.checking && c->released_clock) {
+    acquire_from(t, *c->released_clock);
   }
 }
 
@@ -204,7 +205,7 @@ void cluster_sync(Site site) {
   Thread* t = rt.thread;
   arrive_at_cluster(site, true);
   t->cluster_arrived = false;
-  wait_here(t->state, "cluster sync", site);
+  wait_in(t->state, "cluster sync", site);
 }
 
 unsigned cluster_rank() { return rt.thread->block->cluster_rank; }
@@ -230,7 +231,7 @@ void* map_shared(const void* pointer, unsigned rank, Site site) {
 void* dynamic_shared() { return rt.thread->block->dynamic; }
 unsigned dynamic_shared_bytes() { return rt.config->dynamic_shared; }
 
-// A thread that exits does not arrive anywhere again: whoever waits for it may have to be told.
+// An exited thread no longer arrives, so its exit can complete a block barrier, or make a grid barrier an error.
 void barrier_thread_exited(Thread* t) {
   Block* b = t->block;
   Barrier& barrier = b->barriers[0];

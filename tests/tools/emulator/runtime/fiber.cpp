@@ -1,14 +1,14 @@
-// Fibers: stacks from one reserved range, and the switch between two of them.
+// Fibers: stacks in one reserved address range, and the switch between two fibers.
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "runtime.h"
 
 #if !defined(__x86_64__)
-#error "the switch is written for x86-64"
+#error "the fiber switch is x86-64 assembly"
 #endif
 
-// Saves the registers a function must keep, and the stack pointer, in *save; takes up where `to` was left.
+// Pushes the callee-saved registers, stores the stack pointer in *save, and resumes the fiber with stack pointer `to`.
 asm(R"(
 .text
 .p2align 4
@@ -45,7 +45,7 @@ size_t stack_size;
 
 void prepare(Fiber& fiber, size_t index) {
   *reinterpret_cast<uint64_t*>(fiber.stack) = kCanary;
-  // Stacks are a power of two apart: without the shift all their tops would share a few lines of the cache.
+  // The distance between stacks is a power of two. The shift avoids that all stack tops map to the same cache sets.
   char* top = fiber.stack + stack_size - (index & 63) * 64;
   void** sp = reinterpret_cast<void**>(top);
   *--sp = nullptr;  // fiber_main never returns
@@ -69,7 +69,7 @@ void fibers_reserve(unsigned count, size_t stack_bytes) {
   const size_t total = (size_t)count * stack_bytes;
   void* range = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED) return record_failure("launch", "no address space for the stacks of the threads");
-  if (total <= kHugePages) madvise(range, total, MADV_HUGEPAGE);  // a page a stack is too many for the TLB
+  if (total <= kHugePages) madvise(range, total, MADV_HUGEPAGE);  // one small page per stack exceeds the TLB
   rt.stacks_low = reinterpret_cast<uintptr_t>(range);
   rt.stacks_high = rt.stacks_low + total;
   stack_size = stack_bytes;
@@ -77,7 +77,7 @@ void fibers_reserve(unsigned count, size_t stack_bytes) {
   fibers_reset();
 }
 
-// After a failure: what the fibers were doing is forgotten. Stacks are written here only as far as they were used.
+// After a failure, discards the state of all fibers. prepare() writes a stack only when the fiber is taken again.
 void fibers_reset() {
   unused.clear();
   for (size_t i = fibers.size(); i-- > 0;) {
@@ -88,7 +88,7 @@ void fibers_reset() {
 }
 
 Fiber* fiber_take() {
-  Fiber* fiber = unused.back();  // never empty: as many as live threads
+  Fiber* fiber = unused.back();  // never empty: there is a fiber per live thread
   unused.pop_back();
   if (!fiber->stack_pointer) prepare(*fiber, fiber - fibers.data());
   return fiber;

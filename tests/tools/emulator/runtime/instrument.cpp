@@ -1,5 +1,5 @@
-// What GCC makes an instrumented kernel call: -fsanitize=thread before every access, -fsanitize=undefined where
-// something undefined happens. The names are libtsan's and libubsan's; neither is linked.
+// The functions that an instrumented kernel calls: GCC inserts the calls before every access (-fsanitize=thread) and at
+// undefined behaviour (-fsanitize=undefined). They have the names of libtsan and libubsan, which are not linked.
 #include <string.h>
 
 #include "checker.h"
@@ -11,23 +11,24 @@ static constexpr unsigned kAccessesPerSwitch = 64;  // on average, under a rando
 
 static inline void access(void* p, size_t bytes, Access kind, void* return_address) {
   const uintptr_t address = (uintptr_t)p;
-  if (is_private(address) || !rt.running) return;
-  if (rt.config->schedule == kRandom && random_number() % kAccessesPerSwitch == 0) yield_here(false);
+  if (is_emulator_memory(address) || !rt.running) return;
+  if (rt.config->schedule == kRandom && random_number() % kAccessesPerSwitch == 0) yield_thread(false);
   check_access(address, bytes, kind, origin_of((uintptr_t)return_address));
 }
 
-// volatile: like a relaxed atomic. It is how kernels spin, so a read that sees the same again lets others run.
+// A volatile access acts as a relaxed atomic. Kernels spin on volatile reads, so a repeated read of an unchanged value
+// lets other threads run.
 static inline void volatile_read(void* p, size_t bytes, void* return_address) {
-  if (is_private((uintptr_t)p) || !rt.running) return;
+  if (is_emulator_memory((uintptr_t)p) || !rt.running) return;
   ordered_load(p, bytes, Order::relaxed, Site{}, "a volatile read", origin_of((uintptr_t)return_address));
 }
 
 static inline void volatile_write(void* p, size_t bytes, void* return_address) {
-  if (is_private((uintptr_t)p) || !rt.running) return;
+  if (is_emulator_memory((uintptr_t)p) || !rt.running) return;
   ordered_store(p, bytes, Order::relaxed, origin_of((uintptr_t)return_address));
 }
 
-// ---- undefined behaviour: the compiler passes where in the source
+// ---- undefined behaviour: the compiler passes the source location
 struct SourceLocation {
   const char* file;
   uint32_t line, column;
@@ -84,4 +85,4 @@ UNDEFINED(add_overflow, "signed integer overflow in an addition")
 UNDEFINED(sub_overflow, "signed integer overflow in a subtraction")
 UNDEFINED(mul_overflow, "signed integer overflow in a multiplication")
 UNDEFINED(negate_overflow, "signed integer overflow in a negation")
-UNDEFINED(divrem_overflow, "integer division by zero, or overflow in it")
+UNDEFINED(divrem_overflow, "integer division by zero, or overflow in a division")

@@ -1,4 +1,4 @@
-// The entry point: sets a batch of blocks up, runs it, and turns faults into errors.
+// The entry point: prepares and runs blocks, batch by batch, and converts signals to errors.
 #include <errno.h>
 #include <link.h>
 #include <setjmp.h>
@@ -19,7 +19,7 @@
 
 namespace emulator {
 
-// ---- faults, and the limit of time: signals of the launching thread while a kernel runs
+// ---- faults and the time limit: signals of the launching thread while a kernel runs
 namespace {
 
 sigjmp_buf after_fault;
@@ -28,7 +28,7 @@ constexpr int kSignalCount = sizeof kSignals / sizeof *kSignals;
 struct sigaction earlier_actions[kSignalCount];
 
 void on_signal(int number, siginfo_t* info, void* machine) {
-  if (!rt.running) {  // not ours
+  if (!rt.running) {  // not raised by a kernel
     signal(number, SIG_DFL);
     raise(number);
     return;
@@ -47,7 +47,7 @@ void on_signal(int number, siginfo_t* info, void* machine) {
                                                                   : "";
   std::string message = place.empty() ? text : place + ": " + text;
   if (rt.thread) message += " [" + thread_name(rt.thread) + "]";
-  if (number == SIGVTALRM) message += who_waits();
+  if (number == SIGVTALRM) message += waiting_threads();
   record_failure(number == SIGVTALRM ? "timeout" : "fault", message);
   siglongjmp(after_fault, 1);
 }
@@ -88,7 +88,7 @@ class Guard {
   bool timed_ = false;
 };
 
-// ---- the object file we are in
+// ---- the object file that contains the kernels and this runtime
 int find_image(struct dl_phdr_info* info, size_t, void*) {
   uintptr_t low = UINTPTR_MAX, high = 0, writable_low = UINTPTR_MAX, writable_high = 0;
   for (int i = 0; i < info->dlpi_phnum; ++i) {
@@ -118,7 +118,7 @@ void find_statics() {
   for (uint32_t i = 0; i < rt.config->static_count; ++i) {
     const uintptr_t address = rt.image_base + rt.config->statics[2 * i];
     const size_t bytes = rt.config->statics[2 * i + 1];
-    // Images keep the alignment, so that a float4 in a peer's shared memory is where it may be.
+    // A block's copy has the alignment of the object, as a float4 in a peer's shared memory requires.
     rt.static_bytes = (rt.static_bytes + 127) / 128 * 128 + address % 128;
     rt.statics.push_back({address, bytes, rt.static_bytes});
     rt.static_bytes += bytes;
@@ -130,11 +130,11 @@ void find_statics() {
 // ---- blocks
 constexpr int kPoison = 0xff;  // shared memory at the start of a block: NaN in every floating type
 
-std::vector<std::unique_ptr<Block>> pool;  // blocks are used again: their arrays are long
+std::vector<std::unique_ptr<Block>> pool;  // reused, to avoid reallocating their arrays
 std::vector<Cluster> clusters;
 
-char* aligned_room(char* room, size_t bytes) {
-  free(room);
+char* aligned_buffer(char* buffer, size_t bytes) {
+  free(buffer);
   return static_cast<char*>(aligned_alloc(1024, (bytes + 1024) / 1024 * 1024));
 }
 
@@ -163,7 +163,7 @@ void prepare_block(Block* b, uint3 position, Cluster* cluster, unsigned rank) {
     t.waits_in = nullptr;
     t.fiber = nullptr;
     t.polled = nullptr;
-    t.cluster_arrived = t.cluster_published = false;
+    t.cluster_arrived = t.cluster_released = false;
     t.rank = i;
     t.lane = i % 32;
     t.block = b;
@@ -179,34 +179,34 @@ void prepare_block(Block* b, uint3 position, Cluster* cluster, unsigned rank) {
   if (rt.checking) b->order = std::make_unique<BlockOrder>(n);
 }
 
-Block* block_of_pool(size_t index) {
+Block* pooled_block(size_t index) {
   while (pool.size() <= index) pool.push_back(std::make_unique<Block>());
   Block* b = pool[index].get();
   for (Barrier& barrier : b->barriers) barrier = Barrier();
   return b;
 }
 
-void size_pool(unsigned count) {
+void resize_pool(unsigned count) {
   for (unsigned i = 0; i < count; ++i) {
-    Block* b = block_of_pool(i);
+    Block* b = pooled_block(i);
     if (b->threads.size() != rt.threads_per_block) b->threads = std::vector<Thread>(rt.threads_per_block);
-    b->dynamic = aligned_room(b->dynamic, rt.config->dynamic_shared);
-    b->statics = aligned_room(b->statics, rt.static_bytes);
+    b->dynamic = aligned_buffer(b->dynamic, rt.config->dynamic_shared);
+    b->statics = aligned_buffer(b->statics, rt.static_bytes);
   }
 }
 
 uint3 block_position(unsigned cluster, unsigned rank) {
   const uint32_t *g = rt.config->grid, *c = rt.config->cluster;
-  const unsigned across = g[0] / c[0], down = g[1] / c[1];
-  return {cluster % across * c[0] + rank % c[0], cluster / across % down * c[1] + rank / c[0] % c[1],
-          cluster / across / down * c[2] + rank / c[0] / c[1]};
+  const unsigned clusters_x = g[0] / c[0], clusters_y = g[1] / c[1];
+  return {cluster % clusters_x * c[0] + rank % c[0], cluster / clusters_x % clusters_y * c[1] + rank / c[0] % c[1],
+          cluster / clusters_x / clusters_y * c[2] + rank / c[0] / c[1]};
 }
 
-// Clusters [from, from + count) of `order` become the live blocks.
+// Makes the blocks of clusters order[from : from + count] live.
 void set_live(const std::vector<unsigned>& order, size_t from, size_t count, unsigned cluster_blocks) {
   rt.live.clear();
   rt.threads_done = rt.at_grid = 0;
-  rt.in_place = nullptr;
+  rt.swapped_in = nullptr;
   rt.last_block = 0;
   clusters.clear();
   clusters.resize(count);
@@ -214,7 +214,7 @@ void set_live(const std::vector<unsigned>& order, size_t from, size_t count, uns
     Cluster* cluster = &clusters[k];
     cluster->threads = rt.threads_per_block * cluster_blocks;
     for (unsigned rank = 0; rank < cluster_blocks; ++rank) {
-      Block* b = block_of_pool(rt.live.size());
+      Block* b = pooled_block(rt.live.size());
       prepare_block(b, block_position(order[from + k], rank), cluster, rank);
       cluster->blocks.push_back(b);
       rt.live.push_back(b);
@@ -237,18 +237,18 @@ void run_grid() {
   const LaunchConfig& config = *rt.config;
   const unsigned cluster_blocks = config.cluster[0] * config.cluster[1] * config.cluster[2];
   const unsigned cluster_count = rt.block_count / cluster_blocks;
-  const unsigned at_once = config.cooperative ? cluster_count : 1;
-  fibers_reserve(at_once * cluster_blocks * rt.threads_per_block, config.stack_bytes);
-  size_pool(at_once * cluster_blocks);
+  const unsigned concurrent = config.cooperative ? cluster_count : 1;
+  fibers_reserve(concurrent * cluster_blocks * rt.threads_per_block, config.stack_bytes);
+  resize_pool(concurrent * cluster_blocks);
   const std::vector<unsigned> order = cluster_order(cluster_count);
   if (rt.checking) {
     std::vector<Block*> blocks;
-    for (unsigned i = 0; i < at_once * cluster_blocks; ++i) blocks.push_back(pool[i].get());
+    for (unsigned i = 0; i < concurrent * cluster_blocks; ++i) blocks.push_back(pool[i].get());
     regions_begin_launch(blocks);
   }
   Guard guard(config.time_limit);
-  for (volatile unsigned next = 0; next < cluster_count && !rt.failed; next = next + at_once) {
-    set_live(order, next, at_once, cluster_blocks);
+  for (volatile unsigned next = 0; next < cluster_count && !rt.failed; next = next + concurrent) {
+    set_live(order, next, concurrent, cluster_blocks);
     if (rt.checking) checker_begin_blocks();
     if (!sigsetjmp(after_fault, 1)) run_live_blocks();
     rt.running = false;
@@ -278,7 +278,7 @@ static void set_up(const LaunchConfig* config) {
 
 }  // namespace emulator
 
-// Returns 0, 1 for an error, 2 for findings (races): their kind and text are in `kind` and `text`.
+// Returns 0 on success, 1 for an error, 2 for findings such as races. `kind` and `text` receive kind and message.
 extern "C" __attribute__((visibility("default"))) int emulator_launch(const emulator::LaunchConfig* config, char* kind,
                                                                       int kind_bytes, char* text, int text_bytes,
                                                                       emulator::LaunchStats* stats) {
@@ -304,11 +304,11 @@ extern "C" __attribute__((visibility("default"))) int emulator_launch(const emul
   snprintf(kind, kind_bytes, "%s", what);
   snprintf(text, text_bytes, "%s", message.c_str());
   *stats = rt.stats;
-  if (rt.checking) order_forget();
+  if (rt.checking) order_clear();
   return result;
 }
 
-// Frees what launches keep for the next one: stacks, blocks and the record of accesses. A later launch allocates anew.
+// Frees what is cached between launches: stacks, blocks and access records. The next launch allocates them again.
 extern "C" __attribute__((visibility("default"))) void emulator_release() {
   using namespace emulator;
   fibers_release();

@@ -1,4 +1,4 @@
-// Fences, atomics, ordered loads and stores: when others get a turn, and what they make known.
+// Fences, atomics, ordered loads and stores: their scheduling points and their effect on the vector clocks.
 #include <string.h>
 
 #include "checker.h"
@@ -9,15 +9,15 @@ namespace emulator {
 
 static constexpr uint64_t kPollsBeforeLivelock = 20000;
 
-// A thread that looks at memory again and again must let the others run, or nothing would ever change.
+// A thread that polls must let other threads run, since only they can change the value.
 static void poll(Site site, const char* what, Origin origin) {
   Thread* t = rt.thread;
   t->site = site;
   t->waits_in = what;
   if (++rt.idle_polls > kPollsBeforeLivelock + 100ull * rt.threads_live)
-    fail_at("deadlock", origin_name(origin) + ": livelock: threads only look at memory that nobody changes" +
-        who_waits());
-  yield_here(true);
+    fail_at("deadlock", origin_name(origin) + ": livelock: all running threads poll memory that no thread changes" +
+        waiting_threads());
+  yield_thread(true);
 }
 
 void pause(Site site) { poll(site, "__nanosleep", origin_of(site)); }
@@ -30,7 +30,7 @@ void atomic_before(const void* p, unsigned bytes, Site site) {
   if (rt.config->schedule == kRandom && random_number() % 2) {
     rt.thread->site = site;
     rt.thread->waits_in = "an atomic";
-    yield_here(false);
+    yield_thread(false);
   }
   if (rt.checking) {
     check_access((uintptr_t)p, bytes, Access::update, origin_of(site));
@@ -46,8 +46,8 @@ void atomic_after(const void*, bool changed, Site site) {
     poll(site, "an atomic that changes nothing", origin_of(site));
 }
 
-// The second look at an unchanged place is a poll.
-static void look(const void* p, size_t bytes, Site site, const char* what, Origin origin) {
+// A repeated load of an unchanged value is a poll.
+static void poll_if_unchanged(const void* p, size_t bytes, Site site, const char* what, Origin origin) {
   Thread* t = rt.thread;
   uint64_t value = 0;
   memcpy(&value, p, bytes < sizeof value ? bytes : sizeof value);
@@ -59,7 +59,7 @@ static void look(const void* p, size_t bytes, Site site, const char* what, Origi
 
 void ordered_load(const void* p, size_t bytes, Order order, Site site, const char* what, Origin origin) {
   if (rt.checking) check_access((uintptr_t)p, bytes, Access::ordered_read, origin);
-  look(p, bytes, site, what, origin);
+  poll_if_unchanged(p, bytes, site, what, origin);
   if (rt.checking) order_read(rt.thread, canonical((uintptr_t)p), order == Order::acquire);
 }
 
@@ -83,7 +83,7 @@ void touch(const void* p, unsigned bytes, bool write, Site site) {
 }
 
 void check_read_only(const void* p, unsigned bytes, Site site) {
-  if (rt.checking) check_unwritten((uintptr_t)p, bytes, origin_of(site));
+  if (rt.checking) check_not_written((uintptr_t)p, bytes, origin_of(site));
 }
 
 long long clock() { return (long long)(++rt.stats.switches); }

@@ -1,5 +1,5 @@
-// mma.sync and ldmatrix. Products of small numbers are exact in double and their sum is rounded once, to float: what
-// the tensor core rounds on the way is not modelled.
+// mma.sync and ldmatrix. Products of 16-bit and TF32 numbers are exact in double, and their sum is rounded once, to
+// float. Intermediate rounding in the tensor core is not modelled.
 #include <string.h>
 
 #include "checker.h"
@@ -30,13 +30,14 @@ struct Half {
     return sign * ldexp(exponent ? mantissa + 1024.0 : mantissa, exponent ? (int)exponent - 25 : -24);
   }
 };
-struct Tf32 {  // the hardware reads the upper 19 bits
+struct Tf32 {  // the hardware uses the upper 19 bits
   static constexpr int per_register = 1;
   static double of(uint32_t reg, int) { return bit_cast<float>(reg & 0xffffe000u); }
 };
 
-// Lane l is (group, member) = (l / 4, l % 4). A register of A holds per_register neighbours of a row: register r is in
-// row group + 8 (r % 2), columns member * per_register onwards, plus half of K for r >= 2. B likewise, transposed.
+// A: (16, K), B: (K, 8), D: (16, 8). Lane l is (group, member) = (l / 4, l % 4). A register of A holds per_register
+// consecutive numbers of a row. Register r starts at row group + 8 (r % 2) and column member * per_register, plus K / 2
+// for r >= 2. The layout of B is the same, transposed.
 template <class Type, int K>
 void mma_work(void* const* data, unsigned) {
   constexpr int P = Type::per_register, a_registers = K == 4 * P ? 2 : 4, b_registers = a_registers / 2;
@@ -63,7 +64,7 @@ void mma_work(void* const* data, unsigned) {
   }
 }
 
-void whole_warp(const char* name, Site site) {
+void require_whole_warp(const char* name, Site site) {
   const Thread* t = rt.thread;
   if (t->warp->present != 0xffffffffu) fail(site, "warp", "%s in a warp of fewer than 32 threads", name);
 }
@@ -71,7 +72,7 @@ void whole_warp(const char* name, Site site) {
 template <class Type, int K>
 void mma(float* d, const uint32_t* a, const uint32_t* b, const float* c, int variant, Site site) {
   Mma record{d, a, b, c};
-  whole_warp("mma.sync", site);
+  require_whole_warp("mma.sync", site);
   warp_collective(0xffffffffu, WarpOp::mma, variant, &record, mma_work<Type, K>, "mma.sync", site);
 }
 
@@ -115,8 +116,9 @@ void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const floa
 }
 
 void ldmatrix(uint32_t* registers, const void* row, int matrices, bool transposed, Site site) {
-  if (matrices != 1 && matrices != 2 && matrices != 4) fail(site, "warp", "ldmatrix of %d matrices", matrices);
-  whole_warp("ldmatrix", site);
+  if (matrices != 1 && matrices != 2 && matrices != 4)
+    fail(site, "warp", "ldmatrix of %d matrices: it must be 1, 2 or 4", matrices);
+  require_whole_warp("ldmatrix", site);
   if ((int)rt.thread->lane < 8 * matrices) {
     if ((uintptr_t)row % 16) fail(site, "alignment", "ldmatrix: the row at %p is not at a multiple of 16 bytes", row);
     touch(row, 16, false, site);

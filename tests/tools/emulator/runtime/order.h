@@ -1,6 +1,6 @@
-// What happened before what. Every thread counts its steps (a clock that moves on when it publishes), every block its
-// barriers (an epoch). An event is (block, thread, epoch, clock); a thread knows of some events of others, and two
-// accesses of which neither knows the other are a race.
+// The happens-before order. A thread has a clock, which each release increments. A block has an epoch, which each
+// barrier of the whole block increments. An event is (block, thread, epoch, clock). A thread's vector clock holds the
+// events that happened before its next one. Two conflicting accesses are a race if neither happened before the other.
 #pragma once
 #include <unordered_map>
 
@@ -8,46 +8,46 @@
 
 namespace emulator {
 
-// What is known of one block: all of the epochs before `epoch`, and in it each thread's events up to its clock.
-struct View {
+// One block's part of a vector clock: all events of earlier epochs, and in `epoch` thread u's events up to clocks[u].
+struct BlockClock {
   uint32_t epoch = 0;
-  std::vector<uint32_t> clocks;  // by thread; empty: none
-  void join(const View& other);
+  std::vector<uint32_t> clocks;  // per thread; empty if all are 0
+  void join(const BlockClock& other);
 };
 
-struct Knowledge {
-  std::unordered_map<unsigned, View> blocks;
-  void join(const Knowledge& other);
+struct VectorClock {
+  std::unordered_map<unsigned, BlockClock> blocks;
+  void join(const VectorClock& other);
 };
 
 struct ThreadOrder {
   uint32_t clock = 1;
-  std::shared_ptr<const Knowledge> others;  // of other blocks
-  std::unique_ptr<Knowledge> seen;          // behind relaxed reads: known at the next fence
-  std::unique_ptr<Knowledge> fenced;        // known at the last fence: what a store or atomic publishes
+  std::shared_ptr<const VectorClock> others;  // for other blocks
+  std::unique_ptr<VectorClock> read_clock;    // joined from relaxed reads; the next fence acquires it
+  std::unique_ptr<VectorClock> fence_clock;   // at the last fence; later stores and atomics release it
   Scope fence_scope = Scope::block;
 };
 
 struct BlockOrder {
   uint32_t epoch = 1;
   std::vector<ThreadOrder> threads;
-  std::vector<uint32_t> rows;  // rows[t * n + u]: the clock up to which t knows u's events. Empty: none
+  std::vector<uint32_t> rows;  // (n, n): rows[t * n + u] is u's clock in t's vector clock; empty if all are 0
   explicit BlockOrder(unsigned size) : threads(size) {}
 };
 
 ThreadOrder& order_of(const Thread* t);
-bool knows(const Thread* t, unsigned block, unsigned thread, uint32_t epoch, uint32_t clock);
+bool happened_before(unsigned block, unsigned thread, uint32_t epoch, uint32_t clock, const Thread* t);
 
-void publish_to(Thread* t, Knowledge& to);               // all that t knows, its own past included
-void learn(Thread* t, const Knowledge& from);
-void meet_block(Block* block);                           // a barrier of the whole block
-void meet_threads(const std::vector<Thread*>& threads);  // a barrier of some threads of one block
-void meet_blocks(const std::vector<Block*>& blocks);     // a barrier of all threads of several blocks
+void release_to(Thread* t, VectorClock& to);                    // joins t's vector clock, its own clock included
+void acquire_from(Thread* t, const VectorClock& from);
+void synchronise_block(Block* block);                           // a barrier of all threads of a block
+void synchronise_threads(const std::vector<Thread*>& threads);  // a barrier of some threads of one block
+void synchronise_blocks(const std::vector<Block*>& blocks);     // a barrier of all threads of several blocks
 
-// Flags and counters in memory.
+// Flags and counters in memory. keeps_earlier: for atomics, which keep the clocks released to the address before.
 void order_fence(Thread* t, Scope scope);
 void order_read(Thread* t, uintptr_t address, bool acquires);
 void order_write(Thread* t, uintptr_t address, bool releases, bool keeps_earlier);
-void order_forget();  // the locations, at the end of a launch
+void order_clear();  // drops all released clocks, at the end of a launch
 
 }  // namespace emulator

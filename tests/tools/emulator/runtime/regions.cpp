@@ -1,4 +1,4 @@
-// Bounds: live buffers, the shared memory of each block, and the variables of the module.
+// Bounds checks: live buffers, the shared memory of each block, and the module's variables.
 #include <algorithm>
 
 #include "checker.h"
@@ -6,21 +6,21 @@
 namespace emulator {
 
 namespace {
-std::vector<Region> regions;  // by address
-constexpr unsigned kNearRegions = 64;
-const Region* near_regions[kNearRegions];
+std::vector<Region> regions;  // sorted by address
+constexpr unsigned kCachedRegions = 64;
+const Region* region_cache[kCachedRegions];
 
-unsigned slot_of(uintptr_t address) { return (address >> 8) % kNearRegions; }
+unsigned slot_of(uintptr_t address) { return (address >> 8) % kCachedRegions; }
 
 const Region* find(uintptr_t address) {
-  const Region*& near = near_regions[slot_of(address)];
-  if (near && address >= near->low && address < near->high) return near;
+  const Region*& cached = region_cache[slot_of(address)];
+  if (cached && address >= cached->low && address < cached->high) return cached;
   auto above = std::upper_bound(regions.begin(), regions.end(), address,
                                 [](uintptr_t a, const Region& region) { return a < region.low; });
   if (above == regions.begin()) return nullptr;
   const Region* region = &*--above;
   if (address >= region->high) return nullptr;
-  return near = region;
+  return cached = region;
 }
 
 std::string block_name(const Block* b) {
@@ -28,7 +28,7 @@ std::string block_name(const Block* b) {
          std::to_string(b->position.z) + ")";
 }
 
-// The argument that points into the region, if there is one: what the reader of an error knows it by.
+// Names the buffer by the kernel argument that points into it, if there is one.
 std::string buffer_name(const Region& region) {
   for (unsigned i = 0; rt.config->parameter_kinds[i]; ++i) {
     if (rt.config->parameter_kinds[i] != 'p') continue;
@@ -42,28 +42,28 @@ std::string buffer_name(const Region& region) {
   std::string text = origin_name(origin) + ": out of bounds " + (writes ? "write" : "read") + " of " +
                      std::to_string(bytes) + " bytes";
   const Region* nearest = nullptr;
-  const StaticObject* beside_static = nullptr;
-  uintptr_t least = 1 << 20;
+  const StaticObject* nearest_static = nullptr;
+  uintptr_t nearest_distance = 1 << 20;
   for (const Region& region : regions) {
     const uintptr_t above = address < region.high ? 0 : address - region.high;
-    const uintptr_t apart = address < region.low ? region.low - address : above;
-    if (apart < least) {
-      least = apart;
+    const uintptr_t distance = address < region.low ? region.low - address : above;
+    if (distance < nearest_distance) {
+      nearest_distance = distance;
       nearest = &region;
     }
   }
-  // Static shared memory of the running block is not where its image is, and not among the regions.
+  // The running block's static shared memory is in the objects themselves, which are not among the regions.
   for (const StaticObject& object : rt.statics) {
     const uintptr_t end = object.address + object.bytes;
-    const uintptr_t apart = address < object.address ? object.address - address : address < end ? 0 : address - end;
-    if (apart >= least) continue;
-    least = apart;
-    beside_static = &object;
+    const uintptr_t distance = address < object.address ? object.address - address : address < end ? 0 : address - end;
+    if (distance >= nearest_distance) continue;
+    nearest_distance = distance;
+    nearest_static = &object;
   }
-  if (beside_static)
-    text += " at offset " + std::to_string((long long)(address - beside_static->address)) + " of shared {static:" +
-            std::to_string(beside_static - rt.statics.data()) + "}, which has " + std::to_string(beside_static->bytes) +
-            " bytes";
+  if (nearest_static)
+    text += " at offset " + std::to_string((long long)(address - nearest_static->address)) + " of shared {static:" +
+            std::to_string(nearest_static - rt.statics.data()) + "}, which has " +
+            std::to_string(nearest_static->bytes) + " bytes";
   else if (!address || !nearest)
     text += address < 4096 ? " through a null pointer" : ", in no live buffer";
   else
@@ -73,7 +73,7 @@ std::string buffer_name(const Region& region) {
   fail_at("bounds", text);
 }
 
-// Static shared memory is checked as the block's image of it, whether or not the block is in place.
+// The static shared object that contains `address`, or null. Accesses are checked at the address in the block's copy.
 const StaticObject* static_object(uintptr_t address) {
   if (address < rt.statics_low || address >= rt.statics_high) return nullptr;
   for (const StaticObject& object : rt.statics)
@@ -99,7 +99,7 @@ void check_owner(const Region& region, Origin origin) {
 void regions_begin_launch(const std::vector<Block*>& blocks) {
   const LaunchConfig& config = *rt.config;
   regions.clear();
-  std::fill(near_regions, near_regions + kNearRegions, nullptr);
+  std::fill(region_cache, region_cache + kCachedRegions, nullptr);
   for (unsigned i = 0; i < config.buffer_count; ++i) {
     const uint64_t* row = config.buffers + 3 * i;
     regions.push_back({Region::buffer, row[2] != 0, i, nullptr, row[0], row[0] + row[1]});
@@ -130,7 +130,7 @@ const Region* region_of(uintptr_t& address, size_t bytes, bool writes, Origin or
   address = canonical(address);
   const Region* region = find(address);
   if (!region) {
-    // Constants of the code (a table, a string) are in the part of the image that cannot be written.
+    // Constants of the code (tables, strings) are in the read-only segments of the object file.
     const bool constant = address >= rt.image_low && address < rt.image_high &&
                           !(address >= rt.writable_low && address < rt.writable_high);
     if (constant && !writes) return nullptr;

@@ -1,6 +1,6 @@
-// The state of a launch, shared by the parts of the runtime.
+// The state of a launch, used by all parts of the runtime.
 //
-// One launch runs at a time, on one system thread: fibers take turns, so nothing here is locked.
+// One launch runs at a time, and all its fibers run on one system thread, so there are no locks.
 #pragma once
 #include <stdint.h>
 
@@ -12,17 +12,17 @@
 
 namespace emulator {
 
-// ---- what the launcher passes (launch.py has the same structures)
+// ---- passed by launch.py, which declares the same structures
 enum Schedule : uint32_t { kAscending = 0, kDescending = 1, kRandom = 2 };
 
 struct LaunchConfig {
   uint32_t grid[3], block[3], cluster[3];
   uint32_t dynamic_shared, cooperative, schedule, seed, check, stack_bytes;
   uint32_t static_count, variable_count, buffer_count, guard_count;
-  double time_limit;            // seconds of processor time
+  double time_limit;            // seconds of CPU time
   const uint64_t* statics;      // static_count x {offset in the object file, bytes}
-  const uint64_t* variables;    // variable_count x the same, of the module's own; the last guard_count are GCC's
-  const uint64_t* buffers;      // buffer_count x {address, bytes, writable}, by address
+  const uint64_t* variables;    // the same for module variables; the last guard_count are GCC's guard variables
+  const uint64_t* buffers;      // buffer_count x {address, bytes, writable}, sorted by address
   const char* parameter_kinds;  // as export.h describes them
   void** arguments;
   void (*kernel)(void** arguments);
@@ -37,13 +37,13 @@ struct Thread;
 struct Fiber {
   void* stack_pointer;
   char* stack;
-  Thread* thread;  // what it is to run when it is switched to
+  Thread* thread;  // runs when the fiber is resumed
 };
 
-// ---- order.h has these
+// ---- defined in order.h
 struct ThreadOrder;
 struct BlockOrder;
-struct Knowledge;
+struct VectorClock;
 
 // ---- threads, warps, blocks, clusters
 enum class State : uint8_t { unstarted, ready, running, at_barrier, at_warp, at_grid, at_cluster, done };
@@ -51,10 +51,10 @@ enum class State : uint8_t { unstarted, ready, running, at_barrier, at_warp, at_
 struct Block;
 struct Warp;
 
-struct alignas(64) Thread {  // what every switch needs fills its first cache line
+struct alignas(64) Thread {  // the fields used by every switch fill the first cache line
   State state;
-  uint16_t barrier;  // the named barrier it waits at
-  unsigned rank;     // in its block
+  uint16_t barrier;  // id of the barrier where it waits
+  unsigned rank;     // within its block
   uint3 position;
   unsigned lane;
   Block* block;
@@ -62,17 +62,17 @@ struct alignas(64) Thread {  // what every switch needs fills its first cache li
   const char* waits_in;
   Site site;
   Warp* warp;
-  // of a warp operation
+  // the warp operation where it waits
   unsigned mask;
   WarpOp op;
   int variant;
   void* data;
   WarpWork work;
-  // of a cluster barrier
+  // the cluster barrier
   unsigned cluster_phase;
   bool cluster_arrived;
-  bool cluster_published;  // what it knew when it arrived, without waiting there
-  // the last value polled
+  bool cluster_released;  // it arrived without waiting and has released its clock
+  // the last ordered load
   const void* polled;
   uint64_t polled_value;
   std::shared_ptr<struct AsyncCopies> copies;
@@ -85,34 +85,33 @@ struct Warp {
 
 struct Barrier {
   int arrived = 0, needed = 0;
-  bool whole_block = false, split = false;  // split: somebody arrived without waiting
   Site site = {};
-  int any = 0, all = 1, count = 0;  // of the threads that have come
-  int result[3] = {};               // of the last phase
-  std::unique_ptr<Knowledge> known; // what those that have come knew
+  int any = 0, all = 1, count = 0;  // over the predicates of the threads that have arrived
+  int result[3] = {};               // of the last completed phase
+  std::unique_ptr<VectorClock> clock;  // joined clocks of the threads that arrived without waiting
 };
 
 struct Cluster {
   std::vector<Block*> blocks;
   unsigned arrived = 0, phase = 0, threads = 0;
-  std::unique_ptr<Knowledge> known;
-  std::shared_ptr<const Knowledge> released;  // of the last phase, if it ended other than in a rendezvous
+  std::unique_ptr<VectorClock> clock;                 // joined clocks of the threads that arrived without waiting
+  std::shared_ptr<const VectorClock> released_clock;  // of the last phase; null if all threads waited at its end
 };
 
 struct Block {
   unsigned index = 0, cluster_rank = 0;
   uint3 position = {};
-  unsigned size = 0, done = 0, arrived_at_grid = 0;
+  unsigned size = 0, done = 0;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::vector<unsigned> start_order;  // of a random schedule
+  std::vector<unsigned> start_order;  // used by a random schedule
   unsigned started = 0;
-  std::vector<Thread*> ready;  // a ring
+  std::vector<Thread*> ready;  // a ring buffer
   unsigned ready_head = 0, ready_count = 0;
   Barrier barriers[16];
   Cluster* cluster = nullptr;
   char* dynamic = nullptr;  // dynamic shared memory
-  char* statics = nullptr;  // image of the static shared memory while another block runs
+  char* statics = nullptr;  // copy of the static shared memory while another block runs
   std::unique_ptr<BlockOrder> order;
 };
 
@@ -129,13 +128,13 @@ struct Runtime {
   bool running, failed, checking;
   uint32_t random;
 
-  Thread* thread;       // the running one
-  Block* in_place;      // the block whose static shared memory is in the objects themselves
+  Thread* thread;       // the running thread
+  Block* swapped_in;    // the block whose static shared memory is in the static objects
   std::vector<Block*> live;
   size_t last_block;
   unsigned threads_live, threads_done, at_grid, threads_per_block, block_count;
-  uint32_t last_origin;  // of the last access that was checked: where an endless loop is
-  uint64_t idle_polls;   // looks at memory since anything last happened
+  uint32_t last_origin;  // of the last checked access; locates an endless loop
+  uint64_t idle_polls;   // polls since the last progress of any thread
 
   void* main_stack_pointer;
   std::vector<StaticObject> statics;
@@ -151,7 +150,8 @@ std::string thread_name(const Thread* t);
 std::string site_name(Site site);
 std::string pc_name(uintptr_t pc);
 void record_failure(const char* kind, const std::string& message);
-[[noreturn]] void fail_at(const char* kind, const std::string& message);  // from a fiber; message names the place
+// Ends the launch, from a fiber. The message must contain the source location.
+[[noreturn]] void fail_at(const char* kind, const std::string& message);
 
 // fiber.cpp
 void fibers_reserve(unsigned count, size_t stack_bytes);
@@ -164,11 +164,11 @@ extern "C" void emulator_switch(void** save, void* to);
 
 // scheduler.cpp
 void make_ready(Thread* t);
-void wait_here(State state, const char* what, Site site);
-void yield_here(bool to_another_block);
+void wait_in(State state, const char* what, Site site);
+void yield_thread(bool to_another_block);
 void progress();
 void run_live_blocks();
-std::string who_waits();
+std::string waiting_threads();
 char* static_image(const Block* block, uintptr_t address);
 void fiber_main();
 

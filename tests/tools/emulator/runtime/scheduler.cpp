@@ -1,5 +1,5 @@
-// Who runs next. A thread is started on a fiber when its turn comes; a fiber whose thread has ended starts the next
-// one without a switch, so a kernel with no barriers runs like a loop, on one stack.
+// The scheduler. A thread starts on a fiber when it is first scheduled. A fiber whose thread has ended starts the next
+// thread without a switch, so a kernel without barriers runs as a loop on one stack.
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,7 @@ uint32_t random_number() {
   return rt.random = x;
 }
 
-// ---- static shared memory: in the objects for the running block, in its image for the others
+// ---- static shared memory: in the static objects for the running block, in Block::statics for the others
 char* static_image(const Block* block, uintptr_t address) {
   for (const StaticObject& object : rt.statics)
     if (address - object.address < object.bytes)
@@ -32,16 +32,16 @@ char* static_image(const Block* block, uintptr_t address) {
 
 static void swap_statics(Block* to) {
   if (rt.static_bytes) {
-    if (rt.in_place)
+    if (rt.swapped_in)
       for (const StaticObject& o : rt.statics)
-        memcpy(rt.in_place->statics + o.image_offset, reinterpret_cast<void*>(o.address), o.bytes);
+        memcpy(rt.swapped_in->statics + o.image_offset, reinterpret_cast<void*>(o.address), o.bytes);
     for (const StaticObject& o : rt.statics)
       memcpy(reinterpret_cast<void*>(o.address), to->statics + o.image_offset, o.bytes);
   }
-  rt.in_place = to;
+  rt.swapped_in = to;
 }
 
-// ---- choosing
+// ---- choice of the next thread
 static Thread* start_next(Block* b) {
   const unsigned n = b->started++;
   unsigned rank = n;
@@ -61,7 +61,7 @@ static Thread* take_ready(Block* b) {
   Thread* t = b->ready[b->ready_head];
   b->ready_head = b->ready_head + 1 == b->size ? 0 : b->ready_head + 1;
   --b->ready_count;
-  // The stack of the one after this is likely out of the cache: 256 threads fill it.
+  // Prefetches the stack of the following thread: the stacks of 256 threads exceed the L1 cache.
   if (b->ready_count)
     if (const Fiber* next = b->ready[b->ready_head]->fiber) __builtin_prefetch(next->stack_pointer);
   return t;
@@ -75,12 +75,12 @@ static Thread* next_of(Block* b) {
   return b->ready_count ? take_ready(b) : nullptr;
 }
 
-// The running block goes on while it can; `elsewhere` asks for another one first.
-static Thread* next_thread(bool elsewhere) {
+// The running block continues while it has ready threads. `other_block`: tries the other blocks first.
+static Thread* next_thread(bool other_block) {
   const size_t blocks = rt.live.size();
-  if (rt.config->schedule == kRandom && blocks > 1 && random_number() % 16 == 0) elsewhere = true;
-  if (!elsewhere && rt.in_place)
-    if (Thread* t = next_of(rt.in_place)) return t;
+  if (rt.config->schedule == kRandom && blocks > 1 && random_number() % 16 == 0) other_block = true;
+  if (!other_block && rt.swapped_in)
+    if (Thread* t = next_of(rt.swapped_in)) return t;
   const size_t from = rt.config->schedule == kRandom ? random_number() % blocks : rt.last_block;
   const size_t step = rt.config->schedule == kDescending ? blocks - 1 : 1;
   for (size_t i = 1, k = from; i <= blocks; ++i) {
@@ -100,10 +100,10 @@ void make_ready(Thread* t) {
   b->ready[tail >= b->size ? tail - b->size : tail] = t;
 }
 
-// ---- running
+// ---- execution
 static void activate(Thread* t) {
   Block* b = t->block;
-  if (b != rt.in_place) {
+  if (b != rt.swapped_in) {
     swap_statics(b);
     context.block = b->position;
   }
@@ -115,7 +115,7 @@ static void activate(Thread* t) {
   ++rt.stats.switches;
 }
 
-// From the running thread (or, at the start, from the launcher) to `next`; null: back to the launcher.
+// Switches from the running thread, or initially from the launcher, to `next`, or to the launcher if `next` is null.
 static void switch_to(void** save, Thread* next) {
   if (!next) return emulator_switch(save, rt.main_stack_pointer);
   activate(next);
@@ -126,9 +126,9 @@ static void switch_to(void** save, Thread* next) {
   emulator_switch(save, next->fiber->stack_pointer);
 }
 
-static void leave(bool elsewhere) {
+static void switch_away(bool other_block) {
   Thread* self = rt.thread;
-  Thread* next = next_thread(elsewhere);
+  Thread* next = next_thread(other_block);
   if (next == self) {
     self->state = State::running;
     return;
@@ -136,17 +136,17 @@ static void leave(bool elsewhere) {
   switch_to(&self->fiber->stack_pointer, next);
 }
 
-void wait_here(State state, const char* what, Site site) {
+void wait_in(State state, const char* what, Site site) {
   Thread* t = rt.thread;
   t->state = state;
   t->waits_in = what;
   t->site = site;
-  leave(false);
+  switch_away(false);
 }
 
-void yield_here(bool to_another_block) {
+void yield_thread(bool to_another_block) {
   make_ready(rt.thread);
-  leave(to_another_block);
+  switch_away(to_another_block);
 }
 
 void progress() { rt.idle_polls = 0; }
@@ -188,7 +188,7 @@ void run_live_blocks() {
   rt.running = false;
   rt.thread = nullptr;
   if (!rt.failed && rt.threads_done < rt.threads_live)
-    record_failure("deadlock", "deadlock: no thread can go on" + who_waits());
+    record_failure("deadlock", "deadlock: no thread can continue" + waiting_threads());
 }
 
 // ---- reports
@@ -205,14 +205,14 @@ std::string thread_name(const Thread* t) { return thread_name(t->block->index, t
 
 std::string site_name(Site site) { return std::string(site.file ? site.file : "?") + ":" + std::to_string(site.line); }
 
-// launch.py puts file and line in its place.
+// A placeholder that launch.py replaces by file and line.
 std::string pc_name(uintptr_t pc) {
   char text[40];
   snprintf(text, sizeof text, "{pc:0x%zx}", (size_t)(pc - rt.image_base));
   return text;
 }
 
-std::string who_waits() {
+std::string waiting_threads() {
   struct Group {
     unsigned count = 0;
     const Thread* first = nullptr;
@@ -243,7 +243,7 @@ void record_failure(const char* kind, const std::string& message) {
 void fail_at(const char* kind, const std::string& message) {
   record_failure(kind, message + " [" + thread_name(rt.thread) + "]");
   emulator_switch(&rt.thread->fiber->stack_pointer, rt.main_stack_pointer);
-  abort();  // a fiber that failed is never taken up again
+  abort();  // a failed fiber is never resumed
 }
 
 void fail(Site site, const char* kind, const char* format, ...) {

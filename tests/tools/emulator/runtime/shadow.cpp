@@ -1,8 +1,8 @@
-// Races and uninitialised reads: beside every 4 bytes a cell remembers who touched them last.
+// Races and uninitialised reads: every 4 bytes of memory have a shadow cell that records the last accesses.
 //
-// A cell has a few slots, each one access: who, when, which of the bytes, how. A new access is compared with those it
-// overlaps, then takes a slot: a write takes the place of all it covers, a read that of an earlier read. With more
-// concurrent readers than slots some are forgotten; a race is then still seen against the others.
+// A cell has kSlots slots, one per access: thread, event, mask of bytes, kind. A new access is compared with the
+// recorded ones that it overlaps and is then recorded: a write replaces all accesses that it covers, a read replaces an
+// earlier read. With more concurrent readers than slots, some are dropped, so a race with only those is missed.
 #include <string.h>
 
 #include <set>
@@ -16,32 +16,32 @@ namespace emulator {
 namespace {
 
 constexpr unsigned kSlots = 6, kCellBytes = 4, kPageBytes = 4096;
-constexpr size_t kFindings = 8, kKeptPages = 2048;
-constexpr Origin kSite = 0x80000000u;  // marks an Origin that is a Site
+constexpr size_t kFindings = 8, kMaxPages = 2048;
+constexpr Origin kSite = 0x80000000u;  // set in an Origin that refers to a Site
 
 struct Slot {
   uint32_t block, epoch, clock;
   Origin origin;
   uint16_t thread;
-  uint8_t mask;  // of the cell's bytes; 0: the slot is free
+  uint8_t mask;  // one bit per byte of the cell; 0 if the slot is free
   Access access;
 };
 
 struct Cell {
-  uint32_t generation;  // cells of an earlier launch, or an earlier block's, count as empty
-  uint8_t written;      // bytes ever written
+  uint32_t generation;  // a cell of an earlier launch or block is treated as empty
+  uint8_t written;      // mask of the bytes written so far
   bool has_writes;      // whether any slot is a write
   Slot slots[kSlots];
 };
 
-struct NearPage {
+struct CachedPage {
   uintptr_t page = UINTPTR_MAX;
   Cell* cells = nullptr;
 };
 
 std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>> pages;
-constexpr unsigned kNearPages = 64;
-NearPage near_pages[kNearPages];
+constexpr unsigned kCachedPages = 64;
+CachedPage page_cache[kCachedPages];
 uint32_t launch_generation, block_generation, newest_generation;
 
 std::vector<Site> sites;
@@ -52,20 +52,20 @@ const char* finding_kind;
 size_t finding_count;
 std::set<std::pair<Origin, Origin>> reported;
 
-void forget_pages() {
+void clear_pages() {
   pages.clear();
-  for (NearPage& r : near_pages) r = NearPage();
+  for (CachedPage& r : page_cache) r = CachedPage();
 }
 
 Cell& cell_at(uintptr_t address, uint32_t generation) {
   const uintptr_t page = address / kPageBytes;
-  NearPage& near = near_pages[page % kNearPages];
-  if (near.page != page) {
+  CachedPage& cached = page_cache[page % kCachedPages];
+  if (cached.page != page) {
     auto& cells = pages[page];
     if (!cells) cells.reset(new Cell[kPageBytes / kCellBytes]());
-    near = {page, cells.get()};
+    cached = {page, cells.get()};
   }
-  Cell& cell = near.cells[address % kPageBytes / kCellBytes];
+  Cell& cell = cached.cells[address % kPageBytes / kCellBytes];
   if (cell.generation != generation) {
     cell = Cell();
     cell.generation = generation;
@@ -99,9 +99,9 @@ void report_race(const Slot& slot, const Slot& mine, const Region& region, uintp
   const bool async = slot.access == Access::async_write || mine.access == Access::async_write;
   const std::string me = thread_name(rt.thread), other = thread_name(slot.block, slot.thread);
   report(async ? "async" : "race", slot.origin, mine.origin,
-         origin_name(mine.origin) + ": " + (async ? "an asynchronous copy not waited for: " : "race on ") +
+         origin_name(mine.origin) + ": " + (async ? "asynchronous copy without a wait: " : "race on ") +
              region_name(region, address) + ": " + verb(mine.access) + " by " + me + ", " + verb(slot.access) + " by " +
-             other + " at " + origin_name(slot.origin) + ", and nothing orders the two");
+             other + " at " + origin_name(slot.origin) + ", without synchronisation between the two");
 }
 
 bool conflict(const Slot& slot, const Slot& mine) {
@@ -109,10 +109,10 @@ bool conflict(const Slot& slot, const Slot& mine) {
   if (!is_write(slot.access) && !is_write(mine.access)) return false;
   if (slot.access == Access::async_write) return true;
   if (is_ordered(slot.access) && is_ordered(mine.access)) return false;
-  return !knows(rt.thread, slot.block, slot.thread, slot.epoch, slot.clock);
+  return !happened_before(slot.block, slot.thread, slot.epoch, slot.clock, rt.thread);
 }
 
-void remember(Cell& cell, const Slot& mine) {
+void record_access(Cell& cell, const Slot& mine) {
   Slot* free = nullptr;
   if (is_write(mine.access)) {
     cell.has_writes = true;
@@ -134,18 +134,18 @@ void remember(Cell& cell, const Slot& mine) {
       Slot& slot = cell.slots[(mine.thread + i) % kSlots];
       if (!is_write(slot.access)) free = &slot;
     }
-    if (!free) return;  // only writes here: they matter more
+    if (!free) return;  // all slots hold writes, which are not replaced by a read
   }
   *free = mine;
 }
 
 void check_cell(Cell& cell, Slot& mine, const Region& region, uintptr_t address) {
-  if (mine.access == Access::read && !cell.has_writes && !region.shared()) return remember(cell, mine);
+  if (mine.access == Access::read && !cell.has_writes && !region.shared()) return record_access(cell, mine);
   for (const Slot& slot : cell.slots)
     if (slot.thread == mine.thread && slot.block == mine.block && slot.epoch == mine.epoch &&
         slot.clock == mine.clock &&
         slot.mask == mine.mask && slot.access == mine.access && slot.access != Access::async_write)
-      return;  // the same again: whoever came between was compared with the first
+      return;  // repeats a recorded access, with which later accesses were compared
   if (region.shared() && (!is_write(mine.access) || mine.access == Access::update) && mine.mask & ~cell.written)
     report("uninitialised", mine.origin, 0,
            origin_name(mine.origin) + ": uninitialised read of " + region_name(region, address) + " by " +
@@ -153,7 +153,7 @@ void check_cell(Cell& cell, Slot& mine, const Region& region, uintptr_t address)
   for (const Slot& slot : cell.slots)
     if (slot.mask && conflict(slot, mine)) report_race(slot, mine, region, address);
   if (is_write(mine.access)) cell.written |= mine.mask;
-  remember(cell, mine);
+  record_access(cell, mine);
 }
 
 template <class Visit>
@@ -188,7 +188,7 @@ std::string origin_name(Origin origin) {
 }
 
 void check_access(uintptr_t address, size_t bytes, Access access, Origin origin) {
-  if (is_private(address)) return;
+  if (is_emulator_memory(address)) return;
   ++rt.stats.accesses;
   rt.last_origin = origin;
   const Region* region = region_of(address, bytes, is_write(access), origin);
@@ -200,7 +200,7 @@ void check_access(uintptr_t address, size_t bytes, Access access, Origin origin)
   });
 }
 
-void check_landed(uintptr_t address, size_t bytes, Origin origin) {
+void check_copy_completed(uintptr_t address, size_t bytes, Origin origin) {
   const Region* region = region_of(address, bytes, true, origin);
   if (!region) return;
   Slot mine = slot_for(Access::write, origin);
@@ -212,7 +212,7 @@ void check_landed(uintptr_t address, size_t bytes, Origin origin) {
   });
 }
 
-void check_unwritten(uintptr_t address, size_t bytes, Origin origin) {
+void check_not_written(uintptr_t address, size_t bytes, Origin origin) {
   const Region* region = region_of(address, bytes, false, origin);
   if (!region) return;
   for_each_cell(address, bytes, *region, [&](Cell& cell, uint8_t mask, uintptr_t at) {
@@ -225,7 +225,7 @@ void check_unwritten(uintptr_t address, size_t bytes, Origin origin) {
 }
 
 void checker_begin_launch() {
-  if (pages.size() > kKeptPages) forget_pages();
+  if (pages.size() > kMaxPages) clear_pages();
   launch_generation = ++newest_generation;
   findings.clear();
   reported.clear();
@@ -233,7 +233,7 @@ void checker_begin_launch() {
   finding_count = 0;
 }
 
-void checker_release() { forget_pages(); }
+void checker_release() { clear_pages(); }
 
 void checker_begin_blocks() { block_generation = ++newest_generation; }
 

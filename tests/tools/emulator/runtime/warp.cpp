@@ -1,10 +1,10 @@
-// Where the lanes of a warp meet: shuffles, votes, __syncwarp, mma, ldmatrix.
+// Collective operations of a warp: shuffles, votes, __syncwarp, mma, ldmatrix.
 #include "order.h"
 #include "runtime.h"
 
 namespace emulator {
 
-// Carries the operation out if every lane of t's mask is there, in the same operation.
+// Executes the operation if every lane of t's mask waits in the same operation.
 static void try_collective(Thread* t) {
   Warp* w = t->warp;
   const unsigned lanes = t->mask & w->present & ~w->exited;
@@ -29,10 +29,10 @@ static void try_collective(Thread* t) {
   t->work(data, lanes);
   ++rt.stats.warp_ops;
   progress();
-  if (t->op == WarpOp::sync && rt.checking) {  // the only one that orders memory
+  if (t->op == WarpOp::sync && rt.checking) {  // the only warp operation that orders memory
     std::vector<Thread*> threads;
     for (unsigned left = lanes; left; left &= left - 1) threads.push_back(&w->lanes[__builtin_ctz(left)]);
-    meet_threads(threads);
+    synchronise_threads(threads);
   }
   for (unsigned left = lanes; left; left &= left - 1) make_ready(&w->lanes[__builtin_ctz(left)]);
 }
@@ -50,7 +50,7 @@ void warp_collective(unsigned mask, WarpOp op, int variant, void* data, WarpWork
   t->site = site;
   t->waits_in = name;
   try_collective(t);
-  wait_here(t->state, name, site);
+  wait_in(t->state, name, site);
 }
 
 unsigned active_mask() {

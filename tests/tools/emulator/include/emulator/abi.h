@@ -1,7 +1,7 @@
-// The border between device code and the runtime: what a kernel object calls, and what the runtime answers.
+// The interface between compiled kernels and the runtime: the functions that kernels call and the runtime implements.
 //
-// Device code reaches these functions through the CUDA names of builtins.h, warp.h and the rest, or, in the branch of
-// a PTX wrapper that is taken under RNNKIT_EMULATOR, by their own names (ptx.h).
+// Kernels call them by the CUDA names of builtins.h, warp.h and other headers. PTX wrappers call them by the names of
+// ptx.h under RNNKIT_EMULATOR.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,9 +16,9 @@ struct dim3 {
   constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-// Code that is the emulator's own: the checker must not take its accesses for the kernel's.
+// For code of the emulator in headers: its accesses are not checked.
 #define EMULATOR_INTERNAL __attribute__((no_sanitize("thread"), no_sanitize("undefined")))
-// The last parameter of whatever may fail: the place in the kernel's source.
+// The last parameter of every function that can fail: the location of the call in the kernel's source.
 #define EMULATOR_HERE ::emulator::Site site = ::emulator::Site::here()
 
 namespace emulator {
@@ -29,7 +29,7 @@ struct Site {
   static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
 
-// The running thread's built-in variables. The scheduler fills it at every switch.
+// The running thread's built-in variables, which the scheduler sets at every switch.
 struct Context {
   uint3 thread, block;
   dim3 block_size, grid_size;
@@ -41,10 +41,10 @@ enum class Scope { block, device };
 enum class Reduce { any, all, count };
 enum class Order { relaxed, acquire, release };
 
-// What an operation of a warp is: lanes meet only in the same one.
+// The kinds of warp operations. All lanes of a mask must be in the same one.
 enum class WarpOp : int { sync, shuffle, ballot, match, reduce, mma, ldmatrix };
 
-// Does the work of a warp operation once every lane of `mask` has come: data[lane] is what the lane brought.
+// Executes a warp operation after every lane of `mask` has arrived. data[lane] is the lane's record.
 using WarpWork = void (*)(void* const* data, unsigned mask);
 
 void sync_threads(Site site);
@@ -66,7 +66,7 @@ void warp_collective(unsigned mask, WarpOp op, int variant, void* data, WarpWork
 unsigned active_mask();
 
 void fence(Scope scope, Site site);
-void pause(Site site);  // lets other threads run: __nanosleep, and what a spinning thread does between two looks
+void pause(Site site);  // lets other threads run: __nanosleep, and between two polls of a spinning thread
 void atomic_before(const void* p, unsigned bytes, Site site);
 void atomic_after(const void* p, bool changed, Site site);
 void load_before(const void* p, unsigned bytes, Order order, Site site);

@@ -15,10 +15,10 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
 
-// One static object per declaration. The runtime finds it in the symbol table and keeps an image of it for each block.
-// `used` keeps GCC from proving things about it that other threads would break.
+// One static object per declaration. The runtime finds it in the symbol table and has a copy of it for each block.
+// `used` stops GCC from assuming that only the visible code changes it.
 #define __shared__ static __attribute__((used))
-// What compile.py makes of `extern __shared__ T name[];`
+// scan.py replaces `extern __shared__ T name[];` by this macro.
 #define EMULATOR_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::emulator::dynamic_shared())
 
 #define threadIdx (::emulator::context.thread)
@@ -48,7 +48,7 @@ inline void __trap(EMULATOR_HERE) { emulator::fail(site, "assert", "__trap()"); 
 #define assert(condition) \
   ((condition) ? (void)0 : ::emulator::fail(::emulator::Site::here(), "assert", "device assert failed: %s", #condition))
 
-// ---- loads and stores with a cache hint: the hint is without meaning here, except that __ldg promises read-only data
+// ---- loads and stores with a cache hint, which is ignored; __ldg also checks that the launch does not write the data
 template <class T>
 __forceinline__ T __ldg(const T* p, EMULATOR_HERE) {
   emulator::check_read_only(p, sizeof(T), site);
@@ -68,7 +68,7 @@ template <class T> __forceinline__ void __stwt(T* p, T v) { *p = v; }
 namespace emulator {
 
 template <class T> struct Same { using type = T; };
-template <class T> using same = typename Same<T>::type;  // keeps a parameter out of the deduction of T
+template <class T> using same = typename Same<T>::type;  // a parameter that does not take part in the deduction of T
 
 template <class T, class Update>
 EMULATOR_INTERNAL inline T atomic_update(T* p, Update update, Site site) {

@@ -1,4 +1,4 @@
-// How the launcher reaches a kernel: a function that takes void* arguments, and a description of the parameters.
+// Exports a kernel to the launcher: a function that takes void* arguments, and a description of the parameters.
 #pragma once
 #include <cstring>
 #include <type_traits>
@@ -17,7 +17,7 @@ EMULATOR_INTERNAL inline void call(void (*kernel)(A...), void** values) {
   call_with(kernel, values, std::index_sequence_for<A...>{});
 }
 
-// p pointer, f floating point, i signed, u unsigned, b bool, s a structure (the half types too)
+// p pointer, f floating point, i signed, u unsigned, b bool, s structure (half types included)
 template <class T>
 constexpr char parameter_kind() {
   if (std::is_pointer_v<T>) return 'p';
@@ -45,7 +45,7 @@ inline int describe(void (*)(A...), char* kinds, unsigned* sizes) {
   EMULATOR_VISIBLE int emulator_describe_##number(char* kinds, unsigned* sizes) { \
     return emulator::describe(__VA_ARGS__, kinds, sizes);                         \
   }
-// Values of __launch_bounds__ or __cluster_dims__, which only the compiler can work out.
+// The values of __launch_bounds__ or __cluster_dims__: expressions that only the compiler can evaluate.
 #define EMULATOR_NUMBERS(name, number, ...)                                    \
   EMULATOR_VISIBLE void emulator_##name##_##number(unsigned* out) {            \
     const unsigned values[] = {(unsigned)0, __VA_ARGS__};                      \

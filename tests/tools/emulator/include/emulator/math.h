@@ -1,5 +1,5 @@
-// The intrinsics over <cmath>. The fast ones (__expf, __fdividef) are the exact functions: their error on a card is
-// not what an emulator can tell.
+// CUDA's math functions, implemented by <cmath>. The fast intrinsics (__expf, __fdividef) are the exact functions:
+// their error on a GPU is not modelled.
 #pragma once
 #include <math.h>
 
@@ -19,7 +19,7 @@ inline constexpr std::common_type_t<A, B> max(A a, B b) {
   using T = std::common_type_t<A, B>;
   return (T)a < (T)b ? (T)b : (T)a;
 }
-// Of two numbers, one NaN: the other, as on the device.
+// If one argument is NaN, the other is the result, as on the device.
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
@@ -54,7 +54,7 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }
 
-// A float to an integer saturates, NaN gives 0.
+// Conversion of a float to an integer saturates, and gives 0 for NaN.
 namespace emulator {
 template <class I>
 inline I saturated(double x) {

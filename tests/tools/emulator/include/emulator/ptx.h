@@ -1,21 +1,22 @@
-// What a kernel's PTX wrappers call in their host branch: under `#ifdef RNNKIT_EMULATOR`, instead of asm.
+// The functions that a kernel's PTX wrappers call under `#ifdef RNNKIT_EMULATOR`, in place of asm.
 //
-// Fragments are those of the PTX manual: registers of 32 bits, in its order.
+// Fragments have the layout of the PTX manual: 32-bit registers in its order.
 #pragma once
 #include "math.h"
 #include "warp.h"
 
 namespace emulator {
 
-// d = a b + c for the whole warp. a: 4 registers, b: 2 (m16n8k8 of 16-bit types: 2 and 1), c and d: 4 floats.
+// d = a b + c for the whole warp. Per lane, a has 4 registers and b has 2 (m16n8k8 of 16-bit types: 2 and 1), c and d
+// have 4 floats.
 void mma_m16n8k16_bf16(float* d, const uint32_t* a, const uint32_t* b, const float* c, EMULATOR_HERE);
 void mma_m16n8k16_f16(float* d, const uint32_t* a, const uint32_t* b, const float* c, EMULATOR_HERE);
 void mma_m16n8k8_bf16(float* d, const uint32_t* a, const uint32_t* b, const float* c, EMULATOR_HERE);
 void mma_m16n8k8_f16(float* d, const uint32_t* a, const uint32_t* b, const float* c, EMULATOR_HERE);
 void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const float* c, EMULATOR_HERE);
 
-// ldmatrix of `matrices` (1, 2 or 4) 8x8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix
-// l / 8 in shared memory.
+// ldmatrix of 1, 2 or 4 8x8 matrices of 16-bit numbers. Lane l passes the shared memory address of row l % 8 of matrix
+// l / 8.
 void ldmatrix(uint32_t* registers, const void* row, int matrices, bool transposed, EMULATOR_HERE);
 
 // cvt.rna.tf32.f32: 10 bits of mantissa, ties away from zero.
@@ -41,7 +42,7 @@ template <class T>
 inline void store_release(T* p, same<T> v, EMULATOR_HERE) { store_ordered(p, v, Order::release, site); }
 template <class T>
 inline void store_relaxed(T* p, same<T> v, EMULATOR_HERE) { store_ordered(p, v, Order::relaxed, site); }
-// red.release and atom.acq_rel: an atomicAdd with a fence before it, and for the second one after it too.
+// red.release: an atomicAdd with a fence before it. atom.acq_rel: an atomicAdd with a fence before and after it.
 template <class T>
 inline void add_release(T* p, same<T> v, EMULATOR_HERE) {
   fence(Scope::device, site);
@@ -55,14 +56,14 @@ inline T add_acquire_release(T* p, same<T> v, EMULATOR_HERE) {
   return old;
 }
 
-// cp.async of 4, 8 or 16 bytes; `zero_bytes` more of the destination are set to 0 (src-size below cp-size).
+// cp.async of 4, 8 or 16 bytes. The next `zero_bytes` of the destination are set to 0 (src-size below cp-size).
 inline void cp_async(void* shared, const void* global, unsigned bytes, unsigned zero_bytes = 0, EMULATOR_HERE) {
   copy_async(shared, global, bytes, zero_bytes, site);
 }
 inline void cp_async_commit(EMULATOR_HERE) { copy_async_commit(site); }
 inline void cp_async_wait(unsigned groups_left, EMULATOR_HERE) { copy_async_wait(groups_left, site); }
 
-// mbarrier objects: 8 bytes of shared memory. A phase ends when `count` arrivals and all expected bytes have come.
+// An mbarrier object is 8 bytes of shared memory. A phase completes after `count` arrivals and all expected bytes.
 void mbarrier_init(uint64_t* barrier, unsigned count, EMULATOR_HERE);
 void mbarrier_arrive(uint64_t* barrier, unsigned expected_bytes = 0, EMULATOR_HERE);
 void mbarrier_complete(uint64_t* barrier, unsigned bytes, EMULATOR_HERE);  // complete_tx, as a bulk copy does

@@ -1,10 +1,10 @@
-// __half and __nv_bfloat16: storage in 16 bits, every operation exact in double and then rounded once.
+// __half and __nv_bfloat16: 16 bits of storage. Every operation is exact in double and rounded once.
 #pragma once
 #include "math.h"
 
 namespace emulator {
 
-// x to the nearest number of 1 sign, `exponent` and `mantissa` bits, ties to even, subnormals kept, NaN to 0x7fff.
+// Rounds x to 1 sign bit and `exponent` and `mantissa` bits: to nearest, ties to even, with subnormals; NaN is 0x7fff.
 template <int exponent, int mantissa>
 inline uint16_t round_to_bits(double x) {
   constexpr int bias = (1 << (exponent - 1)) - 1, spare = 52 - mantissa;
@@ -12,8 +12,9 @@ inline uint16_t round_to_bits(double x) {
   const uint64_t bits = bit_cast<uint64_t>(x), magnitude = bits & ~(1ull << 63);
   const uint16_t sign = (uint16_t)(bits >> 48 & 0x8000);
   if (magnitude > 0x7ffull << 52) return 0x7fff;
-  if (magnitude < (uint64_t)(1023 + 1 - bias) << 52) {  // below the least normal number: a multiple of the least one
-    constexpr double steps = (double)(1ull << 60);      // 2^(bias - 1 + mantissa), in factors that a double can hold
+  if (magnitude < (uint64_t)(1023 + 1 - bias) << 52) {  // subnormal: a multiple of the smallest number
+    // Scales by 2^(bias - 1 + mantissa), which may exceed the range of a double, in several factors.
+    constexpr double steps = (double)(1ull << 60);
     double scaled = bit_cast<double>(magnitude);
     int power = bias - 1 + mantissa;
     for (; power >= 60; power -= 60) scaled *= steps;
@@ -24,8 +25,8 @@ inline uint16_t round_to_bits(double x) {
   return sign | (result >= infinity ? infinity : (uint16_t)result);
 }
 
-// a * b + c as an exact sum would round to odd at 53 bits: rounding that to 11 or 8 bits is rounding once. The product
-// of two small numbers is exact in double.
+// a * b + c, rounded to odd at 53 bits, so that rounding it again to 11 or 8 bits gives the correctly rounded result.
+// The product of two 16-bit numbers is exact in double.
 inline double fma_to_odd(double a, double b, double c) {
   const double product = a * b, sum = product + c;
   if (!std::isfinite(sum)) return sum;
@@ -37,7 +38,7 @@ inline double fma_to_odd(double a, double b, double c) {
 
 }  // namespace emulator
 
-// The operators and comparisons of a 16-bit type T and of its pair T2, over double(T) and T::nearest(double).
+// Operators and comparisons of a 16-bit type T and its pair T2, implemented by double(T) and T::nearest(double).
 #define EMULATOR_SMALL_FLOAT(T, T2)                                                                     \
   inline T operator+(T a, T b) { return T::nearest((double)a.exact() + b.exact()); }                    \
   inline T operator-(T a, T b) { return T::nearest((double)a.exact() - b.exact()); }                    \

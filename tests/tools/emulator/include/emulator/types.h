@@ -1,4 +1,5 @@
-// CUDA's vector types with CUDA's alignments: a float4 that is not at a multiple of 16 bytes is an error here too.
+// CUDA's vector types with CUDA's alignments. As on the device, a float4 at an address that is not a multiple of 16 is
+// an error.
 #pragma once
 #include "abi.h"
 

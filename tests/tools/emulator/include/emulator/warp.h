@@ -1,4 +1,5 @@
-// Shuffles, votes, reductions and __syncwarp: every lane of the mask brings a record, the last one in does the work.
+// Shuffles, votes, reductions and __syncwarp. Every lane of the mask passes a record; the last lane to arrive executes
+// the operation for all.
 #pragma once
 #include "builtins.h"
 
@@ -17,7 +18,7 @@ EMULATOR_INTERNAL void shuffle_work(void* const* data, unsigned mask) {
     if (!(mask >> lane & 1)) continue;
     auto* mine = static_cast<Shuffle<T>*>(data[lane]);
     if (!(mask >> mine->source & 1))
-      fail(mine->site, "warp", "shuffle: lane %d reads lane %d, which takes no part (mask %08x)", lane, mine->source,
+      fail(mine->site, "warp", "shuffle: lane %d reads lane %d, which is not in the mask %08x", lane, mine->source,
            mask);
     mine->out = static_cast<Shuffle<T>*>(data[mine->source])->in;
   }
@@ -31,7 +32,7 @@ EMULATOR_INTERNAL inline T shuffle(unsigned mask, T value, int source, int width
   return record.out;
 }
 
-// The segment of `width` lanes that this lane is in begins here.
+// The first lane of the segment of `width` lanes that contains this lane.
 inline int segment(int width) { return (int)context.lane & ~(width - 1); }
 
 struct Ballot {
