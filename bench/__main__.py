@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import grid_summary, machine, report, result_file
 from bench.grid import GRIDS, PASSES, points
-from bench.peers import ORACLE, PEERS
+from bench.peers import PEERS
 from bench.runner import Settings, run
 from bench.worker_pool import ROOT
 from rnnkit.core.cells import CELLS
@@ -45,7 +45,7 @@ def measure_command(arguments: list[str]) -> int:
     show = Progress()
     end = time.monotonic() + 60 * options.budget if options.budget else math.inf
     folder = Path(options.out) / machine.slug(machine.describe())
-    names = options.peers or [n for n in PEERS if ":" not in n and (grid.oracle_too or n != ORACLE)]
+    names = options.peers or [n for n in PEERS if ":" not in n and (grid.slow_too or not PEERS[n].slow)]
     for dtype in options.dtype:
         chosen, left_out = points(grid.name, dtype, options.passes, options.cells, options.every)
         if not chosen:
@@ -90,7 +90,7 @@ def measure_parser() -> argparse.ArgumentParser:
     add("--cells", nargs="+", default=[], metavar="CELL", help=f"of {', '.join(CELLS)}, or beginnings of them")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one result file per dtype")
     add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
-    peers = f"of {', '.join(PEERS)}; default: all without a colon; {ORACLE} in the quick grid alone"
+    peers = f"of {', '.join(PEERS)}; default: all without a colon; the slow ones in the quick grid alone"
     add("--peers", nargs="+", choices=PEERS, metavar="PEER", help=peers)
     add("--out", default=str(ROOT / "bench" / "results"), metavar="DIR")
     add("--threads", type=_positive, default=machine.usable_cores(), help="per peer; default: all cores")

@@ -187,7 +187,7 @@ class Grid:
     points: Callable[[], Iterable[Point]]
     seconds: float  # of timed calls per point and peer
     rounds: int
-    oracle_too: bool  # whether the NumPy backend is measured by default
+    slow_too: bool  # whether peers that are slow are measured by default
 
 
 GRIDS: dict[str, Grid] = {

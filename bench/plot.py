@@ -13,7 +13,7 @@ from bench.grid import MAIN_CELLS, Point
 from bench.report import Entry, headline, median, others, ratio, sections
 from bench.result_file import Document, gflops
 
-COLOURS = {"numba": "#1b1b1b", "torch": "#d1495b", "onnxruntime": "#2e86ab", "jax": "#4f9d69"}
+COLOURS = {"numba": "#1b1b1b", "via torch": "#7a6f9b", "torch": "#d1495b", "onnxruntime": "#2e86ab", "jax": "#4f9d69"}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LABELLED_POINTS = 60  # with more, labels would overlap, and only the cells are named
 Series = dict[str, list[tuple[int, float]]]

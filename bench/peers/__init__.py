@@ -48,27 +48,32 @@ class Peer(Protocol):
 class PeerRow:
     """One row of PEERS: its name, its module, whether it is rnnkit itself, and whether it compiles for every point.
 
-    A peer that compiles prepares before the others, and compiles while they are checked.
+    A peer that compiles prepares before the others, and compiles while they are checked. A peer that is slow is left
+    out of the grids with many points unless it is named.
     """
 
     name: str
     module: str
     ours: bool = False
     compiles: bool = False
+    slow: bool = False
 
     def load(self) -> Peer:
         return importlib.import_module(self.module).make(self.name)
 
 
+ORACLE = "numpy"  # rnnkit's reference backend
+
 # rnnkit's backends in their order of preference, then the other libraries, then backends with one schedule pinned.
 PEERS: dict[str, PeerRow] = {
     row.name: row
     for row in (
-        *(PeerRow(name, "bench.peers.rnnkit", ours=True) for name in BACKENDS),
+        *(PeerRow(name, "bench.peers.rnnkit", ours=True, slow=name == ORACLE) for name in BACKENDS),
+        PeerRow("via torch", "bench.peers.torch", ours=True),
+        PeerRow("via torch, compiled", "bench.peers.torch", ours=True, compiles=True, slow=True),
         PeerRow("torch", "bench.peers.torch"),
         PeerRow("onnxruntime", "bench.peers.onnxruntime"),
         PeerRow("jax", "bench.peers.jax", compiles=True),
         *(PeerRow(name, "bench.peers.rnnkit", ours=True) for name in pinned_names() if ":" in name),
     )
 }
-ORACLE = "numpy"  # rnnkit's reference backend

@@ -28,6 +28,10 @@ class Reserve:
         self.taken += size
         return part
 
+    def rest(self) -> Array:
+        """All that is left."""
+        return self.memory[self.taken :]
+
     def take_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """The next part, as an array."""
         size = dtype.itemsize
@@ -44,9 +48,11 @@ def layer_bytes(choice: Choice, cell: Cell, sizes: Sizes, ragged: bool) -> int:
 
 def stack_bytes(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, ragged: bool) -> int:
     """Bytes of the reserve of a stack; sizes are those of its first layer. T and B may be symbols."""
+    total = directions * layer_bytes(choice, cell, sizes, ragged)
+    if layers == 1:
+        return total
     T, B, _, _, R, _ = sizes
     between = _whole_lines(T * B * directions * R * choice.dtype.storage.itemsize)
-    total = directions * layer_bytes(choice, cell, sizes, ragged)
     above = sizes._replace(I=directions * R)
     return total + (layers - 1) * (between + directions * layer_bytes(choice, cell, above, ragged))
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import BackwardCall, Choice, Forward, LayerCache, LayerCall
+from rnnkit.backends import BackwardCall, Choice, Forward, LayerCache, LayerCall, Sizes
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
@@ -59,14 +59,20 @@ class StackCall(NamedTuple):
         start = tuple([s[slot] for s in self.state0])
         R = cache.weights.w_hh.shape[1]
         out = None if y is None else y[:, :, direction * R : (direction + 1) * R]
+        memory = None
+        if self.reserve is not None:
+            last = slot == len(self.layers) * len(caches) - 1
+            memory = self.reserve.rest() if last else self.reserve.take(self._saved_bytes(cache.weights, x))
         dtype, lengths = self.choice.dtype, self.lengths
-        call = LayerCall(self.cell, dtype, x, start, cache.weights, lengths, direction == 1, self.keep, out, cache)
-        if self.reserve is None:
-            return call
-        ragged = lengths is not None
-        T, B, _ = x.shape
-        size = layer_bytes(self.choice, self.cell, call.sizes._replace(N=T * B), ragged)
-        return call._replace(reserve=self.reserve.take(size))
+        return LayerCall(
+            self.cell, dtype, x, start, cache.weights, lengths, direction == 1, self.keep, out, cache, memory
+        )
+
+    def _saved_bytes(self, weights: Weights, x: Array) -> int:
+        T, B, I = x.shape
+        GH, R = weights.w_hh.shape
+        sizes = Sizes(T, B, I, GH // self.cell.n_gates, R, T * B)
+        return layer_bytes(self.choice, self.cell, sizes, self.lengths is not None)
 
     def run(self, layer: int, direction: int, x: Array, y: Array | None) -> Forward:
         """The forward of one layer and direction, with its outputs in its part of y where that is not None."""
@@ -174,7 +180,7 @@ def backward(
         if saved.masks and layer > 0:
             dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
     xp: Any = array_module(dy)
-    return dy, tuple(xp.stack(d) for d in dstate0), grads
+    return dy, tuple(d[0][None] if len(d) == 1 else xp.stack(d) for d in dstate0), grads
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:

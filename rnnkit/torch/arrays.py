@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from rnnkit.backends import LayerCache
@@ -23,8 +24,8 @@ _NO_CONTEXT = nullcontext()
 
 def as_array(tensor: Tensor) -> Array:
     """A view of the tensor's memory."""
-    if tensor.device.type == "cpu":
-        return tensor.detach().numpy()
+    if tensor.is_cpu:
+        return (tensor.detach() if tensor.requires_grad else tensor).numpy()
     import cupy
 
     return cupy.from_dlpack(tensor.detach())
@@ -32,18 +33,18 @@ def as_array(tensor: Tensor) -> Array:
 
 def as_tensor(array: Array) -> Tensor:
     """The reverse of `as_array`, for an array that nothing else refers to."""
-    return (
-        torch.from_numpy(array) if not hasattr(array, "device") or array.device == "cpu" else torch.from_dlpack(array)
-    )
+    return torch.from_numpy(array) if type(array) is np.ndarray else torch.from_dlpack(array)
 
 
-def on_device(device: Any) -> AbstractContextManager[Any]:
-    """A context in which CuPy works on the device, PyTorch's current stream and PyTorch's memory; no effect on the CPU.
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which CuPy works on the tensor's device, PyTorch's current stream and PyTorch's memory.
+
+    It does nothing for a tensor on the CPU.
 
     Work is then ordered as PyTorch's own operators are, also while PyTorch captures a CUDA graph, and memory that was
     freed by one library serves the other.
     """
-    return _NO_CONTEXT if device.type == "cpu" else _on_cuda(device)
+    return _NO_CONTEXT if tensor.is_cpu else _on_cuda(tensor.device)
 
 
 def _on_cuda(device: Any) -> ExitStack:
@@ -61,11 +62,14 @@ def _on_cuda(device: Any) -> ExitStack:
 def _torch_allocator() -> Any:
     import cupy
 
+    delete = torch.cuda.caching_allocator_delete
+
     def allocate(size: int, device: int) -> int:
-        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device))
+        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device)) if size else 0
 
     def free(pointer: int, _: int) -> None:
-        torch.cuda.caching_allocator_delete(pointer)
+        if pointer:
+            delete(pointer)
 
     return cupy.cuda.PythonFunctionAllocator(allocate, free).malloc
 
@@ -86,10 +90,9 @@ class WeightViews:
         self.versions = [w._version for w in weights] if _may_be_kept(weights) else None
 
     def are_of(self, weights: Sequence[Tensor]) -> bool:
-        """Whether the arrays are of these tensors, where they are now. Their values may have changed."""
-        for weight, reference, address in zip(weights, self.references, self.addresses, strict=True):
-            if reference() is not weight or weight.data_ptr() != address:
-                return False
+        """Whether the arrays are valid for these tensors, the ones they were made of. Their values may have changed."""
+        if [w.data_ptr() for w in weights] != self.addresses:
+            return False
         versions = [w._version for w in weights]
         if versions != self.versions:
             # Written to, or given another shape or other strides in place.
@@ -104,7 +107,7 @@ def _may_be_kept(weights: Sequence[Tensor]) -> bool:
     return all(w.is_contiguous() and not w.is_inference() for w in weights)
 
 
-# By the ids of the tensors. An entry ends with the first of its tensors.
+# By the ids of the tensors. An entry ends with the first of its tensors, so that no id is another tensor's.
 _views: dict[tuple[int, ...], WeightViews] = {}
 
 

@@ -19,12 +19,13 @@ import torch
 from torch.autograd import Function, forward_ad
 
 from rnnkit.core.cells import CELLS
-from rnnkit.torch import equations
+from rnnkit.torch import equations, operators
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.operators import LIBRARY
 
 _FORWARD = torch.ops.rnnkit.forward.default
 _BACKWARD = torch.ops.rnnkit.backward.default
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 class Stack(NamedTuple):
@@ -62,14 +63,26 @@ def run(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """y (T, B, D*R) and the final states (L*D, B, ·), differentiable in x, state0 and weights. All time-major."""
-    tensors = (*state0, *masks, *weights)
-    if torch.compiler.is_compiling():
-        y, *state_n = _Layers.apply(*stack, lengths, x, *tensors)[:-1]
+    function = _function_for((x, *state0, *weights))
+    if function is not None:
+        y, *state_n, _ = function.apply(*stack, lengths, x, *state0, *masks, *weights)
         return y, state_n
-    if _derivative_asked((x, *tensors)):
-        y, *state_n = _LayersBothModes.apply(*stack, lengths, x, *tensors)[:-1]
-        return y, state_n
-    y, *state_n = _FORWARD(
+    y, *state_n = _forward(stack, x, state0, weights, masks, lengths, False)
+    return y, state_n
+
+
+def _forward(
+    stack: Stack,
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lengths: Tensor | None,
+    keep: bool,
+) -> list[Tensor]:
+    """`rnnkit::forward`."""
+    call = operators.forward if _nobody_watches(x, *state0, *weights) else _FORWARD
+    return call(
         x,
         state0,
         weights,
@@ -78,21 +91,40 @@ def run(
         cell=stack.cell,
         backend=stack.backend,
         bidirectional=stack.bidirectional,
-        keep=False,
-    )[:-1]
-    return y, state_n
+        keep=keep,
+    )
 
 
-def _derivative_asked(tensors: Sequence[Tensor]) -> bool:
-    """Whether autograd records here, or a transform of torch.func or forward mode may."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return True
-    return forward_ad._current_level >= 0 or _transforms_other_than_vmap()
+def _nobody_watches(*tensors: Tensor) -> bool:
+    """Whether an operator's function may be called without PyTorch's dispatcher, which takes about 10 us.
+
+    Not where the dispatcher has more to do than to call it: for subclasses of Tensor, transforms and modes, while a
+    model is traced or profiled.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        _PLAIN.issuperset(map(type, tensors))
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and tensors[0].device.type in ("cpu", "cuda")
+    )
 
 
-def _transforms_other_than_vmap() -> bool:
-    active = torch._C._functorch.get_interpreter_stack()
-    return active is not None and any(i.key() != torch._C._functorch.TransformType.Vmap for i in active)
+def _function_for(tensors: Sequence[Tensor]) -> Any:
+    """The autograd Function for a call with these tensors, or None if no derivative can be asked for."""
+    if torch.compiler.is_compiling():
+        return _Layers if torch.is_grad_enabled() else None
+    recorded = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])  # noqa: C419
+    if torch._C._are_functorch_transforms_active():
+        transforms = torch._C._functorch.get_interpreter_stack() or ()
+        only_vmap = all(t.key() == torch._C._functorch.TransformType.Vmap for t in transforms)
+        return _LayersBothModes if recorded or not only_vmap else None
+    if forward_ad._current_level >= 0:
+        return _LayersBothModes
+    return _LayersRecorded if recorded else None
 
 
 class _Layers(Function):
@@ -108,20 +140,9 @@ class _Layers(Function):
         x: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        states, dropped, weights = Stack(cell, backend, bidirectional, masks).split(tensors)
-        return tuple(
-            _FORWARD(
-                x,
-                states,
-                weights,
-                dropped,
-                lengths,
-                cell=cell,
-                backend=backend,
-                bidirectional=bidirectional,
-                keep=True,
-            )
-        )
+        stack = Stack(cell, backend, bidirectional, masks)
+        states, dropped, weights = stack.split(tensors)
+        return tuple(_forward(stack, x, states, weights, dropped, lengths, True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -138,8 +159,9 @@ class _Layers(Function):
         stack = Stack(*ctx.stack)
         dy, *dstate_n = grads[:-1]
         arguments = (*stack, lengths, reserve, dy, *dstate_n, x, *tensors)
-        # torch.compile differentiates once; under `torch.no_grad` nobody differentiates again.
-        once = torch.compiler.is_compiling()
+        once = torch.compiler.is_compiling() or not (
+            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        )  # without a derivative of this backward
         dx, *rest = (_LayersBackward.forward if once else _LayersBackward.apply)(*arguments)
         dstates = rest[: stack.states]
         dweights = rest[stack.states :]
@@ -148,6 +170,18 @@ class _Layers(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         return _each_element(_LayersBothModes, info, in_dims, arguments)
+
+
+class _LayersRecorded(_Layers):
+    """`_Layers` in the form that PyTorch calls faster: without transforms of torch.func, and without forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        output = _Layers.forward(*arguments)
+        _Layers.setup_context(ctx, arguments, output)
+        return output
+
+    setup_context = staticmethod(Function.setup_context)
 
 
 class _LayersBothModes(_Layers):
@@ -182,21 +216,13 @@ class _LayersBackward(Function):
         stack = Stack(cell, backend, bidirectional, masks)
         dstate_n, (x, *rest) = tensors[: stack.states], tensors[stack.states :]
         states, dropped, weights = stack.split(rest)
-        return tuple(
-            _BACKWARD(
-                dy,
-                dstate_n,
-                x,
-                states,
-                weights,
-                dropped,
-                lengths,
-                reserve,
-                cell=cell,
-                backend=backend,
-                bidirectional=bidirectional,
-            )
+        given = [d for d in (dy, *dstate_n) if d is not None]
+        direct = _nobody_watches(x, *given, *states, *weights) and not any(
+            [torch._C._functorch.is_legacy_batchedtensor(d) for d in given]  # noqa: C419
         )
+        call = operators.backward if direct else _BACKWARD
+        of_forward = (x, states, weights, dropped, lengths, reserve)
+        return tuple(call(dy, dstate_n, *of_forward, cell=cell, backend=backend, bidirectional=bidirectional))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

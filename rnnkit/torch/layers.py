@@ -66,18 +66,19 @@ class Layers(nn.RNNBase):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths)
-        name = type(self).__name__
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
-        batched = input.dim() == 3
+        dimensions = input.dim()
+        if dimensions not in (2, 3):
+            name = type(self).__name__
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
+        batched = dimensions == 3
         states = self._states_given(hx)
-        if states is not None and any(s.dim() != input.dim() for s in states):
+        if states is not None and any([s.dim() != dimensions for s in states]):  # noqa: C419
             raise RuntimeError(_wrong_dimensions(input, states))
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             states = states and tuple([s.unsqueeze(1) for s in states])
-        self._check(input, states, None)
         x = input.transpose(0, 1) if self.batch_first else input
+        self._check(input, x.shape[1], states, None)
         checked = None if lengths is None else self._lengths(lengths, x, batched)
         y, state_n = self._run(x, states, checked, None)
         if not batched:
@@ -91,7 +92,7 @@ class Layers(nn.RNNBase):
         states = self._states_given(hx)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
-        self._check(data, states, batch_sizes)
+        self._check(data, None, states, batch_sizes)
         # torch.compile cannot read B from batch_sizes.
         rows = states[0].shape[1] if states else None if sorted_indices is None else sorted_indices.shape[0]
         layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
@@ -107,9 +108,7 @@ class Layers(nn.RNNBase):
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
         weights: Sequence[Tensor] = self._weights()
         if states is None:
-            slots = self.num_layers * (2 if self.bidirectional else 1)
-            widths = (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.state_names)]
-            states = tuple([x.new_zeros((slots, x.shape[1], width)) for width in widths])
+            states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
         x, states, weights = under_autocast(x, states, weights)
         masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
         stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
@@ -159,7 +158,16 @@ class Layers(nn.RNNBase):
     def _as_hx(states: States) -> Any:
         return tuple(states) if len(states) == 2 else states[0]
 
-    def _check(self, input: Tensor, states: States | None, batch_sizes: Tensor | None) -> None:
+    def _state_shapes(self, B: int) -> list[tuple[int, int, int]]:
+        slots = self.num_layers * (2 if self.bidirectional else 1)
+        h = (slots, B, self.proj_size or self.hidden_size)
+        return [h] if len(self.state_names) == 1 else [h, (slots, B, self.hidden_size)]
+
+    def _check(self, input: Tensor, B: int | None, states: States | None, batch_sizes: Tensor | None) -> None:
+        """Raises what torch.nn raises for a wrong shape or dtype. B: None for a PackedSequence."""
+        fits = B is not None and input.dtype is self._flat_weights[0].dtype and input.shape[2] == self.input_size
+        if fits and (states is None or [s.shape for s in states] == self._state_shapes(B)):  # type: ignore[arg-type]
+            return  # the usual case, in less time than torch.nn's checks take
         if states is None:
             self.check_input(input, batch_sizes)
         else:

@@ -18,7 +18,7 @@ import torch
 
 from rnnkit.backends import Choice, Sizes, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS
+from rnnkit.core.cells import CELLS, Cell
 from rnnkit.functional import stack
 from rnnkit.functional.reserve import Reserve, stack_bytes
 from rnnkit.torch.arrays import Tensor, as_array, as_tensor, on_device, parts_of, weight_views
@@ -57,21 +57,23 @@ def forward(
     bidirectional: bool,
     keep: bool,
 ) -> list[Tensor]:
-    """y (T, B, D*R), the final states as state0, and the reserve (bytes,) uint8, which is empty without `keep`."""
+    """y (T, B, D*R), the final states as state0, and with `keep` the reserve (bytes,) uint8."""
     if x.dtype in _WIDENED and x.device.type == "cpu":
         wide: Any = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths)
-        *results, reserve = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
-        return [*(a.to(x.dtype) for a in results), reserve]
-    with on_device(x.device):
-        call = _stack_call(x, state0, weights, lengths, cell, backend, bidirectional, keep)
-        reserve = x.new_empty(_reserve_bytes(call, lengths is not None) if keep else 0, dtype=torch.uint8)
+        results = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
+        return [a if a.dtype == torch.uint8 else a.to(x.dtype) for a in results]
+    D = 2 if bidirectional else 1
+    with on_device(x):
+        choice = choice_of(x.device, x.dtype, cell, backend)
+        reserve = None
         if keep:
-            call = call._replace(reserve=Reserve(as_array(reserve)))
-        if masks:
-            arrays = [as_array(m) for m in masks]
-            call = call._replace(dropout=lambda layer, _: arrays[layer])
+            row = CELLS[cell]
+            size = stack_bytes(choice, row, _sizes(x, weights, row), state0[0].shape[0] // D, D, lengths is not None)
+            reserve = x.new_empty(size, dtype=torch.uint8)
+        call = _stack_call(x, state0, weights, masks, lengths, cell, choice, D, reserve)
         y, state_n, _ = stack.forward(call)
-        return [as_tensor(y), *map(as_tensor, state_n), reserve]
+        results = [as_tensor(y), *map(as_tensor, state_n)]
+        return results if reserve is None else [*results, reserve]
 
 
 def backward(
@@ -94,9 +96,10 @@ def backward(
         wide: Any = (_float(dy), _floats(dstate_n), *of_forward)
         grads = backward(*wide, cell=cell, backend=backend, bidirectional=bidirectional)
         return [g.to(x.dtype) for g in grads]
-    with on_device(x.device):
-        call = _stack_call(x, state0, weights, lengths, cell, backend, bidirectional, True)
-        call = call._replace(reserve=Reserve(as_array(reserve)))
+    with on_device(x):
+        choice = choice_of(x.device, x.dtype, cell, backend)
+        D = 2 if bidirectional else 1
+        call = _stack_call(x, state0, weights, (), lengths, cell, choice, D, reserve)
         saved = stack.restored(call, [as_array(m) for m in masks])
         ends = tuple([as_array(torch.zeros_like(s) if d is None else d) for d, s in zip(dstate_n, state0, strict=True)])
         dx, dstate0, dweights = stack.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
@@ -108,26 +111,31 @@ def _stack_call(
     x: Tensor,
     state0: Sequence[Tensor],
     weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
     lengths: Tensor | None,
     cell: str,
-    backend: str | None,
-    bidirectional: bool,
-    keep: bool,
+    choice: Choice,
+    directions: int,
+    reserve: Tensor | None,
 ) -> stack.StackCall:
-    directions = 2 if bidirectional else 1
+    """The tensors as arrays. reserve: None if nothing is to be kept for backward."""
     layers = weight_views(weights, state0[0].shape[0] // directions, directions)
-    choice = choice_of(x.device, x.dtype, cell, backend)
-    T, B, _ = x.shape
-    checked = None if lengths is None else checks.lengths(lengths.cpu().numpy(), T, B)
+    checked = None if lengths is None else checks.lengths(lengths.cpu().numpy(), x.shape[0], x.shape[1])
     states = tuple([as_array(s) for s in state0])
-    return stack.StackCall(CELLS[cell], choice, as_array(x.contiguous()), states, layers, checked, None, keep)
+    dropout = None
+    if masks:
+        arrays = [as_array(m) for m in masks]
+        dropout = lambda layer, _: arrays[layer]  # noqa: E731
+    memory = None if reserve is None else Reserve(as_array(reserve))
+    keep = reserve is not None
+    array = as_array(x.contiguous())
+    return stack.StackCall(CELLS[cell], choice, array, states, layers, checked, dropout, keep, memory)
 
 
-def _reserve_bytes(call: stack.StackCall, ragged: bool) -> int:
-    T, B, I = call.x.shape
-    GH, R = call.layers[0][0].weights.w_hh.shape
-    sizes = Sizes(T, B, I, GH // call.cell.n_gates, R, T * B)
-    return stack_bytes(call.choice, call.cell, sizes, len(call.layers), len(call.layers[0]), ragged)
+def _sizes(x: Tensor, weights: Sequence[Tensor], cell: Cell) -> Sizes:
+    T, B, I = x.shape
+    GH, R = weights[1].shape
+    return Sizes(T, B, I, GH // cell.n_gates, R, T * B)
 
 
 def _floats(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -151,15 +159,15 @@ def _forward_shapes(
     keep: bool,
 ) -> list[Tensor]:
     """The results of `forward` without their values, for tracing and for tensors on the meta device."""
-    T, B, I = x.shape
-    GH, R = weights[1].shape
     D = 2 if bidirectional else 1
     row = CELLS[cell]
-    sizes = Sizes(T, B, I, GH // row.n_gates, R, T * B)
+    sizes = _sizes(x, weights, row)
+    results = [x.new_empty((sizes.T, sizes.B, D * sizes.R)), *(s.new_empty(s.shape) for s in state0)]
+    if not keep:
+        return results
     choice = choice_of(x.device, x.dtype, cell, backend)
-    kept = stack_bytes(choice, row, sizes, state0[0].shape[0] // D, D, lengths is not None) if keep else 0
-    states = [s.new_empty(s.shape) for s in state0]
-    return [x.new_empty((T, B, D * R)), *states, x.new_empty((kept,), dtype=torch.uint8)]
+    size = stack_bytes(choice, row, sizes, state0[0].shape[0] // D, D, lengths is not None)
+    return [*results, x.new_empty((size,), dtype=torch.uint8)]
 
 
 def _backward_shapes(

@@ -93,8 +93,8 @@ def _memory_for_x(ready: Prepared, values: Array, reserve: Array | None, I: int)
 
 def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
     """See `rnnkit.backends.Backend`: what the steps save, then x without padding if it is ragged."""
-    T, B, I, H, R, N = sizes
-    width = sum(saved_widths(Work(cell, dtype.stored, T, B, I, H, R, N, R != H))) + (I if ragged else 0)
+    _, _, I, H, R, N = sizes
+    width = sum(saved_widths(cell, H, R, R != H)) + (I if ragged else 0)
     return (N * width * dtype.storage.itemsize + memory.LINE - 1) // memory.LINE * memory.LINE
 
 
@@ -237,7 +237,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     item = dtype.storage.itemsize
     work = Work(cell, dtype.stored, T, B, I, H, R, N, R != H)
     plan = plan_for(work, packing(T, B, None), thread_pool.threads_for(call_us(work)), False, False, keep)
-    saved = N * sum(saved_widths(work)) * item if keep else 0
+    saved = N * sum(saved_widths(cell, H, R, R != H)) * item if keep else 0
     cached = not keep and memory.is_cached(plan.packed)
     own = plan.packed + 2 * memory.LINE if cached else 0
     resident = plan.workspace + (0 if cached else plan.packed) + memory.LINE

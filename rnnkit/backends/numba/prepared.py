@@ -116,15 +116,14 @@ def job(cell: Cell, dtype: str, backward: bool, one_step: bool) -> Any:
     return scan.make_backward(cell, dtype) if backward else scan.make_forward(cell, dtype)
 
 
-def saved_widths(work: Work) -> tuple[int, int, int, int]:
+def saved_widths(cell: Cell, H: int, R: int, projected: bool) -> tuple[int, int, int, int]:
     """Values per row-step of what a forward saves: of the cell, h_prev, c_prev, operand."""
-    cell, H = work.cell, work.H
-    return cell.n_saved * H, work.R, H if cell.has_c else 0, H if work.second_product else 0
+    return len(cell.saved) * H, R, H if cell.has_c else 0, H if projected or cell.resets_before else 0
 
 
 def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
     dtype, item = work.dtype, work.itemsize
-    widths = saved_widths(work)
+    widths = saved_widths(work.cell, work.H, work.R, work.projected)
     h_prev, c_prev, operand, size = (work.N * width for width in accumulate(widths))
     return Prepared(
         work=work,

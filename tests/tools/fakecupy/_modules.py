@@ -153,8 +153,8 @@ def build(machine: _state.Machine) -> dict[str, types.ModuleType]:
         "cupy.cuda.memory": _module(
             "cupy.cuda.memory",
             {n: getattr(_memory, n) for n in ("BaseMemory", "Memory", "PooledMemory", "UnownedMemory")}
-            | {n: getattr(_pointers, n) for n in ("MemoryPointer", "MemoryPool", "alloc")}
-            | {"OutOfMemoryError": _errors.OutOfMemoryError},
+            | {n: getattr(_pointers, n) for n in ("MemoryPointer", "MemoryPool", "PythonFunctionAllocator", "alloc")}
+            | {"using_allocator": _pointers.using_allocator, "OutOfMemoryError": _errors.OutOfMemoryError},
         ),
         "cupy.cuda.compiler": _module("cupy.cuda.compiler", {"CompileException": _errors.CompileException}),
         "cupy.cuda.nvrtc": _module("cupy.cuda.nvrtc", {"getVersion": lambda: NVRTC_VERSION}),
@@ -196,7 +196,7 @@ def _cuda_names(found: dict[str, types.ModuleType]) -> dict[str, Any]:
         "Graph": _stream_api.Graph,
         "Function": _kernels.Function,
         **{n: getattr(found["cupy.cuda.memory"], n) for n in ("BaseMemory", "Memory", "MemoryPointer", "alloc")},
-        "MemoryPool": _pointers.MemoryPool,
+        **{n: getattr(_pointers, n) for n in ("MemoryPool", "PythonFunctionAllocator", "using_allocator")},
         "UnownedMemory": _memory.UnownedMemory,
         "profile": _no_profile,
     }

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -74,9 +78,44 @@ def _ptr(stream: Any) -> int:
     return (_state.machine().streams.current() if stream is None else stream).ptr
 
 
+class _Allocator(threading.local):
+    """What this thread allocates with inside `using_allocator`; None for the pool."""
+
+    malloc: Any = None
+
+
+_allocator = _Allocator()
+
+
 def alloc(size: int) -> MemoryPointer:
     """`cupy.cuda.alloc`: poisoned memory of the current device."""
-    return MemoryPointer(PooledMemory(int(size)), 0)
+    malloc = _allocator.malloc
+    return MemoryPointer(PooledMemory(int(size)), 0) if malloc is None else malloc(int(size))
+
+
+@contextmanager
+def using_allocator(allocator: Any = None) -> Iterator[None]:
+    """`cupy.cuda.using_allocator`: for this thread."""
+    before = _allocator.malloc
+    _allocator.malloc = allocator
+    try:
+        yield
+    finally:
+        _allocator.malloc = before
+
+
+class PythonFunctionAllocator:
+    """`cupy.cuda.PythonFunctionAllocator`: `malloc_func(size, device_id)` gives memory, and `free_func(ptr, device_id)`
+    frees it."""
+
+    def __init__(self, malloc_func: Any, free_func: Any) -> None:
+        self._malloc, self._free = malloc_func, free_func
+
+    def malloc(self, size: int) -> MemoryPointer:
+        device = _state.machine().device()
+        memory = BaseMemory(self._malloc(size, device), size, device)
+        weakref.finalize(memory, self._free, memory.ptr, device).atexit = False
+        return MemoryPointer(memory, 0)
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:
