@@ -9,17 +9,17 @@ row without a step.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.arguments import read_forward, read_shape
-from rnnkit.kernels.cpu.jit import job, outer
+from rnnkit.kernels.cpu.arguments import Forward, Shape, read_forward, read_shape
+from rnnkit.kernels.cpu.jit import inner, job, outer
 from rnnkit.kernels.cpu.memory import minimum
-from rnnkit.kernels.cpu.partition import part_of, sync_group
+from rnnkit.kernels.cpu.partition import Part, part_of, sync_group
 from rnnkit.kernels.cpu.pointwise import forward_row, reset_rows
 from rnnkit.kernels.cpu.rows import row_functions
 from rnnkit.kernels.cpu.simd import INT32, emit_load, emit_store, llvm_function, load_first, vectors
@@ -131,6 +131,54 @@ def dot_products(dtype: str) -> Any:
     return dot_rows
 
 
+class Share(NamedTuple):
+    """One thread's share of a step: its part of the rows, its units [u0, u1), and the address of its gates.
+
+    row_x, row_h: bytes of a row of x and of h.
+    """
+
+    a: Forward
+    s: Shape
+    p: Part
+    u0: int
+    u1: int
+    row_x: int
+    row_h: int
+    sides: int
+
+
+@cache
+def gate_products(dtype: str) -> tuple[Any, Any]:
+    """share_of(block, index): a thread's `Share`; and gate_dots.
+
+    gate_dots(share, h, first, count, unit, n, out, apart, row): the two sides of a gate's pre-activation, of `count`
+    rows from `first` on and n units from row `unit` of the weights on. x W_ih^T goes to `out`, h W_hh^T `apart` bytes
+    on; `row` bytes are from one row's to the next row's.
+    """
+    dots = dot_products(dtype)
+    size = vectors(dtype).itemsize
+    first_unit = row_functions(dtype).first_unit
+
+    @inner
+    def share_of(block, index):
+        a = read_forward(block)
+        s = read_shape(a.shape)
+        p = part_of(s, a.rows.bounds, a.barriers, index)
+        u0 = first_unit(s.H, s.members, p.member)
+        u1 = first_unit(s.H, s.members, p.member + 1)
+        return Share(a, s, p, u0, u1, s.I * size, s.H * size, a.workspace + s.own + index * s.own_size)
+
+    @inner
+    def gate_dots(share, h, first, count, unit, n, out, apart, row):
+        weights = share.a.weights
+        row_x = share.row_x
+        row_h = share.row_h
+        dots(share.a.x + first * row_x, row_x, count, weights.w_ih + unit * row_x, row_x, share.s.I, n, out, row)
+        dots(h + first * row_h, row_h, count, weights.w_hh + unit * row_h, row_h, share.s.H, n, out + apart, row)
+
+    return share_of, gate_dots
+
+
 def make_step(cell: Any, dtype: str) -> Any:
     """The forward job of one step of a cell, a row of CELLS: step(block, index), block the address of a `Forward`."""
     return _make_reset_before(cell, dtype) if cell.resets_before else _make_one_stage(cell, dtype)
@@ -138,12 +186,11 @@ def make_step(cell: Any, dtype: str) -> Any:
 
 def _make_one_stage(cell: Any, dtype: str) -> Any:
     v = vectors(dtype)
-    dots = dot_products(dtype)
+    share_of, gate_dots = gate_products(dtype)
     rows = row_functions(dtype)
     row = forward_row(cell, dtype)
     size = v.itemsize
     lanes = v.lanes
-    first_unit = rows.first_unit
     copy = rows.copy
     add_to = rows.add_to
     G = cell.n_gates
@@ -152,27 +199,18 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
 
     @job(("step", cell.name, dtype))
     def step(block, index):
-        a = read_forward(block)
-        s = read_shape(a.shape)
-        p = part_of(s, a.rows.bounds, a.barriers, index)
-        H, I, keep, weights, saved = s.H, s.I, s.keep, a.weights, a.saved
-        u0 = first_unit(H, s.members, p.member)
-        u1 = first_unit(H, s.members, p.member + 1)
-        row_h, row_x, vector = H * size, I * size, lanes * size
-        sides = a.workspace + s.own + index * s.own_size
+        share = share_of(block, index)
+        a, p, u1, row_h, sides = share.a, share.p, share.u1, share.row_h, share.sides
+        H, keep, weights, saved = share.s.H, share.s.keep, a.weights, a.saved
+        vector = lanes * size
         row_g = 2 * G * vector
-        for j in range(u0, u1, lanes):
+        for j in range(share.u0, u1, lanes):
             n = minimum(lanes, u1 - j)
             at = j * size
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
-                x_rows = a.x + first * row_x
-                h_rows = a.h0 + first * row_h
                 for gate in range(G):
-                    unit = gate * H + j
-                    out = sides + gate * vector
-                    dots(x_rows, row_x, count, weights.w_ih + unit * row_x, row_x, I, n, out, row_g)
-                    dots(h_rows, row_h, count, weights.w_hh + unit * row_h, row_h, H, n, out + G * vector, row_g)
+                    gate_dots(share, a.h0, first, count, gate * H + j, n, sides + gate * vector, G * vector, row_g)
                 for r in range(first, first + count):
                     own = r * row_h + at
                     h = a.h0 + own
@@ -191,26 +229,22 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
 
 
 def _make_reset_before(cell: Any, dtype: str) -> Any:
-    v, dots, rows, (reset_row, output_row) = (
-        vectors(dtype), dot_products(dtype), row_functions(dtype), reset_rows(cell, dtype),
-    )  # fmt: skip
+    v = vectors(dtype)
+    share_of, gate_dots = gate_products(dtype)
+    rows = row_functions(dtype)
+    reset_row, output_row = reset_rows(cell, dtype)
     size = v.itemsize
     lanes = v.lanes
-    first_unit = rows.first_unit
     copy = rows.copy
     add_to = rows.add_to
     SAVED = cell.n_saved
 
     @job(("step", cell.name, dtype))
     def step(block, index):
-        a = read_forward(block)
-        s = read_shape(a.shape)
-        p = part_of(s, a.rows.bounds, a.barriers, index)
-        H, I, keep, weights, saved = s.H, s.I, s.keep, a.weights, a.saved
-        u0 = first_unit(H, s.members, p.member)
-        u1 = first_unit(H, s.members, p.member + 1)
-        row_h, row_x, vector = H * size, I * size, lanes * size
-        sides = a.workspace + s.own + index * s.own_size
+        share = share_of(block, index)
+        a, s, p, u0, u1, row_h, sides = share.a, share.s, share.p, share.u0, share.u1, share.row_h, share.sides
+        H, keep, weights, saved = s.H, s.keep, a.weights, a.saved
+        vector = lanes * size
         row_g = 4 * vector
         rh_rows = saved.operand if keep else a.workspace + s.exchanged
         for j in range(u0, u1, lanes):
@@ -218,10 +252,7 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
             at = j * size
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
-                x_rows = a.x + first * row_x
-                h_rows = a.h0 + first * row_h
-                dots(x_rows, row_x, count, weights.w_ih + j * row_x, row_x, I, n, sides, row_g)
-                dots(h_rows, row_h, count, weights.w_hh + j * row_h, row_h, H, n, sides + vector, row_g)
+                gate_dots(share, a.h0, first, count, j, n, sides, vector, row_g)
                 for r in range(first, first + count):
                     own = r * row_h + at
                     h = a.h0 + own
@@ -238,12 +269,9 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
                 for gate in range(1, 3):
-                    unit = gate * H + j
+                    h = a.h0 if gate == 1 else rh_rows
                     out = sides + (gate - 1) * vector
-                    h_rows = (a.h0 if gate == 1 else rh_rows) + first * row_h
-                    x_rows = a.x + first * row_x
-                    dots(x_rows, row_x, count, weights.w_ih + unit * row_x, row_x, I, n, out, row_g)
-                    dots(h_rows, row_h, count, weights.w_hh + unit * row_h, row_h, H, n, out + 2 * vector, row_g)
+                    gate_dots(share, h, first, count, gate * H + j, n, out, 2 * vector, row_g)
                 for r in range(first, first + count):
                     own = r * row_h + j * size
                     g = sides + (r - first) * row_g

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import rnnkit.errors
 import rnnkit.io
 import rnnkit.parity
 import rnnkit.testing
-from tests.api.docstrings import documented, faults
+from tests.api.docstrings import documented, entries, faults, sections
 
 PACKAGE = Path(rnnkit.__file__).parent
 
@@ -77,6 +78,23 @@ def test_the_public_api_is_found() -> None:
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_a_public_name_has_a_complete_docstring(name: str) -> None:
     assert faults(name, DOCUMENTED[name]) == []
+
+
+# Arguments whose meaning differs between the classes, or whose description refers to another class.
+OWN_WORDS = {"hidden_size", "dtype", "backend", "reset_after"}
+
+
+@pytest.mark.parametrize("kinds", [("RNN", "GRU", "LSTM"), ("RNNCell", "GRUCell", "LSTMCell")])
+def test_arguments_that_classes_share_have_the_same_description(kinds: tuple[str, ...]) -> None:
+    found: dict[str, set[str]] = {}
+    for kind in kinds:
+        lines = sections(getattr(rnnkit, kind).__doc__)["Args"]
+        for name in entries(lines):
+            start = next(k for k, line in enumerate(lines) if line.startswith(f"{name}: "))
+            more = itertools.takewhile(lambda line: line.startswith(" "), lines[start + 1 :])
+            found.setdefault(name, set()).add(" ".join([lines[start], *(line.strip() for line in more)]))
+    assert len(found) > 6
+    assert {name for name, descriptions in found.items() if len(descriptions) > 1} <= OWN_WORDS
 
 
 @pytest.mark.parametrize("name", modules_with_examples())
