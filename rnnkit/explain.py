@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from rnnkit.backends import Sizes
+from rnnkit.backends import Choice, Sizes
 from rnnkit.core import checks
+from rnnkit.core.cells import Cell
 from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
@@ -31,6 +32,7 @@ class Explanation:
             no_grad().
         why: why this backend was chosen.
         threads_why: what determines `threads`; None for other backends.
+        notes: what else is to know about the call: of `rnnkit.torch.explain`.
 
     Examples:
         >>> import numpy as np, rnnkit
@@ -50,6 +52,7 @@ class Explanation:
     kept_bytes: int
     why: str
     threads_why: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         threads = "" if self.threads is None else f", up to {self.threads} threads ({self.threads_why})"
@@ -61,6 +64,7 @@ class Explanation:
             ("dtype", self.dtype),
             ("workspace", f"{self.workspace_bytes:,} bytes, of which {self.kept_bytes:,} saved for backward"),
             ("why", self.why),
+            *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name:10}{value}" for name, value in rows)
 
@@ -96,42 +100,82 @@ def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Expla
     x, T, B, layers, directions, P, row_steps = _checked_call(layer, x, lengths)
     choice = layer._choice()
     keep = grad_enabled()
-    H = layer.hidden_size
-    R = P or H
-    size = layer.dtype.itemsize
+    R = P or layer.hidden_size
+    masks = drawing = 0
+    if layer_drops(layer) and layers > 1:
+        # A mask per layer but the last, from float32 random numbers and an array of bools.
+        elements = directions * T * B * R
+        item = choice.dtype.compute.itemsize
+        masks = (layers - 1) * elements * item if keep else 0
+        drawing = elements * (max(4, item) + 1)
+    copied_x = 0 if x.flags.c_contiguous else x.nbytes
+    sizes = Sizes(T, B, layer.input_size, layer.hidden_size, R, row_steps)
+    call = CallSizes(choice, layer.cell, sizes, layers, directions, keep, masks, drawing, copied_x, copied_x)
+    return explanation(call, repr(layer), layer.device, _about_packed_weights(layer))
+
+
+class CallSizes(NamedTuple):
+    """A call of a stack of layers, and what it allocates beside its kernels. In bytes:
+
+    masks     the dropout masks that exist until the call ends, or with `keep` until backward
+    drawing   the most that drawing a mask takes
+    copies    copies of arguments that exist while the call runs
+    copied    those of them that exist until backward, if `keep`
+    reserve   the reserve (rnnkit/functional/reserve.py) in which the call saves what backward needs, or None
+    """
+
+    choice: Choice
+    cell: Cell
+    sizes: Sizes
+    layers: int
+    directions: int
+    keep: bool
+    masks: int
+    drawing: int
+    copies: int
+    copied: int
+    reserve: int | None = None
+
+
+def explanation(
+    call: CallSizes, layer: str, device: str, packed_weights: str, notes: tuple[str, ...] = ()
+) -> Explanation:
+    """The `Explanation` of a call. packed_weights: what to say of packed weights that are cached, if there are any."""
+    choice, cell, sizes, layers, directions, keep = call[:6]
+    T, B, _, H, R, _ = sizes
+    size = choice.dtype.storage.itemsize
     described = [
-        choice.backend.describe(layer.cell, choice.dtype, Sizes(T, B, I, H, R, row_steps), keep)
-        for I in (layer.input_size, directions * R)[: min(layers, 2)]
+        choice.backend.describe(cell, choice.dtype, sizes._replace(I=I), keep)
+        for I in (sizes.I, directions * R)[: min(layers, 2)]
     ]
-    kernel = described[0].kernel
     resident = max(d.resident for d in described)
     transient = max(d.transient - d.resident for d in described)
     y = T * B * R * size
-    states = 2 * layers * directions * B * (R + (H if len(layer.cell.states) == 2 else 0)) * size
+    states = 2 * layers * directions * B * (R + (H if len(cell.states) == 2 else 0)) * size
     saved = directions * (described[0].kept + (layers - 1) * described[-1].kept)
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # y of each layer is x of the next one. Two directions share one array; some backends first write a separate one.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
     running = transient + (0 if directions == 1 or described[0].placed else y)
-    if layer_drops(layer) and layers > 1:
-        # A mask per layer but the last, from float32 random numbers and an array of bools. y is not allocated then.
-        elements = directions * T * B * R
-        item = choice.dtype.compute.itemsize
-        saved += (layers - 1) * elements * item if keep else 0
-        running = max(running, elements * (max(4, item) + 1) - directions * y)
-    copied_x = 0 if x.flags.c_contiguous else x.nbytes
+    running = max(running, call.drawing - directions * y)  # y of the layer is not allocated while its mask is drawn
+    held = saved + between
+    if call.reserve is not None:
+        held = call.reserve
+        # A backend that does not save in the reserve saves beside it until the call ends.
+        running += 0 if hasattr(choice.backend, "reserve_bytes") else saved
     compiled = choice.row.name == "numba"
     return Explanation(
-        layer=repr(layer),
+        layer=layer,
         backend=choice.row.name,
-        kernel=kernel,
-        device=layer.device,
+        kernel=described[0].kernel,
+        device=device,
         dtype=choice.dtype.name,
         threads=get_num_threads() if compiled else None,
-        workspace_bytes=resident + own + running + saved + between + states + copied_x,
-        kept_bytes=(saved + between + copied_x) if keep else 0,
-        why=choice.why + (_about_packed_weights(layer) if own else ""),
+        workspace_bytes=resident + own + running + held + call.masks + states + call.copies,
+        kept_bytes=(held + call.masks + call.copied) if keep else 0,
+        why=choice.why + (packed_weights if own else ""),
         threads_why=thread_count_reason() if compiled else None,
+        notes=notes,
     )
 
 
@@ -149,7 +193,8 @@ def _checked_call(layer: Any, x: Array, lengths: Any) -> tuple[Array, int, int, 
             raise TypeError("lengths must be None for a Cell, which takes one step")
         B = 1 if x.ndim == 1 else x.shape[0]
         return x, 1, B, 1, 1, 0, B
-    raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}")
+    hint = "; for a layer of PyTorch there is rnnkit.torch.explain" if hasattr(layer, "named_modules") else ""
+    raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}{hint}")
 
 
 def _about_packed_weights(layer: Any) -> str:

@@ -8,7 +8,22 @@ try:
 except ImportError as error:
     raise ImportError("rnnkit.torch needs PyTorch (pip install torch)") from error
 
+from rnnkit.torch import subclasses
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
+from rnnkit.torch.explain import explain
 from rnnkit.torch.layers import GRU, LSTM, RNN
+from rnnkit.torch.replace import Report, replace, restore
 
-__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
+__all__ = [
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "RNN",
+    "RNNCell",
+    "Report",
+    "explain",
+    "replace",
+    "restore",
+    "subclasses",
+]

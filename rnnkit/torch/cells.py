@@ -15,6 +15,7 @@ from rnnkit.core import checks
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import Stack, run
+from rnnkit.torch.unserved import refuse_torchscript
 
 
 def _step(cell: Any, name: str, input: Tensor, hx: tuple[Tensor, ...] | None, count: int) -> tuple[Tensor, ...]:
@@ -88,6 +89,8 @@ class RNNCell(nn.RNNCell):
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
         self.backend = backend
 
+    __prepare_scriptable__ = refuse_torchscript
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
         if self.nonlinearity not in ("tanh", "relu"):
@@ -129,6 +132,8 @@ class GRUCell(nn.GRUCell):
         self.reset_after = checks.flag("reset_after", reset_after)
         self.backend = backend
 
+    __prepare_scriptable__ = refuse_torchscript
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
         name = "gru" if self.reset_after else "gru_reset_before"
@@ -166,6 +171,8 @@ class LSTMCell(nn.LSTMCell):
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         self.backend = backend
+
+    __prepare_scriptable__ = refuse_torchscript
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The states after the step: (h', c') from input (B, I) and hx = (h, c), (B, H) each, or unbatched; None for

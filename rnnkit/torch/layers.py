@@ -19,6 +19,7 @@ from rnnkit.torch import packed
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import Stack, run
+from rnnkit.torch.unserved import refuse_torchscript
 
 States = Sequence[Tensor]
 
@@ -32,6 +33,10 @@ class Layers(nn.RNNBase):
 
     backend: str | None = None
     state_names: ClassVar[tuple[str, ...]] = ("h",)
+
+    def __init__(self, *arguments: Any) -> None:
+        # Not super(): in rnnkit.torch.subclasses the next class is torch.nn.LSTM, whose constructor takes no mode.
+        nn.RNNBase.__init__(self, *arguments)
 
     @property
     def cell_name(self) -> str:
@@ -145,6 +150,8 @@ class Layers(nn.RNNBase):
             else:
                 masks.append(layout.padded(nn.functional.dropout(x.new_ones((layout.steps, width)), self.dropout)))
         return masks
+
+    __prepare_scriptable__ = refuse_torchscript
 
     # Checks and layouts
 

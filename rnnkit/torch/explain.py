@@ -1,0 +1,211 @@
+"""explain(module, input): what a call of one of these layers runs, why, and its memory.
+
+The module's own forward runs, with the operator `rnnkit::forward` replaced by one that notes its arguments and computes
+nothing. So what is said of autocast, parametrizations, packed sequences and transforms is what a call does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rnnkit.backends import Sizes
+from rnnkit.core.cells import CELLS
+from rnnkit.explain import CallSizes, Explanation, explanation
+from rnnkit.functional.reserve import stack_bytes
+from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
+from rnnkit.torch.layers import Layers
+from rnnkit.torch.operators import WIDENED, choice_of
+
+
+class _Call(NamedTuple):
+    """The arguments of a call of `rnnkit::forward`: see rnnkit/torch/operators.py."""
+
+    x: Tensor
+    state0: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    masks: Sequence[Tensor]
+    lengths: Tensor | None
+    cell: str
+    backend: str | None
+    bidirectional: bool
+    keep: bool
+
+
+class _Noting(TorchDispatchMode):
+    """Notes the calls of `rnnkit::forward`, and gives them zeros as results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.rnnkit.forward.default:
+            return func(*args, **(kwargs or {}))
+        call = _Call(*args, **kwargs)
+        self.calls.append(call)
+        T, B, _ = call.x.shape
+        width = call.weights[1].shape[1] * (2 if call.bidirectional else 1)
+        states = [s.new_zeros(s.shape) for s in call.state0]
+        return [call.x.new_zeros((T, B, width)), *states, call.x.new_zeros((0,), dtype=torch.uint8)]
+
+
+def explain(module: Any, input: Any, hx: Any = None, lengths: Any = None) -> Explanation:
+    """Describes what `module(input, hx, lengths=lengths)` would run here, without running its kernels.
+
+    The arguments are checked as in a call. It says what holds where it is called: with or without gradients, under
+    `torch.autocast`, inside a function that `torch.vmap` maps.
+
+    Args:
+        module: an RNN, GRU, LSTM or Cell of rnnkit.torch, built or put there by `rnnkit.torch.replace`.
+        input: the input of the call, a tensor or a PackedSequence.
+        hx: the initial state of the call, or None for zeros.
+        lengths: number of steps of each row, as in the call; None for a Cell.
+
+    Returns:
+        An `rnnkit.explain.Explanation`; print it for a table. Its `kept_bytes` are what autograd keeps for backward
+        beyond the arguments and the parameters. Its `notes` say whether a derivative is asked for, how many calls of
+        the kernels torch.vmap makes, and what torch.compile makes of the layer.
+
+    Raises:
+        TypeError: `module` is another module, or an argument has a wrong type.
+        ValueError: an argument has a bad shape, value or dtype, as in a call.
+        RuntimeError: an argument has a bad shape, as in a call, or the backend cannot run here.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> layer = rnnkit.torch.GRU(4, 6, backend="numpy")
+        >>> with torch.no_grad():
+        ...     explanation = rnnkit.torch.explain(layer, torch.ones(5, 3, 4))
+        >>> explanation.backend, explanation.dtype, explanation.kept_bytes
+        ('numpy', 'float32', 0)
+    """
+    if isinstance(module, (RNNCell, GRUCell, LSTMCell)):
+        if lengths is not None:
+            raise TypeError("lengths must be None for a Cell, which takes one step")
+        options = {}
+    elif isinstance(module, Layers):
+        options = {"lengths": lengths}
+    else:
+        raise TypeError(_not_a_layer(module))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), _Noting() as noting:  # the forward draws dropout masks
+        module.forward(input, hx, **options)
+    data = input.data if isinstance(input, PackedSequence) else input
+    call = noting.calls[0]
+    cast = f"torch.autocast casts {_name(data.dtype)} to {_name(call.x.dtype)}" if call.x.dtype != data.dtype else None
+    given = _storages([data, *_tensors(hx), *module.parameters(), *module.buffers(), *_tensors(vars(module).values())])
+    return _explanation(call, module, given, cast, len(noting.calls))
+
+
+def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, calls: int) -> Explanation:
+    """given: the storages of the tensors that exist without the call. calls: how many there were."""
+    T, B, I = call.x.shape
+    cell = CELLS[call.cell]
+    GH, R = call.weights[1].shape
+    directions = 2 if call.bidirectional else 1
+    layers = call.state0[0].shape[0] // directions
+    steps = T * B if call.lengths is None else int(call.lengths.sum())
+    choice = choice_of(call.x.device, call.x.dtype, call.cell, call.backend)
+    sizes = Sizes(T, B, I, GH // cell.n_gates, R, steps)
+    reserve = stack_bytes(choice, cell, sizes._replace(N=T * B), layers, directions, call.lengths is not None)
+    arguments = [call.x, *call.state0, *call.weights, *([] if call.lengths is None else [call.lengths])]
+    new = [a for a in arguments if a.untyped_storage().data_ptr() not in given]
+    copied = sum(a.untyped_storage().nbytes() for a in new)
+    copies = copied + (0 if call.x.is_contiguous() else call.x.nbytes)
+    masks = sum(m.nbytes for m in call.masks)
+    y = T * B * directions * R
+    wide = call.x.dtype in WIDENED and call.x.device.type == "cpu"
+    if wide:  # the operator makes float32 tensors of its arguments, and its results from float32 tensors
+        results = y + sum(s.numel() for s in call.state0)
+        copies += 4 * (results + sum(a.numel() for a in (*arguments, *call.masks)))
+    drawing = 2 * call.masks[0].nbytes if call.masks else 0
+    sized = CallSizes(
+        choice,
+        cell,
+        sizes,
+        layers,
+        directions,
+        call.keep,
+        masks,
+        drawing,
+        copies,
+        copied,
+        reserve if call.keep else None,
+    )
+    own_weights = not wide and all(w.untyped_storage().data_ptr() in given for w in call.weights)
+    packed = "are cached, and each call checks whether they are stale" if own_weights else "are made anew by each call"
+    found = explanation(
+        sized, repr(module), str(call.x.device), f"; packed weights {packed}", _notes(call, module, calls)
+    )
+    rounded = f"{_name(call.x.dtype)} on a CPU is computed in float32 and rounded at the end" if wide else None
+    return replace(found, why="; ".join(filter(None, (found.why, cast, rounded))))
+
+
+def _notes(call: _Call, module: Any, calls: int) -> tuple[str, ...]:
+    notes = []
+    if call.keep:
+        notes.append(
+            "a derivative is asked for: backward is one call, a derivative of it is a loop over steps in Python"
+        )
+    else:
+        notes.append("no derivative is asked for: nothing is saved for backward")
+    if _under_vmap():
+        notes.append(
+            f"torch.vmap makes {calls} calls, of which this is one" if calls > 1 else "torch.vmap makes one call"
+        )
+    if isinstance(module, (nn.RNN, nn.GRU, nn.LSTM)):
+        kind = next(k for k in (nn.RNN, nn.GRU, nn.LSTM) if isinstance(module, k)).__name__
+        notes.append(f"torch.compile breaks the graph at this layer, an instance of torch.nn.{kind}")
+    else:
+        notes.append("under torch.compile the call is one node of the graph")
+    return tuple(notes)
+
+
+def _under_vmap() -> bool:
+    active = torch._C._functorch.get_interpreter_stack()
+    return active is not None and any(i.key() == torch._C._functorch.TransformType.Vmap for i in active)
+
+
+def _not_a_layer(module: Any) -> str:
+    wanted = "module must be an RNN, GRU, LSTM or Cell of rnnkit.torch"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"{wanted}, got one of torch.nn: rnnkit.torch.replace(module) first"
+    if isinstance(module, nn.Module):
+        return f"{wanted}, got {type(module).__name__}: name one of the layers in it"
+    return f"{wanted}, got {type(module).__name__}"
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors among the values, of which None and lists may be some."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    found: list[Tensor] = []
+    for value in values or ():
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [v for v in value if isinstance(v, torch.Tensor)]
+    return found
+
+
+def _storages(tensors: Sequence[Tensor]) -> set[int]:
+    return {_unwrapped(t).untyped_storage().data_ptr() for t in tensors}
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor without the wrappers of torch.func's transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
