@@ -14,19 +14,19 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from rnnkit.backends import Sizes
 from rnnkit.core.cells import CELLS
 from rnnkit.explain import CallSizes, Explanation, explanation
-from rnnkit.functional.reserve import stack_bytes
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
 from rnnkit.torch.layers import Layers
-from rnnkit.torch.operators import WIDENED, choice_of
+from rnnkit.torch.operators import choice_of
 
 
 class _Call(NamedTuple):
-    """The arguments of a call of `rnnkit::forward`: see rnnkit/torch/operators.py."""
+    """The arguments of a call of `rnnkit::forward` (rnnkit/torch/operators.py), and the bytes of its reserve."""
 
     x: Tensor
     state0: Sequence[Tensor]
@@ -37,10 +37,11 @@ class _Call(NamedTuple):
     backend: str | None
     bidirectional: bool
     keep: bool
+    reserve: int
 
 
 class _Noting(TorchDispatchMode):
-    """Notes the calls of `rnnkit::forward`, and gives them zeros as results."""
+    """Notes the calls of `rnnkit::forward`, and gives them results without values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,12 +50,12 @@ class _Noting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.ops.rnnkit.forward.default:
             return func(*args, **(kwargs or {}))
-        call = _Call(*args, **kwargs)
-        self.calls.append(call)
-        T, B, _ = call.x.shape
-        width = call.weights[1].shape[1] * (2 if call.bidirectional else 1)
-        states = [s.new_zeros(s.shape) for s in call.state0]
-        return [call.x.new_zeros((T, B, width)), *states, call.x.new_zeros((0,), dtype=torch.uint8)]
+        device = args[0].device
+        on_meta = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+        results = [torch.empty_like(r, device=device) for r in func(*on_meta[0], **on_meta[1])]
+        reserve = results[-1].nbytes if kwargs["keep"] else 0
+        self.calls.append(_Call(*args, **kwargs, reserve=reserve))
+        return results
 
 
 def explain(module: Any, input: Any, hx: Any = None, lengths: Any = None) -> Explanation:
@@ -95,56 +96,54 @@ def explain(module: Any, input: Any, hx: Any = None, lengths: Any = None) -> Exp
         options = {"lengths": lengths}
     else:
         raise TypeError(_not_a_layer(module))
+    data = input.data if isinstance(input, PackedSequence) else input
+    given = _storages([data, *_tensors(hx), *module.parameters(), *module.buffers(), *_tensors(vars(module).values())])
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices), _Noting() as noting:  # the forward draws dropout masks
         module.forward(input, hx, **options)
-    data = input.data if isinstance(input, PackedSequence) else input
     call = noting.calls[0]
     cast = f"torch.autocast casts {_name(data.dtype)} to {_name(call.x.dtype)}" if call.x.dtype != data.dtype else None
-    given = _storages([data, *_tensors(hx), *module.parameters(), *module.buffers(), *_tensors(vars(module).values())])
-    return _explanation(call, module, given, cast, len(noting.calls))
+    return _explanation(call, module, given, cast, len(noting.calls), isinstance(input, PackedSequence))
 
 
-def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, calls: int) -> Explanation:
-    """given: the storages of the tensors that exist without the call. calls: how many there were."""
+def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, calls: int, packed: bool) -> Explanation:
+    """given: the storages of the tensors that exist without the call. calls: how many there were. packed: whether the
+    input is a PackedSequence."""
     T, B, I = call.x.shape
     cell = CELLS[call.cell]
     GH, R = call.weights[1].shape
-    directions = 2 if call.bidirectional else 1
-    layers = call.state0[0].shape[0] // directions
+    D = 2 if call.bidirectional else 1
+    L = call.state0[0].shape[0] // D
     steps = T * B if call.lengths is None else int(call.lengths.sum())
     choice = choice_of(call.x.device, call.x.dtype, call.cell, call.backend)
-    sizes = Sizes(T, B, I, GH // cell.n_gates, R, steps)
-    reserve = stack_bytes(choice, cell, sizes._replace(N=T * B), layers, directions, call.lengths is not None)
     arguments = [call.x, *call.state0, *call.weights, *([] if call.lengths is None else [call.lengths])]
-    new = [a for a in arguments if a.untyped_storage().data_ptr() not in given]
-    copied = sum(a.untyped_storage().nbytes() for a in new)
-    copies = copied + (0 if call.x.is_contiguous() else call.x.nbytes)
-    masks = sum(m.nbytes for m in call.masks)
-    y = T * B * directions * R
-    wide = call.x.dtype in WIDENED and call.x.device.type == "cpu"
+    copied = sum(a.nbytes for a in arguments if not _exists(a, given))
+    copies = sum(a.nbytes for a in (call.x, *call.weights) if not _exists(a, given))
+    copies += 0 if call.x.is_contiguous() else call.x.nbytes
+    if packed:  # the index of each row-step, and y in its padded form
+        copied += 8 * steps
+        copies += 8 * steps + T * B * D * R * call.x.itemsize
+    wide = choice.dtype.name != _name(call.x.dtype)
     if wide:  # the operator makes float32 tensors of its arguments, and its results from float32 tensors
-        results = y + sum(s.numel() for s in call.state0)
+        results = T * B * D * R + sum(s.numel() for s in call.state0)
         copies += 4 * (results + sum(a.numel() for a in (*arguments, *call.masks)))
-    drawing = 2 * call.masks[0].nbytes if call.masks else 0
-    sized = CallSizes(
-        choice,
-        cell,
-        sizes,
-        layers,
-        directions,
-        call.keep,
-        masks,
-        drawing,
-        copies,
-        copied,
-        reserve if call.keep else None,
+    sizes = CallSizes(
+        choice=choice,
+        cell=cell,
+        sizes=Sizes(T, B, I, GH // cell.n_gates, R, steps),
+        layers=L,
+        directions=D,
+        keep=call.keep,
+        masks=sum(m.nbytes for m in call.masks),
+        drawing=2 * call.masks[0].nbytes if call.masks else 0,
+        copies=copies,
+        copied=copied,
+        reserve=call.reserve if call.keep else None,
     )
-    own_weights = not wide and all(w.untyped_storage().data_ptr() in given for w in call.weights)
-    packed = "are cached, and each call checks whether they are stale" if own_weights else "are made anew by each call"
-    found = explanation(
-        sized, repr(module), str(call.x.device), f"; packed weights {packed}", _notes(call, module, calls)
-    )
+    as_they_are = not wide and all(_exists(w, given) for w in call.weights)
+    cached = "are cached, and each call checks whether they are stale" if as_they_are else "are made anew by each call"
+    device = str(call.x.device)
+    found = explanation(sizes, repr(module), device, f"; packed weights {cached}", _notes(call, module, calls))
     rounded = f"{_name(call.x.dtype)} on a CPU is computed in float32 and rounded at the end" if wide else None
     return replace(found, why="; ".join(filter(None, (found.why, cast, rounded))))
 
@@ -198,6 +197,10 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _storages(tensors: Sequence[Tensor]) -> set[int]:
     return {_unwrapped(t).untyped_storage().data_ptr() for t in tensors}
+
+
+def _exists(tensor: Tensor, given: set[int]) -> bool:
+    return tensor.untyped_storage().data_ptr() in given
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
