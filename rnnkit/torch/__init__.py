@@ -8,7 +8,7 @@ try:
 except ImportError as error:
     raise ImportError("rnnkit.torch needs PyTorch (pip install torch)") from error
 
-from rnnkit.torch import subclasses
+from rnnkit.torch import subclasses as subclasses
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
 from rnnkit.torch.explain import explain
 from rnnkit.torch.layers import GRU, LSTM, RNN
@@ -25,5 +25,4 @@ __all__ = [
     "explain",
     "replace",
     "restore",
-    "subclasses",
 ]
