@@ -1,0 +1,84 @@
+"""TORCH_MUTANTS: bugs in rnnkit/torch. Their tests need PyTorch, which `make test-peers` installs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from tests.tools.mutants.planting import Mutant, row
+
+REPLACE, EXPLAIN = "rnnkit/torch/replace.py", "rnnkit/torch/explain.py"
+
+
+def problem() -> str | None:
+    """Why the tests of rnnkit.torch cannot run here, or None."""
+    return None if importlib.util.find_spec("torch") else "PyTorch is not installed (make test-peers installs it)"
+
+
+def _replace(name: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"torch replace: {name}", REPLACE, at, old, new, "tests/torch/test_replace.py", pick)
+
+
+def _explain(name: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"torch explain: {name}", EXPLAIN, at, old, new, "tests/torch/test_explain.py", pick)
+
+
+def _subclasses(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"torch subclasses: {name}", file, at, old, new, "tests/torch/test_subclasses.py", pick)
+
+
+TORCH_MUTANTS: tuple[Mutant, ...] = (
+    _replace(
+        "parametrizations lost",
+        "_set_base_class",
+        "is_parametrized(module)",
+        "False",
+        "computed_stay_computed and weight_norm",
+    ),
+    _replace("backend left behind", "_restoration", '"backend", "reset_after", _MARK', "_MARK,", "round_trip"),
+    _replace(
+        "a module at two places taken twice",
+        "_recurrent",
+        "found.setdefault(id(part), (part, []))",
+        "found.setdefault(len(found), (part, []))",
+        "model_computes_the_same",
+    ),
+    _replace("a forward that was set is lost", "_own_attributes", '"forward" in own', "False", "cannot_be_swapped"),
+    _replace("layers built as ours restored", "_restoration", "_MARK not in vars(layer)", "False", "built_as_ours"),
+    _explain(
+        "the reserve left out",
+        "_Noting.__torch_dispatch__",
+        'results[-1].nbytes if kwargs["keep"] else 0',
+        "0",
+        "allocators and float32 and numba and gru",
+    ),
+    _explain(
+        "the index of packed rows left out",
+        "_explanation",
+        "copied += 8 * steps",
+        "copied += 0",
+        "allocators and packed and numpy and rnn",
+    ),
+    _explain(
+        "dropout drawn from the caller's generator",
+        "explain",
+        "torch.random.fork_rng(devices), _Noting()",
+        "_Noting()",
+        "draws_no_numbers",
+    ),
+    _subclasses(
+        "torch.nn's constructor is given the mode",
+        "rnnkit/torch/layers.py",
+        "Layers.__init__",
+        "nn.RNNBase.__init__(self, *arguments)",
+        "super().__init__(*arguments)",
+        "they_are_both",
+    ),
+    _subclasses(
+        "TorchScript fails without a word about restore",
+        "rnnkit/torch/cells.py",
+        "LSTMCell",
+        "__prepare_scriptable__ = refuse_torchscript",
+        "",
+        "torchscript and LSTMCell",
+    ),
+)
