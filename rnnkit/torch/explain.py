@@ -54,7 +54,7 @@ class _Noting(TorchDispatchMode):
         on_meta = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
         results = [torch.empty_like(r, device=device) for r in func(*on_meta[0], **on_meta[1])]
         reserve = results[-1].nbytes if kwargs["keep"] else 0
-        self.calls.append(_Call(*args, **kwargs, reserve=reserve))
+        self.calls.append(_Call(*args, **(kwargs | {"reserve": reserve})))
         return results
 
 

@@ -3,8 +3,8 @@
 They compute what `rnnkit.torch.RNN`, `GRU` and `LSTM` compute, and take the same arguments. Use them only where other
 code asks `isinstance(module, torch.nn.LSTM)`. What they cost:
 
-    torch.compile  Dynamo does not trace instances of torch.nn.RNN, GRU and LSTM. It breaks the graph at the layer,
-                   which then runs outside of the compiled code. With fullgraph=True it raises.
+    torch.compile  Dynamo does not trace instances of torch.nn.RNN, GRU and LSTM. It breaks the graph at the layer, and
+                   runs the code that calls it without compiling it. With fullgraph=True it raises.
     quantization   torch.ao.quantization goes by the exact class: it leaves these layers as it leaves rnnkit.torch's.
 
 `rnnkit.torch.replace(model, subclasses=True)` puts them into a model. rnnkit.torch's Cells need no such class: they are

@@ -16,24 +16,13 @@ from bench import report
 from bench.result_file import Document, load
 from rnnkit.backends.cupy import arena
 from rnnkit.backends.numba import memory
+from tests.api.pages import FOR_TORCH, PAGES, PLAIN, ROOT, code, text
 from tests.cuda.cuda_helpers import cuda
 from tests.tools import emulator
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
 RESULTS = ROOT / "bench" / "results" / "amd-epyc-2-cores"
 # Other test files run docs/parity.md and docs/sharing.md. docs/gpu.md is below.
 RUN_HERE = ("README.md", "docs/from-torch.md", "docs/from-keras.md", "docs/checkpoints.md")
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md")))
-
-
-def text(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
-
-
-def code(page: str) -> str:
-    """All Python of a page, as one program."""
-    return "\n".join(re.findall(r"```python\n(.*?)```", text(page), re.DOTALL))
 
 
 # Code
@@ -58,7 +47,10 @@ def test_the_python_for_a_gpu_runs_on_the_stand_in() -> None:
 
 
 def test_every_page_with_python_is_run_by_a_test() -> None:
-    pages = {page for page in PAGES if "```python" in text(page)}
+    # tests/torch/test_documents.py runs the blocks that need PyTorch, of every page.
+    for page in PAGES:
+        assert text(page).count("```python") == text(page).count(PLAIN) + text(page).count(FOR_TORCH), page
+    pages = {page for page in PAGES if code(page)}
     # docs/weights.md shows calls of models that the reader must have.
     assert pages - {"docs/parity.md", "docs/sharing.md", "docs/gpu.md", "docs/weights.md"} == set(RUN_HERE)
 
