@@ -110,7 +110,18 @@ def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Expla
         drawing = elements * (max(4, item) + 1)
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
     sizes = Sizes(T, B, layer.input_size, layer.hidden_size, R, row_steps)
-    call = CallSizes(choice, layer.cell, sizes, layers, directions, keep, masks, drawing, copied_x, copied_x)
+    call = CallSizes(
+        choice,
+        layer.cell,
+        sizes,
+        layers,
+        directions,
+        keep,
+        masks=masks,
+        drawing=drawing,
+        copies=copied_x,
+        copied=copied_x,
+    )
     return explanation(call, repr(layer), layer.device, _about_packed_weights(layer))
 
 
