@@ -12,7 +12,8 @@ from rnnkit.torch import subclasses as subclasses
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
 from rnnkit.torch.explain import explain
 from rnnkit.torch.layers import GRU, LSTM, RNN
-from rnnkit.torch.replace import Report, replace, restore
+from rnnkit.torch.replace import replace, restore
+from rnnkit.torch.report import Report
 
 __all__ = [
     "GRU",

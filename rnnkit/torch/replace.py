@@ -7,7 +7,6 @@ parameters, buffers, hooks, attributes and modes, and so does every reference to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from rnnkit.backends import check_backend
 from rnnkit.core import checks
 from rnnkit.torch import cells, layers, subclasses
 from rnnkit.torch.operators import choice_of
+from rnnkit.torch.report import Left, Report, Swapped
 
 _NAMES = ("RNN", "GRU", "LSTM")
 _CELL_NAMES = ("RNNCell", "GRUCell", "LSTMCell")
@@ -30,76 +30,6 @@ _REPLACED = frozenset((*_OURS.values(), *_SUBCLASSES.values()))
 
 # The attribute of a replaced layer that names the class it had, without parametrizations.
 _MARK = "_replaced_class"
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """A layer whose class was changed.
-
-    Attributes:
-        names: its qualified names in the model, several if it is registered at several places; "" is the model itself.
-        before: the class that it had.
-        after: the class that it has.
-
-    Examples:
-        >>> import torch, rnnkit.torch
-        >>> rnnkit.torch.replace(torch.nn.GRU(4, 6)).swapped[0].after
-        'rnnkit.torch.GRU'
-    """
-
-    names: tuple[str, ...]
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class Left:
-    """A recurrent layer that was left as it is.
-
-    Attributes:
-        names: its qualified names in the model, several if it is registered at several places; "" is the model itself.
-        kind: its class.
-        why: the reason.
-
-    Examples:
-        >>> import torch, rnnkit.torch
-        >>> rnnkit.torch.replace(rnnkit.torch.GRU(4, 6)).left[0].why
-        "is rnnkit's already"
-    """
-
-    names: tuple[str, ...]
-    kind: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `replace` or `restore` swapped, what it left and why. Print it for a table.
-
-    Attributes:
-        swapped: the layers whose class was changed, in the order of `named_modules()`.
-        left: the recurrent layers that were left as they are.
-
-    Examples:
-        >>> import torch, rnnkit.torch
-        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.GRU(4, 6))
-        >>> print(rnnkit.torch.replace(model))
-        swapped
-          1  torch.nn.GRU -> rnnkit.torch.GRU
-    """
-
-    swapped: tuple[Swapped, ...]
-    left: tuple[Left, ...]
-
-    def __str__(self) -> str:
-        rows = [(_shown(s.names), f"{s.before} -> {s.after}") for s in self.swapped]
-        kept = [(_shown(s.names), f"{s.kind}: {s.why}") for s in self.left]
-        width = max((len(name) for name, _ in rows + kept), default=0)
-        lines = []
-        for title, part in (("swapped", rows), ("left", kept)):
-            lines += [title] if part else []
-            lines += [f"  {name:{width}}  {what}" for name, what in part]
-        return "\n".join(lines) or "no recurrent layer"
 
 
 def replace(module: Any, *, backend: str | None = None, subclasses: bool = False) -> Report:
@@ -341,7 +271,3 @@ def _class_name(module: Any) -> str:
         if found.__module__.startswith(prefix):
             return f"{public}.{found.__name__}{suffix}"
     return f"{found.__module__}.{found.__qualname__}{suffix}"
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return ", ".join(name or "(the module itself)" for name in names)

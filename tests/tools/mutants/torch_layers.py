@@ -14,8 +14,8 @@ def problem() -> str | None:
     return None if importlib.util.find_spec("torch") else "PyTorch is not installed (make test-peers installs it)"
 
 
-def _replace(name: str, at: str, old: str, new: str, pick: str) -> Mutant:
-    return row(f"torch replace: {name}", REPLACE, at, old, new, "tests/torch/test_replace.py", pick)
+def _replace(name: str, at: str, old: str, new: str, pick: str, tests: str = "replace") -> Mutant:
+    return row(f"torch replace: {name}", REPLACE, at, old, new, f"tests/torch/test_{tests}.py", pick)
 
 
 def _explain(name: str, at: str, old: str, new: str, pick: str) -> Mutant:
@@ -42,8 +42,22 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
         "found.setdefault(len(found), (part, []))",
         "model_computes_the_same",
     ),
-    _replace("a forward that was set is lost", "_own_attributes", '"forward" in own', "False", "cannot_be_swapped"),
-    _replace("layers built as ours restored", "_restoration", "_MARK not in vars(layer)", "False", "built_as_ours"),
+    _replace(
+        "a forward that was set is lost",
+        "_own_attributes",
+        '"forward" in own',
+        "False",
+        "cannot_be_swapped",
+        "replace_left",
+    ),
+    _replace(
+        "layers built as ours restored",
+        "_restoration",
+        "_MARK not in vars(layer)",
+        "False",
+        "built_as_ours",
+        "replace_left",
+    ),
     _explain(
         "the reserve left out",
         "_Noting.__torch_dispatch__",
