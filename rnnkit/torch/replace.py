@@ -201,6 +201,8 @@ def _why_not(layer: Any, old: Any) -> str:
         return "is compiled by TorchScript"
     if _is_quantized(layer):
         return "is quantized"
+    if any(c.__module__.startswith("torch.distributed.") for c in old.__mro__):
+        return "its class was changed by fully_shard: call replace before"
     base = next(c for c in old.__mro__ if c.__module__.startswith("torch.nn.modules."))
     name = f"torch.nn.{base.__name__}"
     if base not in _OURS:

@@ -40,6 +40,13 @@ def with_attribute(name: str) -> nn.Module:
     return layer
 
 
+def sharded() -> nn.Module:
+    layer = nn.GRU(4, 6)
+    mixin = type("FSDPModule", (), {"__module__": "torch.distributed.fsdp"})  # PyTorch 2.4 has it elsewhere
+    layer.__class__ = type("FSDPGRU", (mixin, nn.GRU), {})  # as fully_shard does
+    return layer
+
+
 def lazy() -> nn.Module:
     layer = nn.LSTM(4, 6)
     layer.weight_ih_l0 = nn.UninitializedParameter()
@@ -90,6 +97,7 @@ LEFT = {
         "torch.nn.LSTM",
         "no backend can run lstm in complex64 on cpu: numba: does not serve complex64; numpy: does not serve complex64",
     ),
+    "sharded": (sharded, f"{HERE}.FSDPGRU", "its class was changed by fully_shard: call replace before"),
     "scripted": (lambda: torch.jit.script(nn.GRU(4, 6)), "RecursiveScriptModule of GRU", "is compiled by TorchScript"),
     "quantized": (quantized, "torch.ao.nn.quantized.dynamic.modules.rnn.LSTM", "is quantized"),
     "quantizable": (
