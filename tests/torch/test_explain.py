@@ -56,7 +56,7 @@ def saved_bytes(call: Any, *given: Any) -> int:
 
 def taken_bytes(call: Any) -> int:
     """The peak of what PyTorch and NumPy allocate in a call, beyond its results."""
-    numba.scratch_memory.clear()  # which the compiled path keeps for later calls
+    numba.workspaces.clear()  # which the compiled path keeps for later calls
     numba.packed_weights.clear()
     tracemalloc.start()
     with torch.profiler.profile(profile_memory=True) as profile:
