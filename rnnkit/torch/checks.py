@@ -89,16 +89,16 @@ def pair(hx: Any, unbatched: bool, batched: int) -> tuple[Tensor, Tensor]:
     return hx[0], hx[1]
 
 
-def dimensions(input: Tensor, states: Sequence[Tensor]) -> None:
-    """The states are batched if the input is."""
+def dimensions(expected: int, states: Sequence[Tensor]) -> None:
+    """The states have as many dimensions as the input."""
     dims = [s.dim() for s in states]
-    if dims.count(input.dim()) == len(dims):
+    if dims.count(expected) == len(dims):
         return
-    kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
+    kind = "batched 3-D" if expected == 3 else "unbatched 2-D"
     if len(states) == 1:
-        raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {dims[0]}-D tensor")
+        raise RuntimeError(f"For {kind} input, hx should also be {expected}-D but got {dims[0]}-D tensor")
     got = ", ".join(f"{d}-D" for d in dims)
-    raise RuntimeError(f"For {kind} input, hx and cx should also be {input.dim()}-D but got ({got}) tensors")
+    raise RuntimeError(f"For {kind} input, hx and cx should also be {expected}-D but got ({got}) tensors")
 
 
 def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
