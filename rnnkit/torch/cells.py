@@ -13,7 +13,7 @@ from torch import nn
 from rnnkit.backends import check_backend
 from rnnkit.core.checks import flag
 from rnnkit.torch import checks
-from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import Stack, run
 from rnnkit.torch.layers import mark_reset_before, own_repr
@@ -63,7 +63,25 @@ def _check(cell: Any, x: Tensor, states: tuple[Tensor, ...]) -> None:
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {expected}")
 
 
-class RNNCell(nn.RNNCell):
+class _Cell(nn.modules.rnn.RNNCellBase):
+    """What the Cells add to torch.nn's."""
+
+    backend: str | None = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget(self.parameters(recurse=False))
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        forget(self.parameters(recurse=False))
+        super()._load_from_state_dict(*arguments)
+
+    def extra_repr(self) -> str:
+        """torch.nn's, and the arguments that it does not have."""
+        return super().extra_repr() + own_repr(self)
+
+
+class RNNCell(_Cell, nn.RNNCell):
     """One step of an Elman RNN in place of torch.nn.RNNCell; the formula is that of `rnnkit.RNN`.
 
     Args:
@@ -96,10 +114,6 @@ class RNNCell(nn.RNNCell):
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
         self.backend = backend
 
-    def extra_repr(self) -> str:
-        """torch.nn's, and the arguments that it does not have."""
-        return super().extra_repr() + own_repr(self)
-
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
         if self.nonlinearity not in ("tanh", "relu"):
@@ -107,7 +121,7 @@ class RNNCell(nn.RNNCell):
         return _step(self, f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,), 1)[0]
 
 
-class GRUCell(nn.GRUCell):
+class GRUCell(_Cell, nn.GRUCell):
     """One step of a GRU in place of torch.nn.GRUCell; the formulas are those of `rnnkit.GRU`.
 
     Args:
@@ -143,17 +157,13 @@ class GRUCell(nn.GRUCell):
         mark_reset_before(self, device)
         self.backend = backend
 
-    def extra_repr(self) -> str:
-        """torch.nn's, and the arguments that it does not have."""
-        return super().extra_repr() + own_repr(self)
-
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
         name = "gru" if self.reset_after else "gru_reset_before"
         return _step(self, name, input, None if hx is None else (hx,), 1)[0]
 
 
-class LSTMCell(nn.LSTMCell):
+class LSTMCell(_Cell, nn.LSTMCell):
     """One step of an LSTM in place of torch.nn.LSTMCell; the formulas are those of `rnnkit.LSTM`.
 
     Args:
@@ -184,10 +194,6 @@ class LSTMCell(nn.LSTMCell):
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         self.backend = backend
-
-    def extra_repr(self) -> str:
-        """torch.nn's, and the arguments that it does not have."""
-        return super().extra_repr() + own_repr(self)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The states after the step: (h', c') from input (B, I) and hx = (h, c), (B, H) each, or unbatched; None for

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rnnkit.torch.arrays import Tensor
+Tensor = Any  # torch.Tensor: type checkers run without PyTorch
 
 
 def options(
@@ -102,10 +102,7 @@ def dimensions(expected: int, states: Sequence[Tensor]) -> None:
 
 
 def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
-    """input, states and weights have one dtype and are on one device. weight: the first; see `weights` for the others.
-
-    The kernels read memory as what they are told that it is.
-    """
+    """input, states and weights have one dtype and are on one device. weight: the first; `weights` has the others."""
     dtype = x.dtype
     device = x.device
     for k, other in enumerate((weight, *states)):
@@ -113,6 +110,28 @@ def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
             name = "the weights" if k == 0 else "hx" if len(states) == 1 else f"hx[{k - 1}]"
             got = f"{other.dtype} on {other.device}"
             raise RuntimeError(f"{name} must have the dtype and device of input, {dtype} on {device}, got {got}")
+
+
+def weights(given: Sequence[Tensor], layers: int, directions: int, G: int, I: int, R: int, H: int) -> None:
+    """Weights in the order of `_flat_weights` have the shapes of a stack of these sizes, and one dtype and device."""
+    slots = layers * directions
+    count = len(given) // max(slots, 1)
+    if len(given) != count * slots or not 2 <= count <= 5:
+        raise RuntimeError(f"weights must be 2 to 5 for each of {slots} layers and directions, got {len(given)}")
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: count - count % 2] + ("weight_hr",) * (count % 2)
+    shapes = {"weight_hh": (G * H, R), "bias_ih": (G * H,), "bias_hh": (G * H,), "weight_hr": (R, H)}
+    if R != H and "weight_hr" not in kinds:
+        raise RuntimeError(f"weights must have a weight_hr for states of widths {R} and {H}, got {kinds}")
+    for k, weight in enumerate(given):
+        slot, part = divmod(k, count)
+        layer, direction = divmod(slot, directions)
+        name = f"{kinds[part]}_l{layer}{'_reverse' * direction}"
+        shape = shapes.get(kinds[part], (G * H, directions * R if layer else I))
+        if tuple(weight.shape) != shape:
+            raise RuntimeError(f"{name} must have the shape {shape}, got {tuple(weight.shape)}")
+        if (weight.dtype, weight.device) != (given[0].dtype, given[0].device):
+            expected = f"{given[0].dtype} on {given[0].device}"
+            raise RuntimeError(f"{name} must be {expected}, as weight_ih_l0, got {weight.dtype} on {weight.device}")
 
 
 def _kind(value: Any) -> str:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnkit.backends import check_backend
 from rnnkit.core import checks as core_checks
 from rnnkit.torch import checks, packed
-from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import Stack, run
 
@@ -69,8 +69,9 @@ class Layers(nn.RNNBase):
             >>> y.shape, h_n.shape, bool((y[1, 2:] == 0).all())
             (torch.Size([3, 5, 6]), torch.Size([1, 3, 6]), True)
         """
+        weights = self._weights()
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths)
+            return self._forward_packed(input, hx, lengths, weights)
         checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
         dimensions = input.dim()
         if dimensions not in (2, 3):
@@ -86,12 +87,12 @@ class Layers(nn.RNNBase):
         x = input.transpose(0, 1) if self.batch_first else input
         self._check(input, x.shape[1], states, None)
         checked = None if lengths is None else self._lengths(lengths, x, batched)
-        y, state_n = self._run(x, states, checked, None)
+        y, state_n = self._run(x, states, weights, checked, None)
         if not batched:
             return y.squeeze(1), self._as_hx(tuple([s.squeeze(1) for s in state_n]))
         return (y.transpose(0, 1) if self.batch_first else y), self._as_hx(state_n)
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any) -> Any:
+    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any, weights: Sequence[Tensor]) -> Any:
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -102,17 +103,21 @@ class Layers(nn.RNNBase):
         # torch.compile cannot read B from batch_sizes.
         rows = states[0].shape[1] if states else None if sorted_indices is None else sorted_indices.shape[0]
         layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
-        y, state_n = self._run(layout.padded(data), states, layout.lengths, layout)
+        y, state_n = self._run(layout.padded(data), states, weights, layout.lengths, layout)
         if unsorted_indices is not None:
             state_n = tuple([s.index_select(1, unsorted_indices) for s in state_n])
         output = PackedSequence(layout.packed(y), batch_sizes, sorted_indices, unsorted_indices)
         return output, self._as_hx(state_n)
 
     def _run(
-        self, x: Tensor, states: States | None, lengths: Tensor | None, layout: packed.Layout | None
+        self,
+        x: Tensor,
+        states: States | None,
+        weights: Sequence[Tensor],
+        lengths: Tensor | None,
+        layout: packed.Layout | None,
     ) -> tuple[Tensor, States]:
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
-        weights: Sequence[Tensor] = self._weights()
         if states is None:
             states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
         x, states, weights = under_autocast(x, states, weights)
@@ -138,6 +143,10 @@ class Layers(nn.RNNBase):
             if weight is not None and reference is not None and reference() is not weight:
                 return True
         return False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget(self._flat_weights)
+        return super()._apply(fn, recurse)
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read the weights where they are. torch.nn's method is for cuDNN."""
@@ -186,7 +195,7 @@ class Layers(nn.RNNBase):
     def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
         """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
         if isinstance(lengths, torch.Tensor):
-            if torch.compiler.is_compiling():  # their values are checked when the call runs
+            if torch.compiler.is_compiling() or lengths.is_meta:  # values are checked when the call runs
                 return lengths.reshape(-1).to(torch.int64)
             lengths = lengths.cpu().numpy()
         T, B, _ = x.shape

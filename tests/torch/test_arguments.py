@@ -28,7 +28,7 @@ def error_of(call: Callable[[], Any]) -> Exception:
     """The error that a call raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(Exception) as caught:  # noqa: PT011: any
+        with pytest.raises(Exception) as caught:
             call()
     return caught.value
 
@@ -236,7 +236,9 @@ def test_unknown_nonlinearity_of_a_cell() -> None:
 def test_refused_here() -> None:
     """What torch.nn computes on and rnnkit does not: a packed input, or c, in a dtype of its own."""
     packed = pack_padded_sequence(zeros(5, 3, 4).double(), [5, 3, 2])
-    with pytest.raises(ValueError, match=r"input dtype \(torch.float64\) does not match weight dtype \(torch.float32\)"):
+    with pytest.raises(
+        ValueError, match=r"input dtype \(torch.float64\) does not match weight dtype \(torch.float32\)"
+    ):
         rnnkit.torch.LSTM(4, 6)(packed)
     with pytest.raises(RuntimeError, match=r"hx\[1\] must have the dtype and device of input, torch.float32 on cpu"):
         rnnkit.torch.LSTMCell(4, 6)(zeros(3, 4), (zeros(3, 6), zeros(3, 6).double()))

@@ -96,9 +96,9 @@ def test_state_dicts_of_the_two_grus_refuse_each_other(kind: str) -> None:
     x = torch.randn(3, 4)
     assert torch.equal(before(x)[0], again(x)[0])
     for other in (getattr(torch.nn, kind)(4, 6), getattr(rnnkit.torch, kind)(4, 6)):
-        with pytest.raises(RuntimeError, match="Unexpected key.*reset_before"):
+        with pytest.raises(RuntimeError, match=r"Unexpected key.*reset_before"):
             other.load_state_dict(before.state_dict())
-        with pytest.raises(RuntimeError, match="Missing key.*reset_before"):
+        with pytest.raises(RuntimeError, match=r"Missing key.*reset_before"):
             before.load_state_dict(other.state_dict())
     inside = torch.nn.Sequential(before)
     assert "0.reset_before" in inside.state_dict()
