@@ -7,7 +7,7 @@ PyTorch's current stream, and CuPy allocates from PyTorch's caching allocator me
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from rnnkit.backends import LayerCache
 from rnnkit.core.cells import Array, Weights
+from rnnkit.torch import checks
 
 Tensor = Any  # torch.Tensor: type checkers run without PyTorch
 _NO_CONTEXT = nullcontext()
@@ -77,9 +78,11 @@ def _torch_allocator() -> Any:
 class WeightViews:
     """The arrays over the weights of a stack, by layer and direction, and what must still hold for them to be valid."""
 
-    __slots__ = ("addresses", "layers", "references", "shapes", "versions")
+    __slots__ = ("addresses", "layers", "references", "shapes", "sizes", "versions")
 
-    def __init__(self, weights: Sequence[Tensor], layers: int, directions: int, ended: Any) -> None:
+    def __init__(self, weights: Sequence[Tensor], layers: int, directions: int, sizes: Any, ended: Any) -> None:
+        checks.weights(weights, layers, directions, *sizes)
+        self.sizes = sizes
         arrays = [as_array(w.contiguous()) for w in weights]
         count = len(weights) // (layers * directions)
         caches = [LayerCache(as_weights(arrays[k : k + count]), None) for k in range(0, len(arrays), count)]
@@ -91,11 +94,12 @@ class WeightViews:
 
     def are_of(self, weights: Sequence[Tensor]) -> bool:
         """Whether the arrays are valid for these tensors, the ones they were made of. Their values may have changed."""
-        if [w.data_ptr() for w in weights] != self.addresses:
+        # `p.data = p.data.t()` changes neither address nor version.
+        if [w.data_ptr() if w.is_contiguous() else None for w in weights] != self.addresses:
             return False
         versions = [w._version for w in weights]
         if versions != self.versions:
-            # Written to, or given another shape or other strides in place.
+            # Written to, or given another shape in place.
             if [w.shape for w in weights] != self.shapes or not _may_be_kept(weights):
                 return False
             self.versions = versions
@@ -111,7 +115,16 @@ def _may_be_kept(weights: Sequence[Tensor]) -> bool:
 _views: dict[tuple[int, ...], WeightViews] = {}
 
 
-def weight_views(weights: Sequence[Tensor], layers: int, directions: int) -> list[tuple[LayerCache, ...]]:
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drops what is kept of these weights: before PyTorch swaps them, which it refuses while weak references exist."""
+    ids = set(map(id, weights))
+    for key in [key for key in list(_views) if not ids.isdisjoint(key)]:
+        _views.pop(key, None)
+
+
+def weight_views(
+    weights: Sequence[Tensor], layers: int, directions: int, sizes: tuple[int, int, int, int]
+) -> list[tuple[LayerCache, ...]]:
     """The weights as arrays, by layer and direction. They are kept between calls, with what backends derive from them.
 
     A backend that keeps what it computed from the weights' values compares them at each call. `Tensor._version` cannot
@@ -122,16 +135,17 @@ def weight_views(weights: Sequence[Tensor], layers: int, directions: int) -> lis
             one: as in `_flat_weights` of PyTorch's layers.
         layers: L.
         directions: D.
+        sizes: G, I, R and H, which the weights must have: the kernels do not check what they read.
     """
     key = tuple(map(id, weights))
     found = _views.get(key)
-    if found is not None and found.are_of(weights):
+    if found is not None and found.sizes == sizes and found.are_of(weights):
         return found.layers
 
     def ended(_: Any) -> None:
         _views.pop(key, None)
 
-    views = WeightViews(weights, layers, directions, ended)
+    views = WeightViews(weights, layers, directions, sizes, ended)
     if views.versions is not None:
         _views[key] = views
     return views.layers

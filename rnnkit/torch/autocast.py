@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -14,10 +15,14 @@ Tensors = Sequence[Tensor]
 def under_autocast(x: Tensor, states: Tensors, weights: Tensors) -> tuple[Tensor, Tensors, Tensors]:
     """The tensors in the dtype of the active torch.autocast, or as they are without it.
 
-    float64 stays as it is, as for PyTorch's own operators.
+    float64 and integers stay as they are, as for PyTorch's own operators.
     """
     device = x.device.type
-    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device):
         return x, states, weights
     dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), tuple([s.to(dtype) for s in states]), [w.to(dtype) for w in weights]
+    return _cast(x, dtype), tuple([_cast(s, dtype) for s in states]), [_cast(w, dtype) for w in weights]
+
+
+def _cast(tensor: Tensor, dtype: Any) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor

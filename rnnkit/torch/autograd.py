@@ -121,7 +121,7 @@ def _function_for(tensors: Sequence[Tensor]) -> Any:
     if torch._C._are_functorch_transforms_active():
         transforms = torch._C._functorch.get_interpreter_stack() or ()
         only_vmap = all(t.key() == torch._C._functorch.TransformType.Vmap for t in transforms)
-        return _LayersBothModes if recorded or not only_vmap else None
+        return _LayersBothModes if recorded or not only_vmap else _LayersUnrecorded
     if forward_ad._current_level >= 0:
         return _LayersBothModes
     return _LayersRecorded if recorded else None
@@ -199,6 +199,54 @@ class _LayersBothModes(_Layers):
         return (*equations.forward_mode(stack, lengths, primals, tangents[5:]), None)
 
 
+class _LayersUnrecorded(Function):
+    """`rnnkit::forward` inside vmap, where no derivative can be asked for."""
+
+    @staticmethod
+    def forward(
+        cell: str,
+        backend: str | None,
+        bidirectional: bool,
+        masks: int,
+        lengths: Tensor | None,
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        stack = Stack(cell, backend, bidirectional, masks)
+        states, dropped, weights = stack.split(tensors)
+        no_reserve = x.new_empty(0, dtype=torch.uint8)
+        return (*_forward(stack, x, states, weights, dropped, lengths, False), no_reserve)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        stack = Stack(*arguments[:4])
+        if any(d is not None for d in in_dims[6 + stack.states + stack.masks :]):  # an ensemble of weights
+            return _each_element(_LayersUnrecorded, info, in_dims, arguments)
+        N = info.batch_size
+        last = 6 + stack.states + stack.masks
+        lengths = arguments[4]
+        rows = None if lengths is None else _with_rows(lengths, in_dims[4], N, 0)
+        folded = [_with_rows(a, d, N, 1) for a, d in zip(arguments[5:last], in_dims[5:last], strict=True)]
+        *results, no_reserve = _LayersUnrecorded.apply(*stack, rows, *folded, *arguments[last:])
+        unfolded = [r.reshape(r.shape[0], N, r.shape[1] // N, r.shape[2]) for r in results]
+        return (*unfolded, no_reserve), (*[1] * len(unfolded), None)
+
+
+def _with_rows(tensor: Tensor, batched: int | None, N: int, at: int) -> Tensor:
+    """N elements as N * B rows: dimension `at` of each has its B rows. batched: the dimension of vmap, or None."""
+    if batched is None:
+        shape = [*tensor.shape]
+        shape.insert(at, N)
+        whole = tensor.unsqueeze(at).expand(shape)
+    else:
+        whole = tensor.movedim(batched, at)
+    return whole.flatten(at, at + 1)
+
+
 class _LayersBackward(Function):
     """The gradients of x, the states and the weights: `rnnkit::backward`."""
 
@@ -229,6 +277,7 @@ class _LayersBackward(Function):
         cell, backend, bidirectional, masks, lengths, _, *tensors = inputs
         ctx.stack = (cell, backend, bidirectional, masks)
         ctx.save_for_backward(lengths, *tensors)
+        ctx.save_for_forward(lengths, *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -237,6 +286,11 @@ class _LayersBackward(Function):
         stack = Stack(*ctx.stack)
         gradients = equations.differentiate_backward(stack, lengths, tensors, grads)
         return (*[None] * 6, *gradients)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        lengths, *tensors = ctx.saved_tensors
+        return equations.forward_mode_of_backward(Stack(*ctx.stack), lengths, tensors, tangents[6:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:

@@ -11,19 +11,23 @@ from typing import Any
 from torch import nn
 
 from rnnkit.backends import check_backend
-from rnnkit.core import checks
-from rnnkit.torch.arrays import Tensor
+from rnnkit.core.checks import flag
+from rnnkit.torch import checks
+from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import Stack, run
+from rnnkit.torch.layers import mark_reset_before, own_repr
 from rnnkit.torch.unserved import refuse_torchscript
 
 
-def _step(cell: Any, name: str, input: Tensor, hx: tuple[Tensor, ...] | None, count: int) -> tuple[Tensor, ...]:
+def _step(cell: Any, name: str, input: Tensor, hx: tuple[Any, ...] | None, count: int) -> tuple[Tensor, ...]:
     """One step of a cell with `count` states, batched or not: the new states."""
     label = type(cell).__name__
+    checks.tensor("input", input)
     if input.dim() not in (1, 2):
         raise ValueError(f"{label}: Expected input to be 1D or 2D, got {input.dim()}D instead")
     for k, state in enumerate(hx or ()):
+        checks.tensor("hx" if count == 1 else f"hx[{k}]", state)
         if state.dim() not in (1, 2):
             which = "hidden" if count == 1 else f"hx[{k}]"
             raise ValueError(f"{label}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
@@ -39,6 +43,7 @@ def _step(cell: Any, name: str, input: Tensor, hx: tuple[Tensor, ...] | None, co
     if cell.bias_ih is not None:
         weights = [*weights, cell.bias_ih, cell.bias_hh]
     x, states, weights = under_autocast(x, hx, weights)
+    checks.one_kind(x, states, weights[0])
     stack = Stack(name, cell.backend, False, 0)
     _, state_n = run(stack, x.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, (), None)
     return tuple([s[0] if batched else s[0, 0] for s in state_n])
@@ -49,14 +54,35 @@ def _check(cell: Any, x: Tensor, states: tuple[Tensor, ...]) -> None:
     if x.shape[1] != cell.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {cell.input_size}")
     for k, state in enumerate(states):
-        if state.dim() != 2 or state.shape[0] != x.shape[0]:
+        if state.dim() != 2:
+            got = tuple(state.shape)
+            raise RuntimeError(f"hidden{k} must be (B, H) = ({x.shape[0]}, {cell.hidden_size}), as input is, got {got}")
+        if state.shape[0] != x.shape[0]:
             raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
         if state.shape[1] != cell.hidden_size:
             expected = f"got {state.shape[1]}, expected {cell.hidden_size}"
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {expected}")
 
 
-class RNNCell(nn.RNNCell):
+class _Cell(nn.modules.rnn.RNNCellBase):
+    """What the Cells add to torch.nn's."""
+
+    backend: str | None = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget(self.parameters(recurse=False))
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        forget(self.parameters(recurse=False))
+        super()._load_from_state_dict(*arguments)
+
+    def extra_repr(self) -> str:
+        """torch.nn's, and the arguments that it does not have."""
+        return super().extra_repr() + own_repr(self)
+
+
+class RNNCell(_Cell, nn.RNNCell):
     """One step of an Elman RNN in place of torch.nn.RNNCell; the formula is that of `rnnkit.RNN`.
 
     Args:
@@ -94,11 +120,11 @@ class RNNCell(nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
         if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}. It must be 'tanh' or 'relu'.")
         return _step(self, f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,), 1)[0]
 
 
-class GRUCell(nn.GRUCell):
+class GRUCell(_Cell, nn.GRUCell):
     """One step of a GRU in place of torch.nn.GRUCell; the formulas are those of `rnnkit.GRU`.
 
     Args:
@@ -107,7 +133,8 @@ class GRUCell(nn.GRUCell):
         bias: whether the cell has `bias_ih` and `bias_hh`.
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
-        reset_after: whether the reset gate acts after the recurrent product, see `rnnkit.torch.GRU`.
+        reset_after: whether the reset gate acts after the recurrent product, see `rnnkit.torch.GRU`. With False the
+            cell has a buffer `reset_before`, as `rnnkit.torch.GRU` has.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
 
     Examples:
@@ -129,7 +156,8 @@ class GRUCell(nn.GRUCell):
     ) -> None:
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.reset_after = checks.flag("reset_after", reset_after)
+        self.reset_after = flag("reset_after", reset_after)
+        mark_reset_before(self, device)
         self.backend = backend
 
     __prepare_scriptable__ = refuse_torchscript
@@ -140,7 +168,7 @@ class GRUCell(nn.GRUCell):
         return _step(self, name, input, None if hx is None else (hx,), 1)[0]
 
 
-class LSTMCell(nn.LSTMCell):
+class LSTMCell(_Cell, nn.LSTMCell):
     """One step of an LSTM in place of torch.nn.LSTMCell; the formulas are those of `rnnkit.LSTM`.
 
     Args:
@@ -177,5 +205,6 @@ class LSTMCell(nn.LSTMCell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The states after the step: (h', c') from input (B, I) and hx = (h, c), (B, H) each, or unbatched; None for
         zeros."""
-        h, c = _step(self, "lstm", input, None if hx is None else tuple(hx), 2)
+        checks.tensor("input", input)
+        h, c = _step(self, "lstm", input, None if hx is None else checks.pair(hx, input.dim() == 1, 1), 2)
         return h, c

@@ -116,11 +116,16 @@ def _direction(
 def forward_mode(
     stack: Any, lengths: Tensor | None, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """The tangents of the results of `run` at x, states, masks and weights. None for a tangent means zeros.
+    """The tangents of the results of `run` at x, states, masks and weights. None for a tangent means zeros."""
+    return _push(lambda *given: run(stack, lengths, *given), primals, tangents)
 
-    By two reverse passes, since PyTorch does not nest forward mode: u -> J^T u is linear, and its transpose is J.
-    """
-    results, pull = torch.func.vjp(lambda *given: run(stack, lengths, *given), *primals)
+
+def _push(
+    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """J v for the tangents v. By two reverse passes, since PyTorch does not nest forward mode: u -> J^T u is linear,
+    and its transpose is J."""
+    results, pull = torch.func.vjp(function, *primals)
     _, transposed = torch.func.vjp(lambda *u: pull(u), *map(torch.zeros_like, results))
     return transposed(_filled(primals, tangents))
 
@@ -142,6 +147,23 @@ def differentiate_backward(
 
     tensors: dy, dstate_n, x, states, masks, weights. None among the first two means zeros, and gets None.
     """
+    gradients, given = _backward_as_function(stack, lengths, tensors)
+    results, pull = torch.func.vjp(gradients, *given)
+    return [None if t is None else g for t, g in zip(tensors, pull(_filled(results, grads)), strict=True)]
+
+
+def forward_mode_of_backward(
+    stack: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """The tangents of the results of `rnnkit::backward`, given those of `tensors`, see `differentiate_backward`."""
+    gradients, given = _backward_as_function(stack, lengths, tensors)
+    return _push(gradients, given, tangents)
+
+
+def _backward_as_function(
+    stack: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None]
+) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+    """`rnnkit::backward` as a function of `tensors`, and these with a zero in place of each None."""
     n = 1 + stack.states
     zero = tensors[n].new_zeros(())
 
@@ -151,8 +173,7 @@ def differentiate_backward(
         of_all = pull(tuple(dresults))
         return (*of_all[:n], *of_all[n + stack.masks :])  # not those of the masks, as `rnnkit::backward`
 
-    results, pull = torch.func.vjp(gradients, *[zero if t is None else t for t in tensors])
-    return [None if t is None else g for t, g in zip(tensors, pull(_filled(results, grads)), strict=True)]
+    return gradients, [zero if t is None else t for t in tensors]
 
 
 def _filled(like: Sequence[Tensor], given: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

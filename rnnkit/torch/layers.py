@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkit.backends import check_backend
-from rnnkit.core import checks
-from rnnkit.torch import packed
-from rnnkit.torch.arrays import Tensor
+from rnnkit.core import checks as core_checks
+from rnnkit.torch import checks, packed
+from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import Stack, run
 from rnnkit.torch.unserved import refuse_torchscript
@@ -34,9 +34,10 @@ class Layers(nn.RNNBase):
     backend: str | None = None
     state_names: ClassVar[tuple[str, ...]] = ("h",)
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, mode: str, *arguments: Any) -> None:
+        checks.options(*arguments[:8])
         # Not super(): in rnnkit.torch.subclasses the next class is torch.nn.LSTM, whose constructor takes no mode.
-        nn.RNNBase.__init__(self, *arguments)
+        nn.RNNBase.__init__(self, mode, *arguments)
 
     @property
     def cell_name(self) -> str:
@@ -69,52 +70,59 @@ class Layers(nn.RNNBase):
             >>> y.shape, h_n.shape, bool((y[1, 2:] == 0).all())
             (torch.Size([3, 5, 6]), torch.Size([1, 3, 6]), True)
         """
+        weights = self._weights()
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths)
+            return self._forward_packed(input, hx, lengths, weights)
+        checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
         dimensions = input.dim()
         if dimensions not in (2, 3):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
         batched = dimensions == 3
-        states = self._states_given(hx)
-        if states is not None and any([s.dim() != dimensions for s in states]):  # noqa: C419
-            raise RuntimeError(_wrong_dimensions(input, states))
+        states = self._states_given(hx, not batched)
+        if states is not None:
+            checks.dimensions(dimensions, states)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             states = states and tuple([s.unsqueeze(1) for s in states])
         x = input.transpose(0, 1) if self.batch_first else input
         self._check(input, x.shape[1], states, None)
         checked = None if lengths is None else self._lengths(lengths, x, batched)
-        y, state_n = self._run(x, states, checked, None)
+        y, state_n = self._run(x, states, weights, checked, None)
         if not batched:
             return y.squeeze(1), self._as_hx(tuple([s.squeeze(1) for s in state_n]))
         return (y.transpose(0, 1) if self.batch_first else y), self._as_hx(state_n)
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any) -> Any:
+    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any, weights: Sequence[Tensor]) -> Any:
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        states = self._states_given(hx)
+        states = self._states_given(hx, False)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
         self._check(data, None, states, batch_sizes)
         # torch.compile cannot read B from batch_sizes.
         rows = states[0].shape[1] if states else None if sorted_indices is None else sorted_indices.shape[0]
         layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
-        y, state_n = self._run(layout.padded(data), states, layout.lengths, layout)
+        y, state_n = self._run(layout.padded(data), states, weights, layout.lengths, layout)
         if unsorted_indices is not None:
             state_n = tuple([s.index_select(1, unsorted_indices) for s in state_n])
         output = PackedSequence(layout.packed(y), batch_sizes, sorted_indices, unsorted_indices)
         return output, self._as_hx(state_n)
 
     def _run(
-        self, x: Tensor, states: States | None, lengths: Tensor | None, layout: packed.Layout | None
+        self,
+        x: Tensor,
+        states: States | None,
+        weights: Sequence[Tensor],
+        lengths: Tensor | None,
+        layout: packed.Layout | None,
     ) -> tuple[Tensor, States]:
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
-        weights: Sequence[Tensor] = self._weights()
         if states is None:
             states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
         x, states, weights = under_autocast(x, states, weights)
+        checks.one_kind(x, states, weights[0])
         masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
         stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
         return run(stack, x, states, weights, masks, lengths)
@@ -137,6 +145,10 @@ class Layers(nn.RNNBase):
                 return True
         return False
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget(self._flat_weights)
+        return super()._apply(fn, recurse)
+
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read the weights where they are. torch.nn's method is for cuDNN."""
 
@@ -155,11 +167,14 @@ class Layers(nn.RNNBase):
 
     # Checks and layouts
 
-    def _states_given(self, hx: Any) -> States | None:
+    def _states_given(self, hx: Any, unbatched: bool) -> States | None:
         """hx as a tuple of tensors."""
         if hx is None:
             return None
-        return tuple(hx) if len(self.state_names) == 2 else (hx,)
+        if len(self.state_names) == 2:
+            return checks.pair(hx, unbatched, 3)
+        checks.tensor("hx", hx)
+        return (hx,)
 
     @staticmethod
     def _as_hx(states: States) -> Any:
@@ -183,27 +198,17 @@ class Layers(nn.RNNBase):
     def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
         """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
         if isinstance(lengths, torch.Tensor):
-            if torch.compiler.is_compiling():  # their values are checked when the call runs
+            unknown = lengths.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
+            if torch.compiler.is_compiling() or unknown:  # the operator checks their values
                 return lengths.reshape(-1).to(torch.int64)
             lengths = lengths.cpu().numpy()
         T, B, _ = x.shape
-        checked = checks.lengths(lengths, T, B, not batched)
+        checked = core_checks.lengths(lengths, T, B, not batched)
         return None if checked is None else torch.from_numpy(checked)
 
     def extra_repr(self) -> str:
         """torch.nn's, and the arguments that it does not have."""
-        own = "" if getattr(self, "reset_after", True) else ", reset_after=False"
-        own += "" if self.backend is None else f", backend={self.backend!r}"
-        return super().extra_repr() + own
-
-
-def _wrong_dimensions(input: Tensor, states: States) -> str:
-    """torch.nn's message about states that are not batched as the input is."""
-    kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
-    if len(states) == 1:
-        return f"For {kind} input, hx should also be {input.dim()}-D but got {states[0].dim()}-D tensor"
-    dimensions = ", ".join(f"{s.dim()}-D" for s in states)
-    return f"For {kind} input, hx and cx should also be {input.dim()}-D but got ({dimensions}) tensors"
+        return super().extra_repr() + own_repr(self)
 
 
 class RNN(Layers):
@@ -251,7 +256,7 @@ class RNN(Layers):
         backend: str | None = None,
         **unknown: Any,
     ) -> None:
-        _refuse(self, unknown)
+        checks.no_such(type(self).__name__, unknown)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         check_backend(backend)
@@ -282,8 +287,8 @@ class GRU(Layers):
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
         reset_after: whether the reset gate acts after the recurrent product, as in torch.nn.GRU, or before it, as in
-            Cho et al. (2014), which torch.nn does not have. The state_dict of a layer with False says so, and is
-            refused by, and refuses, one with True.
+            Cho et al. (2014), which torch.nn does not have. With False the layer has a buffer `reset_before`, so that
+            its state_dict and those of layers with True, or of torch.nn.GRU, refuse each other.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
 
     Raises:
@@ -315,12 +320,13 @@ class GRU(Layers):
         backend: str | None = None,
         **unknown: Any,
     ) -> None:
-        _refuse(self, unknown)
-        self.reset_after = checks.flag("reset_after", reset_after)
+        checks.no_such(type(self).__name__, unknown)
+        self.reset_after = core_checks.flag("reset_after", reset_after)
         check_backend(backend)
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
+        mark_reset_before(self, device)
         self.backend = backend
 
     @property
@@ -398,9 +404,16 @@ class LSTM(Layers):
     permute_hidden = nn.LSTM.permute_hidden
 
 
-def _refuse(layer: Any, unknown: dict[str, Any]) -> None:
-    """Raises what torch.nn raises for arguments that the layer does not have."""
-    if "proj_size" in unknown:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-    if unknown:
-        raise TypeError(f"{type(layer).__name__}() got an unexpected keyword argument {next(iter(unknown))!r}")
+def mark_reset_before(module: Any, device: Any) -> None:
+    """Gives a GRU or GRUCell with reset_after=False the buffer that its state_dict shows.
+
+    The two kinds of GRU have parameters of equal names and shapes, and are different functions.
+    """
+    if not module.reset_after:
+        module.register_buffer("reset_before", torch.ones((), dtype=torch.bool, device=device))
+
+
+def own_repr(module: Any) -> str:
+    """The arguments of a layer or Cell that torch.nn does not have, for its repr."""
+    own = "" if getattr(module, "reset_after", True) else ", reset_after=False"
+    return own if module.backend is None else f"{own}, backend={module.backend!r}"

@@ -119,17 +119,19 @@ def _stack_call(
     reserve: Tensor | None,
 ) -> stack.StackCall:
     """The tensors as arrays. reserve: None if nothing is to be kept for backward."""
-    layers = weight_views(weights, state0[0].shape[0] // directions, directions)
-    checked = None if lengths is None else checks.lengths(lengths.cpu().numpy(), x.shape[0], x.shape[1])
+    array = as_array(x.contiguous())
     states = tuple([as_array(s) for s in state0])
+    row = CELLS[cell]
+    sizes = (row.n_gates, array.shape[2], states[0].shape[2], states[-1].shape[2])
+    layers = weight_views(weights, states[0].shape[0] // directions, directions, sizes)
+    checked = None if lengths is None else checks.lengths(lengths.cpu().numpy(), x.shape[0], x.shape[1])
     dropout = None
     if masks:
         arrays = [as_array(m) for m in masks]
         dropout = lambda layer, _: arrays[layer]  # noqa: E731
     memory = None if reserve is None else Reserve(as_array(reserve))
     keep = reserve is not None
-    array = as_array(x.contiguous())
-    return stack.StackCall(CELLS[cell], choice, array, states, layers, checked, dropout, keep, memory)
+    return stack.StackCall(row, choice, array, states, layers, checked, dropout, keep, memory)
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor], cell: Cell) -> Sizes:

@@ -1,0 +1,138 @@
+"""Checks of arguments. Each raises torch.nn's type of error, with the argument, what it was and what it should be.
+
+Messages that PyTorch's own tests look for begin as PyTorch's do. torch.nn raises AttributeError and IndexError where it
+meets something that is no tensor or no pair; here that is a TypeError or RuntimeError with a reason.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Tensor = Any  # torch.Tensor: type checkers run without PyTorch
+
+
+def options(
+    input_size: Any,
+    hidden_size: Any,
+    num_layers: Any,
+    bias: Any,
+    batch_first: Any,
+    dropout: Any,
+    bidirectional: Any,
+    proj_size: Any,
+) -> None:
+    """Arguments of a layer's constructor. Any truth value is a `bidirectional`, as in torch.nn."""
+    for name, flag in (("bias", bias), ("batch_first", batch_first)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {_kind(flag)} {flag!r}")
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} should be of type int, got: {_kind(size)} {size!r}")
+    for name, size in (("num_layers", num_layers), ("proj_size", proj_size)):
+        try:
+            operator.index(size)
+        except TypeError:
+            raise TypeError(f"{name} should be of type int, got: {_kind(size)} {size!r}") from None
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        if size <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {size}")
+    if proj_size < 0:
+        raise ValueError(f"proj_size should be a positive integer or zero to disable projections, got {proj_size}")
+    if proj_size >= hidden_size:
+        raise ValueError(f"proj_size has to be smaller than hidden_size = {hidden_size}, got {proj_size}")
+    _dropout(dropout)
+
+
+def _dropout(value: Any) -> None:
+    expected = "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
+    got = f"got {_kind(value)} {value!r}"
+    if not isinstance(value, (numbers.Number, str)) and not hasattr(value, "__float__"):
+        raise TypeError(f"{expected}, {got}")
+    number = isinstance(value, numbers.Number) and not isinstance(value, (bool, complex))
+    if not number or not 0 <= value <= 1:
+        raise ValueError(f"{expected}, {got}")
+
+
+def no_such(layer: str, unknown: dict[str, Any]) -> None:
+    """Raises for keyword arguments that the layer does not have."""
+    if "proj_size" in unknown:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    if unknown:
+        raise TypeError(f"{layer}() got an unexpected keyword argument {next(iter(unknown))!r}")
+
+
+def tensor(name: str, value: Any, expected: str = "a torch.Tensor") -> None:
+    """`value` is a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be {expected}, got {_kind(value)}")
+
+
+def pair(hx: Any, unbatched: bool, batched: int) -> tuple[Tensor, Tensor]:
+    """hx of an LSTM as a tuple. torch.nn takes both states as one tensor too, if they are unbatched.
+
+    batched: number of dimensions of a batched state. torch.nn refuses one tensor of more with a TypeError.
+    """
+    if isinstance(hx, torch.Tensor) and not (unbatched and hx.shape[:1] == (2,)):
+        error = TypeError if hx.dim() > batched else RuntimeError
+        raise error(f"hx must be a pair (h_0, c_0) of tensors, got one tensor of shape {tuple(hx.shape)}")
+    if not isinstance(hx, (tuple, list, torch.Tensor)):
+        raise TypeError(f"hx must be a pair (h_0, c_0) of tensors, got {_kind(hx)}")
+    if len(hx) != 2:
+        raise RuntimeError(f"hx must be a pair (h_0, c_0): an LSTM expects two hidden states, got {len(hx)}")
+    tensor("hx[0]", hx[0])
+    tensor("hx[1]", hx[1])
+    return hx[0], hx[1]
+
+
+def dimensions(expected: int, states: Sequence[Tensor]) -> None:
+    """The states have as many dimensions as the input."""
+    dims = [s.dim() for s in states]
+    if dims.count(expected) == len(dims):
+        return
+    kind = "batched 3-D" if expected == 3 else "unbatched 2-D"
+    if len(states) == 1:
+        raise RuntimeError(f"For {kind} input, hx should also be {expected}-D but got {dims[0]}-D tensor")
+    got = ", ".join(f"{d}-D" for d in dims)
+    raise RuntimeError(f"For {kind} input, hx and cx should also be {expected}-D but got ({got}) tensors")
+
+
+def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
+    """input, states and weights have one dtype and are on one device. weight: the first; `weights` has the others."""
+    dtype = x.dtype
+    device = x.device
+    for k, other in enumerate((weight, *states)):
+        if other.dtype is not dtype or other.device != device:
+            name = "the weights" if k == 0 else "hx" if len(states) == 1 else f"hx[{k - 1}]"
+            got = f"{other.dtype} on {other.device}"
+            raise RuntimeError(f"{name} must have the dtype and device of input, {dtype} on {device}, got {got}")
+
+
+def weights(given: Sequence[Tensor], layers: int, directions: int, G: int, I: int, R: int, H: int) -> None:
+    """Weights in the order of `_flat_weights` have the shapes of a stack of these sizes, and one dtype and device."""
+    slots = layers * directions
+    count = len(given) // max(slots, 1)
+    if len(given) != count * slots or not 2 <= count <= 5:
+        raise RuntimeError(f"weights must be 2 to 5 for each of {slots} layers and directions, got {len(given)}")
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: count - count % 2] + ("weight_hr",) * (count % 2)
+    shapes = {"weight_hh": (G * H, R), "bias_ih": (G * H,), "bias_hh": (G * H,), "weight_hr": (R, H)}
+    if R != H and "weight_hr" not in kinds:
+        raise RuntimeError(f"weights must have a weight_hr for states of widths {R} and {H}, got {kinds}")
+    for k, weight in enumerate(given):
+        slot, part = divmod(k, count)
+        layer, direction = divmod(slot, directions)
+        name = f"{kinds[part]}_l{layer}{'_reverse' * direction}"
+        shape = shapes.get(kinds[part], (G * H, directions * R if layer else I))
+        if tuple(weight.shape) != shape:
+            raise RuntimeError(f"{name} must have the shape {shape}, got {tuple(weight.shape)}")
+        if (weight.dtype, weight.device) != (given[0].dtype, given[0].device):
+            expected = f"{given[0].dtype} on {given[0].device}"
+            raise RuntimeError(f"{name} must be {expected}, as weight_ih_l0, got {weight.dtype} on {weight.device}")
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
