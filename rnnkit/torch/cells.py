@@ -78,7 +78,16 @@ class _Cell(nn.modules.rnn.RNNCellBase):
         super()._load_from_state_dict(*arguments)
 
     def extra_repr(self) -> str:
-        """torch.nn's, and the arguments that it does not have."""
+        """The arguments in the repr: torch.nn's, and those that it does not have.
+
+        Returns:
+            The text between the parentheses of the repr.
+
+        Examples:
+            >>> import rnnkit.torch
+            >>> rnnkit.torch.GRUCell(4, 6, reset_after=False).extra_repr()
+            '4, 6, reset_after=False'
+        """
         return super().extra_repr() + own_repr(self)
 
 
@@ -118,7 +127,24 @@ class RNNCell(_Cell, nn.RNNCell):
     __prepare_scriptable__ = refuse_torchscript
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
+        """Takes one step.
+
+        Args:
+            input: (B, I), or (I,) unbatched.
+            hx: the state before the step, (B, H) or (H,); None for zeros.
+
+        Returns:
+            The state after the step, of the shape of hx.
+
+        Raises:
+            ValueError: a wrong number of dimensions.
+            RuntimeError: a wrong shape, dtype or device, or a backend that cannot run here.
+
+        Examples:
+            >>> import torch, rnnkit.torch
+            >>> rnnkit.torch.RNNCell(4, 6)(torch.ones(4)).shape
+            torch.Size([6])
+        """
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}. It must be 'tanh' or 'relu'.")
         return _step(self, f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,), 1)[0]
@@ -163,7 +189,24 @@ class GRUCell(_Cell, nn.GRUCell):
     __prepare_scriptable__ = refuse_torchscript
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The state after the step: h' from input (B, I) and h (B, H), or (I,) and (H,); None for zeros."""
+        """Takes one step.
+
+        Args:
+            input: (B, I), or (I,) unbatched.
+            hx: the state before the step, (B, H) or (H,); None for zeros.
+
+        Returns:
+            The state after the step, of the shape of hx.
+
+        Raises:
+            ValueError: a wrong number of dimensions.
+            RuntimeError: a wrong shape, dtype or device, or a backend that cannot run here.
+
+        Examples:
+            >>> import torch, rnnkit.torch
+            >>> rnnkit.torch.GRUCell(4, 6)(torch.ones(4)).shape
+            torch.Size([6])
+        """
         name = "gru" if self.reset_after else "gru_reset_before"
         return _step(self, name, input, None if hx is None else (hx,), 1)[0]
 
@@ -203,8 +246,25 @@ class LSTMCell(_Cell, nn.LSTMCell):
     __prepare_scriptable__ = refuse_torchscript
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """The states after the step: (h', c') from input (B, I) and hx = (h, c), (B, H) each, or unbatched; None for
-        zeros."""
+        """Takes one step.
+
+        Args:
+            input: (B, I), or (I,) unbatched.
+            hx: the states before the step, a pair (h, c) of (B, H) or (H,) each; None for zeros.
+
+        Returns:
+            The states after the step, a pair (h, c) of the shapes of hx.
+
+        Raises:
+            ValueError: a wrong number of dimensions.
+            RuntimeError: a wrong shape, dtype or device, or a backend that cannot run here.
+
+        Examples:
+            >>> import torch, rnnkit.torch
+            >>> h, c = rnnkit.torch.LSTMCell(4, 6)(torch.ones(4))
+            >>> h.shape, c.shape
+            (torch.Size([6]), torch.Size([6]))
+        """
         checks.tensor("input", input)
         h, c = _step(self, "lstm", input, None if hx is None else checks.pair(hx, input.dim() == 1, 1), 2)
         return h, c

@@ -150,7 +150,12 @@ class Layers(nn.RNNBase):
         return super()._apply(fn, recurse)
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels read the weights where they are. torch.nn's method is for cuDNN."""
+        """Does nothing: the kernels read the weights where they are. torch.nn's method is for cuDNN.
+
+        Examples:
+            >>> import rnnkit.torch
+            >>> rnnkit.torch.GRU(4, 6).flatten_parameters()
+        """
 
     def _masks(self, x: Tensor, layout: packed.Layout | None) -> list[Tensor]:
         """Dropout masks (T, B, D*R) of the layers but the last, drawn in the order in which torch.nn draws them."""
@@ -207,7 +212,16 @@ class Layers(nn.RNNBase):
         return None if checked is None else torch.from_numpy(checked)
 
     def extra_repr(self) -> str:
-        """torch.nn's, and the arguments that it does not have."""
+        """The arguments in the repr: torch.nn's, and those that it does not have.
+
+        Returns:
+            The text between the parentheses of the repr.
+
+        Examples:
+            >>> import rnnkit.torch
+            >>> rnnkit.torch.GRU(4, 6, reset_after=False).extra_repr()
+            '4, 6, reset_after=False'
+        """
         return super().extra_repr() + own_repr(self)
 
 
@@ -226,6 +240,7 @@ class RNN(Layers):
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        **unknown: others, such as proj_size, are refused as torch.nn refuses them.
 
     Raises:
         ValueError: a bad value.
@@ -290,6 +305,7 @@ class GRU(Layers):
             Cho et al. (2014), which torch.nn does not have. With False the layer has a buffer `reset_before`, so that
             its state_dict and those of layers with True, or of torch.nn.GRU, refuse each other.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        **unknown: others, such as proj_size, are refused as torch.nn refuses them.
 
     Raises:
         ValueError: a bad value.

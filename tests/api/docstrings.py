@@ -101,6 +101,8 @@ def members(name: str, cls: type) -> Iterator[tuple[str, Any]]:
             if member.startswith("_") and member != "__call__":
                 continue
             value = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+            if getattr(value, "__module__", "rnnkit").startswith("torch."):
+                continue  # a function of PyTorch
             if inspect.isfunction(value) or isinstance(value, property):
                 yield f"{base.__module__}.{base.__qualname__}.{member}", value
 
