@@ -83,8 +83,8 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
         "torch.nn's constructor is given the mode",
         "rnnkit/torch/layers.py",
         "Layers.__init__",
-        "nn.RNNBase.__init__(self, *arguments)",
-        "super().__init__(*arguments)",
+        "nn.RNNBase.__init__(self, mode, *arguments)",
+        "super().__init__(mode, *arguments)",
         "they_are_both",
     ),
     _subclasses(
