@@ -7,7 +7,8 @@ model; the optimizer and everything else stay as they are:
     rnnkit.torch.replace(model.policy)
 
 A step here is one iteration of PPO: `--rollout` frames of each environment, each of which is a call of both LSTMs, and
-`--epochs` passes of training over them. It needs `pip install 'rnnkit[torch-examples]'`.
+`--epochs` passes of training over them. The loss need not fall: that of the value grows with the rewards. It
+needs `pip install 'rnnkit[torch-examples]'`.
 """
 
 from __future__ import annotations
