@@ -36,7 +36,8 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not kernels and not peers and not gpu" $(ARGS)
 
-test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers
+test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers $(VENV)/.installed-torch-examples \
+	$(VENV)/.installed-torch-libraries
 	RNNKIT_REQUIRED=peers $(PYTEST) -m peers tests/peers tests/torch $(ARGS)
 
 # The tests that need NVIDIA's compilers, or a CuPy beside them.

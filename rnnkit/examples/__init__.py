@@ -8,4 +8,13 @@ units_primer      the meaning of "units", "state" and "output", in shapes
 
 All accept --backend, --seed and --out. They need `pip install 'rnnkit[examples]'`. In Python, the function `main(argv)`
 of each module runs the program and returns its results.
+
+Five more are for PyTorch. They need `pip install 'rnnkit[torch-examples]'`. The first four run with torch.nn's layers
+and with rnnkit's side by side, and compare losses and times:
+
+torch_characters     next-character LSTM over packed lines of text
+torch_recurrent_ppo  RecurrentPPO of sb3-contrib on CartPole, its layers swapped by `rnnkit.torch.replace`
+torch_tagger         bidirectional LSTM that restores capital letters
+torch_compiled       a compiled model with a GRU inside
+torch_distributed    several processes under torchrun, which survive a killed worker
 """

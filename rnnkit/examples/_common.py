@@ -24,6 +24,8 @@ from rnnkit.core.devices import resolve_device
 
 # Module -> name of its distribution on PyPI. All are in the extra `examples`; every program needs REQUIRED.
 EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+# The same for the programs that use PyTorch, and the extra `torch-examples`.
+TORCH_EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "sb3_contrib": "sb3-contrib", "gymnasium": "gymnasium"}
 REQUIRED = ("tqdm", "matplotlib")
 
 
@@ -115,11 +117,12 @@ def _device_of(args: argparse.Namespace, options: argparse.ArgumentParser) -> st
     return device
 
 
-def check_extras(*modules: str) -> None:
+def check_extras(*modules: str, extra: str = "examples") -> None:
     """Exits with one message that names the missing packages and the command that installs them."""
-    missing = [EXTRAS[module] for module in modules if not _installed(module)]
+    names = TORCH_EXTRAS if extra == "torch-examples" else EXTRAS
+    missing = [names[module] for module in modules if not _installed(module)]
     if missing:
-        raise SystemExit(f"this program needs {', '.join(missing)}: pip install 'rnnkit[examples]'")
+        raise SystemExit(f"this program needs {', '.join(missing)}: pip install 'rnnkit[{extra}]'")
 
 
 def _installed(module: str) -> bool:

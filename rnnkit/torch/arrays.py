@@ -32,6 +32,28 @@ def as_array(tensor: Tensor) -> Array:
     return cupy.from_dlpack(tensor.detach())
 
 
+class _Memory:
+    """A tensor on the CPU in NumPy's array interface.
+
+    `Tensor.numpy` would mark the memory as not resizable for good, and FSDP frees weights between calls by resizing.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "typestr": dtype.str,
+        }
+
+
+def weight_as_array(weight: Tensor) -> Array:
+    """A view of the memory of a contiguous tensor, which may be resized when the view is no longer used."""
+    return np.asarray(_Memory(weight.detach())) if weight.device.type == "cpu" else as_array(weight)
+
+
 def as_tensor(array: Array) -> Tensor:
     """The reverse of `as_array`, for an array that nothing else refers to."""
     return torch.from_numpy(array) if type(array) is np.ndarray else torch.from_dlpack(array)
@@ -83,7 +105,7 @@ class WeightViews:
     def __init__(self, weights: Sequence[Tensor], layers: int, directions: int, sizes: Any, ended: Any) -> None:
         checks.weights(weights, layers, directions, *sizes)
         self.sizes = sizes
-        arrays = [as_array(w.contiguous()) for w in weights]
+        arrays = [weight_as_array(w.contiguous()) for w in weights]
         count = len(weights) // (layers * directions)
         caches = [LayerCache(as_weights(arrays[k : k + count]), None) for k in range(0, len(arrays), count)]
         self.layers = [tuple(caches[k : k + directions]) for k in range(0, len(caches), directions)]

@@ -26,6 +26,10 @@ def _subclasses(name: str, file: str, at: str, old: str, new: str, pick: str) ->
     return row(f"torch subclasses: {name}", file, at, old, new, "tests/torch/test_subclasses.py", pick)
 
 
+def _training(name: str, file: str, at: str, old: str, new: str, tests: str, pick: str) -> Mutant:
+    return row(f"torch training: {name}", file, at, old, new, f"tests/torch/test_{tests}.py", pick)
+
+
 TORCH_MUTANTS: tuple[Mutant, ...] = (
     _replace(
         "parametrizations lost",
@@ -94,5 +98,50 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
         "__prepare_scriptable__ = refuse_torchscript",
         "",
         "torchscript and LSTMCell",
+    ),
+    _training(
+        "weights that FSDP cannot free",
+        "rnnkit/torch/arrays.py",
+        "weight_as_array",
+        "np.asarray(_Memory(weight.detach()))",
+        "weight.detach().numpy()",
+        "distributed",
+        "resizable",
+    ),
+    _training(
+        "the checkpoint written in place",
+        "rnnkit/examples/torch_distributed.py",
+        "save",
+        'path.with_suffix(".new")',
+        "path",
+        "distributed",
+        "interrupted",
+    ),
+    _training(
+        "the optimizer not restored",
+        "rnnkit/examples/torch_distributed.py",
+        "load",
+        'optimizer.load_state_dict(saved["optimizer"])',
+        "pass",
+        "distributed",
+        "killed",
+    ),
+    _training(
+        "dropout of packed rows drawn for the padding too",
+        "rnnkit/torch/layers.py",
+        "Layers._masks",
+        "layout.padded(nn.functional.dropout(x.new_ones((layout.steps, width)), self.dropout))",
+        "nn.functional.dropout(x.new_ones((*x.shape[:2], width)), self.dropout)",
+        "programs",
+        "losses_agree and characters",
+    ),
+    _training(
+        "packed rows one step too long",
+        "rnnkit/torch/packed.py",
+        "Layout.lengths",
+        "self._batch_sizes[:, None] > torch.arange(self.B)",
+        "self._batch_sizes[:, None] >= torch.arange(self.B)",
+        "libraries",
+        "opacus and gru",
     ),
 )
