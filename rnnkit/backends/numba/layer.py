@@ -20,14 +20,14 @@ from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single, th
 from rnnkit.backends.numba.prepared import (
     DTYPE_NAMES,
     NOTHING,
-    Addresses,
     Prepared,
+    ReadyWeights,
     SavedArrays,
     job,
     prepare,
     prepared,
+    ready_weights,
     saved_widths,
-    weight_addresses,
     work_of,
 )
 from rnnkit.backends.ragged import Packing, packing
@@ -103,10 +103,10 @@ def _live_rows(p: Packing, call: LayerCall) -> Forward:
 def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threads: int) -> None:
     """Runs the forward job. Weights are packed for this call alone, or in inference for later ones too."""
     owner, cache, plan = object(), call.cache, ready.plans.get(threads)
-    # Inlined from `_addresses`: a call of a function is 1% of a Cell's call.
-    addresses = None if cache is None else cache.addresses
-    if addresses is None:
-        addresses = _addresses(call.weights, cache)
+    # Inlined from `_ready_weights`: a call of a function is 1% of a Cell's call.
+    weights = None if cache is None else cache.addresses
+    if weights is None:
+        weights = _ready_weights(call.weights, cache)
     if plan is None:
         plan = plan_for(ready.work, ready.packing, threads, False, call.reverse, call.keep)
         ready.plans[threads] = plan
@@ -115,15 +115,15 @@ def _launch(ready: Prepared, call: LayerCall, operands: tuple, state: int, threa
         if entry is not None and entry.claims.setdefault(OWNER, owner) is owner:
             workspace = scratch_memory.get(plan.scratch)
             digest = entry.buffer.address
-            entry.set_trusted(addresses.constant)
+            entry.set_trusted(weights.constant)
         else:
             on_stack = plan.scratch <= STACK_WORKSPACE and not plan.packed
             workspace = memory.EMPTY_BUFFER if on_stack else scratch_memory.get(plan.scratch + plan.packed)
             digest = 0
-        table, words = ready.packing.table, addresses.words
-        launch_forward(state, ready.job, plan.words, table, words, workspace.address, digest, *operands)
+        table, arguments = ready.packing.table, weights.arguments
+        launch_forward(state, ready.job, plan.words, table, *arguments, workspace.address, digest, *operands)
         if entry is not None and digest:
-            entry.record_packed(addresses.constant)
+            entry.record_packed(weights.constant)
     finally:
         if entry is not None and OWNER in entry.claims and entry.claims[OWNER] is owner:
             del entry.claims[OWNER]
@@ -140,12 +140,12 @@ def _cached_packing(ready: Prepared, weights: Weights, plan: Plan) -> memory.Pac
     return packed_weights.get(key, plan.packed)
 
 
-def _addresses(weights: Weights, cache: LayerCache | None) -> Addresses:
-    """The weights' addresses, looked up once per layer where the caller is a layer."""
+def _ready_weights(weights: Weights, cache: LayerCache | None) -> ReadyWeights:
+    """The weights as the kernels take them, prepared once per layer where the caller is a layer."""
     if cache is None:
-        return weight_addresses(weights)
+        return ready_weights(weights)
     if cache.addresses is None:
-        cache.addresses = weight_addresses(weights)
+        cache.addresses = ready_weights(weights)
     return cache.addresses
 
 
@@ -179,13 +179,14 @@ def backward(call: BackwardCall) -> Gradients:
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
     work = work_of(cell, char, (p.T, p.B, I), w_hh.shape, projected, N)
-    compiled, addresses = job(cell, work.dtype, True, False), _addresses(weights, call.cache)
+    compiled = job(cell, work.dtype, True, False)
+    arguments = _ready_weights(weights, call.cache).arguments
 
     def launch(state: int, threads: int) -> None:
         plan = plan_for(work, p, threads, True, saved.reverse, False)
         workspace = scratch_memory.get(plan.scratch)
         launch_backward(
-            state, compiled.address, plan.words, p.table, addresses.words, workspace.address, *saved.arrays.offsets,
+            state, compiled.address, plan.words, p.table, *arguments, workspace.address, *saved.arrays.offsets,
             y_row, call.dy is not None, biased, adds, saved.x_packed, saved.arrays.values, dy, dh_n, dc_n, dh0, dc0,
             dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip

@@ -236,8 +236,8 @@ def plant(arm: Arm) -> None:
         arm.note(room.memory)
         return room
 
-    def noted_addresses(weights: Any) -> Any:
-        found = addresses(weights)
+    def noted_addresses(weights: Any, cache: Any) -> Any:
+        found = addresses(weights, cache)
         for a in found[1]:
             arm.note(a)
         return found
