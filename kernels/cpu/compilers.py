@@ -1,8 +1,11 @@
-"""A compiler for functions that only compiled code calls. It stops at LLVM IR, which their callers link in.
+"""Numba's compiler as the kernels use it, without what takes time and serves other functions.
+
+`KernelCompiler` leaves out passes, and remembers the types of operators. `IROnlyCompiler` is for functions that only
+compiled code calls. It stops at LLVM IR, which their callers link in.
 
 Numba's own compiler optimises each function together with all that it calls, and generates machine code for it, before
 the function's callers do the same again. A job calls about sixty functions, nested up to nine deep, so most of the time
-of a first call would go into machine code that nothing runs. `IROnlyCompiler` types and lowers a function, no more.
+of a first call would go into machine code that nothing runs.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import secrets
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -31,6 +32,7 @@ _CALLED_BY_KERNELS: dict[str, Any] = {
     "pipeline_class": IROnlyCompiler,
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
+    "_nrt": False,  # no reference counts: kernels hold no objects
 }
 
 INTEGER = types.intp  # the type of all integers, addresses and flags
@@ -61,10 +63,14 @@ def _with_int64_arguments(dispatcher: Any) -> Any:
     Numba would compile a function, and all that it calls, for each combination of argument types and constants. An
     inlined function sees its constants all the same.
     """
-    resolve = dispatcher.get_call_template
+    original = dispatcher.get_call_template
+
+    @cache  # Numba resolves every call twice
+    def resolve(args: tuple[Any, ...], kws: tuple[tuple[str, Any], ...]) -> Any:
+        return original(args, dict(kws))
 
     def get_call_template(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
-        named = {name: _int64_if_integer(kind) for name, kind in kws.items()}
+        named = tuple((name, _int64_if_integer(kind)) for name, kind in kws.items())
         return resolve(tuple(map(_int64_if_integer, args)), named)
 
     dispatcher.get_call_template = get_call_template
@@ -89,9 +95,9 @@ def entry(key: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
     """Compiles a function that Python calls, at its first call. Cached under `key` (its name, cell, dtype, …)."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        cache = KernelCache(function, key)  # before the renaming: the file's name contains the function's
+        kernel_cache = KernelCache(function, key)  # before the renaming: the file's name contains the function's
         dispatcher: Any = numba.njit(_rename(function, "-".join(key)), **_CALLED_BY_PYTHON, **_OPTIONS)
-        dispatcher._cache = cache
+        dispatcher._cache = kernel_cache
         return dispatcher
 
     return decorate
@@ -135,7 +141,7 @@ class _ByAddress(CFunc):
     """A function that native code calls by its `address`: the function itself, not Numba's C wrapper around it."""
 
     @global_compiler_lock
-    def compile(self) -> None:
+    def compile(self: Any) -> None:
         compiled = self._cache.load_overload(self._sig, self._targetdescr.target_context)
         if compiled is None:
             compiled = self._compile_uncached()
@@ -149,12 +155,12 @@ class _ByAddress(CFunc):
 
 def _compiled(kind: type[CFunc], key: tuple[str, ...], arguments: int, function: Callable[..., Any]) -> Any:
     """`function` of that many integers, compiled at once or loaded from the cache."""
-    cache = KernelCache(function, key)
+    kernel_cache = KernelCache(function, key)
     signature = ((types.intp,) * arguments, types.void)
     options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
     pipeline: Any = KernelCompiler
     callback: Any = kind(_rename(function, "-".join(key)), signature, {}, options, pipeline)
-    callback._cache = cache
+    callback._cache = kernel_cache
     was_enabled = gc.isenabled()
     try:
         # Compiling creates many objects and little garbage, so collecting it is not worth its time.
@@ -175,6 +181,11 @@ def job(key: tuple[str, ...]) -> Callable[[Callable[..., Any]], CFunc]:
     return decorate
 
 
+def symbol_of(key: tuple[str, ...]) -> str:
+    """The symbol of a `shared` function."""
+    return "-".join(("rnnkit", *key))
+
+
 def shared(key: tuple[str, ...], arguments: int) -> Callable[[Callable[..., Any]], Any]:
     """Compiles a function of that many integers which jobs call, once for all of them, at once. Cached as a job is.
 
@@ -183,15 +194,15 @@ def shared(key: tuple[str, ...], arguments: int) -> Callable[[Callable[..., Any]
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        symbol = "-".join(("rnnkit", *key))
+        symbol = symbol_of(key)
         made = _compiled(_ByAddress, key, arguments, function)
         _all_functions.append(made)
         llvm.add_symbol(symbol, made.address)
         kinds = (types.intp,) * arguments
 
         @intrinsic
-        def call(typing, *values):
-            def emit(context, builder, sig, args):
+        def call(typing: Any, *values: Any) -> Any:
+            def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
                 values = cgutils.unpack_tuple(builder, args[0], arguments)
                 values = [
                     context.cast(builder, v, kind, types.intp) for v, kind in zip(values, sig.args[0], strict=True)
