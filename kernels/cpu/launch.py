@@ -1,22 +1,17 @@
 """From Python into native code: an argument block is filled from arrays, and the thread pool runs a job on it.
 
 One entry per pass serves every cell and shape of call: what differs is in the job, a compiled function given by its
-address. `state` is the thread pool's (kernels/cpu/threads.py). Unboxing an array costs about 50 ns, so what is the same
-from call to call is passed in few of them:
+address. `state` is the thread pool's (kernels/cpu/threads.py).
 
-    words    a `Shape`, then the bounds of the groups' rows (groups + 1,)
-    table    the offset of each step (T + 1,), the live rows at each (T,), and the order of the rows (B,)
-    weights  the addresses of a `WeightAddresses`, as `addresses` stores them
+    words      a `Shape`, then the bounds of the groups' rows (groups + 1,)
+    table      the offset of each step (T + 1,), the live rows at each (T,), and the order of the rows (B,)
+    w_hr       any array unless `projected`
 
 workspace and digest are addresses. h_prev, c_prev and operand are byte offsets relative to `values`, and may point
 outside it. Only the first element of y and dy is passed: y_row is the stride of their rows in bytes.
 """
 
 from __future__ import annotations
-
-from typing import Any
-
-from numba import types
 
 from rnnkit.kernels.cpu.arguments import (
     Backward,
@@ -25,15 +20,15 @@ from rnnkit.kernels.cpu.arguments import (
     SavedAddresses,
     Shape,
     WeightAddresses,
+    read_shape,
     words_of,
     write,
 )
-from rnnkit.kernels.cpu.jit import entry, inner
+from rnnkit.kernels.cpu.array_address import ArrayAddress, address_of
+from rnnkit.kernels.cpu.jit import INTEGER, inner, native
 from rnnkit.kernels.cpu.memory import stack_bytes, store_word
 from rnnkit.kernels.cpu.threads import LINE, run_job
 
-number: Any = types.intp  # an address is unsigned to Numba, and with a signed number it would make a float
-_T, _GROUPS, _MEMBERS, _OWN, _OWN_SIZE = map(Shape._fields.index, ("T", "groups", "members", "own", "own_size"))
 _SHAPE = words_of(Shape)
 
 # On the stack: an argument block, a cache line per barrier, of which all threads have one and each group, and
@@ -60,54 +55,46 @@ def saved_at(values, h_prev, c_prev, operand):
     return SavedAddresses(values=values, h_prev=values + h_prev, c_prev=values + c_prev, operand=values + operand)
 
 
-@entry(("addresses",))
-def addresses(found, w_ih, w_hh, w_hr, b_ih, b_hh, projected):
-    """Stores the weights' addresses in found (5,); for w_hr 0 where not `projected`."""
-    hr = number(w_hr.ctypes.data) if projected else number(0)
-    weights = WeightAddresses(
-        w_ih=number(w_ih.ctypes.data),
-        w_hh=number(w_hh.ctypes.data),
-        w_hr=hr,
-        b_ih=number(b_ih.ctypes.data),
-        b_hh=number(b_hh.ctypes.data),
-    )
-    write(number(found.ctypes.data), weights)
+@inner
+def weights_at(w_ih, w_hh, w_hr, b_ih, b_hh, projected):
+    hr = address_of(w_hr) if projected else 0
+    return WeightAddresses(address_of(w_ih), address_of(w_hh), hr, address_of(b_ih), address_of(b_hh))
 
 
-@entry(("launch_forward",))
+@native(("launch_forward",), (*2 * [INTEGER], *7 * [ArrayAddress], *7 * [INTEGER], *8 * [ArrayAddress]))
 def launch_forward(
-    state, job, words, table, weights, workspace, digest, h_prev, c_prev, operand, y_row,
-    x, x_packed, h0, c0, y, h_n, c_n, values,
+    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, digest, h_prev, c_prev, operand,
+    y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
 ):  # fmt: skip
     """See `Forward`.
 
     Packed weights follow the cache line of their digest, or else the workspace. Where `workspace` is 0 the stack has
     room for it: a few lines, for a single step.
     """
-    groups = words[_GROUPS]
-    threads = groups * words[_MEMBERS]
-    size = words[_OWN] + threads * words[_OWN_SIZE]
-    block = stack_bytes(LINE * (_FORWARD_LINES + groups + 1) + (0 if workspace else size))
+    shape = address_of(words)
+    s = read_shape(shape)
+    threads = s.groups * s.members
+    size = s.own + threads * s.own_size
+    block = stack_bytes(LINE * (_FORWARD_LINES + s.groups + 1) + (0 if workspace else size))
     barriers = block + LINE * _FORWARD_LINES
-    clear_lines(barriers, groups + 1)
-    shape = number(words.ctypes.data)
-    own_workspace = barriers + LINE * (groups + 1)
+    clear_lines(barriers, s.groups + 1)
+    own_workspace = barriers + LINE * (s.groups + 1)
     packed = digest + LINE if digest else workspace + size
     if not workspace:
         workspace = own_workspace
     arguments = Forward(
         shape=shape,
-        x=number(x.ctypes.data),
-        x_packed=number(x_packed.ctypes.data),
-        rows=rows_of(shape, number(table.ctypes.data), words[_T]),
-        weights=WeightAddresses(weights[0], weights[1], weights[2], weights[3], weights[4]),
-        h0=number(h0.ctypes.data),
-        c0=number(c0.ctypes.data),
-        y=number(y.ctypes.data),
+        x=address_of(x),
+        x_packed=address_of(x_packed),
+        rows=rows_of(shape, address_of(table), s.T),
+        weights=weights_at(w_ih, w_hh, w_hr, b_ih, b_hh, projected),
+        h0=address_of(h0),
+        c0=address_of(c0),
+        y=address_of(y),
         y_row=y_row,
-        h_n=number(h_n.ctypes.data),
-        c_n=number(c_n.ctypes.data),
-        saved=saved_at(number(values.ctypes.data), h_prev, c_prev, operand),
+        h_n=address_of(h_n),
+        c_n=address_of(c_n),
+        saved=saved_at(address_of(values), h_prev, c_prev, operand),
         packed=packed,
         digest=digest,
         workspace=workspace,
@@ -117,49 +104,49 @@ def launch_forward(
     run_job(state, threads, job, block)
 
 
-@entry(("launch_backward",))
+@native(("launch_backward",), (*2 * [INTEGER], *7 * [ArrayAddress], *9 * [INTEGER], *17 * [ArrayAddress]))
 def launch_backward(
-    state, job, words, table, weights, workspace, h_prev, c_prev, operand, y_row, has_dy, biased, adds,
-    x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr,
-    db_ih, db_hh,
+    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, h_prev, c_prev, operand, y_row,
+    has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx,
+    dw_ih, dw_hh, dw_hr, db_ih, db_hh,
 ):  # fmt: skip
     """See `Backward`. dy and the biases' gradients are used where `has_dy` and `biased`; adds: True or False."""
-    groups = words[_GROUPS]
-    block = stack_bytes(LINE * (_BACKWARD_LINES + groups + 1))
+    shape = address_of(words)
+    s = read_shape(shape)
+    block = stack_bytes(LINE * (_BACKWARD_LINES + s.groups + 1))
     barriers = block + LINE * _BACKWARD_LINES
-    clear_lines(barriers, groups + 1)
-    shape = number(words.ctypes.data)
-    b_ih = number(db_ih.ctypes.data) if biased else number(0)
-    b_hh = number(db_hh.ctypes.data) if biased else number(0)
-    dy_at = number(dy.ctypes.data) if has_dy else number(0)
+    clear_lines(barriers, s.groups + 1)
+    b_ih = address_of(db_ih) if biased else 0
+    b_hh = address_of(db_hh) if biased else 0
+    dy_at = address_of(dy) if has_dy else 0
     dweights = WeightAddresses(
-        w_ih=number(dw_ih.ctypes.data),
-        w_hh=number(dw_hh.ctypes.data),
-        w_hr=number(dw_hr.ctypes.data),
+        w_ih=address_of(dw_ih),
+        w_hh=address_of(dw_hh),
+        w_hr=address_of(dw_hr),
         b_ih=b_ih,
         b_hh=b_hh,
     )
     arguments = Backward(
         shape=shape,
-        x_packed=number(x_packed.ctypes.data),
-        rows=rows_of(shape, number(table.ctypes.data), words[_T]),
-        weights=WeightAddresses(weights[0], weights[1], weights[2], weights[3], weights[4]),
-        saved=saved_at(number(values.ctypes.data), h_prev, c_prev, operand),
+        x_packed=address_of(x_packed),
+        rows=rows_of(shape, address_of(table), s.T),
+        weights=weights_at(w_ih, w_hh, w_hr, b_ih, b_hh, projected),
+        saved=saved_at(address_of(values), h_prev, c_prev, operand),
         dy=dy_at,
         y_row=y_row,
-        dh_n=number(dh_n.ctypes.data),
-        dc_n=number(dc_n.ctypes.data),
-        dh0=number(dh0.ctypes.data),
-        dc0=number(dc0.ctypes.data),
-        dgates_x=number(dgates_x.ctypes.data),
-        dgates_h=number(dgates_h.ctypes.data),
-        dprojected=number(dprojected.ctypes.data),
-        dx_packed=number(dx_packed.ctypes.data),
-        dx=number(dx.ctypes.data),
+        dh_n=address_of(dh_n),
+        dc_n=address_of(dc_n),
+        dh0=address_of(dh0),
+        dc0=address_of(dc0),
+        dgates_x=address_of(dgates_x),
+        dgates_h=address_of(dgates_h),
+        dprojected=address_of(dprojected),
+        dx_packed=address_of(dx_packed),
+        dx=address_of(dx),
         dweights=dweights,
-        adds=number(adds),
+        adds=adds,
         workspace=workspace,
         barriers=barriers,
     )
     write(block, arguments)
-    run_job(state, groups * words[_MEMBERS], job, block)
+    run_job(state, s.groups * s.members, job, block)

@@ -23,7 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.jit import inner, outer
+from rnnkit.kernels.cpu.jit import inner, shared
 from rnnkit.kernels.cpu.memory import maximum, minimum
 from rnnkit.kernels.cpu.simd import (
     INT32,
@@ -158,8 +158,6 @@ def products(dtype: str) -> SimpleNamespace:
         """A tile of any shape up to the largest: a switch over the shapes."""
 
         def emit(context, builder, sig, args):
-            # The tiles are most of a kernel's machine code, so they are never inlined: each kernel has one copy.
-            builder.function.attributes.add("noinline")
             rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k = args
             adding = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
             slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in range(max_columns)] for _ in range(max_rows)]
@@ -181,9 +179,8 @@ def products(dtype: str) -> SimpleNamespace:
 
     run_tile: Any = tile  # `Any`, since Numba types this call, and not the Python signature
 
-    integer = types.intp  # all arguments have this type: each combination of types would compile the tiles again
-
-    @outer
+    # The tiles are most of the machine code of a product, so that all jobs share one copy.
+    @shared(("tiles", dtype), 13)
     def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
         run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k)
 
@@ -216,10 +213,8 @@ def products(dtype: str) -> SimpleNamespace:
                         c_at = c_panel + step * c_step + first * c_row
                         prefetches = done < tiles
                         one_tile(
-                            integer(end - first), integer(columns), integer(a_at), integer(a_row), integer(a_k),
-                            integer(w_at), integer(k1 - k0), integer(c_at), integer(c_row), integer(last),
-                            integer(adds), integer(ahead + done * ahead_tile if prefetches else c_at),
-                            integer(ahead_k if prefetches else 0),
+                            end - first, columns, a_at, a_row, a_k, w_at, k1 - k0, c_at, c_row, last, adds,
+                            ahead + done * ahead_tile if prefetches else c_at, ahead_k if prefetches else 0,
                         )  # fmt: skip
                         done += 1
 

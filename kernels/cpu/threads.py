@@ -23,7 +23,7 @@ belongs to. A worker without a rank for a job must not read that job, since the 
 
 from __future__ import annotations
 
-from rnnkit.kernels.cpu.jit import entry, inner
+from rnnkit.kernels.cpu.jit import INTEGER, inner, native
 from rnnkit.kernels.cpu.memory import atomic_add, atomic_exchange, atomic_load, call_address, load_word, store_word
 from rnnkit.kernels.cpu.system import (
     JOB_MODE,
@@ -131,7 +131,7 @@ def call_in_job_mode(function, block, rank):
     set_float_mode(before)
 
 
-@entry(("serve",))
+@native(("serve",), (INTEGER, INTEGER, INTEGER))
 def serve(state, index, seen):
     """Runs this worker's part of every job after the one posted as `seen`. Returns what was posted last, to sleep."""
     own = state + ASLEEP + LINE * index
@@ -219,7 +219,7 @@ def check_ready(state, threads, timeout_ns):
     return ready + preempted
 
 
-@entry(("reserve",))
+@native(("reserve",), (INTEGER, INTEGER, INTEGER))
 def reserve(state, threads, timeout_ns):
     """The result of `check_ready`, or SOME_ASLEEP without a ready check.
 

@@ -128,8 +128,8 @@ class ThreadPool:
         self._woken_at = -1.0
         self._reduced = 1  # threads per job during the backoff
         # Compiled here, not by a worker, so that the caller gets the exception if compiling fails.
-        kernels.serve.compile("(int64, int64, int64)")
-        kernels.reserve.compile("(int64, int64, int64)")
+        kernels.serve.compile()
+        kernels.reserve.compile()
 
     def reserve(self, call: object, threads: int, microseconds: float) -> int:
         """Reserves the pool for `call`. Returns how many threads will run its job, the caller's included.

@@ -18,14 +18,14 @@ from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.operands import even_rows, ready_array
 from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single
 from rnnkit.backends.numba.prepared import (
-    Addresses,
     Offsets,
     Prepared,
+    ReadyWeights,
     job,
     prepared,
     prepared_ragged,
+    ready_weights,
     saved_widths,
-    weight_addresses,
 )
 from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core import thread_pool
@@ -60,9 +60,9 @@ class Saved(NamedTuple):
 def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
     x, lengths, keep, cache = call.x, call.lengths, call.keep, call.cache
-    # Partly inlined from `_addresses`: a call of a function is 1% of a Cell's call.
-    addresses = (cache and cache.addresses) or _addresses(call.weights, cache)
-    key = (call.cell, addresses.kind, x.shape, call.reverse, keep)
+    # Partly inlined from `_ready_weights`: a call of a function is 1% of a Cell's call.
+    weights = (cache and cache.addresses) or _ready_weights(call.weights, cache)
+    key = (call.cell, weights.kind, x.shape, call.reverse, keep)
     p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
     if p.order is not None and single(ready.work):
         return _live_rows(p, ready, call)
@@ -78,7 +78,7 @@ def forward(call: LayerCall) -> Forward:
     h_n = np.empty(ready.h, dtype)
     c_n = np.empty(ready.c, dtype) if has_c else nothing
     operands = (*offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
-    _run(ready, ready.microseconds, partial(_launch, p, ready, addresses, call, operands))
+    _run(ready, ready.microseconds, partial(_launch, p, ready, weights, call, operands))
     saved = Saved(p, ready, x_packed, values, offsets, others) if keep else None
     return y, (h_n, c_n) if has_c else (h_n,), saved
 
@@ -101,7 +101,7 @@ def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
 def saved_in_reserve(call: LayerCall) -> Saved:
     """See `rnnkit.backends.Backend`."""
     x, lengths = ready_array(call.x), call.lengths
-    key = (call.cell, _addresses(call.weights, call.cache).kind, x.shape, call.reverse, True)
+    key = (call.cell, _ready_weights(call.weights, call.cache).kind, x.shape, call.reverse, True)
     p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
     values, offsets, others = ready.arrays_to_save(call.reserve)
     if p.order is None:
@@ -128,7 +128,7 @@ def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
 
 
 def _launch(
-    p: Packing, ready: Prepared, addresses: Addresses, call: LayerCall, operands: tuple, state: int, threads: int
+    p: Packing, ready: Prepared, weights: ReadyWeights, call: LayerCall, operands: tuple, state: int, threads: int
 ) -> None:
     """Runs the forward job. Weights are packed for this call alone, or in inference for later ones too."""
     owner = object()
@@ -138,15 +138,15 @@ def _launch(
         if entry is not None and entry.claims.setdefault(OWNER, owner) is owner:
             workspace = workspaces.get(plan.workspace)
             digest = entry.buffer.address
-            entry.set_trusted(addresses.constant)
+            entry.set_trusted(weights.constant)
         else:
             on_stack = plan.workspace <= STACK_WORKSPACE and not plan.packed
             workspace = memory.EMPTY_BUFFER if on_stack else workspaces.get(plan.workspace + plan.packed)
             digest = 0
-        words = addresses.words
-        launch_forward(state, ready.job, plan.words, p.table, words, workspace.address, digest, *operands)
+        arguments = weights.arguments
+        launch_forward(state, ready.job, plan.words, p.table, *arguments, workspace.address, digest, *operands)
         if entry is not None and digest:
-            entry.record_packed(addresses.constant)
+            entry.record_packed(weights.constant)
     finally:
         if entry is not None and OWNER in entry.claims and entry.claims[OWNER] is owner:
             del entry.claims[OWNER]
@@ -163,12 +163,12 @@ def _packed_layer(ready: Prepared, weights: Weights, plan: Plan) -> memory.Packe
     return packed_weights.get(key, plan.packed)
 
 
-def _addresses(weights: Weights, cache: LayerCache | None) -> Addresses:
-    """The weights' addresses, looked up once per layer where the caller is a layer."""
+def _ready_weights(weights: Weights, cache: LayerCache | None) -> ReadyWeights:
+    """The weights as the kernels take them, prepared once per layer where the caller is a layer."""
     if cache is None:
-        return weight_addresses(weights)
+        return ready_weights(weights)
     if cache.addresses is None:
-        cache.addresses = weight_addresses(weights)
+        cache.addresses = ready_weights(weights)
     return cache.addresses
 
 
@@ -201,13 +201,14 @@ def backward(call: BackwardCall) -> Gradients:
     biased = weights.b_ih is not None or weights.b_hh is not None
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
-    compiled, addresses = job(cell, ready.work.dtype, True, False), _addresses(weights, call.cache)
+    compiled = job(cell, ready.work.dtype, True, False)
+    arguments = _ready_weights(weights, call.cache).arguments
 
     def launch(state: int, threads: int) -> None:
         plan = ready.backward_plans.get(threads) or ready.new_plan(p, threads, backward=True)
         workspace = workspaces.get(plan.workspace)
         launch_backward(
-            state, compiled.address, plan.words, p.table, addresses.words, workspace.address, *saved.offsets,
+            state, compiled.address, plan.words, p.table, *arguments, workspace.address, *saved.offsets,
             y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0,
             dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip

@@ -17,7 +17,6 @@ from rnnkit.backends.ragged import Packing, clear_packing_cache, packing
 from rnnkit.core.cells import Array, Cell, Weights
 from rnnkit.core.read_only import is_constant
 from rnnkit.kernels.cpu import scan, step
-from rnnkit.kernels.cpu.launch import addresses
 
 DTYPE_NAMES = {"f": "float32", "d": "float64"}  # by numpy's dtype.char
 # Stands for an array that a cell has not.
@@ -96,14 +95,14 @@ class Prepared(NamedTuple):
         return plan
 
 
-class Addresses(NamedTuple):
-    """The addresses (5,) of a layer's weights, and the arrays that must live as long as those are used.
+class ReadyWeights(NamedTuple):
+    """A layer's weights as the kernels take them.
 
+    arguments: w_ih, w_hh, w_hr, b_ih, b_hh and whether there is a w_hr, for the launches of kernels/cpu/launch.py.
     constant: the matrices, where nothing can write to any of them. kind: their part of a `Key`.
     """
 
-    words: Array
-    arrays: tuple[Array, ...]
+    arguments: tuple[Any, ...]
     constant: tuple[Array, ...]
     kind: tuple[str, tuple[int, ...], bool]
 
@@ -181,19 +180,18 @@ def forget() -> None:
     clear_packing_cache()
 
 
-def weight_addresses(weights: Weights) -> Addresses:
-    """The addresses of the weights' arrays, or of copies of those that the kernels cannot read in place."""
+def ready_weights(weights: Weights) -> ReadyWeights:
+    """The weights' arrays, or copies of those that the kernels cannot read in place."""
     w_hh = ready_array(weights.w_hh)
     no_bias = np.zeros(w_hh.shape[0], w_hh.dtype)
-    arrays = (
+    projected = weights.w_hr is not None
+    arguments = (
         ready_array(weights.w_ih),
         w_hh,
-        w_hh if weights.w_hr is None else ready_array(weights.w_hr),
+        ready_array(weights.w_hr) if projected else w_hh,
         *(no_bias if b is None else ready_array(b) for b in (weights.b_ih, weights.b_hh)),
+        projected,
     )
-    words = np.empty(5, np.int64)
-    projected = weights.w_hr is not None
-    addresses(words, *arrays, projected)
     matrices = tuple(w for w in (weights.w_ih, weights.w_hh, weights.w_hr) if w is not None)
     constant = matrices if all(map(is_constant, matrices)) else ()
-    return Addresses(words, arrays, constant, (DTYPE_NAMES[w_hh.dtype.char], w_hh.shape, projected))
+    return ReadyWeights(arguments, constant, (DTYPE_NAMES[w_hh.dtype.char], w_hh.shape, projected))

@@ -40,7 +40,9 @@ class Arm:
         self.machine = llvm.Target.from_triple(TRIPLE).create_target_machine(
             cpu=PROCESSOR, opt=3, reloc="static", codemodel="small"
         )
-        self.jobs: dict[int, Any] = {}  # the host's compiled jobs, by address
+        self.jobs: dict[int, Any] = {}  # compiled for the host, by address
+        self.shared: dict[str, Any] = {}  # the same for functions that jobs call, by symbol
+        self.objects: dict[str, Path] = {}  # those functions for ARM, by symbol
         self.programs: dict[int, Path] = {}
         self.arrays: dict[int, np.ndarray] = {}  # by address, for arguments that are only addresses
         self.calls = 0
@@ -48,27 +50,35 @@ class Arm:
     def program(self, address: int) -> Path:
         """The ARM program of the job that has this address on the host."""
         if address not in self.programs:
-            callback, llvm = self.jobs[address], self.llvm
-            # Removes Numba's reference counting: it uses x86 intrinsics, and no kernel needs it.
-            text = re.sub(r"(= )[a-z ]*call i8 @llvm\.x86\.atomic\.sub.*", r"\1add i8 0, 0", callback.inspect_llvm())
-            module = llvm.parse_assembly(text)
-            module.triple, module.data_layout = TRIPLE, str(self.machine.target_data)
-            function = module.get_function(callback.native_name)
-            function.name, function.linkage = "job", "external"
             path = self.folder / f"job{len(self.programs)}"
-            path.with_suffix(".o").write_bytes(self.machine.emit_object(module))
-            sources = [str(Path(__file__).with_name("run.c")), str(path.with_suffix(".o"))]
-            # Only code that raises Python exceptions uses the undefined symbols.
+            for symbol, function in self.shared.items():
+                if symbol not in self.objects:
+                    self.objects[symbol] = self.compile(function, symbol, self.folder / f"shared{len(self.objects)}.o")
+            job = self.compile(self.jobs[address], "job", path.with_suffix(".o"))
+            sources = [str(Path(__file__).with_name("run.c")), str(job), *map(str, self.objects.values())]
+            # Symbols that only the reporting of Python errors would call stay undefined.
             options = ["-O1", "-static", "-pthread", "-Wl,--unresolved-symbols=ignore-all"]
             subprocess.run([str(GCC), *options, *sources, "-o", str(path)], check=True, capture_output=True)
             self.programs[address] = path
         return self.programs[address]
+
+    def compile(self, callback: Any, symbol: str, path: Path) -> Path:
+        """Writes an object file for ARM in which the function is `symbol`."""
+        # Removes Numba's reference counting, which has x86 intrinsics and which no kernel needs.
+        text = re.sub(r"(= )[a-z ]*call i8 @llvm\.x86\.atomic\.sub.*", r"\1add i8 0, 0", callback.inspect_llvm())
+        module = self.llvm.parse_assembly(text)
+        module.triple, module.data_layout = TRIPLE, str(self.machine.target_data)
+        function = module.get_function(callback.native_name)
+        function.name, function.linkage = symbol, "external"
+        path.write_bytes(self.machine.emit_object(module))
+        return path
 
     def run(self, job: int, block: np.ndarray, threads: int, read: list[Any], written: list[Any]) -> None:
         """Runs the job on copies of these arrays at the same addresses, and copies the `written` ones back.
 
         block: the argument block, as 64-bit integers.
         """
+        read = list({a.ctypes.data: a for a in read}.values())  # w_hh may be in the place of w_hr, too
         arrays = [(a, k >= len(read)) for k, a in enumerate([*read, *written, block]) if a.nbytes]
         ranges = [(a.ctypes.data, a.nbytes, int(out)) for a, out in arrays]
         spans: list[list[int]] = []
@@ -97,8 +107,8 @@ class Arm:
         return a
 
     def launch_forward(
-        self, state, job, words, table, weights, workspace, digest, h_prev, c_prev, operand, y_row,
-        x, x_packed, h0, c0, y, h_n, c_n, values,
+        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, digest, h_prev, c_prev,
+        operand, y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.backends.numba import memory
@@ -114,7 +124,7 @@ class Arm:
             x=x.ctypes.data,
             x_packed=x_packed.ctypes.data,
             rows=_rows(s, words, table),
-            weights=WeightAddresses(*map(int, weights)),
+            weights=WeightAddresses(*_weights(w_ih, w_hh, w_hr, b_ih, b_hh, projected)),
             h0=h0.ctypes.data,
             c0=c0.ctypes.data,
             y=y.ctypes.data,
@@ -129,14 +139,14 @@ class Arm:
         )
         _fill(block, arguments)
         packed_x = [] if x_packed.ctypes.data == x.ctypes.data else [x_packed]
-        read = [words, table, *self._weight_arrays(weights), x, h0, c0]
+        read = [words, table, w_ih, w_hh, w_hr, b_ih, b_hh, x, h0, c0]
         written = [_base(y), h_n, c_n, values, *packed_x]
         self.run(job, block, threads, read, [*written, *buffers])
 
     def launch_backward(
-        self, state, job, words, table, weights, workspace, h_prev, c_prev, operand, y_row, has_dy, biased, adds,
-        x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr,
-        db_ih, db_hh,
+        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, h_prev, c_prev, operand,
+        y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected,
+        dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.kernels.cpu.arguments import Backward, WeightAddresses
@@ -147,7 +157,7 @@ class Arm:
             shape=words.ctypes.data,
             x_packed=x_packed.ctypes.data,
             rows=_rows(s, words, table),
-            weights=WeightAddresses(*map(int, weights)),
+            weights=WeightAddresses(*_weights(w_ih, w_hh, w_hr, b_ih, b_hh, projected)),
             saved=_saved(values, h_prev, c_prev, operand),
             dy=dy.ctypes.data if has_dy else 0,
             y_row=y_row,
@@ -168,7 +178,7 @@ class Arm:
         _fill(block, arguments)
         written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]
         written = list({a.ctypes.data: a for a in written if a.nbytes}.values())
-        read = [words, table, *self._weight_arrays(weights), x_packed, values, _base(dy), dh_n, dc_n]
+        read = [words, table, w_ih, w_hh, w_hr, b_ih, b_hh, x_packed, values, _base(dy), dh_n, dc_n]
         self.run(job, block, threads, read, [*written, self.arrays[workspace]])
 
     def _begin(self, kind: Any, words: np.ndarray) -> tuple[Any, int, np.ndarray, int]:
@@ -180,8 +190,11 @@ class Arm:
         barriers = -(-(block.ctypes.data + 8 * words_of(kind)) // 64) * 64
         return s, s.groups * s.members, block, barriers
 
-    def _weight_arrays(self, weights: np.ndarray) -> list[np.ndarray]:
-        return list({int(a): self.arrays[int(a)] for a in weights if a and int(a) in self.arrays}.values())
+
+def _weights(w_ih: np.ndarray, w_hh: np.ndarray, w_hr: np.ndarray, *rest: Any) -> list[int]:
+    *biases, projected = rest
+    hr = w_hr.ctypes.data if projected else 0
+    return [w_ih.ctypes.data, w_hh.ctypes.data, hr, *(b.ctypes.data for b in biases)]
 
 
 def _rows(s: Any, words: np.ndarray, table: np.ndarray) -> Any:
@@ -218,35 +231,29 @@ def replace_host(arm: Arm) -> None:
     from rnnkit.kernels.cpu import jit, system
 
     system.llvm = SimpleNamespace(get_process_triple=lambda: TRIPLE)
-    job = jit.job
+    compiled = jit._compiled
 
-    def recorded_job(key: tuple[str, ...]) -> Any:
-        def decorate(function: Any) -> Any:
-            callback = job(key)(function)
+    def recorded(kind: Any, key: tuple[str, ...], arguments: int, function: Any) -> Any:
+        callback = compiled(kind, key, arguments, function)
+        if kind is jit.CFunc:
             arm.jobs[callback.address] = callback
-            return callback
+        else:
+            arm.shared[jit.symbol_of(key)] = callback
+        return callback
 
-        return decorate
-
-    jit.job = recorded_job
+    jit._compiled = recorded
     from rnnkit.backends.numba import layer as backend
     from rnnkit.backends.numba import memory
     from rnnkit.core import thread_pool
 
-    aligned, addresses = memory.aligned, backend.weight_addresses
+    aligned = memory.aligned
 
     def recorded_buffer(size: int) -> Any:
         buffer = aligned(size)
         arm.record(buffer.memory)
         return buffer
 
-    def recorded_addresses(weights: Any) -> Any:
-        found = addresses(weights)
-        for a in found[1]:
-            arm.record(a)
-        return found
-
-    memory.aligned, backend.weight_addresses, backend.TOGETHER = recorded_buffer, recorded_addresses, 1 << 40
+    memory.aligned = recorded_buffer
     backend.launch_forward, backend.launch_backward = arm.launch_forward, arm.launch_backward
     thread_pool.run_on_pool = lambda threads, microseconds, launch: launch(0, threads)
 
