@@ -15,6 +15,7 @@ import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def measure_all(programs: Sequence[str], extra: Sequence[str], figures: Path) ->
     """The entries of several programs, each in a new process."""
     entries = []
     for program in programs:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            entries.append(pool.apply(measure, (program, (*PROGRAMS[program], *extra), figures)))
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            entries.append(pool.submit(measure, program, (*PROGRAMS[program], *extra), figures).result())
     return entries
 
 
