@@ -37,10 +37,11 @@ def run(folder: Path, *layers: str) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 def test_each_part_of_a_call_is_compiled_once_and_found_whoever_compiled_it(tmp_path: Path) -> None:
-    (first, value), (second, _), (third, _) = run(tmp_path, "RNN", "float32", "GRU", "float32", "RNN", "float64")
+    (first, value), (second, _), (third, gru) = run(tmp_path, "RNN", "float32", "RNN", "float64", "GRU", "float32")
     assert first == 3, "tiles, the job, and the launch"
-    assert second == 4, "another cell needs its job alone"
-    assert third == 6, "another dtype needs tiles and its job, and no launch"
+    assert second == 5, "another dtype needs tiles and its job, and no launch"
+    assert third == 6, "another cell needs its job alone"
+    assert run(tmp_path, "GRU", "float32") == [(0, gru)], "the tiles of the other dtype"
     assert run(tmp_path, "RNN", "float32") == [(0, value)]
     for part in ("tiles-float32", "forward-rnn_tanh-float32", "launch_forward"):
         (path,) = tmp_path.rglob(f"*{part}.*.nbc")
