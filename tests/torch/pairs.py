@@ -58,6 +58,23 @@ def states(layer: Any, B: int | None, dtype: Any = torch.float64, requires_grad:
     return tuple(made) if two else made[0]
 
 
+def an_input(module: Any, B: int = 3) -> Any:
+    """(5, B, I), or (B, I) for a Cell, in the dtype of the module."""
+    shape = (5, B, module.input_size) if isinstance(module, torch.nn.RNNBase) else (B, module.input_size)
+    return torch.randn(shape, dtype=next(module.parameters()).dtype)
+
+
+def recurrent(module: Any) -> str:
+    """The name of the recurrent matrix, of the last layer if there are several."""
+    return [name for name, _ in module.named_parameters() if name.startswith("weight_hh")][-1]
+
+
+def write_in_place(p: Any) -> None:
+    """A write that autograd does not record."""
+    with torch.no_grad():
+        p.mul_(0.5).add_(0.125)
+
+
 def tensors(value: Any) -> list[Any]:
     """The tensors of a result in order, those of nested tuples included."""
     if isinstance(value, torch.Tensor):

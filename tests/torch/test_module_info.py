@@ -6,6 +6,7 @@ calls that must fail. PyTorch's test suite runs these checks over them on torch.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import pickle
 from collections.abc import Iterator
@@ -13,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.required import unless_required
+
 torch = pytest.importorskip("torch")
+unless_required("peers", None if importlib.util.find_spec("expecttest") else "expecttest is not installed")
 pytest.importorskip("expecttest")
 import rnnkit.torch  # noqa: E402
 from tests.torch.pairs import close, label, tensors, total  # noqa: E402

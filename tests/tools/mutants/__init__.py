@@ -15,13 +15,14 @@ from tests.tools.mutants.planting import Mutant
 from tests.tools.mutants.tools import TOOL_MUTANTS
 from tests.tools.mutants.torch_layers import TORCH_MUTANTS
 from tests.tools.mutants.torch_layers import problem as torch_problem
+from tests.tools.mutants.torch_modules import TORCH_MODULE_MUTANTS
 
-MUTANTS: tuple[Mutant, ...] = (*MODULE_MUTANTS, *TOOL_MUTANTS, *BACKEND_MUTANTS, *TORCH_MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (*MODULE_MUTANTS, *TOOL_MUTANTS, *BACKEND_MUTANTS, *TORCH_MUTANTS, *TORCH_MODULE_MUTANTS)
 
 
 def problem_of(mutant: Mutant) -> str | None:
     """Why the tests of `mutant` cannot run on this machine, or None if they can."""
-    if mutant in TORCH_MUTANTS:
+    if mutant in (*TORCH_MUTANTS, *TORCH_MODULE_MUTANTS):
         return torch_problem()
     if "test_cupy_" in mutant.files:
         return emulator.available()
