@@ -100,9 +100,12 @@ class Layers(nn.RNNBase):
         states = self._states_given(hx, False)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
-        self._check(data, None, states, batch_sizes)
         # torch.compile cannot read B from batch_sizes.
         rows = states[0].shape[1] if states else None if sorted_indices is None else sorted_indices.shape[0]
+        if torch.compiler.is_compiling():
+            self._check(data[None], rows, states, None)
+        else:
+            self._check(data, None, states, batch_sizes)
         layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
         y, state_n = self._run(layout.padded(data), states, weights, layout.lengths, layout)
         if unsorted_indices is not None:
