@@ -206,8 +206,12 @@ class Layers(nn.RNNBase):
     def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
         """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
         if isinstance(lengths, torch.Tensor):
-            unknown = lengths.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
-            if torch.compiler.is_compiling() or unknown:  # the operator checks their values
+            # torch.compile cannot trace the third question. The operator checks the values.
+            if (
+                torch.compiler.is_compiling()
+                or lengths.is_meta
+                or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
+            ):
                 return lengths.reshape(-1).to(torch.int64)
             lengths = lengths.cpu().numpy()
         T, B, _ = x.shape
