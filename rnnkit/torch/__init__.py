@@ -9,6 +9,7 @@ except ImportError as error:
     raise ImportError("rnnkit.torch needs PyTorch (pip install torch)") from error
 
 from rnnkit.torch import subclasses as subclasses
+from rnnkit.torch import transforms as _transforms  # noqa: F401  registers the operators' rules
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
 from rnnkit.torch.explain import explain
 from rnnkit.torch.layers import GRU, LSTM, RNN

@@ -116,7 +116,7 @@ def _nobody_watches(*tensors: Tensor) -> bool:
 def _function_for(tensors: Sequence[Tensor]) -> Any:
     """The autograd Function for a call with these tensors, or None if no derivative can be asked for."""
     if torch.compiler.is_compiling():
-        return _Layers if torch.is_grad_enabled() else None
+        return None  # the operator's own rules are traced: rnnkit/torch/transforms.py
     recorded = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])  # noqa: C419
     if torch._C._are_functorch_transforms_active():
         transforms = torch._C._functorch.get_interpreter_stack() or ()

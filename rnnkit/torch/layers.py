@@ -100,9 +100,12 @@ class Layers(nn.RNNBase):
         states = self._states_given(hx, False)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
-        self._check(data, None, states, batch_sizes)
         # torch.compile cannot read B from batch_sizes.
         rows = states[0].shape[1] if states else None if sorted_indices is None else sorted_indices.shape[0]
+        if torch.compiler.is_compiling():
+            self._check(data[None], rows, states, None)
+        else:
+            self._check(data, None, states, batch_sizes)
         layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
         y, state_n = self._run(layout.padded(data), states, weights, layout.lengths, layout)
         if unsorted_indices is not None:
@@ -203,8 +206,12 @@ class Layers(nn.RNNBase):
     def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
         """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
         if isinstance(lengths, torch.Tensor):
-            unknown = lengths.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
-            if torch.compiler.is_compiling() or unknown:  # the operator checks their values
+            # torch.compile cannot trace the third question. The operator checks the values.
+            if (
+                torch.compiler.is_compiling()
+                or lengths.is_meta
+                or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
+            ):
                 return lengths.reshape(-1).to(torch.int64)
             lengths = lengths.cpu().numpy()
         T, B, _ = x.shape
