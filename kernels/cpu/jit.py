@@ -98,9 +98,25 @@ def entry(key: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
         kernel_cache = KernelCache(function, key)  # before the renaming: the file's name contains the function's
         dispatcher: Any = numba.njit(_rename(function, "-".join(key)), **_CALLED_BY_PYTHON, **_OPTIONS)
         dispatcher._cache = kernel_cache
+        dispatcher.compile = _without_collection(dispatcher.compile)
         return dispatcher
 
     return decorate
+
+
+def _without_collection(compile_: Callable[..., Any]) -> Callable[..., Any]:
+    """`compile_` with the garbage collector off: compiling creates many objects and little garbage."""
+
+    def run(*arguments: Any) -> Any:
+        was_enabled = gc.isenabled()
+        try:
+            gc.disable()
+            return compile_(*arguments)
+        finally:
+            if was_enabled:
+                gc.enable()
+
+    return run
 
 
 class Native:
@@ -161,14 +177,7 @@ def _compiled(kind: type[CFunc], key: tuple[str, ...], arguments: int, function:
     pipeline: Any = KernelCompiler
     callback: Any = kind(_rename(function, "-".join(key)), signature, {}, options, pipeline)
     callback._cache = kernel_cache
-    was_enabled = gc.isenabled()
-    try:
-        # Compiling creates many objects and little garbage, so collecting it is not worth its time.
-        gc.disable()
-        callback.compile()
-    finally:
-        if was_enabled:
-            gc.enable()
+    _without_collection(callback.compile)()
     return callback
 
 
