@@ -65,7 +65,8 @@ class Torch:
         point = problem.point
         names = CELLS[problem.point.cell].states
         module = self.module(point)
-        module.load_state_dict({name: torch.from_numpy(p) for name, p in problem.params.items()})
+        params = {name: torch.from_numpy(p) for name, p in problem.params.items()}
+        module.load_state_dict(dict(module.named_buffers()) | params)
         x = torch.from_numpy(problem.x)
         dy = torch.from_numpy(problem.dy)
         states = tuple(map(torch.from_numpy, problem.state0))

@@ -13,45 +13,15 @@ Functions take flat arguments, as autograd requires: a `Stack`, lengths, x, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd import Function, forward_ad
 
-from rnnkit.core.cells import CELLS
-from rnnkit.torch import equations, operators
+from rnnkit.torch import dispatch, equations
 from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LIBRARY
-
-_FORWARD = torch.ops.rnnkit.forward.default
-_BACKWARD = torch.ops.rnnkit.backward.default
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
-
-
-class Stack(NamedTuple):
-    """What a call is beside its tensors.
-
-    cell           a name of CELLS
-    backend        a name of BACKENDS, or None
-    bidirectional  whether D is 2
-    masks          the number of dropout masks
-    """
-
-    cell: str
-    backend: str | None
-    bidirectional: bool
-    masks: int
-
-    @property
-    def states(self) -> int:
-        """The number of states: 1, or 2 with c."""
-        return len(CELLS[self.cell].states)
-
-    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """States, masks and weights."""
-        first = self.states
-        second = first + self.masks
-        return list(tensors[:first]), list(tensors[first:second]), list(tensors[second:])
 
 
 def run(
@@ -67,50 +37,8 @@ def run(
     if function is not None:
         y, *state_n, _ = function.apply(*stack, lengths, x, *state0, *masks, *weights)
         return y, state_n
-    y, *state_n = _forward(stack, x, state0, weights, masks, lengths, False)
+    y, *state_n = dispatch.forward(stack, x, state0, weights, masks, lengths, False)
     return y, state_n
-
-
-def _forward(
-    stack: Stack,
-    x: Tensor,
-    state0: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    lengths: Tensor | None,
-    keep: bool,
-) -> list[Tensor]:
-    """`rnnkit::forward`."""
-    call = operators.forward if _nobody_watches(x, *state0, *weights) else _FORWARD
-    return call(
-        x,
-        state0,
-        weights,
-        masks,
-        lengths,
-        cell=stack.cell,
-        backend=stack.backend,
-        bidirectional=stack.bidirectional,
-        keep=keep,
-    )
-
-
-def _nobody_watches(*tensors: Tensor) -> bool:
-    """Whether an operator's function may be called without PyTorch's dispatcher, which takes about 10 us.
-
-    Not where the dispatcher has more to do than to call it: for subclasses of Tensor, transforms and modes, while a
-    model is traced or profiled.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    return (
-        _PLAIN.issuperset(map(type, tensors))
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
-        and tensors[0].device.type in ("cpu", "cuda")
-    )
 
 
 def _function_for(tensors: Sequence[Tensor]) -> Any:
@@ -121,7 +49,7 @@ def _function_for(tensors: Sequence[Tensor]) -> Any:
     if torch._C._are_functorch_transforms_active():
         transforms = torch._C._functorch.get_interpreter_stack() or ()
         only_vmap = all(t.key() == torch._C._functorch.TransformType.Vmap for t in transforms)
-        return _LayersBothModes if recorded or not only_vmap else _LayersUnrecorded
+        return _LayersBothModes if recorded or not only_vmap else None
     if forward_ad._current_level >= 0:
         return _LayersBothModes
     return _LayersRecorded if recorded else None
@@ -142,7 +70,7 @@ class _Layers(Function):
     ) -> tuple[Tensor, ...]:
         stack = Stack(cell, backend, bidirectional, masks)
         states, dropped, weights = stack.split(tensors)
-        return tuple(_forward(stack, x, states, weights, dropped, lengths, True))
+        return tuple(dispatch.forward(stack, x, states, weights, dropped, lengths, True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -199,54 +127,6 @@ class _LayersBothModes(_Layers):
         return (*equations.forward_mode(stack, lengths, primals, tangents[5:]), None)
 
 
-class _LayersUnrecorded(Function):
-    """`rnnkit::forward` inside vmap, where no derivative can be asked for."""
-
-    @staticmethod
-    def forward(
-        cell: str,
-        backend: str | None,
-        bidirectional: bool,
-        masks: int,
-        lengths: Tensor | None,
-        x: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        stack = Stack(cell, backend, bidirectional, masks)
-        states, dropped, weights = stack.split(tensors)
-        no_reserve = x.new_empty(0, dtype=torch.uint8)
-        return (*_forward(stack, x, states, weights, dropped, lengths, False), no_reserve)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        stack = Stack(*arguments[:4])
-        if any(d is not None for d in in_dims[6 + stack.states + stack.masks :]):  # an ensemble of weights
-            return _each_element(_LayersUnrecorded, info, in_dims, arguments)
-        N = info.batch_size
-        last = 6 + stack.states + stack.masks
-        lengths = arguments[4]
-        rows = None if lengths is None else _with_rows(lengths, in_dims[4], N, 0)
-        folded = [_with_rows(a, d, N, 1) for a, d in zip(arguments[5:last], in_dims[5:last], strict=True)]
-        *results, no_reserve = _LayersUnrecorded.apply(*stack, rows, *folded, *arguments[last:])
-        unfolded = [r.reshape(r.shape[0], N, r.shape[1] // N, r.shape[2]) for r in results]
-        return (*unfolded, no_reserve), (*[1] * len(unfolded), None)
-
-
-def _with_rows(tensor: Tensor, batched: int | None, N: int, at: int) -> Tensor:
-    """N elements as N * B rows: dimension `at` of each has its B rows. batched: the dimension of vmap, or None."""
-    if batched is None:
-        shape = [*tensor.shape]
-        shape.insert(at, N)
-        whole = tensor.unsqueeze(at).expand(shape)
-    else:
-        whole = tensor.movedim(batched, at)
-    return whole.flatten(at, at + 1)
-
-
 class _LayersBackward(Function):
     """The gradients of x, the states and the weights: `rnnkit::backward`."""
 
@@ -264,13 +144,7 @@ class _LayersBackward(Function):
         stack = Stack(cell, backend, bidirectional, masks)
         dstate_n, (x, *rest) = tensors[: stack.states], tensors[stack.states :]
         states, dropped, weights = stack.split(rest)
-        given = [d for d in (dy, *dstate_n) if d is not None]
-        direct = _nobody_watches(x, *given, *states, *weights) and not any(
-            [torch._C._functorch.is_legacy_batchedtensor(d) for d in given]  # noqa: C419
-        )
-        call = operators.backward if direct else _BACKWARD
-        of_forward = (x, states, weights, dropped, lengths, reserve)
-        return tuple(call(dy, dstate_n, *of_forward, cell=cell, backend=backend, bidirectional=bidirectional))
+        return tuple(dispatch.backward(stack, (dy, *dstate_n), x, states, weights, dropped, lengths, reserve))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -15,8 +15,9 @@ from rnnkit.core.checks import flag
 from rnnkit.torch import checks
 from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
-from rnnkit.torch.autograd import Stack, run
-from rnnkit.torch.layers import mark_reset_before, own_repr
+from rnnkit.torch.autograd import run
+from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.recurrent import mark_reset_before, own_repr
 from rnnkit.torch.unserved import refuse_torchscript
 
 

@@ -21,8 +21,8 @@ from rnnkit.core.cells import CELLS
 from rnnkit.explain import CallSizes, Explanation, explanation
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
-from rnnkit.torch.layers import Layers
 from rnnkit.torch.operators import choice_of
+from rnnkit.torch.recurrent import Layers
 
 
 class _Call(NamedTuple):

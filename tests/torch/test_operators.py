@@ -82,7 +82,7 @@ def test_operators_called_by_themselves_have_gradients(name: str) -> None:
 
     def by_equations() -> Any:
         from rnnkit.torch import equations
-        from rnnkit.torch.autograd import Stack
+        from rnnkit.torch.dispatch import Stack
 
         stack = Stack(options["cell"], None, options["bidirectional"], len(masks))
         return equations.run(stack, lengths, x, *states, *masks, *weights)

@@ -85,7 +85,7 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
     ),
     _subclasses(
         "torch.nn's constructor is given the mode",
-        "rnnkit/torch/layers.py",
+        "rnnkit/torch/recurrent.py",
         "Layers.__init__",
         "nn.RNNBase.__init__(self, mode, *arguments)",
         "super().__init__(mode, *arguments)",
@@ -128,7 +128,7 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
     ),
     _training(
         "dropout of packed rows drawn for the padding too",
-        "rnnkit/torch/layers.py",
+        "rnnkit/torch/recurrent.py",
         "Layers._masks",
         "layout.padded(nn.functional.dropout(x.new_ones((layout.steps, width)), self.dropout))",
         "nn.functional.dropout(x.new_ones((*x.shape[:2], width)), self.dropout)",

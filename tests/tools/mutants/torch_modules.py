@@ -6,7 +6,7 @@ from tests.tools.mutants.planting import Mutant, row
 
 ARRAYS, AUTOCAST, AUTOGRAD = "rnnkit/torch/arrays.py", "rnnkit/torch/autocast.py", "rnnkit/torch/autograd.py"
 CELLS, CHECKS, EQUATIONS = "rnnkit/torch/cells.py", "rnnkit/torch/checks.py", "rnnkit/torch/equations.py"
-LAYERS, PACKED = "rnnkit/torch/layers.py", "rnnkit/torch/packed.py"
+LAYERS, PACKED, TRANSFORMS = "rnnkit/torch/recurrent.py", "rnnkit/torch/packed.py", "rnnkit/torch/transforms.py"
 
 
 def _row(name: str, file: str, at: str, old: str, new: str, suite: str, pick: str) -> Mutant:
@@ -142,10 +142,10 @@ TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
     ),
     _row(
         "elements of vmap in another order",
-        AUTOGRAD,
-        "_with_rows",
-        "whole = tensor.movedim(batched, at)",
-        "whole = tensor.movedim(batched, at).flip(at)",
+        TRANSFORMS,
+        "_forward_vmap",
+        "return first.movedim(0, batch)",
+        "return first.flip(0).movedim(0, batch)",
         "derivatives",
         "vmap and GRU",
     ),

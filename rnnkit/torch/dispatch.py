@@ -1,0 +1,115 @@
+"""Calls of the two operators, with or without PyTorch's dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from rnnkit.core.cells import CELLS
+from rnnkit.torch import operators
+from rnnkit.torch.arrays import Tensor
+
+_FORWARD = torch.ops.rnnkit.forward.default
+_BACKWARD = torch.ops.rnnkit.backward.default
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+class Stack(NamedTuple):
+    """What a call is beside its tensors.
+
+    cell           a name of CELLS
+    backend        a name of BACKENDS, or None
+    bidirectional  whether D is 2
+    masks          the number of dropout masks
+    """
+
+    cell: str
+    backend: str | None
+    bidirectional: bool
+    masks: int
+
+    @property
+    def states(self) -> int:
+        """The number of states: 1, or 2 with c."""
+        return len(CELLS[self.cell].states)
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """States, masks and weights."""
+        first = self.states
+        second = first + self.masks
+        return list(tensors[:first]), list(tensors[first:second]), list(tensors[second:])
+
+
+def forward(
+    stack: Stack,
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lengths: Tensor | None,
+    keep: bool,
+) -> list[Tensor]:
+    """`rnnkit::forward`."""
+    call = operators.forward if _nobody_watches(x, *state0, *weights) else _FORWARD
+    return call(
+        x,
+        state0,
+        weights,
+        masks,
+        lengths,
+        cell=stack.cell,
+        backend=stack.backend,
+        bidirectional=stack.bidirectional,
+        keep=keep,
+    )
+
+
+def backward(
+    stack: Stack,
+    dresults: Sequence[Tensor | None],
+    x: Tensor,
+    state0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    lengths: Tensor | None,
+    reserve: Tensor,
+) -> list[Tensor]:
+    """`rnnkit::backward`. dresults: the gradients of y and of the final states, None for zeros."""
+    given = [d for d in dresults if d is not None]
+    # The older vmap of PyTorch batches the gradients alone.
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    direct = _nobody_watches(x, *given, *state0, *weights) and not any([batched(d) for d in given])  # noqa: C419
+    call: Any = operators.backward if direct else _BACKWARD
+    return call(
+        dresults[0],
+        list(dresults[1:]),
+        x,
+        state0,
+        weights,
+        masks,
+        lengths,
+        reserve,
+        cell=stack.cell,
+        backend=stack.backend,
+        bidirectional=stack.bidirectional,
+    )
+
+
+def _nobody_watches(*tensors: Tensor) -> bool:
+    """Whether an operator's function may be called without PyTorch's dispatcher, which takes about 10 us.
+
+    Not where the dispatcher has more to do than to call it: for subclasses of Tensor, transforms and modes, while a
+    model is traced or profiled.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        _PLAIN.issuperset(map(type, tensors))
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and tensors[0].device.type in ("cpu", "cuda")
+    )

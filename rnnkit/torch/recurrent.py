@@ -1,0 +1,247 @@
+"""What RNN, GRU and LSTM have in common: a call in the form of torch.nn's, turned into one of the kernels' form.
+
+The layers are subclasses of `torch.nn.RNNBase`, not of `torch.nn.LSTM` and its siblings, since torch.compile refuses to
+trace any instance of those. `rnnkit.torch.subclasses` has layers for code that tests for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkit.core import checks as core_checks
+from rnnkit.torch import checks, packed
+from rnnkit.torch.arrays import Tensor, forget
+from rnnkit.torch.autocast import under_autocast
+from rnnkit.torch.autograd import run
+from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.unserved import refuse_torchscript
+
+States = Sequence[Tensor]
+
+
+class Layers(nn.RNNBase):
+    """What RNN, GRU and LSTM add to `torch.nn.RNNBase`. A subclass says which cell it runs.
+
+    backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by the device and dtype. It is an attribute like
+    `batch_first`, and no part of the state_dict.
+    """
+
+    backend: str | None = None
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+
+    def __init__(self, mode: str, *arguments: Any) -> None:
+        checks.options(*arguments[:8])
+        # Not super(): in rnnkit.torch.subclasses the next class is torch.nn.LSTM, whose constructor takes no mode.
+        nn.RNNBase.__init__(self, mode, *arguments)
+
+    @property
+    def cell_name(self) -> str:
+        """The cell's name in `rnnkit.core.cells.CELLS`."""
+        raise NotImplementedError
+
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
+        """Runs the layer, as the `forward` of torch.nn's layer does.
+
+        Args:
+            input: (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; or a PackedSequence.
+            hx: initial state (L*D, B, R), or (L*D, R) for an unbatched input; None for zeros. For LSTM a pair (h0, c0),
+                with c0 (L*D, B, H). R is proj_size if that is not 0, else H.
+            lengths: number of steps of each row, (B,) integers in [0, T] in any order, a tensor or a list; None if
+                every row has T steps. Steps past a row's length are not read, and y is zero there. Not with a
+                PackedSequence, which has its own. torch.nn's layers do not have this argument.
+
+        Returns:
+            A pair (y, state). y has shape (T, B, D*R) in the layout of the input, or is a PackedSequence if the input
+            is one. The state is h_n (L*D, B, R), for LSTM (h_n, c_n): the state after each row's last step.
+
+        Raises:
+            ValueError: a wrong number of dimensions, a dtype that is not the weights', or bad lengths.
+            RuntimeError: a wrong shape, or a backend that cannot run here.
+
+        Examples:
+            >>> import torch, rnnkit.torch
+            >>> layer = rnnkit.torch.LSTM(4, 6, batch_first=True)
+            >>> y, (h_n, c_n) = layer(torch.ones(3, 5, 4), lengths=[5, 2, 0])
+            >>> y.shape, h_n.shape, bool((y[1, 2:] == 0).all())
+            (torch.Size([3, 5, 6]), torch.Size([1, 3, 6]), True)
+        """
+        weights = self._weights()
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, weights)
+        checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
+        dimensions = input.dim()
+        if dimensions not in (2, 3):
+            name = type(self).__name__
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
+        batched = dimensions == 3
+        states = self._states_given(hx, not batched)
+        if states is not None:
+            checks.dimensions(dimensions, states)
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            states = states and tuple([s.unsqueeze(1) for s in states])
+        x = input.transpose(0, 1) if self.batch_first else input
+        self._check(input, x.shape[1], states, None)
+        checked = None if lengths is None else self._lengths(lengths, x, batched)
+        y, state_n = self._run(x, states, weights, checked, None)
+        if not batched:
+            return y.squeeze(1), self._as_hx(tuple([s.squeeze(1) for s in state_n]))
+        return (y.transpose(0, 1) if self.batch_first else y), self._as_hx(state_n)
+
+    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any, weights: Sequence[Tensor]) -> Any:
+        if lengths is not None:
+            raise ValueError("lengths must be None for a PackedSequence, which has its own")
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        states = self._states_given(hx, False)
+        if states is not None and sorted_indices is not None:
+            states = tuple([s.index_select(1, sorted_indices) for s in states])
+        # torch.compile cannot read B from batch_sizes.
+        rows = states[0].shape[1] if states else None if sorted_indices is None else sorted_indices.shape[0]
+        if torch.compiler.is_compiling():
+            self._check(data[None], rows, states, None)
+        else:
+            self._check(data, None, states, batch_sizes)
+        layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
+        y, state_n = self._run(layout.padded(data), states, weights, layout.lengths, layout)
+        if unsorted_indices is not None:
+            state_n = tuple([s.index_select(1, unsorted_indices) for s in state_n])
+        output = PackedSequence(layout.packed(y), batch_sizes, sorted_indices, unsorted_indices)
+        return output, self._as_hx(state_n)
+
+    def _run(
+        self,
+        x: Tensor,
+        states: States | None,
+        weights: Sequence[Tensor],
+        lengths: Tensor | None,
+        layout: packed.Layout | None,
+    ) -> tuple[Tensor, States]:
+        """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
+        if states is None:
+            states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
+        x, states, weights = under_autocast(x, states, weights)
+        checks.one_kind(x, states, weights[0])
+        masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
+        return run(stack, x, states, weights, masks, lengths)
+
+    def _weights(self) -> list[Tensor]:
+        """The weights as they are now: parameters, or what a parametrization or another tool put in their place."""
+        if torch.compiler.is_compiling():
+            return [getattr(self, name) for name in self._flat_weights_names]
+        self._update_flat_weights()
+        return self._flat_weights
+
+    def _weights_have_changed(self) -> bool:
+        """As torch.nn's, in a quarter of the time."""
+        parameters = self._parameters
+        for reference, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
+            weight = parameters.get(name)
+            if weight is None:
+                weight = getattr(self, name, None)
+            if weight is not None and reference is not None and reference() is not weight:
+                return True
+        return False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget(self._flat_weights)
+        return super()._apply(fn, recurse)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read the weights where they are. torch.nn's method is for cuDNN.
+
+        Examples:
+            >>> import rnnkit.torch
+            >>> rnnkit.torch.GRU(4, 6).flatten_parameters()
+        """
+
+    def _masks(self, x: Tensor, layout: packed.Layout | None) -> list[Tensor]:
+        """Dropout masks (T, B, D*R) of the layers but the last, drawn in the order in which torch.nn draws them."""
+        width = (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1)
+        masks = []
+        for _ in range(self.num_layers - 1):
+            if layout is None:
+                masks.append(nn.functional.dropout(x.new_ones((*x.shape[:2], width)), self.dropout))
+            else:
+                masks.append(layout.padded(nn.functional.dropout(x.new_ones((layout.steps, width)), self.dropout)))
+        return masks
+
+    __prepare_scriptable__ = refuse_torchscript
+
+    # Checks and layouts
+
+    def _states_given(self, hx: Any, unbatched: bool) -> States | None:
+        """hx as a tuple of tensors."""
+        if hx is None:
+            return None
+        if len(self.state_names) == 2:
+            return checks.pair(hx, unbatched, 3)
+        checks.tensor("hx", hx)
+        return (hx,)
+
+    @staticmethod
+    def _as_hx(states: States) -> Any:
+        return tuple(states) if len(states) == 2 else states[0]
+
+    def _state_shapes(self, B: int) -> list[tuple[int, int, int]]:
+        slots = self.num_layers * (2 if self.bidirectional else 1)
+        h = (slots, B, self.proj_size or self.hidden_size)
+        return [h] if len(self.state_names) == 1 else [h, (slots, B, self.hidden_size)]
+
+    def _check(self, input: Tensor, B: int | None, states: States | None, batch_sizes: Tensor | None) -> None:
+        """Raises what torch.nn raises for a wrong shape or dtype. B: None for a PackedSequence."""
+        fits = B is not None and input.dtype is self._flat_weights[0].dtype and input.shape[2] == self.input_size
+        if fits and (states is None or [s.shape for s in states] == self._state_shapes(B)):  # type: ignore[arg-type]
+            return  # the usual case, in less time than torch.nn's checks take
+        if states is None:
+            self.check_input(input, batch_sizes)
+        else:
+            self.check_forward_args(input, self._as_hx(states), batch_sizes)
+
+    def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
+        """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
+        if isinstance(lengths, torch.Tensor):
+            # torch.compile cannot trace the third question. The operator checks the values.
+            if (
+                torch.compiler.is_compiling()
+                or lengths.is_meta
+                or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
+            ):
+                return lengths.reshape(-1).to(torch.int64)
+            lengths = lengths.cpu().numpy()
+        T, B, _ = x.shape
+        checked = core_checks.lengths(lengths, T, B, not batched)
+        return None if checked is None else torch.from_numpy(checked)
+
+    def extra_repr(self) -> str:
+        """The arguments in the repr: torch.nn's, and those that it does not have.
+
+        Returns:
+            The text between the parentheses of the repr.
+
+        Examples:
+            >>> import rnnkit.torch
+            >>> rnnkit.torch.GRU(4, 6, reset_after=False).extra_repr()
+            '4, 6, reset_after=False'
+        """
+        return super().extra_repr() + own_repr(self)
+
+
+def mark_reset_before(module: Any, device: Any) -> None:
+    """Gives a GRU or GRUCell with reset_after=False the buffer that its state_dict shows.
+
+    The two kinds of GRU have parameters of equal names and shapes, and are different functions.
+    """
+    if not module.reset_after:
+        module.register_buffer("reset_before", torch.ones((), dtype=torch.bool, device=device))
+
+
+def own_repr(module: Any) -> str:
+    """The arguments of a layer or Cell that torch.nn does not have, for its repr."""
+    own = "" if getattr(module, "reset_after", True) else ", reset_after=False"
+    return own if module.backend is None else f"{own}, backend={module.backend!r}"
