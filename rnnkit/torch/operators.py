@@ -21,7 +21,7 @@ from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Cell
 from rnnkit.functional import stack
 from rnnkit.functional.reserve import Reserve, stack_bytes
-from rnnkit.torch.arrays import Tensor, as_array, as_tensor, on_device, parts_of, weight_views
+from rnnkit.torch.arrays import Tensor, as_array, as_tensor, new_bytes, on_device, parts_of, weight_views
 
 LIBRARY = torch.library.Library("rnnkit", "DEF")
 LIBRARY.define(
@@ -69,7 +69,7 @@ def forward(
         if keep:
             row = CELLS[cell]
             size = stack_bytes(choice, row, _sizes(x, weights, row), state0[0].shape[0] // D, D, lengths is not None)
-            reserve = x.new_empty(size, dtype=torch.uint8)
+            reserve = new_bytes(x, size)
         call = _stack_call(x, state0, weights, masks, lengths, cell, choice, D, reserve)
         y, state_n, _ = stack.forward(call)
         results = [as_tensor(y), *map(as_tensor, state_n)]
