@@ -143,7 +143,7 @@ def results(name: str) -> Document:
 
 
 def mean_ratios(document: Document, peers: list[str], ours: str | None = None) -> dict[str, list[float]]:
-    """Per pass: the fastest peer's time over ours, at every point where both are right. ours: the headline's if None."""
+    """Per pass: the fastest peer's time over that of `ours`, or of the headline, where both are right."""
     ours = ours or report.headline(document)
     return {
         passes: [r for _, found in entries if (r := report.ratio(found, ours, peers)) is not None]
