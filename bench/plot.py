@@ -13,8 +13,16 @@ from bench.grid import MAIN_CELLS, Point
 from bench.report import Entry, headline, median, others, ratio, sections
 from bench.result_file import Document, gflops
 
-COLOURS = {"numba": "#1b1b1b", "via torch": "#7a6f9b", "torch": "#d1495b", "onnxruntime": "#2e86ab", "jax": "#4f9d69"}
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = {
+    "numba": "#1b1b1b",
+    "via torch": "#7a6f9b",
+    "via torch, compiled": "#c58bc9",
+    "torch": "#d1495b",
+    "onnxruntime": "#2e86ab",
+    "jax": "#4f9d69",
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LEGEND_COLUMNS = 4  # as many names fit above a panel
 LABELLED_POINTS = 60  # with more, labels would overlap, and only the cells are named
 Series = dict[str, list[tuple[int, float]]]
 
@@ -95,8 +103,9 @@ def _draw_ratios(axis: Any, document: Document, found: Series, count: int) -> No
 
 def _draw_rates(axis: Any, document: Document, entries: list[Entry]) -> None:
     order = {name: i for i, name in enumerate(others(document))}
+    own = [name for name, peer in document["peers"].items() if peer["ours"]]
     for name, points in _rates(document, entries).items():
-        i = order.get(name, len(order) + (name != headline(document)))
+        i = order.get(name, len(order) + own.index(name) if name in own else 0)
         label = f"rnnkit ({name})" if document["peers"][name]["ours"] else name
         _scatter(axis, points, label, i, _size(len(entries)), COLOURS.get(name))
     rates = document["ceiling"]["gflops"]
@@ -114,7 +123,7 @@ def _draw_rates(axis: Any, document: Document, entries: list[Entry]) -> None:
 def _finish(axis: Any) -> None:
     """The grid, and the legend above the axes, where no point can be under it."""
     axis.grid(axis="y", alpha=0.3)
-    columns = len(axis.get_legend_handles_labels()[0])
+    columns = min(LEGEND_COLUMNS, len(axis.get_legend_handles_labels()[0]))
     above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
     axis.legend(fontsize=8, ncols=columns, handletextpad=0.1, columnspacing=1.0, **above)
 
