@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import rnnkit
+from rnnkit.backends.numba import layer as backend
 from rnnkit.backends.numba import plan, prepared
 from rnnkit.core import thread_pool
 from rnnkit.kernels.cpu import cache
