@@ -105,10 +105,10 @@ _ENVIRONMENT = (
         "nested",
     ),
     row(
-        "warmup: rows of length 0 are omitted",
+        "warmup: single steps are omitted",
         "rnnkit/warmup.py",
         "warm_up",
-        ", (1, [1, 0])):",
+        ", (1, None)):",
         "):",
         "tests/cpu/test_warmup.py",
         "warmup_does_not_compile",
