@@ -1,7 +1,7 @@
 """explain(module, input): what a call of one of these layers runs, why, and its memory.
 
 The module's own forward runs, with the operator `rnnkit::forward` replaced by one that notes its arguments and computes
-nothing. So what is said of autocast, parametrizations, packed sequences and transforms is what a call does.
+nothing. So autocast, parametrizations, packed sequences and transforms are described as a call would run them.
 """
 
 from __future__ import annotations
