@@ -154,7 +154,7 @@ def build(machine: _state.Machine) -> dict[str, types.ModuleType]:
             "cupy.cuda.memory",
             {n: getattr(_memory, n) for n in ("BaseMemory", "Memory", "PooledMemory", "UnownedMemory")}
             | {n: getattr(_pointers, n) for n in ("MemoryPointer", "MemoryPool", "PythonFunctionAllocator", "alloc")}
-            | {"using_allocator": _pointers.using_allocator, "OutOfMemoryError": _errors.OutOfMemoryError},
+            | {"OutOfMemoryError": _errors.OutOfMemoryError},
         ),
         "cupy.cuda.compiler": _module("cupy.cuda.compiler", {"CompileException": _errors.CompileException}),
         "cupy.cuda.nvrtc": _module("cupy.cuda.nvrtc", {"getVersion": lambda: NVRTC_VERSION}),
