@@ -113,7 +113,7 @@ class _LayersRecorded(_Layers):
 
 
 class _LayersBothModes(_Layers):
-    """`_Layers` with forward mode. torch.compile does not take a Function that has it."""
+    """`_Layers` with forward mode, for eager calls: see rnnkit/torch/transforms.py for traced ones."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
