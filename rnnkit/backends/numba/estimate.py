@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rnnkit.core.cells import Cell
+from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.simd import vector_bytes
 
 # FLOP per microsecond of one core in float32, by the bytes of its vectors: one multiply-add per cycle of 64 bytes, two
@@ -22,7 +23,8 @@ VECTOR_US = 0.02
 
 
 class Work(NamedTuple):
-    """A call as estimates and plans see it. R is P under projection, else H; N is the number of row-steps."""
+    """A call as estimates and plans see it. R is P under projection, else H; N is the number of row-steps; dtype is the
+    name of a format of kernels/cpu/formats.py."""
 
     cell: Cell
     dtype: str
@@ -36,8 +38,14 @@ class Work(NamedTuple):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a number."""
-        return 4 if self.dtype == "float32" else 8
+        """Bytes of a computed number: a sum, or a cell state."""
+        return int(formats(self.dtype).computed.itemsize)
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes of a packed weight."""
+        form = formats(self.dtype)
+        return form.word // 2 if form.paired else form.word
 
     @property
     def second_product(self) -> bool:
@@ -57,8 +65,8 @@ def step_us(work: Work, groups: int, units: int, members: int) -> float:
     flop = 2 * rows * gates * units * work.R
     if work.projected:
         flop += 2 * rows * work.H * work.R / members
-    weights = gates * units * work.R * work.itemsize
-    arithmetic = width * flop / FLOP_US[vector_bytes()]
+    weights = gates * units * work.R * work.weight_size
+    arithmetic = width * flop / _flop_us(work)
     stream = weights / _rate(weights)
     longer, shorter = max(arithmetic, stream), min(arithmetic, stream)
     time = longer + NOT_HIDDEN * max(0.0, 4 * shorter - 3 * longer)
@@ -69,8 +77,8 @@ def step_us(work: Work, groups: int, units: int, members: int) -> float:
 def input_us(work: Work) -> float:
     """Microseconds of the input's product on one thread. The threads share it evenly."""
     width, gates = work.itemsize / 4, work.cell.n_gates
-    weights = gates * work.H * work.I * work.itemsize
-    time = width * 2 * work.N * gates * work.H * work.I / FLOP_US[vector_bytes()]
+    weights = gates * work.H * work.I * work.weight_size
+    time = width * 2 * work.N * gates * work.H * work.I / _flop_us(work)
     return max(time, weights / _rate(weights)) if work.T == 1 else time
 
 
@@ -82,6 +90,11 @@ def shared_us(work: Work, groups: int, units: int, members: int) -> float:
 def call_us(work: Work) -> float:
     """Microseconds of a forward call on one thread."""
     return shared_us(work, 1, work.H, 1)
+
+
+def _flop_us(work: Work) -> float:
+    """FLOP per microsecond of one core, as if all numbers had 32 bits."""
+    return (2 if formats(work.dtype).dots else 1) * FLOP_US[vector_bytes()]
 
 
 def _rate(size: float) -> float:
