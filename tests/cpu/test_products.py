@@ -26,7 +26,7 @@ DTYPES = ("float32", "float64")
 @cache
 def entries(dtype: str) -> SimpleNamespace:
     """The kernels, which take addresses, as functions for Python."""
-    multiply, multiply_steps = products(dtype).product, products(dtype).product_steps
+    multiply, multiply_steps = products(dtype, dtype).product, products(dtype, dtype).product_steps
     large, pack_panels = large_products(dtype), packer(dtype)
     by_weights, of_time = large.rows_by_weights, large.over_time
 

@@ -31,7 +31,8 @@ Offsets = tuple[int, int, int]
 
 
 # What a forward saves, in bytes: see `SavedAddresses` of kernels/cpu/arguments.py. (values, offsets, others): values
-# (bytes,) uint8; offsets of h_prev, c_prev and operand from `values` on: in the same array, or in `others`. Not a named tuple, because making one takes 4% of a Cell's call.
+# (bytes,) uint8; offsets of h_prev, c_prev and operand from `values` on: in the same array, or in `others`. Not a named
+# tuple, because making one takes 4% of a Cell's call.
 SavedArrays = tuple[Array, Offsets, tuple[Array, ...]]
 
 
