@@ -101,7 +101,7 @@ def _memory_for_x(ready: Prepared, values: Array, reserve: Array | None, x: Arra
 def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
     """See `rnnkit.backends.Backend`: what the steps save, then x without padding if it is ragged."""
     _, _, I, H, R, N = sizes
-    size = sum(saved_parts(cell, dtype.stored, H, R, N))
+    size = sum(saved_parts(cell, dtype.stored, H, R, N, R != H))
     operands = operand_dtype(cell, dtype.stored)
     if ragged or operands != dtype.storage:
         size += whole_lines(N * I * operands.itemsize)
@@ -245,7 +245,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     T, B, I, H, R, N = sizes
     work = Work(cell, format_of(cell, dtype.stored), T, B, I, H, R, N, R != H)
     plan = plan_for(work, packing(T, B, None), thread_pool.threads_for(call_us(work)), False, False, keep)
-    saved = sum(saved_parts(cell, dtype.stored, H, R, N)) if keep else 0
+    saved = sum(saved_parts(cell, dtype.stored, H, R, N, R != H)) if keep else 0
     cached = not keep and memory.is_cached(plan.packed)
     own = plan.packed + 2 * memory.LINE if cached else 0
     resident = plan.workspace + (0 if cached else plan.packed) + memory.LINE

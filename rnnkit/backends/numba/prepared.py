@@ -119,14 +119,14 @@ def job(cell: Cell, dtype: str, backward: bool, one_step: bool) -> Any:
     return scan.make_backward(cell, dtype) if backward else scan.make_forward(cell, dtype)
 
 
-def saved_parts(cell: Cell, dtype: str, H: int, R: int, N: int) -> tuple[int, int, int, int]:
+def saved_parts(cell: Cell, dtype: str, H: int, R: int, N: int, projected: bool) -> tuple[int, int, int, int]:
     """Bytes of what a forward saves: of the cell, h_prev, c_prev, operand. N may be a symbol."""
     form = formats(format_of(cell, dtype))
     return (
         whole_lines(N * len(cell.saved) * H * form.stored.itemsize),
         whole_lines(N * R * form.operand.itemsize),
         whole_lines(N * H * form.computed.itemsize) if cell.has_c else 0,
-        whole_lines(N * H * form.operand.itemsize) if R != H or cell.resets_before else 0,
+        whole_lines(N * H * form.operand.itemsize) if projected or cell.resets_before else 0,
     )
 
 
@@ -142,7 +142,7 @@ def operand_dtype(cell: Cell, dtype: str) -> np.dtype:
 
 def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
     dtype = formats(work.dtype).stored.dtype
-    parts = saved_parts(work.cell, dtype, work.H, work.R, work.N)
+    parts = saved_parts(work.cell, dtype, work.H, work.R, work.N, work.projected)
     operands = operand_dtype(work.cell, dtype)
     h_prev, c_prev, operand, size = accumulate(parts)
     return Prepared(
