@@ -20,6 +20,7 @@ import numpy as np
 import rnnkit
 from bench.grid import Point
 from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import resolve_dtype
 from rnnkit.testing import error_ratio
 
 FORWARD_NAMES = ("y", "h_n", "c_n")
@@ -82,8 +83,9 @@ def checked_rows(point: Point) -> np.ndarray | None:
 
 
 def make_problem(point: Point, dtype: str | None = None) -> Problem:
-    """The inputs of a point, in `dtype` where it is given and otherwise in the point's own."""
-    storage = np.dtype(dtype or point.dtype)
+    """The inputs of a point, in `dtype` where it is given, else in the point's own: the same numbers in both."""
+    given = resolve_dtype(point.dtype).storage
+    storage = given if dtype is None else np.dtype(dtype)
     rng = np.random.default_rng([point.T, point.B, point.I, point.H, point.layers, point.directions, point.P])
     T = point.T
     B = point.B
@@ -92,10 +94,14 @@ def make_problem(point: Point, dtype: str | None = None) -> Problem:
     bound = 1 / math.sqrt(point.H)
 
     def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32).astype(storage, copy=False)
+        return numbers(rng.standard_normal(shape, dtype=np.float32))
+
+    def numbers(a: np.ndarray) -> np.ndarray:
+        rounded = a if given.itemsize >= a.itemsize else a.astype(given)
+        return rounded.astype(storage, copy=False)
 
     params = {
-        name: rng.uniform(-bound, bound, shape).astype(np.float32).astype(storage, copy=False)
+        name: numbers(rng.uniform(-bound, bound, shape).astype(np.float32))
         for name, shape in param_shapes(point).items()
     }
     widths = (R, point.H)[: len(CELLS[point.cell].states)]
@@ -165,7 +171,7 @@ def check(point: Point, oracle: Oracle, got: dict[str, np.ndarray]) -> dict[str,
     errors = {}
     for name, want in oracle.wanted(point).items():
         a = got.get(name)
-        if a is None or a.shape != want.shape or a.dtype != np.dtype(point.dtype):
+        if a is None or a.shape != want.shape or a.dtype != resolve_dtype(point.dtype).storage:
             errors[name] = math.inf
         else:
             errors[name] = error_ratio(a, want, point.dtype, "forward" if name in FORWARD_NAMES else "backward")

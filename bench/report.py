@@ -15,6 +15,7 @@ from bench import peak_shares
 from bench.grid import Point
 from bench.result_file import Document, gflops, sequences_per_s, spread
 from bench.table import aligned
+from rnnkit.core.dtypes import resolve_dtype
 
 NOISY = 0.2
 BUSY = 1.0
@@ -77,7 +78,7 @@ def _head(document: Document) -> Iterator[str]:
     for what, key in (("np.matmul", "gflops"), ("multiply-add peak", "fma_gflops")):
         rates = ", ".join(f"{rate:.0f} on {n}" for n, rate in document["ceiling"].get(key, {}).items())
         if rates:
-            yield f"{what} {document['dtype']} GFLOP/s, by threads: {rates}"
+            yield f"{what} {resolve_dtype(document['dtype']).computed} GFLOP/s, by threads: {rates}"
     reads = ", ".join(f"{level} {rate:.0f}" for level, rate in document["ceiling"].get("read_gb_s", {}).items())
     if reads:
         yield f"read by one core, GB/s: {reads}"

@@ -38,6 +38,7 @@ from bench.problem import Oracle, check
 from bench.result_file import SCHEMA, Document, ok_result
 from bench.resume import begun, remaining
 from bench.worker_pool import Pool
+from rnnkit.core.dtypes import resolve_dtype
 
 # Seconds after which a worker is killed and the point counts as failed.
 PREPARE_SECONDS = 300.0
@@ -91,7 +92,7 @@ def run(settings: Settings, points: list[Point], left_out: list[tuple[Point, str
         old = begun(settings.resume, document) if settings.resume else None
         if old is None:
             say("measuring the ceiling (multiply-adds, np.matmul, reading)")
-            document["ceiling"] = machine.ceiling(settings.dtype, settings.threads)
+            document["ceiling"] = machine.ceiling(resolve_dtype(settings.dtype).computed, settings.threads)
         else:
             document = old
         yield document

@@ -19,6 +19,7 @@ from bench.peers import Absent, Prepared
 from bench.problem import Problem, name_states
 from rnnkit.backends import BACKENDS
 from rnnkit.core.cells import CELLS
+from rnnkit.torch.arrays import as_array, as_tensor
 
 VIA_TORCH, COMPILED = "via torch", "via torch, compiled"
 
@@ -65,12 +66,12 @@ class Torch:
         point = problem.point
         names = CELLS[problem.point.cell].states
         module = self.module(point)
-        params = {name: torch.from_numpy(p) for name, p in problem.params.items()}
+        params = {name: as_tensor(p) for name, p in problem.params.items()}
         module.load_state_dict(dict(module.named_buffers()) | params)
-        x = torch.from_numpy(problem.x)
-        dy = torch.from_numpy(problem.dy)
-        states = tuple(map(torch.from_numpy, problem.state0))
-        ends = tuple(map(torch.from_numpy, problem.dstate_n))
+        x = as_tensor(problem.x)
+        dy = as_tensor(problem.dy)
+        states = tuple(map(as_tensor, problem.state0))
+        ends = tuple(map(as_tensor, problem.dstate_n))
         h0 = states[0] if len(states) == 1 else states
         run = self.caller(module, problem.lengths)
 
@@ -140,4 +141,4 @@ class ViaTorch(Torch):
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
+    return as_array(tensor.detach())
