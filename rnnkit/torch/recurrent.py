@@ -7,6 +7,7 @@ trace any instance of those. `rnnkit.torch.subclasses` has layers for code that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -135,19 +136,9 @@ class Layers(nn.RNNBase):
         """The weights as they are now: parameters, or what a parametrization or another tool put in their place."""
         if torch.compiler.is_compiling():
             return [getattr(self, name) for name in self._flat_weights_names]
-        self._update_flat_weights()
+        if not all(map(is_, self._flat_weights, map(self._parameters.get, self._flat_weights_names))):
+            self._update_flat_weights()
         return self._flat_weights
-
-    def _weights_have_changed(self) -> bool:
-        """As torch.nn's, in a quarter of the time."""
-        parameters = self._parameters
-        for reference, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
-            weight = parameters.get(name)
-            if weight is None:
-                weight = getattr(self, name, None)
-            if weight is not None and reference is not None and reference() is not weight:
-                return True
-        return False
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget(self._flat_weights)
