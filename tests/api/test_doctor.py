@@ -38,17 +38,8 @@ def one_thread_setting(monkeypatch: pytest.MonkeyPatch):
 def test_the_text_lists_what_works_and_reports_no_fault(capsys) -> None:
     assert doctor.main([]) == 0
     output = capsys.readouterr().out
-    for word in (
-        "versions",
-        "rnnkit 0.1.0",
-        "numba ",
-        "-byte vectors",
-        "threads",
-        "rates",
-        "__pycache__",
-        "current",
-        "gpu",
-    ):
+    words = ("versions", "rnnkit 0.1.0", "numba ", "-byte vectors", "threads", "rates", "__pycache__", "current", "gpu")
+    for word in words:
         assert word in output, word
     assert "numpy (the NumPy oracle): runs here" in output
     assert "numba on cpu: ok, worst error" in output

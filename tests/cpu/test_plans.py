@@ -217,6 +217,13 @@ def first_unit(width: int, members: int, member: int) -> int:
     return int(_compiled_first_unit()(width, members, member))
 
 
+def test_the_largest_group_decides_the_time() -> None:
+    three, four = (estimate.step_us(work_of("lstm", 64, B, 256), 2, 256, 1) for B in (3, 4))
+    assert three == four
+    ragged = work_of("lstm", 64, 4, 256, N=64 * 3)
+    assert estimate.step_us(ragged, 2, 256, 1) < four
+
+
 def test_a_choice_for_more_threads_is_at_hand_for_fewer() -> None:
     # So a call that gets only as many threads as its plan uses, gets that plan.
     for (cell, T, B, H), threads in product(GRID, (5, 16, 64)):
