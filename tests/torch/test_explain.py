@@ -143,6 +143,7 @@ def test_it_names_what_the_plain_layer_names(make: Any, kernel: str) -> None:
     assert kernel in said.kernel
     names = ("backend", "kernel", "device", "dtype", "threads", "workspace_bytes", "kept_bytes", "why", "threads_why")
     assert [getattr(said, name) for name in names] == [getattr(of_plain, name) for name in names]
+    assert said.rates == of_plain.rates is not None
 
 
 def test_sixteen_bits_and_autocast_are_said() -> None:
