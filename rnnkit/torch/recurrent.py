@@ -79,8 +79,9 @@ class Layers(nn.RNNBase):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
         batched = dimensions == 3
-        states = self._states_given(hx, not batched)
-        if states is not None:
+        states = None
+        if hx is not None:
+            states = self._states_given(hx, not batched)
             checks.dimensions(dimensions, states)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -97,7 +98,7 @@ class Layers(nn.RNNBase):
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        states = self._states_given(hx, False)
+        states = None if hx is None else self._states_given(hx, False)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
         # torch.compile cannot read B from batch_sizes.
@@ -122,12 +123,12 @@ class Layers(nn.RNNBase):
         layout: packed.Layout | None,
     ) -> tuple[Tensor, States]:
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
-        if states is None:
-            states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
-        x, states, weights = under_autocast(x, states, weights)
-        checks.one_kind(x, states, weights[0])
+        x, states, weights = under_autocast(x, states or (), weights)
+        weight = weights[0]
+        if states or x.dtype is not weight.dtype or x.device != weight.device:
+            checks.one_kind(x, states, weight)
         masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
         return run(stack, x, states, weights, masks, lengths)
 
     def _weights(self) -> list[Tensor]:
@@ -175,10 +176,8 @@ class Layers(nn.RNNBase):
 
     # Checks and layouts
 
-    def _states_given(self, hx: Any, unbatched: bool) -> States | None:
+    def _states_given(self, hx: Any, unbatched: bool) -> States:
         """hx as a tuple of tensors."""
-        if hx is None:
-            return None
         if len(self.state_names) == 2:
             return checks.pair(hx, unbatched, 3)
         checks.tensor("hx", hx)

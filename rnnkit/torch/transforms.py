@@ -14,8 +14,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from rnnkit.core.cells import CELLS
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.autograd import _Layers, _LayersBackward
+from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LIBRARY
 
 _FORWARD = torch.ops.rnnkit.forward.default
@@ -36,11 +38,11 @@ def _forward_recorded(
 ) -> list[Tensor]:
     """`rnnkit::forward` under autograd. If a gradient is asked for, it keeps what backward needs, whatever `keep`."""
     tensors = (x, *state0, *masks, *weights)
-    arguments = (cell, backend, bidirectional, len(masks), lengths, *tensors)
+    arguments = (Stack(cell, backend, bidirectional, len(masks), len(state0)), lengths, *tensors)
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
         results = _apply(_LayersAtLevel, arguments)
-        return list(results if keep else results[: 1 + len(state0)])
+        return list(results if keep else results[: 1 + len(CELLS[cell].states)])
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (x, state0, weights, masks, lengths)
         return _FORWARD(*of_call, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
@@ -64,9 +66,8 @@ def _backward_recorded(
     tensors = (dy, *dstate_n, x, *state0, *masks, *weights)
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
-        return list(
-            _apply(_LayersBackwardAtLevel, (cell, backend, bidirectional, len(masks), lengths, reserve, *tensors))
-        )
+        arguments = (Stack(cell, backend, bidirectional, len(masks), len(state0)), lengths, reserve, *tensors)
+        return list(_apply(_LayersBackwardAtLevel, arguments))
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (dy, dstate_n, x, state0, weights, masks, lengths, reserve)
         return _BACKWARD(*of_call, cell=cell, backend=backend, bidirectional=bidirectional)
