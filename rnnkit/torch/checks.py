@@ -94,7 +94,7 @@ def pair(hx: Any, unbatched: bool, batched: int) -> tuple[Tensor, Tensor]:
 def dimensions(expected: int, states: Sequence[Tensor]) -> None:
     """The states have as many dimensions as the input."""
     dims = [s.dim() for s in states]
-    if dims.count(expected) == len(dims):
+    if dims == [expected] * len(dims):
         return
     kind = "batched 3-D" if expected == 3 else "unbatched 2-D"
     if len(states) == 1:
