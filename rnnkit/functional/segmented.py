@@ -13,7 +13,7 @@ from rnnkit.core.cells import Array, State, Weights
 from rnnkit.core.devices import array_module
 from rnnkit.core.mixed_precision import narrow, wide
 from rnnkit.functional import stack
-from rnnkit.functional.segments import Group, Pairs, Segments
+from rnnkit.functional.segments import Group, Repeats, Segments
 from rnnkit.functional.stack import Directions, StackCall
 
 
@@ -30,7 +30,7 @@ def forward(call: StackCall, segments: Segments, reset_state: State | None) -> t
     """y, state_n and what `backward` needs, as `stack.forward`. reset_state: as state0, or None for zeros."""
     x = call.x
     T, B, _ = x.shape
-    segments = segments.beside(x)
+    segments = segments.on(array_module(x))
     directions = len(call.layers[0])
     starts = [
         segment_states(s, None if reset_state is None else reset_state[k], segments, directions)
@@ -49,11 +49,7 @@ def forward(call: StackCall, segments: Segments, reset_state: State | None) -> t
         ys.append(y)
         ends.append(end)
         saved.append(own)
-    y = ungrouped(ys, segments, T, B)
-    if segments.repeats is not None:
-        flat = y.reshape(T * B, -1)
-        for part, repeats in _columns(flat, directions, segments.repeats):
-            part[repeats.steps] = part[repeats.source]
+    y = outputs(ys, segments, T, B)
     state_n = tuple([row_states(_joined(of_all), segments, directions) for of_all in zip(*ends, strict=True)])
     if not call.keep:
         return y, state_n, None
@@ -67,22 +63,20 @@ def backward(
     segments = saved.segments
     T, B, _ = saved.shape
     directions = len(layers[0])
-    if dy is not None and segments.repeats is not None:
-        dy = _summed_repeats(dy, directions, segments)
-    dends = [_segment_gradients(d, segments, directions) for d in dstate_n]
+    dys = [None] * len(segments.groups) if dy is None else output_gradients(dy, segments)
+    dends = [row_state_gradients(d, segments, directions) for d in dstate_n]
     dxs, dstarts, grads = [], [], None
-    for group, own in zip(segments.groups, saved.groups, strict=True):
-        dy_group = None if dy is None else grouped(dy, group)
+    for group, own, dy_group in zip(segments.groups, saved.groups, dys, strict=True):
         ends = tuple([d[:, group.first : group.last] for d in dends])
         dx, dstart, dw = stack.backward(own, dy_group, ends, layers)
         dxs.append(dx)
         dstarts.append(dstart)
         grads = _wide(dw) if grads is None else _added(grads, dw)
     joined = [_joined(of_all) for of_all in zip(*dstarts, strict=True)]
-    dstate0 = tuple([_start_gradients(d, segments, directions) for d in joined])
+    dstate0 = tuple([start_gradients(d, segments, directions) for d in joined])
     dreset = None
     if saved.from_reset_state:
-        dreset = tuple([_reset_gradients(d, segments, directions, B) for d in joined])
+        dreset = tuple([reset_gradients(d, segments, directions) for d in joined])
     return ungrouped(dxs, segments, T, B), dstate0, dreset, _narrow(grads, layers)
 
 
@@ -113,27 +107,32 @@ def ungrouped(parts: list[Array], segments: Segments, T: int, B: int) -> Array:
     return whole.reshape(T, B, -1)
 
 
-def _columns(flat: Array, directions: int, of_each: list[Any]) -> list[tuple[Array, Any]]:
+def outputs(parts: list[Array], segments: Segments, T: int, B: int) -> Array:
+    """y (T, B, D*R) of the caller, from that of each group."""
+    y = ungrouped(parts, segments, T, B)
+    if segments.repeats is not None:
+        for columns, repeats in _columns(y.reshape(T * B, -1), segments.repeats):
+            columns[repeats.steps] = columns[repeats.source]
+    return y
+
+
+def output_gradients(dy: Array, segments: Segments) -> list[Array]:
+    """The transpose of `outputs`: gradients of repeated outputs are added to those of the outputs that they repeat."""
+    if segments.repeats is not None:
+        xp: Any = array_module(dy)
+        T, B, width = dy.shape
+        flat = xp.array(wide(dy), order="C").reshape(T * B, width)
+        for columns, repeats in _columns(flat, segments.repeats):
+            for to, source in repeats.sums:
+                columns[to] += columns[source]
+        dy = narrow(flat.reshape(T, B, width), dy.dtype)
+    return [grouped(dy, group) for group in segments.groups]
+
+
+def _columns(flat: Array, of_each: list[Repeats]) -> list[tuple[Array, Repeats]]:
     """(T*B, D*R) as the columns of each direction, with what belongs to it."""
-    R = flat.shape[1] // directions
+    R = flat.shape[1] // len(of_each)
     return [(flat[:, d * R : (d + 1) * R], value) for d, value in enumerate(of_each)]
-
-
-def _summed_repeats(dy: Array, directions: int, segments: Segments) -> Array:
-    """dy with the gradients of repeated outputs added to those of the outputs that they repeat."""
-    xp: Any = array_module(dy)
-    T, B, width = dy.shape
-    flat = xp.array(wide(dy), order="C").reshape(T * B, width)
-    assert segments.repeats is not None
-    for part, repeats in _columns(flat, directions, segments.repeats):
-        _add_pairs(part, repeats.sums)
-    return narrow(flat.reshape(T, B, width), dy.dtype)
-
-
-def _add_pairs(a: Array, pairs: Pairs) -> None:
-    """Sums runs of rows of `a` (N, K) into their first: see `Pairs`."""
-    for to, source in pairs:
-        a[to] += a[source]
 
 
 # States: (L*D, B, ·) of the caller and (L*D, S, ·) of the segments
@@ -162,7 +161,7 @@ def row_states(states: Array, segments: Segments, directions: int) -> Array:
     return found
 
 
-def _segment_gradients(dstate_n: Array, segments: Segments, directions: int) -> Array:
+def row_state_gradients(dstate_n: Array, segments: Segments, directions: int) -> Array:
     """The transpose of `row_states`."""
     xp: Any = array_module(dstate_n)
     slots, _, width = dstate_n.shape
@@ -172,7 +171,7 @@ def _segment_gradients(dstate_n: Array, segments: Segments, directions: int) -> 
     return found
 
 
-def _start_gradients(dstates: Array, segments: Segments, directions: int) -> Array:
+def start_gradients(dstates: Array, segments: Segments, directions: int) -> Array:
     """The gradient of the initial state: zero for rows that do not start from it."""
     xp: Any = array_module(dstates)
     slots, _, width = dstates.shape
@@ -182,12 +181,12 @@ def _start_gradients(dstates: Array, segments: Segments, directions: int) -> Arr
     return found
 
 
-def _reset_gradients(dstates: Array, segments: Segments, directions: int, B: int) -> Array:
+def reset_gradients(dstates: Array, segments: Segments, directions: int) -> Array:
     """The gradient of the reset state: for each row the sum over the segments that start from it."""
     xp: Any = array_module(dstates)
     slots, _, width = dstates.shape
     by_segment = xp.array(wide(dstates))
-    found = xp.zeros((slots, B, width), by_segment.dtype)
+    found = xp.zeros((slots, len(segments.ends[0].ends), width), by_segment.dtype)
     for d, (pairs, firsts, rows) in enumerate(segments.row_sums):
         part = by_segment[d::directions]
         for to, source in pairs:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit.core.cells import Array
-from rnnkit.core.devices import array_module
 
 # The most steps of a group, padding included, as a multiple of its live steps.
 MOST_PADDED = 2
@@ -87,9 +86,8 @@ class Segments(NamedTuple):
     row_sums: list[tuple[Pairs, Array, Array]]
     repeats: list[Repeats] | None
 
-    def beside(self, x: Array) -> Segments:
-        """The same tables on the device of x."""
-        xp: Any = array_module(x)
+    def on(self, xp: Any) -> Segments:
+        """The same tables as arrays of NumPy or CuPy, then on the current device."""
         return self if xp is np else _mapped(self, xp.asarray)
 
 

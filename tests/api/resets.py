@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import rnnkit
 from rnnkit.core.cells import Weights
+from rnnkit.core.devices import to_numpy
 from rnnkit.functional import stack
 from rnnkit.nn.rnn import PARTS
 from tests.helpers import parts, randn, random_state
@@ -110,4 +110,9 @@ def trained(layer: Any, given: Inputs, dy: Any, dstate: Any) -> dict[str, np.nda
     for name, d in zip(("dstate0", "dreset_state"), dstates, strict=False):
         found |= {f"{name}[{k}]": s for k, s in enumerate(parts(d))}
     found |= {f"grad {name}": g for name, g in layer.grads.items()}
-    return {name: np.array(rnnkit.core.devices.to_numpy(value)) for name, value in found.items()}
+    return {name: np.array(to_numpy(value)) for name, value in found.items()}
+
+
+def kind_of(name: str) -> str:
+    """Whose tolerance a result of `trained` has."""
+    return "forward" if name == "y" or name.startswith("state_n") else "backward"

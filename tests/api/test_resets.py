@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnkit
-from rnnkit.functional.segments import MOST_PADDED, segments
+from rnnkit.functional.segments import segments
 from rnnkit.testing import assert_close
-from tests.api.resets import Inputs, by_steps, drawn_masks, inputs, trained
+from tests.api.resets import Inputs, by_steps, drawn_masks, inputs, kind_of, trained
 from tests.helpers import LAYERS, assert_same, parts, randn, random_state, refused, share_everything, slow_except
 
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -112,7 +112,7 @@ def test_compiled_results_are_the_oracles(
     got = trained(layer, given, dy, dends)
     assert len(segments(33, 6, 1, lengths=given.lengths, resets=given.resets, mask=given.mask).groups) > 1
     for name, value in want.items():
-        assert_close(name, got[name], value, dtype, "backward" if "d" in name[:2] or "grad" in name else "forward")
+        assert_close(name, got[name], value, dtype, kind_of(name))
 
 
 def cast(value: Any, dtype: str) -> Any:
@@ -207,7 +207,7 @@ def test_memory_is_that_of_the_live_steps(case: str) -> None:
     else:
         mask[1:, 1:] = False
     found = segments(T, B, 2, resets=resets, mask=mask)
-    assert sum(g.steps * (g.last - g.first) for g in found.groups) <= MOST_PADDED * found.row_steps
+    assert sum(g.steps * (g.last - g.first) for g in found.groups) <= 2 * found.row_steps
     assert sum(g.steps for g in found.groups) <= 2 * T
 
 
@@ -227,7 +227,7 @@ def test_tables_place_each_live_step_once(data: Any) -> None:
     source = np.concatenate([g.source for g in found.groups])
     np.testing.assert_array_equal(source[found.place[live.ravel()]], np.flatnonzero(live))
     np.testing.assert_array_equal(found.empty, np.flatnonzero(~live))
-    assert len(source) <= MOST_PADDED * max(found.row_steps, 1)
+    assert len(source) <= 2 * max(found.row_steps, 1)
     assert [g.first for g in found.groups[1:]] == [g.last for g in found.groups[:-1]]
     assert found.groups[-1].last == found.total
 
@@ -357,7 +357,7 @@ def test_16_bit_sums_are_rounded_once(dtype: str, rng: np.random.Generator) -> N
     want = trained(oracle, given, dy.astype("float64"), dends.astype("float64"))
     got = trained(layer, small, dy, dends)
     for name, value in want.items():
-        assert_close(name, got[name], value, dtype, "backward" if "d" in name[:2] or "grad" in name else "forward")
+        assert_close(name, got[name], value, dtype, kind_of(name))
 
 
 # Bad arguments
