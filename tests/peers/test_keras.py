@@ -226,15 +226,32 @@ def any_mask(rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
-@pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize("name", CELLS)
-def test_any_mask_of_stacked_bidirectional_layers(name: str, zeros: bool, rng: np.random.Generator) -> None:
-    """Keras hands the mask on to the second layer."""
+def test_any_mask_of_both_directions(name: str, rng: np.random.Generator) -> None:
+    """With repeated outputs, which Keras' Bidirectional does not have: its layers in both directions, concatenated."""
     config = CONFIGS[name]
-    first = keras_layer(config, rng, wrap={}, return_state=False, zero_output_for_mask=zeros)
-    second = keras.layers.Bidirectional(
-        getattr(keras.layers, config.kind)(U, return_sequences=True, zero_output_for_mask=zeros, **config.keras)
-    )
+    there = keras_layer(config, rng, return_state=False)
+    back = keras_layer(config, rng, return_state=False, go_backwards=True)
+    x, mask = randn(rng, B, T, I), any_mask(rng)
+    dy = randn(rng, B, T, 2 * U)
+    given = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+    sides = [layer(given, mask=torch.from_numpy(mask)) for layer in (there, back)]
+    want = torch.cat([sides[0], sides[1].flip(1)], -1)
+    torch.autograd.backward(want, torch.tensor(dy, dtype=torch.float32))
+    ours = rnnkit_layer(config, bidirectional=True)
+    weights = [*there.get_weights(), *back.get_weights()]
+    ours.load_state_dict(from_keras(weights, config.kind, **config.arguments, bidirectional=True))
+    y, _ = ours(x, mask=mask)
+    assert_close("y", y, numpy(want), "float32")
+    assert_close("dx", ours.backward(dy)[0], given.grad.numpy(), "float32", "backward")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_any_mask_of_stacked_bidirectional_layers(name: str, rng: np.random.Generator) -> None:
+    """Keras' Bidirectional always writes zeros. The mask is the second layer's too."""
+    config = CONFIGS[name]
+    first = keras_layer(config, rng, wrap={}, return_state=False)
+    second = keras.layers.Bidirectional(getattr(keras.layers, config.kind)(U, return_sequences=True, **config.keras))
     second.build((B, T, 2 * U))
     second.set_weights([0.6 * randn(rng, *w.shape) for w in second.get_weights()])
     x, dy, mask = randn(rng, B, T, I), randn(rng, B, T, 2 * U), any_mask(rng)
@@ -248,7 +265,7 @@ def test_any_mask_of_stacked_bidirectional_layers(name: str, zeros: bool, rng: n
         for k, layer in enumerate((first, second))
     )
     ours.load_state_dict(state | above)
-    y, _ = ours(x, mask=mask, zero_output_for_mask=zeros)
+    y, _ = ours(x, mask=mask, zero_output_for_mask=True)
     assert_close("y", y, numpy(want), "float32")
     assert_close("dx", ours.backward(dy)[0], given.grad.numpy(), "float32", "backward")
 
