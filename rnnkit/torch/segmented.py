@@ -27,10 +27,11 @@ _WIDENED = (torch.float16, torch.bfloat16)
 
 def on_host(flags: StepFlags) -> StepFlags:
     """The flags with arrays on the host in place of tensors. Tensors on a device are copied, which synchronises."""
-    return flags._replace(resets=_host("resets", flags.resets), mask=_host("mask", flags.mask))
+    return flags._replace(resets=on_host_array("resets", flags.resets), mask=on_host_array("mask", flags.mask))
 
 
-def _host(name: str, value: Any) -> Any:
+def on_host_array(name: str, value: Any) -> Any:
+    """The value as an array on the host if it is a tensor, else as it is. name: for an error."""
     if not isinstance(value, torch.Tensor):
         return value
     _refuse_traced(name, value)
