@@ -111,28 +111,42 @@ def segments(
     masked = not np.array_equal(live, inside)
     if not masked and not reset.any():
         return None
+    if not masked and not reset[:, 1:].any():
+        return _whole_rows(T, lengths, int(inside.sum()), reset[:, 0], directions)
     of_row = _of_rows(reset, live)
-    keeps_shape = not masked and not reset[:, 1:].any()
-    order = np.arange(B) if keeps_shape else _order(of_row)
-    lengths_of = of_row.lengths[order]
+    order = _order(of_row)
     found = np.full(len(of_row.lengths), -1)
     found[order] = np.arange(len(order))
-    if keeps_shape:
-        groups = [Group(0, B, T, lengths, None)]  # the rows as they are, some of which start anew
-        place = None
-    else:
-        groups, place = _groups(lengths_of, found, of_row, live)
+    groups, place = _groups(of_row.lengths[order], found, of_row, live)
     ends = [_ends(of_row, found, T, direction == 1) for direction in range(directions)]
     return Segments(
         total=len(order),
         row_steps=int(live.sum()),
         groups=groups,
         place=place,
-        empty=np.flatnonzero(~live.T) if place is not None else np.zeros(0, int),
+        empty=np.flatnonzero(~live.T),
         rows=of_row.rows[order],
         ends=ends,
         row_sums=[_row_sums(of_row, found, e) for e in ends],
         repeats=[_repeats(of_row, live, inside, d == 1) for d in range(directions)] if masked and repeat else None,
+    )
+
+
+def _whole_rows(T: int, lengths: np.ndarray | None, row_steps: int, resets: np.ndarray, directions: int) -> Segments:
+    """The rows as they are, of which some start from the reset state. resets: (B,), of the first step."""
+    rows = np.arange(len(resets))
+    goes_on, begins = np.flatnonzero(~resets), np.flatnonzero(resets)
+    nothing = begins[:0]
+    return Segments(
+        total=len(rows),
+        row_steps=row_steps,
+        groups=[Group(0, len(rows), T, lengths, None)],
+        place=None,
+        empty=nothing,
+        rows=rows,
+        ends=[Ends(goes_on, goes_on, rows), Ends(rows, rows, rows)][:directions],
+        row_sums=[([], begins, begins), ([], nothing, nothing)][:directions],
+        repeats=None,
     )
 
 
