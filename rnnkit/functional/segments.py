@@ -137,6 +137,7 @@ def _whole_rows(T: int, lengths: np.ndarray | None, row_steps: int, resets: np.n
     rows = np.arange(len(resets))
     goes_on, begins = np.flatnonzero(~resets), np.flatnonzero(resets)
     nothing = begins[:0]
+    no_sums: Pairs = []
     return Segments(
         total=len(rows),
         row_steps=row_steps,
@@ -145,7 +146,7 @@ def _whole_rows(T: int, lengths: np.ndarray | None, row_steps: int, resets: np.n
         empty=nothing,
         rows=rows,
         ends=[Ends(goes_on, goes_on, rows), Ends(rows, rows, rows)][:directions],
-        row_sums=[([], begins, begins), ([], nothing, nothing)][:directions],
+        row_sums=[(no_sums, begins, begins), (no_sums, nothing, nothing)][:directions],
         repeats=None,
     )
 
