@@ -79,6 +79,7 @@ _ROWS = (
     *pointwise_kernels("forward_begin", "forward_end", "backward_begin", "backward_end", "pack_rows", "unpack_rows"),
     Kernel("column_sums", (32, 8, 1)),
     *pointwise_kernels("add_parts"),
+    Kernel("transpose", (32, 8, 1)),
     Kernel("set_call", (1, 1, 1)),
 )
 

@@ -12,13 +12,13 @@ from rnnkit.backends.cupy import arena as arenas
 from rnnkit.backends.cupy import stepwise_launch
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import address, contiguous, i32, packing_table
+from rnnkit.backends.cupy.launcher import address, contiguous, i32, packing_table, units_aligned
 from rnnkit.backends.cupy.modules import over, sums_down
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import Saved, SavedStates, saved_bytes
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import STORAGES, Build
-from rnnkit.backends.cupy.stepwise_buffers import workspace_sizes
+from rnnkit.backends.cupy.stepwise_buffers import k_major, workspace_sizes
 from rnnkit.backends.cupy.stepwise_launch import StepLauncher
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
 from rnnkit.core.cells import Array, Cell, State, Weights
@@ -41,7 +41,11 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     import cupy
 
     arena = arenas.current()
-    y = (cupy.zeros if p.ragged or not p.N else cupy.empty)((p.T, p.B, p.R), p.dtype.storage)
+    y = call.out
+    if y is None or y.strides[2] != p.storage_bytes:
+        y = cupy.empty((p.T, p.B, p.R), p.dtype.storage)
+    if p.ragged or not p.N:
+        y.fill(0)
     state0 = contiguous(call.state0)
     weights = Weights(*contiguous(call.weights))
     states = SavedStates.empty(p) if call.keep else SavedStates()
@@ -52,12 +56,14 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     x = launcher.packed(call.x)
     state_n = tuple(cupy.empty_like(s) for s in state0)
     launcher.forward_begin(state0, weights)
+    operands = launcher.operands(weights)
     for chunk in p.chunks():
         gates = launcher.compute_matrix("gates", p.GH)
         rows = launcher.array(x).at(chunk.n0)
         launcher.products.rows_by_weights(rows, launcher.array(weights.w_ih), gates, chunk.N, p.GH, p.I)
-        launcher.set_call(chunk, y, states, None)
-        launcher.forward_steps(chunk, weights)
+        for segment in chunk.segments():
+            launcher.set_call(segment.t0, chunk.n0, y, states, None)
+            launcher.forward_steps(segment, operands)
     launcher.forward_end(state_n)
     return y, state_n, Saved(x, states, table)
 
@@ -70,21 +76,22 @@ def backward(p: Problem, call: BackwardCall) -> Gradients:
     arena = arenas.current()
     dstate_n = contiguous(call.dstate_n)
     weights = Weights(*contiguous(call.weights))
-    if not p.N:
-        dx = cupy.zeros((p.T, p.B, p.I), p.dtype.storage)
-        nothing = Weights(*(None if w is None else cupy.zeros_like(w) for w in weights))
-        return Gradients(dx, tuple(d.copy() for d in dstate_n), nothing)
+    into = None if call.cache is None else call.cache.grads
     dx = cupy.empty((p.T, p.B, p.I), p.dtype.storage)
+    if not p.N:
+        dx.fill(0)
+        nothing = Weights(*(None if w is None or into is not None else cupy.zeros_like(w) for w in weights))
+        return Gradients(dx, tuple(d.copy() for d in dstate_n), nothing)
     launcher = StepLauncher(p, arena, workspace_sizes(p, backward=True), saved.packing_table)
-    sums = _WeightSums(launcher, weights)
+    sums = _WeightSums(launcher, weights, into)
     launcher.backward_begin(dstate_n)
-    dy = call.dy
-    if dy is not None and dy.strides[2] != p.storage_bytes:
-        dy = cupy.ascontiguousarray(dy)
+    operands = launcher.operands(weights, k_major(p))
+    dy = units_aligned(call.dy)
     dx_packed = cupy.empty((p.N, p.I), p.dtype.storage) if p.ragged else dx
     for chunk in p.chunks(backward=True):
-        launcher.set_call(chunk, None, saved.states, dy)
-        launcher.backward_steps(chunk, weights)
+        for segment in chunk.segments(backward=True):
+            launcher.set_call(segment.t0, chunk.n0, None, saved.states, dy)
+            launcher.backward_steps(segment, operands)
         sums.add(chunk, saved)
         dgates = launcher.storage_matrix("dgates_x", p.GH)
         rows = launcher.array(dx_packed).at(chunk.n0)
@@ -97,18 +104,21 @@ def backward(p: Problem, call: BackwardCall) -> Gradients:
 
 
 class _WeightSums:
-    """The weights' gradients, summed chunk by chunk. A long sum is computed in slices, which are added without loss."""
+    """The weights' gradients, summed chunk by chunk. A long sum is computed in slices, which are added without loss.
 
-    def __init__(self, launcher: StepLauncher, weights: Weights) -> None:
+    into: the arrays that the gradients are added to, or None for new ones.
+    """
+
+    def __init__(self, launcher: StepLauncher, weights: Weights, into: Weights | None) -> None:
         import cupy
 
         self.launcher = launcher
         self.done = 0  # row-steps summed
+        self.adds = into is not None
         # If both biases have the same gradient, it is summed once.
         splits = launcher.p.cell.splits_sides
-        self.copies_bias = not splits and weights.b_ih is not None and weights.b_hh is not None
-        summed = weights._replace(b_hh=None) if self.copies_bias else weights
-        self.results = Weights(*(None if w is None else cupy.empty_like(w) for w in summed))
+        self.shares_bias = not splits and weights.b_ih is not None and weights.b_hh is not None
+        self.results = into or Weights(*(None if w is None else cupy.empty_like(w) for w in weights))
 
     def add(self, chunk: Chunk, saved: Saved) -> None:
         """Adds the gradients of the chunk whose steps have just run."""
@@ -128,7 +138,7 @@ class _WeightSums:
             dprojected = launcher.storage_matrix("dprojected", p.R)
             self._add_product("w_hr", 0, dprojected, launcher.array(states.operand).at(n0), p.R, N)
         for name, d in (("b_ih", dgates_x), ("b_hh", dgates_h)):
-            if getattr(self.results, name) is not None:
+            if getattr(self.results, name) is not None and not (self.shares_bias and name == "b_hh"):
                 self._add_columns(name, d, N)
         self.done += N
 
@@ -140,7 +150,7 @@ class _WeightSums:
         K = result.shape[1]
         out = launcher.array(result).at(row)
         if p.sums_in_place:
-            launcher.products.over_steps(d, a, out, M, K, N, add=self.done > 0)
+            launcher.products.over_steps(d, a, out, M, K, N, add=self.adds or self.done > 0)
             return
         if not K:
             return
@@ -152,8 +162,9 @@ class _WeightSums:
             parts = launcher.products.over_slices(d.at(n), a.at(n), slices, M, K, steps, p.slice_rows)
             first = self.done + n == 0
             last = self.done + n + steps == p.N
-            ends = (out.address if last else 0, 0 if first and last else total)
-            launcher.launch_rows("add_parts", over(M * K), *ends, slices.address, i32(parts), M * K, i32(first))
+            ends = (out.address if last else 0, 0, 0 if first and last else total)
+            sizes = (i32(parts), M * K, i32(first), i32(self.adds))
+            launcher.launch_rows("add_parts", over(M * K), *ends, slices.address, *sizes)
 
     def _add_columns(self, name: str, d: Matrix, N: int) -> None:
         """Adds the sums down the columns of d (N, G*H) to a bias's gradient."""
@@ -162,15 +173,15 @@ class _WeightSums:
         shape, parts = sums_down(N, p.GH)
         partials = launcher["partials"]
         launcher.launch_rows("column_sums", shape, partials, d.address, N, p.GH)
-        result = address(getattr(self.results, name)) if self.done + N == p.N else 0
-        sums = (partials, i32(parts), p.GH, i32(self.done == 0))
-        launcher.launch_rows("add_parts", over(p.GH), result, launcher[f"d{name}"], *sums)
+        last = self.done + N == p.N
+        result = address(getattr(self.results, name)) if last else 0
+        also = address(self.results.b_hh) if last and self.shares_bias else 0
+        sums = (partials, i32(parts), p.GH, i32(self.done == 0), i32(self.adds))
+        launcher.launch_rows("add_parts", over(p.GH), result, also, launcher[f"d{name}"], *sums)
 
     def finished(self) -> Weights:
-        """The gradients, in the storage dtype."""
-        if self.copies_bias and self.results.b_ih is not None:
-            return self.results._replace(b_hh=self.results.b_ih.copy())
-        return self.results
+        """The gradients, in the storage dtype; None for those that were added."""
+        return Weights(*(None,) * len(self.results)) if self.adds else self.results
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
@@ -184,4 +195,4 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     transient = arenas.bytes_of(work, cupy.cuda.runtime.getDevice())
     packed = N * I * p.storage_bytes + 8 * (B + T + 1) if N != T * B else 0
     kept = saved_bytes(p, N) + packed if keep else 0
-    return f"{p.chunk_steps} steps per graph", transient + (0 if keep else packed), kept
+    return f"up to {p.graph_steps} steps per graph", transient + (0 if keep else packed), kept

@@ -9,6 +9,19 @@ from rnnkit.backends.cupy.problem import Problem
 CALL_BYTES = 256
 
 
+# The least steps for which the weights are transposed once, see `k_major`.
+K_MAJOR_STEPS = 8
+
+
+def k_major(p: Problem) -> bool:
+    """Whether the products through the weights, of backward, read a transposed copy.
+
+    The tensor cores of compute capability 9.0 multiply TF32 operands only from K-major memory: cuBLAS would have to
+    transpose the weights in each of its products, or avoid those units.
+    """
+    return p.dtype.name == "tf32" and p.T >= K_MAJOR_STEPS
+
+
 def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:
     """Bytes of each buffer of the workspace."""
     return {"call": CALL_BYTES} | (_backward_sizes(p) if backward else _forward_sizes(p))
@@ -22,6 +35,8 @@ def _forward_sizes(p: Problem) -> dict[str, int]:
         sizes["c"] = p.B * p.H * c
     if p.has_second_product:
         sizes["m"] = p.B * p.H * s
+    if p.projected:
+        sizes["projected"] = p.B * p.R * s
     return sizes
 
 
@@ -37,6 +52,12 @@ def _backward_sizes(p: Problem) -> dict[str, int]:
         sizes["dm"] = p.B * p.H * c
     if p.projected:
         sizes["dprojected"] = p.chunk_rows * p.R * s
+    if p.ragged:
+        sizes["dgates_now"] = p.B * p.GH * s
+    if p.ragged and p.projected:
+        sizes["dprojected_now"] = p.B * p.R * s
+    if k_major(p):
+        sizes |= {"w_hh": p.GH * p.R * s} | ({"w_hr": p.R * p.H * s} if p.projected else {})
     # A LongSum of kernels/cuda/rows.cuh per bias element.
     sizes |= {"db_ih": 2 * p.GH * c, "db_hh": 2 * p.GH * c}
     if not p.sums_in_place:
