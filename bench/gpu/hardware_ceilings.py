@@ -197,11 +197,12 @@ def pointwise(dtype: str, B: int, H: int) -> Item:
     """The bandwidth of the LSTM's forward_step. Its arrays are in the L2 cache where they fit."""
     import cupy
 
-    from rnnkit.backends.cupy import modules, sources
+    from rnnkit.backends.cupy import modules, sources, stepwise_launch
 
     row = DTYPES[dtype]
     GH = 4 * H
-    kernels = modules.kernels(sources.stepwise("lstm", row.stored))
+    kernels = modules.kernels(stepwise_launch.build("lstm", row.stored))
+    rows = modules.kernels(sources.rows(row.stored))
     gates = cupy.zeros((B, GH), row.compute)
     side = cupy.zeros((B, GH), row.compute)
     bias = cupy.zeros(2 * GH, row.compute)
@@ -212,7 +213,7 @@ def pointwise(dtype: str, B: int, H: int) -> Item:
     nothing = np.uint64(0)
     zero = np.int64(0)
     set_call = (call, y, *(nothing,) * 4, nothing, nothing, zero, zero, zero, zero)
-    kernels["set_call"]((1,), (1,), set_call)
+    rows["set_call"]((1,), (1,), set_call)
     shape = modules.rows_by_units(B, H)
     i = np.int32
     arguments = (call, gates, side, bias, h, c, nothing, i(B), i(B), i(H), i(H), i(0), zero)

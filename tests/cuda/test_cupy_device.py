@@ -132,12 +132,12 @@ def test_out_of_memory_outside_the_pool() -> None:
         once = mock.patch.object(cp.fake.libcublas, "cublasCreate_v2", lambda out: next(answers, None) or real(out))
         with once:
             layer(x)
-        from rnnkit.backends.cupy import stepwise_launch
+        from rnnkit.backends.cupy import launcher
 
         def full(*args: Any) -> Any:
             raise cp.cuda.driver.CUDADriverError(2)
 
-        with mock.patch.object(stepwise_launch.Launcher, "set_call", full), failing(layer, DeviceMemoryError, "lstm"):
+        with mock.patch.object(launcher.Launcher, "set_call", full), failing(layer, DeviceMemoryError, "lstm"):
             layer(x)
 
 

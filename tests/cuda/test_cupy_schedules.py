@@ -97,7 +97,10 @@ def second_schedule(problem: str | None) -> Any:
         def load(self) -> Any:
             return schedules.SCHEDULES[-1].load()
 
-    row = Another("another", "planted", lambda cell, dtype, sizes, arch: problem)
+        def problem(self, work: Any, card: Any) -> str | None:
+            return problem
+
+    row = Another("another", "planted")
     return mock.patch.object(schedules, "SCHEDULES", (row, *schedules.SCHEDULES))
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
+from rnnkit.backends.cupy.card import card_of
 from rnnkit.backends.cupy.problem import Problem
-from rnnkit.backends.cupy.schedules import Schedule, choose
+from rnnkit.backends.cupy.schedules import Schedule, Work, choose
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
 from rnnkit.core.cells import Cell
 from rnnkit.core.dtypes import DType
@@ -39,7 +39,8 @@ def forward(call: LayerCall, schedule: str | None = None) -> Forward:
     problem = Problem.of(call)
     device = call.x.device
     with _on(device, problem):
-        chosen, _ = choose(call.cell, call.dtype, _sizes(problem), arch_of(device.id), schedule)
+        work = Work(call.cell, call.dtype, _sizes(problem), call.keep, problem.projected)
+        chosen, _ = choose(work, card_of(device.id), schedule)
         y, state_n, own = chosen.load().forward(problem, call)
     return y, state_n, Saved(chosen, problem, own) if call.keep else None
 
@@ -55,7 +56,8 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str |
     """See `rnnkit.backends.Backend.describe`, for the current device. schedule: as in `forward`."""
     import cupy
 
-    chosen, why = choose(cell, dtype, sizes, arch_of(cupy.cuda.Device().id), schedule)
+    work = Work(cell, dtype, sizes, keep, projected=sizes.R != sizes.H)
+    chosen, why = choose(work, card_of(cupy.cuda.Device().id), schedule)
     detail, transient, kept = chosen.load().describe(cell, dtype, sizes, keep)
     return Description(f"{cell.name}, schedule {chosen.name}: {why}; {detail}", transient, kept)
 
@@ -77,14 +79,6 @@ class Pinned:
 
 
 pinned = Pinned
-
-
-@cache
-def arch_of(device: int) -> int:
-    """The compute capability of a device: 90 for 9.0."""
-    import cupy
-
-    return int(cupy.cuda.Device(device).compute_capability)
 
 
 def _sizes(p: Problem) -> Sizes:

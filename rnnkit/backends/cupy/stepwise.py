@@ -3,32 +3,37 @@
 It serves every shape and dtype on every card, and is the baseline for faster schedules. Per chunk (`problem.Chunk`),
 one product computes x W_ih^T before the steps. In backward dW_ih, dW_hh, dx and the biases' gradients follow the steps
 of each chunk, so the workspace does not grow with T. A step accesses only buffers of the arena, and reaches the arrays
-of its call through a Call in device memory: kernels/cuda/stepwise.cuh.
+of its call through a Call in device memory: kernels/cuda/call.cuh.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
-
 from rnnkit.backends.cupy import arena as arenas
+from rnnkit.backends.cupy import stepwise_launch
+from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cublas import Matrix
+from rnnkit.backends.cupy.launcher import address, contiguous, i32, packing_table
 from rnnkit.backends.cupy.modules import over, sums_down
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.stepwise_buffers import SavedStates, saved_bytes, workspace_sizes
-from rnnkit.backends.cupy.stepwise_launch import Launcher, address, i32
+from rnnkit.backends.cupy.saved import Saved, SavedStates, saved_bytes
+from rnnkit.backends.cupy.schedules import Work
+from rnnkit.backends.cupy.sources import STORAGES, Build
+from rnnkit.backends.cupy.stepwise_buffers import workspace_sizes
+from rnnkit.backends.cupy.stepwise_launch import StepLauncher
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.dtypes import DType
+from rnnkit.kernels.cells import HEADERS
 
 
-class Saved(NamedTuple):
-    """What backward needs of a forward: x (N, I), what the steps saved, and `_packing_table`."""
+def problem(work: Work, card: CardFacts) -> str | None:
+    """None: it serves everything."""
+    return None
 
-    x: Array
-    states: SavedStates
-    packing_table: Array | None
+
+def builds() -> tuple[Build, ...]:
+    """A module per cell and storage dtype."""
+    return tuple(stepwise_launch.build(cell, storage) for cell in HEADERS for storage in STORAGES)
 
 
 def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
@@ -37,35 +42,24 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
 
     arena = arenas.current()
     y = (cupy.zeros if p.ragged or not p.N else cupy.empty)((p.T, p.B, p.R), p.dtype.storage)
-    state0 = _contiguous(call.state0)
-    weights = Weights(*_contiguous(call.weights))
+    state0 = contiguous(call.state0)
+    weights = Weights(*contiguous(call.weights))
     states = SavedStates.empty(p) if call.keep else SavedStates()
-    packing_table = _packing_table(p)
+    table = packing_table(p)
     if not p.N:
-        return y, tuple(s.copy() for s in state0), Saved(call.x, states, packing_table)
-    launcher = Launcher(p, arena, workspace_sizes(p, backward=False), packing_table)
+        return y, tuple(s.copy() for s in state0), Saved(call.x, states, table)
+    launcher = StepLauncher(p, arena, workspace_sizes(p, backward=False), table)
     x = launcher.packed(call.x)
     state_n = tuple(cupy.empty_like(s) for s in state0)
-    _forward_begin(launcher, state0, weights)
+    launcher.forward_begin(state0, weights)
     for chunk in p.chunks():
         gates = launcher.compute_matrix("gates", p.GH)
         rows = launcher.array(x).at(chunk.n0)
         launcher.products.rows_by_weights(rows, launcher.array(weights.w_ih), gates, chunk.N, p.GH, p.I)
         launcher.set_call(chunk, y, states, None)
         launcher.forward_steps(chunk, weights)
-    current = (launcher["h"], launcher["c"])
-    shape = over(p.B * max(p.H, p.R))
-    launcher.launch("forward_end", shape, *current, launcher.order, *_addresses(state_n), *launcher.sizes[:3])
-    return y, state_n, Saved(x, states, packing_table)
-
-
-def _forward_begin(launcher: Launcher, state0: State, weights: Weights) -> None:
-    """Copies the initial states and the biases into the workspace."""
-    p = launcher.p
-    biases = (address(weights.b_ih), address(weights.b_hh))
-    buffers = (launcher["h"], launcher["c"], launcher["bias"])
-    shape = over(p.B * max(p.H, p.R))
-    launcher.launch("forward_begin", shape, *_addresses(state0), *biases, launcher.order, *buffers, *launcher.sizes)
+    launcher.forward_end(state_n)
+    return y, state_n, Saved(x, states, table)
 
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:
@@ -74,18 +68,16 @@ def backward(p: Problem, call: BackwardCall) -> Gradients:
 
     saved = call.saved
     arena = arenas.current()
-    dstate_n = _contiguous(call.dstate_n)
-    weights = Weights(*_contiguous(call.weights))
+    dstate_n = contiguous(call.dstate_n)
+    weights = Weights(*contiguous(call.weights))
     if not p.N:
         dx = cupy.zeros((p.T, p.B, p.I), p.dtype.storage)
         nothing = Weights(*(None if w is None else cupy.zeros_like(w) for w in weights))
         return Gradients(dx, tuple(d.copy() for d in dstate_n), nothing)
     dx = cupy.empty((p.T, p.B, p.I), p.dtype.storage)
-    launcher = Launcher(p, arena, workspace_sizes(p, backward=True), saved.packing_table)
+    launcher = StepLauncher(p, arena, workspace_sizes(p, backward=True), saved.packing_table)
     sums = _WeightSums(launcher, weights)
-    current = (launcher["dh"], launcher["dc"])
-    shape = over(p.B * max(p.H, p.R))
-    launcher.launch("backward_begin", shape, *_addresses(dstate_n), launcher.order, *current, *launcher.sizes[:3])
+    launcher.backward_begin(dstate_n)
     dy = call.dy
     if dy is not None and dy.strides[2] != p.storage_bytes:
         dy = cupy.ascontiguousarray(dy)
@@ -100,14 +92,14 @@ def backward(p: Problem, call: BackwardCall) -> Gradients:
     if p.ragged:
         launcher.unpack(dx, dx_packed)
     dstate0 = tuple(cupy.empty_like(d) for d in dstate_n)
-    launcher.launch("backward_end", shape, *current, launcher.order, *_addresses(dstate0), *launcher.sizes[:3])
+    launcher.backward_end(dstate0)
     return Gradients(dx, dstate0, sums.finished())
 
 
 class _WeightSums:
     """The weights' gradients, summed chunk by chunk. A long sum is computed in slices, which are added without loss."""
 
-    def __init__(self, launcher: Launcher, weights: Weights) -> None:
+    def __init__(self, launcher: StepLauncher, weights: Weights) -> None:
         import cupy
 
         self.launcher = launcher
@@ -161,7 +153,7 @@ class _WeightSums:
             first = self.done + n == 0
             last = self.done + n + steps == p.N
             ends = (out.address if last else 0, 0 if first and last else total)
-            launcher.launch("add_parts", over(M * K), *ends, slices.address, i32(parts), M * K, i32(first))
+            launcher.launch_rows("add_parts", over(M * K), *ends, slices.address, i32(parts), M * K, i32(first))
 
     def _add_columns(self, name: str, d: Matrix, N: int) -> None:
         """Adds the sums down the columns of d (N, G*H) to a bias's gradient."""
@@ -169,10 +161,10 @@ class _WeightSums:
         p = launcher.p
         shape, parts = sums_down(N, p.GH)
         partials = launcher["partials"]
-        launcher.launch("column_sums", shape, partials, d.address, N, p.GH)
+        launcher.launch_rows("column_sums", shape, partials, d.address, N, p.GH)
         result = address(getattr(self.results, name)) if self.done + N == p.N else 0
         sums = (partials, i32(parts), p.GH, i32(self.done == 0))
-        launcher.launch("add_parts", over(p.GH), result, launcher[f"d{name}"], *sums)
+        launcher.launch_rows("add_parts", over(p.GH), result, launcher[f"d{name}"], *sums)
 
     def finished(self) -> Weights:
         """The gradients, in the storage dtype."""
@@ -193,23 +185,3 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     packed = N * I * p.storage_bytes + 8 * (B + T + 1) if N != T * B else 0
     kept = saved_bytes(p, N) + packed if keep else 0
     return f"{p.chunk_steps} steps per graph", transient + (0 if keep else packed), kept
-
-
-def _addresses(state: State) -> tuple[int, int]:
-    """The addresses of h, and of c or 0."""
-    return address(state[0]), address(state[1] if len(state) > 1 else None)
-
-
-def _contiguous(arrays: Any) -> tuple[Any, ...]:
-    import cupy
-
-    return tuple(None if a is None else cupy.ascontiguousarray(a) for a in arrays)
-
-
-def _packing_table(p: Problem) -> Array | None:
-    """order (B,) and offsets (T+1,), concatenated on the device; None where every row has T steps."""
-    import cupy
-
-    if not p.ragged:
-        return None
-    return cupy.asarray(np.concatenate([p.packing.order, p.packing.offsets]).astype(np.int64))

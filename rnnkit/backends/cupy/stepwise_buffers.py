@@ -1,43 +1,12 @@
-"""The memory of one call of schedule D: what its steps save for backward, and its workspace in bytes by buffer."""
+"""The workspace of one call of schedule D, in bytes by buffer."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from rnnkit.backends.cupy.modules import MOST_PARTS
 from rnnkit.backends.cupy.problem import Problem
-from rnnkit.core.cells import Array
 
-# A Call of kernels/cuda/stepwise.cuh, with room to spare.
+# A Call of kernels/cuda/call.cuh, with room to spare.
 CALL_BYTES = 256
-
-
-class SavedStates(NamedTuple):
-    """What the steps save for backward, rows ordered as `packing` says; all None in a forward that saves nothing."""
-
-    values: Array = None  # (N, n_saved*H) the values named by the row's `saved`
-    h_prev: Array = None  # (N, R) the state before each step
-    c_prev: Array = None  # (N, H) in the compute dtype, where the cell has c
-    operand: Array = None  # (N, H) operand of the second product: m under projection, r h' for a GRU that resets before
-
-    @classmethod
-    def empty(cls, p: Problem) -> SavedStates:
-        """Uninitialised arrays for the row-steps of one call."""
-        import cupy
-
-        storage = p.dtype.storage
-        values = cupy.empty((p.N, p.cell.n_saved * p.H), storage)
-        h_prev = cupy.empty((p.N, p.R), storage)
-        c_prev = cupy.empty((p.N, p.H), p.dtype.compute) if p.cell.has_c else None
-        operand = cupy.empty((p.N, p.H), storage) if p.has_second_product else None
-        return cls(values, h_prev, c_prev, operand)
-
-
-def saved_bytes(p: Problem, N: int) -> int:
-    """Bytes of `SavedStates.empty` for N row-steps."""
-    in_storage = p.cell.n_saved * p.H + p.R + (p.H if p.has_second_product else 0)
-    in_compute = p.H if p.cell.has_c else 0
-    return N * (in_storage * p.storage_bytes + in_compute * p.compute_bytes)
 
 
 def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:

@@ -1,26 +1,25 @@
-"""One call of schedule D on an arena: its buffers by name, its launches, and the steps of a chunk, forward and back."""
+"""The steps of a chunk in schedule D, forward and back, as launches that a CUDA graph captures."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from rnnkit.backends.cupy import modules, sources
+from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.cublas import Matrix, Products
-from rnnkit.backends.cupy.modules import over_steps, rows_by_units
+from rnnkit.backends.cupy.cublas import Matrix
+from rnnkit.backends.cupy.launcher import Launcher, address, i32
+from rnnkit.backends.cupy.modules import rows_by_units
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.stepwise_buffers import SavedStates
+from rnnkit.backends.cupy.sources import Build
 from rnnkit.core.cells import Array, Weights
 
-# An integer for a kernel's int parameter. CuPy passes a Python int as 64 bits, as it does pointers.
-i32 = np.int32
+FILES = ("cuda/rows.cuh", "cuda/call.cuh", "cuda/stepwise.cuh", "cuda/stepwise.cu")
+KERNELS = sources.pointwise_kernels("forward_step", "forward_output", "backward_output", "backward_step")
 
 
-def address(array: Any) -> int:
-    """Where an array begins on the device; 0, the null pointer, for None."""
-    return 0 if array is None else array.data.ptr
+def build(cell: str, storage: str) -> Build:
+    """The module of a cell and a storage dtype."""
+    return sources.of_cell("stepwise", cell, storage, FILES, KERNELS)
 
 
 class SecondProduct(NamedTuple):
@@ -30,70 +29,11 @@ class SecondProduct(NamedTuple):
     units: int
 
 
-class Launcher:
-    """One call on an arena. `launcher[name]` is the address of a buffer of the workspace, 0 for one it lacks."""
+class StepLauncher(Launcher):
+    """A Launcher with the steps of schedule D."""
 
     def __init__(self, p: Problem, arena: Arena, sizes: dict[str, int], packing_table: Array | None) -> None:
-        self.p = p
-        self.arena = arena
-        self.packing_table = packing_table
-        self._addresses = arena.reserve(sizes)
-        self._layout = tuple(sizes.values())
-        arena.begin()
-        self.module = modules.module(sources.stepwise(p.cell.name, p.dtype.stored))
-        self.products = Products(arena.handle, p.dtype)
-        self.order = address(packing_table)
-        self.sizes = (p.B, p.R, p.H, p.GH)
-
-    def __getitem__(self, name: str) -> int:
-        return self._addresses.get(name, 0)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._addresses
-
-    def launch(self, name: str, shape: tuple[tuple[int, ...], tuple[int, ...]], *args: Any) -> None:
-        """Launches a kernel on the current stream."""
-        self.module.kernels[name](*shape, args)
-        self.arena.counts.launches += 1
-
-    def compute_matrix(self, name: str, ld: int) -> Matrix:
-        """A buffer as a matrix of the compute dtype."""
-        return Matrix(self[name], ld, self.p.dtype.computed)
-
-    def storage_matrix(self, name: str, ld: int) -> Matrix:
-        """A buffer as a matrix of the storage dtype."""
-        return Matrix(self[name], ld, self.p.dtype.stored)
-
-    def array(self, a: Array) -> Matrix:
-        """A contiguous array as a matrix whose rows are its last axis."""
-        return Matrix(a.data.ptr, max(1, a.shape[-1]), self.p.dtype.stored)
-
-    def set_call(self, chunk: Chunk, y: Array | None, saved: SavedStates, dy: Array | None) -> None:
-        """Writes the Call that the chunk's steps read."""
-        size = self.p.storage_bytes
-        strides = (0, 0) if dy is None else (dy.strides[0] // size, dy.strides[1] // size)
-        outputs = (address(y), *(address(a) for a in saved))
-        gradient = (address(dy), *strides)
-        self.launch("set_call", ((1,), (1,)), self["call"], *outputs, self.order, *gradient, chunk.t0, chunk.n0)
-
-    def packed(self, x: Array) -> Array:
-        """x (T, B, I) as its row-steps (N, I); x itself where every row has T steps."""
-        import cupy
-
-        if self.packing_table is None:
-            return x
-        flat = cupy.empty((self.p.N, self.p.I), x.dtype)
-        self._move("pack_rows", flat, x)
-        return flat
-
-    def unpack(self, dx: Array, flat: Array) -> None:
-        """The inverse of `packed`, into dx (T, B, I); zero past each row's end."""
-        self._move("unpack_rows", dx, flat)
-
-    def _move(self, name: str, to: Array, source: Array) -> None:
-        p = self.p
-        offsets = self.order + 8 * p.B
-        self.launch(name, over_steps(p.T, p.B * p.I), to, source, self.order, offsets, p.T, p.B, p.I)
+        super().__init__(p, arena, sizes, packing_table, build(p.cell.name, p.dtype.stored))
 
     def forward_steps(self, chunk: Chunk, weights: Weights) -> None:
         """The steps of a chunk, from the products of x in "gates"."""
@@ -106,7 +46,7 @@ class Launcher:
     def _key(self, way: str, chunk: Chunk, weights: Weights) -> tuple[Any, ...]:
         p = self.p
         fixed = (way, self.module, p.dtype.name, p.B, p.H, p.R, p.reverse)
-        return (*fixed, chunk.key, address(weights.w_hh), address(weights.w_hr), self._layout)
+        return (*fixed, chunk.key, address(weights.w_hh), address(weights.w_hr), self.layout)
 
     def _second_product(self, weights: Weights) -> SecondProduct | None:
         """None where a step has one product."""

@@ -12,7 +12,8 @@ STACK, BY_SCAN, NUMPY = "rnnkit/functional/stack.py", "rnnkit/backends/by_scan.p
 NUMBA, POOL = "rnnkit/backends/numba/layer.py", "rnnkit/core/thread_pool.py"
 SCAN, MATMUL = "kernels/cpu/scan.py", "kernels/cpu/matmul.py"
 ARENA, CUBLAS = "rnnkit/backends/cupy/arena.py", "rnnkit/backends/cupy/cublas.py"
-ROWS = "kernels/cuda/rows.cuh"
+ROWS, SUMS = "kernels/cuda/rows.cu", "kernels/cuda/rows.cuh"
+MODULES = "rnnkit/backends/cupy/modules.py"
 NUMBA_SCAN, NUMBA_CUDA = "kernels/numba_cuda/scan.py", "rnnkit/backends/numba_cuda.py"
 
 
@@ -305,7 +306,7 @@ _CUPY_KERNELS = (
     ),
     _cupy(
         "the compensation of a sum is dropped",
-        ROWS,
+        SUMS,
         "value",
         "sum - sum == Compute(0) ? sum + lost : sum",
         "sum",
@@ -338,6 +339,33 @@ _CUPY_HOST = (
         "self._graphs.clear()",
         "pass",
         "test_graphs_are_dropped",
+    ),
+    _cupy(
+        "cooperative launches that do not fit are launched",
+        MODULES,
+        "__call__",
+        "prod(grid) > most",
+        "prod(grid) < 0",
+        "cooperative_launch_that_does_not_fit",
+        "modules",
+    ),
+    _cupy(
+        "shared memory is opted in to on the first device only",
+        MODULES,
+        "module",
+        "cupy.cuda.runtime.getDevice()",
+        "0",
+        "opted_in_to_on_each_device",
+        "modules",
+    ),
+    _cupy(
+        "tags are used again before their memory is cleared",
+        ARENA,
+        "epochs",
+        "self._memory.fill(0)",
+        "pass",
+        "epochs_of_counters",
+        "modules",
     ),
     _cupy("one arena for all streams", ARENA, "current", "stream.ptr", "0", "test_streams_do_not_share", "device"),
     _cupy("tf32 computed in float32", CUBLAS, "COMPUTE", '"tf32": 77', '"tf32": 68', "test_tf32_rounds"),
