@@ -9,7 +9,7 @@ forward_chunk(const Compute* x_side, const Compute* bias, const Vec* weights, St
               Storage* saved, Storage* h_prev, Compute* c_prev, const Index* order, const Index* offsets, int B, int H,
               Index t0, Index n0, int steps, int descending) {
   extern __shared__ uint4 memory[];
-  const Sequence all = {offsets, B, t0, n0, steps, descending != 0};
+  const Sequence all = {offsets, (unsigned)B, t0, n0, steps, descending != 0};
   const ForwardArrays in = {x_side, bias, weights, h, c, y, saved, h_prev, c_prev, order, H};
   forward_steps<RK_HELD, 1>(memory, all, in, OneBlock{H});
 }

@@ -6,7 +6,7 @@
 // Row-steps of a chunk: time steps [t0, t0 + count), of which row-step n0 is the first. offsets: see rows.cuh.
 struct Sequence {
   const Index* offsets;
-  int B;
+  unsigned B;
   Index t0, n0;
   int count;
   bool descending;
@@ -14,7 +14,8 @@ struct Sequence {
 
 // One step: its time step and first row-step, from the chunk's, and its number of live rows.
 struct Step {
-  int t, n, rows;
+  int t, n;
+  unsigned rows;
 };
 
 __device__ __forceinline__ int rows_at(const Sequence& all, Index t) {
@@ -40,9 +41,9 @@ __device__ __forceinline__ int live_steps(const Sequence& all, int b0) {
 __device__ __forceinline__ Step step_at(const Sequence& all, int s, int steps) {
   if (s >= steps) return {0, 0, 0};
   const int t = all.descending ? steps - 1 - s : s;
-  if (!all.offsets) return {t, t * all.B, all.B};
+  if (!all.offsets) return {t, t * (int)all.B, all.B};
   const Index n = all.offsets[all.t0 + t];
-  return {t, (int)(n - all.n0), (int)(all.offsets[all.t0 + t + 1] - n)};
+  return {t, (int)(n - all.n0), (unsigned)(all.offsets[all.t0 + t + 1] - n)};
 }
 
 // No exchange: one block serves a tile.

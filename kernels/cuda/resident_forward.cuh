@@ -46,7 +46,7 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
                                               const Exchange& exchange) {
   constexpr int G = Cell::kGates;
   constexpr int Q = Owned<kSplits>::kPairsOwned;
-  const int H = in.H;
+  const unsigned H = in.H;
   const int warps = blockDim.x / 32;
   const int tiles = warps / kSplits;             // of units, in this block
   const int tile = threadIdx.x / 32 / kSplits;   // of this warp
@@ -75,7 +75,7 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
       shared.h[row_at(i / H, stride) + i % H] = operand_of(in.h[(Index)b0 * H + i]);
 
   // The lane's pairs: unit j[q] of the batch's row b[q], with their states.
-  int j[Q], b[Q];
+  unsigned j[Q], b[Q];
   Compute h[Q], c[Q];
 #pragma unroll
   for (int q = 0; q < Q; ++q) {
@@ -94,11 +94,12 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
   Step next = step_at(all, 1, steps);
   Compute x[Q][G];
   auto load_x = [&](const Step& step) {
+    const Compute* from = in.x_side + (Index)step.n * (G * H);
 #pragma unroll
     for (int q = 0; q < Q; ++q)
 #pragma unroll
       for (int g = 0; g < G; ++g)
-        x[q][g] = b[q] < step.rows ? in.x_side[(Index)(step.n + b[q]) * (G * H) + g * H + j[q]] : Compute(0);
+        x[q][g] = b[q] < step.rows ? from[(b[q] * G + g) * H + j[q]] : Compute(0);
   };
   load_x(now);
   for (int s = 0; s < steps; ++s) {
@@ -133,13 +134,15 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
       }
       if (b[q] < now.rows) {
         Cell::forward(x[q], u, h[q], c[q], saved, new_h, new_c);
-        const Index step = all.n0 + now.n + b[q];
         const Storage out = store(new_h);
         if (in.saved) {
-          in.h_prev[step * H + j[q]] = store(h[q]);
-          if (Cell::kHasC) in.c_prev[step * H + j[q]] = c[q];
+          const Index at = (all.n0 + now.n) * H;  // the same in all lanes
+          const unsigned unit = b[q] * H + j[q];
+          in.h_prev[at + unit] = store(h[q]);
+          if (Cell::kHasC) in.c_prev[at + unit] = c[q];
+          Storage* to = in.saved + at * Cell::kSaved;
 #pragma unroll
-          for (int k = 0; k < Cell::kSaved; ++k) in.saved[(step * Cell::kSaved + k) * H + j[q]] = store(saved[k]);
+          for (int k = 0; k < Cell::kSaved; ++k) to[(b[q] * Cell::kSaved + k) * H + j[q]] = store(saved[k]);
         }
         const Index row = in.order ? in.order[b[q]] : b[q];
         in.y[((all.t0 + now.t) * all.B + row) * H + j[q]] = out;

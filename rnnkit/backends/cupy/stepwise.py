@@ -9,13 +9,13 @@ of its call through a Call in device memory: kernels/cuda/call.cuh.
 from __future__ import annotations
 
 from rnnkit.backends.cupy import arena as arenas
-from rnnkit.backends.cupy import stepwise_launch
+from rnnkit.backends.cupy import passes, stepwise_launch
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import address, contiguous, i32, packing_table
+from rnnkit.backends.cupy.launcher import address, contiguous, i32
 from rnnkit.backends.cupy.modules import over, sums_down
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.saved import Saved, SavedStates, saved_bytes
+from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import STORAGES, Build
 from rnnkit.backends.cupy.stepwise_buffers import workspace_sizes
@@ -38,28 +38,8 @@ def builds() -> tuple[Build, ...]:
 
 def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     """y (T, B, R), the final states, and what `backward` needs."""
-    import cupy
-
-    arena = arenas.current()
-    y = (cupy.zeros if p.ragged or not p.N else cupy.empty)((p.T, p.B, p.R), p.dtype.storage)
-    state0 = contiguous(call.state0)
-    weights = Weights(*contiguous(call.weights))
-    states = SavedStates.empty(p) if call.keep else SavedStates()
-    table = packing_table(p)
-    if not p.N:
-        return y, tuple(s.copy() for s in state0), Saved(call.x, states, table)
-    launcher = StepLauncher(p, arena, workspace_sizes(p, backward=False), table)
-    x = launcher.packed(call.x)
-    state_n = tuple(cupy.empty_like(s) for s in state0)
-    launcher.forward_begin(state0, weights)
-    for chunk in p.chunks():
-        gates = launcher.compute_matrix("gates", p.GH)
-        rows = launcher.array(x).at(chunk.n0)
-        launcher.products.rows_by_weights(rows, launcher.array(weights.w_ih), gates, chunk.N, p.GH, p.I)
-        launcher.set_call(chunk, y, states, None)
-        launcher.forward_steps(chunk, weights)
-    launcher.forward_end(state_n)
-    return y, state_n, Saved(x, states, table)
+    sizes = workspace_sizes(p, backward=False)
+    return passes.forward(p, call, lambda arena, table: StepLauncher(p, arena, sizes, table))
 
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:
@@ -175,13 +155,6 @@ class _WeightSums:
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`. The workspace is the stream's arena, sized for the larger pass."""
-    import cupy
-
-    T, B, I, _, _, N = sizes
     p = Problem.of_sizes(cell, dtype, sizes)
-    passes = (False, True) if keep else (False,)
-    work = max(sum(workspace_sizes(p, backward=way).values()) for way in passes)
-    transient = arenas.bytes_of(work, cupy.cuda.runtime.getDevice())
-    packed = N * I * p.storage_bytes + 8 * (B + T + 1) if N != T * B else 0
-    kept = saved_bytes(p, N) + packed if keep else 0
-    return f"{p.chunk_steps} steps per graph", transient + (0 if keep else packed), kept
+    workspaces = tuple(workspace_sizes(p, backward=way) for way in ((False, True) if keep else (False,)))
+    return f"{p.chunk_steps} steps per graph", *passes.memory(p, sizes, keep, workspaces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rnnkit.backends.cupy.modules import MOST_PARTS
+from rnnkit.backends.cupy.passes import forward_buffers
 from rnnkit.backends.cupy.problem import Problem
 
 # A Call of kernels/cuda/call.cuh, with room to spare.
@@ -15,13 +16,9 @@ def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:
 
 
 def _forward_sizes(p: Problem) -> dict[str, int]:
-    s = p.storage_bytes
-    c = p.compute_bytes
-    sizes = {"gates": p.chunk_rows * p.GH * c, "side": p.B * p.GH * c, "bias": 2 * p.GH * c, "h": p.B * p.R * s}
-    if p.cell.has_c:
-        sizes["c"] = p.B * p.H * c
+    sizes = forward_buffers(p) | {"side": p.B * p.GH * p.compute_bytes}
     if p.has_second_product:
-        sizes["m"] = p.B * p.H * s
+        sizes["m"] = p.B * p.H * p.storage_bytes
     return sizes
 
 

@@ -10,6 +10,7 @@ from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.launcher import Launcher, address, i32
 from rnnkit.backends.cupy.modules import rows_by_units
 from rnnkit.backends.cupy.problem import Chunk, Problem
+from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build
 from rnnkit.core.cells import Array, Weights
 
@@ -35,8 +36,9 @@ class StepLauncher(Launcher):
     def __init__(self, p: Problem, arena: Arena, sizes: dict[str, int], packing_table: Array | None) -> None:
         super().__init__(p, arena, sizes, packing_table, build(p.cell.name, p.dtype.stored))
 
-    def forward_steps(self, chunk: Chunk, weights: Weights) -> None:
-        """The steps of a chunk, from the products of x in "gates"."""
+    def forward_chunk(self, chunk: Chunk, weights: Weights, y: Array, states: SavedStates) -> None:
+        """See `passes.ForwardLauncher`."""
+        self.set_call(chunk, y, states, None)
         self.arena.replay(self._key("forward", chunk, weights), lambda: self._forward(chunk, weights))
 
     def backward_steps(self, chunk: Chunk, weights: Weights) -> None:
