@@ -101,6 +101,7 @@ __device__ __forceinline__ void ResidentWeights<G, kHeld>::add_product(Compute (
   for (int k = 0; k < kHeld; ++k)
     if (k < blocks) add_block<G>(sums, held[k], row[4 * k]);
   const Vec* from = shared;
+#pragma unroll 1
   for (int k = kHeld; k < blocks; ++k) {
     Vec w[G][2];
 #pragma unroll
@@ -153,6 +154,7 @@ __device__ __forceinline__ void ResidentWeights<G, kHeld>::add_product(Compute (
   for (int k = 0; k < kHeld; ++k)
     if (k < blocks) add_block<G>(parts, held[k], columns + k * kBlock, stride);
   const Vec* from = shared;
+#pragma unroll 1
   for (int k = kHeld; k < blocks; ++k) {
     Vec w[G][2];
 #pragma unroll
