@@ -105,6 +105,7 @@ __device__ __forceinline__ void ResidentWeights<G, kHeld>::add_product(Compute (
   for (int k = 0; k < kHeld; ++k)
     if (k < blocks) add_block<G>(chains[2 * k % kChains], chains[(2 * k + 1) % kChains], held[k], row[4 * k]);
   const Vec* from = shared;
+#pragma unroll 1
   for (int k = kHeld; k < blocks; ++k) {
     Vec w[G][2];
 #pragma unroll
@@ -163,6 +164,7 @@ __device__ __forceinline__ void ResidentWeights<G, kHeld>::add_product(Compute (
   for (int k = 0; k < kHeld; ++k)
     if (k < blocks) add_block<G>(parts, held[k], columns + k * kBlock, stride);
   const Vec* from = shared;
+#pragma unroll 1
   for (int k = kHeld; k < blocks; ++k) {
     Vec w[G][2];
 #pragma unroll

@@ -137,7 +137,7 @@ def test_out_of_memory_outside_the_pool() -> None:
         def full(*args: Any) -> Any:
             raise cp.cuda.driver.CUDADriverError(2)
 
-        with mock.patch.object(launcher.Launcher, "set_call", full), failing(layer, DeviceMemoryError, "lstm"):
+        with mock.patch.object(launcher.Launcher, "forward_begin", full), failing(layer, DeviceMemoryError, "lstm"):
             layer(x)
 
 
@@ -158,7 +158,7 @@ def test_errors_of_launches(call: int) -> None:
     with cuda() as cp:
         inputs = make_inputs(case, "float32", device="cuda:0")
         for _ in range(call - 1):
-            run(case, inputs, "cupy")
+            run(case, inputs, "cupy:stepwise")
         from rnnkit.backends.cupy import stepwise_launch
 
         def refused(*args: Any) -> Any:
@@ -167,9 +167,9 @@ def test_errors_of_launches(call: int) -> None:
         # A replay launches no step, so there the launch before it fails.
         owner, name = (stepwise_launch, "rows_by_units") if call < 3 else (stepwise_launch.Launcher, "set_call")
         with mock.patch.object(owner, name, refused), pytest.raises(DeviceError, match="gru in float32"):
-            run(case, inputs, "cupy")
+            run(case, inputs, "cupy:stepwise")
         for _ in range(3):
-            assert_matches(run(case, inputs, "cupy"), want)
+            assert_matches(run(case, inputs, "cupy:stepwise"), want)
 
 
 def test_a_call_on_a_capturing_stream() -> None:

@@ -76,6 +76,7 @@ class Schedule:
 
 
 SCHEDULES: tuple[Schedule, ...] = (
+    Schedule("one_block", "one launch for many steps, one block per tile of rows, W_hh in registers and shared memory"),
     Schedule("stepwise", "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs"),
 )
 
