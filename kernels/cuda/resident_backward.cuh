@@ -34,6 +34,19 @@ struct SavedPair {
   Compute c_prev;
 };
 
+// The (unit, row) pairs that a lane applies the cell to: U units, 8 apart, of each of R rows; see Owned.
+template <int kSplits>
+struct OwnedBlock {
+  static constexpr int Q = Owned<kSplits>::kPairsOwned;
+  static constexpr int R = Q < kLaneRows ? Q : kLaneRows;
+  static constexpr int U = Q / R;
+  unsigned j;      // the first unit
+  unsigned b[R];   // rows of the batch; all.B for one that does not exist
+  bool exists[U];  // whether the units do
+
+  __device__ __forceinline__ bool live(int r, int u, const Step& step) const { return b[r] < step.rows && exists[u]; }
+};
+
 // Shared memory, in this order. The host computes its size: rnnkit/backends/cupy/resident.py.
 struct BackwardMemory {
   Vec* weights;      // blocks of columns that are not in registers
@@ -47,24 +60,35 @@ struct BackwardMemory {
   }
 };
 
-// at: offset of the step's first row in h_prev. dy: of the step, the caller's row and the unit; null for zero.
-__device__ __forceinline__ SavedPair load_pair(const BackwardArrays& in, Index at, unsigned b, unsigned j,
-                                               const Storage* dy) {
-  SavedPair pair;
-  const Storage* saved = in.saved + at * Cell::kSaved;
+// Without branches: the loads of all pairs are in flight at once. at: offset of the step's first row in h_prev.
+template <int kSplits, class Block = OwnedBlock<kSplits>>
+__device__ __forceinline__ void load_pairs(SavedPair (&pairs)[Block::R][Block::U], const BackwardArrays& in,
+                                           const Block& block, const Step& step, Index at, const Index (&row)[Block::R],
+                                           Index t) {
+  const unsigned H = in.H;
 #pragma unroll
-  for (int k = 0; k < Cell::kSaved; ++k) pair.saved[k] = saved[(b * Cell::kSaved + k) * in.H + j];
-  if (Cell::kReadsH) pair.h_prev = (in.h_prev + at)[b * in.H + j];
-  if (Cell::kHasC) pair.c_prev = (in.c_prev + at)[b * in.H + j];
-  pair.dy = dy ? *dy : store(Compute(0));
-  return pair;
+  for (int r = 0; r < Block::R; ++r) {
+    const unsigned first = block.b[r] * H + block.j;
+    const Storage* saved = in.saved + at * Cell::kSaved + (block.b[r] * Cell::kSaved * H + block.j);
+#pragma unroll
+    for (int k = 0; k < Cell::kSaved; ++k, saved += H)
+#pragma unroll
+      for (int u = 0; u < Block::U; ++u)
+        pairs[r][u].saved[k] = block.live(r, u, step) ? saved[8 * u] : store(Compute(0));
+#pragma unroll
+    for (int u = 0; u < Block::U; ++u) {
+      const bool live = block.live(r, u, step);
+      if (Cell::kReadsH) pairs[r][u].h_prev = live ? (in.h_prev + at + first)[8 * u] : store(Compute(0));
+      if (Cell::kHasC) pairs[r][u].c_prev = live ? (in.c_prev + at + first)[8 * u] : Compute(0);
+      pairs[r][u].dy = live && in.dy ? (in.dy + t * in.dy_t + row[r] + block.j)[8 * u] : store(Compute(0));
+    }
+  }
 }
 
 template <int kHeld, int kSplits, class Exchange>
 __device__ __forceinline__ void backward_steps(void* memory, const Sequence& all, const BackwardArrays& in,
                                                const Exchange& exchange) {
   constexpr int G = Cell::kGates;
-  constexpr int Q = Owned<kSplits>::kPairsOwned;
   const unsigned H = in.H;
   const int warps = blockDim.x / 32;
   const int tiles = warps / kSplits;             // of units, in this block
@@ -86,65 +110,69 @@ __device__ __forceinline__ void backward_steps(void* memory, const Sequence& all
                first < blocks ? min(each, blocks - first) : 0);
   for (int i = threadIdx.x; i < 2 * size; i += blockDim.x) shared.operand[i] = store(Compute(0));
 
-  // The lane's pairs: unit j[q] of the batch's row b[q], with the gradients of their states.
-  unsigned j[Q], b[Q];
-  Index row[Q];  // offset of the pair's row in dy
-  Compute dh[Q], dc[Q];
+  // The lane's pairs, with the gradients of their states.
+  typedef OwnedBlock<kSplits> Block;
+  constexpr int R = Block::R;
+  constexpr int U = Block::U;
+  const int local_unit = tile * kUnits + unit_of(owned.pair(0));
+  const int local_row = row_of(owned.pair(0));
+  Block block;
+  block.j = u0 + local_unit;
+  Index row[R];  // offset in dy
+  Compute dh[R][U], dc[R][U];
 #pragma unroll
-  for (int q = 0; q < Q; ++q) {
-    const int pair = owned.pair(q);
-    j[q] = u0 + tile * kUnits + unit_of(pair);
-    b[q] = b0 + row_of(pair);
-    const bool inside = owned.any() && j[q] < H && b[q] < all.B;
-    if (!inside) b[q] = all.B;  // never live
-    row[q] = inside ? (in.order ? in.order[b[q]] : b[q]) * in.dy_b : 0;
-    dh[q] = inside ? in.dh[(Index)b[q] * H + j[q]] : Compute(0);
-    dc[q] = inside && Cell::kHasC ? in.dc[(Index)b[q] * H + j[q]] : Compute(0);
+  for (int u = 0; u < U; ++u) block.exists[u] = owned.any() && block.j + 8 * u < H;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    const unsigned b = b0 + local_row + r;
+    block.b[r] = b < all.B ? b : all.B;
+    row[r] = b < all.B ? (in.order ? in.order[b] : b) * in.dy_b : 0;
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const bool inside = b < all.B && block.exists[u];
+      const Index at = (Index)b * H + block.j + 8 * u;
+      dh[r][u] = inside ? in.dh[at] : Compute(0);
+      dc[r][u] = inside && Cell::kHasC ? in.dc[at] : Compute(0);
+    }
   }
   __syncthreads();
 
   const int steps = live_steps(all, b0);
   Step now = step_at(all, 0, steps);
   Step next = step_at(all, 1, steps);
-  SavedPair pairs[Q];
-  auto load_pairs = [&](const Step& step) {
-#pragma unroll
-    for (int q = 0; q < Q; ++q)
-      if (b[q] < step.rows) {
-        const Storage* dy = in.dy ? in.dy + (all.t0 + step.t) * in.dy_t + row[q] + j[q] : nullptr;
-        pairs[q] = load_pair(in, (all.n0 + step.n) * H, b[q], j[q], dy);
-      }
-  };
-  load_pairs(now);
+  SavedPair pairs[R][U];
+  load_pairs<kSplits>(pairs, in, block, now, (all.n0 + now.n) * H, row, all.t0 + now.t);
   for (int s = 0; s < steps; ++s) {
     const Step after = step_at(all, s + 2, steps);
     Storage* operand = shared.operand + s % 2 * size;
-    Compute direct[Q];
+    Storage* dgates_x = in.dgates_x + (Index)now.n * (G * H);
+    Storage* dgates_h = in.dgates_h + (Index)now.n * (G * H);
+    Compute direct[R][U];
 #pragma unroll
-    for (int q = 0; q < Q; ++q) {
-      const int pair = owned.pair(q);
-      if (b[q] < now.rows) {
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
         Compute saved[Cell::kSaved], dx[G], du[G], h_prev = 0, c_prev = 0, dc_prev = 0;
 #pragma unroll
-        for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load(pairs[q].saved[k]);
-        if (Cell::kReadsH) h_prev = load(pairs[q].h_prev);
-        if (Cell::kHasC) c_prev = pairs[q].c_prev;
-        direct[q] = 0;
-        Cell::backward(saved, h_prev, c_prev, dh[q] + load(pairs[q].dy), dc[q], dx, du, direct[q], dc_prev);
-        dc[q] = dc_prev;
-        const Index at = (Index)now.n * (G * H);  // the same in all lanes
+        for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load(pairs[r][u].saved[k]);
+        if (Cell::kReadsH) h_prev = load(pairs[r][u].h_prev);
+        if (Cell::kHasC) c_prev = pairs[r][u].c_prev;
+        direct[r][u] = 0;
+        Cell::backward(saved, h_prev, c_prev, dh[r][u] + load(pairs[r][u].dy), dc[r][u], dx, du, direct[r][u], dc_prev);
+        if (!block.live(r, u, now)) continue;
+        dc[r][u] = dc_prev;
+        const unsigned at = block.b[r] * G * H + block.j;
+        Storage* to = operand + row_at(local_row + r, stride) + block.j;
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           const Storage of_x = store(dx[g]);
           const Storage of_h = Cell::kSplits ? store(du[g]) : of_x;
-          const unsigned gate = (b[q] * G + g) * H + j[q];
-          (in.dgates_x + at)[gate] = of_x;
-          if (Cell::kSplits) (in.dgates_h + at)[gate] = of_h;
-          exchange.put(operand, stride, row_of(pair), g * H + j[q], operand_of(of_h));
+          (dgates_x + at + g * H)[8 * u] = of_x;
+          if (Cell::kSplits) (dgates_h + at + g * H)[8 * u] = of_h;
+          (to + g * H)[8 * u] = operand_of(of_h);
         }
       }
-    }
-    load_pairs(next);
+    load_pairs<kSplits>(pairs, in, block, next, (all.n0 + next.n) * H, row, all.t0 + next.t);
     __syncthreads();
     Compute sums[1][kPairs] = {};
     weights.add_product(sums, operand + first * kBlock, stride);
@@ -155,21 +183,25 @@ __device__ __forceinline__ void backward_steps(void* memory, const Sequence& all
       __syncthreads();
     }
 #pragma unroll
-    for (int q = 0; q < Q; ++q) {
-      if (b[q] >= now.rows) continue;
-      Compute sum = kSplits == 1 ? sums[0][q] : Compute(0);
+    for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int k = 0; k < kSplits && kSplits > 1; ++k)
-        sum += shared.partial[((tile * kSplits + k) * kPairs + owned.pair(q)) * 32 + lane_of()];
-      dh[q] = direct[q] + sum;
-    }
+      for (int u = 0; u < U; ++u) {
+        Compute sum = kSplits == 1 ? sums[0][u * kLaneRows + r] : Compute(0);
+#pragma unroll
+        for (int k = 0; k < kSplits && kSplits > 1; ++k)
+          sum += shared.partial[((tile * kSplits + k) * kPairs + owned.pair(u * R + r)) * 32 + lane_of()];
+        if (block.live(r, u, now)) dh[r][u] = direct[r][u] + sum;
+      }
     now = next;
     next = after;
   }
 #pragma unroll
-  for (int q = 0; q < Q; ++q) {
-    if (b[q] >= all.B) continue;
-    in.dh[(Index)b[q] * H + j[q]] = dh[q];
-    if (Cell::kHasC) in.dc[(Index)b[q] * H + j[q]] = dc[q];
-  }
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (block.b[r] >= all.B || !block.exists[u]) continue;
+      const Index at = (Index)block.b[r] * H + block.j + 8 * u;
+      in.dh[at] = dh[r][u];
+      if (Cell::kHasC) in.dc[at] = dc[r][u];
+    }
 }

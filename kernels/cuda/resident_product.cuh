@@ -98,8 +98,8 @@ template <int G, int kHeld>
 __device__ __forceinline__ void ResidentWeights<G, kHeld>::add_product(Compute (&sums)[G][kPairs], const Storage* h,
                                                                        int stride) const {
   const Vec* row = reinterpret_cast<const Vec*>(h + row_at(group_of(), stride)) + member_of();
-  // A mma waits for the one before it on the same sums, so one output alone gets several chains of sums.
-  constexpr int kChains = G == 1 ? 4 : 1;
+  // A mma waits for the one before it on the same sums, so a single output gets several chains of sums.
+  constexpr int kChains = G > 1 ? 1 : RK_THREADS > 256 ? 2 : 4;
   float chains[kChains][G][4] = {};
 #pragma unroll
   for (int k = 0; k < kHeld; ++k)
