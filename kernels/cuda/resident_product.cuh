@@ -85,30 +85,40 @@ struct ResidentWeights {
 
 #if RK_TENSOR_CORES
 
+// The two halves of a block may add to the same sums, or to two chains of them.
 template <int G>
-__device__ __forceinline__ void add_block(float (&sums)[G][4], const Vec (&w)[G][2], Vec h) {
+__device__ __forceinline__ void add_block(float (&first)[G][4], float (&second)[G][4], const Vec (&w)[G][2], Vec h) {
 #pragma unroll
-  for (int g = 0; g < G; ++g) mma(sums[g], w[g][0].x, w[g][1].x, w[g][0].y, w[g][1].y, h.x, h.y);
+  for (int g = 0; g < G; ++g) mma(first[g], w[g][0].x, w[g][1].x, w[g][0].y, w[g][1].y, h.x, h.y);
 #pragma unroll
-  for (int g = 0; g < G; ++g) mma(sums[g], w[g][0].z, w[g][1].z, w[g][0].w, w[g][1].w, h.z, h.w);
+  for (int g = 0; g < G; ++g) mma(second[g], w[g][0].z, w[g][1].z, w[g][0].w, w[g][1].w, h.z, h.w);
 }
 
 template <int G, int kHeld>
 __device__ __forceinline__ void ResidentWeights<G, kHeld>::add_product(Compute (&sums)[G][kPairs], const Storage* h,
                                                                        int stride) const {
   const Vec* row = reinterpret_cast<const Vec*>(h + row_at(group_of(), stride)) + member_of();
+  // A mma waits for the one before it on the same sums, so a single output gets several chains of sums.
+  constexpr int kChains = G > 1 ? 1 : RK_THREADS > 256 ? 2 : 4;
+  float chains[kChains][G][4] = {};
 #pragma unroll
   for (int k = 0; k < kHeld; ++k)
-    if (k < blocks) add_block<G>(sums, held[k], row[4 * k]);
+    if (k < blocks) add_block<G>(chains[2 * k % kChains], chains[(2 * k + 1) % kChains], held[k], row[4 * k]);
   const Vec* from = shared;
 #pragma unroll 1
   for (int k = kHeld; k < blocks; ++k) {
     Vec w[G][2];
 #pragma unroll
     for (int i = 0; i < 2 * G; ++i) w[i / 2][i % 2] = from[i * 32];
-    add_block<G>(sums, w, row[4 * k]);
+    add_block<G>(chains[0], chains[1 % kChains], w, row[4 * k]);
     from += kSize;
   }
+#pragma unroll
+  for (int g = 0; g < G; ++g)
+#pragma unroll
+    for (int p = 0; p < 4; ++p)
+#pragma unroll
+      for (int chain = 0; chain < kChains; ++chain) sums[g][p] += chains[chain][g][p];
 }
 
 #else

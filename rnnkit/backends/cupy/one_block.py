@@ -2,21 +2,21 @@
 
 The block holds all of W_hh in its registers and shared memory, so that a step reads no weights from memory and waits
 for no other block. It serves H as far as one multiprocessor's memory reaches: kernels/cuda/one_block.cu. What it saves
-for backward has the layout that all schedules share, and the backward pass is that of schedule D.
+for backward has the layout that all schedules share. The backward pass: `one_block_backward`.
 """
 
 from __future__ import annotations
 
-from rnnkit.backends.cupy import passes, sources, stepwise, tiles
+from rnnkit.backends.cupy import backward_pass, one_block_backward, passes, sources, tiles
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.launcher import Launcher, address, i32
 from rnnkit.backends.cupy.modules import over
+from rnnkit.backends.cupy.one_block_backward import BackwardBlockLauncher
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import Saved, SavedStates
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build, Kernel
-from rnnkit.backends.cupy.stepwise_buffers import workspace_sizes
 from rnnkit.backends.cupy.tiles import ARITHMETIC, Config, Division
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
 from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
@@ -54,18 +54,19 @@ def problem(work: Work, card: CardFacts) -> str | None:
             f"H = {H} needs {division.shared_bytes >> 10} KiB of shared memory beside the registers, a block has "
             f"{card.shared_block >> 10} KiB"
         )
-    return None
+    return one_block_backward.problem(work.dtype, work.cell.n_gates, H, card) if work.keep else None
 
 
 def builds() -> tuple[Build, ...]:
     """A module per cell, dtype and size of the block, as far as it serves any H."""
-    return tuple(
+    forward = tuple(
         _build(cell, dtype, config)
         for cell in HEADERS
         if not CELLS[cell].resets_before
         for dtype in tiles.ALL_DTYPES
         for config in tiles.one_block_builds(dtype, CELLS[cell].n_gates, MOST_SHARED)
     )
+    return forward + one_block_backward.builds(MOST_SHARED)
 
 
 def _build(cell: str, dtype: DType, config: Config) -> Build:
@@ -129,14 +130,14 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:
     """The gradients of one forward; call.saved is its `Saved`."""
-    return stepwise.backward(p, call)
+    return backward_pass.backward(p, call, lambda arena, table: BackwardBlockLauncher(p, arena, table, MOST_SHARED))
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`. The workspace is the stream's arena, sized for the larger pass."""
     p = Problem.of_sizes(cell, dtype, sizes)
     d = _division(p)
-    workspaces = (_sizes(p, d), *((workspace_sizes(p, backward=True),) if keep else ()))
+    workspaces = (_sizes(p, d), *((one_block_backward.workspace_sizes(p),) if keep else ()))
     rows = ARITHMETIC[dtype.name].rows
     words = (
         f"{-(-sizes.B // rows)} blocks of {d.threads} threads, {rows} rows each; {p.chunk_steps} steps per launch; "

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.arena import Arena
+from rnnkit.backends.cupy.backward_pass import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import Launcher, address, i32
+from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import rows_by_units
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
@@ -30,7 +31,7 @@ class SecondProduct(NamedTuple):
     units: int
 
 
-class StepLauncher(Launcher):
+class StepLauncher(BackwardLauncher):
     """A Launcher with the steps of schedule D."""
 
     def __init__(self, p: Problem, arena: Arena, sizes: dict[str, int], packing_table: Array | None) -> None:
@@ -41,8 +42,9 @@ class StepLauncher(Launcher):
         self.set_call(chunk, y, states, None)
         self.arena.replay(self._key("forward", chunk, weights), lambda: self._forward(chunk, weights))
 
-    def backward_steps(self, chunk: Chunk, weights: Weights) -> None:
-        """The steps of a chunk, last first; their gradients end in "dgates_x", "dgates_h" and "dprojected"."""
+    def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
+        """See `BackwardLauncher`."""
+        self.set_call(chunk, None, states, dy)
         self.arena.replay(self._key("backward", chunk, weights), lambda: self._backward(chunk, weights))
 
     def _key(self, way: str, chunk: Chunk, weights: Weights) -> tuple[Any, ...]:
