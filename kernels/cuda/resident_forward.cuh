@@ -31,13 +31,15 @@ struct ForwardMemory {
   Vec* weights;      // blocks of columns that are not in registers
   Storage* h;        // 2 tiles of h, alternating
   Compute* bias;     // (2, G, units of the block)
+  unsigned* rows;    // (kRows,) the caller's row of each sorted row
   Compute* partial;  // (warps, G, kPairs, 32) sums of the warps that share a tile of units; unless kSplits is 1
 
   __device__ __forceinline__ ForwardMemory(void* memory, int warps, int shared_blocks, int units, int h_size) {
     weights = static_cast<Vec*>(memory);
     h = reinterpret_cast<Storage*>(weights + warps * shared_blocks * Cell::kGates * 64);
     bias = reinterpret_cast<Compute*>(h + 2 * h_size);
-    partial = bias + 2 * Cell::kGates * units;
+    rows = reinterpret_cast<unsigned*>(bias + 2 * Cell::kGates * units);
+    partial = reinterpret_cast<Compute*>(rows + kRows);
   }
 };
 
@@ -68,6 +70,8 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
     const int j = u0 + i % (tiles * kUnits);
     shared.bias[i] = j < H ? in.bias[i / (tiles * kUnits) * (Index)H + j] : Compute(0);
   }
+  for (int i = threadIdx.x; i < kRows; i += blockDim.x)
+    shared.rows[i] = in.order && b0 + i < all.B ? in.order[b0 + i] : b0 + i;
   for (int i = threadIdx.x; i < 2 * rows_size(stride); i += blockDim.x) shared.h[i] = store(Compute(0));
   __syncthreads();
   for (int i = threadIdx.x; i < kRows * H; i += blockDim.x)
@@ -144,12 +148,11 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
 #pragma unroll
           for (int k = 0; k < Cell::kSaved; ++k) to[(b[q] * Cell::kSaved + k) * H + j[q]] = store(saved[k]);
         }
-        const Index row = in.order ? in.order[b[q]] : b[q];
-        in.y[((all.t0 + now.t) * all.B + row) * H + j[q]] = out;
+        in.y[(all.t0 + now.t) * all.B * H + (shared.rows[row_of(pair)] * H + j[q])] = out;
         h[q] = load(out);
         c[q] = new_c;
       }
-      exchange.put(h_next, stride, row_of(pair), u0 + unit, operand_of(store(h[q])));
+      exchange.put(h_next, stride, s, row_of(pair), u0 + unit, operand_of(store(h[q])));
     }
     // Read ahead of the barrier, so that the next product hides the latency.
     load_x(next);

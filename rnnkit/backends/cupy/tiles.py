@@ -121,7 +121,7 @@ class Division(NamedTuple):
     def shared_bytes(self) -> int:
         """Bytes of dynamic shared memory of the forward kernel: ForwardMemory of resident_forward.cuh."""
         bias = 2 * self.outputs * self.tiles * UNITS * self.dtype.compute.itemsize
-        return self.shared_weights + 2 * self.h_bytes + bias
+        return self.shared_weights + 2 * self.h_bytes + bias + 4 * ARITHMETIC[self.dtype.name].rows
 
 
 def in_one_block(dtype: DType, outputs: int, H: int) -> Division | None:
