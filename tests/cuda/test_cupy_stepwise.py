@@ -19,6 +19,7 @@ from tests.tools import emulator
 
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 
+STEPWISE = "cupy:stepwise"
 CELL_NAMES = tuple(CELLS)
 LENGTHS = ([6, 2, 5, 1, 5], [3, 6, 5, 2, 6], [1, 1, 2, 6, 5], [6, 6, 6, 5, 6], [4, 6, 1, 5, 6])
 CELLS_AND_PROJECTIONS = [*((cell, 0) for cell in CELL_NAMES), ("lstm", 4)]
@@ -43,7 +44,7 @@ def test_graphs_serve_lengths_that_never_ran(cp: Any, cell: str, P: int, reverse
     for number, lengths in enumerate(LENGTHS):
         held.lengths = wide.lengths = lengths
         with cp.fake.counting() as counts:
-            got = run(case, held, "cupy")
+            got = run(case, held, STEPWISE)
         assert_matches(got, run(case, wide, "numpy"))
         if number >= 2:
             own = [name for name in counts.launches if name.startswith(("forward_step", "backward_step"))]
@@ -61,7 +62,7 @@ def test_graphs_serve_other_numbers_of_steps(cp: Any) -> None:
         for given, i in zip(now, (held, wide), strict=True):
             given.x, given.dy = i.x[:T], i.dy[:T]
         with cp.fake.counting() as counts:
-            got, want = run(case, now[0], "cupy", None), run(case, now[1], "numpy")
+            got, want = run(case, now[0], STEPWISE, None), run(case, now[1], "numpy")
         assert_matches(got, want)
         captures.append(counts.captures)
         if len(captures) > 4:
@@ -98,7 +99,7 @@ def test_rows_of_length_0_keep_their_gradients_beside_infinite_weights(cp: Any) 
     inputs = make_inputs(case, "float32", device="cuda:0")
     inputs.lengths = [3, 0, 2]
     inputs.weights.w_hh[0, 0] = np.inf
-    got = run(case, inputs, "cupy")
+    got = run(case, inputs, STEPWISE)
     for name, given in (("h_n", inputs.state0[0]), ("dh0", inputs.dstate_n[0]), ("dc0", inputs.dstate_n[1])):
         np.testing.assert_array_equal(got[name][1], given.get()[1])
 
@@ -117,7 +118,7 @@ def test_wide_kernels(cp: Any, cell: str, dtype: str) -> None:
     with mock.patch.object(stepwise_launch, "WIDE_ELEMENTS", 0):
         for case in cases:
             with cp.fake.counting() as counts:
-                worst = parity("cupy", case, dtype, device="cuda:0")
+                worst = parity(STEPWISE, case, dtype, device="cuda:0")
             assert not {name: ratio for name, ratio in worst.items() if not ratio <= 1}, case
             steps = {name for name in counts.launches if "_step" in name or "_output" in name}
             assert steps
@@ -137,7 +138,7 @@ def test_wide_kernels_give_the_bits_of_the_narrow_ones(cp: Any) -> None:
         with mock.patch.object(stepwise_launch, "WIDE_ELEMENTS", least):
             results = []
             for dy in (inputs.dy, wide[:, :, 1:9]):
-                y, state_n, saved = direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy")
+                y, state_n, saved = direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend=STEPWISE)
                 back = direction.backward(saved, dy, inputs.dstate_n, inputs.weights)
                 results.append([a.get() for a in (y, *state_n, back[0], *back[1], *back[2][:4])])
             found.append(results)
@@ -165,11 +166,21 @@ def test_the_wide_kernels_serve_large_steps(cp: Any) -> None:
         assert down * y >= rows
 
 
+def test_each_kernel_reads_its_call_once() -> None:
+    """As one struct: its fields are loaded together, and not when each is needed."""
+    from rnnkit.backends.cupy import stepwise_launch
+
+    for cell in ("lstm", "gru_reset_before"):
+        text = stepwise_launch.build(cell, "float32").sources[-1].text
+        assert text.count("const Call call = *given;") == text.count("const Call* __restrict__ given")
+        assert "given->" not in text
+
+
 def test_what_every_cell_launches_is_compiled_once(cp: Any) -> None:
     with cuda() as fresh:
         for cell in CELL_NAMES:
             case = Case(cell, T=2, B=2, I=3, H=4)
-            run(case, make_inputs(case, "float32", device="cuda:0"), "cupy")
+            run(case, make_inputs(case, "float32", device="cuda:0"), STEPWISE)
         assert sum(fresh.fake.counts.compiles.values()) == len(CELL_NAMES) + 1
         assert [options for options in fresh.fake.counts.compiles if "RK_GATES" not in options] == [
             "-std=c++17 -DRK_FLOAT32=1"
@@ -187,13 +198,13 @@ def test_backward_in_tf32_transposes_the_weights_once(cp: Any, cell: str, P: int
     real = cublas.Products.rows_through
     through = mock.patch.object(cublas.Products, "rows_through", autospec=True, side_effect=real)
     with through as called, cp.fake.counting() as counts:
-        got = run(case, inputs, "cupy", "tf32")
+        got = run(case, inputs, STEPWISE, "tf32")
     assert counts.launches["transpose"] == transposed
     assert called.call_count == 1
     for name, value in got.items():
         assert_close(name, value, want[name], "tf32", "forward" if name in ("y", "h_n", "c_n") else "backward")
     with cp.fake.counting() as counts:
-        run(case, inputs, "cupy")
+        run(case, inputs, STEPWISE)
     assert not counts.launches["transpose"]
 
 
@@ -201,7 +212,8 @@ def test_backward_in_tf32_transposes_the_weights_once(cp: Any, cell: str, P: int
 
 
 def layers(name: str, device: str, dtype: str, **settings: Any) -> Any:
-    layer = LAYERS[name](3, 8, device=device, dtype=dtype, rng=3, bidirectional=True, **settings)
+    backend = "numpy" if device == "cpu" else STEPWISE
+    layer = LAYERS[name](3, 8, device=device, dtype=dtype, rng=3, bidirectional=True, backend=backend, **settings)
     drawn = np.random.default_rng(4)
     for parameter in layer.params.values():
         value = (randn(drawn, *parameter.shape) * np.float32(0.3)).astype("float16").astype(dtype)
@@ -302,7 +314,7 @@ def test_gradients_are_added_to_those_of_the_layer(cp: Any, cell: str, T: int, s
     found = []
     for device in ("cuda:0", "cpu"):
         own = dtype if device != "cpu" else "float64"
-        layer = LAYERS[cell](3, 5, device=device, dtype=own, rng=0, backend="numpy" if device == "cpu" else "cupy")
+        layer = LAYERS[cell](3, 5, device=device, dtype=own, rng=0, backend="numpy" if device == "cpu" else STEPWISE)
         for parameter in layer.params.values():
             value = (randn(np.random.default_rng(5), *parameter.shape) * np.float32(0.3)).astype("float16")
             parameter[...] = value.astype(parameter.dtype) if device == "cpu" else put(value.astype(kind))
@@ -322,7 +334,7 @@ def test_gradients_are_added_to_those_of_the_layer(cp: Any, cell: str, T: int, s
 def test_gradients_of_a_functional_call_are_new_arrays(cp: Any) -> None:
     case = Case("gru")
     inputs = make_inputs(case, "float32", device="cuda:0")
-    _, _, saved = direction.forward("gru", inputs.x, inputs.state0, inputs.weights, backend="cupy")
+    _, _, saved = direction.forward("gru", inputs.x, inputs.state0, inputs.weights, backend=STEPWISE)
     _, _, first = direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
     _, _, second = direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
     for name in Weights._fields[:4]:

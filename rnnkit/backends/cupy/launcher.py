@@ -97,7 +97,7 @@ class Launcher:
         """Copies "h" and "c" to the final states."""
         self._move_states("forward_end", (self["h"], self["c"], self.order, *addresses(state_n)))
 
-    def backward_begin(self, dstate_n: State) -> None:
+    def gradients_begin(self, dstate_n: State) -> None:
         """Copies the gradients of the final states to "dh" and "dc"."""
         self._move_states("backward_begin", (*addresses(dstate_n), self.order, self["dh"], self["dc"]))
 

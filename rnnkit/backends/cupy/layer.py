@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
+from rnnkit.backends.cupy import schedules
 from rnnkit.backends.cupy.arena import current as current_arena
 from rnnkit.backends.cupy.card import card_of
+from rnnkit.backends.cupy.cost import rates_of
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.schedules import Schedule, Work, choose
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
@@ -44,8 +46,9 @@ def forward(call: LayerCall, schedule: str | None = None) -> Forward:
     device = call.x.device
     with _on(device, problem):
         work = Work(call.cell, call.dtype, _sizes(problem), call.keep, problem.projected)
-        chosen, _ = choose(work, card_of(device.id), schedule)
-        y, state_n, own = chosen.load().forward(problem, call)
+        chosen = _chosen(work, device.id, schedule, schedules.SCHEDULES)[0]
+        given = call if chosen.strided_y else call._replace(out=None)
+        y, state_n, own = chosen.load().forward(problem, given)
     return y, state_n, Saved(chosen, problem, own) if call.keep else None
 
 
@@ -94,10 +97,10 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str |
     import cupy
 
     work = Work(cell, dtype, sizes, keep, projected=sizes.R != sizes.H)
-    chosen, why = choose(work, card_of(cupy.cuda.Device().id), schedule)
+    chosen, why = _chosen(work, cupy.cuda.Device().id, schedule, schedules.SCHEDULES)
     detail, transient, kept = chosen.load().describe(cell, dtype, sizes, keep)
     kernel = f"{cell.name}, schedule {chosen.name}: {why}; {detail}"
-    return Description(kernel, transient, kept, placed=True, beside=True)
+    return Description(kernel, transient, kept, placed=chosen.strided_y, beside=True)
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,13 @@ class Pinned:
 
 
 pinned = Pinned
+
+
+@lru_cache(maxsize=4096)
+def _chosen(work: Work, device: int, pinned: str | None, rows: tuple[Schedule, ...]) -> tuple[Schedule, str]:
+    """The schedule for the work on a device, and why. rows: SCHEDULES, which are part of the cache's key."""
+    card = card_of(device)
+    return choose(work, card, rates_of(card), pinned)
 
 
 def _sizes(p: Problem) -> Sizes:

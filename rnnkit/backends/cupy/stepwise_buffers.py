@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rnnkit.backends.cupy.modules import MOST_PARTS
+from rnnkit.backends.cupy.backward_pass import backward_buffers
+from rnnkit.backends.cupy.passes import forward_buffers
 from rnnkit.backends.cupy.problem import Problem
 
 # A Call of kernels/cuda/call.cuh, with room to spare.
@@ -28,28 +29,19 @@ def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:
 
 
 def _forward_sizes(p: Problem) -> dict[str, int]:
-    s = p.storage_bytes
-    c = p.compute_bytes
-    sizes = {"gates": p.chunk_rows * p.GH * c, "side": p.B * p.GH * c, "bias": 2 * p.GH * c, "h": p.B * p.R * s}
-    if p.cell.has_c:
-        sizes["c"] = p.B * p.H * c
+    sizes = forward_buffers(p) | {"side": p.B * p.GH * p.compute_bytes}
     if p.has_second_product:
-        sizes["m"] = p.B * p.H * s
+        sizes["m"] = p.B * p.H * p.storage_bytes
     if p.projected:
-        sizes["projected"] = p.B * p.R * s
+        sizes["projected"] = p.B * p.R * p.storage_bytes
     return sizes
 
 
 def _backward_sizes(p: Problem) -> dict[str, int]:
     s = p.storage_bytes
-    c = p.compute_bytes
-    sizes = {"dgates_x": p.chunk_rows * p.GH * s, "dh": p.B * p.R * c, "partials": MOST_PARTS * p.GH * c}
-    if p.cell.splits_sides:
-        sizes["dgates_h"] = p.chunk_rows * p.GH * s
-    if p.cell.has_c:
-        sizes["dc"] = p.B * p.H * c
+    sizes = backward_buffers(p)
     if p.has_second_product:
-        sizes["dm"] = p.B * p.H * c
+        sizes["dm"] = p.B * p.H * p.compute_bytes
     if p.projected:
         sizes["dprojected"] = p.chunk_rows * p.R * s
     if p.ragged:
@@ -58,19 +50,4 @@ def _backward_sizes(p: Problem) -> dict[str, int]:
         sizes["dprojected_now"] = p.B * p.R * s
     if k_major(p):
         sizes |= {"w_hh": p.GH * p.R * s} | ({"w_hr": p.R * p.H * s} if p.projected else {})
-    # A LongSum of kernels/cuda/rows.cuh per bias element.
-    sizes |= {"db_ih": 2 * p.GH * c, "db_hh": 2 * p.GH * c}
-    if not p.sums_in_place:
-        sizes |= _slice_sizes(p)
-    return sizes
-
-
-def _slice_sizes(p: Problem) -> dict[str, int]:
-    """Bytes of the slices of the weights' gradients, and of their running sums where several batches of slices add."""
-    elements = {"dw_ih": p.GH * p.I, "dw_hh": p.GH * p.R} | ({"dw_hr": p.R * p.H} if p.projected else {})
-    slices = -(-p.chunk_rows // p.slice_rows)
-    at_once = {name: p.slices_at_once(n) for name, n in elements.items()}
-    sizes = {"slices": max(n * min(slices, at_once[name]) for name, n in elements.items()) * p.compute_bytes}
-    if p.chunk_steps < p.T or slices > min(at_once.values()):
-        sizes |= {name: 2 * n * p.compute_bytes for name, n in elements.items()}
     return sizes

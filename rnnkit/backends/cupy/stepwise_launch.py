@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.arena import Arena
+from rnnkit.backends.cupy.backward_pass import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import Launcher, i32
+from rnnkit.backends.cupy.launcher import i32
 from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, rows_by_units
-from rnnkit.backends.cupy.problem import Problem, Segment
+from rnnkit.backends.cupy.problem import Chunk, Problem, Segment
+from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build
-from rnnkit.core.cells import Array, Weights
+from rnnkit.backends.cupy.stepwise_buffers import k_major
+from rnnkit.core.cells import Array, State, Weights
 
 FILES = ("cuda/rows.cuh", "cuda/call.cuh", "cuda/units.cuh", "cuda/stepwise.cuh", "cuda/stepwise.cu")
 STEPS = ("forward_step", "forward_output", "backward_output", "backward_step")
@@ -45,11 +48,12 @@ class Operands(NamedTuple):
     k_major: bool = False
 
 
-class StepLauncher(Launcher):
+class StepLauncher(BackwardLauncher):
     """A Launcher with the steps of schedule D."""
 
     def __init__(self, p: Problem, arena: Arena, sizes: dict[str, int], packing_table: Array | None) -> None:
         super().__init__(p, arena, sizes, packing_table, build(p.cell.name, p.dtype.stored))
+        self._operands: Operands
 
     def operands(self, weights: Weights, k_major: bool = False) -> Operands:
         """k_major: transposes the weights into the buffers "w_hh" and "w_hr"."""
@@ -64,13 +68,31 @@ class StepLauncher(Launcher):
             return Operands(w_hh, second, (end - first) * p.H, k_major)
         return Operands(w_hh, None, 0, k_major)
 
-    def forward_steps(self, segment: Segment, operands: Operands) -> None:
-        """The steps of a segment, from the products of x in "gates"."""
-        self.arena.replay(self._key("forward", segment, operands), lambda: self._forward(segment, operands))
+    def forward_begin(self, state0: State, weights: Weights) -> None:
+        """As `Launcher.forward_begin`."""
+        super().forward_begin(state0, weights)
+        self._operands = self.operands(weights)
 
-    def backward_steps(self, segment: Segment, operands: Operands) -> None:
-        """The steps of a segment, last first; their gradients end in "dgates_x", "dgates_h" and "dprojected"."""
-        self.arena.replay(self._key("backward", segment, operands), lambda: self._backward(segment, operands))
+    def forward_chunk(self, chunk: Chunk, weights: Weights, y: Array, states: SavedStates) -> None:
+        """See `passes.ForwardLauncher`. The graphs of its segments write only what the Call says."""
+        for segment in chunk.segments():
+            self.set_call(segment.t0, chunk.n0, y, states, None)
+            self._replay("forward", segment, self._forward)
+
+    def backward_begin(self, dstate_n: State, weights: Weights) -> None:
+        """As `BackwardLauncher.backward_begin`."""
+        super().backward_begin(dstate_n, weights)
+        self._operands = self.operands(weights, k_major(self.p))
+
+    def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
+        """See `BackwardLauncher`."""
+        for segment in chunk.segments(backward=True):
+            self.set_call(segment.t0, chunk.n0, None, states, dy)
+            self._replay("backward", segment, self._backward)
+
+    def _replay(self, way: str, segment: Segment, launch: Callable[[Segment, Operands], None]) -> None:
+        operands = self._operands
+        self.arena.replay(self._key(way, segment, operands), lambda: launch(segment, operands))
 
     def _key(self, way: str, segment: Segment, operands: Operands) -> tuple[Any, ...]:
         """Everything that the launches depend on beside the buffers' addresses. The Call holds the rest."""
