@@ -86,13 +86,13 @@ def launches(point: Point, backward: bool) -> dict[str, int]:
     H = point.H
     p = Problem(cell, row, T, B, I, H, H, False, False, packing(T, B, None))
     chunks = len(list(p.chunks()))
-    segments = sum(len(chunk.segments()) for chunk in p.chunks())
-    kernels = 2 + segments + T
+    spans = sum(len(chunk.spans()) for chunk in p.chunks())
+    kernels = 2 + spans + T
     products = chunks + T
     if backward:
         sides = 2 if cell.splits_sides else 1
         backward_chunks = list(p.chunks(backward=True))
-        kernels += 2 + segments + len(backward_chunks) * 2 * sides + T + k_major(p)
+        kernels += 2 + spans + len(backward_chunks) * 2 * sides + T + k_major(p)
         products += T + len(backward_chunks)  # dx
         # Sizes of dW_ih and of dW_hh, which has one product per entry of `products`.
         for size in (p.GH * I, *(p.GH * H for _ in cell.products)):

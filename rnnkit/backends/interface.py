@@ -119,6 +119,7 @@ class Description(NamedTuple):
     own        others that stay, for the next call of the same layer
     placed     whether it writes y into a wider array itself
     beside     whether both directions of a layer run at once, each with `transient` bytes
+    rates      the rates of the processor that the plan is made from, and why those; None without such a plan
     """
 
     kernel: str
@@ -128,6 +129,7 @@ class Description(NamedTuple):
     own: int = 0
     placed: bool = False
     beside: bool = False
+    rates: str | None = None
 
 
 class Backend(Protocol):

@@ -16,7 +16,8 @@ from rnnkit.backends import Choice, LayerCache, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
-from rnnkit.functional import stack
+from rnnkit.functional import segmented, stack
+from rnnkit.functional.step_flags import StepFlags
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
 # Fields of Weights and PyTorch's names for them.
@@ -162,16 +163,29 @@ class Recurrent(Module):
     # Calls
 
     @on_own_device
-    def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
+    def __call__(
+        self,
+        x: Array,
+        h0: Any = None,
+        lengths: Any = None,
+        *,
+        resets: Any = None,
+        reset_state: Any = None,
+        mask: Any = None,
+        zero_output_for_mask: bool = False,
+    ) -> Any:
         """Runs the layer: y, h_n = layer(x, h0, lengths); for LSTM y, (h_n, c_n) = layer(x, (h0, c0), lengths).
 
         A reversed direction starts at each row's own last step. `backward` reads x again: do not write into x before
         it.
 
+        With `resets` each row is a sequence of segments, which run as rows of their own. docs/resets-and-masks.md has
+        the equations.
+
         On a CUDA device, x and the states are CuPy arrays there, or arrays of any library that offers DLPack or
         `__cuda_array_interface__` (torch, Numba). Those are read in place, in order with CuPy's current stream; y and
         the final states are CuPy arrays, which `torch.from_dlpack` accepts. The call synchronises with the device only
-        if `lengths` is a device array: pass lengths on the host.
+        if `lengths`, `resets` or `mask` is a device array: pass them on the host.
 
         Args:
             x: (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; the layer's dtype.
@@ -179,6 +193,15 @@ class Recurrent(Module):
                 c0 (L*D, B, H).
             lengths: number of steps of each row, (B,) integers in [0, T] in any order; for unbatched x also one
                 integer. Steps past a row's length are not read. None if every row has T steps.
+            resets: (T, B) booleans, in the layout of x without I. Where True, the state is replaced by `reset_state`
+                before the step. In the reverse direction, where the step before it in time is the next one, the state
+                is replaced after the step. None for no resets.
+            reset_state: the state that `resets` sets, shaped as h0; None for zeros. Only with `resets`.
+            mask: (T, B) booleans, in the layout of x without I. Where False, x is not read and the state is carried; y
+                repeats that of the nearest step before (in the reverse direction after) that is not masked, or is zero
+                if there is none since the last reset. None for no mask.
+            zero_output_for_mask: whether y is zero where the mask is False, instead of repeated. Keras has the same
+                argument. Only with `mask`.
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
@@ -198,18 +221,36 @@ class Recurrent(Module):
             ((5, 3, 6), (1, 3, 6), (1, 3, 6))
             >>> bool((y[2:, 1] == 0).all())
             True
+            >>> resets = np.zeros((5, 3), bool)
+            >>> resets[2, 1] = True
+            >>> y, _ = layer(x, resets=resets)
+            >>> bool((y[2:, 1] == y[:3, 0]).all())
+            True
         """
         x, unbatched = self._time_major("x", x, self.input_size)
         T, B, _ = x.shape
         checked = checks.lengths(lengths, T, B, unbatched)
+        found = None
+        flags = StepFlags(resets, reset_state is not None, mask, zero_output_for_mask)
+        if flags.given:
+            found = flags.segments(T, B, unbatched, self.batch_first, self.num_directions, checked)
         state0 = self._states(h0, ("h0", "c0"), B, unbatched)
+        restart = None
+        if reset_state is not None:
+            two = len(self.cell.states) == 2
+            names = ("h of reset_state", "c of reset_state") if two else ("reset_state", "")
+            restart = self._states(reset_state, names, B, unbatched)
         drop = self._drop if self.training and self.dropout else None
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(
             self.cell, self._choice(), x, state0, self._caches(), checked, drop, keep=grad_enabled()
         )
-        y, state_n, saved = stack.forward(stack_call)
-        self._saved = None if saved is None else _Saved(saved, unbatched)
+        saved: stack.Saved | segmented.Saved | None
+        if found is None:
+            y, state_n, saved = stack.forward(stack_call)
+        else:
+            y, state_n, saved = segmented.forward(stack_call, found, restart)
+        self._saved = None if saved is None else _Saved(saved, unbatched, restart is not None)
         return self._user_layout(y, unbatched), self._user_state(state_n, unbatched)
 
     @on_own_device
@@ -226,7 +267,8 @@ class Recurrent(Module):
             call: the call to differentiate, from `layer.last_call`; None for this thread's most recent call.
 
         Returns:
-            A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state.
+            A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state. For a call with
+            `reset_state` a triple, whose last is the gradient of that state.
 
         Raises:
             RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
@@ -242,7 +284,7 @@ class Recurrent(Module):
             >>> dx.shape, dh0.shape, layer.grads["weight_hh_l0"].shape
             ((5, 3, 4), (1, 3, 6), (18, 6))
         """
-        saved, unbatched = self._recalled(call)
+        saved, unbatched, restarted = self._recalled(call)
         T, B, width = saved.shape
         if dy is not None:
             dy, flat = self._time_major("dy", dy, width)
@@ -251,14 +293,24 @@ class Recurrent(Module):
                 raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_in_user_layout(dy, flat, self)}")
         dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched)
         with self._adding:  # a backend may add into the gradients itself
-            dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
+            if isinstance(saved, segmented.Saved):
+                dx, dstate0, drestart, grads = segmented.backward(saved, dy, dstate_n, self._caches())
+            else:
+                dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
+                drestart = None
             for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
                 for part, name in PARTS:
                     grad = getattr(w, part)
                     if grad is not None:
                         total = self._grads[name + _suffix(layer, direction)]
                         total += grad
-        return self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched)
+        found = (self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched))
+        if not restarted:
+            return found
+        if drestart is None:  # nothing was reset
+            xp: Any = array_module(dx)
+            drestart = tuple([xp.zeros_like(d) for d in dstate0])
+        return (*found, self._user_state(drestart, unbatched))
 
     def _drop(self, _: int, y: Array) -> Array:
         return stack.dropout_mask(y, self.dropout, self.rng)
@@ -310,10 +362,11 @@ class Recurrent(Module):
 
 
 class _Saved(NamedTuple):
-    """What a call saves for backward: what the stack saved, and whether x was unbatched."""
+    """What a call saves for backward: what the stack saved, and whether x was unbatched and a reset state was given."""
 
-    saved: stack.Saved
+    saved: stack.Saved | segmented.Saved
     unbatched: bool
+    restarted: bool = False
 
 
 def _contiguous(x: Array) -> Array:

@@ -81,16 +81,16 @@ def test_segments_cover_a_chunk_once(n: int) -> None:
     for rows in (packing(n, 9, None), packing(n, 9, lengths)):
         for descending in (False, True):
             chunk = Chunk(0, n, 0, rows.steps, rows, descending)
-            segments = chunk.segments()
-            assert chunk.segments(backward=True) == segments[::-1]
-            steps = sorted(t for s in segments for t in range(s.t0, s.t0 + s.steps))
+            spans = chunk.spans()
+            assert chunk.spans(backward=True) == spans[::-1]
+            steps = sorted(t for s in spans for t in range(s.t0, s.t0 + s.steps))
             assert steps == list(range(n))
-            assert len(segments) <= 8
-            for s in segments:
+            assert len(spans) <= 8
+            for s in spans:
                 live = rows.counts[s.t0 : s.t0 + s.steps]
                 assert live.max() <= s.rows <= 9
                 assert rows.order is not None or s.first == s.t0 * 9
-    assert len({s.rows for s in Chunk(0, n, 0, rows.steps, rows, False).segments()}) <= 4
+    assert len({s.rows for s in Chunk(0, n, 0, rows.steps, rows, False).spans()}) <= 4
 
 
 def test_rows_of_length_0_keep_their_gradients_beside_infinite_weights(cp: Any) -> None:

@@ -43,11 +43,11 @@ WHOLE_STEPS = 8
 ROW_COUNTS = 4
 
 
-class Segment(NamedTuple):
+class Span(NamedTuple):
     """Time steps [t0, t0 + steps) of a chunk, which run as one CUDA graph.
 
     rows   of the steps' products, at least as many as are live in any of them
-    first  the segment's first row-step, from the chunk's, where every row has T steps; else 0
+    first  the span's first row-step, from the chunk's, where every row has T steps; else 0
     """
 
     t0: int
@@ -67,8 +67,8 @@ class Chunk:
     packing: Packing
     descending: bool
 
-    def segments(self, backward: bool = False) -> list[Segment]:
-        """The chunk's segments, in the order of the forward or the backward pass."""
+    def spans(self, backward: bool = False) -> list[Span]:
+        """The chunk's spans, in the order of the forward or the backward pass."""
         packing = self.packing
         found = []
         done = 0
@@ -77,9 +77,9 @@ class Chunk:
             steps = left if left <= WHOLE_STEPS else power_of_two(left)
             t0 = self.t0 + done
             if packing.order is None:
-                found.append(Segment(t0, steps, packing.B, done * packing.B))
+                found.append(Span(t0, steps, packing.B, done * packing.B))
             else:
-                found.append(Segment(t0, steps, _product_rows(packing, t0), 0))
+                found.append(Span(t0, steps, _product_rows(packing, t0), 0))
             done += steps
         return found[::-1] if self.descending != backward else found
 
@@ -179,7 +179,7 @@ class Problem:
 
     @property
     def graph_steps(self) -> int:
-        """The most steps of a segment."""
+        """The most steps of a span."""
         return self.chunk_steps if self.chunk_steps <= WHOLE_STEPS else power_of_two(self.chunk_steps)
 
     @property

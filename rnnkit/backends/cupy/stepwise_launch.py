@@ -11,7 +11,7 @@ from rnnkit.backends.cupy.backward_pass import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.launcher import i32
 from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, rows_by_units
-from rnnkit.backends.cupy.problem import Chunk, Problem, Segment
+from rnnkit.backends.cupy.problem import Chunk, Problem, Span
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build
 from rnnkit.backends.cupy.stepwise_buffers import k_major
@@ -74,10 +74,10 @@ class StepLauncher(BackwardLauncher):
         self._operands = self.operands(weights)
 
     def forward_chunk(self, chunk: Chunk, weights: Weights, y: Array, states: SavedStates) -> None:
-        """See `passes.ForwardLauncher`. The graphs of its segments write only what the Call says."""
-        for segment in chunk.segments():
-            self.set_call(segment.t0, chunk.n0, y, states, None)
-            self._replay("forward", segment, self._forward)
+        """See `passes.ForwardLauncher`. The graphs of its spans write only what the Call says."""
+        for span in chunk.spans():
+            self.set_call(span.t0, chunk.n0, y, states, None)
+            self._replay("forward", span, self._forward)
 
     def backward_begin(self, dstate_n: State, weights: Weights) -> None:
         """As `BackwardLauncher.backward_begin`."""
@@ -86,20 +86,20 @@ class StepLauncher(BackwardLauncher):
 
     def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
         """See `BackwardLauncher`."""
-        for segment in chunk.segments(backward=True):
-            self.set_call(segment.t0, chunk.n0, None, states, dy)
-            self._replay("backward", segment, self._backward)
+        for span in chunk.spans(backward=True):
+            self.set_call(span.t0, chunk.n0, None, states, dy)
+            self._replay("backward", span, self._backward)
 
-    def _replay(self, way: str, segment: Segment, launch: Callable[[Segment, Operands], None]) -> None:
+    def _replay(self, way: str, span: Span, launch: Callable[[Span, Operands], None]) -> None:
         operands = self._operands
-        self.arena.replay(self._key(way, segment, operands), lambda: launch(segment, operands))
+        self.arena.replay(self._key(way, span, operands), lambda: launch(span, operands))
 
-    def _key(self, way: str, segment: Segment, operands: Operands) -> tuple[Any, ...]:
+    def _key(self, way: str, span: Span, operands: Operands) -> tuple[Any, ...]:
         """Everything that the launches depend on beside the buffers' addresses. The Call holds the rest."""
         p = self.p
         sizes = (p.dtype.name, p.B, p.H, p.R, p.reverse, p.ragged)
-        where = segment.first if way == "backward" else 0
-        return (way, self.module, *sizes, segment.steps, segment.rows, where, operands, self.layout)
+        where = span.first if way == "backward" else 0
+        return (way, self.module, *sizes, span.steps, span.rows, where, operands, self.layout)
 
     def _launch_step(self, name: str, rows: int, units: int, *args: Any) -> None:
         """Launches a kernel over rows and units, or its wide variant."""
@@ -110,18 +110,18 @@ class StepLauncher(BackwardLauncher):
             units //= each
         self.launch(name, rows_by_units(rows, units), self["call"], *args)
 
-    def _forward(self, segment: Segment, operands: Operands) -> None:
+    def _forward(self, span: Span, operands: Operands) -> None:
         p = self.p
         side = self.compute_matrix("side", p.GH)
         h = self.storage_matrix("h", p.R)
         m = self.storage_matrix("m", p.H)
         projected = self.storage_matrix("projected", p.R)
-        rows = segment.rows
+        rows = span.rows
         most, H, R = map(i32, (rows, p.H, p.R))
         # Rows of W_hh in the first product, so columns of `side` that it writes.
         first = p.first_gates * p.H
         sides = (self["gates"], side.address, self["bias"])
-        for t in _times(segment, p.reverse):
+        for t in _times(span, p.reverse):
             self.products.rows_by_weights(h, operands.w_hh, side, rows, first, p.R)
             states = (h.address, self["c"], m.address)
             self._launch_step("forward_step", rows, p.H, *sides, *states, most, H, R, i32(t))
@@ -132,9 +132,9 @@ class StepLauncher(BackwardLauncher):
             ends = (h.address, projected.address, most, R, i32(t))
             self._launch_step("forward_output", rows, p.R, *sides, *ends)
 
-    def _backward(self, segment: Segment, operands: Operands) -> None:
+    def _backward(self, span: Span, operands: Operands) -> None:
         p = self.p
-        rows = segment.rows
+        rows = span.rows
         most, H, R = map(i32, (rows, p.H, p.R))
         first = p.first_gates * p.H
         dh = self.compute_matrix("dh", p.R)
@@ -145,8 +145,8 @@ class StepLauncher(BackwardLauncher):
         outputs = (self["dprojected"], self["dprojected_now"]) if p.projected else (gates[0], gates[2])
         projected = self.storage_matrix("dprojected_now" if p.ragged else "dprojected", p.R)
         through = self.products.rows_by_weights if operands.k_major else self.products.rows_through
-        for t in _times(segment, not p.reverse):
-            n = 0 if p.ragged else segment.first + t * rows
+        for t in _times(span, not p.reverse):
+            n = 0 if p.ragged else span.first + t * rows
             if operands.second is not None:
                 self._launch_step("backward_output", rows, p.R, *outputs, dh.address, most, R, i32(t))
                 doutput = projected.at(n) if p.projected else now.at(n, first)
@@ -158,7 +158,7 @@ class StepLauncher(BackwardLauncher):
             through(now.at(n), operands.w_hh, dh, rows, p.R, first, add=add)
 
 
-def _times(segment: Segment, descending: bool) -> Iterator[int]:
-    """The steps of a segment, from its first one."""
-    times = range(segment.steps)
+def _times(span: Span, descending: bool) -> Iterator[int]:
+    """The steps of a span, from its first one."""
+    times = range(span.steps)
     return iter(reversed(times) if descending else times)
