@@ -109,7 +109,8 @@ add_parts(Storage* result, Storage* also, LongSum* total, const Compute* part, i
   }
 }
 
-// to (columns, rows) = the transpose of from (rows, columns). blockDim = (32, 8).
+#if defined(RK_FLOAT32)
+// to (columns, rows) = the transpose of from (rows, columns), for products in TF32. blockDim = (32, 8).
 extern "C" __global__ void __launch_bounds__(256, 2)
 transpose(Storage* to, const Storage* __restrict__ from, Index rows, Index columns) {
   __shared__ Storage tile[32][33];
@@ -123,3 +124,4 @@ transpose(Storage* to, const Storage* __restrict__ from, Index rows, Index colum
     if (column + k < columns && row + threadIdx.x < rows)
       to[(column + k) * rows + row + threadIdx.x] = tile[threadIdx.x][k];
 }
+#endif
