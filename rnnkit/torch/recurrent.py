@@ -187,7 +187,7 @@ class Layers(nn.RNNBase):
         x, states, weights = under_autocast(x, (*states, *(again or ())), weights)
         checks.one_kind(x, states, weights[0])
         masks = self._masks(x, None) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), count)
         return run_segments(stack, x, states[:count], states[count:] or None, weights, masks, segments)
 
     def _weights(self) -> list[Tensor]:
