@@ -18,13 +18,6 @@
 // RK_THREADS: the block. RK_HELD: blocks of columns that a warp holds in registers, of each of its RK_TILES pairs of
 // tiles of units. RK_OWN: the most pairs of a thread.
 
-typedef unsigned long long Word;
-
-// Looks at a word before a wait ends with an error, seconds: a group that lacks a member must not hang the card.
-constexpr unsigned kPatience = 1u << 26;
-// Loads that a thread has in flight for one pair.
-constexpr int kInFlight = 4;
-
 #if defined(RNNKIT_EMULATOR)
 __device__ __forceinline__ Word load_word(const Word* p) { return emulator::load_relaxed(p); }
 #else

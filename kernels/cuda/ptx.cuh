@@ -77,3 +77,12 @@ __device__ __forceinline__ ulonglong2 load_pair(const ulonglong2* p) {
 }
 __device__ __forceinline__ void poll_again() {}
 #endif
+
+// v, hidden from the compiler, so that it computes what depends on v where it is needed. Otherwise it would compute it
+// before a loop and keep it in registers, which the weights need.
+__device__ __forceinline__ int recomputed(int v) {
+#if !defined(RNNKIT_EMULATOR)
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}

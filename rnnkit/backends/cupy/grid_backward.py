@@ -33,6 +33,7 @@ FILES = (
     "cuda/resident.cuh",
     "cuda/resident_forward.cuh",
     "cuda/resident_backward.cuh",
+    "cuda/grid.cuh",
     "cuda/grid_backward.cu",
 )
 WARPS = 8
