@@ -55,3 +55,34 @@ __device__ __forceinline__ Storage operand_of(Storage v) {
   return __uint_as_float(rounded);
 #endif
 }
+
+// Words of 64 bits that blocks exchange through the L2 cache. Each access is atomic and bypasses the L1 cache; it
+// orders nothing. A pair is one access of 16 bytes; each of its words is atomic, the two together are not.
+#if defined(RNNKIT_EMULATOR)
+__device__ __forceinline__ void store_word(unsigned long long* p, unsigned long long v) {
+  emulator::store_relaxed(p, v);
+}
+__device__ __forceinline__ ulonglong2 load_pair(const ulonglong2* p) {
+  return make_ulonglong2(emulator::load_relaxed(&p->x), emulator::load_relaxed(&p->y));
+}
+__device__ __forceinline__ void poll_again() { __nanosleep(0); }  // lets the other threads run
+#else
+__device__ __forceinline__ void store_word(unsigned long long* p, unsigned long long v) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+__device__ __forceinline__ ulonglong2 load_pair(const ulonglong2* p) {
+  ulonglong2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(v.x), "=l"(v.y) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void poll_again() {}
+#endif
+
+// v, hidden from the compiler, so that it computes what depends on v where it is needed. Otherwise it would compute it
+// before a loop and keep it in registers, which the weights need.
+__device__ __forceinline__ int recomputed(int v) {
+#if !defined(RNNKIT_EMULATOR)
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}

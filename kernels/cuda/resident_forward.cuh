@@ -26,13 +26,27 @@ struct Owned {
   __device__ __forceinline__ bool any() const { return kSplits <= kPairs || first < kPairs; }
 };
 
+// kSplits is kAnySplits where the launch decides how many warps share a tile of units: at least kPairs, so that a lane
+// has one pair or none, and at most kMostSplits.
+constexpr int kAnySplits = 0;
+constexpr int kMostSplits = 8;
+
+template <>
+struct Owned<kAnySplits> {
+  static constexpr int kPairsOwned = 1;
+  int first;
+  __device__ __forceinline__ explicit Owned(int split) : first(split) {}
+  __device__ __forceinline__ int pair(int q) const { return first + q; }
+  __device__ __forceinline__ bool any() const { return first < kPairs; }
+};
+
 // Shared memory, in this order. The host computes its size: rnnkit/backends/cupy/resident.py.
 struct ForwardMemory {
   Vec* weights;      // blocks of columns that are not in registers
   Storage* h;        // 2 tiles of h, alternating
   Compute* bias;     // (2, G, units of the block)
   unsigned* rows;    // (kRows,) the caller's row of each sorted row
-  Compute* partial;  // (warps, G, kPairs, 32) sums of the warps that share a tile of units; unless kSplits is 1
+  Compute* partial;  // (warps, G, kPairs, 32) sums of the warps that share a tile of units; unless it is one
 
   __device__ __forceinline__ ForwardMemory(void* memory, int warps, int shared_blocks, int units, int h_size) {
     weights = static_cast<Vec*>(memory);
@@ -45,16 +59,18 @@ struct ForwardMemory {
 
 template <int kHeld, int kSplits, class Exchange>
 __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all, const ForwardArrays& in,
-                                              const Exchange& exchange) {
+                                              const Exchange& exchange, int splits = kSplits) {
+  constexpr bool kShares = kSplits != 1;
+  constexpr int kMost = kSplits == kAnySplits ? kMostSplits : kSplits;
   constexpr int G = Cell::kGates;
   constexpr int Q = Owned<kSplits>::kPairsOwned;
   const unsigned H = in.H;
   const int warps = blockDim.x / 32;
-  const int tiles = warps / kSplits;             // of units, in this block
-  const int tile = threadIdx.x / 32 / kSplits;   // of this warp
-  const int split = threadIdx.x / 32 % kSplits;
+  const int tiles = warps / splits;             // of units, in this block
+  const int tile = threadIdx.x / 32 / splits;   // of this warp
+  const int split = threadIdx.x / 32 % splits;
   const int blocks = blocks_of(H);
-  const int each = (blocks + kSplits - 1) / kSplits;  // blocks of columns of a warp
+  const int each = (blocks + splits - 1) / splits;  // blocks of columns of a warp
   const int stride = stride_of(H);
   const int u0 = exchange.member() * tiles * kUnits;  // first unit of this block
   const int b0 = exchange.tile() * kRows;
@@ -113,7 +129,7 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
 
     Compute sums[G][kPairs] = {};
     weights.add_product(sums, h_now + first * kBlock, stride);
-    if (kSplits > 1) {
+    if (kShares) {
 #pragma unroll
       for (int g = 0; g < G; ++g)
 #pragma unroll
@@ -131,10 +147,11 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
       for (int g = 0; g < G; ++g) {
         x[q][g] += shared.bias[g * tiles * kUnits + unit];
         u[g] = shared.bias[(G + g) * tiles * kUnits + unit];
-        if (kSplits == 1) u[g] += sums[g][q];
+        if (!kShares) u[g] += sums[g][q];
+        // Unrolled without a break, so that all loads are in flight at once.
 #pragma unroll
-        for (int k = 0; k < kSplits && kSplits > 1; ++k)
-          u[g] += shared.partial[(((tile * kSplits + k) * G + g) * kPairs + pair) * 32 + lane_of()];
+        for (int k = 0; k < kMost && kShares; ++k)
+          if (k < splits) u[g] += shared.partial[(((tile * splits + k) * G + g) * kPairs + pair) * 32 + lane_of()];
       }
       if (b[q] < now.rows) {
         Cell::forward(x[q], u, h[q], c[q], saved, new_h, new_c);
