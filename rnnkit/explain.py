@@ -251,7 +251,8 @@ def explanation(
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # y of each layer is x of the next one. Two directions share one array; some backends first write a separate one.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
-    running = transient + (0 if directions == 1 or described[0].placed else y)
+    running = transient * (directions if described[0].beside else 1)
+    running += 0 if directions == 1 or described[0].placed else y
     running = max(running, call.drawing - directions * y)  # y of the layer is not allocated while its mask is drawn
     held = saved + between
     if call.reserve is not None:
