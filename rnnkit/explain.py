@@ -34,6 +34,8 @@ class Explanation:
             no_grad().
         why: why this backend was chosen.
         threads_why: what determines `threads`; None for other backends.
+        rates: the rates of the processor from which the division over threads is estimated, why those, and whether they
+            were measured; None for other backends. See docs/install.md.
         notes: what else is to know about the call: of `rnnkit.torch.explain`.
 
     Examples:
@@ -54,6 +56,7 @@ class Explanation:
     kept_bytes: int
     why: str
     threads_why: str | None = None
+    rates: str | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -66,6 +69,7 @@ class Explanation:
             ("dtype", self.dtype),
             ("workspace", f"{self.workspace_bytes:,} bytes, of which {self.kept_bytes:,} saved for backward"),
             ("why", self.why),
+            *([("rates", self.rates)] if self.rates else []),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name:10}{value}" for name, value in rows)
@@ -251,6 +255,7 @@ def explanation(
         kept_bytes=(held + call.masks + call.copied) if keep else 0,
         why=choice.why + (packed_weights if own else ""),
         threads_why=thread_count_reason() if compiled else None,
+        rates=described[0].rates,
         notes=notes,
     )
 

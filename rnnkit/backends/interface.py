@@ -118,6 +118,7 @@ class Description(NamedTuple):
     resident   those of `transient` that stay with the backend, for its next call, whatever that is
     own        others that stay, for the next call of the same layer
     placed     whether it writes y into a wider array itself
+    rates      the rates of the processor that the plan is made from, and why those; None without such a plan
     """
 
     kernel: str
@@ -126,6 +127,7 @@ class Description(NamedTuple):
     resident: int = 0
     own: int = 0
     placed: bool = False
+    rates: str | None = None
 
 
 class Backend(Protocol):

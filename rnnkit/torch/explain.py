@@ -21,7 +21,7 @@ from rnnkit.core import checks
 from rnnkit.core.cells import CELLS
 from rnnkit.explain import NOTHING_FLAGGED, CallSizes, Explanation, explanation, segments_note, together
 from rnnkit.functional.step_flags import StepFlags
-from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.arrays import Tensor, parts_of_each
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
 from rnnkit.torch.operators import choice_of
 from rnnkit.torch.recurrent import Layers
@@ -134,7 +134,7 @@ def _of_segments(
     found = [_explanation(call, module, given, cast, 1, False) for call in calls]
     if segments is None:
         return replace(found[0], notes=(NOTHING_FLAGGED, *found[0].notes))
-    outputs = [call.x.shape[0] * call.x.shape[1] * D * call.state0[0].shape[2] * call.x.itemsize for call in calls]
+    outputs = [call.x.shape[0] * call.x.shape[1] * D * call.weights[1].shape[1] * call.x.itemsize for call in calls]
     whole = together(found, outputs if segments.place is not None else [0])
     # The input of each call exists from the beginning. With gradients it is counted as saved.
     others = 0 if calls[0].keep else sum(call.x.nbytes for call in calls[1:])
@@ -151,7 +151,7 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
     cell = CELLS[call.cell]
     GH, R = call.weights[1].shape
     D = 2 if call.bidirectional else 1
-    L = call.state0[0].shape[0] // D
+    L = len(call.weights) // (D * parts_of_each(call.weights, cell))
     steps = T * B if call.lengths is None else int(call.lengths.sum())
     choice = choice_of(call.x.device, call.x.dtype, call.cell, call.backend)
     arguments = [call.x, *call.state0, *call.weights, *([] if call.lengths is None else [call.lengths])]
@@ -163,7 +163,7 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
         copies += 8 * steps + T * B * D * R * call.x.itemsize
     wide = choice.dtype.name != _name(call.x.dtype)
     if wide:  # the operator makes float32 tensors of its arguments, and its results from float32 tensors
-        results = T * B * D * R + sum(s.numel() for s in call.state0)
+        results = T * B * D * R + sum(L * D * B * width for width in (R, GH // cell.n_gates)[: len(cell.states)])
         copies += 4 * (results + sum(a.numel() for a in (*arguments, *call.masks)))
     sizes = CallSizes(
         choice=choice,

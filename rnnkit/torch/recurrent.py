@@ -7,6 +7,7 @@ trace any instance of those. `rnnkit.torch.subclasses` has layers for code that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -105,8 +106,9 @@ class Layers(nn.RNNBase):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
         batched = dimensions == 3
-        states = self._states_given(hx, not batched)
-        if states is not None:
+        states = None
+        if hx is not None:
+            states = self._states_given(hx, not batched)
             checks.dimensions(dimensions, states)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -127,7 +129,7 @@ class Layers(nn.RNNBase):
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        states = self._states_given(hx, False)
+        states = None if hx is None else self._states_given(hx, False)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
         # torch.compile cannot read B from batch_sizes.
@@ -152,12 +154,12 @@ class Layers(nn.RNNBase):
         layout: packed.Layout | None,
     ) -> tuple[Tensor, States]:
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
-        if states is None:
-            states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
-        x, states, weights = under_autocast(x, states, weights)
-        checks.one_kind(x, states, weights[0])
+        x, states, weights = under_autocast(x, states or (), weights)
+        weight = weights[0]
+        if states or x.dtype is not weight.dtype or x.device != weight.device:
+            checks.one_kind(x, states, weight)
         masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
         return run(stack, x, states, weights, masks, lengths)
 
     @torch.compiler.disable(reason="resets and a mask decide the shapes of the kernels' calls")
@@ -179,32 +181,22 @@ class Layers(nn.RNNBase):
         segments = on_host(flags).segments(T, B, not batched, self.batch_first, D, steps)
         if segments is None:
             return self._run(x, states, weights, checked, None)
-        if states is None:
+        if states is None and again is not None:
             states = tuple([x.new_zeros(shape) for shape in self._state_shapes(B)])
-        count = len(states)
-        x, states, weights = under_autocast(x, (*states, *(again or ())), weights)
+        count = len(states or ())
+        x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
         checks.one_kind(x, states, weights[0])
         masks = self._masks(x, None) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), count)
         return run_segments(stack, x, states[:count], states[count:] or None, weights, masks, segments)
 
     def _weights(self) -> list[Tensor]:
         """The weights as they are now: parameters, or what a parametrization or another tool put in their place."""
         if torch.compiler.is_compiling():
             return [getattr(self, name) for name in self._flat_weights_names]
-        self._update_flat_weights()
+        if not all(map(is_, self._flat_weights, map(self._parameters.get, self._flat_weights_names))):
+            self._update_flat_weights()
         return self._flat_weights
-
-    def _weights_have_changed(self) -> bool:
-        """As torch.nn's, in a quarter of the time."""
-        parameters = self._parameters
-        for reference, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
-            weight = parameters.get(name)
-            if weight is None:
-                weight = getattr(self, name, None)
-            if weight is not None and reference is not None and reference() is not weight:
-                return True
-        return False
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget(self._flat_weights)
@@ -233,10 +225,8 @@ class Layers(nn.RNNBase):
 
     # Checks and layouts
 
-    def _states_given(self, hx: Any, unbatched: bool) -> States | None:
+    def _states_given(self, hx: Any, unbatched: bool) -> States:
         """hx as a tuple of tensors."""
-        if hx is None:
-            return None
         if len(self.state_names) == 2:
             return checks.pair(hx, unbatched, 3)
         checks.tensor("hx", hx)
@@ -257,7 +247,6 @@ class Layers(nn.RNNBase):
             states = self._states_given(reset_state, not batched)
         except (TypeError, RuntimeError) as problem:
             raise type(problem)(f"reset_state: {problem}") from None
-        assert states is not None
         found = []
         for state, shape in zip(states, self._state_shapes(B), strict=True):
             expected = shape if batched else (shape[0], shape[2])

@@ -220,9 +220,6 @@ def test_cell_in_a_loop(kind: str) -> None:
     assert compilations() == 1
 
 
-@pytest.mark.skipif(
-    torch.__version__ >= (2, 15), reason="PyTorch 2.15 refuses an autograd Function there, with an error"
-)
 def test_transforms_of_torch_func() -> None:
     layer = made("gru_reset_before")
     x, hx = inputs(layer, 3, 2)

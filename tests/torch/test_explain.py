@@ -94,7 +94,8 @@ def test_memory_is_what_the_allocators_and_autograd_see(
         taken = taken_bytes(lambda: layer(x))
     assert said.backend == backend
     assert said.kept_bytes == kept
-    assert (kept > 0) == keep
+    # The numpy backend keeps nothing of one layer: it runs the forward again.
+    assert (kept > 0) == keep or (backend == "numpy" and layer.num_layers == 1)
     # Python's own objects take some kilobytes. PyTorch's peak is in part before NumPy's, while masks are drawn.
     drawing = 2 * T * B * H * x.data.itemsize if layer.dropout else 0
     assert 0.9 * (taken - 32768 - drawing) <= said.workspace_bytes <= 1.35 * taken
@@ -142,6 +143,7 @@ def test_it_names_what_the_plain_layer_names(make: Any, kernel: str) -> None:
     assert kernel in said.kernel
     names = ("backend", "kernel", "device", "dtype", "threads", "workspace_bytes", "kept_bytes", "why", "threads_why")
     assert [getattr(said, name) for name in names] == [getattr(of_plain, name) for name in names]
+    assert said.rates == of_plain.rates is not None
 
 
 def test_sixteen_bits_and_autocast_are_said() -> None:
