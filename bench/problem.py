@@ -20,7 +20,7 @@ import numpy as np
 import rnnkit
 from bench.grid import Point
 from rnnkit.core.cells import CELLS
-from rnnkit.core.dtypes import resolve_dtype
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import error_ratio
 
 FORWARD_NAMES = ("y", "h_n", "c_n")
@@ -83,9 +83,8 @@ def checked_rows(point: Point) -> np.ndarray | None:
 
 
 def make_problem(point: Point, dtype: str | None = None) -> Problem:
-    """The inputs of a point, in `dtype` where it is given, else in the point's own: the same numbers in both."""
-    given = resolve_dtype(point.dtype).storage
-    storage = given if dtype is None else np.dtype(dtype)
+    """The inputs of a point, in `dtype` where it is given and otherwise in the point's own."""
+    storage = DTYPES[dtype or point.dtype].storage
     rng = np.random.default_rng([point.T, point.B, point.I, point.H, point.layers, point.directions, point.P])
     T = point.T
     B = point.B
@@ -94,14 +93,10 @@ def make_problem(point: Point, dtype: str | None = None) -> Problem:
     bound = 1 / math.sqrt(point.H)
 
     def draw(*shape: int) -> np.ndarray:
-        return numbers(rng.standard_normal(shape, dtype=np.float32))
-
-    def numbers(a: np.ndarray) -> np.ndarray:
-        rounded = a if given.itemsize >= a.itemsize else a.astype(given)
-        return rounded.astype(storage, copy=False)
+        return rng.standard_normal(shape, dtype=np.float32).astype(storage, copy=False)
 
     params = {
-        name: numbers(rng.uniform(-bound, bound, shape).astype(np.float32))
+        name: rng.uniform(-bound, bound, shape).astype(np.float32).astype(storage, copy=False)
         for name, shape in param_shapes(point).items()
     }
     widths = (R, point.H)[: len(CELLS[point.cell].states)]
@@ -171,7 +166,7 @@ def check(point: Point, oracle: Oracle, got: dict[str, np.ndarray]) -> dict[str,
     errors = {}
     for name, want in oracle.wanted(point).items():
         a = got.get(name)
-        if a is None or a.shape != want.shape or a.dtype != resolve_dtype(point.dtype).storage:
+        if a is None or a.shape != want.shape or a.dtype != DTYPES[point.dtype].storage:
             errors[name] = math.inf
         else:
             errors[name] = error_ratio(a, want, point.dtype, "forward" if name in FORWARD_NAMES else "backward")

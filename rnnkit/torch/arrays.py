@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.torch import checks
 
 Tensor = Any  # torch.Tensor: type checkers run without PyTorch
+_version = attrgetter("_version")
 _NO_CONTEXT = nullcontext()
 LARGE = 4 << 20
 LINE = 64  # bytes of a cache line
@@ -120,7 +122,9 @@ def _torch_allocator() -> Any:
     delete = torch.cuda.caching_allocator_delete
 
     def allocate(size: int, device: int) -> int:
-        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device)) if size else 0
+        # CuPy's stream, not PyTorch's: the reverse direction of a layer runs on another one, and PyTorch's allocator
+        # gives memory that was freed to the next allocation of its stream, without waiting for other streams.
+        return torch.cuda.caching_allocator_alloc(size, device, cupy.cuda.get_current_stream().ptr) if size else 0
 
     def free(pointer: int, _: int) -> None:
         if pointer:
@@ -151,14 +155,14 @@ class WeightViews:
         self.references: list[Any] = [weakref.ref(w, ended) for w in weights]
         self.addresses = [w.data_ptr() for w in weights]
         self.shapes = [w.shape for w in weights]
-        self.versions = [w._version for w in weights] if _may_be_kept(weights) else None
+        self.versions = list(map(_version, weights)) if _may_be_kept(weights) else None
 
     def are_of(self, weights: Sequence[Tensor]) -> bool:
         """Whether the arrays are valid for these tensors, the ones they were made of. Their values may have changed."""
         # `p.data = p.data.t()` changes neither address nor version.
         if [w.data_ptr() if w.is_contiguous() else None for w in weights] != self.addresses:
             return False
-        versions = [w._version for w in weights]
+        versions = list(map(_version, weights))
         if versions != self.versions:
             # Written to, or given another shape in place.
             if [w.shape for w in weights] != self.shapes or not _may_be_kept(weights):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd import Function, forward_ad
 
-from rnnkit.torch import dispatch, equations
+from rnnkit.torch import dispatch, equations, operators
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LIBRARY
@@ -36,6 +36,13 @@ def run(
 
     state0: one tensor a state, or none for zeros.
     """
+    # The most frequent case of `_function_for`, without its other questions: for the smallest calls.
+    unrecorded = not torch.is_grad_enabled() and forward_ad._current_level < 0
+    if unrecorded and dispatch.nobody_watches(x, *state0, *weights):
+        tensors = (x, state0, weights, masks, lengths)
+        options: Any = {"cell": stack.cell, "backend": stack.backend, "bidirectional": stack.bidirectional}
+        y, *state_n = operators.forward(*tensors, **options, keep=False)
+        return y, state_n
     function = _function_for((x, *state0, *weights))
     if function is not None:
         # `Function.apply` looks for tensors of torch.func's transforms first, which takes 3 us: there are none.

@@ -59,18 +59,9 @@ def forward(
     keep: bool,
 ) -> list[Tensor]:
     """`rnnkit::forward`."""
-    call = operators.forward if _nobody_watches(x, *state0, *weights) else _FORWARD
-    return call(
-        x,
-        state0,
-        weights,
-        masks,
-        lengths,
-        cell=stack.cell,
-        backend=stack.backend,
-        bidirectional=stack.bidirectional,
-        keep=keep,
-    )
+    operator = operators.forward if nobody_watches(x, *state0, *weights) else _FORWARD
+    tensors = (x, state0, weights, masks, lengths)
+    return operator(*tensors, cell=stack.cell, backend=stack.backend, bidirectional=stack.bidirectional, keep=keep)
 
 
 def backward(
@@ -87,7 +78,7 @@ def backward(
     given = [d for d in dresults if d is not None]
     # The older vmap of PyTorch batches the gradients alone.
     batched = torch._C._functorch.is_legacy_batchedtensor
-    direct = _nobody_watches(x, *given, *state0, *weights) and not any([batched(d) for d in given])  # noqa: C419
+    direct = nobody_watches(x, *given, *state0, *weights) and not any([batched(d) for d in given])  # noqa: C419
     call: Any = operators.backward if direct else _BACKWARD
     return call(
         dresults[0],
@@ -104,7 +95,7 @@ def backward(
     )
 
 
-def _nobody_watches(*tensors: Tensor) -> bool:
+def nobody_watches(*tensors: Tensor) -> bool:
     """Whether an operator's function may be called without PyTorch's dispatcher, which takes about 10 us.
 
     Not where the dispatcher has more to do than to call it: for subclasses of Tensor, transforms and modes, while a

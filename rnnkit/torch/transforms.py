@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from rnnkit.core.cells import CELLS
 from rnnkit.torch.arrays import Tensor
@@ -86,8 +87,11 @@ def _refuse_forward_mode(tensors: Sequence[Tensor | None]) -> None:
         )
 
 
-class _LayersAtLevel(_Layers):
+class _LayersAtLevel(_SingleLevelFunction):
     """`_Layers` at one level of torch.func's transforms: the levels below it record the call for themselves."""
+
+    setup_context = staticmethod(_Layers.setup_context)
+    backward = staticmethod(_Layers.backward)
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -95,8 +99,11 @@ class _LayersAtLevel(_Layers):
             return _Layers.forward(*arguments)
 
 
-class _LayersBackwardAtLevel(_LayersBackward):
+class _LayersBackwardAtLevel(_SingleLevelFunction):
     """`_LayersBackward` at one level, in the same way."""
+
+    setup_context = staticmethod(_LayersBackward.setup_context)
+    backward = staticmethod(_LayersBackward.backward)
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -105,9 +112,9 @@ class _LayersBackwardAtLevel(_LayersBackward):
 
 
 def _apply(function: Any, arguments: tuple[Any, ...]) -> Sequence[Tensor]:
-    """The Function, at the level of torch.func's transforms that PyTorch is at. `Function.apply` would run them all."""
+    """The Function, at the level of torch.func's transforms that PyTorch is at."""
     with _single_level():
-        return super(Function, function).apply(*arguments)
+        return function.apply(*arguments)
 
 
 def _single_level() -> AbstractContextManager[Any]:
