@@ -11,6 +11,7 @@ cannot run here.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -86,6 +87,8 @@ def plan(
         served = [dtype for dtype in dtypes or row.dtypes if dtype in row.dtypes]
         if dtypes is None and row.arrays == "numpy":
             served = [dtype for dtype in served if DTYPES[dtype].stored == dtype]  # on the CPU tf32 is float32
+        if dtypes is None and importlib.util.find_spec("ml_dtypes") is None:
+            served = [dtype for dtype in served if dtype != "bfloat16"]
         kernels += [Kernels(name, dtype, cell) for dtype in served for cell in cells or CELLS]
     return Plan(tuple(kernels), unavailable)
 

@@ -42,7 +42,8 @@ class Tolerance:
 class DType:
     """One row: the dtype of stored arrays, the dtype of the arithmetic, and the tolerances.
 
-    Sums of products, the cell state within a call and every other intermediate value have the dtype `computed`.
+    Sums of products and the cell state within a call have the dtype `computed`. h, what is saved for backward and the
+    gradients of the gates may be rounded to the dtype `stored` at each step.
 
     Attributes:
         name: name of the row.
