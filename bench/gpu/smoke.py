@@ -33,12 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def nvrtc() -> Item:
     """NVRTC compiles a module of the library, and the driver loads it."""
-    from rnnkit.backends.cupy import modules, sources
+    from rnnkit.backends.cupy import modules, stepwise_launch
 
-    build = sources.stepwise("lstm", "float32")
+    build = stepwise_launch.build("lstm", "float32")
     kernels = modules.kernels(build)
     # Only a compiled and loaded kernel has attributes.
-    registers = {name: int(kernel.num_regs) for name, kernel in kernels.items()}
+    registers = {name: kernel.registers for name, kernel in kernels.items()}
     return {"module": build.name, "kernels": len(kernels), "most_registers": max(registers.values())}
 
 

@@ -105,7 +105,9 @@ def _torch_allocator() -> Any:
     delete = torch.cuda.caching_allocator_delete
 
     def allocate(size: int, device: int) -> int:
-        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device)) if size else 0
+        # CuPy's stream, not PyTorch's: the reverse direction of a layer runs on another one, and PyTorch's allocator
+        # gives memory that was freed to the next allocation of its stream, without waiting for other streams.
+        return torch.cuda.caching_allocator_alloc(size, device, cupy.cuda.get_current_stream().ptr) if size else 0
 
     def free(pointer: int, _: int) -> None:
         if pointer:

@@ -89,12 +89,12 @@ def _stack(
     """y and the final states, as `rnnkit::forward`: one node a layer."""
     count = len(weights) // (layers * directions)
     steps = None if lengths is None else op.Cast(lengths, to=_INT32)
-    starts = [op.Split(s, num_outputs=layers, axis=0) if layers > 1 else [s] for s in state0]
     ends: list[list[Value]] = []
     for layer in range(layers):
         first = layer * directions * count
         parts = [weights[k : k + count] for k in range(first, first + directions * count, count)]
-        start = [of_layers[layer] for of_layers in starts]
+        slots = [op.Constant(value_ints=[n]) for n in (layer * directions, (layer + 1) * directions, 0)]
+        start = [op.Slice(s, *slots) if layers > 1 else s for s in state0]
         y, *end = _layer(op, cell, x, start, parts, steps)
         # (T, D, B, H) -> (T, B, D*H): 0 copies a dimension
         x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))

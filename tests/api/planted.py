@@ -89,6 +89,7 @@ def refusing(problem: Callable[[Sizes], str | None]) -> Iterator[None]:
     """Only the last schedule of the CuPy backend, which rejects the sizes for which `problem` returns a reason."""
     from rnnkit.backends.cupy import schedules
 
-    row = dataclasses.replace(schedules.SCHEDULES[-1], problem=lambda cell, dtype, sizes, arch: problem(sizes))
-    with mock.patch.object(schedules, "SCHEDULES", (row,)):
+    last = schedules.SCHEDULES[-1]
+    asked = mock.patch.object(schedules.Schedule, "problem", lambda self, work, card: problem(work.sizes))
+    with asked, mock.patch.object(schedules, "SCHEDULES", (last,)):
         yield

@@ -1,4 +1,5 @@
-"""The CuPy backend without a GPU, against the float64 oracle: its launch code, and its kernels in the emulator.
+"""The CuPy backend with schedule D, without a GPU, against the float64 oracle: its launch code, and its kernels in the
+emulator. Other schedules have files of their own.
 
 `tests.tools.fakecupy` replaces CuPy. The only replaced part of rnnkit is the source of cuBLAS.
 """
@@ -22,6 +23,7 @@ from tests.tools import emulator
 
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 
+STEPWISE = "cupy:stepwise"
 CELL_NAMES = tuple(CELLS)
 SMALL = {cell: Case(cell, T=5, B=3, I=4, H=6) for cell in CELL_NAMES}
 RAGGED = {cell: Case(cell, T=5, B=4, I=3, H=6, ragged=True) for cell in CELL_NAMES}
@@ -45,20 +47,20 @@ def assert_within(worst: dict[str, float]) -> None:
 @pytest.mark.parametrize("dtype", FULL)
 @pytest.mark.parametrize("case", slow_except(CASES, *COVER), ids=str)
 def test_parity(cp: Any, case: Case, dtype: str) -> None:
-    assert_within(parity("cupy", case, dtype, device="cuda:0"))
+    assert_within(parity(STEPWISE, case, dtype, device="cuda:0"))
 
 
 @pytest.mark.parametrize("dtype", SOME)
 @pytest.mark.parametrize("case", COVER, ids=str)
 def test_parity_of_other_dtypes(cp: Any, case: Case, dtype: str) -> None:
     pytest.importorskip("ml_dtypes")
-    assert_within(parity("cupy", case, dtype, device="cuda:0"))
+    assert_within(parity(STEPWISE, case, dtype, device="cuda:0"))
 
 
 def test_tf32_rounds_and_float32_does_not(cp: Any) -> None:
     case = Case("lstm", T=5, B=3, I=40, H=40)
     inputs, want = make_inputs(case, "float32", device="cuda:0"), run(case, make_inputs(case, "float64"), "numpy")
-    worst = {p: error_ratio(run(case, inputs, "cupy", p)["y"], want["y"], "float32") for p in (None, "tf32")}
+    worst = {p: error_ratio(run(case, inputs, STEPWISE, p)["y"], want["y"], "float32") for p in (None, "tf32")}
     assert worst[None] <= 1 < 5 < worst["tf32"], worst
 
 
@@ -67,7 +69,7 @@ def test_tf32_rounds_and_float32_does_not(cp: Any) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case not in COVER], ids=str)
 def test_parity_of_other_dtypes_on_every_case(cp: Any, case: Case, dtype: str) -> None:
     pytest.importorskip("ml_dtypes")
-    assert_within(parity("cupy", case, dtype, device="cuda:0"))
+    assert_within(parity(STEPWISE, case, dtype, device="cuda:0"))
 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
@@ -78,16 +80,16 @@ def test_chunks_of_steps(cp: Any, cell: str, reverse: bool, ragged: bool, steps:
     """Several chunks, the last one shorter, equal one chunk."""
     case = Case(cell, T=7, B=4, I=3, H=6, reverse=reverse, ragged=ragged)
     with chunked(steps):
-        assert_within(parity("cupy", case, "float32", device="cuda:0"))
+        assert_within(parity(STEPWISE, case, "float32", device="cuda:0"))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_chunks_of_16_bit_gradients_are_rounded_once(cp: Any, cell: str) -> None:
     case = Case(cell, T=24, B=3, I=4, H=6, P=4 if cell == "lstm" else 0)
     with chunked(1):
-        assert_within(parity("cupy", case, "float16", device="cuda:0"))
-        many = run(case, make_inputs(case, "float16", device="cuda:0"), "cupy")
-    whole = run(case, make_inputs(case, "float16", device="cuda:0"), "cupy")
+        assert_within(parity(STEPWISE, case, "float16", device="cuda:0"))
+        many = run(case, make_inputs(case, "float16", device="cuda:0"), STEPWISE)
+    whole = run(case, make_inputs(case, "float16", device="cuda:0"), STEPWISE)
     for name in ("dw_ih", "dw_hh", "db_ih", "db_hh"):  # float32 sums of the same numbers in another order
         np.testing.assert_allclose(many[name], whole[name], rtol=2e-3, atol=0)
 
@@ -97,7 +99,7 @@ def test_graphs_give_the_same_bits(cp: Any, cell: str) -> None:
     """The first call launches, the second captures, the third replays."""
     for case in (SMALL[cell], RAGGED[cell], Case(cell, reverse=True, ragged=True)):
         inputs = make_inputs(case, "float32", device="cuda:0")
-        first, second, third = (run(case, inputs, "cupy") for _ in range(3))
+        first, second, third = (run(case, inputs, STEPWISE) for _ in range(3))
         assert_same(second, first)
         assert_same(third, first)
 
@@ -110,7 +112,7 @@ def test_graphs_are_not_used_for_another_call(cp: Any) -> None:
     wanted = [run(case, make_inputs(case, "float64", seed), "numpy") for case in cases for seed in (0, 1)]
     for _ in range(3):
         for (case, inputs), want in zip(held, wanted, strict=True):
-            got = run(case, inputs, "cupy")
+            got = run(case, inputs, STEPWISE)
             assert_matches(got, want)
 
 
@@ -123,7 +125,7 @@ def test_graphs_of_one_layer_are_distinguished(cp: Any) -> None:
         for reverse, lengths in calls:
             case = Case("gru", T=4, B=3, reverse=reverse)
             held.lengths = wide.lengths = lengths
-            assert_matches(run(case, held, "cupy"), run(case, wide, "numpy"))
+            assert_matches(run(case, held, STEPWISE), run(case, wide, "numpy"))
 
 
 def test_graphs_are_dropped_when_the_workspace_moves(cp: Any) -> None:
@@ -135,9 +137,9 @@ def test_graphs_are_dropped_when_the_workspace_moves(cp: Any) -> None:
         mock.patch.object(arena, "LEAST_BYTES", 0),
         cp.cuda.Stream(non_blocking=True),
     ):  # a new arena
-        want = [run(small, inputs, "cupy") for _ in range(3)][-1]
-        run(large, make_inputs(large, "float32", device="cuda:0"), "cupy")
-        assert_same(run(small, inputs, "cupy"), want)
+        want = [run(small, inputs, STEPWISE) for _ in range(3)][-1]
+        run(large, make_inputs(large, "float32", device="cuda:0"), STEPWISE)
+        assert_same(run(small, inputs, STEPWISE), want)
 
 
 def test_launches_of_a_step_are_as_predicted(cp: Any) -> None:
@@ -153,9 +155,9 @@ def test_launches_of_a_step_are_as_predicted(cp: Any) -> None:
         case = Case(cell, T=T, P=P)
         inputs = make_inputs(case, "float32", device="cuda:0")
         with cp.fake.counting() as whole:
-            run(case, inputs, "cupy")
+            run(case, inputs, STEPWISE)
         with cp.fake.counting() as captured:
-            run(case, inputs, "cupy")
+            run(case, inputs, STEPWISE)
         products, launches = (forward[k] + backward[k] for k in (0, 1))
         assert captured.captures == captured.graph_launches == 2
         assert captured.captured["gemm"] == T * products
@@ -169,9 +171,9 @@ def test_nothing_synchronises_and_only_results_are_allocated(cp: Any, ragged: bo
     case = Case("lstm", T=6, B=4, ragged=ragged)
     inputs = make_inputs(case, "float32", device="cuda:0")
     for _ in range(3):
-        run(case, inputs, "cupy")
+        run(case, inputs, STEPWISE)
     with cp.fake.counting() as counts:
-        results = outputs(case, inputs, "cupy")
+        results = outputs(case, inputs, STEPWISE)
     assert not counts.synchronisations
     assert counts.device_mallocs == 0
     assert counts.graph_launches == 2
@@ -185,7 +187,9 @@ def test_no_synchronisation_in_inference(cp: Any) -> None:
     case = SMALL["gru"]
     inputs = make_inputs(case, "float32", device="cuda:0")
     with cp.fake.counting() as counts:
-        y, (h_n,), saved = direction.forward("gru", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
+        y, (h_n,), saved = direction.forward(
+            "gru", inputs.x, inputs.state0, inputs.weights, backend=STEPWISE, keep=False
+        )
     assert saved is None
     assert not counts.synchronisations
     want = run(case, make_inputs(case, "float64"), "numpy")
@@ -210,7 +214,7 @@ def test_threads_do_not_share_handles(cp: Any) -> None:
     want = [run(case, make_inputs(case, "float64", seed), "numpy") for seed in range(2)]
 
     def work(seed: int) -> list[dict[str, np.ndarray]]:
-        return [run(case, inputs[seed], "cupy") for _ in range(4)]
+        return [run(case, inputs[seed], STEPWISE) for _ in range(4)]
 
     with ThreadPoolExecutor(2) as pool:
         for seed, results in enumerate(pool.map(work, range(2))):
@@ -229,7 +233,7 @@ def test_gradients_of_any_strides(cp: Any, cell: str, rng: np.random.Generator) 
     wide[:, :, 2 : R + 2] = inputs.dy.swapaxes(0, 1)
     backwards = cp.asarray(np.ascontiguousarray(inputs.dy.get()[:, :, ::-1]))
     for dy in (wide.swapaxes(0, 1)[:, :, 2 : R + 2], backwards[:, :, ::-1]):
-        _, _, saved = direction.forward(cell, inputs.x, inputs.state0, inputs.weights, backend="cupy")
+        _, _, saved = direction.forward(cell, inputs.x, inputs.state0, inputs.weights, backend=STEPWISE)
         dx, _, _ = direction.backward(saved, dy, inputs.dstate_n, inputs.weights)
         assert_close("dx", dx, want["dx"], "float32", "backward")
 
@@ -241,7 +245,7 @@ def test_weights_of_any_strides(cp: Any) -> None:
     assert not turned.w_hh.flags.c_contiguous
     want = run(case, make_inputs(case, "float64"), "numpy")
     inputs.weights = turned
-    got = run(case, inputs, "cupy")
+    got = run(case, inputs, STEPWISE)
     assert_matches(got, want)
 
 
@@ -251,7 +255,7 @@ def test_only_one_of_the_two_biases(cp: Any) -> None:
         for side in ("b_ih", "b_hh"):
             inputs, wide = make_inputs(case, "float32", device="cuda:0"), make_inputs(case, "float64")
             inputs.weights, wide.weights = (i.weights._replace(**{side: None}) for i in (inputs, wide))
-            got, want = run(case, inputs, "cupy"), run(case, wide, "numpy")
+            got, want = run(case, inputs, STEPWISE), run(case, wide, "numpy")
             assert got.keys() == want.keys()
             assert_matches(got, want)
 
@@ -263,7 +267,7 @@ def test_gradients_of_the_final_states_only(cp: Any) -> None:
         dstate = given.dstate_n if end else None
         found = [
             direction.backward(direction.forward("lstm", i.x, i.state0, i.weights, backend=b)[2], None, d, i.weights)
-            for i, b, d in ((given, "cupy", dstate), (wide, "numpy", wide.dstate_n if end else None))
+            for i, b, d in ((given, STEPWISE, dstate), (wide, "numpy", wide.dstate_n if end else None))
         ]
         (dx, dstate0, dw), (dx_want, dstate0_want, dw_want) = found
         assert_close("dx", dx, dx_want, "float32", "backward")
@@ -277,7 +281,7 @@ def test_empty_inputs(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None:
     case = Case(cell, T=T, B=B)
     inputs = make_inputs(case, "float32", device="cuda:0")
     inputs.lengths = lengths
-    got = run(case, inputs, "cupy")
+    got = run(case, inputs, STEPWISE)
     assert not got["y"].any()
     assert not got["dx"].any()
     assert not any(got[name].any() for name in got if name.startswith(("dw", "db")))
@@ -302,7 +306,7 @@ def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
 
         wide = widened(inputs)
     with np.errstate(invalid="ignore"):
-        got, want = run(case, inputs, "cupy"), run(case, wide, "numpy")
+        got, want = run(case, inputs, STEPWISE), run(case, wide, "numpy")
     for name in ("y", "h_n", "dx"):
         assert_close(name, got[name], want[name], dtype, "backward")
 
@@ -341,7 +345,7 @@ def test_explain_on_cuda(cp: Any) -> None:
     x = cp.zeros((5, 2, 3), "float32")
     explained = rnnkit.explain(layer, x)
     assert explained.backend == "cupy"
-    assert "stepwise" in explained.kernel
+    assert "schedule one_block" in explained.kernel
     assert explained.dtype == "tf32"
     assert "TF32" not in explained.why
     assert explained.kept_bytes == 5 * 2 * (4 * 4 + 4 + 4) * 4

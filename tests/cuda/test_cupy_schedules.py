@@ -32,7 +32,7 @@ def cp() -> Iterator[Any]:
 
 
 def test_names_of_backends_and_schedules() -> None:
-    assert backends.pinned_names() == ("numba", "numpy", "cupy:stepwise", "numba_cuda")
+    assert backends.pinned_names() == ("numba", "numpy", "cupy:one_block", "cupy:stepwise", "numba_cuda")
     row, schedule = backends.backend_row("cupy:stepwise")
     assert (row.name, schedule) == ("cupy", "stepwise")
     row, schedule = backends.backend_row("cupy")
@@ -97,7 +97,13 @@ def second_schedule(problem: str | None) -> Any:
         def load(self) -> Any:
             return schedules.SCHEDULES[-1].load()
 
-    row = Another("another", "planted", lambda cell, dtype, sizes, arch: problem)
+        def problem(self, work: Any, card: Any) -> str | None:
+            return problem
+
+        def seconds(self, work: Any, card: Any, rates: Any) -> float:
+            return 0.0
+
+    row = Another("another", "planted")
     return mock.patch.object(schedules, "SCHEDULES", (row, *schedules.SCHEDULES))
 
 
@@ -105,7 +111,7 @@ def second_schedule(problem: str | None) -> Any:
 def test_pinned_schedule_runs_and_is_named(cp: Any) -> None:
     case = Case("gru")
     inputs = make_inputs(case, "float32", device="cuda:0")
-    want = run(case, inputs, "cupy")
+    want = run(case, inputs, "cupy:stepwise")
     with second_schedule(None):
         backends.select.cache_clear()
         for pinned, ran in (("cupy", "another"), ("cupy:another", "another"), ("cupy:stepwise", "stepwise")):
@@ -154,7 +160,7 @@ def test_counts_equal_what_ran(cp: Any) -> None:
     for _ in range(4):
         before = dataclasses.astuple(arena.counts())
         with cp.fake.counting() as seen:
-            run(case, inputs, "cupy")
+            run(case, inputs, "cupy:stepwise")
         after = dataclasses.astuple(arena.counts())
         launches, replays, nodes, captures, refused_ = (b - a for a, b in zip(before, after, strict=True))
         assert launches == sum(n for name, n in seen.launches.items() if name in own) + seen.gemms
@@ -170,7 +176,7 @@ def test_refused_capture_is_counted(cp: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     case = Case("lstm", T=4)
     inputs = make_inputs(case, "float32", device="cuda:0")
-    want = run(case, inputs, "cupy")
+    want = run(case, inputs, "cupy:stepwise")
     end_capture = cp.cuda.Stream.end_capture
 
     def corrupted(stream: Any) -> Any:
@@ -180,7 +186,7 @@ def test_refused_capture_is_counted(cp: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cp.cuda.Stream, "end_capture", corrupted)
     before = arena.counts()
     with pytest.warns(RuntimeWarning, match="could not be captured"):
-        got = run(case, inputs, "cupy")
+        got = run(case, inputs, "cupy:stepwise")
     assert_same(got, want)
     after = arena.counts()
     assert (after.refused - before.refused, after.captures, after.replays) == (2, before.captures, before.replays)

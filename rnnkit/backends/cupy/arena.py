@@ -1,4 +1,4 @@
-"""The arena: what stays between calls of one thread on one stream. Workspace, a cuBLAS handle, and captured graphs.
+"""The arena: what stays between calls of one thread on one stream. Workspace, a cuBLAS handle, graphs, and counters.
 
 There is one arena per (device, stream, thread), so nothing in it is shared and it needs no lock: the stream orders two
 calls that use the same buffers. The workspace only grows. A graph contains addresses of the workspace, so the graphs
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rnnkit.backends.cupy.cublas import Handle, quiet, workspace_bytes
 from rnnkit.errors import DeviceError
 
-MOST_ARENAS = 8
+MOST_ARENAS = 16
 MOST_GRAPHS = 512
 MOST_SEEN = 4096
 ALIGNED = 256
@@ -53,8 +53,43 @@ class Captured(NamedTuple):
     nodes: int
 
 
+# Epochs that fit a tag of 31 bits, so that a tag may be a signed integer.
+MOST_EPOCHS = 2**31 - 1
+
+
+class Counters:
+    """Memory that stays between calls and was zero at first: counters and tagged data of kernels that wait for others.
+
+    A kernel tags what it writes with epochs that no earlier launch used, so the memory need not be cleared between
+    calls. After an interrupted or failed call it still holds only tags of epochs that are used.
+    """
+
+    def __init__(self, size: int) -> None:
+        import cupy
+
+        self._memory = cupy.zeros(size, dtype="uint8")
+        self._used = 0
+
+    @property
+    def address(self) -> int:
+        return int(self._memory.data.ptr)
+
+    @property
+    def size(self) -> int:
+        return int(self._memory.nbytes)
+
+    def epochs(self, count: int) -> int:
+        """The first of `count` consecutive epochs, from 1 on, that differ from all tags in the memory."""
+        if self._used + count > MOST_EPOCHS:
+            self._memory.fill(0)
+            self._used = 0
+        first = self._used + 1
+        self._used += count
+        return first
+
+
 class Arena:
-    """Workspace, handle, graphs and counts of one thread on one stream of one device."""
+    """Workspace, handle, graphs, counters and counts of one thread on one stream of one device."""
 
     def __init__(self, stream: Any) -> None:
         import cupy
@@ -67,6 +102,24 @@ class Arena:
         self._capturing: Any = None  # a stream to capture on; None during a capture, and after an interrupted one
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._counters: dict[str, Counters] = {}
+        self._beside: Any = None
+
+    def beside(self) -> Any:
+        """A second stream, for work that runs beside this arena's. It has an arena of its own."""
+        import cupy
+
+        if self._beside is None:
+            self._beside = cupy.cuda.Stream(non_blocking=True)
+        return self._beside
+
+    def counters(self, name: str, size: int) -> Counters:
+        """The counters of this name, of at least `size` bytes. Larger ones replace smaller ones, and are zero."""
+        found = self._counters.get(name)
+        if found is None or found.size < size:
+            found = Counters(size)
+            self._counters[name] = found
+        return found
 
     def reserve(self, sizes: dict[str, int]) -> dict[str, int]:
         """Addresses of uninitialised buffers of these numbers of bytes, by name. They are valid until the next call."""

@@ -1,73 +1,157 @@
-"""SCHEDULES: the ways to run a layer-direction on a card, one row each, in order of preference; and the choice.
+"""SCHEDULES: the ways to run a layer-direction on a card, one row each; and the choice, by predicted time.
 
-A schedule is a module in this folder, with forward, backward and describe over `problem.Problem`; `sources` holds the
-builds of its kernels. The last row serves every shape, so one row always serves.
+A schedule is a module in this folder (`ScheduleModule`), its kernels in kernels/cuda, and a row. The last row serves
+every shape, so one row always serves.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from rnnkit.backends import Sizes
-from rnnkit.backends.cupy import sources
-from rnnkit.core.cells import Cell
+from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.cost import Rates
+from rnnkit.backends.cupy.problem import Problem
+from rnnkit.backends.cupy.sources import STORAGES, Build
+from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
+from rnnkit.core.cells import Array, Cell, State
 from rnnkit.core.dtypes import DType
 from rnnkit.errors import UnsupportedDeviceError
 
 OLDEST_ARCH = 70
 
 
+class Work(NamedTuple):
+    """What a schedule is asked to run: one layer-direction. keep: whether a backward follows."""
+
+    cell: Cell
+    dtype: DType
+    sizes: Sizes
+    keep: bool
+    projected: bool = False
+
+
+class ScheduleModule(Protocol):
+    """What the module of a schedule provides."""
+
+    def problem(self, work: Work, card: CardFacts) -> str | None:
+        """Why the schedule does not serve the work on this card, or None. Decided without a card."""
+        ...
+
+    def seconds(self, work: Work, card: CardFacts, rates: Rates) -> float:
+        """The predicted time of the steps, and of those of the backward pass if the work keeps; see `cost`."""
+        ...
+
+    def builds(self) -> tuple[Build, ...]:
+        """Every module of the schedule that this version can compile, beside `sources.rows`."""
+        ...
+
+    def forward(self, p: Problem, call: LayerCall) -> tuple[Array, State, Any]:
+        """y (T, B, R), the final states, and what `backward` needs."""
+        ...
+
+    def backward(self, p: Problem, call: BackwardCall) -> Gradients:
+        """The gradients of one forward; call.saved is what it returned."""
+        ...
+
+    def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+        """The kernels in words, and the transient and kept bytes of `rnnkit.backends.Description`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """One row of SCHEDULES. `problem` gives the reason why it does not serve (cell, dtype, sizes, arch), or None."""
+    """One row of SCHEDULES: the name of its module, and what it does in words.
+
+    strided_y: whether forward writes y into a wider array, `LayerCall.out`.
+    """
 
     name: str
     about: str
-    problem: Callable[[Cell, DType, Sizes, int], str | None]
+    strided_y: bool = False
 
-    def load(self) -> Any:
-        return importlib.import_module(f"rnnkit.backends.cupy.{self.name}")
+    def load(self) -> ScheduleModule:
+        module: Any = importlib.import_module(f"rnnkit.backends.cupy.{self.name}")
+        return module
+
+    def problem(self, work: Work, card: CardFacts) -> str | None:
+        """See `ScheduleModule.problem`."""
+        return self.load().problem(work, card)
+
+    def seconds(self, work: Work, card: CardFacts, rates: Rates) -> float:
+        """See `ScheduleModule.seconds`."""
+        return self.load().seconds(work, card, rates)
+
+    def builds(self) -> tuple[Build, ...]:
+        """See `ScheduleModule.builds`."""
+        return self.load().builds()
 
 
 SCHEDULES: tuple[Schedule, ...] = (
-    Schedule(
-        "stepwise",
-        "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs",
-        lambda cell, dtype, sizes, arch: None,
-    ),
+    Schedule("one_block", "one launch for many steps, one block per tile of rows, W_hh in registers and shared memory"),
+    Schedule("stepwise", "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs", strided_y=True),
 )
 
 
-def choose(cell: Cell, dtype: DType, sizes: Sizes, arch: int, pinned: str | None = None) -> tuple[Schedule, str]:
-    """The schedule for a call on a card of compute capability `arch` (90 for 9.0), and why.
+class Candidate(NamedTuple):
+    """A schedule for some work on a card: why it does not serve it, or its predicted seconds."""
 
-    pinned: the name of the only schedule to consider, or None for all of them in order.
+    schedule: Schedule
+    problem: str | None
+    seconds: float = 0.0
+
+
+def candidates(work: Work, card: CardFacts, rates: Rates) -> list[Candidate]:
+    """Every row of SCHEDULES for the work on the card, in their order."""
+    found = []
+    for schedule in SCHEDULES:
+        problem = schedule.problem(work, card)
+        seconds = 0.0 if problem else schedule.seconds(work, card, rates)
+        found.append(Candidate(schedule, problem, seconds))
+    return found
+
+
+def choose(work: Work, card: CardFacts, rates: Rates, pinned: str | None = None) -> tuple[Schedule, str]:
+    """The schedule with the least predicted time, the first of equals, and why. Pure: it looks at its arguments alone.
+
+    pinned: the name of the only schedule to consider, or None for all of them.
     Raises UnsupportedDeviceError if no schedule serves the card, or the dtype on this card, and if the pinned schedule
     does not serve the call.
     """
-    if arch < OLDEST_ARCH:
+    _check_card(work.dtype, card)
+    if pinned is not None:
+        (row,) = (schedule for schedule in SCHEDULES if schedule.name == pinned)
+        problem = row.problem(work, card)
+        if problem:
+            raise UnsupportedDeviceError(f"the pinned schedule cannot run: {row.name}: {problem}")
+        return row, f"{row.about}; pinned"
+    found = candidates(work, card, rates)
+    serving = [candidate for candidate in found if candidate.problem is None]
+    passed_over = [f"passed over {c.schedule.name}: {c.problem}" for c in found if c.problem]
+    if not serving:
+        raise UnsupportedDeviceError("; ".join(passed_over))
+    best = min(serving, key=lambda candidate: candidate.seconds)
+    why = [best.schedule.about, *passed_over]
+    if len(serving) > 1:
+        steps = max(1, work.sizes.T)
+        times = ", ".join(f"{c.schedule.name} {1e6 * c.seconds / steps:.1f}" for c in serving)
+        source = "with this card's own latencies" if rates.measured else "from other cards' latencies"
+        both = "both passes" if work.keep else "forward"
+        why.append(f"least time in us per step, {both}, predicted {source}: {times}")
+    return best.schedule, "; ".join(why)
+
+
+def _check_card(dtype: DType, card: CardFacts) -> None:
+    """Raises UnsupportedDeviceError if no schedule serves the card, or the dtype on it."""
+    if card.arch < OLDEST_ARCH:
         oldest = f"{OLDEST_ARCH // 10}.{OLDEST_ARCH % 10}"
         raise UnsupportedDeviceError(
-            f"the card must have compute capability {oldest} or later, it has {arch // 10}.{arch % 10}"
+            f"the card must have compute capability {oldest} or later, it has {card.capability}"
         )
-    needs = sources.STORAGES[dtype.stored][1]
-    if arch < needs:
+    needs = STORAGES[dtype.stored][1]
+    if card.arch < needs:
         raise UnsupportedDeviceError(
             f"dtype {dtype.name} needs compute capability {needs // 10}.{needs % 10} or later, the card has "
-            f"{arch // 10}.{arch % 10}"
+            f"{card.capability}"
         )
-    passed_over: list[str] = []
-    for schedule in SCHEDULES:
-        if pinned is not None and schedule.name != pinned:
-            continue
-        problem = schedule.problem(cell, dtype, sizes, arch)
-        if problem is None:
-            asked_for = [] if pinned is None else ["pinned"]
-            return schedule, "; ".join([schedule.about, *asked_for, *passed_over])
-        passed_over.append(f"passed over {schedule.name}: {problem}")
-    if pinned is not None:
-        raise UnsupportedDeviceError(f"the pinned schedule cannot run: {passed_over[0].removeprefix('passed over ')}")
-    raise UnsupportedDeviceError("; ".join(passed_over))

@@ -1,4 +1,4 @@
-"""The CUDA sources of each module: one Build per (schedule, cell, storage dtype). Needs no CuPy.
+"""The CUDA sources of each module, as Builds. Needs no CuPy.
 
 The files of a build are joined into one string, because CuPy's disk cache is keyed by that string: it would miss an
 edit of an included header. #line directives keep the compiler's messages pointing at the files. NVRTC compiles a build
@@ -18,13 +18,24 @@ from rnnkit.kernels.cells import HEADERS
 
 KERNELS = Path(next(iter(rnnkit.kernels.__path__)))
 
+Defines = tuple[tuple[str, str], ...]
+
 
 class Kernel(NamedTuple):
-    """A kernel of a build: its name, the largest block it is launched with, and its dynamic shared memory in bytes."""
+    """A kernel of a build, and the largest launch that the build report calculates its occupancy for.
+
+    name          of an extern "C" kernel, or an instance of a template: "scan<4>"
+    block         threads
+    shared_bytes  dynamic shared memory
+    cooperative   all blocks of a launch are resident at once; a launch of more than fit is refused
+    cluster       blocks of a cluster, as in the kernel's __cluster_dims__
+    """
 
     name: str
     block: tuple[int, int, int]
     shared_bytes: int = 0
+    cooperative: bool = False
+    cluster: int = 1
 
 
 class Source(NamedTuple):
@@ -42,7 +53,7 @@ class Build(NamedTuple):
 
     name: str
     sources: tuple[Source, ...]
-    defines: tuple[tuple[str, str], ...]
+    defines: Defines
     kernels: tuple[Kernel, ...]
     min_arch: int = 70
 
@@ -59,39 +70,69 @@ STORAGES = {
 BLOCK = (256, 1, 1)
 
 
-def _kernels(*names: str) -> tuple[Kernel, ...]:
+def pointwise_kernels(*names: str) -> tuple[Kernel, ...]:
+    """Kernels that are launched with BLOCK."""
     return tuple(Kernel(name, BLOCK) for name in names)
 
 
 _ROWS = (
-    *_kernels("forward_begin", "forward_end", "backward_begin", "backward_end", "pack_rows", "unpack_rows"),
+    *pointwise_kernels("forward_begin", "forward_end", "backward_begin", "backward_end", "pack_rows", "unpack_rows"),
     Kernel("column_sums", (32, 8, 1)),
-    *_kernels("add_parts"),
+    *pointwise_kernels("add_parts"),
     Kernel("set_call", (1, 1, 1)),
 )
-_STEPS = _kernels("forward_step", "forward_output", "backward_output", "backward_step")
-
-
-def stepwise(cell: str, storage: str) -> Build:
-    """Schedule D's module for a cell, by its rows of CELLS and HEADERS, and a storage dtype."""
-    header = HEADERS[cell]
-    return _stepwise(CELLS[cell], _source(header.file), header.defines, storage)
 
 
 @cache
-def _stepwise(cell: Cell, header: Source, defines: tuple[tuple[str, str], ...], storage: str) -> Build:
-    numbers = _source("cuda/numbers.cuh")
-    after = ("cuda/cell_row.cuh", "cuda/rows.cuh", "cuda/stepwise.cuh", "cuda/stepwise.cu")
+def rows(storage: str) -> Build:
+    """What every schedule needs beside its steps, for every cell: kernels/cuda/rows.cu."""
+    files = ("cuda/numbers.cuh", "cuda/rows.cuh", "cuda/call.cuh", "cuda/rows.cu")
+    macro, _ = STORAGES[storage]
+    kernels = (*_ROWS, Kernel("transpose", (32, 8, 1))) if storage == "float32" else _ROWS
+    return Build(f"rows-{storage}", tuple(map(_source, files)), ((macro, "1"),), kernels)
+
+
+def of_cell(
+    name: str,
+    cell: str,
+    storage: str,
+    files: tuple[str, ...],
+    kernels: tuple[Kernel, ...],
+    *,
+    defines: Defines = (),
+    min_arch: int = 70,
+) -> Build:
+    """A schedule's module "<name>-<cell>-<storage>" for a cell, by its rows of CELLS and HEADERS.
+
+    Its text is numbers.cuh, the cell's header, cell_row.cuh, then `files`.
+    """
+    header = HEADERS[cell]
+    given = (files, kernels, (*header.defines, *defines), min_arch)
+    return _of_cell(name, CELLS[cell], _source(header.file), storage, *given)
+
+
+@cache
+def _of_cell(
+    name: str,
+    cell: Cell,
+    header: Source,
+    storage: str,
+    files: tuple[str, ...],
+    kernels: tuple[Kernel, ...],
+    defines: Defines,
+    min_arch: int,
+) -> Build:
     macro, _ = STORAGES[storage]
     return Build(
-        f"stepwise-{cell.name}-{storage}",
-        (numbers, header, *map(_source, after)),
+        f"{name}-{cell.name}-{storage}",
+        (_source("cuda/numbers.cuh"), header, _source("cuda/cell_row.cuh"), *map(_source, files)),
         ((macro, "1"), *_row_macros(cell), *defines),
-        (*_ROWS, *_STEPS),
+        kernels,
+        min_arch,
     )
 
 
-def _row_macros(cell: Cell) -> tuple[tuple[str, str], ...]:
+def _row_macros(cell: Cell) -> Defines:
     """The facts of a cell's row that kernels/cuda/cell_row.cuh compares with the cell's header."""
     facts = {
         "RK_GATES": cell.n_gates,
@@ -105,8 +146,13 @@ def _row_macros(cell: Cell) -> tuple[tuple[str, str], ...]:
 
 
 def builds() -> tuple[Build, ...]:
-    """Every module that this version can compile."""
-    return tuple(stepwise(cell, storage) for cell in HEADERS for storage in STORAGES)
+    """Every module that this version can compile: `rows`, and those of the rows of SCHEDULES."""
+    from rnnkit.backends.cupy.schedules import SCHEDULES  # which imports this file
+
+    found = [rows(storage) for storage in STORAGES]
+    for schedule in SCHEDULES:
+        found += schedule.builds()
+    return tuple(found)
 
 
 def _source(file: str) -> Source:

@@ -22,10 +22,10 @@ MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_STATIC_SHARED = 48 * 1024
 MAX_SHARED = 227 * 1024
-MAX_CLUSTER = 8
+MAX_CLUSTER = 16  # above 8 only by the kernel's attribute, which the stand-in for CuPy checks
 # A cooperative launch is limited by the largest GPU. The limit of a real GPU also depends on the kernel's registers.
 MULTIPROCESSORS, SHARED_OF_MULTIPROCESSOR, THREADS_OF_MULTIPROCESSOR, BLOCKS_OF_MULTIPROCESSOR = (
-    160,
+    192,
     228 * 1024,
     2048,
     32,

@@ -56,16 +56,18 @@ def installed(
     arch: str = "90",
     lazy_streams: bool = False,
     attributes: dict[str, int] | None = None,
+    name: str = "fake GPU (no device: emulated on the CPU)",
 ) -> Iterator[Any]:
     """Replaces `cupy` in sys.modules for the `with` block. Yields the module.
 
     devices: their number. mode: the emulator's, "fast" or "check". arch: compute capability, such as "75".
     lazy_streams: the work of a stream runs only when something waits for it, which exposes missing synchronisation.
-    attributes: device attributes that replace or extend those of an H100.
+    attributes: device attributes that replace or extend those of an H100. name: of the devices. `tests.tools.cards` has
+    the arguments for real cards.
     Raises FakeError at the end if a write went past the end of an allocation.
     """
     replaced = {name: module for name, module in sys.modules.items() if _inside(name, REPLACED)}
-    machine = _state.Machine(devices, arch, mode, lazy_streams, {**_device.ATTRIBUTES, **(attributes or {})})
+    machine = _state.Machine(devices, arch, mode, lazy_streams, {**_device.ATTRIBUTES, **(attributes or {})}, name)
     before = _state.set_machine(machine)
     for name in replaced:
         del sys.modules[name]

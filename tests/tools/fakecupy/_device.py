@@ -8,7 +8,10 @@ from tests.tools.fakecupy import _state
 from tests.tools.fakecupy._errors import CUDARuntimeError
 from tests.tools.fakecupy._memory import device_of_pointer
 
-# Of an H100 SXM. TotalMemory is not an attribute of CUDA. `installed(attributes=...)` overrides them.
+# TotalMemory is not an attribute of CUDA, and CuPy does not list ClusterLaunch.
+UNLISTED = ("TotalMemory", "ClusterLaunch")
+
+# Of an H100 SXM. `installed(attributes=...)` overrides them.
 ATTRIBUTES = {
     "MultiProcessorCount": 132,
     "MaxThreadsPerBlock": 1024,
@@ -33,6 +36,7 @@ ATTRIBUTES = {
     "MemoryClockRate": 2619000,
     "GlobalMemoryBusWidth": 5120,
     "CooperativeLaunch": 1,
+    "ClusterLaunch": 1,
     "ConcurrentKernels": 1,
     "MemoryPoolsSupported": 1,
     "UnifiedAddressing": 1,
@@ -89,7 +93,7 @@ class Device:
     def attributes(self) -> dict[str, int]:
         self._check()
         machine = _state.machine()
-        return {name: value for name, value in machine.attributes.items() if name != "TotalMemory"}
+        return {name: value for name, value in machine.attributes.items() if name not in UNLISTED}
 
     @property
     def mem_info(self) -> tuple[int, int]:

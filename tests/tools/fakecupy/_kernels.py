@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,10 @@ from tests.tools.fakecupy._pointers import MemoryPointer
 from tests.tools.fakecupy._streams import Node
 
 _pointers = itertools.count(0xF0000000, 16)
+
+# Blocks of a cluster: on every card with clusters, and the most that a kernel may ask for.
+PORTABLE_CLUSTER = 8
+LARGE_CLUSTER = 16
 
 
 class Launch(NamedTuple):
@@ -35,15 +40,65 @@ class Function:
 
     def __init__(self, emulated: Any, name: str) -> None:
         self.emulated, self.name, self.ptr = emulated, name, next(_pointers)
-        self.max_dynamic_shared_size_bytes = _state.machine().attributes["MaxSharedMemoryPerBlock"]
+        machine = _state.machine()
+        self.device = machine.device()
+        # Static and dynamic shared memory together, until a kernel opts in to more.
+        self.max_dynamic_shared_size_bytes = machine.attributes["MaxSharedMemoryPerBlock"] - emulated.static_shared
+        self.large_clusters = False  # whether clusters of more than eight blocks are allowed
 
     @property
     def shared_size_bytes(self) -> int:
         return self.emulated.static_shared
 
+    def allow_shared(self, size: int) -> None:
+        """Sets the most dynamic shared memory of a launch. Raises CUDADriverError if the card has less."""
+        if size + self.shared_size_bytes > _state.machine().attributes["MaxSharedMemoryPerBlockOptin"]:
+            raise CUDADriverError(1, f"{size} bytes of shared memory")
+        self.max_dynamic_shared_size_bytes = size
+
     @property
     def max_threads_per_block(self) -> int:
         return self.emulated.max_threads
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Any,
+        shared_mem: int = 0,
+        stream: Any = None,
+        enable_cooperative_groups: bool = False,
+    ) -> None:
+        """Launches on the current stream, or on `stream`.
+
+        args: device arrays (their address), NumPy scalars and arrays of one entry (their value), Python numbers (8
+        bytes each, as CuPy passes them), None (a null pointer). Raises TypeError for others, CUDADriverError for sizes
+        that no launch can have.
+        """
+        if not isinstance(grid, tuple) or not isinstance(block, tuple):
+            raise TypeError("grid and block must be tuples")
+        machine = _state.machine()
+        if self.device != machine.device():
+            raise CUDADriverError(400, f"{self.name} was loaded on device {self.device}")
+        grid = tuple(max(1, int(n)) for n in (*grid, 1, 1)[:3])
+        block = tuple(max(1, int(n)) for n in (*block, 1, 1)[:3])
+        _check_sizes(self, grid, block, shared_mem)
+        if enable_cooperative_groups:
+            grid = _co_resident(self, grid, block, shared_mem)
+        values = [_argument(arg) for arg in args]
+        ptr = (machine.streams.current() if stream is None else stream).ptr
+        options = {"shared_mem": shared_mem, "cooperative": enable_cooperative_groups}
+        memory = machine.memory()
+        launch = Launch(self.name, grid, block, shared_mem, enable_cooperative_groups, ptr, memory.device, args)
+        machine.launches.append(launch._replace(args=tuple(values)))
+
+        def run() -> None:
+            self.run(grid, block, values, memory=memory.emulated(), **options, **machine.launch_options)
+
+        addresses = [int(value) for value in values if isinstance(value, (np.int64, np.uint64))]
+        pointed = tuple(memory.find(address) for address in addresses if memory.holds(address))
+        node = Node(self.name, ("launches", self.name), run, pointed)
+        machine.streams.submit(node, ptr, tuple(args))
 
     def run(self, grid: tuple[int, ...], block: tuple[int, ...], args: list[Any], **how: Any) -> None:
         """Raises CUDADriverError if a driver would reject the launch, or else the error that the emulator finds."""
@@ -203,46 +258,23 @@ class RawKernel:
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, size: int) -> None:
-        function = self._function()
-        if size + function.shared_size_bytes > _state.machine().attributes["MaxSharedMemoryPerBlockOptin"]:
-            raise CUDADriverError(1, f"{size} bytes of shared memory")
-        function.max_dynamic_shared_size_bytes = size
+        self._function().allow_shared(size)
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0, stream: Any = None
     ) -> None:
-        """Launches on the current stream, or on `stream`.
-
-        args: device arrays (their address), NumPy scalars and arrays of one entry (their value), Python numbers (8
-        bytes each, as CuPy passes them), None (a null pointer). Raises TypeError for others, CUDADriverError for sizes
-        that no launch can have.
-        """
-        if not isinstance(grid, tuple) or not isinstance(block, tuple):
-            raise TypeError("grid and block must be tuples")
-        function, machine = self._function(), _state.machine()
-        grid = tuple(max(1, int(n)) for n in (*grid, 1, 1)[:3])
-        block = tuple(max(1, int(n)) for n in (*block, 1, 1)[:3])
-        _check_sizes(function, grid, block, shared_mem)
-        if self.enable_cooperative_groups:
-            grid = _co_resident(function, grid, block, shared_mem)
-        values = [_argument(arg) for arg in args]
-        ptr = (machine.streams.current() if stream is None else stream).ptr
-        options = {"shared_mem": shared_mem, "cooperative": self.enable_cooperative_groups}
-        memory = machine.memory()
-        launch = Launch(self.name, grid, block, shared_mem, self.enable_cooperative_groups, ptr, memory.device, args)
-        machine.launches.append(launch._replace(args=tuple(values)))
-
-        def run() -> None:
-            function.run(grid, block, values, memory=memory.emulated(), **options, **machine.launch_options)
-
-        addresses = [int(value) for value in values if isinstance(value, (np.int64, np.uint64))]
-        pointed = tuple(memory.find(address) for address in addresses if memory.holds(address))
-        node = Node(self.name, ("launches", self.name), run, pointed)
-        machine.streams.submit(node, ptr, tuple(args))
+        """See `Function.__call__`."""
+        cooperative = self.enable_cooperative_groups
+        self._function()(grid, block, args, shared_mem=shared_mem, stream=stream, enable_cooperative_groups=cooperative)
 
 
 def _check_sizes(function: Function, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> None:
     limits = _state.machine().attributes
+    cluster = prod(function.emulated.cluster)
+    if cluster > 1 and not limits["ClusterLaunch"]:
+        raise CUDADriverError(1, f"{function.name}: the card has no thread-block clusters")
+    if cluster > (LARGE_CLUSTER if function.large_clusters else PORTABLE_CLUSTER):
+        raise CUDADriverError(1, f"{function.name} with clusters of {cluster} blocks")
     largest = [limits[f"MaxGridDim{axis}"] for axis in "XYZ"], [limits[f"MaxBlockDim{axis}"] for axis in "XYZ"]
     too_large = any(n > most for n, most in zip((*grid, *block), (*largest[0], *largest[1]), strict=True))
     threads = block[0] * block[1] * block[2]

@@ -35,7 +35,12 @@ CONSTANTS = {
     "eventBlockingSync": 1,
     "eventDisableTiming": 2,
     "eventInterprocess": 4,
+    "cudaDevAttrClockRate": 13,
     "cudaDevAttrMultiProcessorCount": 16,
+    "cudaDevAttrMemoryClockRate": 36,
+    "cudaDevAttrGlobalMemoryBusWidth": 37,
+    "cudaDevAttrL2CacheSize": 38,
+    "cudaDevAttrMaxRegistersPerMultiprocessor": 82,
     "cudaDevAttrMaxSharedMemoryPerBlockOptin": 97,
     "cudaDevAttrMaxSharedMemoryPerMultiprocessor": 81,
     "cudaDevAttrCooperativeLaunch": 95,
@@ -81,7 +86,14 @@ def deviceEnablePeerAccess(peerDevice: int) -> None:
     raise CUDARuntimeError(217)
 
 
+# Attributes that CuPy has no name for.
+UNNAMED = {"ClusterLaunch": 120}
+
+
 def deviceGetAttribute(attrib: int, device: int) -> int:
+    for name, number in UNNAMED.items():
+        if number == attrib:
+            return _state.machine().attributes[name]
     for name, number in CONSTANTS.items():
         if name.startswith("cudaDevAttr") and number == attrib:
             return _state.machine().attributes[name.removeprefix("cudaDevAttr")]
@@ -93,7 +105,7 @@ def getDeviceProperties(device: int) -> dict[str, Any]:
     machine = _state.machine()
     attributes = machine.attributes
     return {
-        "name": b"fake GPU (no device: emulated on the CPU)",
+        "name": machine.name.encode(),
         "totalGlobalMem": attributes["TotalMemory"],
         "sharedMemPerBlock": attributes["MaxSharedMemoryPerBlock"],
         "sharedMemPerBlockOptin": attributes["MaxSharedMemoryPerBlockOptin"],
@@ -183,9 +195,12 @@ def funcGetAttribute(attribute: int, f: int) -> int:
 
 
 def funcSetAttribute(f: int, attribute: int, value: int) -> None:
+    if attribute == 14:  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+        _kernels.by_pointer(f).large_clusters = bool(value)
+        return
     if attribute != 8:
         raise CUDADriverError(1, f"attribute {attribute} is not modelled")
-    _kernels.by_pointer(f).max_dynamic_shared_size_bytes = value
+    _kernels.by_pointer(f).allow_shared(value)
 
 
 DRIVER_NAMES = ("occupancyMaxActiveBlocksPerMultiprocessor", "funcGetAttribute", "funcSetAttribute")

@@ -20,12 +20,15 @@ class Machine:
     devices: their number. arch: compute capability as in CuPy, "90". mode: the emulator's, "fast" or "check".
     """
 
-    def __init__(self, devices: int, arch: str, mode: str, lazy_streams: bool, attributes: dict[str, int]) -> None:
+    def __init__(
+        self, devices: int, arch: str, mode: str, lazy_streams: bool, attributes: dict[str, int], name: str
+    ) -> None:
         from tests.tools.fakecupy._memory import DeviceMemory
         from tests.tools.fakecupy._streams import Streams
 
         self.arch, self.mode, self.lazy = arch, mode, lazy_streams
         self.attributes = attributes
+        self.name = name
         self.tallies = Tallies()
         self.problems: list[str] = []
         self.lock = threading.RLock()

@@ -1,0 +1,15 @@
+// Schedule A, "one_block": a block serves a tile of rows, with all of W_hh in its registers and shared memory. One
+// launch runs the steps of a chunk; blocks do not wait for each other.
+//
+// RK_THREADS: the largest block. RK_HELD: blocks of columns that a warp holds in registers. The grid is the tiles of
+// rows, the block a warp per tile of units.
+
+extern "C" __global__ void __launch_bounds__(RK_THREADS, 1)
+forward_chunk(const Compute* x_side, const Compute* bias, const Vec* weights, Storage* h, Compute* c, Storage* y,
+              Storage* saved, Storage* h_prev, Compute* c_prev, const Index* order, const Index* offsets, int B, int H,
+              Index t0, Index n0, int steps, int descending) {
+  extern __shared__ uint4 memory[];
+  const Sequence all = {offsets, (unsigned)B, t0, n0, steps, descending != 0};
+  const ForwardArrays in = {x_side, bias, weights, h, c, y, saved, h_prev, c_prev, order, H};
+  forward_steps<RK_HELD, 1>(memory, all, in, OneBlock{H});
+}

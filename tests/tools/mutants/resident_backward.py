@@ -1,0 +1,83 @@
+"""RESIDENT_BACKWARD_MUTANTS: bugs in the backward pass of the schedules that keep W_hh on the chip."""
+
+from __future__ import annotations
+
+from tests.tools.mutants.planting import Mutant, row
+
+STEPS = "kernels/cuda/resident_backward.cuh"
+HOST = "rnnkit/backends/cupy/one_block_backward.py"
+
+RACES = "test_no_race_and_no_access_out_of_bounds and float32-gru"
+PARITY = "test_every_gradient_equals_the_oracle and gru-float32"
+
+
+def _row(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"one_block backward: {name}", file, at, old, new, "tests/cuda/test_cupy_one_block_backward.py", pick)
+
+
+RESIDENT_BACKWARD_MUTANTS: tuple[Mutant, ...] = (
+    _row(
+        "no barrier before the product",
+        STEPS,
+        "backward_steps",
+        "__syncthreads(); Compute sums[1][kPairs] = {};",
+        "Compute sums[1][kPairs] = {};",
+        RACES,
+    ),
+    _row("one operand for all steps", STEPS, "backward_steps", "s % 2 * size", "0 * size", RACES),
+    _row(
+        "padding of the operand is not zero",
+        STEPS,
+        "backward_steps",
+        "shared.operand[i] = store(Compute(0));",
+        ";",
+        RACES,
+    ),
+    _row(
+        "rows that have ended lose their gradient",
+        STEPS,
+        "backward_steps",
+        "if (block.live(r, u, now)) dh[r][u] =",
+        "dh[r][u] =",
+        "test_rows_of_length_zero_keep_their_gradient",
+    ),
+    _row("dh that bypasses the product is dropped", STEPS, "backward_steps", "direct[r][u] + sum", "sum", PARITY),
+    _row("both sides get the gradient of x", STEPS, "backward_steps", "? store(du[g])", "? store(dx[g])", PARITY),
+    _row("dy of another row", STEPS, "backward_steps", "(in.order ? in.order[b] : b) * in.dy_b", "b * in.dy_b", PARITY),
+    _row(
+        "values of the step that has just run",
+        STEPS,
+        "backward_steps",
+        "load_pairs<kSplits>(pairs, in, block, next,",
+        "load_pairs<kSplits>(pairs, in, block, now,",
+        PARITY,
+    ),
+    _row(
+        "dc is not carried",
+        STEPS,
+        "backward_steps",
+        "dc[r][u] = dc_prev;",
+        ";",
+        "test_every_gradient_equals_the_oracle and lstm-float32",
+    ),
+    _row(
+        "later chunks read the saved values of the first one",
+        STEPS,
+        "backward_steps",
+        "(all.n0 + next.n) * H",
+        "next.n * H",
+        "test_chunks_of_steps and 3-False",
+    ),
+    _row("W_hh is not transposed", HOST, "backward_begin", "(0, 1, p.H)", "(0, p.H, 1)", PARITY),
+    _row(
+        "the steps run in the order of the forward pass", HOST, "backward_chunk", "not p.reverse", "p.reverse", PARITY
+    ),
+    _row(
+        "shared memory without the second operand",
+        HOST,
+        "shared_bytes",
+        "2 * division.h_bytes",
+        "division.h_bytes",
+        RACES,
+    ),
+)
