@@ -90,7 +90,7 @@ def _build(cell: str, dtype: DType, config: Config) -> Build:
     largest = tiles.one_block_builds(dtype, CELLS[cell].n_gates, MOST_SHARED)[config]
     kernels = (
         *sources.pointwise_kernels("pack_weights"),
-        Kernel("forward_chunk", (largest.threads, 1, 1), largest.shared_bytes),
+        Kernel("forward_chunk", (largest.threads, 1, 1), largest.shared_bytes, varies=True),
     )
     defines = (*arithmetic.defines, *config.defines)
     name = f"one_block_{config.threads}" + ("" if dtype.name == dtype.stored else f"_{dtype.name}")
