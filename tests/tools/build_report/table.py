@@ -86,7 +86,7 @@ def _launch_problems(usage: Usage, kernel: Kernel, arch: int) -> list[str]:
     """The limits of the architecture that a block of the kernel exceeds."""
     found = []
     threads = _threads(kernel)
-    shared = usage.static_shared + _dynamic_shared(usage, kernel, arch)
+    shared = usage.static_shared + dynamic_shared(usage, kernel, arch)
     if shared > DEVICES[arch].shared_block:
         found.append(f"{kernel.name} needs {shared} bytes of shared memory, sm_{arch} has {DEVICES[arch].shared_block}")
     if threads > 1024 or usage.registers * threads > 65536:
@@ -94,7 +94,7 @@ def _launch_problems(usage: Usage, kernel: Kernel, arch: int) -> list[str]:
     return found
 
 
-def _dynamic_shared(usage: Usage, kernel: Kernel, arch: int) -> int:
+def dynamic_shared(usage: Usage, kernel: Kernel, arch: int) -> int:
     """The largest dynamic shared memory of a launch on the architecture."""
     most = DEVICES[arch].shared_block - usage.static_shared
     return min(kernel.shared_bytes, most) if kernel.varies else kernel.shared_bytes
@@ -113,7 +113,7 @@ def compiler_columns(usage: Usage) -> list[int]:
 
 def row(usage: Usage, kernel: Kernel, arch: int) -> list[int]:
     """One line of the table, in the order of COLUMNS."""
-    fits = occupancy(DEVICES[arch], usage, _threads(kernel), _dynamic_shared(usage, kernel, arch))
+    fits = occupancy(DEVICES[arch], usage, _threads(kernel), dynamic_shared(usage, kernel, arch))
     return [*compiler_columns(usage), fits.blocks, fits.co_resident]
 
 
