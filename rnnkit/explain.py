@@ -81,9 +81,16 @@ def layer_drops(layer: Module) -> bool:
 
 
 def explain(
-    layer: Recurrent | StepCell, x: Array, lengths: Any = None, *, resets: Any = None, mask: Any = None
+    layer: Recurrent | StepCell,
+    x: Array,
+    lengths: Any = None,
+    *,
+    resets: Any = None,
+    mask: Any = None,
+    truncate: int | None = None,
+    max_saved_bytes: int | None = None,
 ) -> Explanation:
-    """Describes what `layer(x, lengths=lengths, resets=resets, mask=mask)` would run here, without running it.
+    """Describes what a call of the layer with these arguments would run here, without running it.
 
     x is checked as in a call; its values are not read.
 
@@ -93,6 +100,8 @@ def explain(
         lengths: number of steps of each row, as in the call; None for a cell.
         resets: where the state is reset, as in the call; None for a cell. The notes say how they run.
         mask: which steps are not masked, as in the call; None for a cell.
+        truncate: as in the call; None for a cell. The kernel says in which chunks the call runs.
+        max_saved_bytes: as in the call; None for a cell.
 
     Returns:
         An `Explanation`; print it for a table.
@@ -110,6 +119,12 @@ def explain(
     flags = StepFlags(resets, False, mask, False)
     x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
     choice = layer._choice()
+    if isinstance(layer, Recurrent):
+        choice = layer._in_chunks(choice, sizes, truncate, max_saved_bytes, flags.given)
+    else:
+        for name, value in (("truncate", truncate), ("max_saved_bytes", max_saved_bytes)):
+            if value is not None:
+                raise TypeError(f"{name} must be None for a Cell, which takes one step")
     keep = grad_enabled()
     masks = drawing = 0
     if layer_drops(layer) and layers > 1:

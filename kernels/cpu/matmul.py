@@ -101,7 +101,7 @@ def products(dtype: str) -> SimpleNamespace:
     max_rows, max_columns = tile_shape()
     vector_size = itemsize * lanes
     width = max_columns * lanes  # columns of a panel
-    lines = max_columns * vector_size // LINE  # cache lines of a panel per k
+    lines = (max_columns * vector_size + LINE - 1) // LINE  # cache lines of a panel per k
 
     def emit_tile(
         builder: ir.IRBuilder, sums: list[list[ir.Value]], a: ir.Value, a_row: ir.Value, a_k: ir.Value, w: ir.Value,

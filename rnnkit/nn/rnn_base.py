@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, LayerCache, check_backend, select
+from rnnkit.backends import Choice, LayerCache, Sizes, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.functional import segmented, stack
+from rnnkit.functional.chunked import Chunks, chunks_within
 from rnnkit.functional.step_flags import StepFlags
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
@@ -173,6 +174,8 @@ class Recurrent(Module):
         reset_state: Any = None,
         mask: Any = None,
         zero_output_for_mask: bool = False,
+        truncate: int | None = None,
+        max_saved_bytes: int | None = None,
     ) -> Any:
         """Runs the layer: y, h_n = layer(x, h0, lengths); for LSTM y, (h_n, c_n) = layer(x, (h0, c0), lengths).
 
@@ -202,6 +205,13 @@ class Recurrent(Module):
                 if there is none since the last reset. None for no mask.
             zero_output_for_mask: whether y is zero where the mask is False, instead of repeated. Keras has the same
                 argument. Only with `mask`.
+            truncate: number of steps, k: `backward` carries no gradient of a state across a step that is a multiple of
+                k (truncated backpropagation through time). The results of the call do not change. None for the whole
+                gradient. Not with `resets` or `mask`.
+            max_saved_bytes: the most bytes that the call may save for `backward`: with less than it needs, it saves the
+                states between chunks of steps, and `backward` runs each chunk again, which takes a third more time.
+                Not counted are x, y and gradients. In 16 bits the cell state is rounded between chunks. None to save
+                everything. Not with `resets`, `mask` or `truncate`.
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
@@ -241,10 +251,14 @@ class Recurrent(Module):
             names = ("h of reset_state", "c of reset_state") if two else ("reset_state", "")
             restart = self._states(reset_state, names, B, unbatched)
         drop = self._drop if self.training and self.dropout else None
+        choice = self._choice()
+        if truncate is not None or max_saved_bytes is not None:
+            H = self.hidden_size
+            steps = T * B if checked is None else int(checked.sum())
+            sizes = Sizes(T, B, self.input_size, H, self.proj_size or H, steps)
+            choice = self._in_chunks(choice, sizes, truncate, max_saved_bytes, flags.given)
         x = x if x.flags.c_contiguous else _contiguous(x)
-        stack_call = stack.StackCall(
-            self.cell, self._choice(), x, state0, self._caches(), checked, drop, keep=grad_enabled()
-        )
+        stack_call = stack.StackCall(self.cell, choice, x, state0, self._caches(), checked, drop, keep=grad_enabled())
         saved: stack.Saved | segmented.Saved | None
         if found is None:
             y, state_n, saved = stack.forward(stack_call)
@@ -311,6 +325,21 @@ class Recurrent(Module):
             xp: Any = array_module(dx)
             drestart = tuple([xp.zeros_like(d) for d in dstate0])
         return (*found, self._user_state(drestart, unbatched))
+
+    def _in_chunks(self, choice: Choice, sizes: Sizes, truncate: Any, most: Any, flagged: bool) -> Choice:
+        """The choice of a call with `truncate` and `max_saved_bytes` = most. flagged: with resets or a mask."""
+        for name, value in (("truncate", truncate), ("max_saved_bytes", most)):
+            if value is not None and flagged:
+                raise ValueError(f"{name} must be None with resets or a mask, got {value!r}")
+        if truncate is not None:
+            if most is not None:
+                raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
+            return Chunks(checks.positive_int("truncate", truncate), cuts=True, recomputes=False).applied(choice)
+        if most is None:
+            return choice
+        most = checks.positive_int("max_saved_bytes", most)
+        chunks = chunks_within(choice, self.cell, sizes, self.num_layers, self.num_directions, most)
+        return choice if chunks is None or not grad_enabled() else chunks.applied(choice)
 
     def _drop(self, _: int, y: Array) -> Array:
         return stack.dropout_mask(y, self.dropout, self.rng)

@@ -103,6 +103,16 @@ def dimensions(expected: int, states: Sequence[Tensor]) -> None:
     raise RuntimeError(f"For {kind} input, hx and cx should also be {expected}-D but got ({got}) tensors")
 
 
+def lengths(value: Tensor, x: Tensor) -> None:
+    """A tensor of lengths has whole numbers that can be read. Their shape and values: rnnkit/core/checks.py."""
+    if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+        raise TypeError(f"lengths must be whole numbers, got dtype {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"lengths must be a dense tensor, got layout {value.layout}")
+    if value.is_meta and not x.is_meta:
+        raise RuntimeError(f"lengths must have values, as input on {x.device}, got a tensor on meta")
+
+
 def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
     """input, states and weights have one dtype and are on one device. weight: the first; `weights` has the others."""
     dtype = x.dtype

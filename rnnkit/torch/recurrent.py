@@ -269,6 +269,7 @@ class Layers(nn.RNNBase):
     def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
         """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
         if isinstance(lengths, torch.Tensor):
+            checks.lengths(lengths, x)
             # torch.compile cannot trace the third question. The operator checks the values.
             if (
                 torch.compiler.is_compiling()
