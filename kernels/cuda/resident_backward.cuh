@@ -34,6 +34,20 @@ struct SavedPair {
   Compute c_prev;
 };
 
+// The cell's backward for one pair: dx and du, the gradients of both sides' pre-activations. dh and dc are those of the
+// states after the step; dc becomes that of the state before. Returns the part of dh that bypasses the product.
+__device__ __forceinline__ Compute apply_backward(const SavedPair& pair, Compute dh, Compute& dc,
+                                                  Compute (&dx)[Cell::kGates], Compute (&du)[Cell::kGates]) {
+  Compute saved[Cell::kSaved], h_prev = 0, c_prev = 0, direct = 0, dc_prev = 0;
+#pragma unroll
+  for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load(pair.saved[k]);
+  if (Cell::kReadsH) h_prev = load(pair.h_prev);
+  if (Cell::kHasC) c_prev = pair.c_prev;
+  Cell::backward(saved, h_prev, c_prev, dh + load(pair.dy), dc, dx, du, direct, dc_prev);
+  if (Cell::kHasC) dc = dc_prev;
+  return direct;
+}
+
 // The (unit, row) pairs that a lane applies the cell to: U units, 8 apart, of each of R rows; see Owned.
 template <int kSplits>
 struct OwnedBlock {
@@ -152,15 +166,9 @@ __device__ __forceinline__ void backward_steps(void* memory, const Sequence& all
     for (int r = 0; r < R; ++r)
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        Compute saved[Cell::kSaved], dx[G], du[G], h_prev = 0, c_prev = 0, dc_prev = 0;
-#pragma unroll
-        for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load(pairs[r][u].saved[k]);
-        if (Cell::kReadsH) h_prev = load(pairs[r][u].h_prev);
-        if (Cell::kHasC) c_prev = pairs[r][u].c_prev;
-        direct[r][u] = 0;
-        Cell::backward(saved, h_prev, c_prev, dh[r][u] + load(pairs[r][u].dy), dc[r][u], dx, du, direct[r][u], dc_prev);
+        Compute dx[G], du[G];
         if (!block.live(r, u, now)) continue;
-        dc[r][u] = dc_prev;
+        direct[r][u] = apply_backward(pairs[r][u], dh[r][u], dc[r][u], dx, du);
         const unsigned at = block.b[r] * G * H + block.j;
         Storage* to = operand + row_at(local_row + r, stride) + block.j;
 #pragma unroll

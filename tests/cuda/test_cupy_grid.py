@@ -179,7 +179,7 @@ def test_a_grid_that_is_not_resident_at_once_is_refused(cp: Any) -> None:
     division = tiles.in_groups(DTYPES["float32"], 3, 40, 3, H200)
     assert division is not None
     with (
-        mock.patch.object(tiles, "in_groups", lambda *_: division._replace(members=10_000)),
+        mock.patch.object(tiles, "in_groups", return_value=division._replace(members=10_000)),
         pytest.raises(DeviceError, match=r"forward_chunk needs 10000 blocks at once, and the card holds"),
     ):
         run(case, inputs, GRID)
@@ -188,5 +188,5 @@ def test_a_grid_that_is_not_resident_at_once_is_refused(cp: Any) -> None:
 def test_explain_names_the_division(cp: Any) -> None:
     layer = rnnkit.LSTM(3, 1024, device="cuda", dtype="float16", backend=GRID)
     explained = rnnkit.explain(layer, cp.zeros((5, 20, 3), "float16")).kernel
-    for words in ("3 groups of 32 blocks of 256 threads, 8 rows per group", "5 steps per launch", "128 of 256 KiB of"):
+    for words in ("3 groups of 32 blocks of 256 threads, 8 rows per group", "5 steps per launch", "160 of 256 KiB of"):
         assert words in explained

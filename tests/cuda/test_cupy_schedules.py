@@ -100,6 +100,9 @@ def second_schedule(problem: str | None) -> Any:
         def problem(self, work: Any, card: Any) -> str | None:
             return problem
 
+        def seconds(self, work: Any, card: Any, rates: Any) -> float:
+            return 0.0
+
     row = Another("another", "planted")
     return mock.patch.object(schedules, "SCHEDULES", (row, *schedules.SCHEDULES))
 

@@ -1,0 +1,201 @@
+"""The backward pass of schedule C: a group of blocks serves a tile of the batch, in one cooperative launch per chunk.
+
+Each block of a group, a member, holds the rows of W_hh of its units and sends its part of dh to the members that own
+the other units: kernels/cuda/grid_backward.cu. The products over row-steps are those of every schedule:
+`backward_pass`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from rnnkit.backends.cupy import sources, tiles
+from rnnkit.backends.cupy.arena import Arena
+from rnnkit.backends.cupy.backward_pass import BackwardLauncher, backward_buffers
+from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.launcher import address, i32
+from rnnkit.backends.cupy.modules import over
+from rnnkit.backends.cupy.problem import Chunk, Problem
+from rnnkit.backends.cupy.saved import SavedStates
+from rnnkit.backends.cupy.sources import Build, Kernel
+from rnnkit.backends.cupy.tiles import ARITHMETIC, SLICE_BYTES, UNITS, WARP, column_blocks
+from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
+from rnnkit.core.dtypes import DTYPES, DType
+from rnnkit.kernels.cells import HEADERS
+
+FILES = (
+    "cuda/rows.cuh",
+    "cuda/ptx.cuh",
+    "cuda/resident_product.cuh",
+    "cuda/resident.cuh",
+    "cuda/resident_forward.cuh",
+    "cuda/resident_backward.cuh",
+    "cuda/grid.cuh",
+    "cuda/grid_backward.cu",
+)
+WARPS = 8
+THREADS = WARP * WARPS
+WORD_BYTES = 8
+
+
+class Config(NamedTuple):
+    """A build. tiles: pairs of tiles of units per warp. held: blocks of columns in registers. own: pairs per thread."""
+
+    tiles: int
+    held: int
+    own: int
+
+    @property
+    def most_units(self) -> int:
+        """The largest H."""
+        return 2 * UNITS * WARPS * self.tiles
+
+    @property
+    def defines(self) -> sources.Defines:
+        values = {"RK_THREADS": THREADS, "RK_HELD": self.held, "RK_TILES": self.tiles, "RK_OWN": self.own}
+        return tuple((name, str(value)) for name, value in values.items())
+
+
+# The builds by the largest H; what fits registers without spills. Parts of dh travel in 32 bits, so not for float64.
+_TENSOR_CORES = (Config(1, 6, 4), Config(2, 3, 4), Config(4, 1, 2))
+CONFIGS = {
+    "float16": _TENSOR_CORES,
+    "bfloat16": _TENSOR_CORES,
+    "tf32": _TENSOR_CORES,
+    "float32": (Config(1, 3, 4), Config(2, 1, 4)),
+}
+
+
+class Group(NamedTuple):
+    """The members that serve a tile of rows, each with `units` units, all gates of them."""
+
+    dtype: DType
+    config: Config
+    gates: int
+    members: int
+    units: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of columns of a member's product."""
+        return column_blocks(self.dtype, self.gates * self.units)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as `pack_parts` leaves them."""
+        return self.members * WARPS * self.config.tiles * self.blocks * 2 * SLICE_BYTES
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of dynamic shared memory of a block: weights that are not in registers, and two operands."""
+        rows = ARITHMETIC[self.dtype.name].rows
+        size = self.dtype.storage.itemsize
+        operand = rows * (self.blocks | 1) * tiles.BLOCK_BYTES + rows // 2 * 8 * size
+        return WARPS * self.config.tiles * max(0, self.blocks - self.config.held) * 2 * SLICE_BYTES + 2 * operand
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of the parts in flight of one tile of rows."""
+        return 2 * self.members**2 * ARITHMETIC[self.dtype.name].rows * self.units * WORD_BYTES
+
+
+@cache
+def group_of(dtype: DType, gates: int, H: int, shared: int) -> Group | None:
+    """The group with the fewest members whose blocks need at most `shared` bytes; None if H is too large."""
+    rows = ARITHMETIC[dtype.name].rows
+    for config in CONFIGS.get(dtype.name, ()):
+        if config.most_units < H:
+            continue
+        for members in range(2, -(-H // UNITS) + 1):
+            units = UNITS * -(-H // (UNITS * members))
+            group = Group(dtype, config, gates, -(-H // units), units)
+            if rows * units <= THREADS * config.own and group.shared_bytes <= shared:
+                return group
+    return None
+
+
+def problem(dtype: DType, gates: int, H: int, card: CardFacts) -> str | None:
+    """Why it does not serve this H on the card, or None."""
+    if dtype.name not in CONFIGS:
+        return f"backward, dtype {dtype.name} has no exchange"
+    if H <= UNITS:
+        return f"backward, H = {H} is too small for two blocks"
+    group = group_of(dtype, gates, H, card.shared_block)
+    if group is None:
+        return f"backward, H = {H} needs more memory than its blocks have"
+    if group.members > card.multiprocessors:
+        return f"backward, a group has {group.members} blocks, the card runs {card.multiprocessors} at once"
+    return None
+
+
+def builds(shared: int) -> tuple[Build, ...]:
+    """A module per cell, dtype and configuration. shared: the most of a block."""
+    return tuple(
+        _build(cell, DTYPES[dtype], config, shared)
+        for cell in HEADERS
+        if not CELLS[cell].resets_before
+        for dtype, configs in CONFIGS.items()
+        for config in configs
+    )
+
+
+def _build(cell: str, dtype: DType, config: Config, shared: int) -> Build:
+    arithmetic = ARITHMETIC[dtype.name]
+    kernels = (
+        *sources.pointwise_kernels("pack_parts"),
+        Kernel("backward_chunk", (THREADS, 1, 1), _most_shared(CELLS[cell], dtype, config, shared), cooperative=True),
+    )
+    defines = (*arithmetic.defines, *config.defines)
+    name = f"grid_backward_{config.most_units}" + ("" if dtype.name == dtype.stored else f"_{dtype.name}")
+    return sources.of_cell(name, cell, dtype.stored, FILES, kernels, defines=defines, min_arch=arithmetic.min_arch)
+
+
+@cache
+def _most_shared(cell: Cell, dtype: DType, config: Config, shared: int) -> int:
+    """The most shared memory that a block of this build is launched with."""
+    groups = (group_of(dtype, cell.n_gates, H, shared) for H in range(UNITS + 1, config.most_units + 1))
+    return max((group.shared_bytes for group in groups if group is not None and group.config == config), default=0)
+
+
+class BackwardGridLauncher(BackwardLauncher):
+    """A Launcher with the backward steps of schedule C. shared: the most shared memory of a block of this card."""
+
+    def __init__(self, p: Problem, arena: Arena, table: Array | None, card: CardFacts, most_shared: int) -> None:
+        group = group_of(p.dtype, p.cell.n_gates, p.H, card.shared_block)
+        assert group is not None, "problem() refuses such an H"
+        build = _build(p.cell.name, p.dtype, group.config, most_shared)
+        sizes = backward_buffers(p) | {"weights": group.weight_bytes}
+        super().__init__(p, arena, sizes, table, build)
+        self.group = group
+        rows = -(-p.B // ARITHMETIC[p.dtype.name].rows)
+        resident = self.module.kernels["backward_chunk"].resident_blocks(THREADS, group.shared_bytes)
+        self.at_once = max(1, min(rows, resident // group.members))
+        self.counters = arena.counters("grid_backward", self.at_once * group.word_bytes)
+
+    def backward_begin(self, dstate_n: State, weights: Weights) -> None:
+        """Also packs W_hh, by members, into "weights"."""
+        super().backward_begin(dstate_n, weights)
+        g = self.group
+        counts = map(i32, (self.p.H, g.members, g.units, WARPS * g.config.tiles, g.blocks))
+        shape = over(g.weight_bytes // self.p.storage_bytes)
+        self.launch("pack_parts", shape, self["weights"], address(weights.w_hh), *counts)
+
+    def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
+        """See `BackwardLauncher`. Tiles of rows that do not fit the card at once follow in further launches."""
+        p = self.p
+        g = self.group
+        saved = (address(states.values), address(states.h_prev), address(states.c_prev))
+        strides = (0, 0) if dy is None else tuple(stride // p.storage_bytes for stride in dy.strides[:2])
+        rows = (self.order, self.order + 8 * p.B if p.ragged else 0)
+        gradients = (self["dgates_x"], self["dgates_h"], self["dh"], self["dc"])
+        sizes = (i32(p.B), i32(p.H), chunk.t0, chunk.n0, i32(chunk.T), i32(not p.reverse))
+        args = (self["weights"], *saved, address(dy), *strides, *rows, *gradients, *sizes)
+        count = -(-p.B // ARITHMETIC[p.dtype.name].rows)
+        for first in range(0, count, self.at_once):
+            tag = np.uint32(self.counters.epochs(chunk.T))
+            parts = (self.counters.address, tag, i32(g.members), i32(g.units), i32(first))
+            grid = (g.members * min(self.at_once, count - first),)
+            self.launch("backward_chunk", (grid, (THREADS,)), *args, *parts, shared_mem=g.shared_bytes)
