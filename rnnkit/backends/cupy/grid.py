@@ -29,6 +29,8 @@ from rnnkit.kernels.cells import HEADERS
 
 FILES = ("cuda/grid.cuh", "cuda/grid.cu")
 
+WORD_BYTES = 8
+
 # Rows of DTYPES of which one number travels in half a word or less.
 SERVED = tuple(name for name in ARITHMETIC if name != "float64")
 
@@ -56,16 +58,22 @@ def problem(work: Work, card: CardFacts) -> str | None:
 
 
 def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
-    """See `schedules.ScheduleModule`. Backward is schedule D's."""
+    """See `schedules.ScheduleModule`. All groups run at once."""
     T, B, _, H, _, _ = work.sizes
-    rows = ARITHMETIC[work.dtype.name].rows
-    division = tiles.in_groups(work.dtype, work.cell.n_gates, H, B, card)
-    assert division is not None, "problem() refuses such sizes"
-    # Every block reads h of its rows, in words of which half is the tag.
-    exchanged = 2 * rows * H * work.dtype.storage.itemsize
-    load = cost.Load(rows, division.tiles * UNITS, H, division.shared_weights, exchanged, rates.hop)
+    d = tiles.in_groups(work.dtype, work.cell.n_gates, H, B, card)
+    assert d is not None, "problem() refuses such sizes"
+    rows = min(B, ARITHMETIC[work.dtype.name].rows)
+    received = rows * _width(H, work.dtype) * WORD_BYTES if d.members > 1 else 0
+    waits = rates.hop if d.members > 1 else 0.0
+    # A warp's columns are one chain of products, so they are K of its load.
+    load = cost.Load(rows, d.warps * tiles.UNITS, -(-H // d.splits), d.shared_weights, received, waits)
     forward = T * cost.resident_step(work.cell, work.dtype, card, load)
     return forward + (stepwise.seconds(work._replace(keep=False), card, rates) if work.keep else 0.0)
+
+
+def _width(H: int, dtype: DType) -> int:
+    """Words of a row: GridExchange.width of kernels/cuda/grid.cuh."""
+    return -(-H * dtype.storage.itemsize // 8) * 2
 
 
 def builds() -> tuple[Build, ...]:
@@ -87,8 +95,8 @@ class GroupLauncher(ResidentLauncher):
         p = self.p
         d = self.division
         rows = ARITHMETIC[p.dtype.name].rows
-        width = -(-p.H * p.storage_bytes // 8) * 2  # words of a row: GridExchange.width
-        words = self.arena.counters("grid", self.groups * 2 * rows * width * 8)
+        size = self.groups * 2 * rows * _width(p.H, p.dtype) * WORD_BYTES
+        words = self.arena.counters("grid", size)
         return words.address, i32(words.epochs(chunk.T)), i32(d.members), i32(d.splits)
 
 
