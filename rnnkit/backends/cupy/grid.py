@@ -21,7 +21,7 @@ from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build
 from rnnkit.backends.cupy.stepwise_buffers import workspace_sizes
-from rnnkit.backends.cupy.tiles import ARITHMETIC, UNITS, Division
+from rnnkit.backends.cupy.tiles import ARITHMETIC, Division
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
 from rnnkit.core.cells import CELLS, Array, Cell, State
 from rnnkit.core.dtypes import DTYPES, DType
