@@ -69,9 +69,12 @@ def no_such(layer: str, unknown: dict[str, Any]) -> None:
 
 
 def tensor(name: str, value: Any, expected: str = "a torch.Tensor") -> None:
-    """`value` is a tensor."""
+    """`value` is a tensor, and a dense one: strides say where its elements are."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be {expected}, got {_kind(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise RuntimeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def pair(hx: Any, unbatched: bool, batched: int) -> tuple[Tensor, Tensor]:
@@ -132,9 +135,10 @@ def weights(given: Sequence[Tensor], cell: Cell, directions: int, I: int) -> Non
     GH, R = given[1].shape
     H = GH // cell.n_gates
     biased = len(given) > 2 and len(given[2].shape) == 1
-    projected = cell.projects and R != H
+    kinds = ("weight_ih", "weight_hh", *("bias_ih", "bias_hh") * biased)
+    projected = cell.projects and R != H and len(given) % ((len(kinds) + 1) * directions) == 0
     R = R if projected else H
-    kinds = ("weight_ih", "weight_hh", *("bias_ih", "bias_hh") * biased, *("weight_hr",) * projected)
+    kinds = (*kinds, *("weight_hr",) * projected)
     if len(given) % (len(kinds) * directions):
         wanted = f"{', '.join(kinds)} for each layer and each of {directions} directions"
         got = f"{len(given)} weights, with a weight_hh_l0 of shape {tuple(given[1].shape)}"
@@ -144,12 +148,15 @@ def weights(given: Sequence[Tensor], cell: Cell, directions: int, I: int) -> Non
         slot, part = divmod(k, len(kinds))
         layer, direction = divmod(slot, directions)
         name = f"{kinds[part]}_l{layer}{'_reverse' * direction}"
+        tensor(name, weight)
         shape = shapes.get(kinds[part], (cell.n_gates * H, directions * R if layer else I))
         if tuple(weight.shape) != shape:
             raise RuntimeError(f"{name} must have the shape {shape}, got {tuple(weight.shape)}")
         if (weight.dtype, weight.device) != (given[0].dtype, given[0].device):
             expected = f"{given[0].dtype} on {given[0].device}"
             raise RuntimeError(f"{name} must be {expected}, as weight_ih_l0, got {weight.dtype} on {weight.device}")
+        if weight.numel() and not weight.data_ptr():
+            raise RuntimeError(f"{name} must have memory, got a tensor whose storage has been freed")
 
 
 def states(given: Sequence[Tensor], ends: Sequence[tuple[int, int]], B: int) -> None:

@@ -134,7 +134,7 @@ def _of_segments(
     found = [_explanation(call, module, given, cast, 1, False) for call in calls]
     if segments is None:
         return replace(found[0], notes=(NOTHING_FLAGGED, *found[0].notes))
-    outputs = [call.x.shape[0] * call.x.shape[1] * D * call.state0[0].shape[2] * call.x.itemsize for call in calls]
+    outputs = [call.x.shape[0] * call.x.shape[1] * D * call.weights[1].shape[1] * call.x.itemsize for call in calls]
     whole = together(found, outputs if segments.place is not None else [0])
     # The input of each call exists from the beginning. With gradients it is counted as saved.
     others = 0 if calls[0].keep else sum(call.x.nbytes for call in calls[1:])

@@ -181,10 +181,10 @@ class Layers(nn.RNNBase):
         segments = on_host(flags).segments(T, B, not batched, self.batch_first, D, steps)
         if segments is None:
             return self._run(x, states, weights, checked, None)
-        if states is None:
+        if states is None and again is not None:
             states = tuple([x.new_zeros(shape) for shape in self._state_shapes(B)])
-        count = len(states)
-        x, states, weights = under_autocast(x, (*states, *(again or ())), weights)
+        count = len(states or ())
+        x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
         checks.one_kind(x, states, weights[0])
         masks = self._masks(x, None) if self.training and self.dropout and self.num_layers > 1 else ()
         stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), count)
@@ -247,7 +247,6 @@ class Layers(nn.RNNBase):
             states = self._states_given(reset_state, not batched)
         except (TypeError, RuntimeError) as problem:
             raise type(problem)(f"reset_state: {problem}") from None
-        assert states is not None
         found = []
         for state, shape in zip(states, self._state_shapes(B), strict=True):
             expected = shape if batched else (shape[0], shape[2])

@@ -102,7 +102,10 @@ def run_segments(
     masks: Sequence[Tensor],
     segments: Segments,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """As `rnnkit.torch.autograd.run`, with resets and a mask. reset_state: as state0, or None for zeros."""
+    """As `rnnkit.torch.autograd.run`, with resets and a mask. reset_state: as state0, or None for zeros.
+
+    Without initial states, as `run` may be called, there is no reset state either.
+    """
     if x.is_cpu and x.dtype in _WIDENED:
         wide = [[t.float() for t in tensors] for tensors in ((x,), state0, reset_state or (), weights, masks)]
         (x32,), states, again, weights, masks = wide

@@ -13,9 +13,9 @@ RELEASE = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")
 # What a test needs: the first release that has it, and what those before it do. docs/from-torch.md says which matter.
 LACKS: dict[str, tuple[tuple[int, int], str]] = {
     "a PackedSequence in torch.compile": ((2, 7), "torch.compile cannot unpack a PackedSequence"),
-    "a number read in torch.compile": ((2, 9), "torch.compile refuses to read B from batch_sizes"),
+    "a number read in torch.compile": ((2, 10), "torch.compile refuses to read B from batch_sizes"),
     "FSDP2 on a CPU": ((2, 7), "fully_shard asks a CPU for a stream that it does not have"),
-    "checks of torch.nn's constructors": ((2, 9), "torch.nn.LSTM takes input_size=0, bias=1 and batch_first='False'"),
+    "checks of torch.nn's constructors": ((2, 12), "torch.nn.LSTM takes input_size=0, bias=1 and batch_first='False'"),
 }
 
 
