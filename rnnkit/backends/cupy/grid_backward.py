@@ -70,11 +70,12 @@ CONFIGS = {
 
 
 class Group(NamedTuple):
-    """The members that serve a tile of rows, each with `units` units, all gates of them."""
+    """The members that serve a tile of rows, each with `units` of the H units, all gates of them."""
 
     dtype: DType
     config: Config
     gates: int
+    H: int
     members: int
     units: int
 
@@ -84,9 +85,14 @@ class Group(NamedTuple):
         return column_blocks(self.dtype, self.gates * self.units)
 
     @property
+    def tiles(self) -> int:
+        """Pairs of tiles of all H units, the same number for every warp."""
+        return WARPS * -(-self.H // (2 * UNITS * WARPS))
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights as `pack_parts` leaves them."""
-        return self.members * WARPS * self.config.tiles * self.blocks * 2 * SLICE_BYTES
+        return self.members * self.tiles * self.blocks * 2 * SLICE_BYTES
 
     @property
     def shared_bytes(self) -> int:
@@ -94,7 +100,7 @@ class Group(NamedTuple):
         rows = ARITHMETIC[self.dtype.name].rows
         size = self.dtype.storage.itemsize
         operand = rows * (self.blocks | 1) * tiles.BLOCK_BYTES + rows // 2 * 8 * size
-        return WARPS * self.config.tiles * max(0, self.blocks - self.config.held) * 2 * SLICE_BYTES + 2 * operand
+        return self.tiles * max(0, self.blocks - self.config.held) * 2 * SLICE_BYTES + 2 * operand
 
     @property
     def word_bytes(self) -> int:
@@ -111,7 +117,7 @@ def group_of(dtype: DType, gates: int, H: int, shared: int) -> Group | None:
             continue
         for members in range(2, -(-H // UNITS) + 1):
             units = UNITS * -(-H // (UNITS * members))
-            group = Group(dtype, config, gates, -(-H // units), units)
+            group = Group(dtype, config, gates, H, -(-H // units), units)
             if rows * units <= THREADS * config.own and group.shared_bytes <= shared:
                 return group
     return None
@@ -179,7 +185,7 @@ class BackwardGridLauncher(BackwardLauncher):
         """Also packs W_hh, by members, into "weights"."""
         super().backward_begin(dstate_n, weights)
         g = self.group
-        counts = map(i32, (self.p.H, g.members, g.units, WARPS * g.config.tiles, g.blocks))
+        counts = map(i32, (self.p.H, g.members, g.units, g.tiles, g.blocks))
         shape = over(g.weight_bytes // self.p.storage_bytes)
         self.launch("pack_parts", shape, self["weights"], address(weights.w_hh), *counts)
 
