@@ -55,8 +55,8 @@ _ONE_BLOCK = (
     _row(
         "dc is not carried",
         STEPS,
-        "backward_steps",
-        "dc[r][u] = dc_prev;",
+        "apply_backward",
+        "dc = dc_prev;",
         ";",
         "test_every_gradient_equals_the_oracle and lstm-float32",
     ),
