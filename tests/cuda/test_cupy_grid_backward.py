@@ -4,12 +4,12 @@ emulator, which runs the blocks of a cooperative launch together."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import pytest
 
+import rnnkit
 from rnnkit.backends.cupy import grid_backward
 from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
@@ -28,23 +28,9 @@ PAIRS = [(cell, dtype) for cell in CELL_NAMES for dtype in grid_backward.CONFIGS
 SOME = [("rnn_tanh", "float16"), ("gru", "float32"), ("lstm", "bfloat16")]
 
 
-@contextmanager
-def grid(**settings: Any) -> Iterator[Any]:
-    """Installs the stand-in for CuPy, with the backward pass of schedule C in the place of schedule D's."""
-    with cuda(**settings) as fake:
-        from rnnkit.backends.cupy import backward_pass, grid_backward, stepwise
-
-        def backward(p: Any, call: Any) -> Any:
-            launcher = grid_backward.BackwardGridLauncher
-            return backward_pass.backward(p, call, lambda arena, table: launcher(p, arena, table, H100, 227 << 10))
-
-        with mock.patch.object(stepwise, "backward", backward):
-            yield fake
-
-
 @pytest.fixture(scope="module")
 def cp() -> Iterator[Any]:
-    with grid() as fake:
+    with cuda() as fake:
         yield fake
 
 
@@ -61,7 +47,7 @@ def test_every_gradient_equals_the_oracle(cp: Any, cell: str, dtype: str) -> Non
         Case(cell, T=6, B=19, I=3, H=48, ragged=True, reverse=True),
         Case(cell, T=2, B=1, I=2, H=101, reverse=True),
     ):
-        assert_parity(case, dtype, "stepwise", "stepwise")
+        assert_parity(case, dtype, "grid" if case.B == 18 else "stepwise", "grid")
         launch = launches(cp)[-1]
         assert launch.cooperative
         assert launch.grid[0] > 1
@@ -85,7 +71,7 @@ def test_weights_in_registers_and_in_shared_memory(cp: Any, cell: str, dtype: st
     assert group is not None
     assert group.members == members
     assert group.blocks > group.config.held
-    assert_parity(Case(cell, T=2, B=3, I=2, H=H), dtype, "stepwise", "stepwise")
+    assert_parity(Case(cell, T=2, B=3, I=2, H=H), dtype, "stepwise", "grid")
 
 
 def test_tiles_of_rows_that_do_not_fit_at_once(cp: Any) -> None:
@@ -93,7 +79,7 @@ def test_tiles_of_rows_that_do_not_fit_at_once(cp: Any) -> None:
     from rnnkit.backends.cupy.modules import LoadedKernel
 
     with mock.patch.object(LoadedKernel, "resident_blocks", return_value=4), chunked(2):
-        assert_parity(Case("gru", T=3, B=27, I=3, H=40, ragged=True), "float32", "stepwise", "stepwise")
+        assert_parity(Case("gru", T=3, B=27, I=3, H=40, ragged=True), "float32", "stepwise", "grid")
     assert [launch.grid[0] for launch in launches(cp)[-4:]] == [4, 4, 4, 4]
 
 
@@ -103,7 +89,7 @@ def test_calls_do_not_take_each_others_words(cp: Any) -> None:
         for case in (Case("lstm", T=4, B=9, I=3, H=33), Case("lstm", T=4, B=9, I=3, H=50, ragged=True)):
             inputs = make_inputs(case, "float32", seed, device="cuda:0")
             want = run(case, make_inputs(case, "float64", seed), "numpy")
-            assert_matches(both(case, inputs, "stepwise", "stepwise"), want)
+            assert_matches(both(case, inputs, "stepwise", "grid"), want)
 
 
 @pytest.mark.parametrize("cell", slow_except(CELL_NAMES, "gru"))
@@ -112,14 +98,27 @@ def test_no_race_and_no_access_out_of_bounds(cell: str, dtype: str) -> None:
     """Checks every access for bounds, races and uninitialised memory, in four orders of threads and blocks."""
     case = Case(cell, T=4, B=9, I=2, H=20, ragged=True)
     found = []
-    with grid(mode="check") as cp:
+    with cuda(mode="check") as cp:
         for options in ORDERS:
             cp.fake.launch_options.update(seed=None)
             cp.fake.launch_options.update(options)
-            found.append(both(case, make_inputs(case, dtype, device="cuda:0"), "stepwise", "stepwise"))
+            found.append(both(case, make_inputs(case, dtype, device="cuda:0"), "stepwise", "grid"))
     assert_matches(found[0], run(case, widened(make_inputs(case, dtype)), "numpy"), dtype)
     for other in found[1:]:
         assert_same(other, found[0])
+
+
+def test_schedule_stepwise_reads_what_grid_saves(cp: Any) -> None:
+    assert_parity(Case("lstm", B=9, H=33, ragged=True), "bfloat16", "grid", "stepwise")
+
+
+def test_explain_says_who_runs_backward(cp: Any) -> None:
+    x = cp.zeros((5, 20, 3), "float32")
+    served, too_large = (
+        rnnkit.explain(rnnkit.GRU(3, H, device="cuda", backend="cupy:grid"), x).kernel for H in (40, 520)
+    )
+    assert "backward by groups of 2 blocks that exchange parts of dh" in served
+    assert "backward by stepwise: H = 520 needs more memory than its blocks have" in too_large
 
 
 def test_groups_on_cards() -> None:
@@ -131,7 +130,7 @@ def test_groups_on_cards() -> None:
     assert members("bfloat16", 4, 1024, H100.name) == 32
     assert members("bfloat16", 4, 1040, H100.name) is None
     assert "H = 1040" in str(grid_backward.problem(DTYPES["bfloat16"], 4, 1040, H100))
-    assert "no exchange" in str(grid_backward.problem(DTYPES["float64"], 4, 256, H100))
+    assert "does not fit the words" in str(grid_backward.problem(DTYPES["float64"], 4, 256, H100))
     assert "too small" in str(grid_backward.problem(DTYPES["float32"], 4, 16, H100))
     few = H100._replace(multiprocessors=16)
     assert "a group has 32 blocks, the card runs 16" in str(grid_backward.problem(DTYPES["bfloat16"], 4, 1024, few))

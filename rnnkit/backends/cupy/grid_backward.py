@@ -124,16 +124,16 @@ def group_of(dtype: DType, gates: int, H: int, shared: int) -> Group | None:
 
 
 def problem(dtype: DType, gates: int, H: int, card: CardFacts) -> str | None:
-    """Why it does not serve this H on the card, or None."""
+    """Why the backward pass does not serve this H on the card, or None."""
     if dtype.name not in CONFIGS:
-        return f"backward, dtype {dtype.name} has no exchange"
+        return f"dtype {dtype.name} does not fit the words that blocks exchange"
     if H <= UNITS:
-        return f"backward, H = {H} is too small for two blocks"
+        return f"H = {H} is too small for two blocks"
     group = group_of(dtype, gates, H, card.shared_block)
     if group is None:
-        return f"backward, H = {H} needs more memory than its blocks have"
+        return f"H = {H} needs more memory than its blocks have"
     if group.members > card.multiprocessors:
-        return f"backward, a group has {group.members} blocks, the card runs {card.multiprocessors} at once"
+        return f"a group has {group.members} blocks, the card runs {card.multiprocessors} at once"
     return None
 
 
@@ -166,15 +166,29 @@ def _most_shared(cell: Cell, dtype: DType, config: Config, shared: int) -> int:
     return max((group.shared_bytes for group in groups if group is not None and group.config == config), default=0)
 
 
+def _group(p: Problem, card: CardFacts) -> Group:
+    group = group_of(p.dtype, p.cell.n_gates, p.H, card.shared_block)
+    assert group is not None, "problem() refuses such an H"
+    return group
+
+
+def workspace_sizes(p: Problem, card: CardFacts) -> dict[str, int]:
+    """Bytes of each buffer of the workspace."""
+    return backward_buffers(p) | {"weights": _group(p, card).weight_bytes}
+
+
+def describe(p: Problem, card: CardFacts) -> str:
+    """The backward pass in words."""
+    return f"backward by groups of {_group(p, card).members} blocks that exchange parts of dh"
+
+
 class BackwardGridLauncher(BackwardLauncher):
     """A Launcher with the backward steps of schedule C. shared: the most shared memory of a block of this card."""
 
     def __init__(self, p: Problem, arena: Arena, table: Array | None, card: CardFacts, most_shared: int) -> None:
-        group = group_of(p.dtype, p.cell.n_gates, p.H, card.shared_block)
-        assert group is not None, "problem() refuses such an H"
+        group = _group(p, card)
         build = _build(p.cell.name, p.dtype, group.config, most_shared)
-        sizes = backward_buffers(p) | {"weights": group.weight_bytes}
-        super().__init__(p, arena, sizes, table, build)
+        super().__init__(p, arena, workspace_sizes(p, card), table, build)
         self.group = group
         rows = -(-p.B // ARITHMETIC[p.dtype.name].rows)
         resident = self.module.kernels["backward_chunk"].resident_blocks(THREADS, group.shared_bytes)
