@@ -7,7 +7,7 @@ the other units: kernels/cuda/grid_backward.cu. The products over row-steps are 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -108,7 +108,7 @@ class Group(NamedTuple):
         return 2 * self.members**2 * ARITHMETIC[self.dtype.name].rows * self.units * WORD_BYTES
 
 
-@cache
+@lru_cache(maxsize=4096)
 def group_of(dtype: DType, gates: int, H: int, shared: int) -> Group | None:
     """The group with the fewest members whose blocks need at most `shared` bytes; None if H is too large."""
     rows = ARITHMETIC[dtype.name].rows
