@@ -23,6 +23,7 @@ from zlib import crc32
 import numpy as np
 
 from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 
 FORWARD, FORWARD_BACKWARD = PASSES = ("forward", "forward+backward")
 
@@ -117,7 +118,7 @@ class Point:
 
     @property
     def itemsize(self) -> int:
-        return np.dtype(self.dtype).itemsize
+        return DTYPES[self.dtype].storage.itemsize
 
     def too_much(self) -> str | None:
         """Why the point is left out of a grid, or None."""

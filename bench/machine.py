@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from bench.worker_pool import ROOT, environment
+from rnnkit.backends import needs
+from rnnkit.core.dtypes import DTYPES
 
 FLAGS_OF_INTEREST = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
 CEILING_SIZE = 2048
@@ -29,9 +31,13 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe() -> dict[str, Any]:
-    """cpu, cores that this process may use, caches, flags, memory and system. Nothing that identifies the host."""
+    """cpu, its family, cores that this process may use, caches, flags, memory and system.
+
+    Nothing that identifies the host. The family is the row of rates that rnnkit uses (rnnkit/backends/numba/host.py).
+    """
     info = _cpuinfo()
     return {
+        "family": _family(),
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),
         "caches": _caches(),
@@ -39,6 +45,15 @@ def describe() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _family() -> str | None:
+    if needs.numba_problem() is not None:
+        return None
+    from rnnkit.backends.numba.host import host
+
+    rates = host().rates
+    return f"{rates.name}, {'assumed' if rates.source == 'assumed' else 'measured'} rates"
 
 
 def slug(machine: dict[str, Any]) -> str:
@@ -77,7 +92,11 @@ def commit() -> str | None:
 
 
 def ceiling(dtype: str, threads: int) -> dict[str, Any]:
-    """np.matmul's best rate on one core and on `threads`, in a fresh process each, and bench.cpu_peaks' figures."""
+    """np.matmul's best rate on one core and on `threads`, in a fresh process each, and bench.cpu_peaks' figures.
+
+    They are those of the dtype of the arithmetic: float32 for 16-bit dtypes.
+    """
+    dtype = DTYPES[dtype].computed
     counts = sorted({1, threads})
     return {
         "what": f"np.matmul of two {CEILING_SIZE}x{CEILING_SIZE} {dtype} matrices, best in {CEILING_SECONDS} s",

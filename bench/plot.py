@@ -19,6 +19,7 @@ COLOURS = {
     "via torch, compiled": "#c58bc9",
     "torch": "#d1495b",
     "onnxruntime": "#2e86ab",
+    "openvino": "#e3a018",
     "jax": "#4f9d69",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

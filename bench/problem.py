@@ -20,6 +20,7 @@ import numpy as np
 import rnnkit
 from bench.grid import Point
 from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import error_ratio
 
 FORWARD_NAMES = ("y", "h_n", "c_n")
@@ -83,7 +84,7 @@ def checked_rows(point: Point) -> np.ndarray | None:
 
 def make_problem(point: Point, dtype: str | None = None) -> Problem:
     """The inputs of a point, in `dtype` where it is given and otherwise in the point's own."""
-    storage = np.dtype(dtype or point.dtype)
+    storage = DTYPES[dtype or point.dtype].storage
     rng = np.random.default_rng([point.T, point.B, point.I, point.H, point.layers, point.directions, point.P])
     T = point.T
     B = point.B
@@ -165,7 +166,7 @@ def check(point: Point, oracle: Oracle, got: dict[str, np.ndarray]) -> dict[str,
     errors = {}
     for name, want in oracle.wanted(point).items():
         a = got.get(name)
-        if a is None or a.shape != want.shape or a.dtype != np.dtype(point.dtype):
+        if a is None or a.shape != want.shape or a.dtype != DTYPES[point.dtype].storage:
             errors[name] = math.inf
         else:
             errors[name] = error_ratio(a, want, point.dtype, "forward" if name in FORWARD_NAMES else "backward")

@@ -15,6 +15,7 @@ from bench import peak_shares
 from bench.grid import Point
 from bench.result_file import Document, gflops, sequences_per_s, spread
 from bench.table import aligned
+from rnnkit.core.dtypes import DTYPES
 
 NOISY = 0.2
 BUSY = 1.0
@@ -70,14 +71,15 @@ def _head(document: Document) -> Iterator[str]:
     m = document["machine"]
     settings = document["settings"]
     caches = " ".join(f"{level} {size}" for level, size in m["caches"].items())
-    yield f"{m['cpu']}, {m['cores']} cores, {caches}; {' '.join(m['flags'])}"
+    family = f" ({m['family']})" if m.get("family") else ""
+    yield f"{m['cpu']}{family}, {m['cores']} cores, {caches}; {' '.join(m['flags'])}"
     for name, peer in document["peers"].items():
         versions = ", ".join(f"{key} {version}" for key, version in peer.get("versions", {}).items())
         yield f"{name}: " + (f"absent: {peer['absent']}" if "absent" in peer else versions)
     for what, key in (("np.matmul", "gflops"), ("multiply-add peak", "fma_gflops")):
         rates = ", ".join(f"{rate:.0f} on {n}" for n, rate in document["ceiling"].get(key, {}).items())
         if rates:
-            yield f"{what} {document['dtype']} GFLOP/s, by threads: {rates}"
+            yield f"{what} {DTYPES[document['dtype']].computed} GFLOP/s, by threads: {rates}"
     reads = ", ".join(f"{level} {rate:.0f}" for level, rate in document["ceiling"].get("read_gb_s", {}).items())
     if reads:
         yield f"read by one core, GB/s: {reads}"

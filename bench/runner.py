@@ -38,6 +38,7 @@ from bench.problem import Oracle, check
 from bench.result_file import SCHEMA, Document, ok_result
 from bench.resume import begun, remaining
 from bench.worker_pool import Pool
+from rnnkit.core.dtypes import DTYPES
 
 # Seconds after which a worker is killed and the point counts as failed.
 PREPARE_SECONDS = 300.0
@@ -236,8 +237,10 @@ def _verdict(answer: dict[str, Any], point: Point, oracle: Oracle, written: Path
         return {"status": "unsupported", "why": answer["unsupported"]}
     if "error" in answer:
         return {"status": "failed", "why": answer["error"]}
+    storage = DTYPES[point.dtype].storage
     with np.load(written) as got:
-        errors = check(point, oracle, dict(got))
+        # NumPy's files have no bfloat16: its numbers come back as two bytes each.
+        errors = check(point, oracle, {name: a.view(storage) if a.dtype.kind == "V" else a for name, a in got.items()})
     written.unlink()  # a later point's check must not find it
     worst = max(errors, key=lambda n: errors[n])
     if errors[worst] <= 1:

@@ -49,6 +49,7 @@ def examine() -> dict[str, Any]:
         "versions": _versions(),
         "cpu": _cpu(),
         "threads": _threads(broken),
+        "rates": _rates(broken),
         "cache": _cache(broken),
         "gpu": _gpu(broken),
         "backends": _backends(broken),
@@ -96,6 +97,19 @@ def _threads(broken: list[str]) -> dict[str, Any]:
         broken.append(str(problem))
         return {"number": None, "why": str(problem)}
     return {"number": threads.number, "why": threads.why}
+
+
+def _rates(broken: list[str]) -> str | None:
+    """The rates of the processor from which CPU calls are divided over threads; None if Numba does not work."""
+    if needs.numba_problem() is not None:
+        return None
+    from rnnkit.backends.numba.host import host
+
+    try:
+        return host().why
+    except ValueError as problem:
+        broken.append(str(problem))
+        return str(problem)
 
 
 def _cache(broken: list[str]) -> list[dict[str, Any]]:
@@ -227,6 +241,7 @@ def text(report: dict[str, Any]) -> str:
     if cpu["vector_bytes"]:
         rows.append(("", f"LLVM: {cpu['target']} with {' '.join(cpu['features'])}; {cpu['vector_bytes']}-byte vectors"))
     rows.append(("threads", threads["why"] if threads["number"] is None else f"{threads['number']} ({threads['why']})"))
+    rows += [("rates", report["rates"])] if report["rates"] else []
     rows += [("cache", line) for line in _cache_lines(report["cache"])]
     rows += [("gpu", f"{device}: {name}") for device, name in gpu["devices"].items()]
     rows += [("gpu", gpu["problem"])] if gpu["problem"] else []

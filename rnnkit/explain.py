@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from rnnkit.backends import Choice, Sizes
 from rnnkit.core import checks
 from rnnkit.core.cells import Cell
 from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
+from rnnkit.functional.segments import Group, Segments
+from rnnkit.functional.step_flags import StepFlags
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
 from rnnkit.nn.rnn_cells import StepCell
@@ -32,6 +34,8 @@ class Explanation:
             no_grad().
         why: why this backend was chosen.
         threads_why: what determines `threads`; None for other backends.
+        rates: the rates of the processor from which the division over threads is estimated, why those, and whether they
+            were measured; None for other backends. See docs/install.md.
         notes: what else is to know about the call: of `rnnkit.torch.explain`.
 
     Examples:
@@ -52,6 +56,7 @@ class Explanation:
     kept_bytes: int
     why: str
     threads_why: str | None = None
+    rates: str | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -64,6 +69,7 @@ class Explanation:
             ("dtype", self.dtype),
             ("workspace", f"{self.workspace_bytes:,} bytes, of which {self.kept_bytes:,} saved for backward"),
             ("why", self.why),
+            *([("rates", self.rates)] if self.rates else []),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name:10}{value}" for name, value in rows)
@@ -74,8 +80,17 @@ def layer_drops(layer: Module) -> bool:
     return layer.training and getattr(layer, "dropout", 0.0) > 0
 
 
-def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Explanation:
-    """Describes what `layer(x, lengths=lengths)` would run here, without running it.
+def explain(
+    layer: Recurrent | StepCell,
+    x: Array,
+    lengths: Any = None,
+    *,
+    resets: Any = None,
+    mask: Any = None,
+    truncate: int | None = None,
+    max_saved_bytes: int | None = None,
+) -> Explanation:
+    """Describes what a call of the layer with these arguments would run here, without running it.
 
     x is checked as in a call; its values are not read.
 
@@ -83,6 +98,10 @@ def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Expla
         layer: an RNN, GRU, LSTM, RNNCell, GRUCell or LSTMCell.
         x: the input of the call.
         lengths: number of steps of each row, as in the call; None for a cell.
+        resets: where the state is reset, as in the call; None for a cell. The notes say how they run.
+        mask: which steps are not masked, as in the call; None for a cell.
+        truncate: as in the call; None for a cell. The kernel says in which chunks the call runs.
+        max_saved_bytes: as in the call; None for a cell.
 
     Returns:
         An `Explanation`; print it for a table.
@@ -97,19 +116,24 @@ def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Expla
         >>> rnnkit.explain(layer, np.ones((5, 3, 4), np.float32)).kernel
         'gru in NumPy, one step at a time'
     """
-    x, T, B, layers, directions, P, row_steps = _checked_call(layer, x, lengths)
+    flags = StepFlags(resets, False, mask, False)
+    x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
     choice = layer._choice()
+    if isinstance(layer, Recurrent):
+        choice = layer._in_chunks(choice, sizes, truncate, max_saved_bytes, flags.given)
+    else:
+        for name, value in (("truncate", truncate), ("max_saved_bytes", max_saved_bytes)):
+            if value is not None:
+                raise TypeError(f"{name} must be None for a Cell, which takes one step")
     keep = grad_enabled()
-    R = P or layer.hidden_size
     masks = drawing = 0
     if layer_drops(layer) and layers > 1:
         # A mask per layer but the last, from float32 random numbers and an array of bools.
-        elements = directions * T * B * R
+        elements = directions * sizes.T * sizes.B * sizes.R
         item = choice.dtype.compute.itemsize
-        masks = (layers - 1) * elements * item if keep else 0
+        masks = (layers - 1) * elements * item if keep or segments is not None else 0
         drawing = elements * (max(4, item) + 1)
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
-    sizes = Sizes(T, B, layer.input_size, layer.hidden_size, R, row_steps)
     call = CallSizes(
         choice,
         layer.cell,
@@ -122,7 +146,67 @@ def explain(layer: Recurrent | StepCell, x: Array, lengths: Any = None) -> Expla
         copies=copied_x,
         copied=copied_x,
     )
-    return explanation(call, repr(layer), layer.device, _about_packed_weights(layer))
+    about = (repr(layer), layer.device, _about_packed_weights(layer))
+    if segments is not None:
+        return _of_segments(call, segments, about)
+    return explanation(call, *about, (NOTHING_FLAGGED,) if flags.given else ())
+
+
+NOTHING_FLAGGED = "nothing is reset or masked: the call is the one without resets and mask"
+
+
+def segments_note(segments: Segments) -> str:
+    """How resets and a mask run."""
+    if segments.place is None:
+        return "resets: at the first step alone, so the rows run as they are, some from the reset state"
+    groups = segments.groups
+    steps = sum(g.steps * (g.last - g.first) for g in groups)
+    calls = "1 call" if len(groups) == 1 else f"{len(groups)} calls"
+    longest = ", ".join(str(g.steps) for g in groups)
+    return (
+        f"resets and mask: {segments.total:,} segments run as rows, in {calls} of {longest} steps for each layer and "
+        f"direction; {segments.row_steps:,} of {steps:,} steps are live; x and y are gathered once for all layers"
+    )
+
+
+def _of_segments(call: CallSizes, segments: Segments, about: tuple[str, str, str]) -> Explanation:
+    """The Explanation of a call with resets or a mask: of its calls together, with what is gathered for them."""
+    sizes = call.sizes
+    item = call.choice.dtype.storage.itemsize
+    width = call.directions * sizes.R * item
+
+    def of_group(group: Group) -> Explanation:
+        T, B = group.steps, group.last - group.first
+        N = T * B if group.lengths is None else int(group.lengths.sum())
+        gathered = 0 if group.source is None else T * B * sizes.I * item
+        masks = call.masks * T * B // max(1, sizes.T * sizes.B) if call.keep and group.source is not None else 0
+        own = call._replace(
+            sizes=sizes._replace(T=T, B=B, N=N), masks=masks, drawing=0, copies=gathered, copied=gathered
+        )
+        return explanation(own, *about)
+
+    outputs = [g.steps * (g.last - g.first) * width for g in segments.groups]
+    found = together([of_group(g) for g in segments.groups], outputs if segments.place is not None else [0])
+    states = call.layers * call.directions * segments.total * (sizes.R + (sizes.H if call.cell.has_c else 0)) * item
+    tables = 0 if segments.place is None else 8 * (sum(outputs) // max(1, width) + sizes.T * sizes.B)
+    more = states + tables + call.copies + call.masks
+    return replace(
+        found,
+        workspace_bytes=max(found.workspace_bytes, call.drawing) + more,
+        kept_bytes=found.kept_bytes + (tables if call.keep else 0),
+        notes=(segments_note(segments),),
+    )
+
+
+def together(calls: list[Explanation], outputs: list[int]) -> Explanation:
+    """The Explanation of calls one after the other, whose outputs of these bytes are gathered at the end."""
+    held = peak = 0
+    for call, output in zip(calls, outputs, strict=True):
+        peak = max(peak, held + call.workspace_bytes + output)
+        held += call.kept_bytes + output
+    gathered = sum(outputs) if len(outputs) > 1 else 0
+    kept = sum(call.kept_bytes for call in calls)
+    return replace(calls[0], workspace_bytes=max(peak, held + gathered), kept_bytes=kept)
 
 
 class CallSizes(NamedTuple):
@@ -167,7 +251,8 @@ def explanation(
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # y of each layer is x of the next one. Two directions share one array; some backends first write a separate one.
     between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
-    running = transient + (0 if directions == 1 or described[0].placed else y)
+    running = transient * (directions if described[0].beside else 1)
+    running += 0 if directions == 1 or described[0].placed else y
     running = max(running, call.drawing - directions * y)  # y of the layer is not allocated while its mask is drawn
     held = saved + between
     if call.reserve is not None:
@@ -186,24 +271,31 @@ def explanation(
         kept_bytes=(held + call.masks + call.copied) if keep else 0,
         why=choice.why + (packed_weights if own else ""),
         threads_why=thread_count_reason() if compiled else None,
+        rates=described[0].rates,
         notes=notes,
     )
 
 
-def _checked_call(layer: Any, x: Array, lengths: Any) -> tuple[Array, int, int, int, int, int, int]:
-    """Checks the arguments of a call. Returns x, T, B, L, D, P (0 for none) and the number of row-steps."""
+def _checked_call(
+    layer: Any, x: Array, lengths: Any, flags: StepFlags
+) -> tuple[Array, Sizes, int, int, Segments | None]:
+    """Checks the arguments of a call. Returns x, the sizes of its first layer, L, D and the segments."""
     if isinstance(layer, Recurrent):
         x, unbatched = layer._time_major("x", x, layer.input_size)
         T, B = x.shape[:2]
         checked = checks.lengths(lengths, T, B, unbatched)
         row_steps = T * B if checked is None else int(checked.sum())
-        return x, T, B, layer.num_layers, layer.num_directions, layer.proj_size, row_steps
+        D = layer.num_directions
+        segments = flags.segments(T, B, unbatched, layer.batch_first, D, checked) if flags.given else None
+        H = layer.hidden_size
+        return x, Sizes(T, B, layer.input_size, H, layer.proj_size or H, row_steps), layer.num_layers, D, segments
     if isinstance(layer, StepCell):
         x = layer._checked_x(x)
-        if lengths is not None:
-            raise TypeError("lengths must be None for a Cell, which takes one step")
+        for name, value in (("lengths", lengths), ("resets", flags.resets), ("mask", flags.mask)):
+            if value is not None:
+                raise TypeError(f"{name} must be None for a Cell, which takes one step")
         B = 1 if x.ndim == 1 else x.shape[0]
-        return x, 1, B, 1, 1, 0, B
+        return x, Sizes(1, B, layer.input_size, layer.hidden_size, layer.hidden_size, B), 1, 1, None
     hint = "; for a layer of PyTorch there is rnnkit.torch.explain" if hasattr(layer, "named_modules") else ""
     raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}{hint}")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rnnkit.backends import BACKENDS
+from rnnkit.backends.numba import estimate, prepared
 from rnnkit.core import thread_pool
 from rnnkit.warmup import LAYERS as LAYERS
 
@@ -131,3 +132,5 @@ def share_everything(patch: pytest.MonkeyPatch, threads: int) -> None:
     settings = {"_threads": threads, "PARALLEL_FROM_US": 0, "WAKE_FROM_US": 0, "BACKOFF_S": (0.0, 0.0)}
     for name, value in (settings | dict.fromkeys(("READY_WAIT_US", "WOKEN_WAIT_US"), 1e7)).items():
         patch.setattr(thread_pool, name, value)
+    patch.setattr(estimate, "THREAD_US", 0.0)
+    prepared.forget()

@@ -1,7 +1,8 @@
 """RNNKIT_REQUIRED names parts of the tests that must run: a missing requirement is an error, not a reason to skip.
 
-peers: PyTorch, Keras and JAX; `make test-peers` sets it. kernels: NVIDIA's compilers; `make test-kernels` sets it.
-emulators: g++ and greenlet, for the CUDA kernels without a GPU; `.ci/run` sets it. Commas separate several names.
+peers: PyTorch, Keras, JAX and OpenVINO; `make test-peers` sets it. kernels: NVIDIA's compilers; `make test-kernels`
+sets it. emulators: g++ and greenlet, for the CUDA kernels without a GPU; `.ci/run` sets it. Commas separate several
+names.
 """
 
 from __future__ import annotations

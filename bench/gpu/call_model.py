@@ -75,6 +75,7 @@ def launches(point: Point, backward: bool) -> dict[str, int]:
     backward: of a forward that keeps, and its backward.
     """
     from rnnkit.backends.cupy.problem import Problem
+    from rnnkit.backends.cupy.stepwise_buffers import k_major
     from rnnkit.backends.ragged import packing
 
     cell = CELLS[point.cell]
@@ -85,12 +86,13 @@ def launches(point: Point, backward: bool) -> dict[str, int]:
     H = point.H
     p = Problem(cell, row, T, B, I, H, H, False, False, packing(T, B, None))
     chunks = len(list(p.chunks()))
-    kernels = 2 + chunks + T
+    spans = sum(len(chunk.spans()) for chunk in p.chunks())
+    kernels = 2 + spans + T
     products = chunks + T
     if backward:
         sides = 2 if cell.splits_sides else 1
         backward_chunks = list(p.chunks(backward=True))
-        kernels += 2 + len(backward_chunks) * (1 + 2 * sides) + T
+        kernels += 2 + spans + len(backward_chunks) * 2 * sides + T + k_major(p)
         products += T + len(backward_chunks)  # dx
         # Sizes of dW_ih and of dW_hh, which has one product per entry of `products`.
         for size in (p.GH * I, *(p.GH * H for _ in cell.products)):

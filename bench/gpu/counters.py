@@ -50,7 +50,7 @@ def count(point: Point, backward: bool) -> Item:
     from bench.gpu.inputs import point_inputs
     from bench.gpu.rnnkit_and_torch import Ours
 
-    side = Ours(point_inputs(point))
+    side = Ours(point_inputs(point), "cupy:stepwise")
     call = side.forward_backward if backward else side.forward
     for _ in range(3):
         call()

@@ -12,37 +12,43 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from bench.gpu import exit_with_parent
 from bench.gpu.items_file import context_is_lost
-from rnnkit.backends import BACKENDS
+from rnnkit.backends import backend_row, pinned_names
 from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
+from rnnkit.errors import UnsupportedDeviceError
 from rnnkit.testing import Case, make_inputs, run
 
-SIZES = {"T": 4, "B": 5, "I": 6, "H": 70}
+SIZES = {"T": 8, "B": 5, "I": 6, "H": 70}
+WIDE_H = 72  # a multiple of the units that a thread of a wide kernel processes; SIZES' H is none
 BACKEND_NAMES = ("cupy", "numba_cuda")
 
 
 def cases() -> Iterator[Case]:
-    """Per cell: a ragged batch in reverse, and equal lengths without biases. For the LSTM also a projection."""
+    """Per cell: a ragged batch in reverse, equal lengths without biases, wide rows. For the LSTM also projections."""
     for cell in CELLS.values():
         yield Case(cell.name, **SIZES, reverse=True, ragged=True)
         yield Case(cell.name, **SIZES, bias=False)
+        yield Case(cell.name, **{**SIZES, "H": WIDE_H}, ragged=True)
         if cell.projects:
             yield Case(cell.name, **SIZES, P=33, ragged=True)
+            yield Case(cell.name, **{**SIZES, "H": WIDE_H}, P=32)
 
 
 def work(backends: list[str], dtypes: list[str]) -> list[tuple[str, str, Case]]:
-    """(dtype, backend, case). Both backends come early, so a short run covers both."""
+    """(dtype, backend, case), with every schedule of a backend by name. Both backends come early in a short run."""
+    names = [name for backend in backends for name in pinned_names() if name.partition(":")[0] == backend]
     return [
-        (dtype, backend, case)
+        (dtype, name, case)
         for dtype in dtypes
-        for backend in backends
-        if dtype in BACKENDS[backend].dtypes
+        for name in names
+        if dtype in backend_row(name)[0].dtypes
         for case in cases()
     ]
 
@@ -99,13 +105,15 @@ def main(arguments: list[str] | None = None) -> int:
         exit_with_parent.follow_parent()  # the parent is compute-sanitizer
     deadline = time.monotonic() + options.seconds
     todo = work(options.backends, options.dtypes)
-    done = failed = 0
+    done = failed = refused = 0
     for dtype, backend, case in todo:
         if time.monotonic() > deadline or context_is_lost():
             break
         try:
             launch(dtype, backend, case, 1 if options.plain else 2)
             done += 1
+        except UnsupportedDeviceError:  # the schedule does not serve the case, or the card not the dtype
+            refused += 1
         except Exception as problem:
             failed += 1
             print(f"every_kernel: case {backend} {dtype} {case}: {type(problem).__name__}: {problem}"[:300], flush=True)
@@ -115,16 +123,30 @@ def main(arguments: list[str] | None = None) -> int:
         if time.monotonic() < deadline and not context_is_lost():
             probe()
             probes = "done"
-    print(f"every_kernel: {done} of {len(todo)} cases done, {failed} failed, probes {probes}", flush=True)
+    print(f"every_kernel: {done} of {len(todo) - refused} cases done, {failed} failed, probes {probes}", flush=True)
     return int(failed > 0)
 
 
 def launch(dtype: str, backend: str, case: Case, times: int) -> None:
-    """Runs a case forward and backward, `times` times."""
+    """Runs a case forward and backward, `times` times. Rows of WIDE_H units run the wide kernels, if there are any."""
     inputs = make_inputs(case, dtype, device="cuda:0")
     row = DTYPES[dtype]
-    for _ in range(times):
-        run(case, inputs, backend, None if row.name == row.stored else row.name)
+    with always_wide() if case.H == WIDE_H else nullcontext():
+        for _ in range(times):
+            run(case, inputs, backend, None if row.name == row.stored else row.name)
+
+
+@contextmanager
+def always_wide() -> Iterator[None]:
+    """The schedule stepwise launches its wide kernels for few elements too."""
+    from rnnkit.backends.cupy import stepwise_launch
+
+    least = stepwise_launch.WIDE_ELEMENTS
+    stepwise_launch.WIDE_ELEMENTS = 0
+    try:
+        yield
+    finally:
+        stepwise_launch.WIDE_ELEMENTS = least
 
 
 if __name__ == "__main__":

@@ -212,12 +212,15 @@ def pointwise(dtype: str, B: int, H: int) -> Item:
     call = cupy.zeros(256, np.uint8)
     nothing = np.uint64(0)
     zero = np.int64(0)
-    set_call = (call, y, *(nothing,) * 4, nothing, nothing, zero, zero, zero, zero)
-    rows["set_call"]((1,), (1,), set_call)
-    shape = modules.rows_by_units(B, H)
+    strides = tuple(map(np.int64, (B * H, H, 0, 0)))
+    rows["set_call"]((1,), (1,), (call, y, *(nothing,) * 7, *strides, zero, zero))
+    each = stepwise_launch.WIDE_BYTES // row.compute.itemsize
+    wide = H % each == 0 and B * H >= stepwise_launch.WIDE_ELEMENTS
+    kernel = kernels["forward_step_wide" if wide else "forward_step"]
+    shape = modules.rows_by_units(B, H // each if wide else H)
     i = np.int32
-    arguments = (call, gates, side, bias, h, c, nothing, i(B), i(B), i(H), i(H), i(0), zero)
-    times = timing.summary(timing.measure(lambda: kernels["forward_step"](*shape, arguments), SECONDS).device)
+    arguments = (call, gates, side, bias, h, c, nothing, i(B), i(H), i(H), i(0))
+    times = timing.summary(timing.measure(lambda: kernel(*shape, arguments), SECONDS).device)
     s = row.storage.itemsize
     k = row.compute.itemsize
     moved = 2 * B * GH * k + 2 * GH * k + 2 * B * H * k + 2 * B * H * s

@@ -73,6 +73,7 @@ PEERS: dict[str, PeerRow] = {
         PeerRow("via torch, compiled", "bench.peers.torch", ours=True, compiles=True, slow=True),
         PeerRow("torch", "bench.peers.torch"),
         PeerRow("onnxruntime", "bench.peers.onnxruntime"),
+        PeerRow("openvino", "bench.peers.openvino"),
         PeerRow("jax", "bench.peers.jax", compiles=True),
         *(PeerRow(name, "bench.peers.rnnkit", ours=True) for name in pinned_names() if ":" in name),
     )

@@ -19,6 +19,7 @@ from bench.peers import Absent, Prepared
 from bench.problem import Problem, name_states
 from rnnkit.backends import BACKENDS
 from rnnkit.core.cells import CELLS
+from rnnkit.core.dtypes import DTYPES
 
 VIA_TORCH, COMPILED = "via torch", "via torch, compiled"
 
@@ -65,12 +66,12 @@ class Torch:
         point = problem.point
         names = CELLS[problem.point.cell].states
         module = self.module(point)
-        params = {name: torch.from_numpy(p) for name, p in problem.params.items()}
+        params = {name: _tensor(p) for name, p in problem.params.items()}
         module.load_state_dict(dict(module.named_buffers()) | params)
-        x = torch.from_numpy(problem.x)
-        dy = torch.from_numpy(problem.dy)
-        states = tuple(map(torch.from_numpy, problem.state0))
-        ends = tuple(map(torch.from_numpy, problem.dstate_n))
+        x = _tensor(problem.x)
+        dy = _tensor(problem.dy)
+        states = tuple(map(_tensor, problem.state0))
+        ends = tuple(map(_tensor, problem.dstate_n))
         h0 = states[0] if len(states) == 1 else states
         run = self.caller(module, problem.lengths)
 
@@ -139,5 +140,13 @@ class ViaTorch(Torch):
         return lambda x, h0: called(x, h0, lengths=host)
 
 
+def _tensor(a: np.ndarray) -> torch.Tensor:
+    """A tensor over the array's memory. PyTorch does not know NumPy's bfloat16, so its bits pass as whole numbers."""
+    return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == "bfloat16" else torch.from_numpy(a)
+
+
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"].storage)
+    return tensor.numpy()

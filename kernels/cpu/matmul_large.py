@@ -16,7 +16,7 @@ from functools import cache
 from types import SimpleNamespace
 
 from rnnkit.kernels.cpu.jit import inner, outer
-from rnnkit.kernels.cpu.matmul import products, tile_shape
+from rnnkit.kernels.cpu.matmul import LINE, products, tile_shape
 from rnnkit.kernels.cpu.memory import maximum, minimum
 from rnnkit.kernels.cpu.simd import vectors
 
@@ -28,7 +28,6 @@ SPAN = 64 * K_BLOCK
 STRETCH = 64 * SPAN
 # Rows of A per pass over the panels of W.
 ROW_BLOCK = 96
-LINE = 64  # bytes of a cache line on most hosts
 
 
 def scratch_elements(K: int, M: int, N: int, dtype: str) -> int:

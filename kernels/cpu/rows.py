@@ -34,7 +34,7 @@ def row_functions(dtype: str) -> SimpleNamespace:
 
     @inner
     def first_unit(width, members, member):
-        return width if member == members else width * member // members // lanes * lanes
+        return minimum(width, (width + lanes - 1) // lanes * member // members * lanes)
 
     @inner
     def copy(source, target, count):

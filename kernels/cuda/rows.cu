@@ -1,19 +1,10 @@
 // What every schedule launches beside its steps, for every cell: states in and out, ragged rows, sums over row-steps.
 
 extern "C" __global__ void set_call(Call* call, Storage* y, Storage* saved, Storage* h_prev, Compute* c_prev,
-                                    Storage* operand, const Index* order, const Storage* dy, Index dy_t, Index dy_b,
-                                    Index t0, Index n0) {
-  call->y = y;
-  call->saved = saved;
-  call->h_prev = h_prev;
-  call->c_prev = c_prev;
-  call->operand = operand;
-  call->order = order;
-  call->dy = dy;
-  call->dy_t = dy_t;
-  call->dy_b = dy_b;
-  call->t0 = t0;
-  call->n0 = n0;
+                                    Storage* operand, const Index* order, const Index* offsets, const Storage* dy,
+                                    Index y_t, Index y_b, Index dy_t, Index dy_b, Index t0, Index n0) {
+  const Call made = {y, saved, h_prev, c_prev, operand, order, offsets, dy, y_t, y_b, dy_t, dy_b, t0, n0};
+  *call = made;
 }
 
 // States in sorted order. bias (2, G*H) is b_ih then b_hh, with zeros for a null one.
@@ -102,16 +93,35 @@ column_sums(Compute* partial, const Storage* a, Index N, Index K) {
   if (threadIdx.y == 0 && k < K) partial[blockIdx.y * K + k] = sums[0][threadIdx.x];
 }
 
-// Adds part (parts, K) to total (K,), or to zero if `first`. Writes the sum to total and, rounded, to result. total is
-// null if these are all the parts; result is null if more parts follow.
+// Adds part (parts, K) to total (K,), or to zero if `first`. Writes the sum to total and, rounded, to result; or adds it
+// to the old result if `adds`, before it is rounded. `also`, a second result, is treated like the first one. total is
+// null if these are all the parts; result is null if more parts follow; also is null if there is one result.
 extern "C" __global__ void __launch_bounds__(256, 2)
-add_parts(Storage* result, LongSum* total, const Compute* part, int parts, Index K, int first) {
+add_parts(Storage* result, Storage* also, LongSum* total, const Compute* part, int parts, Index K, int first, int adds) {
   for (Index k = first_index(); k < K; k += index_stride()) {
     LongSum sum = {0, 0};
     if (!first) sum = total[k];
 #pragma unroll 8
     for (int p = 0; p < parts; ++p) sum.add(part[p * K + k]);
     if (total) total[k] = sum;
-    if (result) result[k] = store(sum.value());
+    if (result) result[k] = store(sum.value() + (adds ? load(result[k]) : Compute(0)));
+    if (also) also[k] = store(sum.value() + (adds ? load(also[k]) : Compute(0)));
   }
 }
+
+#if defined(RK_FLOAT32)
+// to (columns, rows) = the transpose of from (rows, columns), for products in TF32. blockDim = (32, 8).
+extern "C" __global__ void __launch_bounds__(256, 2)
+transpose(Storage* to, const Storage* __restrict__ from, Index rows, Index columns) {
+  __shared__ Storage tile[32][33];
+  const Index column = (Index)blockIdx.x * 32;
+  const Index row = (Index)blockIdx.y * 32;
+  for (int k = threadIdx.y; k < 32; k += 8)
+    if (row + k < rows && column + threadIdx.x < columns)
+      tile[k][threadIdx.x] = from[(row + k) * columns + column + threadIdx.x];
+  __syncthreads();
+  for (int k = threadIdx.y; k < 32; k += 8)
+    if (column + k < columns && row + threadIdx.x < rows)
+      to[(column + k) * rows + row + threadIdx.x] = tile[threadIdx.x][k];
+}
+#endif

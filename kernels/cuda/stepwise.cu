@@ -5,217 +5,391 @@
 //   forward  h W_hh^T         h W_hh^T                      h W_hr^T, h W_hz^T
 //            forward_step     forward_step: m               forward_step: r, z, rh = r h'
 //                             m W_proj^T                    rh W_hn^T
-//                             forward_output: y             forward_output: n, h, y
+//                             forward_output: h, y          forward_output: n, h, y
 //   backward                  backward_output: dprojected   backward_output: gradients of z and n
 //                             dprojected W_proj: dm         dgates_n W_hn: drh
 //            backward_step    backward_step                 backward_step: gradient of r
 //            dgates_h W_hh    dgates_h W_hh                 dgates_r W_hr + dgates_z W_hz
 //
-// Kernels of one name take the same arguments in every cell:
+// The products of a step are of `most` rows, and those past the live ones are not used. Kernels of one name take the
+// same arguments in every cell:
 //
-//   x_side, h_side (rows, G*H)      products of x and of h, without biases
-//   bias (2, G*H)                   b_ih, then b_hh
-//   h (B, R), c (B, H)              states, updated in place: the launches of one stream see each other's writes
-//   m (B, H)                        operand of the second product: the unprojected output, or rh; null without one
-//   dgates_x, dgates_h (rows, G*H)  gradients of the two sides' pre-activations; one array unless kSplits
-//   dh (B, R), dc (B, H)            gradients of the states, updated in place
-//   dm (B, H)                       gradient of m; null without a second product
-//   t, n                            time step and first row-step, from the chunk's
+//   x_side (rows of the chunk, G*H)   products of x, without biases
+//   h_side (most, G*H)                products of h, without biases
+//   bias (2, G*H)                     b_ih, then b_hh
+//   h (B, R), c (B, H)                states, updated in place: the launches of one stream see each other's writes
+//   m (B, H)                          operand of the second product: the unprojected output, or rh; null without one
+//   projected (B, R)                  the second product under projection; null without
+//   dgates_x, dgates_h (chunk, G*H)   gradients of the two sides' pre-activations; one array unless kSplits
+//   dprojected (chunk, R)             gradient of the projection's output
+//   now (most, G*H) or (most, R)      a copy of the step's rows of dgates_h or dprojected, at a fixed address, for the
+//                                     products of ragged batches; null where every row has T steps
+//   dh (B, R), dc (B, H)              gradients of the states, updated in place
+//   dm (B, H)                         gradient of m; null without a second product
+//   t                                 time step, from the graph's first one
 //
-// R = P under projection, else H.
+// R = P under projection, else H. The product of dgates_h replaces dh. Where kReadsH, or with `now`, it is added to dh:
+// so that rows which are not live keep theirs, their rows of `now` are zero.
+
+// Zeros for the units of a row of `now` that is not live.
+template <int V>
+__device__ __forceinline__ void clear_gates(Storage* now, int b, int first, int end, int j, int H) {
+  const Compute zeros[V] = {};
+#pragma unroll
+  for (int g = first; g < end; ++g) store_units<V>(now + gate_at(b, g, j, H), zeros);
+}
 
 #if !RK_RESETS_BEFORE
 
-extern "C" __global__ void __launch_bounds__(256, 2)
-forward_step(const Call* __restrict__ call, const Compute* __restrict__ x_side, const Compute* __restrict__ h_side,
-             const Compute* __restrict__ bias, Storage* h, Compute* c, Storage* m, int rows, int B, int H, int R, int t,
-             Index n) {
+template <int V>
+__device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, const Compute* __restrict__ x_side,
+                                                const Compute* __restrict__ h_side, const Compute* __restrict__ bias,
+                                                Storage* h, Compute* c, Storage* m, int most, int H, int R, int t) {
   const int G = Cell::kGates;
   const int K = Cell::kSaved;
-  for (int b = first_row(); b < rows; b += row_stride()) {
-    const Index step = row_step(call, n, b);
-    for (int j = first_unit(); j < H; j += unit_stride()) {
-      Compute x[G], u[G], saved[K], c_prev = 0, h_prev = 0, new_h, new_c = 0;
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  for (int b = first_row(); b < live.rows; b += row_stride()) {
+    const Index step = live.first + b;
+    const Index row = step - call.n0;
+    Storage* const y = m ? nullptr : y_row(call, t, b);
+    for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
+      Compute x[G][V], u[G][V], saved[K][V], c_prev[V] = {}, h_prev[V] = {}, new_h[V], new_c[V] = {};
 #pragma unroll
       for (int g = 0; g < G; ++g) {
-        x[g] = x_side[gate_at(b, g, j, H)] + bias[g * H + j];
-        u[g] = h_side[gate_at(b, g, j, H)] + bias[gate_at(1, g, j, H)];
+        Compute b_x[V], b_h[V];
+        load_units<V>(x_side + gate_at(row, g, j, H), x[g]);
+        load_units<V>(h_side + gate_at(b, g, j, H), u[g]);
+        load_units<V>(bias + g * H + j, b_x);
+        load_units<V>(bias + gate_at(1, g, j, H), b_h);
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          x[g][i] += b_x[i];
+          u[g][i] += b_h[i];
+        }
       }
       const Index at = (Index)b * H + j;
-      if (Cell::kHasC) c_prev = c[at];
-      const bool saves_h = !m && call->h_prev;
-      if (Cell::kReadsH || saves_h) {
-        const Storage before = h[at];
-        if (saves_h) call->h_prev[step * H + j] = before;
-        h_prev = load(before);
-      }
-      Cell::forward(x, u, h_prev, c_prev, saved, new_h, new_c);
-      const Storage out = store(new_h);
-      if (Cell::kHasC) {
-        c[at] = new_c;
-        if (call->c_prev) call->c_prev[step * H + j] = c_prev;
-      }
-      if (call->saved) {
+      if (Cell::kHasC) load_units<V>(c + at, c_prev);
+      const bool saves_h = !m && call.h_prev;
+      if (Cell::kReadsH || saves_h) load_units<V>(h + at, h_prev);
+      if (saves_h) store_units<V>(call.h_prev + step * H + j, h_prev);
 #pragma unroll
-        for (int k = 0; k < K; ++k) call->saved[saved_at(step, k, j, H)] = store(saved[k]);
+      for (int i = 0; i < V; ++i) {
+        Compute x_i[G], u_i[G], saved_i[K];
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+          x_i[g] = x[g][i];
+          u_i[g] = u[g][i];
+        }
+        Cell::forward(x_i, u_i, h_prev[i], c_prev[i], saved_i, new_h[i], new_c[i]);
+#pragma unroll
+        for (int k = 0; k < K; ++k) saved[k][i] = saved_i[k];
+      }
+      if (Cell::kHasC) {
+        store_units<V>(c + at, new_c);
+        if (call.c_prev) store_units<V>(call.c_prev + step * H + j, c_prev);
+      }
+      if (call.saved) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) store_units<V>(call.saved + saved_at(step, k, j, H), saved[k]);
       }
       if (m) {
-        m[at] = out;
-        if (call->operand) call->operand[step * H + j] = out;
+        store_units<V>(m + at, new_h);
+        if (call.operand) store_units<V>(call.operand + step * H + j, new_h);
       } else {
-        h[at] = out;
-        *y_at(call, t, b, B, R, j) = out;
+        store_units<V>(h + at, new_h);
+        store_any<V>(y + j, new_h);
       }
     }
     // Under projection a row of h has R elements, so the loop over H units does not save it.
-    if (m && call->h_prev)
-      for (int k = first_unit(); k < R; k += unit_stride()) call->h_prev[step * R + k] = h[(Index)b * R + k];
+    if (m && call.h_prev)
+      for (int k = first_unit<1>(); k < R; k += unit_stride<1>()) call.h_prev[step * R + k] = h[(Index)b * R + k];
   }
 }
 
-// Under projection, after the second product: y at step t = h (B, R).
-extern "C" __global__ void __launch_bounds__(256, 2)
-forward_output(const Call* __restrict__ call, const Compute*, const Compute*, const Compute*,
-               const Storage* __restrict__ h, int rows, int B, int R, int t, Index) {
-  for (int b = first_row(); b < rows; b += row_stride())
-    for (int k = first_unit(); k < R; k += unit_stride()) *y_at(call, t, b, B, R, k) = h[(Index)b * R + k];
-}
+RK_BOTH_WIDTHS(forward_step,
+               (const Call* given, const Compute* x_side, const Compute* h_side, const Compute* bias, Storage* h,
+                Compute* c, Storage* m, int most, int H, int R, int t),
+               (given, x_side, h_side, bias, h, c, m, most, H, R, t))
 
-// Under projection, before the second product: dprojected (rows, R) = dh + dy, the gradient of the projection's output.
-extern "C" __global__ void __launch_bounds__(256, 2)
-backward_output(const Call* __restrict__ call, Storage* dprojected, const Compute* __restrict__ dh, int rows, int R,
-                int t, Index) {
-  for (int b = first_row(); b < rows; b += row_stride())
-    for (int k = first_unit(); k < R; k += unit_stride())
-      dprojected[(Index)b * R + k] = store(dh[(Index)b * R + k] + dy_at(call, t, b, k));
-}
-
-// Where kReadsH, dh becomes the part of it that bypasses the product.
-extern "C" __global__ void __launch_bounds__(256, 2)
-backward_step(const Call* __restrict__ call, Storage* dgates_x, Storage* dgates_h, Compute* dh, Compute* dc,
-              const Compute* dm, int rows, int H, int t, Index n) {
-  const int G = Cell::kGates;
-  const int K = Cell::kSaved;
-  for (int b = first_row(); b < rows; b += row_stride()) {
-    const Index step = row_step(call, n, b);
-    for (int j = first_unit(); j < H; j += unit_stride()) {
-      Compute saved[K], dx[G], du[G], c_prev = 0, h_prev = 0, dc_in = 0, direct = 0, dc_prev = 0;
-      const Index at = (Index)b * H + j;
-      const Compute dh_in = dm ? dm[at] : dh[at] + dy_at(call, t, b, j);
-#pragma unroll
-      for (int k = 0; k < K; ++k) saved[k] = load(call->saved[saved_at(step, k, j, H)]);
-      if (Cell::kHasC) {
-        c_prev = call->c_prev[step * H + j];
-        dc_in = dc[at];
-      }
-      if (Cell::kReadsH) h_prev = load(call->h_prev[step * H + j]);
-      Cell::backward(saved, h_prev, c_prev, dh_in, dc_in, dx, du, direct, dc_prev);
-#pragma unroll
-      for (int g = 0; g < G; ++g) {
-        dgates_x[gate_at(b, g, j, H)] = store(dx[g]);
-        if (Cell::kSplits) dgates_h[gate_at(b, g, j, H)] = store(du[g]);
-      }
-      if (Cell::kReadsH) dh[at] = direct;
-      if (Cell::kHasC) dc[at] = dc_prev;
+// Under projection, after the second product: h and y at step t = projected.
+template <int V>
+__device__ __forceinline__ void forward_output_of(const Call* __restrict__ given,
+                                                  const Storage* __restrict__ projected, Storage* h, int most, int R,
+                                                  int t) {
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  for (int b = first_row(); b < live.rows; b += row_stride()) {
+    Storage* const y = y_row(call, t, b);
+    for (int k = first_unit<V>(); k < R; k += unit_stride<V>()) {
+      Compute v[V];
+      load_units<V>(projected + (Index)b * R + k, v);
+      store_units<V>(h + (Index)b * R + k, v);
+      store_any<V>(y + k, v);
     }
   }
 }
+
+RK_BOTH_WIDTHS(forward_output,
+               (const Call* given, const Compute*, const Compute*, const Compute*, Storage* h,
+                const Storage* projected, int most, int R, int t),
+               (given, projected, h, most, R, t))
+
+// Under projection, before the second product: dprojected (rows, R) = dh + dy, the gradient of the projection's output.
+template <int V>
+__device__ __forceinline__ void backward_output_of(const Call* __restrict__ given, Storage* dprojected, Storage* now,
+                                                   Compute* dh, int most, int R, int t) {
+  const Compute zeros[V] = {};
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  for (int b = first_row(); b < live.rows; b += row_stride()) {
+    const Index row = live.first + b - call.n0;
+    const Storage* const dy = dy_row(call, t, b);
+    for (int k = first_unit<V>(); k < R; k += unit_stride<V>()) {
+      Compute d[V], dy_k[V] = {};
+      const Index at = (Index)b * R + k;
+      load_units<V>(dh + at, d);
+      if (dy) load_any<V>(dy + k, dy_k);
+#pragma unroll
+      for (int i = 0; i < V; ++i) d[i] += dy_k[i];
+      store_units<V>(dprojected + row * R + k, d);
+      if (now) {
+        store_units<V>(now + at, d);
+        store_units<V>(dh + at, zeros);
+      }
+    }
+  }
+}
+
+RK_BOTH_WIDTHS(backward_output,
+               (const Call* given, Storage* dprojected, Storage* now, Compute* dh, int most, int R, int t),
+               (given, dprojected, now, dh, most, R, t))
+
+// Where kReadsH, dh becomes the part of it that bypasses the product.
+template <int V>
+__device__ __forceinline__ void backward_step_of(const Call* __restrict__ given, Storage* dgates_x, Storage* dgates_h,
+                                                 Storage* now, Compute* dh, Compute* dc, const Compute* dm, int most,
+                                                 int H, int t) {
+  const int G = Cell::kGates;
+  const int K = Cell::kSaved;
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  const int rows = now ? most : live.rows;
+  for (int b = first_row(); b < rows; b += row_stride()) {
+    const bool is_live = b < live.rows;
+    const Index step = live.first + b;
+    const Index row = step - call.n0;
+    const Storage* const dy = is_live && !dm ? dy_row(call, t, b) : nullptr;
+    for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
+      if (!is_live) {
+        clear_gates<V>(now, b, 0, G, j, H);
+        continue;
+      }
+      Compute saved[K][V], dx[G][V], du[G][V], dh_in[V], dy_j[V] = {}, c_prev[V] = {}, h_prev[V] = {}, dc_in[V] = {};
+      Compute direct[V] = {}, dc_prev[V] = {};
+      const Index at = (Index)b * H + j;
+      load_units<V>((dm ? dm : dh) + at, dh_in);
+      if (dy) load_any<V>(dy + j, dy_j);
+#pragma unroll
+      for (int k = 0; k < K; ++k) load_units<V>(call.saved + saved_at(step, k, j, H), saved[k]);
+      if (Cell::kHasC) {
+        load_units<V>(call.c_prev + step * H + j, c_prev);
+        load_units<V>(dc + at, dc_in);
+      }
+      if (Cell::kReadsH) load_units<V>(call.h_prev + step * H + j, h_prev);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        Compute saved_i[K], dx_i[G], du_i[G];
+#pragma unroll
+        for (int k = 0; k < K; ++k) saved_i[k] = saved[k][i];
+        Cell::backward(saved_i, h_prev[i], c_prev[i], dh_in[i] + dy_j[i], dc_in[i], dx_i, du_i, direct[i], dc_prev[i]);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+          dx[g][i] = dx_i[g];
+          du[g][i] = Cell::kSplits ? du_i[g] : dx_i[g];
+        }
+      }
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        store_units<V>(dgates_x + gate_at(row, g, j, H), dx[g]);
+        if (Cell::kSplits) store_units<V>(dgates_h + gate_at(row, g, j, H), du[g]);
+        if (now) store_units<V>(now + gate_at(b, g, j, H), du[g]);
+      }
+      if (Cell::kReadsH || (now && !dm)) store_units<V>(dh + at, direct);
+      if (Cell::kHasC) store_units<V>(dc + at, dc_prev);
+    }
+  }
+}
+
+RK_BOTH_WIDTHS(backward_step,
+               (const Call* given, Storage* dgates_x, Storage* dgates_h, Storage* now, Compute* dh, Compute* dc,
+                const Compute* dm, int most, int H, int t),
+               (given, dgates_x, dgates_h, now, dh, dc, dm, most, H, t))
 
 #else  // a GRU that resets before
 
-// The saved values are the gates, so call->saved (N, 3*H) has the layout of gates.
+// The saved values are the gates, so call.saved (N, 3*H) has the layout of gates.
 enum Gate { kR, kZ, kN };
 
-// The pre-activation of gate g: both sides' products, at offset `at`, and biases.
-__device__ __forceinline__ Compute preactivation(const Compute* x_side, const Compute* h_side, const Compute* bias,
-                                                 Index at, int g, int j, int H) {
-  return x_side[at] + bias[g * H + j] + h_side[at] + bias[gate_at(1, g, j, H)];
+// The pre-activation of gate g: both sides' products and biases.
+template <int V>
+__device__ __forceinline__ void preactivation(const Compute* x_side, const Compute* h_side, const Compute* bias,
+                                              Index row, int b, int g, int j, int H, Compute* a) {
+  Compute u[V], b_x[V], b_h[V];
+  load_units<V>(x_side + gate_at(row, g, j, H), a);
+  load_units<V>(h_side + gate_at(b, g, j, H), u);
+  load_units<V>(bias + g * H + j, b_x);
+  load_units<V>(bias + gate_at(1, g, j, H), b_h);
+#pragma unroll
+  for (int i = 0; i < V; ++i) a[i] = a[i] + b_x[i] + u[i] + b_h[i];
 }
 
 // h_side holds the products of r and z. z replaces its product, for forward_output. rh replaces m.
-extern "C" __global__ void __launch_bounds__(256, 2)
-forward_step(const Call* __restrict__ call, const Compute* __restrict__ x_side, Compute* h_side,
-             const Compute* __restrict__ bias, const Storage* __restrict__ h, Compute*, Storage* m, int rows, int,
-             int H, int, int, Index n) {
-  for (int b = first_row(); b < rows; b += row_stride()) {
-    const Index step = row_step(call, n, b);
-    for (int j = first_unit(); j < H; j += unit_stride()) {
-      const Index r_at = gate_at(b, kR, j, H);
-      const Index z_at = r_at + H;
-      const Compute a_r = preactivation(x_side, h_side, bias, r_at, kR, j, H);
-      const Compute a_z = preactivation(x_side, h_side, bias, z_at, kZ, j, H);
+template <int V>
+__device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, const Compute* __restrict__ x_side,
+                                                Compute* h_side, const Compute* __restrict__ bias,
+                                                const Storage* __restrict__ h, Storage* m, int most, int H, int t) {
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  for (int b = first_row(); b < live.rows; b += row_stride()) {
+    const Index step = live.first + b;
+    const Index row = step - call.n0;
+    for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
+      Compute a_r[V], a_z[V], before[V], r[V], z[V], rh[V];
+      preactivation<V>(x_side, h_side, bias, row, b, kR, j, H, a_r);
+      preactivation<V>(x_side, h_side, bias, row, b, kZ, j, H, a_z);
       const Index at = (Index)b * H + j;
-      const Storage before = h[at];
-      Compute r, z, rh;
-      Cell::gates(a_r, a_z, load(before), r, z, rh);
-      const Storage out = store(rh);
-      m[at] = out;
-      h_side[z_at] = z;
-      if (call->saved) {
-        call->saved[gate_at(step, kR, j, H)] = store(r);
-        call->saved[gate_at(step, kZ, j, H)] = store(z);
-        call->h_prev[step * H + j] = before;
-        call->operand[step * H + j] = out;
+      load_units<V>(h + at, before);
+#pragma unroll
+      for (int i = 0; i < V; ++i) Cell::gates(a_r[i], a_z[i], before[i], r[i], z[i], rh[i]);
+      store_units<V>(m + at, rh);
+      store_units<V>(h_side + gate_at(b, kZ, j, H), z);
+      if (call.saved) {
+        store_units<V>(call.saved + gate_at(step, kR, j, H), r);
+        store_units<V>(call.saved + gate_at(step, kZ, j, H), z);
+        store_units<V>(call.h_prev + step * H + j, before);
+        store_units<V>(call.operand + step * H + j, rh);
       }
     }
   }
 }
 
+RK_BOTH_WIDTHS(forward_step,
+               (const Call* given, const Compute* x_side, Compute* h_side, const Compute* bias, Storage* h, Compute*,
+                Storage* m, int most, int H, int, int t),
+               (given, x_side, h_side, bias, h, m, most, H, t))
+
 // h_side holds z and the product of n.
-extern "C" __global__ void __launch_bounds__(256, 2)
-forward_output(const Call* __restrict__ call, const Compute* __restrict__ x_side, const Compute* __restrict__ h_side,
-               const Compute* __restrict__ bias, Storage* h, int rows, int B, int H, int t, Index n) {
-  for (int b = first_row(); b < rows; b += row_stride()) {
-    const Index step = row_step(call, n, b);
-    for (int j = first_unit(); j < H; j += unit_stride()) {
-      const Index z_at = gate_at(b, kZ, j, H);
-      const Compute a_n = preactivation(x_side, h_side, bias, z_at + H, kN, j, H);
+template <int V>
+__device__ __forceinline__ void forward_output_of(const Call* __restrict__ given, const Compute* __restrict__ x_side,
+                                                  const Compute* __restrict__ h_side,
+                                                  const Compute* __restrict__ bias, Storage* h, int most, int H,
+                                                  int t) {
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  for (int b = first_row(); b < live.rows; b += row_stride()) {
+    const Index step = live.first + b;
+    const Index row = step - call.n0;
+    Storage* const y = y_row(call, t, b);
+    for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
+      Compute a_n[V], z[V], before[V], candidate[V], new_h[V];
+      preactivation<V>(x_side, h_side, bias, row, b, kN, j, H, a_n);
       const Index at = (Index)b * H + j;
-      Compute candidate, new_h;
-      Cell::output(a_n, h_side[z_at], load(h[at]), candidate, new_h);
-      const Storage out = store(new_h);
-      h[at] = out;
-      *y_at(call, t, b, B, H, j) = out;
-      if (call->saved) call->saved[gate_at(step, kN, j, H)] = store(candidate);
+      load_units<V>(h_side + gate_at(b, kZ, j, H), z);
+      load_units<V>(h + at, before);
+#pragma unroll
+      for (int i = 0; i < V; ++i) Cell::output(a_n[i], z[i], before[i], candidate[i], new_h[i]);
+      store_units<V>(h + at, new_h);
+      store_any<V>(y + j, new_h);
+      if (call.saved) store_units<V>(call.saved + gate_at(step, kN, j, H), candidate);
     }
   }
 }
+
+RK_BOTH_WIDTHS(forward_output,
+               (const Call* given, const Compute* x_side, const Compute* h_side, const Compute* bias, Storage* h,
+                const Storage*, int most, int H, int t),
+               (given, x_side, h_side, bias, h, most, H, t))
 
 // Adds dy of step t to dh, for backward_step.
-extern "C" __global__ void __launch_bounds__(256, 2)
-backward_output(const Call* __restrict__ call, Storage* dgates, Compute* dh, int rows, int H, int t, Index n) {
+template <int V>
+__device__ __forceinline__ void backward_output_of(const Call* __restrict__ given, Storage* dgates, Storage* now,
+                                                   Compute* dh, int most, int H, int t) {
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  const int rows = now ? most : live.rows;
   for (int b = first_row(); b < rows; b += row_stride()) {
-    const Index step = row_step(call, n, b);
-    for (int j = first_unit(); j < H; j += unit_stride()) {
+    const bool is_live = b < live.rows;
+    const Index step = live.first + b;
+    const Index row = step - call.n0;
+    const Storage* const dy = is_live ? dy_row(call, t, b) : nullptr;
+    for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
+      if (!is_live) {
+        clear_gates<V>(now, b, kZ, kN + 1, j, H);
+        continue;
+      }
+      Compute z[V], candidate[V], before[V], d[V], dy_j[V] = {}, da_z[V], da_n[V];
       const Index at = (Index)b * H + j;
-      const Compute z = load(call->saved[gate_at(step, kZ, j, H)]);
-      const Compute candidate = load(call->saved[gate_at(step, kN, j, H)]);
-      const Compute d = dh[at] + dy_at(call, t, b, j);
-      dh[at] = d;
-      Compute da_z, da_n;
-      Cell::output_backward(z, candidate, load(call->h_prev[step * H + j]), d, da_z, da_n);
-      dgates[gate_at(b, kZ, j, H)] = store(da_z);
-      dgates[gate_at(b, kN, j, H)] = store(da_n);
+      load_units<V>(call.saved + gate_at(step, kZ, j, H), z);
+      load_units<V>(call.saved + gate_at(step, kN, j, H), candidate);
+      load_units<V>(call.h_prev + step * H + j, before);
+      load_units<V>(dh + at, d);
+      if (dy) load_any<V>(dy + j, dy_j);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        d[i] += dy_j[i];
+        Cell::output_backward(z[i], candidate[i], before[i], d[i], da_z[i], da_n[i]);
+      }
+      store_units<V>(dh + at, d);
+      store_units<V>(dgates + gate_at(row, kZ, j, H), da_z);
+      store_units<V>(dgates + gate_at(row, kN, j, H), da_n);
+      if (now) {
+        store_units<V>(now + gate_at(b, kZ, j, H), da_z);
+        store_units<V>(now + gate_at(b, kN, j, H), da_n);
+      }
     }
   }
 }
 
+RK_BOTH_WIDTHS(backward_output,
+               (const Call* given, Storage* dgates, Storage* now, Compute* dh, int most, int H, int t),
+               (given, dgates, now, dh, most, H, t))
+
 // dm is the gradient of rh. dh becomes the part of it that bypasses the product of r and z.
-extern "C" __global__ void __launch_bounds__(256, 2)
-backward_step(const Call* __restrict__ call, Storage* dgates, Storage*, Compute* dh, Compute*,
-              const Compute* __restrict__ dm, int rows, int H, int, Index n) {
+template <int V>
+__device__ __forceinline__ void backward_step_of(const Call* __restrict__ given, Storage* dgates, Storage* now,
+                                                 Compute* dh, const Compute* __restrict__ dm, int most, int H, int t) {
+  const Call call = *given;
+  const Live live = live_rows(call, t, most);
+  const int rows = now ? most : live.rows;
   for (int b = first_row(); b < rows; b += row_stride()) {
-    const Index step = row_step(call, n, b);
-    for (int j = first_unit(); j < H; j += unit_stride()) {
+    const bool is_live = b < live.rows;
+    const Index step = live.first + b;
+    const Index row = step - call.n0;
+    for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
+      if (!is_live) {
+        clear_gates<V>(now, b, kR, kZ, j, H);
+        continue;
+      }
+      Compute r[V], z[V], before[V], d[V], drh[V], da_r[V], direct[V];
       const Index at = (Index)b * H + j;
-      const Compute r = load(call->saved[gate_at(step, kR, j, H)]);
-      const Compute z = load(call->saved[gate_at(step, kZ, j, H)]);
-      Compute da_r, direct;
-      Cell::gates_backward(r, z, load(call->h_prev[step * H + j]), dh[at], dm[at], da_r, direct);
-      dgates[gate_at(b, kR, j, H)] = store(da_r);
-      dh[at] = direct;
+      load_units<V>(call.saved + gate_at(step, kR, j, H), r);
+      load_units<V>(call.saved + gate_at(step, kZ, j, H), z);
+      load_units<V>(call.h_prev + step * H + j, before);
+      load_units<V>(dh + at, d);
+      load_units<V>(dm + at, drh);
+#pragma unroll
+      for (int i = 0; i < V; ++i) Cell::gates_backward(r[i], z[i], before[i], d[i], drh[i], da_r[i], direct[i]);
+      store_units<V>(dgates + gate_at(row, kR, j, H), da_r);
+      if (now) store_units<V>(now + gate_at(b, kR, j, H), da_r);
+      store_units<V>(dh + at, direct);
     }
   }
 }
+
+RK_BOTH_WIDTHS(backward_step,
+               (const Call* given, Storage* dgates, Storage*, Storage* now, Compute* dh, Compute*, const Compute* dm,
+                int most, int H, int t),
+               (given, dgates, now, dh, dm, most, H, t))
 
 #endif

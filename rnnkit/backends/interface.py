@@ -118,6 +118,8 @@ class Description(NamedTuple):
     resident   those of `transient` that stay with the backend, for its next call, whatever that is
     own        others that stay, for the next call of the same layer
     placed     whether it writes y into a wider array itself
+    beside     whether both directions of a layer run at once, each with `transient` bytes
+    rates      the rates of the processor that the plan is made from, and why those; None without such a plan
     """
 
     kernel: str
@@ -126,12 +128,20 @@ class Description(NamedTuple):
     resident: int = 0
     own: int = 0
     placed: bool = False
+    beside: bool = False
+    rates: str | None = None
 
 
 class Backend(Protocol):
     """What a backend module provides: one layer in one direction. Its arguments are already checked.
 
     A backend that supplies a time scan alone takes the products around it from `rnnkit.backends.by_scan`.
+
+    A backend may also provide both of these, for the two directions of a layer, which do not depend on each other. They
+    do what two calls of forward or backward would.
+
+    forward_directions(calls) -> list of what `forward` returns
+    backward_directions(calls) -> list of Gradients
 
     A backend may also provide both of these, for callers that can keep plain memory only between forward and backward,
     such as an operator of PyTorch. For a backend without them, `rnnkit.functional.reserve` runs the forward again.

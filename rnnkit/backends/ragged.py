@@ -44,12 +44,18 @@ class Packing:
         return int(self.table[self.T])
 
     def bounds(self, shares: int) -> list[int]:
-        """(shares+1,) bounds that split the rows into shares with about equal numbers of row-steps."""
+        """(shares+1,) bounds that split the rows into shares with about equal numbers of row-steps.
+
+        Each share has at least one row if there are as many rows as shares.
+        """
         if self.order is None:
             return [self.B * k // shares for k in range(shares + 1)]
         done = np.cumsum(np.searchsorted(-self.counts, -np.arange(self.B)))
-        inner = [int(np.searchsorted(done, done[-1] * k / shares)) + 1 for k in range(1, shares)]
-        return [0, *(min(b, self.B) for b in inner), self.B]
+        bounds = [0]
+        for k in range(1, shares):
+            even = int(np.searchsorted(done, done[-1] * k / shares)) + 1
+            bounds.append(min(max(even, bounds[-1] + 1), max(self.B - shares + k, bounds[-1]), self.B))
+        return [*bounds, self.B]
 
 
 def packing(T: int, B: int, lengths: np.ndarray | None) -> Packing:

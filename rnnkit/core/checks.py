@@ -174,6 +174,35 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
     return None if (got == T).all() else got.astype(np.int64)
 
 
+def step_flags(name: str, value: Any, T: int, B: int, unbatched: bool, batch_first: bool) -> np.ndarray | None:
+    """Flags per step as a bool array (T, B) on the host, C-contiguous, or None.
+
+    `value` is an array or nested sequence of bools, (T, B), or (B, T) with `batch_first`, or (T,) for an unbatched x;
+    or None. A CUDA array is copied to the host, which synchronises.
+    """
+    if value is None:
+        return None
+    value = adopt(name, value)
+    if isinstance(value, np.ndarray):
+        plain_array(name, value)
+    elif array_module(value) is not None:
+        value = value.get()
+    letters, shape = ("(T,)", (T,)) if unbatched else ("(B, T)", (B, T)) if batch_first else ("(T, B)", (T, B))
+    try:
+        got = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must have shape {letters} = {shape}, got rows of different lengths") from None
+    if got.shape != shape:
+        raise ValueError(f"{name} must have shape {letters} = {shape}, got {got.shape}")
+    if got.dtype != np.bool_ and got.size:
+        raise TypeError(f"{name} must be booleans, got dtype {got.dtype}: {name} != 0 converts numbers")
+    if unbatched:
+        got = got[:, None]
+    elif batch_first:
+        got = got.T
+    return np.ascontiguousarray(got, np.bool_)
+
+
 def _whole(values: np.ndarray) -> bool:
     """Whether all values are whole numbers. NumPy stores integers beyond 64 bits as Python objects."""
     if values.dtype == object:

@@ -1,4 +1,4 @@
-"""Code that the five programs share: options, progress bars, figures, tables.
+"""Code that the programs share: options, progress bars, figures, tables.
 
 run = start(parser(__doc__, "next_word"), argv)
 layer = rnnkit.LSTM(8, 32, backend=run.backend, **run.layer)

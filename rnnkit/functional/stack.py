@@ -74,15 +74,19 @@ class StackCall(NamedTuple):
         sizes = Sizes(T, B, I, GH // self.cell.n_gates, R, T * B)
         return layer_bytes(self.choice, self.cell, sizes, self.lengths is not None)
 
-    def run(self, layer: int, direction: int, x: Array, y: Array | None) -> Forward:
-        """The forward of one layer and direction, with its outputs in its part of y where that is not None."""
-        call = self.layer_call(layer, direction, x, y)
-        out = call.out
-        found, end, saved = self.choice.backend.forward(call)
-        if out is not None and found is not out:
-            out[...] = found
-            found = out
-        return found, end, saved
+    def run(self, layer: int, x: Array, y: Array | None) -> list[Forward]:
+        """The forward of a layer's directions, each with its outputs in its part of y where that is not None."""
+        backend = self.choice.backend
+        calls = [self.layer_call(layer, direction, x, y) for direction in range(len(self.layers[layer]))]
+        both = getattr(backend, "forward_directions", None) if len(calls) > 1 else None
+        results = []
+        for call, (found, end, saved) in zip(calls, both(calls) if both else map(backend.forward, calls), strict=True):
+            out = call.out
+            if out is not None and found is not out:
+                out[...] = found
+                found = out
+            results.append((found, end, saved))
+        return results
 
     def memory_for_y(self, layer: int, x: Array) -> Array | None:
         """(T, B, D*R) for the outputs of a layer, or None where its backend may allocate them."""
@@ -101,7 +105,7 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     layers, x, keep = call.layers, call.x, call.keep
     directions = len(layers[0])
     if directions == len(layers) == 1:
-        y, end, own = call.run(0, 0, x, None)
+        y, end, own = call.choice.backend.forward(call.layer_call(0, 0, x, None))
         state_n = tuple([s[None] for s in end])
         return y, state_n, Saved(call.cell, call.choice, [(own,)], [], y.shape) if keep else None
     xp: Any = array_module(x)
@@ -111,12 +115,13 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     for layer in range(len(layers)):
         beside = call.memory_for_y(layer, x)
         of_layer = []
-        for direction in range(directions):
-            y, end, own = call.run(layer, direction, x, beside)
+        results = call.run(layer, x, beside)
+        for direction, (_, end, own) in enumerate(results):
             for whole, part in zip(state_n, end, strict=True):
                 whole[layer * directions + direction] = part
             of_layer.append(own)
-        x = y if beside is None else beside
+        x = results[0][0] if beside is None else beside
+        del results
         saved.append(tuple(of_layer))
         if call.dropout is not None and layer < len(layers) - 1:
             mask = call.dropout(layer, x)
@@ -161,15 +166,16 @@ def backward(
     grads: list[tuple[Weights, ...]] = []
     for layer in range(len(layers) - 1, -1, -1):
         dx, layer_grads, layer_dstate0 = None, [], []
+        calls = []
         for direction, cache in enumerate(layers[layer]):
             slot = layer * directions + direction
             R = cache.weights.w_hh.shape[1]
             dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
             ends = tuple(d[slot] for d in dstate_n)
             own = saved.directions[layer][direction]
-            dx_part, dstart, dw = choice.backend.backward(
-                BackwardCall(saved.cell, choice.dtype, own, dy_part, ends, cache.weights, cache)
-            )
+            calls.append(BackwardCall(saved.cell, choice.dtype, own, dy_part, ends, cache.weights, cache))
+        both = getattr(choice.backend, "backward_directions", None) if directions > 1 else None
+        for dx_part, dstart, dw in both(calls) if both else map(choice.backend.backward, calls):
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import Choice, LayerCache, check_backend, select
+from rnnkit.backends import Choice, LayerCache, Sizes, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
-from rnnkit.functional import stack
+from rnnkit.functional import segmented, stack
+from rnnkit.functional.chunked import Chunks, chunks_within
+from rnnkit.functional.step_flags import StepFlags
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
 # Fields of Weights and PyTorch's names for them.
@@ -162,16 +164,31 @@ class Recurrent(Module):
     # Calls
 
     @on_own_device
-    def __call__(self, x: Array, h0: Any = None, lengths: Any = None) -> Any:
+    def __call__(
+        self,
+        x: Array,
+        h0: Any = None,
+        lengths: Any = None,
+        *,
+        resets: Any = None,
+        reset_state: Any = None,
+        mask: Any = None,
+        zero_output_for_mask: bool = False,
+        truncate: int | None = None,
+        max_saved_bytes: int | None = None,
+    ) -> Any:
         """Runs the layer: y, h_n = layer(x, h0, lengths); for LSTM y, (h_n, c_n) = layer(x, (h0, c0), lengths).
 
         A reversed direction starts at each row's own last step. `backward` reads x again: do not write into x before
         it.
 
+        With `resets` each row is a sequence of segments, which run as rows of their own. docs/resets-and-masks.md has
+        the equations.
+
         On a CUDA device, x and the states are CuPy arrays there, or arrays of any library that offers DLPack or
         `__cuda_array_interface__` (torch, Numba). Those are read in place, in order with CuPy's current stream; y and
         the final states are CuPy arrays, which `torch.from_dlpack` accepts. The call synchronises with the device only
-        if `lengths` is a device array: pass lengths on the host.
+        if `lengths`, `resets` or `mask` is a device array: pass them on the host.
 
         Args:
             x: (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; the layer's dtype.
@@ -179,6 +196,22 @@ class Recurrent(Module):
                 c0 (L*D, B, H).
             lengths: number of steps of each row, (B,) integers in [0, T] in any order; for unbatched x also one
                 integer. Steps past a row's length are not read. None if every row has T steps.
+            resets: (T, B) booleans, in the layout of x without I. Where True, the state is replaced by `reset_state`
+                before the step. In the reverse direction, where the step before it in time is the next one, the state
+                is replaced after the step. None for no resets.
+            reset_state: the state that `resets` sets, shaped as h0; None for zeros. Only with `resets`.
+            mask: (T, B) booleans, in the layout of x without I. Where False, x is not read and the state is carried; y
+                repeats that of the nearest step before (in the reverse direction after) that is not masked, or is zero
+                if there is none since the last reset. None for no mask.
+            zero_output_for_mask: whether y is zero where the mask is False, instead of repeated. Keras has the same
+                argument. Only with `mask`.
+            truncate: number of steps, k: `backward` carries no gradient of a state across a step that is a multiple of
+                k (truncated backpropagation through time). The results of the call do not change. None for the whole
+                gradient. Not with `resets` or `mask`.
+            max_saved_bytes: the most bytes that the call may save for `backward`: with less than it needs, it saves the
+                states between chunks of steps, and `backward` runs each chunk again, which takes a third more time.
+                Not counted are x, y and gradients. In 16 bits the cell state is rounded between chunks. None to save
+                everything. Not with `resets`, `mask` or `truncate`.
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
@@ -198,18 +231,40 @@ class Recurrent(Module):
             ((5, 3, 6), (1, 3, 6), (1, 3, 6))
             >>> bool((y[2:, 1] == 0).all())
             True
+            >>> resets = np.zeros((5, 3), bool)
+            >>> resets[2, 1] = True
+            >>> y, _ = layer(x, resets=resets)
+            >>> bool((y[2:, 1] == y[:3, 0]).all())
+            True
         """
         x, unbatched = self._time_major("x", x, self.input_size)
         T, B, _ = x.shape
         checked = checks.lengths(lengths, T, B, unbatched)
+        found = None
+        flags = StepFlags(resets, reset_state is not None, mask, zero_output_for_mask)
+        if flags.given:
+            found = flags.segments(T, B, unbatched, self.batch_first, self.num_directions, checked)
         state0 = self._states(h0, ("h0", "c0"), B, unbatched)
+        restart = None
+        if reset_state is not None:
+            two = len(self.cell.states) == 2
+            names = ("h of reset_state", "c of reset_state") if two else ("reset_state", "")
+            restart = self._states(reset_state, names, B, unbatched)
         drop = self._drop if self.training and self.dropout else None
+        choice = self._choice()
+        if truncate is not None or max_saved_bytes is not None:
+            H = self.hidden_size
+            steps = T * B if checked is None else int(checked.sum())
+            sizes = Sizes(T, B, self.input_size, H, self.proj_size or H, steps)
+            choice = self._in_chunks(choice, sizes, truncate, max_saved_bytes, flags.given)
         x = x if x.flags.c_contiguous else _contiguous(x)
-        stack_call = stack.StackCall(
-            self.cell, self._choice(), x, state0, self._caches(), checked, drop, keep=grad_enabled()
-        )
-        y, state_n, saved = stack.forward(stack_call)
-        self._saved = None if saved is None else _Saved(saved, unbatched)
+        stack_call = stack.StackCall(self.cell, choice, x, state0, self._caches(), checked, drop, keep=grad_enabled())
+        saved: stack.Saved | segmented.Saved | None
+        if found is None:
+            y, state_n, saved = stack.forward(stack_call)
+        else:
+            y, state_n, saved = segmented.forward(stack_call, found, restart)
+        self._saved = None if saved is None else _Saved(saved, unbatched, restart is not None)
         return self._user_layout(y, unbatched), self._user_state(state_n, unbatched)
 
     @on_own_device
@@ -226,7 +281,8 @@ class Recurrent(Module):
             call: the call to differentiate, from `layer.last_call`; None for this thread's most recent call.
 
         Returns:
-            A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state.
+            A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state. For a call with
+            `reset_state` a triple, whose last is the gradient of that state.
 
         Raises:
             RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
@@ -242,7 +298,7 @@ class Recurrent(Module):
             >>> dx.shape, dh0.shape, layer.grads["weight_hh_l0"].shape
             ((5, 3, 4), (1, 3, 6), (18, 6))
         """
-        saved, unbatched = self._recalled(call)
+        saved, unbatched, restarted = self._recalled(call)
         T, B, width = saved.shape
         if dy is not None:
             dy, flat = self._time_major("dy", dy, width)
@@ -251,14 +307,39 @@ class Recurrent(Module):
                 raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_in_user_layout(dy, flat, self)}")
         dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched)
         with self._adding:  # a backend may add into the gradients itself
-            dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
+            if isinstance(saved, segmented.Saved):
+                dx, dstate0, drestart, grads = segmented.backward(saved, dy, dstate_n, self._caches())
+            else:
+                dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
+                drestart = None
             for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
                 for part, name in PARTS:
                     grad = getattr(w, part)
                     if grad is not None:
                         total = self._grads[name + _suffix(layer, direction)]
                         total += grad
-        return self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched)
+        found = (self._user_layout(dx, unbatched), self._user_state(dstate0, unbatched))
+        if not restarted:
+            return found
+        if drestart is None:  # nothing was reset
+            xp: Any = array_module(dx)
+            drestart = tuple([xp.zeros_like(d) for d in dstate0])
+        return (*found, self._user_state(drestart, unbatched))
+
+    def _in_chunks(self, choice: Choice, sizes: Sizes, truncate: Any, most: Any, flagged: bool) -> Choice:
+        """The choice of a call with `truncate` and `max_saved_bytes` = most. flagged: with resets or a mask."""
+        for name, value in (("truncate", truncate), ("max_saved_bytes", most)):
+            if value is not None and flagged:
+                raise ValueError(f"{name} must be None with resets or a mask, got {value!r}")
+        if truncate is not None:
+            if most is not None:
+                raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
+            return Chunks(checks.positive_int("truncate", truncate), cuts=True, recomputes=False).applied(choice)
+        if most is None:
+            return choice
+        most = checks.positive_int("max_saved_bytes", most)
+        chunks = chunks_within(choice, self.cell, sizes, self.num_layers, self.num_directions, most)
+        return choice if chunks is None or not grad_enabled() else chunks.applied(choice)
 
     def _drop(self, _: int, y: Array) -> Array:
         return stack.dropout_mask(y, self.dropout, self.rng)
@@ -310,10 +391,11 @@ class Recurrent(Module):
 
 
 class _Saved(NamedTuple):
-    """What a call saves for backward: what the stack saved, and whether x was unbatched."""
+    """What a call saves for backward: what the stack saved, and whether x was unbatched and a reset state was given."""
 
-    saved: stack.Saved
+    saved: stack.Saved | segmented.Saved
     unbatched: bool
+    restarted: bool = False
 
 
 def _contiguous(x: Array) -> Array:

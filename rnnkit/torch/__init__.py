@@ -4,9 +4,13 @@ It is imported only when asked for, since PyTorch is no requirement of rnnkit.
 """
 
 try:
-    import torch as _torch  # noqa: F401
+    import torch as _torch
+
+    # vmap of an operator written in Python ends in an internal error of PyTorch 2.5; 2.4 has no register_vmap.
+    if tuple(map(int, _torch.__version__.split(".")[:2])) < (2, 6):
+        raise ImportError(f"found {_torch.__version__}")
 except ImportError as error:
-    raise ImportError("rnnkit.torch needs PyTorch (pip install torch)") from error
+    raise ImportError(f"rnnkit.torch needs PyTorch 2.6 or later (pip install 'torch>=2.6'): {error}") from error
 
 from rnnkit.torch import subclasses as subclasses
 from rnnkit.torch import transforms as _transforms  # noqa: F401  registers the operators' rules

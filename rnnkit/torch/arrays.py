@@ -10,16 +10,18 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 
 from rnnkit.backends import LayerCache
-from rnnkit.core.cells import Array, Weights
+from rnnkit.core.cells import Array, Cell, Weights
 from rnnkit.torch import checks
 
 Tensor = Any  # torch.Tensor: type checkers run without PyTorch
+_version = attrgetter("_version")
 _NO_CONTEXT = nullcontext()
 LARGE = 4 << 20
 LINE = 64  # bytes of a cache line
@@ -103,7 +105,9 @@ def _torch_allocator() -> Any:
     delete = torch.cuda.caching_allocator_delete
 
     def allocate(size: int, device: int) -> int:
-        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device)) if size else 0
+        # CuPy's stream, not PyTorch's: the reverse direction of a layer runs on another one, and PyTorch's allocator
+        # gives memory that was freed to the next allocation of its stream, without waiting for other streams.
+        return torch.cuda.caching_allocator_alloc(size, device, cupy.cuda.get_current_stream().ptr) if size else 0
 
     def free(pointer: int, _: int) -> None:
         if pointer:
@@ -113,28 +117,35 @@ def _torch_allocator() -> Any:
 
 
 class WeightViews:
-    """The arrays over the weights of a stack, by layer and direction, and what must still hold for them to be valid."""
+    """The arrays over the weights of a stack, and what must still hold for them to be valid.
 
-    __slots__ = ("addresses", "layers", "references", "shapes", "sizes", "versions")
+    of      the cell, D, and I of the first layer
+    layers  the arrays by layer and direction
+    ends    the shapes of the states (L*D, B, ·), without B
+    """
 
-    def __init__(self, weights: Sequence[Tensor], layers: int, directions: int, sizes: Any, ended: Any) -> None:
-        checks.weights(weights, layers, directions, *sizes)
-        self.sizes = sizes
+    __slots__ = ("addresses", "ends", "layers", "of", "references", "shapes", "versions")
+
+    def __init__(self, weights: Sequence[Tensor], of: tuple[Cell, int, int], ended: Any) -> None:
+        cell, directions, I = of
+        checks.weights(weights, cell, directions, I)
+        self.of = of
         arrays = [weight_as_array(w.contiguous()) for w in weights]
-        count = len(weights) // (layers * directions)
+        count = parts_of_each(weights, cell)
         caches = [LayerCache(as_weights(arrays[k : k + count]), None) for k in range(0, len(arrays), count)]
         self.layers = [tuple(caches[k : k + directions]) for k in range(0, len(caches), directions)]
+        self.ends = [(slots, width) for slots, _, width in state_shapes(weights, cell, 0)]
         self.references: list[Any] = [weakref.ref(w, ended) for w in weights]
         self.addresses = [w.data_ptr() for w in weights]
         self.shapes = [w.shape for w in weights]
-        self.versions = [w._version for w in weights] if _may_be_kept(weights) else None
+        self.versions = list(map(_version, weights)) if _may_be_kept(weights) else None
 
     def are_of(self, weights: Sequence[Tensor]) -> bool:
         """Whether the arrays are valid for these tensors, the ones they were made of. Their values may have changed."""
         # `p.data = p.data.t()` changes neither address nor version.
         if [w.data_ptr() if w.is_contiguous() else None for w in weights] != self.addresses:
             return False
-        versions = [w._version for w in weights]
+        versions = list(map(_version, weights))
         if versions != self.versions:
             # Written to, or given another shape in place.
             if [w.shape for w in weights] != self.shapes or not _may_be_kept(weights):
@@ -159,39 +170,53 @@ def forget(weights: Iterable[Tensor]) -> None:
         _views.pop(key, None)
 
 
-def weight_views(
-    weights: Sequence[Tensor], layers: int, directions: int, sizes: tuple[int, int, int, int]
-) -> list[tuple[LayerCache, ...]]:
-    """The weights as arrays, by layer and direction. They are kept between calls, with what backends derive from them.
+def weight_views(weights: Sequence[Tensor], cell: Cell, directions: int, I: int) -> WeightViews:
+    """The weights as arrays. They are kept between calls, with what backends derive from them.
 
     A backend that keeps what it computed from the weights' values compares them at each call. `Tensor._version` cannot
     replace that: writes through `.data` or through NumPy do not change it.
 
     Args:
         weights: for each layer and direction weight_ih, weight_hh, the biases if there are any, weight_hr if there is
-            one: as in `_flat_weights` of PyTorch's layers.
-        layers: L.
+            one: as in `_flat_weights` of PyTorch's layers. The kernels do not check what they read, so the shapes are
+            checked here.
+        cell: whose they are.
         directions: D.
-        sizes: G, I, R and H, which the weights must have: the kernels do not check what they read.
+        I: the number of features of x.
     """
     key = tuple(map(id, weights))
     found = _views.get(key)
-    if found is not None and found.sizes == sizes and found.are_of(weights):
-        return found.layers
+    if found is not None and found.of == (cell, directions, I) and found.are_of(weights):
+        return found
 
     def ended(_: Any) -> None:
         _views.pop(key, None)
 
-    views = WeightViews(weights, layers, directions, sizes, ended)
+    views = WeightViews(weights, (cell, directions, I), ended)
     if views.versions is not None:
         _views[key] = views
-    return views.layers
+    return views
 
 
 def as_weights(parts: Sequence[Any]) -> Weights:
     """The parts of one layer and direction as `Weights`. How many there are says which are missing."""
     b_ih, b_hh = parts[2:4] if len(parts) >= 4 else (None, None)
     return Weights(parts[0], parts[1], b_ih, b_hh, parts[-1] if len(parts) in (3, 5) else None)
+
+
+def parts_of_each(weights: Sequence[Any], cell: Cell) -> int:
+    """How many of the weights each layer and direction has: 2 to 5, see `as_weights`."""
+    GH, R = weights[1].shape
+    biased = len(weights) > 2 and len(weights[2].shape) == 1
+    return 2 + 2 * biased + (cell.n_gates * R != GH)
+
+
+def state_shapes(weights: Sequence[Any], cell: Cell, B: int) -> list[tuple[int, int, int]]:
+    """Shapes of the states of a stack, (L*D, B, R) and where the cell has c (L*D, B, H)."""
+    GH, R = weights[1].shape
+    slots = len(weights) // parts_of_each(weights, cell)
+    h = (slots, B, R)
+    return [h, (slots, B, GH // cell.n_gates)] if cell.has_c else [h]
 
 
 def parts_of(weights: Weights) -> list[Any]:

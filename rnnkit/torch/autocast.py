@@ -17,9 +17,9 @@ def under_autocast(x: Tensor, states: Tensors, weights: Tensors) -> tuple[Tensor
 
     float64 and integers stay as they are, as for PyTorch's own operators.
     """
-    device = x.device.type
-    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device):
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(x.device.type):
         return x, states, weights
+    device = x.device.type
     dtype = torch.get_autocast_dtype(device)
     return _cast(x, dtype), tuple([_cast(s, dtype) for s in states]), [_cast(w, dtype) for w in weights]
 

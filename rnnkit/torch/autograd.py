@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd import Function, forward_ad
 
-from rnnkit.torch import dispatch, equations
+from rnnkit.torch import dispatch, equations, operators
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LIBRARY
@@ -32,10 +32,22 @@ def run(
     masks: Sequence[Tensor],
     lengths: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """y (T, B, D*R) and the final states (L*D, B, ·), differentiable in x, state0 and weights. All time-major."""
+    """y (T, B, D*R) and the final states (L*D, B, ·), differentiable in x, state0 and weights. All time-major.
+
+    state0: one tensor a state, or none for zeros.
+    """
+    # The most frequent case of `_function_for`, without its other questions: for the smallest calls.
+    unrecorded = not torch.is_grad_enabled() and forward_ad._current_level < 0
+    if unrecorded and dispatch.nobody_watches(x, *state0, *weights):
+        tensors = (x, state0, weights, masks, lengths)
+        options: Any = {"cell": stack.cell, "backend": stack.backend, "bidirectional": stack.bidirectional}
+        y, *state_n = operators.forward(*tensors, **options, keep=False)
+        return y, state_n
     function = _function_for((x, *state0, *weights))
     if function is not None:
-        y, *state_n, _ = function.apply(*stack, lengths, x, *state0, *masks, *weights)
+        # `Function.apply` looks for tensors of torch.func's transforms first, which takes 3 us: there are none.
+        apply = super(Function, function).apply if function is _LayersRecorded else function.apply
+        y, *state_n, _ = apply(stack, lengths, x, *state0, *masks, *weights)
         return y, state_n
     y, *state_n = dispatch.forward(stack, x, state0, weights, masks, lengths, False)
     return y, state_n
@@ -59,41 +71,30 @@ class _Layers(Function):
     """y, the final states, and the reserve, which has no derivative."""
 
     @staticmethod
-    def forward(
-        cell: str,
-        backend: str | None,
-        bidirectional: bool,
-        masks: int,
-        lengths: Tensor | None,
-        x: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        stack = Stack(cell, backend, bidirectional, masks)
+    def forward(stack: Stack, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         states, dropped, weights = stack.split(tensors)
         return tuple(dispatch.forward(stack, x, states, weights, dropped, lengths, True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        cell, backend, bidirectional, masks, lengths, x, *tensors = inputs
-        ctx.stack = (cell, backend, bidirectional, masks)
+        ctx.stack, *saved = inputs
         reserve = output[-1]
         ctx.mark_non_differentiable(reserve)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(lengths, reserve, x, *tensors)
+        ctx.save_for_backward(reserve, *saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        lengths, reserve, x, *tensors = ctx.saved_tensors
-        stack = Stack(*ctx.stack)
-        dy, *dstate_n = grads[:-1]
-        arguments = (*stack, lengths, reserve, dy, *dstate_n, x, *tensors)
+        reserve, lengths, *tensors = ctx.saved_tensors
+        stack = ctx.stack
+        arguments = (stack, lengths, reserve, *grads[:-1], *tensors)
         once = torch.compiler.is_compiling() or not (
             torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         )  # without a derivative of this backward
         dx, *rest = (_LayersBackward.forward if once else _LayersBackward.apply)(*arguments)
         dstates = rest[: stack.states]
         dweights = rest[stack.states :]
-        return (*[None] * 5, dx, *dstates, *[None] * stack.masks, *dweights)
+        return (*[None] * 2, dx, *dstates, *[None] * stack.masks, *dweights)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -118,13 +119,12 @@ class _LayersBothModes(_Layers):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _Layers.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[4:])
+        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         lengths, *primals = ctx.saved_tensors
-        stack = Stack(*ctx.stack)
-        return (*equations.forward_mode(stack, lengths, primals, tangents[5:]), None)
+        return (*equations.forward_mode(ctx.stack, lengths, primals, tangents[2:]), None)
 
 
 class _LayersBackward(Function):
@@ -132,24 +132,15 @@ class _LayersBackward(Function):
 
     @staticmethod
     def forward(
-        cell: str,
-        backend: str | None,
-        bidirectional: bool,
-        masks: int,
-        lengths: Tensor | None,
-        reserve: Tensor,
-        dy: Tensor | None,
-        *tensors: Tensor | None,
+        stack: Stack, lengths: Tensor | None, reserve: Tensor, dy: Tensor | None, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        stack = Stack(cell, backend, bidirectional, masks)
-        dstate_n, (x, *rest) = tensors[: stack.states], tensors[stack.states :]
+        dstate_n, (x, *rest) = tensors[: stack.ends], tensors[stack.ends :]
         states, dropped, weights = stack.split(rest)
         return tuple(dispatch.backward(stack, (dy, *dstate_n), x, states, weights, dropped, lengths, reserve))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        cell, backend, bidirectional, masks, lengths, _, *tensors = inputs
-        ctx.stack = (cell, backend, bidirectional, masks)
+        ctx.stack, lengths, _, *tensors = inputs
         ctx.save_for_backward(lengths, *tensors)
         ctx.save_for_forward(lengths, *tensors)
         ctx.set_materialize_grads(False)
@@ -157,14 +148,12 @@ class _LayersBackward(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         lengths, *tensors = ctx.saved_tensors
-        stack = Stack(*ctx.stack)
-        gradients = equations.differentiate_backward(stack, lengths, tensors, grads)
-        return (*[None] * 6, *gradients)
+        return (*[None] * 3, *equations.differentiate_backward(ctx.stack, lengths, tensors, grads))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         lengths, *tensors = ctx.saved_tensors
-        return equations.forward_mode_of_backward(Stack(*ctx.stack), lengths, tensors, tangents[6:])
+        return equations.forward_mode_of_backward(ctx.stack, lengths, tensors, tangents[3:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -196,7 +185,7 @@ def _backward_of_batched(
     bidirectional: bool,
 ) -> list[Tensor]:
     """`rnnkit::backward` inside PyTorch's older vmap, that of `torch.autograd.grad(is_grads_batched=True)`."""
-    stack = Stack(cell, backend, bidirectional, len(masks))
+    stack = Stack(cell, backend, bidirectional, len(masks), len(state0))
     return equations.backward(stack, lengths, (dy, *dstate_n), (x, *state0, *masks, *weights))
 
 

@@ -35,8 +35,7 @@ def _step(cell: Any, name: str, input: Tensor, hx: tuple[Any, ...] | None, count
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
     if hx is None:
-        zeros = x.new_zeros((x.shape[0], cell.hidden_size))
-        hx = (zeros,) * count
+        hx = ()
     elif not batched:
         hx = tuple([s.unsqueeze(0) for s in hx])
     _check(cell, x, hx)
@@ -45,7 +44,7 @@ def _step(cell: Any, name: str, input: Tensor, hx: tuple[Any, ...] | None, count
         weights = [*weights, cell.bias_ih, cell.bias_hh]
     x, states, weights = under_autocast(x, hx, weights)
     checks.one_kind(x, states, weights[0])
-    stack = Stack(name, cell.backend, False, 0)
+    stack = Stack(name, cell.backend, False, 0, len(states))
     _, state_n = run(stack, x.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, (), None)
     return tuple([s[0] if batched else s[0, 0] for s in state_n])
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rnnkit.core.cells import Cell
+
 Tensor = Any  # torch.Tensor: type checkers run without PyTorch
 
 
@@ -67,9 +69,12 @@ def no_such(layer: str, unknown: dict[str, Any]) -> None:
 
 
 def tensor(name: str, value: Any, expected: str = "a torch.Tensor") -> None:
-    """`value` is a tensor."""
+    """`value` is a tensor, and a dense one: strides say where its elements are."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be {expected}, got {_kind(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise RuntimeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def pair(hx: Any, unbatched: bool, batched: int) -> tuple[Tensor, Tensor]:
@@ -92,13 +97,23 @@ def pair(hx: Any, unbatched: bool, batched: int) -> tuple[Tensor, Tensor]:
 def dimensions(expected: int, states: Sequence[Tensor]) -> None:
     """The states have as many dimensions as the input."""
     dims = [s.dim() for s in states]
-    if dims.count(expected) == len(dims):
+    if dims == [expected] * len(dims):
         return
     kind = "batched 3-D" if expected == 3 else "unbatched 2-D"
     if len(states) == 1:
         raise RuntimeError(f"For {kind} input, hx should also be {expected}-D but got {dims[0]}-D tensor")
     got = ", ".join(f"{d}-D" for d in dims)
     raise RuntimeError(f"For {kind} input, hx and cx should also be {expected}-D but got ({got}) tensors")
+
+
+def lengths(value: Tensor, x: Tensor) -> None:
+    """A tensor of lengths has whole numbers that can be read. Their shape and values: rnnkit/core/checks.py."""
+    if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+        raise TypeError(f"lengths must be whole numbers, got dtype {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"lengths must be a dense tensor, got layout {value.layout}")
+    if value.is_meta and not x.is_meta:
+        raise RuntimeError(f"lengths must have values, as input on {x.device}, got a tensor on meta")
 
 
 def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
@@ -112,26 +127,44 @@ def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
             raise RuntimeError(f"{name} must have the dtype and device of input, {dtype} on {device}, got {got}")
 
 
-def weights(given: Sequence[Tensor], layers: int, directions: int, G: int, I: int, R: int, H: int) -> None:
-    """Weights in the order of `_flat_weights` have the shapes of a stack of these sizes, and one dtype and device."""
-    slots = layers * directions
-    count = len(given) // max(slots, 1)
-    if len(given) != count * slots or not 2 <= count <= 5:
-        raise RuntimeError(f"weights must be 2 to 5 for each of {slots} layers and directions, got {len(given)}")
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: count - count % 2] + ("weight_hr",) * (count % 2)
-    shapes = {"weight_hh": (G * H, R), "bias_ih": (G * H,), "bias_hh": (G * H,), "weight_hr": (R, H)}
-    if R != H and "weight_hr" not in kinds:
-        raise RuntimeError(f"weights must have a weight_hr for states of widths {R} and {H}, got {kinds}")
+def weights(given: Sequence[Tensor], cell: Cell, directions: int, I: int) -> None:
+    """Weights in the order of `_flat_weights` have the shapes of a stack whose input has I features, and one dtype and
+    device."""
+    if len(given) < 2 or len(given[1].shape) != 2:
+        raise RuntimeError(f"weights must be 2 to 5 for each layer and direction, got {len(given)}")
+    GH, R = given[1].shape
+    H = GH // cell.n_gates
+    biased = len(given) > 2 and len(given[2].shape) == 1
+    kinds = ("weight_ih", "weight_hh", *("bias_ih", "bias_hh") * biased)
+    projected = cell.projects and R != H and len(given) % ((len(kinds) + 1) * directions) == 0
+    R = R if projected else H
+    kinds = (*kinds, *("weight_hr",) * projected)
+    if len(given) % (len(kinds) * directions):
+        wanted = f"{', '.join(kinds)} for each layer and each of {directions} directions"
+        got = f"{len(given)} weights, with a weight_hh_l0 of shape {tuple(given[1].shape)}"
+        raise RuntimeError(f"weights must be {wanted}, got {got}")
+    shapes = {"weight_hh": (GH, R), "bias_ih": (GH,), "bias_hh": (GH,), "weight_hr": (R, H)}
     for k, weight in enumerate(given):
-        slot, part = divmod(k, count)
+        slot, part = divmod(k, len(kinds))
         layer, direction = divmod(slot, directions)
         name = f"{kinds[part]}_l{layer}{'_reverse' * direction}"
-        shape = shapes.get(kinds[part], (G * H, directions * R if layer else I))
+        tensor(name, weight)
+        shape = shapes.get(kinds[part], (cell.n_gates * H, directions * R if layer else I))
         if tuple(weight.shape) != shape:
             raise RuntimeError(f"{name} must have the shape {shape}, got {tuple(weight.shape)}")
         if (weight.dtype, weight.device) != (given[0].dtype, given[0].device):
             expected = f"{given[0].dtype} on {given[0].device}"
             raise RuntimeError(f"{name} must be {expected}, as weight_ih_l0, got {weight.dtype} on {weight.device}")
+        if weight.numel() and not weight.data_ptr():
+            raise RuntimeError(f"{name} must have memory, got a tensor whose storage has been freed")
+
+
+def states(given: Sequence[Tensor], ends: Sequence[tuple[int, int]], B: int) -> None:
+    """The initial states have the shapes that the weights and x give them. ends: as in WeightViews."""
+    expected = [(slots, B, width) for slots, width in ends]
+    got = [tuple(s.shape) for s in given]
+    if got != expected:
+        raise RuntimeError(f"state0 must have the shapes {expected}, got {got}")
 
 
 def _kind(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,23 +16,30 @@ _BACKWARD = torch.ops.rnnkit.backward.default
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
-class Stack(NamedTuple):
+class Stack:
     """What a call is beside its tensors.
 
     cell           a name of CELLS
     backend        a name of BACKENDS, or None
     bidirectional  whether D is 2
     masks          the number of dropout masks
+    states         the number of initial states that are given: 0 for zeros, else `ends`
+
+    Not a tuple, which PyTorch would take apart when it is an argument of an autograd Function.
     """
 
-    cell: str
-    backend: str | None
-    bidirectional: bool
-    masks: int
+    __slots__ = ("backend", "bidirectional", "cell", "masks", "states")
+
+    def __init__(self, cell: str, backend: str | None, bidirectional: bool, masks: int, states: int) -> None:
+        self.cell = cell
+        self.backend = backend
+        self.bidirectional = bidirectional
+        self.masks = masks
+        self.states = states
 
     @property
-    def states(self) -> int:
-        """The number of states: 1, or 2 with c."""
+    def ends(self) -> int:
+        """The number of final states: 1, or 2 with c."""
         return len(CELLS[self.cell].states)
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -52,18 +59,9 @@ def forward(
     keep: bool,
 ) -> list[Tensor]:
     """`rnnkit::forward`."""
-    call = operators.forward if _nobody_watches(x, *state0, *weights) else _FORWARD
-    return call(
-        x,
-        state0,
-        weights,
-        masks,
-        lengths,
-        cell=stack.cell,
-        backend=stack.backend,
-        bidirectional=stack.bidirectional,
-        keep=keep,
-    )
+    operator = operators.forward if nobody_watches(x, *state0, *weights) else _FORWARD
+    tensors = (x, state0, weights, masks, lengths)
+    return operator(*tensors, cell=stack.cell, backend=stack.backend, bidirectional=stack.bidirectional, keep=keep)
 
 
 def backward(
@@ -80,7 +78,7 @@ def backward(
     given = [d for d in dresults if d is not None]
     # The older vmap of PyTorch batches the gradients alone.
     batched = torch._C._functorch.is_legacy_batchedtensor
-    direct = _nobody_watches(x, *given, *state0, *weights) and not any([batched(d) for d in given])  # noqa: C419
+    direct = nobody_watches(x, *given, *state0, *weights) and not any([batched(d) for d in given])  # noqa: C419
     call: Any = operators.backward if direct else _BACKWARD
     return call(
         dresults[0],
@@ -97,7 +95,7 @@ def backward(
     )
 
 
-def _nobody_watches(*tensors: Tensor) -> bool:
+def nobody_watches(*tensors: Tensor) -> bool:
     """Whether an operator's function may be called without PyTorch's dispatcher, which takes about 10 us.
 
     Not where the dispatcher has more to do than to call it: for subclasses of Tensor, transforms and modes, while a
@@ -111,5 +109,5 @@ def _nobody_watches(*tensors: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
         and not torch.autograd._profiler_enabled()
-        and tensors[0].device.type in ("cpu", "cuda")
+        and (tensors[0].is_cpu or tensors[0].is_cuda)
     )

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from rnnkit.core.cells import Weights
-from rnnkit.torch.arrays import Tensor, as_weights
+from rnnkit.core.cells import CELLS, Weights
+from rnnkit.torch.arrays import Tensor, as_weights, parts_of_each, state_shapes
 
 # One step: (x_side (B, G*H) = x W_ih^T + b_ih, state, weights) -> the new state.
 Step = Callable[[Tensor, tuple[Tensor, ...], Weights], tuple[Tensor, ...]]
@@ -69,12 +69,14 @@ STEPS: dict[str, Step] = {
 
 
 def run(stack: Any, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """y and the final states of a `Stack` (rnnkit/torch/autograd.py), as `rnnkit::forward` computes them."""
+    """y and the final states of a `Stack` (rnnkit/torch/dispatch.py), as `rnnkit::forward` computes them."""
     states, masks, weights = stack.split(tensors)
     lengths = None if lengths is None else lengths.to(x.device)
     directions = 2 if stack.bidirectional else 1
-    slots = states[0].shape[0]
-    count = len(weights) // slots
+    count = parts_of_each(weights, CELLS[stack.cell])
+    slots = len(weights) // count
+    if not states:
+        states = [x.new_zeros(shape) for shape in state_shapes(weights, CELLS[stack.cell], x.shape[1])]
     ends: list[tuple[Tensor, ...]] = []
     for layer in range(slots // directions):
         sides = []
@@ -164,11 +166,12 @@ def _backward_as_function(
     stack: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None]
 ) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
     """`rnnkit::backward` as a function of `tensors`, and these with a zero in place of each None."""
+    first = 1 + stack.ends
     n = 1 + stack.states
-    zero = tensors[n].new_zeros(())
+    zero = tensors[first].new_zeros(())
 
     def gradients(*given: Tensor) -> tuple[Tensor, ...]:
-        results, pull = torch.func.vjp(lambda *primals: run(stack, lengths, *primals), *given[n:])
+        results, pull = torch.func.vjp(lambda *primals: run(stack, lengths, *primals), *given[first:])
         dresults = [torch.zeros_like(r) if t is None else d for r, t, d in zip(results, tensors, given, strict=False)]
         of_all = pull(tuple(dresults))
         return (*of_all[:n], *of_all[n + stack.masks :])  # not those of the masks, as `rnnkit::backward`

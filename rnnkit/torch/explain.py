@@ -17,12 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from rnnkit.backends import Sizes
+from rnnkit.core import checks
 from rnnkit.core.cells import CELLS
-from rnnkit.explain import CallSizes, Explanation, explanation
-from rnnkit.torch.arrays import Tensor
+from rnnkit.explain import NOTHING_FLAGGED, CallSizes, Explanation, explanation, segments_note, together
+from rnnkit.functional.step_flags import StepFlags
+from rnnkit.torch.arrays import Tensor, parts_of_each
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
 from rnnkit.torch.operators import choice_of
 from rnnkit.torch.recurrent import Layers
+from rnnkit.torch.segmented import on_host, on_host_array
 
 
 class _Call(NamedTuple):
@@ -58,7 +61,9 @@ class _Noting(TorchDispatchMode):
         return results
 
 
-def explain(module: Any, input: Any, hx: Any = None, lengths: Any = None) -> Explanation:
+def explain(
+    module: Any, input: Any, hx: Any = None, lengths: Any = None, *, resets: Any = None, mask: Any = None
+) -> Explanation:
     """Describes what `module(input, hx, lengths=lengths)` would run here, without running its kernels.
 
     The arguments are checked as in a call. It says what holds where it is called: with or without gradients, under
@@ -69,6 +74,8 @@ def explain(module: Any, input: Any, hx: Any = None, lengths: Any = None) -> Exp
         input: the input of the call, a tensor or a PackedSequence.
         hx: the initial state of the call, or None for zeros.
         lengths: number of steps of each row, as in the call; None for a Cell.
+        resets: where the state is reset, as in the call; None for a Cell. The notes say how they run.
+        mask: which steps are not masked, as in the call; None for a Cell.
 
     Returns:
         An `rnnkit.explain.Explanation`; print it for a table. Its `kept_bytes` are what autograd keeps for backward
@@ -89,11 +96,12 @@ def explain(module: Any, input: Any, hx: Any = None, lengths: Any = None) -> Exp
         ('numpy', 'float32', 0)
     """
     if isinstance(module, (RNNCell, GRUCell, LSTMCell)):
-        if lengths is not None:
-            raise TypeError("lengths must be None for a Cell, which takes one step")
+        for name, value in (("lengths", lengths), ("resets", resets), ("mask", mask)):
+            if value is not None:
+                raise TypeError(f"{name} must be None for a Cell, which takes one step")
         options = {}
     elif isinstance(module, Layers):
-        options = {"lengths": lengths}
+        options = {"lengths": lengths, "resets": resets, "mask": mask}
     else:
         raise TypeError(_not_a_layer(module))
     data = input.data if isinstance(input, PackedSequence) else input
@@ -103,7 +111,37 @@ def explain(module: Any, input: Any, hx: Any = None, lengths: Any = None) -> Exp
         module.forward(input, hx, **options)
     call = noting.calls[0]
     cast = f"torch.autocast casts {_name(data.dtype)} to {_name(call.x.dtype)}" if call.x.dtype != data.dtype else None
+    if resets is not None or mask is not None:
+        return _of_segments(noting.calls, module, given, cast, StepFlags(resets, False, mask, False), input, lengths)
     return _explanation(call, module, given, cast, len(noting.calls), isinstance(input, PackedSequence))
+
+
+def _of_segments(
+    calls: list[_Call],
+    module: Any,
+    given: set[int],
+    cast: str | None,
+    flags: StepFlags,
+    input: Tensor,
+    lengths: Any,
+) -> Explanation:
+    """The Explanation of a call with resets or a mask: of its calls together."""
+    unbatched = input.dim() == 2
+    B, T = (1, input.shape[0]) if unbatched else input.shape[:2] if module.batch_first else input.shape[1::-1]
+    steps = None if lengths is None else checks.lengths(on_host_array("lengths", lengths), T, B, unbatched)
+    D = 2 if module.bidirectional else 1
+    segments = on_host(flags).segments(T, B, unbatched, module.batch_first, D, steps)
+    found = [_explanation(call, module, given, cast, 1, False) for call in calls]
+    if segments is None:
+        return replace(found[0], notes=(NOTHING_FLAGGED, *found[0].notes))
+    outputs = [call.x.shape[0] * call.x.shape[1] * D * call.weights[1].shape[1] * call.x.itemsize for call in calls]
+    whole = together(found, outputs if segments.place is not None else [0])
+    # The input of each call exists from the beginning. With gradients it is counted as saved.
+    others = 0 if calls[0].keep else sum(call.x.nbytes for call in calls[1:])
+    notes = [n for n in found[0].notes if "torch.compile" not in n]
+    broken = "torch.compile breaks the graph at a call with resets or a mask"
+    told = (segments_note(segments), *notes, broken)
+    return replace(whole, workspace_bytes=whole.workspace_bytes + others, notes=told)
 
 
 def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, calls: int, packed: bool) -> Explanation:
@@ -113,7 +151,7 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
     cell = CELLS[call.cell]
     GH, R = call.weights[1].shape
     D = 2 if call.bidirectional else 1
-    L = call.state0[0].shape[0] // D
+    L = len(call.weights) // (D * parts_of_each(call.weights, cell))
     steps = T * B if call.lengths is None else int(call.lengths.sum())
     choice = choice_of(call.x.device, call.x.dtype, call.cell, call.backend)
     arguments = [call.x, *call.state0, *call.weights, *([] if call.lengths is None else [call.lengths])]
@@ -125,7 +163,7 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
         copies += 8 * steps + T * B * D * R * call.x.itemsize
     wide = choice.dtype.name != _name(call.x.dtype)
     if wide:  # the operator makes float32 tensors of its arguments, and its results from float32 tensors
-        results = T * B * D * R + sum(s.numel() for s in call.state0)
+        results = T * B * D * R + sum(L * D * B * width for width in (R, GH // cell.n_gates)[: len(cell.states)])
         copies += 4 * (results + sum(a.numel() for a in (*arguments, *call.masks)))
     sizes = CallSizes(
         choice=choice,

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from rnnkit.core.cells import CELLS
 from rnnkit.torch import operators as _operators  # noqa: F401  defines rnnkit::forward
+from rnnkit.torch.arrays import parts_of_each
 
 Value = Any  # a value of the ONNX graph: type checkers run without onnxscript
 
@@ -65,11 +67,11 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         if masks:
             raise ValueError("a layer with dropout cannot be exported to ONNX: call eval() on the model first")
         directions = 2 if bidirectional else 1
-        slots = int(state0[0].shape[0])
-        count = len(weights) // slots
+        count = parts_of_each(weights, CELLS[cell])
         if count in (3, 5):
             raise ValueError("an LSTM with proj_size cannot be exported to ONNX, whose LSTM has no projection")
-        return _stack(opset18, cell, x, state0, weights, lengths, slots // directions, directions)
+        layers = len(weights) // (count * directions)
+        return _stack(opset18, cell, x, state0, weights, lengths, layers, directions)
 
     return {torch.ops.rnnkit.forward.default: forward}
 
@@ -87,12 +89,12 @@ def _stack(
     """y and the final states, as `rnnkit::forward`: one node a layer."""
     count = len(weights) // (layers * directions)
     steps = None if lengths is None else op.Cast(lengths, to=_INT32)
-    starts = [op.Split(s, num_outputs=layers, axis=0) if layers > 1 else [s] for s in state0]
     ends: list[list[Value]] = []
     for layer in range(layers):
         first = layer * directions * count
         parts = [weights[k : k + count] for k in range(first, first + directions * count, count)]
-        start = [of_layers[layer] for of_layers in starts]
+        slots = [op.Constant(value_ints=[n]) for n in (layer * directions, (layer + 1) * directions, 0)]
+        start = [op.Slice(s, *slots) if layers > 1 else s for s in state0]
         y, *end = _layer(op, cell, x, start, parts, steps)
         # (T, D, B, H) -> (T, B, D*H): 0 copies a dimension
         x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
@@ -119,7 +121,7 @@ def _layer(
     hidden_size = int(parts[0][1].shape[1])
     results = node(x, w, r, b, steps, *start, direction=direction, hidden_size=hidden_size, **attributes)
     y, *end = results
-    if steps is not None:
+    if steps is not None and start:
         # ONNX Runtime's final states of a row of zero steps are zeros.
         zero = op.Cast(op.Constant(value_int=0), to=_INT32)
         live = op.Unsqueeze(op.Greater(steps, zero), op.Constant(value_ints=[1]))  # (B, 1)

@@ -4,24 +4,37 @@ They are what a compiled or exported model contains, one node each. All that bac
 `reserve`, a tensor of bytes (rnnkit/functional/reserve.py). Neither is differentiable by itself: see
 rnnkit/torch/autograd.py.
 
-Everything is time-major. x (T, B, I); state0 one tensor (L*D, B, ·) a state; weights as `_flat_weights` of PyTorch's
-layers; masks of dropout, one (T, B, D*R) a layer but the last, or none; lengths (B,) int64 or None.
+Everything is time-major. x (T, B, I); state0 one tensor (L*D, B, ·) a state, or none for zeros; weights as
+`_flat_weights` of PyTorch's layers; masks of dropout, one (T, B, D*R) a layer but the last, or none; lengths (B,) int64
+or None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 
 from rnnkit.backends import Choice, Sizes, select
-from rnnkit.core import checks
-from rnnkit.core.cells import CELLS, Cell
+from rnnkit.core import checks as core_checks
+from rnnkit.core.cells import CELLS, Array, Cell
+from rnnkit.core.devices import array_module
 from rnnkit.functional import stack
 from rnnkit.functional.reserve import Reserve, stack_bytes
-from rnnkit.torch.arrays import Tensor, as_array, as_tensor, new_bytes, on_device, parts_of, weight_views
+from rnnkit.torch import checks
+from rnnkit.torch.arrays import (
+    Tensor,
+    WeightViews,
+    as_array,
+    as_tensor,
+    new_bytes,
+    on_device,
+    parts_of,
+    state_shapes,
+    weight_views,
+)
 
 LIBRARY = torch.library.Library("rnnkit", "DEF")
 LIBRARY.define(
@@ -57,7 +70,7 @@ def forward(
     bidirectional: bool,
     keep: bool,
 ) -> list[Tensor]:
-    """y (T, B, D*R), the final states as state0, and with `keep` the reserve (bytes,) uint8."""
+    """y (T, B, D*R), the final states (L*D, B, ·), and with `keep` the reserve (bytes,) uint8."""
     if x.dtype in _WIDENED and x.device.type == "cpu":
         wide: Any = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths)
         results = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
@@ -65,12 +78,13 @@ def forward(
     D = 2 if bidirectional else 1
     with on_device(x):
         choice = choice_of(x.device, x.dtype, cell, backend)
+        views = weight_views(weights, CELLS[cell], D, x.shape[2])
         reserve = None
         if keep:
-            row = CELLS[cell]
-            size = stack_bytes(choice, row, _sizes(x, weights, row), state0[0].shape[0] // D, D, lengths is not None)
-            reserve = new_bytes(x, size)
-        call = _stack_call(x, state0, weights, masks, lengths, cell, choice, D, reserve)
+            kind = (x.device, x.dtype, cell, backend)
+            shapes = (x.shape, weights[1].shape)
+            reserve = new_bytes(x, _reserve_bytes(kind, shapes, len(views.layers), D, lengths is not None))
+        call = _stack_call(x, state0, views, masks, lengths, choice, reserve)
         y, state_n, _ = stack.forward(call)
         results = [as_tensor(y), *map(as_tensor, state_n)]
         return results if reserve is None else [*results, reserve]
@@ -98,45 +112,63 @@ def backward(
         return [g.to(x.dtype) for g in grads]
     with on_device(x):
         choice = choice_of(x.device, x.dtype, cell, backend)
-        D = 2 if bidirectional else 1
-        call = _stack_call(x, state0, weights, (), lengths, cell, choice, D, reserve)
+        views = weight_views(weights, CELLS[cell], 2 if bidirectional else 1, x.shape[2])
+        call = _stack_call(x, state0, views, (), lengths, choice, reserve)
         saved = stack.restored(call, [as_array(m) for m in masks])
-        ends = tuple([as_array(torch.zeros_like(s) if d is None else d) for d, s in zip(dstate_n, state0, strict=True)])
+        ends = tuple([_zeros_like(s) if d is None else as_array(d) for d, s in zip(dstate_n, call.state0, strict=True)])
         dx, dstate0, dweights = stack.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
-        return [as_tensor(a) for a in (dx, *dstate0, *parts)]
+        return [as_tensor(a) for a in (dx, *dstate0[: len(state0)], *parts)]
 
 
 def _stack_call(
     x: Tensor,
     state0: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    views: WeightViews,
     masks: Sequence[Tensor],
     lengths: Tensor | None,
-    cell: str,
     choice: Choice,
-    directions: int,
     reserve: Tensor | None,
 ) -> stack.StackCall:
     """The tensors as arrays. reserve: None if nothing is to be kept for backward."""
     array = as_array(x.contiguous())
-    states = tuple([as_array(s) for s in state0])
-    row = CELLS[cell]
-    sizes = (row.n_gates, array.shape[2], states[0].shape[2], states[-1].shape[2])
-    layers = weight_views(weights, states[0].shape[0] // directions, directions, sizes)
-    checked = None if lengths is None else checks.lengths(lengths.cpu().numpy(), x.shape[0], x.shape[1])
+    T, B, _ = array.shape
+    if state0:
+        checks.states(state0, views.ends, B)
+        states = tuple([as_array(s) for s in state0])
+    else:
+        xp: Any = array_module(array)
+        states = tuple([xp.zeros((slots, B, width), array.dtype) for slots, width in views.ends])
+    checked = None if lengths is None else core_checks.lengths(lengths.cpu().numpy(), T, B)
     dropout = None
     if masks:
         arrays = [as_array(m) for m in masks]
         dropout = lambda layer, _: arrays[layer]  # noqa: E731
     memory = None if reserve is None else Reserve(as_array(reserve))
-    keep = reserve is not None
-    return stack.StackCall(row, choice, array, states, layers, checked, dropout, keep, memory)
+    cell, _, _ = views.of
+    return stack.StackCall(
+        cell, choice, array, states, views.layers, checked, dropout, keep=reserve is not None, reserve=memory
+    )
 
 
-def _sizes(x: Tensor, weights: Sequence[Tensor], cell: Cell) -> Sizes:
-    T, B, I = x.shape
-    GH, R = weights[1].shape
+@lru_cache(256)
+def _reserve_bytes(kind: Any, shapes: Any, layers: int, directions: int, ragged: bool) -> int:
+    """`stack_bytes`, cached. kind: arguments of `choice_of`; shapes: those of x and weight_hh_l0."""
+    _, _, cell, _ = kind
+    x, w_hh = shapes
+    sizes = _sizes(x, w_hh, CELLS[cell])
+    return stack_bytes(choice_of(*kind), CELLS[cell], sizes, layers, directions, ragged)
+
+
+def _zeros_like(array: Array) -> Array:
+    xp: Any = array_module(array)
+    return xp.zeros(array.shape, array.dtype)
+
+
+def _sizes(x: Any, w_hh: Any, cell: Cell) -> Sizes:
+    """x and w_hh: shapes."""
+    T, B, I = x
+    GH, R = w_hh
     return Sizes(T, B, I, GH // cell.n_gates, R, T * B)
 
 
@@ -163,12 +195,13 @@ def _forward_shapes(
     """The results of `forward` without their values, for tracing and for tensors on the meta device."""
     D = 2 if bidirectional else 1
     row = CELLS[cell]
-    sizes = _sizes(x, weights, row)
-    results = [x.new_empty((sizes.T, sizes.B, D * sizes.R)), *(s.new_empty(s.shape) for s in state0)]
+    sizes = _sizes(x.shape, weights[1].shape, row)
+    states = state_shapes(weights, row, sizes.B)
+    results = [x.new_empty(shape) for shape in ((sizes.T, sizes.B, D * sizes.R), *states)]
     if not keep:
         return results
     choice = choice_of(x.device, x.dtype, cell, backend)
-    size = stack_bytes(choice, row, sizes, state0[0].shape[0] // D, D, lengths is not None)
+    size = stack_bytes(choice, row, sizes, states[0][0] // D, D, lengths is not None)
     return [*results, x.new_empty((size,), dtype=torch.uint8)]
 
 

@@ -25,14 +25,14 @@ class Layout:
     @property
     def lengths(self) -> Tensor:
         """(B,) the number of steps of each row, on the host."""
-        return (self._batch_sizes[:, None] > torch.arange(self.B)).sum(0)
+        return (self._batch_sizes[:, None] > torch.arange(self.B, device=self._batch_sizes.device)).sum(0)
 
     @property
     def index(self) -> Tensor:
         """(N,) the place of each row-step among the T*B of the padded form."""
         if self._index is None:
             ends = self._batch_sizes.cumsum(0)
-            n = torch.arange(self.steps)
+            n = torch.arange(self.steps, device=ends.device)
             t = torch.searchsorted(ends, n, right=True)
             first = ends[t] - self._batch_sizes[t]
             self._index = (t * self.B + n - first).to(self._device)

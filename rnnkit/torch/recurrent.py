@@ -7,6 +7,7 @@ trace any instance of those. `rnnkit.torch.subclasses` has layers for code that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -14,11 +15,13 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkit.core import checks as core_checks
+from rnnkit.functional.step_flags import StepFlags
 from rnnkit.torch import checks, packed
 from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.segmented import on_host, run_segments
 from rnnkit.torch.unserved import refuse_torchscript
 
 States = Sequence[Tensor]
@@ -44,7 +47,17 @@ class Layers(nn.RNNBase):
         """The cell's name in `rnnkit.core.cells.CELLS`."""
         raise NotImplementedError
 
-    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        reset_state: Any = None,
+        mask: Any = None,
+        zero_output_for_mask: bool = False,
+    ) -> Any:
         """Runs the layer, as the `forward` of torch.nn's layer does.
 
         Args:
@@ -53,7 +66,16 @@ class Layers(nn.RNNBase):
                 with c0 (L*D, B, H). R is proj_size if that is not 0, else H.
             lengths: number of steps of each row, (B,) integers in [0, T] in any order, a tensor or a list; None if
                 every row has T steps. Steps past a row's length are not read, and y is zero there. Not with a
-                PackedSequence, which has its own. torch.nn's layers do not have this argument.
+                PackedSequence, which has its own. torch.nn's layers do not have this argument, nor those below.
+            resets: (T, B) booleans, in the layout of the input without I, a tensor or a list. Where True, the state is
+                replaced by `reset_state` before the step. In the reverse direction, where the step before it in time
+                is the next one, the state is replaced after the step. None for no resets.
+            reset_state: the state that `resets` sets, shaped as hx; None for zeros. Only with `resets`.
+            mask: (T, B) booleans, in the layout of the input without I. Where False, the input is not read and the
+                state is carried; y repeats that of the nearest step before (in the reverse direction after) that is
+                not masked, or is zero if there is none since the last reset. None for no mask.
+            zero_output_for_mask: whether y is zero where the mask is False, instead of repeated. Keras has the same
+                argument. Only with `mask`.
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R) in the layout of the input, or is a PackedSequence if the input
@@ -62,6 +84,8 @@ class Layers(nn.RNNBase):
         Raises:
             ValueError: a wrong number of dimensions, a dtype that is not the weights', or bad lengths.
             RuntimeError: a wrong shape, or a backend that cannot run here.
+            TypeError: a wrong type, or flags that are no booleans.
+            NotImplementedError: resets or a mask in a model that is exported, or mapped by torch.vmap.
 
         Examples:
             >>> import torch, rnnkit.torch
@@ -71,7 +95,10 @@ class Layers(nn.RNNBase):
             (torch.Size([3, 5, 6]), torch.Size([1, 3, 6]), True)
         """
         weights = self._weights()
+        flags = StepFlags(resets, reset_state is not None, mask, zero_output_for_mask)
         if isinstance(input, PackedSequence):
+            if flags.given:
+                raise ValueError("resets, reset_state and mask must be None for a PackedSequence")
             return self._forward_packed(input, hx, lengths, weights)
         checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
         dimensions = input.dim()
@@ -79,16 +106,21 @@ class Layers(nn.RNNBase):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
         batched = dimensions == 3
-        states = self._states_given(hx, not batched)
-        if states is not None:
+        states = None
+        if hx is not None:
+            states = self._states_given(hx, not batched)
             checks.dimensions(dimensions, states)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             states = states and tuple([s.unsqueeze(1) for s in states])
         x = input.transpose(0, 1) if self.batch_first else input
         self._check(input, x.shape[1], states, None)
-        checked = None if lengths is None else self._lengths(lengths, x, batched)
-        y, state_n = self._run(x, states, weights, checked, None)
+        if flags.given:
+            again = None if reset_state is None else self._reset_state(reset_state, x.shape[1], batched)
+            y, state_n = self._run_segments(x, states, again, weights, lengths, flags, batched)
+        else:
+            checked = None if lengths is None else self._lengths(lengths, x, batched)
+            y, state_n = self._run(x, states, weights, checked, None)
         if not batched:
             return y.squeeze(1), self._as_hx(tuple([s.squeeze(1) for s in state_n]))
         return (y.transpose(0, 1) if self.batch_first else y), self._as_hx(state_n)
@@ -97,7 +129,7 @@ class Layers(nn.RNNBase):
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        states = self._states_given(hx, False)
+        states = None if hx is None else self._states_given(hx, False)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
         # torch.compile cannot read B from batch_sizes.
@@ -122,31 +154,49 @@ class Layers(nn.RNNBase):
         layout: packed.Layout | None,
     ) -> tuple[Tensor, States]:
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
-        if states is None:
-            states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
-        x, states, weights = under_autocast(x, states, weights)
-        checks.one_kind(x, states, weights[0])
+        x, states, weights = under_autocast(x, states or (), weights)
+        weight = weights[0]
+        if states or x.dtype is not weight.dtype or x.device != weight.device:
+            checks.one_kind(x, states, weight)
         masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks))
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
         return run(stack, x, states, weights, masks, lengths)
+
+    @torch.compiler.disable(reason="resets and a mask decide the shapes of the kernels' calls")
+    def _run_segments(
+        self,
+        x: Tensor,
+        states: States | None,
+        again: States | None,
+        weights: Sequence[Tensor],
+        lengths: Any,
+        flags: StepFlags,
+        batched: bool,
+    ) -> tuple[Tensor, States]:
+        """As `_run`, with resets and a mask. again: the reset state, or None for zeros."""
+        T, B, _ = x.shape
+        D = 2 if self.bidirectional else 1
+        checked = None if lengths is None else self._lengths(lengths, x, batched)
+        steps = None if checked is None else checked.numpy()
+        segments = on_host(flags).segments(T, B, not batched, self.batch_first, D, steps)
+        if segments is None:
+            return self._run(x, states, weights, checked, None)
+        if states is None and again is not None:
+            states = tuple([x.new_zeros(shape) for shape in self._state_shapes(B)])
+        count = len(states or ())
+        x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
+        checks.one_kind(x, states, weights[0])
+        masks = self._masks(x, None) if self.training and self.dropout and self.num_layers > 1 else ()
+        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), count)
+        return run_segments(stack, x, states[:count], states[count:] or None, weights, masks, segments)
 
     def _weights(self) -> list[Tensor]:
         """The weights as they are now: parameters, or what a parametrization or another tool put in their place."""
         if torch.compiler.is_compiling():
             return [getattr(self, name) for name in self._flat_weights_names]
-        self._update_flat_weights()
+        if not all(map(is_, self._flat_weights, map(self._parameters.get, self._flat_weights_names))):
+            self._update_flat_weights()
         return self._flat_weights
-
-    def _weights_have_changed(self) -> bool:
-        """As torch.nn's, in a quarter of the time."""
-        parameters = self._parameters
-        for reference, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
-            weight = parameters.get(name)
-            if weight is None:
-                weight = getattr(self, name, None)
-            if weight is not None and reference is not None and reference() is not weight:
-                return True
-        return False
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget(self._flat_weights)
@@ -175,10 +225,8 @@ class Layers(nn.RNNBase):
 
     # Checks and layouts
 
-    def _states_given(self, hx: Any, unbatched: bool) -> States | None:
+    def _states_given(self, hx: Any, unbatched: bool) -> States:
         """hx as a tuple of tensors."""
-        if hx is None:
-            return None
         if len(self.state_names) == 2:
             return checks.pair(hx, unbatched, 3)
         checks.tensor("hx", hx)
@@ -193,6 +241,20 @@ class Layers(nn.RNNBase):
         h = (slots, B, self.proj_size or self.hidden_size)
         return [h] if len(self.state_names) == 1 else [h, (slots, B, self.hidden_size)]
 
+    def _reset_state(self, reset_state: Any, B: int, batched: bool) -> States:
+        """reset_state as a tuple of tensors (L*D, B, ·)."""
+        try:
+            states = self._states_given(reset_state, not batched)
+        except (TypeError, RuntimeError) as problem:
+            raise type(problem)(f"reset_state: {problem}") from None
+        found = []
+        for state, shape in zip(states, self._state_shapes(B), strict=True):
+            expected = shape if batched else (shape[0], shape[2])
+            if tuple(state.shape) != expected:
+                raise RuntimeError(f"reset_state must have the shape {expected}, as hx, got {tuple(state.shape)}")
+            found.append(state if batched else state.unsqueeze(1))
+        return tuple(found)
+
     def _check(self, input: Tensor, B: int | None, states: States | None, batch_sizes: Tensor | None) -> None:
         """Raises what torch.nn raises for a wrong shape or dtype. B: None for a PackedSequence."""
         fits = B is not None and input.dtype is self._flat_weights[0].dtype and input.shape[2] == self.input_size
@@ -206,6 +268,7 @@ class Layers(nn.RNNBase):
     def _lengths(self, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
         """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
         if isinstance(lengths, torch.Tensor):
+            checks.lengths(lengths, x)
             # torch.compile cannot trace the third question. The operator checks the values.
             if (
                 torch.compiler.is_compiling()

@@ -11,10 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
+from rnnkit.core.cells import CELLS
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.autograd import _Layers, _LayersBackward
+from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LIBRARY
 
 _FORWARD = torch.ops.rnnkit.forward.default
@@ -35,11 +38,11 @@ def _forward_recorded(
 ) -> list[Tensor]:
     """`rnnkit::forward` under autograd. If a gradient is asked for, it keeps what backward needs, whatever `keep`."""
     tensors = (x, *state0, *masks, *weights)
-    arguments = (cell, backend, bidirectional, len(masks), lengths, *tensors)
+    arguments = (Stack(cell, backend, bidirectional, len(masks), len(state0)), lengths, *tensors)
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
         results = _apply(_LayersAtLevel, arguments)
-        return list(results if keep else results[: 1 + len(state0)])
+        return list(results if keep else results[: 1 + len(CELLS[cell].states)])
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (x, state0, weights, masks, lengths)
         return _FORWARD(*of_call, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
@@ -63,9 +66,8 @@ def _backward_recorded(
     tensors = (dy, *dstate_n, x, *state0, *masks, *weights)
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
-        return list(
-            _apply(_LayersBackwardAtLevel, (cell, backend, bidirectional, len(masks), lengths, reserve, *tensors))
-        )
+        arguments = (Stack(cell, backend, bidirectional, len(masks), len(state0)), lengths, reserve, *tensors)
+        return list(_apply(_LayersBackwardAtLevel, arguments))
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (dy, dstate_n, x, state0, weights, masks, lengths, reserve)
         return _BACKWARD(*of_call, cell=cell, backend=backend, bidirectional=bidirectional)
@@ -85,8 +87,11 @@ def _refuse_forward_mode(tensors: Sequence[Tensor | None]) -> None:
         )
 
 
-class _LayersAtLevel(_Layers):
+class _LayersAtLevel(_SingleLevelFunction):
     """`_Layers` at one level of torch.func's transforms: the levels below it record the call for themselves."""
+
+    setup_context = staticmethod(_Layers.setup_context)
+    backward = staticmethod(_Layers.backward)
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -94,8 +99,11 @@ class _LayersAtLevel(_Layers):
             return _Layers.forward(*arguments)
 
 
-class _LayersBackwardAtLevel(_LayersBackward):
+class _LayersBackwardAtLevel(_SingleLevelFunction):
     """`_LayersBackward` at one level, in the same way."""
+
+    setup_context = staticmethod(_LayersBackward.setup_context)
+    backward = staticmethod(_LayersBackward.backward)
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -104,9 +112,9 @@ class _LayersBackwardAtLevel(_LayersBackward):
 
 
 def _apply(function: Any, arguments: tuple[Any, ...]) -> Sequence[Tensor]:
-    """The Function, at the level of torch.func's transforms that PyTorch is at. `Function.apply` would run them all."""
+    """The Function, at the level of torch.func's transforms that PyTorch is at."""
     with _single_level():
-        return super(Function, function).apply(*arguments)
+        return function.apply(*arguments)
 
 
 def _single_level() -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ import numba
 import pytest
 
 from rnnkit import doctor
+from rnnkit.backends.numba import host
 from rnnkit.core import cpu_limits
 from rnnkit.kernels.cpu import cache
 from rnnkit.kernels.cpu.cache_file import encode
@@ -37,7 +38,8 @@ def one_thread_setting(monkeypatch: pytest.MonkeyPatch):
 def test_the_text_lists_what_works_and_reports_no_fault(capsys) -> None:
     assert doctor.main([]) == 0
     output = capsys.readouterr().out
-    for word in ("versions", "rnnkit 0.1.0", "numba ", "-byte vectors", "threads", "__pycache__", "current", "gpu"):
+    words = ("versions", "rnnkit 0.1.0", "numba ", "-byte vectors", "threads", "rates", "__pycache__", "current", "gpu")
+    for word in words:
         assert word in output, word
     assert "numpy (the NumPy oracle): runs here" in output
     assert "numba on cpu: ok, worst error" in output
@@ -108,6 +110,17 @@ def test_an_invalid_thread_variable_is_reported_as_broken(one_thread_setting, mo
     faults: list[str] = []
     assert doctor._threads(faults)["number"] is None
     assert faults == ["RNNKIT_NUM_THREADS must be a positive whole number, got 'two'"]
+
+
+def test_an_invalid_name_of_rates_is_reported_as_broken(monkeypatch) -> None:
+    host.host.cache_clear()
+    monkeypatch.setenv("RNNKIT_CPU_RATES", "fast")
+    faults: list[str] = []
+    try:
+        assert doctor._rates(faults) == faults[0]
+    finally:
+        host.host.cache_clear()
+    assert faults[0].startswith("RNNKIT_CPU_RATES must be one of amd-zen2, ")
 
 
 @pytest.mark.parametrize(

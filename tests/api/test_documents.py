@@ -22,7 +22,14 @@ from tests.tools import emulator
 
 RESULTS = ROOT / "bench" / "results" / "amd-epyc-2-cores"
 # Other test files run docs/parity.md and docs/sharing.md. docs/gpu.md is below.
-RUN_HERE = ("README.md", "docs/from-torch.md", "docs/from-keras.md", "docs/checkpoints.md")
+RUN_HERE = (
+    "README.md",
+    "docs/from-torch.md",
+    "docs/from-keras.md",
+    "docs/checkpoints.md",
+    "docs/resets-and-masks.md",
+    "docs/long-sequences.md",
+)
 
 
 # Code

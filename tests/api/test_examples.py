@@ -1,4 +1,4 @@
-"""The five example programs run by their commands, on every CPU backend, and reproduce the published numbers."""
+"""The example programs run by their commands, on every CPU backend, and reproduce the published numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rnnkit.testing import assert_close
 from tests.cuda.standin import stand_in
 from tests.helpers import ONE_BACKEND, slow_except
 
-PROGRAMS = ("deep_classifier", "keras_notebook", "next_word", "char_rnn", "units_primer")
+PROGRAMS = ("deep_classifier", "keras_notebook", "next_word", "char_rnn", "units_primer", "recurrent_policy")
 ROOT = Path(__file__).parents[2]
 
 # Options with enough training to reach what the program promises.
@@ -33,6 +33,10 @@ LEARNS = {
     "next_word": (),
     "char_rnn": ("--steps", "300", "--hidden", "64", "--length", "40"),
     "units_primer": ("--steps", "300"),
+    "recurrent_policy": (
+        *("--updates", "60", "--longest", "6", "--rollout", "32"),
+        *("--hidden", "16", "--learning-rate", "0.03"),
+    ),
 }
 # Options with just enough training to compare numbers.
 BRIEF = {
@@ -41,6 +45,7 @@ BRIEF = {
     "next_word": ("--epochs", "40"),
     "char_rnn": ("--steps", "8", "--hidden", "32", "--batch", "4", "--length", "10"),
     "units_primer": ("--steps", "20"),
+    "recurrent_policy": ("--updates", "3", "--corridors", "8", "--rollout", "16", "--hidden", "16"),
 }
 
 
@@ -268,11 +273,57 @@ def test_units_primer_prints_its_glossary(capsys: pytest.CaptureFixture[str], tm
         assert f"\n  {word} " in printed
 
 
-# All five
+# The recurrent policy
 
 
 @ONE_BACKEND
-@pytest.mark.parametrize("program", slow_except(PROGRAMS, "next_word", "char_rnn"))
+def test_recurrent_policy_remembers_the_cue(run: Any, cpu_backend: str) -> None:
+    found = run("recurrent_policy", cpu_backend, *LEARNS["recurrent_policy"])
+    assert np.mean(found.right[:5]) < 0.65
+    assert np.mean(found.right[-10:]) > 0.95
+    assert found.difference < 1e-5
+    assert found.frames_per_second["rnnkit.GRU, resets="] > 0
+
+
+def test_recurrent_policy_single_steps_are_the_whole_sequence(cpu_backend: str, tmp_path: Path) -> None:
+    """Also over the end of one update and the beginning of the next, with the state carried."""
+    module = importlib.import_module("rnnkit.examples.recurrent_policy")
+    options = module.common.parser(None, "recurrent_policy")
+    options.add_argument("--hidden", type=int, default=8)
+    options.add_argument("--learning-rate", type=float, default=0.01)
+    run = module.common.start(options, ["--backend", cpu_backend, "--out", str(tmp_path)])
+    policy = module.Policy(run)
+    corridors = module.Corridors(6, 9, run.rng)
+    first, h = module.acted(policy, corridors, None, 12)
+    second, _ = module.acted(policy, corridors, h, 12)
+    begins = np.concatenate([first.begins, second.begins])
+    assert begins[1:].any(axis=1).sum() > 5
+    y, _ = policy.gru(np.concatenate([first.seen, second.seen]), None, resets=begins)
+    assert_close("hidden", y, np.concatenate([first.hidden, second.hidden]), "float32")
+
+
+def test_corridors_begin_with_a_cue_and_reward_its_side() -> None:
+    module = importlib.import_module("rnnkit.examples.recurrent_policy")
+    corridors = module.Corridors(50, 7, np.random.default_rng(0))
+    ages = np.zeros(50, int)
+    cues = np.zeros(50, int)
+    for _ in range(60):
+        seen = corridors.observe()
+        ages = np.where(corridors.begins, 1, ages + 1)
+        cues = np.where(corridors.begins, seen[:, :2].argmax(1), cues)
+        np.testing.assert_array_equal(seen[:, :2].sum(1), corridors.begins)
+        ends = seen[:, 3] == 1
+        assert ((ages[ends] >= 5) & (ages[ends] <= 7)).all()
+        actions = np.arange(50) % 2
+        np.testing.assert_array_equal(corridors.step(actions), ends & (actions == cues))
+        np.testing.assert_array_equal(corridors.begins, ends)
+
+
+# All programs
+
+
+@ONE_BACKEND
+@pytest.mark.parametrize("program", slow_except(PROGRAMS, "next_word", "char_rnn", "recurrent_policy"))
 def test_figures_show_a_curve(run: Any, cpu_backend: str, program: str) -> None:
     figures = run(program, cpu_backend, *LEARNS[program]).figures
     assert len(figures) == (3 if program == "deep_classifier" else 1)

@@ -132,3 +132,53 @@ def test_explain_accepts_cells_and_rejects_other_modules():
 def test_explain_checks_x_as_a_call_does():
     with pytest.raises(ValueError, match=r"x must have shape .*input_size=3.*got \(2, 5, 4\)"):
         rnnkit.explain(rnnkit.GRU(3, 4), np.zeros((2, 5, 4), np.float32))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    "shape", [{}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3, "dropout": 0.5}], ids=str
+)
+@pytest.mark.parametrize("kind", ["resets", "mask", "the first step"])
+def test_workspace_with_resets_and_a_mask(kind, shape, keep, cpu_backend, monkeypatch):
+    share_everything(monkeypatch, 2)
+    layer = rnnkit.LSTM(48, 64, backend=cpu_backend, rng=0, **shape)
+    x = np.zeros((40, 16, 48), np.float32)
+    drawn = np.random.default_rng(1).random((40, 16))
+    flags = {"resets": drawn < 0.05} if kind == "resets" else {"mask": drawn < 0.7}
+    if kind == "the first step":
+        flags = {"resets": (drawn < 0.5) & (np.arange(40) == 0)[:, None]}
+    with contextlib.nullcontext() if keep else rnnkit.no_grad():
+        explained = rnnkit.explain(layer, x, **flags)
+        layer(x, **flags)
+        layer._saved = None
+        numba.workspaces.clear()
+        numba.packed_weights.clear()
+        tracemalloc.start()
+        y, state = layer(x, **flags)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    taken = peak - y.nbytes - sum(s.nbytes for s in state)
+    assert explained.backend == cpu_backend
+    assert (explained.kept_bytes > 0) == keep
+    assert 0.9 * (taken - 32768) <= explained.workspace_bytes <= 1.35 * taken
+    (note,) = explained.notes
+    assert ("at the first step alone" if kind == "the first step" else "segments run as rows, in") in note
+
+
+def test_resets_and_a_mask_in_words():
+    layer = rnnkit.GRU(3, 4, 2, backend="numpy", rng=0)
+    x = np.zeros((6, 2, 3), np.float32)
+    resets = np.zeros((6, 2), bool)
+    resets[2, 0] = True
+    (note,) = rnnkit.explain(layer, x, resets=resets).notes
+    assert note == (
+        "resets and mask: 3 segments run as rows, in 1 call of 6 steps for each layer and direction; 12 of 18 steps "
+        "are live; x and y are gathered once for all layers"
+    )
+    assert rnnkit.explain(layer, x).notes == ()
+    (note,) = rnnkit.explain(layer, x, mask=np.ones((6, 2), bool)).notes
+    assert note == "nothing is reset or masked: the call is the one without resets and mask"
+    with pytest.raises(TypeError, match="resets must be None for a Cell"):
+        rnnkit.explain(rnnkit.GRUCell(3, 4), x[0], resets=resets[0])
+    with pytest.raises(ValueError, match="mask must have shape"):
+        rnnkit.explain(layer, x, mask=resets.T)

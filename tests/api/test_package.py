@@ -171,7 +171,7 @@ def test_extras_that_are_named_exist() -> None:
         ("peers", ["jax"], 4, "RNNKIT_REQUIRED=peers, but these do not import: jax (planted)"),
         ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
         ("peers", [], 0, ""),
-        ("", ["torch", "keras", "jax"], 0, ""),
+        ("", ["torch", "keras", "jax", "openvino"], 0, ""),
         ("yes", [], 4, "RNNKIT_REQUIRED may name emulators, kernels, peers, got 'yes'"),
     ],
 )
@@ -181,7 +181,7 @@ def test_required_peers_are_not_skipped(
     """tests/peers/conftest.py with an empty test, and peers that can or cannot be imported."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "peers" / "conftest.py").read_text(encoding="utf-8"))
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
-    for peer in ("torch", "keras", "jax"):
+    for peer in ("torch", "keras", "jax", "openvino"):
         (tmp_path / f"{peer}.py").write_text("raise ImportError('planted')\n" if peer in absent else "")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "RNNKIT_REQUIRED": wanted}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

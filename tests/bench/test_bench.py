@@ -17,6 +17,7 @@ from bench.__main__ import main
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PEERS
 from bench.problem import Oracle, check, make_problem, select_rows
+from rnnkit.backends.numba import host
 from rnnkit.core.cells import CELLS
 
 NO_RUNS = {"repeated": 0, "unconfirmed": 0}
@@ -190,5 +191,7 @@ def test_machine_is_described_without_naming_the_host() -> None:
     found = machine.describe()
     assert found["cores"] >= 1
     assert found["cpu"]
+    name, _, rates = found["family"].partition(", ")
+    assert host.RATES[name].source.startswith(rates.removesuffix(" rates"))
     assert machine.slug({"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "cores": 4}) == "intel-xeon-4-cores"
     assert machine.matmul_gflops("float32", size=32, seconds=0.001) > 0

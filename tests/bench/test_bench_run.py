@@ -159,6 +159,13 @@ def test_short_calls_give_enough_samples_for_quartiles() -> None:
         assert found["ms"]["calls"] >= runner.LEAST_CALLS
 
 
+def test_bfloat16_results_pass_through_files() -> None:
+    point = Point("gru", **SIZES, dtype="bfloat16")
+    (entry,) = finished([point], dtype="bfloat16")["points"]
+    assert entry["results"]["numpy"]["status"] == "ok"
+    assert entry["results"]["numpy"]["error"] > 0
+
+
 def test_a_much_slower_peer_of_a_long_call_is_not_timed_again() -> None:
     rows = {"numba": PEERS["numba"], "torch": PEERS["torch"], "jax": PEERS["jax"]}
     pool: Any = SimpleNamespace(rows=rows)

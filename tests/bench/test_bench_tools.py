@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import cell_calls, cpu_peaks, first_call, machine, result_file, thread_contention, tool_result
+from bench import cell_calls, cpu_peaks, first_call, machine, resets, result_file, thread_contention, tool_result
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PeerRow
 from bench.problem import Oracle, check, make_problem
@@ -177,6 +177,27 @@ def test_first_call_gives_a_wrong_result_no_time(wrong_peer: str) -> None:
         assert set(result) == {"status", "why"}
         assert result["status"] == "wrong"
     assert "wrong" in first_call.render(found)
+
+
+# Resets and masks
+
+
+def test_resets_are_measured_beside_the_plain_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = resets.Shape("lstm", 6, 4, 3, 5, 0.3)
+    found = resets.measure((shape,), 2, "numpy")
+    calls = [result["call"] for result in found["results"]]
+    assert calls[:5] == ["plain", "resets", "mask", "mask, zeros", "resets and mask"]
+    assert calls[5:] == (["torch.nn, step by step"] if TORCH else [])
+    for result in found["results"]:
+        assert result["status"] == "ok"
+        assert set(result["ms"]) == set(result["over_plain"]) == SPREAD
+        assert result["ms"]["count"] == 2
+    assert found["results"][0]["over_plain"]["max"] == 1
+    assert len(resets.render(found).splitlines()) == 1 + len(calls)
+    monkeypatch.setattr(resets, "error_ratio", lambda *_: 2.0)
+    found = resets.measure((shape,), 1, "numpy")
+    assert found["results"][1]["status"] == "wrong"
+    assert "wrong" in resets.render(found)
 
 
 # Thread contention

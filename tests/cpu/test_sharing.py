@@ -292,7 +292,7 @@ def test_read_only_arrays_need_no_other_compilation():
 
 def test_more_threads_can_be_set_later(three_threads, monkeypatch):
     layer = rnnkit.LSTM(16, 128, backend="numba", rng=0)
-    x = np.ones((20, 2, 16), np.float32)
+    x = np.ones((20, 6, 16), np.float32)
     want = layer(x)[0]
     monkeypatch.setattr(thread_pool, "_threads", 6)
     np.testing.assert_array_equal(layer(x)[0], want)

@@ -165,7 +165,7 @@ def test_errors_of_launches(call: int) -> None:
             raise cp.cuda.driver.CUDADriverError(1)
 
         # A replay launches no step, so there the launch before it fails.
-        owner, name = (stepwise_launch, "rows_by_units") if call < 3 else (stepwise_launch.Launcher, "set_call")
+        owner, name = (stepwise_launch, "rows_by_units") if call < 3 else (stepwise_launch.StepLauncher, "set_call")
         with mock.patch.object(owner, name, refused), pytest.raises(DeviceError, match="gru in float32"):
             run(case, inputs, "cupy:stepwise")
         for _ in range(3):
@@ -193,13 +193,13 @@ def test_numbers_of_arenas_and_graphs_are_bounded() -> None:
         with mock.patch.object(arena, "MOST_ARENAS", 2), mock.patch.object(arena, "MOST_GRAPHS", 3):
             for _ in range(4):
                 with cp.cuda.Stream(non_blocking=True):
-                    parity("cupy", Case("rnn_tanh"), "float32", device="cuda:0")
+                    parity("cupy:stepwise", Case("rnn_tanh"), "float32", device="cuda:0")
             assert len(arena._local.arenas) == 2
             for T in range(1, 9):
                 case = Case("rnn_tanh", T=T)
                 inputs = make_inputs(case, "float32", device="cuda:0")
                 for _ in range(3):
-                    run(case, inputs, "cupy")
+                    run(case, inputs, "cupy:stepwise")
             assert len(arena.current()._graphs) == 3
 
 
@@ -211,7 +211,7 @@ def test_more_shapes_than_graphs_are_not_captured_repeatedly() -> None:
         with mock.patch.object(arena, "MOST_GRAPHS", 4), cp.fake.counting() as counts:
             for _ in range(10):
                 for T, inputs in enumerate(held, 1):
-                    run(Case("rnn_tanh", T=T), inputs, "cupy")
+                    run(Case("rnn_tanh", T=T), inputs, "cupy:stepwise")
         assert counts.captures <= 2 * 5 * 5
 
 
@@ -221,7 +221,7 @@ def test_after_an_invalidated_capture_the_steps_are_launched() -> None:
     want = run(case, make_inputs(case, "float64"), "numpy")
     with cuda() as cp:
         inputs = make_inputs(case, "float32", device="cuda:0")
-        run(case, inputs, "cupy")
+        run(case, inputs, "cupy:stepwise")
         end = cp.cuda.Stream.end_capture
 
         def corrupted(stream: Any) -> Any:
@@ -230,8 +230,8 @@ def test_after_an_invalidated_capture_the_steps_are_launched() -> None:
 
         warning = pytest.warns(RuntimeWarning, match="could not be captured")
         with mock.patch.object(cp.cuda.Stream, "end_capture", corrupted), warning:
-            assert_matches(run(case, inputs, "cupy"), want)
-        assert_matches(run(case, inputs, "cupy"), want)
+            assert_matches(run(case, inputs, "cupy:stepwise"), want)
+        assert_matches(run(case, inputs, "cupy:stepwise"), want)
 
 
 def test_handles_are_reused_by_the_next_arena() -> None:
@@ -316,6 +316,8 @@ def test_memory_does_not_grow_with_time() -> None:
         for T in (8, 80):
             inputs = make_inputs(Case("lstm", T=T, B=2), "float32", device="cuda:0")
             with cp.fake.counting() as counts:
-                found = direction.forward("lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy", keep=False)
+                found = direction.forward(
+                    "lstm", inputs.x, inputs.state0, inputs.weights, backend="cupy:stepwise", keep=False
+                )
             peak.append(counts.allocated_bytes - found[0].nbytes)
         assert peak[1] <= peak[0], (case, peak)

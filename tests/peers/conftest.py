@@ -10,7 +10,7 @@ import os
 
 from tests.required import required, unless_required
 
-PEERS = ("torch", "keras", "jax")
+PEERS = ("torch", "keras", "jax", "openvino")
 
 
 def pytest_configure() -> None:

@@ -1,7 +1,8 @@
-"""The benchmark's PyTorch and JAX compute right results at small points of every kind."""
+"""The benchmark's PyTorch, JAX and OpenVINO compute right results at small points of every kind."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from rnnkit.core.cells import CELLS
 
 pytestmark = pytest.mark.peers
 
+NO_BFLOAT16 = "OpenVINO has no bfloat16 on this processor"
 DEEP: dict[str, Any] = {"layers": 2, "bidirectional": True, "ragged": True}
 POINTS = [
     Point("lstm", T=4, B=3, I=5, H=6, passes=FORWARD_BACKWARD, P=2),
@@ -20,6 +22,35 @@ POINTS = [
     *(Point(cell, T=4, B=3, I=5, H=6, dtype="float64", passes=FORWARD_BACKWARD) for cell in CELLS),
     *(Point(cell, T=4, B=3, I=5, H=6, passes=FORWARD_BACKWARD, **DEEP) for cell in CELLS),
 ]
+
+
+INFERENCE = [Point(cell, T=4, B=3, I=5, H=6, dtype=d) for cell in CELLS for d in ("float32", "bfloat16")]
+INFERENCE += [replace(point, **DEEP) for point in INFERENCE]
+
+
+@pytest.mark.parametrize("point", INFERENCE, ids=str)
+@pytest.mark.parametrize("peer", ["openvino", "torch"])
+def test_inference_passes_the_correctness_check_in_bfloat16_too(peer: str, point: Point) -> None:
+    pytest.importorskip(peer)
+    loaded = PEERS[peer].load()
+    reason = loaded.unsupported(point)
+    if reason:
+        assert (peer, point.cell) == ("torch", "gru_reset_before") or reason == NO_BFLOAT16
+        pytest.skip(reason)
+    prepared = loaded.prepare(make_problem(point), threads=1)
+    prepared.call()
+    errors = check(point, Oracle(point), prepared.results(prepared.call()))
+    assert max(errors.values()) <= 1, errors
+
+
+def test_openvino_refuses_what_it_does_not_compute() -> None:
+    pytest.importorskip("openvino")
+    unsupported = PEERS["openvino"].load().unsupported
+    point = INFERENCE[0]
+    assert unsupported(point) is None
+    assert unsupported(replace(point, passes=FORWARD_BACKWARD)) == "OpenVINO is inference only"
+    assert unsupported(replace(point, dtype="float64")) == "OpenVINO computes recurrent layers in float32 or bfloat16"
+    assert unsupported(replace(point, cell="lstm", P=2)) == "the ONNX LSTM has no projection"
 
 
 @pytest.mark.parametrize("point", POINTS, ids=str)

@@ -197,6 +197,79 @@ def test_a_mask_equals_lengths(name: str, zeros: bool, rng: np.random.Generator)
     assert_gradients(config, ours, weights)
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_any_mask(name: str, zeros: bool, rng: np.random.Generator) -> None:
+    """Also rows that begin or end masked, and one without a live step. Outputs that repeat have gradients too."""
+    config = CONFIGS[name]
+    layer = keras_layer(config, rng, zero_output_for_mask=zeros)
+    ours = converted(config, layer)
+    x, states = randn(rng, B, T, I), keras_state(config, rng)
+    mask = any_mask(rng)
+    dy, dstates = randn(rng, B, T, U), [randn(rng, B, U) for _ in states]
+    outputs, inputs_gradient, weights = gradients(layer, x, states, [dy, *dstates], mask=torch.from_numpy(mask))
+    x[~mask] = np.nan
+    y, end = ours(x, ours_state(states), mask=mask, zero_output_for_mask=zeros)
+    for got, expected in zip((y, *(s[0] for s in parts(end))), outputs, strict=True):
+        assert_close(name, got, expected, "float32")
+    dx, dstart = ours.backward(dy, ours_state(dstates))
+    for got, expected in zip((dx, *(s[0] for s in parts(dstart))), inputs_gradient, strict=True):
+        assert_close(name, got, expected, "float32", "backward")
+    assert_gradients(config, ours, weights)
+
+
+def any_mask(rng: np.random.Generator) -> np.ndarray:
+    mask = rng.random((B, T)) < 0.6
+    mask[0] = False
+    mask[1, [0, -1]] = False
+    mask[2, [0, -1]] = True
+    return mask
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_any_mask_of_both_directions(name: str, rng: np.random.Generator) -> None:
+    """With repeated outputs, which Keras' Bidirectional does not have: its layers in both directions, concatenated."""
+    config = CONFIGS[name]
+    there = keras_layer(config, rng, return_state=False)
+    back = keras_layer(config, rng, return_state=False, go_backwards=True)
+    x, mask = randn(rng, B, T, I), any_mask(rng)
+    dy = randn(rng, B, T, 2 * U)
+    given = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+    sides = [layer(given, mask=torch.from_numpy(mask)) for layer in (there, back)]
+    want = torch.cat([sides[0], sides[1].flip(1)], -1)
+    torch.autograd.backward(want, torch.tensor(dy, dtype=torch.float32))
+    ours = rnnkit_layer(config, bidirectional=True)
+    weights = [*there.get_weights(), *back.get_weights()]
+    ours.load_state_dict(from_keras(weights, config.kind, **config.arguments, bidirectional=True))
+    y, _ = ours(x, mask=mask)
+    assert_close("y", y, numpy(want), "float32")
+    assert_close("dx", ours.backward(dy)[0], given.grad.numpy(), "float32", "backward")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_any_mask_of_stacked_bidirectional_layers(name: str, rng: np.random.Generator) -> None:
+    """Keras' Bidirectional always writes zeros. The mask is the second layer's too."""
+    config = CONFIGS[name]
+    first = keras_layer(config, rng, wrap={}, return_state=False)
+    second = keras.layers.Bidirectional(getattr(keras.layers, config.kind)(U, return_sequences=True, **config.keras))
+    second.build((B, T, 2 * U))
+    second.set_weights([0.6 * randn(rng, *w.shape) for w in second.get_weights()])
+    x, dy, mask = randn(rng, B, T, I), randn(rng, B, T, 2 * U), any_mask(rng)
+    given = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+    masked = torch.from_numpy(mask)
+    want = second(first(given, mask=masked), mask=masked)
+    torch.autograd.backward(want, torch.tensor(dy, dtype=torch.float32))
+    ours = rnnkit_layer(config, num_layers=2, bidirectional=True)
+    state, above = (
+        from_keras(layer.get_weights(), config.kind, **config.arguments, bidirectional=True, layer=k)
+        for k, layer in enumerate((first, second))
+    )
+    ours.load_state_dict(state | above)
+    y, _ = ours(x, mask=mask, zero_output_for_mask=True)
+    assert_close("y", y, numpy(want), "float32")
+    assert_close("dx", ours.backward(dy)[0], given.grad.numpy(), "float32", "backward")
+
+
 MERGES = ("concat", "sum", "mul", "ave", None)
 
 

@@ -37,6 +37,17 @@ def refused(function: Callable[..., Any], *arguments: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_episodes_that_begin_inside_a_sequence(kind: str) -> None:
+    """torch.nn's layers take no flags: each part of a row is a call."""
+    theirs, ours = pair(kind)
+    x = torch.randn(5, 1, 4, dtype=torch.float64)
+    resets = torch.tensor([False, False, True, False, False])[:, None]
+    assert refused(lambda: theirs(x, resets=resets))
+    y, _ = ours(x, resets=resets)
+    torch.testing.assert_close(y, torch.cat([theirs(x[:2])[0], theirs(x[2:])[0]]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_as_a_whole(kind: str) -> None:
     theirs, ours = pair(kind)
     given = inputs(ours, 9, 3)

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence  # noqa: E402
 
 import rnnkit.torch as rt  # noqa: E402
+from tests.torch.releases import needs  # noqa: E402
 from tests.torch.tracing import LAYERS, assert_same, inputs, leaves, made, operator_nodes  # noqa: E402
 
 pytestmark = pytest.mark.peers
@@ -104,7 +105,10 @@ def test_lengths() -> None:
         compiled(x, hx, lengths=torch.tensor([6, 1, 2]))
 
 
-@pytest.mark.parametrize("stated", ["hx", "unsorted", "nothing"])
+@needs("a PackedSequence in torch.compile")
+@pytest.mark.parametrize(
+    "stated", ["hx", "unsorted", pytest.param("nothing", marks=needs("a number read in torch.compile"))]
+)
 def test_packed_sequence(stated: str) -> None:
     """B is that of hx, or of the indices of an unsorted sequence, or a number that is known when the call runs."""
     layer = made("lstm_bidirectional")
@@ -220,9 +224,6 @@ def test_cell_in_a_loop(kind: str) -> None:
     assert compilations() == 1
 
 
-@pytest.mark.skipif(
-    torch.__version__ >= (2, 15), reason="PyTorch 2.15 refuses an autograd Function there, with an error"
-)
 def test_transforms_of_torch_func() -> None:
     layer = made("gru_reset_before")
     x, hx = inputs(layer, 3, 2)

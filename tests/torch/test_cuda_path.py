@@ -74,9 +74,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         memory = _state.machine().memories[0]
         streams: list[Any] = []
 
-        def allocate(size: int, device: int, on: Any) -> int:
-            streams.append((device, on.cuda_stream))
-            block = memory.allocate(size, on.cuda_stream)
+        def allocate(size: int, device: int, on: int) -> int:
+            streams.append((device, on))
+            block = memory.allocate(size, on)
             blocks[block.address] = block
             return block.address
 
@@ -146,6 +146,19 @@ def test_work_is_on_pytorchs_stream_and_in_pytorchs_memory(card: SimpleNamespace
     held = len(card.blocks)
     del y, h_n
     assert len(card.blocks) == held - 2  # given back to PyTorch with the tensors
+
+
+def test_memory_of_the_reverse_direction_is_of_its_own_stream(card: SimpleNamespace) -> None:
+    """PyTorch gives freed memory to the next allocation of the same stream, while the other direction still runs."""
+    cp = card.cp
+    x, h0 = OnCard(cp.zeros((4, 2, 3), "f")), OnCard(cp.zeros((2, 2, 5), "f"))
+    weights = [OnCard(cp.ones(shape, "f")) for shape in ((15, 3), (15, 5), (15,), (15,)) * 2]
+    options: Any = {"cell": "gru", "backend": "cupy:stepwise", "bidirectional": True, "keep": True}
+    lengths = torch.tensor([4, 2])
+    operators.forward(x, [h0], weights, [], lengths, **options)
+    launched = {launch.stream for launch in cp.fake.launches}
+    assert len(launched) == 2
+    assert {stream for _, stream in card.streams} == launched
 
 
 def test_outside_a_call_cupy_is_as_it_was(card: SimpleNamespace) -> None:

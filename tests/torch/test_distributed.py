@@ -16,12 +16,11 @@ torch = pytest.importorskip("torch")
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this torch has no gloo", allow_module_level=True)
 
-import torch.distributed.fsdp  # noqa: E402
-
 import rnnkit.torch  # noqa: E402
 from rnnkit.examples import torch_distributed  # noqa: E402
 from tests.torch import train_in_processes  # noqa: E402
 from tests.torch.processes import Job  # noqa: E402
+from tests.torch.releases import has, needs  # noqa: E402
 
 pytestmark = pytest.mark.peers
 WORKER = str(Path(train_in_processes.__file__))
@@ -30,8 +29,8 @@ ATOL = 1e-12  # float64; another order of the sums over rows
 
 
 def wrappings() -> list[str]:
-    """What this version of PyTorch has: `fully_shard` moved to torch.distributed.fsdp in 2.6."""
-    return ["ddp", "fsdp"] if hasattr(torch.distributed.fsdp, "fully_shard") else ["ddp"]
+    """What this version of PyTorch has."""
+    return ["ddp", "fsdp"] if has("FSDP2 on a CPU") else ["ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +51,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return torch.load(out)
 
 
-@pytest.mark.parametrize("wrapping", ["ddp", "fsdp"])
+@pytest.mark.parametrize("wrapping", ["ddp", pytest.param("fsdp", marks=needs("FSDP2 on a CPU"))])
 def test_two_processes_train_as_one(wrapping: str, alone: dict[str, Any], together: dict[str, dict[str, Any]]) -> None:
-    if wrapping not in wrappings():
-        pytest.skip("this torch has no FSDP2")
     found = together[wrapping]
     assert found.keys() == alone.keys()
     assert len(found) == 2 * (16 + 2)

@@ -84,7 +84,7 @@ def test_operators_called_by_themselves_have_gradients(name: str) -> None:
         from rnnkit.torch import equations
         from rnnkit.torch.dispatch import Stack
 
-        stack = Stack(options["cell"], None, options["bidirectional"], len(masks))
+        stack = Stack(options["cell"], None, options["bidirectional"], len(masks), len(states))
         return equations.run(stack, lengths, x, *states, *masks, *weights)
 
     ours = second_order(lambda: torch.ops.rnnkit.forward(x, states, weights, masks, lengths, keep=False, **options))
@@ -116,3 +116,27 @@ def test_nested_transforms() -> None:
         return torch.func.grad(lambda x: torch.func.grad(function)(x).pow(2).sum())(x)
 
     assert_same(second(of_operator), second(of_layer), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_without_initial_states(name: str, keep: bool) -> None:
+    """No state0 is zeros: the same results, the same gradients, and none of the states."""
+    (x, states, weights, masks, lengths), options = sample(name, True)
+    torch.library.opcheck(torch.ops.rnnkit.forward.default, (x, [], weights, masks, lengths), {**options, "keep": keep})
+    zeros = [torch.zeros_like(s) for s in states]
+
+    def results_and_gradients(state0: Any) -> Any:
+        results = torch.ops.rnnkit.forward(x, state0, weights, masks, lengths, keep=keep, **options)[: 1 + len(states)]
+        loss = sum((k + 1) * r.pow(2).sum() for k, r in enumerate(results))
+        return results, torch.autograd.grad(loss, [x, *weights])
+
+    assert_same(results_and_gradients([]), results_and_gradients(zeros), rtol=0, atol=0)
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    (x, states, weights, masks, lengths), options = sample("lstm", False)
+    h, c = states
+    for bad in ([h[:, :2], c], [h, c[..., :5]], [h], [h[:1], c]):
+        with pytest.raises(RuntimeError, match=r"state0 must have the shapes .*\(2, 3, 6\).*, got "):
+            torch.ops.rnnkit.forward(x, bad, weights, masks, lengths, keep=False, **options)

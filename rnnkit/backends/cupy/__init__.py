@@ -1,5 +1,12 @@
 """The CuPy backend: CUDA C++ kernels compiled by NVRTC, and cuBLAS."""
 
-from rnnkit.backends.cupy.layer import backward, describe, forward, pinned
+from rnnkit.backends.cupy.layer import (
+    backward,
+    backward_directions,
+    describe,
+    forward,
+    forward_directions,
+    pinned,
+)
 
-__all__ = ["backward", "describe", "forward", "pinned"]
+__all__ = ["backward", "backward_directions", "describe", "forward", "forward_directions", "pinned"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rnnkit.backends.cupy.cublas import Handle, quiet, workspace_bytes
 from rnnkit.errors import DeviceError
 
-MOST_ARENAS = 8
+MOST_ARENAS = 16
 MOST_GRAPHS = 512
 MOST_SEEN = 4096
 ALIGNED = 256
@@ -103,6 +103,15 @@ class Arena:
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._counters: dict[str, Counters] = {}
+        self._beside: Any = None
+
+    def beside(self) -> Any:
+        """A second stream, for work that runs beside this arena's. It has an arena of its own."""
+        import cupy
+
+        if self._beside is None:
+            self._beside = cupy.cuda.Stream(non_blocking=True)
+        return self._beside
 
     def counters(self, name: str, size: int) -> Counters:
         """The counters of this name, of at least `size` bytes. Larger ones replace smaller ones, and are zero."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rnnkit.backends.cupy import arena as arenas
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.launcher import Launcher, contiguous
+from rnnkit.backends.cupy.launcher import Launcher, contiguous, units_aligned
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.weight_sums import WeightSums, weight_sum_buffers
@@ -55,17 +55,16 @@ def backward(
     arena = arenas.current()
     dstate_n = contiguous(call.dstate_n)
     weights = Weights(*contiguous(call.weights))
-    if not p.N:
-        dx = cupy.zeros((p.T, p.B, p.I), p.dtype.storage)
-        nothing = Weights(*(None if w is None else cupy.zeros_like(w) for w in weights))
-        return Gradients(dx, tuple(d.copy() for d in dstate_n), nothing)
+    into = None if call.cache is None else call.cache.grads
     dx = cupy.empty((p.T, p.B, p.I), p.dtype.storage)
+    if not p.N:
+        dx.fill(0)
+        nothing = Weights(*(None if w is None or into is not None else cupy.zeros_like(w) for w in weights))
+        return Gradients(dx, tuple(d.copy() for d in dstate_n), nothing)
     launcher = launcher_of(arena, saved.packing_table)
-    sums = WeightSums(launcher, weights)
+    sums = WeightSums(launcher, weights, into)
     launcher.backward_begin(dstate_n, weights)
-    dy = call.dy
-    if dy is not None and dy.strides[2] != p.storage_bytes:
-        dy = cupy.ascontiguousarray(dy)
+    dy = units_aligned(call.dy)
     dx_packed = cupy.empty((p.N, p.I), p.dtype.storage) if p.ragged else dx
     for chunk in p.chunks(backward=True):
         launcher.backward_chunk(chunk, weights, saved.states, dy)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnkit.backends.cupy import backward_pass, grid_backward, passes, resident_launch, stepwise, tiles
+from rnnkit.backends.cupy import backward_pass, cost, grid_backward, passes, resident_launch, stepwise, tiles
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.card import CardFacts, card_of
+from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.grid_backward import BackwardGridLauncher
 from rnnkit.backends.cupy.launcher import i32
 from rnnkit.backends.cupy.problem import Chunk, Problem
@@ -28,6 +29,8 @@ from rnnkit.core.dtypes import DTYPES, DType
 from rnnkit.kernels.cells import HEADERS
 
 FILES = ("cuda/grid.cuh", "cuda/grid.cu")
+
+WORD_BYTES = 8
 
 # Rows of DTYPES of which one number travels in half a word or less.
 SERVED = tuple(name for name in ARITHMETIC if name != "float64")
@@ -55,6 +58,29 @@ def problem(work: Work, card: CardFacts) -> str | None:
     return None
 
 
+def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
+    """See `schedules.ScheduleModule`. All groups run at once."""
+    T, B, _, H, _, _ = work.sizes
+    d = tiles.in_groups(work.dtype, work.cell.n_gates, H, B, card)
+    assert d is not None, "problem() refuses such sizes"
+    rows = min(B, ARITHMETIC[work.dtype.name].rows)
+    received = rows * _width(H, work.dtype) * WORD_BYTES if d.members > 1 else 0
+    waits = rates.hop if d.members > 1 else 0.0
+    # A warp's columns are one chain of products, so they are K of its load.
+    load = cost.Load(rows, d.warps * tiles.UNITS, -(-H // d.splits), d.shared_weights, received, waits)
+    forward = T * cost.resident_step(work.cell, work.dtype, card, load)
+    if not work.keep:
+        return forward
+    if grid_backward.problem(work.dtype, work.cell.n_gates, H, card) is not None:
+        return forward + stepwise.seconds(work._replace(keep=False), card, rates)
+    return forward + grid_backward.seconds(work, card, rates)
+
+
+def _width(H: int, dtype: DType) -> int:
+    """Words of a row: GridExchange.width of kernels/cuda/grid.cuh."""
+    return -(-H * dtype.storage.itemsize // 8) * 2
+
+
 def builds() -> tuple[Build, ...]:
     """A module per cell and dtype."""
     served = (cell for cell in HEADERS if not CELLS[cell].resets_before)
@@ -75,8 +101,8 @@ class GroupLauncher(ResidentLauncher):
         p = self.p
         d = self.division
         rows = ARITHMETIC[p.dtype.name].rows
-        width = -(-p.H * p.storage_bytes // 8) * 2  # words of a row: GridExchange.width
-        words = self.arena.counters("grid", self.groups * 2 * rows * width * 8)
+        size = self.groups * 2 * rows * _width(p.H, p.dtype) * WORD_BYTES
+        words = self.arena.counters("grid", size)
         return words.address, i32(words.epochs(chunk.T)), i32(d.members), i32(d.splits)
 
 

@@ -12,14 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.cupy import sources, tiles
+from rnnkit.backends.cupy import cost, sources, tiles
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.backward_pass import BackwardLauncher, backward_buffers
 from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import over
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
+from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build, Kernel
 from rnnkit.backends.cupy.tiles import ARITHMETIC, SLICE_BYTES, UNITS, WARP, column_blocks
 from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
@@ -95,12 +97,17 @@ class Group(NamedTuple):
         return self.members * self.tiles * self.blocks * 2 * SLICE_BYTES
 
     @property
+    def shared_weights(self) -> int:
+        """Bytes of a member's weights that are not in registers."""
+        return self.tiles * max(0, self.blocks - self.config.held) * 2 * SLICE_BYTES
+
+    @property
     def shared_bytes(self) -> int:
-        """Bytes of dynamic shared memory of a block: weights that are not in registers, and two operands."""
+        """Bytes of dynamic shared memory of a block: `shared_weights`, and two operands."""
         rows = ARITHMETIC[self.dtype.name].rows
         size = self.dtype.storage.itemsize
         operand = rows * (self.blocks | 1) * tiles.BLOCK_BYTES + rows // 2 * 8 * size
-        return self.tiles * max(0, self.blocks - self.config.held) * 2 * SLICE_BYTES + 2 * operand
+        return self.shared_weights + 2 * operand
 
     @property
     def word_bytes(self) -> int:
@@ -135,6 +142,19 @@ def problem(dtype: DType, gates: int, H: int, card: CardFacts) -> str | None:
     if group.members > card.multiprocessors:
         return f"a group has {group.members} blocks, the card runs {card.multiprocessors} at once"
     return None
+
+
+def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
+    """Predicted seconds of the backward steps. See `schedules.ScheduleModule`."""
+    T, B, _, H, _, _ = work.sizes
+    g = group_of(work.dtype, work.cell.n_gates, H, card.shared_block)
+    assert g is not None, "problem() refuses such an H"
+    rows = ARITHMETIC[work.dtype.name].rows
+    received = rows * g.units * g.members * WORD_BYTES
+    # The product has all H units, and the columns of the member's units.
+    load = cost.Load(rows, H, g.units, g.shared_weights, received, rates.hop)
+    step = cost.resident_step(work.cell, work.dtype, card, load)
+    return cost.resident_seconds(T, -(-B // rows), card.multiprocessors // g.members, step)
 
 
 def builds(shared: int) -> tuple[Build, ...]:

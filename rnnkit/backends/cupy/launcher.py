@@ -10,7 +10,7 @@ from rnnkit.backends.cupy import modules, sources
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.cublas import Matrix, Products
 from rnnkit.backends.cupy.modules import Shape, over, over_steps
-from rnnkit.backends.cupy.problem import Chunk, Problem
+from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.core.cells import Array, State, Weights
 
@@ -42,6 +42,7 @@ class Launcher:
         self.module = modules.module(build)
         self.products = Products(arena.handle, p.dtype)
         self.order = address(packing_table)
+        self.offsets = 0 if packing_table is None else self.order + 8 * p.B
         self.sizes = (p.B, p.R, p.H, p.GH)
 
     def __getitem__(self, name: str) -> int:
@@ -76,13 +77,17 @@ class Launcher:
         """A contiguous array as a matrix whose rows are its last axis."""
         return Matrix(a.data.ptr, max(1, a.shape[-1]), self.p.dtype.stored)
 
-    def set_call(self, chunk: Chunk, y: Array | None, saved: SavedStates, dy: Array | None) -> None:
-        """Writes the Call of kernels/cuda/call.cuh, for the chunk, to the buffer "call"."""
-        size = self.p.storage_bytes
-        strides = (0, 0) if dy is None else (dy.strides[0] // size, dy.strides[1] // size)
+    def set_call(self, t0: int, n0: int, y: Array | None, saved: SavedStates, dy: Array | None) -> None:
+        """Writes a Call of kernels/cuda/call.cuh to the buffer "call"."""
         outputs = (address(y), *(address(a) for a in saved))
-        gradient = (address(dy), *strides)
-        self.launch_rows("set_call", ((1,), (1,)), self["call"], *outputs, self.order, *gradient, chunk.t0, chunk.n0)
+        table = (self.order, self.offsets)
+        strides = (*self._row_strides(y), *self._row_strides(dy))
+        self.launch_rows("set_call", ((1,), (1,)), self["call"], *outputs, *table, address(dy), *strides, t0, n0)
+
+    def _row_strides(self, a: Array | None) -> tuple[int, int]:
+        """The strides of (T, B, R) along T and B, in elements; zeros for None."""
+        size = self.p.storage_bytes
+        return (0, 0) if a is None else (a.strides[0] // size, a.strides[1] // size)
 
     def forward_begin(self, state0: State, weights: Weights) -> None:
         """Copies the initial states to "h" and "c", and the biases to "bias"."""
@@ -108,6 +113,13 @@ class Launcher:
         p = self.p
         self.launch_rows(name, over(p.B * max(p.H, p.R)), *args, p.B, p.R, p.H)
 
+    def transpose(self, name: str, w: Array) -> Matrix:
+        """w (rows, columns) transposed, in the buffer `name`."""
+        rows, columns = w.shape
+        shape = ((-(-columns // 32), -(-rows // 32)), (32, 8))
+        self.launch_rows("transpose", shape, self[name], w, rows, columns)
+        return self.storage_matrix(name, rows)
+
     def packed(self, x: Array) -> Array:
         """x (T, B, I) as its row-steps (N, I); x itself where every row has T steps."""
         import cupy
@@ -124,8 +136,14 @@ class Launcher:
 
     def _move_rows(self, name: str, to: Array, source: Array) -> None:
         p = self.p
-        offsets = self.order + 8 * p.B
-        self.launch_rows(name, over_steps(p.T, p.B * p.I), to, source, self.order, offsets, p.T, p.B, p.I)
+        self.launch_rows(name, over_steps(p.T, p.B * p.I), to, source, self.order, self.offsets, p.T, p.B, p.I)
+
+
+def units_aligned(a: Array | None) -> Array | None:
+    """`a` (T, B, R) itself if the elements of a row are next to each other, else a copy."""
+    import cupy
+
+    return a if a is None or a.strides[2] == a.itemsize else cupy.ascontiguousarray(a)
 
 
 def addresses(state: State) -> tuple[int, int]:

@@ -7,8 +7,9 @@ for backward has the layout that all schedules share. The backward pass: `one_bl
 
 from __future__ import annotations
 
-from rnnkit.backends.cupy import backward_pass, one_block_backward, passes, resident_launch, tiles
+from rnnkit.backends.cupy import backward_pass, cost, one_block_backward, passes, resident_launch, tiles
 from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.one_block_backward import BackwardBlockLauncher
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.resident_launch import ResidentLauncher
@@ -46,6 +47,21 @@ def problem(work: Work, card: CardFacts) -> str | None:
             f"{card.shared_block >> 10} KiB"
         )
     return one_block_backward.problem(work.dtype, work.cell.n_gates, H, card) if work.keep else None
+
+
+def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
+    """See `schedules.ScheduleModule`. A multiprocessor runs one block at a time."""
+    T, B, _, H, _, _ = work.sizes
+    rows = ARITHMETIC[work.dtype.name].rows
+    forward = tiles.in_one_block(work.dtype, work.cell.n_gates, H)
+    divisions = [forward] + ([one_block_backward.divided(work.dtype, work.cell.n_gates, H)] if work.keep else [])
+    total = 0.0
+    for division in divisions:
+        assert division is not None, "problem() refuses such an H"
+        load = cost.Load(rows, H, H, division.shared_weights)
+        step = cost.resident_step(work.cell, work.dtype, card, load)
+        total += cost.resident_seconds(T, -(-B // rows), card.multiprocessors, step)
+    return total
 
 
 def builds() -> tuple[Build, ...]:

@@ -134,7 +134,7 @@ class BackwardBlockLauncher(BackwardLauncher):
         d = self.division
         saved = (address(states.values), address(states.h_prev), address(states.c_prev))
         strides = (0, 0) if dy is None else tuple(stride // p.storage_bytes for stride in dy.strides[:2])
-        rows = (self.order, self.order + 8 * p.B if p.ragged else 0)
+        rows = (self.order, self.offsets)
         gradients = (self["dgates_x"], self["dgates_h"], self["dh"], self["dc"])
         sizes = (i32(p.B), i32(p.H), chunk.t0, chunk.n0, i32(chunk.T), i32(not p.reverse))
         grid = (-(-p.B // ARITHMETIC[p.dtype.name].rows),)

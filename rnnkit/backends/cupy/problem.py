@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from rnnkit.backends.interface import LayerCall, Sizes
 from rnnkit.backends.ragged import Packing, packing
@@ -14,7 +16,7 @@ from rnnkit.core.dtypes import DType
 
 # A chunk of steps has its pre-activations x W_ih^T computed at once before its steps, and its weight gradients added at
 # once after them. So the workspace does not grow with T, and the steps find in the L2 cache what the product before
-# them wrote. One CUDA graph holds one chunk.
+# them wrote.
 CHUNK_BYTES = 32 << 20
 CHUNK_STEPS = 256
 
@@ -33,33 +35,65 @@ LONG_SLICE_ROWS = 16384
 SLICE_BYTES = 32 << 20
 
 
-class Step(NamedTuple):
-    """One step of a chunk: its time step and first row-step, counted from the chunk's, and its number of live rows."""
+# Up to this many steps are one graph whatever their number. More are cut into powers of two, so that few graphs serve
+# every number of steps.
+WHOLE_STEPS = 8
 
-    t: int
-    n: int
+# The products of a ragged batch's steps are of one of so many numbers of rows, at least as many as are live.
+ROW_COUNTS = 4
+
+
+class Span(NamedTuple):
+    """Time steps [t0, t0 + steps) of a chunk, which run as one CUDA graph.
+
+    rows   of the steps' products, at least as many as are live in any of them
+    first  the span's first row-step, from the chunk's, where every row has T steps; else 0
+    """
+
+    t0: int
+    steps: int
     rows: int
+    first: int
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Time steps [t0, t0 + T), which are row-steps [n0, n0 + N). Chunks whose `steps` are equal have equal keys."""
+    """Time steps [t0, t0 + T), which are row-steps [n0, n0 + N)."""
 
     t0: int
     T: int
     n0: int
     N: int
-    key: Any
     packing: Packing
     descending: bool
 
-    def steps(self, backward: bool = False) -> Iterator[Step]:
-        """The steps with live rows, in the order of the forward or the backward pass."""
-        times = range(self.t0, self.t0 + self.T)
-        for t in reversed(times) if self.descending != backward else times:
-            rows = int(self.packing.counts[t])
-            if rows:
-                yield Step(t - self.t0, int(self.packing.offsets[t]) - self.n0, rows)
+    def spans(self, backward: bool = False) -> list[Span]:
+        """The chunk's spans, in the order of the forward or the backward pass."""
+        packing = self.packing
+        found = []
+        done = 0
+        while done < self.T:
+            left = self.T - done
+            steps = left if left <= WHOLE_STEPS else power_of_two(left)
+            t0 = self.t0 + done
+            if packing.order is None:
+                found.append(Span(t0, steps, packing.B, done * packing.B))
+            else:
+                found.append(Span(t0, steps, _product_rows(packing, t0), 0))
+            done += steps
+        return found[::-1] if self.descending != backward else found
+
+
+def _product_rows(packing: Packing, t0: int) -> int:
+    """The rows of the products from step t0 on: counts do not grow with t. Rows of length 0 are never among them."""
+    live = int(packing.counts[t0])
+    each = -(-packing.B // ROW_COUNTS)
+    return min(-(-live // each) * each, int(packing.counts[0]))
+
+
+def power_of_two(n: int) -> int:
+    """The largest power of two up to n."""
+    return 1 << (n.bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -138,11 +172,15 @@ class Problem:
 
     @cached_property
     def chunk_steps(self) -> int:
-        """Steps of a chunk: as many as fit, evened out so that the last chunk is not much shorter."""
+        """Steps of a chunk: all that fit, or a power of two."""
         fit = CHUNK_BYTES // max(1, self.B * self.GH * self.compute_bytes)
         most = min(CHUNK_STEPS, max(fit, FEWEST_STEPS))
-        chunks = max(1, -(-self.T // most))
-        return max(1, -(-self.T // chunks))
+        return power_of_two(most) if most < self.T else max(1, self.T)
+
+    @property
+    def graph_steps(self) -> int:
+        """The most steps of a span."""
+        return self.chunk_steps if self.chunk_steps <= WHOLE_STEPS else power_of_two(self.chunk_steps)
 
     @property
     def chunk_rows(self) -> int:
@@ -167,11 +205,9 @@ class Problem:
         """The chunks with live rows, in the order of the forward or the backward pass."""
         S = self.chunk_steps
         p = self.packing
-        starts = range(0, self.T, S)
+        longest = int(np.count_nonzero(p.counts))
+        starts = range(0, longest, S)
         for t0 in reversed(starts) if self.reverse != backward else starts:
-            t1 = min(self.T, t0 + S)
+            t1 = min(longest, t0 + S)
             n0 = int(p.offsets[t0])
-            n1 = int(p.offsets[t1])
-            if n1 > n0:
-                key = (t1 - t0, p.counts[t0:t1].tobytes() if self.ragged else None)
-                yield Chunk(t0, t1 - t0, n0, n1 - n0, key, p, self.reverse)
+            yield Chunk(t0, t1 - t0, n0, int(p.offsets[t1]) - n0, p, self.reverse)

@@ -70,12 +70,11 @@ class ResidentLauncher(Launcher):
         """See `passes.ForwardLauncher`."""
         p = self.p
         d = self.division
-        offsets = self.order + 8 * p.B if p.ragged else 0
         inputs = (self["gates"], self["bias"], self["weights"])
         h_out = self["h_out"] if d.members > 1 else self["h"]
         outputs = (address(y), address(states.values), address(states.h_prev), address(states.c_prev))
         sizes = (i32(p.B), i32(p.H), chunk.t0, chunk.n0, i32(chunk.T), i32(p.reverse))
-        args = (*inputs, self["h"], h_out, self["c"], *outputs, self.order, offsets, *sizes, *self.exchange(chunk))
+        args = (*inputs, self["h"], h_out, self["c"], *outputs, self.order, self.offsets, *sizes, *self.exchange(chunk))
         shape = ((d.members * self.groups,), (d.threads,))
         self.launch("forward_chunk", shape, *args, shared_mem=d.shared_bytes)
         if d.members > 1:

@@ -1,4 +1,4 @@
-"""SCHEDULES: the ways to run a layer-direction on a card, one row each, in order of preference; and the choice.
+"""SCHEDULES: the ways to run a layer-direction on a card, one row each; and the choice, by predicted time.
 
 A schedule is a module in this folder (`ScheduleModule`), its kernels in kernels/cuda, and a row. The last row serves
 every shape, so one row always serves.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.sources import STORAGES, Build
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
@@ -38,6 +39,10 @@ class ScheduleModule(Protocol):
         """Why the schedule does not serve the work on this card, or None. Decided without a card."""
         ...
 
+    def seconds(self, work: Work, card: CardFacts, rates: Rates) -> float:
+        """The predicted time of the steps, and of those of the backward pass if the work keeps; see `cost`."""
+        ...
+
     def builds(self) -> tuple[Build, ...]:
         """Every module of the schedule that this version can compile, beside `sources.rows`."""
         ...
@@ -57,10 +62,14 @@ class ScheduleModule(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """One row of SCHEDULES: the name of its module, and what it does in words."""
+    """One row of SCHEDULES: the name of its module, and what it does in words.
+
+    strided_y: whether forward writes y into a wider array, `LayerCall.out`.
+    """
 
     name: str
     about: str
+    strided_y: bool = False
 
     def load(self) -> ScheduleModule:
         module: Any = importlib.import_module(f"rnnkit.backends.cupy.{self.name}")
@@ -70,6 +79,10 @@ class Schedule:
         """See `ScheduleModule.problem`."""
         return self.load().problem(work, card)
 
+    def seconds(self, work: Work, card: CardFacts, rates: Rates) -> float:
+        """See `ScheduleModule.seconds`."""
+        return self.load().seconds(work, card, rates)
+
     def builds(self) -> tuple[Build, ...]:
         """See `ScheduleModule.builds`."""
         return self.load().builds()
@@ -78,30 +91,56 @@ class Schedule:
 SCHEDULES: tuple[Schedule, ...] = (
     Schedule("one_block", "one launch for many steps, one block per tile of rows, W_hh in registers and shared memory"),
     Schedule("grid", "one launch for many steps, groups of blocks with W_hh on the chip that exchange h through L2"),
-    Schedule("stepwise", "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs"),
+    Schedule("stepwise", "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs", strided_y=True),
 )
 
 
-def choose(work: Work, card: CardFacts, pinned: str | None = None) -> tuple[Schedule, str]:
-    """The schedule for a call on a card, and why. Pure: the same arguments give the same choice on every machine.
+class Candidate(NamedTuple):
+    """A schedule for some work on a card: why it does not serve it, or its predicted seconds."""
 
-    pinned: the name of the only schedule to consider, or None for all of them in order.
+    schedule: Schedule
+    problem: str | None
+    seconds: float = 0.0
+
+
+def candidates(work: Work, card: CardFacts, rates: Rates) -> list[Candidate]:
+    """Every row of SCHEDULES for the work on the card, in their order."""
+    found = []
+    for schedule in SCHEDULES:
+        problem = schedule.problem(work, card)
+        seconds = 0.0 if problem else schedule.seconds(work, card, rates)
+        found.append(Candidate(schedule, problem, seconds))
+    return found
+
+
+def choose(work: Work, card: CardFacts, rates: Rates, pinned: str | None = None) -> tuple[Schedule, str]:
+    """The schedule with the least predicted time, the first of equals, and why. Pure: it looks at its arguments alone.
+
+    pinned: the name of the only schedule to consider, or None for all of them.
     Raises UnsupportedDeviceError if no schedule serves the card, or the dtype on this card, and if the pinned schedule
     does not serve the call.
     """
     _check_card(work.dtype, card)
-    passed_over: list[str] = []
-    for schedule in SCHEDULES:
-        if pinned is not None and schedule.name != pinned:
-            continue
-        problem = schedule.problem(work, card)
-        if problem is None:
-            asked_for = [] if pinned is None else ["pinned"]
-            return schedule, "; ".join([schedule.about, *asked_for, *passed_over])
-        passed_over.append(f"passed over {schedule.name}: {problem}")
     if pinned is not None:
-        raise UnsupportedDeviceError(f"the pinned schedule cannot run: {passed_over[0].removeprefix('passed over ')}")
-    raise UnsupportedDeviceError("; ".join(passed_over))
+        (row,) = (schedule for schedule in SCHEDULES if schedule.name == pinned)
+        problem = row.problem(work, card)
+        if problem:
+            raise UnsupportedDeviceError(f"the pinned schedule cannot run: {row.name}: {problem}")
+        return row, f"{row.about}; pinned"
+    found = candidates(work, card, rates)
+    serving = [candidate for candidate in found if candidate.problem is None]
+    passed_over = [f"passed over {c.schedule.name}: {c.problem}" for c in found if c.problem]
+    if not serving:
+        raise UnsupportedDeviceError("; ".join(passed_over))
+    best = min(serving, key=lambda candidate: candidate.seconds)
+    why = [best.schedule.about, *passed_over]
+    if len(serving) > 1:
+        steps = max(1, work.sizes.T)
+        times = ", ".join(f"{c.schedule.name} {1e6 * c.seconds / steps:.1f}" for c in serving)
+        source = "with this card's own latencies" if rates.measured else "from other cards' latencies"
+        both = "both passes" if work.keep else "forward"
+        why.append(f"least time in us per step, {both}, predicted {source}: {times}")
+    return best.schedule, "; ".join(why)
 
 
 def _check_card(dtype: DType, card: CardFacts) -> None:

@@ -88,7 +88,8 @@ def rows(storage: str) -> Build:
     """What every schedule needs beside its steps, for every cell: kernels/cuda/rows.cu."""
     files = ("cuda/numbers.cuh", "cuda/rows.cuh", "cuda/call.cuh", "cuda/rows.cu")
     macro, _ = STORAGES[storage]
-    return Build(f"rows-{storage}", tuple(map(_source, files)), ((macro, "1"),), _ROWS)
+    kernels = (*_ROWS, Kernel("transpose", (32, 8, 1))) if storage == "float32" else _ROWS
+    return Build(f"rows-{storage}", tuple(map(_source, files)), ((macro, "1"),), kernels)
 
 
 def of_cell(

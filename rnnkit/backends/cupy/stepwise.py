@@ -8,8 +8,9 @@ of its call through a Call in device memory: kernels/cuda/call.cuh.
 
 from __future__ import annotations
 
-from rnnkit.backends.cupy import backward_pass, passes, stepwise_launch
+from rnnkit.backends.cupy import backward_pass, cost, passes, stepwise_launch
 from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
@@ -25,6 +26,14 @@ from rnnkit.kernels.cells import HEADERS
 def problem(work: Work, card: CardFacts) -> str | None:
     """None: it serves everything."""
     return None
+
+
+def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
+    """See `schedules.ScheduleModule`."""
+    T, B, _, H, R, N = work.sizes
+    rows = -(-N // max(1, T))
+    step = cost.stepwise_step(work.cell, work.dtype, card, rates, (min(rows, B), H, R))
+    return (1 + work.keep) * T * step
 
 
 def builds() -> tuple[Build, ...]:
@@ -48,4 +57,4 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     """See `rnnkit.backends.Backend.describe`. The workspace is the stream's arena, sized for the larger pass."""
     p = Problem.of_sizes(cell, dtype, sizes)
     workspaces = tuple(workspace_sizes(p, backward=way) for way in ((False, True) if keep else (False,)))
-    return f"{p.chunk_steps} steps per graph", *passes.memory(p, sizes, keep, workspaces)
+    return f"up to {p.graph_steps} steps per graph", *passes.memory(p, sizes, keep, workspaces)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.backward_pass import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import address, i32
-from rnnkit.backends.cupy.modules import rows_by_units
-from rnnkit.backends.cupy.problem import Chunk, Problem
+from rnnkit.backends.cupy.launcher import i32
+from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, rows_by_units
+from rnnkit.backends.cupy.problem import Chunk, Problem, Span
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build
-from rnnkit.core.cells import Array, Weights
+from rnnkit.backends.cupy.stepwise_buffers import k_major
+from rnnkit.core.cells import Array, State, Weights
 
-FILES = ("cuda/rows.cuh", "cuda/call.cuh", "cuda/stepwise.cuh", "cuda/stepwise.cu")
-KERNELS = sources.pointwise_kernels("forward_step", "forward_output", "backward_output", "backward_step")
+FILES = ("cuda/rows.cuh", "cuda/call.cuh", "cuda/units.cuh", "cuda/stepwise.cuh", "cuda/stepwise.cu")
+STEPS = ("forward_step", "forward_output", "backward_output", "backward_step")
+KERNELS = sources.pointwise_kernels(*STEPS, *(f"{name}_wide" for name in STEPS))
+
+# The wide kernels process 16 bytes of the compute dtype per thread, of rows whose units are a multiple of it. On fewer
+# elements they would leave parts of a large card idle.
+WIDE_BYTES = 16
+WIDE_ELEMENTS = FEW_BLOCKS * THREADS
 
 
 def build(cell: str, storage: str) -> Build:
@@ -24,11 +32,20 @@ def build(cell: str, storage: str) -> Build:
     return sources.of_cell("stepwise", cell, storage, FILES, KERNELS)
 
 
-class SecondProduct(NamedTuple):
-    """The second product of a step, m (rows, H) times weight (units, H) transposed: the projection, or W_hn (r h')."""
+class Operands(NamedTuple):
+    """The weights as operands of a step's products.
 
-    weight: Matrix
+    w_hh      (G*H, R), or for K-major products its transpose
+    second    the weight of the second product, m (rows, H) times second (units, H) transposed: the projection, or
+              W_hn of W_hn (r h'); or its transpose; None where a step has one product
+    units     of the second product
+    k_major   whether the operands are transposed, so that products through them read both operands along K
+    """
+
+    w_hh: Matrix
+    second: Matrix | None
     units: int
+    k_major: bool = False
 
 
 class StepLauncher(BackwardLauncher):
@@ -36,76 +53,112 @@ class StepLauncher(BackwardLauncher):
 
     def __init__(self, p: Problem, arena: Arena, sizes: dict[str, int], packing_table: Array | None) -> None:
         super().__init__(p, arena, sizes, packing_table, build(p.cell.name, p.dtype.stored))
+        self._operands: Operands
+
+    def operands(self, weights: Weights, k_major: bool = False) -> Operands:
+        """k_major: transposes the weights into the buffers "w_hh" and "w_hr"."""
+        p = self.p
+        w_hh = self.transpose("w_hh", weights.w_hh) if k_major else self.array(weights.w_hh)
+        if p.projected:
+            w_hr = self.transpose("w_hr", weights.w_hr) if k_major else self.array(weights.w_hr)
+            return Operands(w_hh, w_hr, p.R, k_major)
+        if p.cell.resets_before:
+            _, first, end = p.cell.products[1]
+            second = w_hh.at(0, first * p.H) if k_major else w_hh.at(first * p.H)
+            return Operands(w_hh, second, (end - first) * p.H, k_major)
+        return Operands(w_hh, None, 0, k_major)
+
+    def forward_begin(self, state0: State, weights: Weights) -> None:
+        """As `Launcher.forward_begin`."""
+        super().forward_begin(state0, weights)
+        self._operands = self.operands(weights)
 
     def forward_chunk(self, chunk: Chunk, weights: Weights, y: Array, states: SavedStates) -> None:
-        """See `passes.ForwardLauncher`."""
-        self.set_call(chunk, y, states, None)
-        self.arena.replay(self._key("forward", chunk, weights), lambda: self._forward(chunk, weights))
+        """See `passes.ForwardLauncher`. The graphs of its spans write only what the Call says."""
+        for span in chunk.spans():
+            self.set_call(span.t0, chunk.n0, y, states, None)
+            self._replay("forward", span, self._forward)
+
+    def backward_begin(self, dstate_n: State, weights: Weights) -> None:
+        """As `BackwardLauncher.backward_begin`."""
+        super().backward_begin(dstate_n, weights)
+        self._operands = self.operands(weights, k_major(self.p))
 
     def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
         """See `BackwardLauncher`."""
-        self.set_call(chunk, None, states, dy)
-        self.arena.replay(self._key("backward", chunk, weights), lambda: self._backward(chunk, weights))
+        for span in chunk.spans(backward=True):
+            self.set_call(span.t0, chunk.n0, None, states, dy)
+            self._replay("backward", span, self._backward)
 
-    def _key(self, way: str, chunk: Chunk, weights: Weights) -> tuple[Any, ...]:
-        p = self.p
-        fixed = (way, self.module, p.dtype.name, p.B, p.H, p.R, p.reverse)
-        return (*fixed, chunk.key, address(weights.w_hh), address(weights.w_hr), self.layout)
+    def _replay(self, way: str, span: Span, launch: Callable[[Span, Operands], None]) -> None:
+        operands = self._operands
+        self.arena.replay(self._key(way, span, operands), lambda: launch(span, operands))
 
-    def _second_product(self, weights: Weights) -> SecondProduct | None:
-        """None where a step has one product."""
+    def _key(self, way: str, span: Span, operands: Operands) -> tuple[Any, ...]:
+        """Everything that the launches depend on beside the buffers' addresses. The Call holds the rest."""
         p = self.p
-        if p.projected:
-            return SecondProduct(self.array(weights.w_hr), p.R)
-        if p.cell.resets_before:
-            _, first, end = p.cell.products[1]
-            return SecondProduct(self.array(weights.w_hh).at(first * p.H), (end - first) * p.H)
-        return None
+        sizes = (p.dtype.name, p.B, p.H, p.R, p.reverse, p.ragged)
+        where = span.first if way == "backward" else 0
+        return (way, self.module, *sizes, span.steps, span.rows, where, operands, self.layout)
 
-    def _forward(self, chunk: Chunk, weights: Weights) -> None:
+    def _launch_step(self, name: str, rows: int, units: int, *args: Any) -> None:
+        """Launches a kernel over rows and units, or its wide variant."""
+        each = WIDE_BYTES // self.p.compute_bytes
+        wide = units % each == 0 and rows * units >= WIDE_ELEMENTS
+        if wide:
+            name += "_wide"
+            units //= each
+        self.launch(name, rows_by_units(rows, units), self["call"], *args)
+
+    def _forward(self, span: Span, operands: Operands) -> None:
         p = self.p
-        w_hh = self.array(weights.w_hh)
-        gates = self.compute_matrix("gates", p.GH)
         side = self.compute_matrix("side", p.GH)
         h = self.storage_matrix("h", p.R)
         m = self.storage_matrix("m", p.H)
-        second = self._second_product(weights)
-        B, H, R = map(i32, (p.B, p.H, p.R))
+        projected = self.storage_matrix("projected", p.R)
+        rows = span.rows
+        most, H, R = map(i32, (rows, p.H, p.R))
         # Rows of W_hh in the first product, so columns of `side` that it writes.
         first = p.first_gates * p.H
-        for t, n, rows in chunk.steps():
-            self.products.rows_by_weights(h, w_hh, side, rows, first, p.R)
-            sides = (gates.at(n).address, side.address, self["bias"])
+        sides = (self["gates"], side.address, self["bias"])
+        for t in _times(span, p.reverse):
+            self.products.rows_by_weights(h, operands.w_hh, side, rows, first, p.R)
             states = (h.address, self["c"], m.address)
-            sizes = (i32(rows), B, H, R, i32(t), n)
-            self.launch("forward_step", rows_by_units(rows, p.H), self["call"], *sides, *states, *sizes)
-            if second is None:
+            self._launch_step("forward_step", rows, p.H, *sides, *states, most, H, R, i32(t))
+            if operands.second is None:
                 continue
-            out = h if p.projected else side.at(0, first)
-            self.products.rows_by_weights(m, second.weight, out, rows, second.units, p.H)
-            ends = (i32(rows), B, R, i32(t), n)
-            self.launch("forward_output", rows_by_units(rows, p.R), self["call"], *sides, h.address, *ends)
+            out = projected if p.projected else side.at(0, first)
+            self.products.rows_by_weights(m, operands.second, out, rows, operands.units, p.H)
+            ends = (h.address, projected.address, most, R, i32(t))
+            self._launch_step("forward_output", rows, p.R, *sides, *ends)
 
-    def _backward(self, chunk: Chunk, weights: Weights) -> None:
+    def _backward(self, span: Span, operands: Operands) -> None:
         p = self.p
-        w_hh = self.array(weights.w_hh)
+        rows = span.rows
+        most, H, R = map(i32, (rows, p.H, p.R))
+        first = p.first_gates * p.H
         dh = self.compute_matrix("dh", p.R)
         dm = self.compute_matrix("dm", p.H)
-        second = self._second_product(weights)
-        H, R = map(i32, (p.H, p.R))
-        first = p.first_gates * p.H
-        for t, n, rows in chunk.steps(backward=True):
-            dgates_x = self.storage_matrix("dgates_x", p.GH).at(n)
-            dgates_h = self.storage_matrix("dgates_h", p.GH).at(n) if p.cell.splits_sides else dgates_x
-            if second is not None:
-                written = self.storage_matrix("dprojected", p.R).at(n) if p.projected else dgates_x
-                ends = (i32(rows), R, i32(t), n)
-                shape = rows_by_units(rows, p.R)
-                self.launch("backward_output", shape, self["call"], written.address, dh.address, *ends)
-                doutput = written if p.projected else written.at(0, first)
-                self.products.rows_through(doutput, second.weight, dm, rows, p.H, second.units)
-            gradients = (dgates_x.address, dgates_h.address, dh.address, self["dc"], dm.address)
-            sizes = (i32(rows), H, i32(t), n)
-            self.launch("backward_step", rows_by_units(rows, p.H), self["call"], *gradients, *sizes)
+        gates = (self["dgates_x"], self["dgates_h"] or self["dgates_x"], self["dgates_now"])
+        # Rows of the products: at a fixed address in ragged batches, else where the chunk's sums need them.
+        now = self.storage_matrix("dgates_now" if p.ragged else "dgates_h" if p.cell.splits_sides else "dgates_x", p.GH)
+        outputs = (self["dprojected"], self["dprojected_now"]) if p.projected else (gates[0], gates[2])
+        projected = self.storage_matrix("dprojected_now" if p.ragged else "dprojected", p.R)
+        through = self.products.rows_by_weights if operands.k_major else self.products.rows_through
+        for t in _times(span, not p.reverse):
+            n = 0 if p.ragged else span.first + t * rows
+            if operands.second is not None:
+                self._launch_step("backward_output", rows, p.R, *outputs, dh.address, most, R, i32(t))
+                doutput = projected.at(n) if p.projected else now.at(n, first)
+                through(doutput, operands.second, dm, rows, p.H, operands.units)
+            states = (dh.address, self["dc"], dm.address)
+            self._launch_step("backward_step", rows, p.H, *gates, *states, most, H, i32(t))
             # Where the pointwise part reads h', dh already holds the part that bypasses the product.
-            self.products.rows_through(dgates_h, w_hh, dh, rows, p.R, first, add=p.cell.reads_h)
+            add = p.cell.reads_h or p.ragged
+            through(now.at(n), operands.w_hh, dh, rows, p.R, first, add=add)
+
+
+def _times(span: Span, descending: bool) -> Iterator[int]:
+    """The steps of a span, from its first one."""
+    times = range(span.steps)
+    return iter(reversed(times) if descending else times)

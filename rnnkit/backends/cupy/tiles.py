@@ -145,6 +145,10 @@ def in_one_block(dtype: DType, outputs: int, H: int) -> Division | None:
     return None
 
 
+# As Held, for the blocks of schedule C.
+_GROUP_TENSOR_CORES = {1: 12, 3: 4, 4: 3}
+_GROUP_FMA = {1: 8, 3: 3, 4: 2}
+
 # Warps of a block of schedule C, in all divisions of a tile's columns among them.
 GROUP_WARPS = 8
 
@@ -167,7 +171,8 @@ def in_groups(dtype: DType, outputs: int, H: int, B: int, card: CardFacts) -> Di
 
 def group_config(dtype: DType, outputs: int) -> Config:
     """The one build of schedule C."""
-    return next(configs(dtype, outputs))
+    held = _GROUP_TENSOR_CORES if ARITHMETIC[dtype.name].held is _TENSOR_CORES else _GROUP_FMA
+    return Config(WARP * GROUP_WARPS, next(blocks for most, blocks in held.items() if outputs <= most))
 
 
 @cache

@@ -33,18 +33,19 @@ class WeightSums:
     """The weights' gradients, summed chunk by chunk. A long sum is computed in slices, which are added without loss.
 
     The steps of a chunk leave their gradients in the buffers "dgates_x", "dgates_h" and "dprojected".
+    into: the arrays that the gradients are added to, or None for new ones.
     """
 
-    def __init__(self, launcher: Launcher, weights: Weights) -> None:
+    def __init__(self, launcher: Launcher, weights: Weights, into: Weights | None) -> None:
         import cupy
 
         self.launcher = launcher
         self.done = 0  # row-steps summed
         # If both biases have the same gradient, it is summed once.
         splits = launcher.p.cell.splits_sides
-        self.copies_bias = not splits and weights.b_ih is not None and weights.b_hh is not None
-        summed = weights._replace(b_hh=None) if self.copies_bias else weights
-        self.results = Weights(*(None if w is None else cupy.empty_like(w) for w in summed))
+        self.shares_bias = not splits and weights.b_ih is not None and weights.b_hh is not None
+        self.adds = into is not None
+        self.results = into or Weights(*(None if w is None else cupy.empty_like(w) for w in weights))
 
     def add(self, chunk: Chunk, saved: Saved) -> None:
         """Adds the gradients of the chunk whose steps have just run."""
@@ -64,7 +65,7 @@ class WeightSums:
             dprojected = launcher.storage_matrix("dprojected", p.R)
             self._add_product("w_hr", 0, dprojected, launcher.array(states.operand).at(n0), p.R, N)
         for name, d in (("b_ih", dgates_x), ("b_hh", dgates_h)):
-            if getattr(self.results, name) is not None:
+            if getattr(self.results, name) is not None and not (self.shares_bias and name == "b_hh"):
                 self._add_columns(name, d, N)
         self.done += N
 
@@ -76,7 +77,7 @@ class WeightSums:
         K = result.shape[1]
         out = launcher.array(result).at(row)
         if p.sums_in_place:
-            launcher.products.over_steps(d, a, out, M, K, N, add=self.done > 0)
+            launcher.products.over_steps(d, a, out, M, K, N, add=self.adds or self.done > 0)
             return
         if not K:
             return
@@ -88,8 +89,9 @@ class WeightSums:
             parts = launcher.products.over_slices(d.at(n), a.at(n), slices, M, K, steps, p.slice_rows)
             first = self.done + n == 0
             last = self.done + n + steps == p.N
-            ends = (out.address if last else 0, 0 if first and last else total)
-            launcher.launch_rows("add_parts", over(M * K), *ends, slices.address, i32(parts), M * K, i32(first))
+            ends = (out.address if last else 0, 0, 0 if first and last else total)
+            sizes = (i32(parts), M * K, i32(first), i32(self.adds))
+            launcher.launch_rows("add_parts", over(M * K), *ends, slices.address, *sizes)
 
     def _add_columns(self, name: str, d: Matrix, N: int) -> None:
         """Adds the sums down the columns of d (N, G*H) to a bias's gradient."""
@@ -98,12 +100,12 @@ class WeightSums:
         shape, parts = sums_down(N, p.GH)
         partials = launcher["partials"]
         launcher.launch_rows("column_sums", shape, partials, d.address, N, p.GH)
-        result = address(getattr(self.results, name)) if self.done + N == p.N else 0
-        sums = (partials, i32(parts), p.GH, i32(self.done == 0))
-        launcher.launch_rows("add_parts", over(p.GH), result, launcher[f"d{name}"], *sums)
+        last = self.done + N == p.N
+        result = address(getattr(self.results, name)) if last else 0
+        also = address(self.results.b_hh) if last and self.shares_bias else 0
+        sums = (partials, i32(parts), p.GH, i32(self.done == 0), i32(self.adds))
+        launcher.launch_rows("add_parts", over(p.GH), result, also, launcher[f"d{name}"], *sums)
 
     def finished(self) -> Weights:
-        """The gradients, in the storage dtype."""
-        if self.copies_bias and self.results.b_ih is not None:
-            return self.results._replace(b_hh=self.results.b_ih.copy())
-        return self.results
+        """The gradients, in the storage dtype; None for those that were added."""
+        return Weights(*(None,) * len(self.results)) if self.adds else self.results

@@ -1,22 +1,21 @@
-"""How long a call takes on this processor, estimated from its shapes: the rates, and the model that uses them."""
+"""How long a call takes on this processor, estimated from its shapes: the model that uses the rates of host.py."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from rnnkit.backends.numba.host import host
 from rnnkit.core.cells import Cell
-from rnnkit.kernels.cpu.simd import vector_bytes
 
-# FLOP per microsecond of one core in float32, by the bytes of its vectors: one multiply-add per cycle of 64 bytes, two
-# of 32 bytes.
-FLOP_US = {64: 112e3, 32: 100e3, 16: 25e3}
-# (size, rate): one core reads weights of up to `size` bytes at `rate` bytes per microsecond. The sizes are the caches'.
-STREAM = ((24 << 10, 200e3), (768 << 10, 110e3), (20 << 20, 80e3), (1 << 62, 28e3))
 # The shorter of the arithmetic and the stream of weights hides behind the longer one: all of it up to three quarters of
 # the longer one; where they are equal, this share of it does not.
 NOT_HIDDEN = 0.2
-# A barrier of the members of a group, which arrive at slightly different times.
-BARRIER_US = 0.3
+# A barrier of the members of a group, which arrive at slightly different times and add to one counter. Measured for two
+# members; that it grows with them is assumed.
+BARRIER_US = 0.2
+BARRIER_MEMBER_US = 0.05
+# What each thread of a job costs: a ready check, the start and the end. Assumed.
+THREAD_US = 0.1
 # The pointwise part of one vector of 64 bytes of units.
 VECTOR_US = 0.02
 
@@ -52,37 +51,41 @@ class Work(NamedTuple):
 
 def step_us(work: Work, groups: int, units: int, members: int) -> float:
     """Microseconds of one forward step; units: the most that one of the members has."""
-    rows = -(-work.N // max(1, work.T)) / groups
+    # The rows of the largest group. In a ragged batch they change from step to step, so their mean is used.
+    rows = -(-work.B // groups) if work.N == work.T * work.B else mean_rows(work) / groups
     width, gates = work.itemsize / 4, work.cell.n_gates
-    flop = 2 * rows * gates * units * work.R
+    flop = 2.0 * rows * gates * units * work.R
     if work.projected:
         flop += 2 * rows * work.H * work.R / members
-    weights = gates * units * work.R * work.itemsize
-    arithmetic = width * flop / FLOP_US[vector_bytes()]
-    stream = weights / _rate(weights)
+    per_unit = gates * work.R * work.itemsize  # bytes of weights
+    arithmetic = width * flop / host().flop
+    stream = host().read_us(per_unit * units, per_unit * work.H)
     longer, shorter = max(arithmetic, stream), min(arithmetic, stream)
     time = longer + NOT_HIDDEN * max(0.0, 4 * shorter - 3 * longer)
     time += VECTOR_US * width * rows * gates * units / 64
-    return time + (BARRIER_US * work.barriers if members > 1 else 0)
+    return time + (work.barriers * (BARRIER_US + BARRIER_MEMBER_US * members) if members > 1 else 0)
+
+
+def mean_rows(work: Work) -> int:
+    """The rows of a mean step, rounded up."""
+    return -(-work.N // max(1, work.T))
 
 
 def input_us(work: Work) -> float:
     """Microseconds of the input's product on one thread. The threads share it evenly."""
     width, gates = work.itemsize / 4, work.cell.n_gates
     weights = gates * work.H * work.I * work.itemsize
-    time = width * 2 * work.N * gates * work.H * work.I / FLOP_US[vector_bytes()]
-    return max(time, weights / _rate(weights)) if work.T == 1 else time
+    time = width * 2 * work.N * gates * work.H * work.I / host().flop
+    return max(time, host().read_us(weights, weights)) if work.T == 1 else time
 
 
 def shared_us(work: Work, groups: int, units: int, members: int) -> float:
     """Microseconds of a forward call; units: the most that one of the members has."""
-    return work.T * step_us(work, groups, units, members) + input_us(work) / (groups * members)
+    threads = groups * members
+    time = work.T * step_us(work, groups, units, members) + input_us(work) / threads
+    return time + (THREAD_US * threads if threads > 1 else 0)
 
 
 def call_us(work: Work) -> float:
     """Microseconds of a forward call on one thread."""
     return shared_us(work, 1, work.H, 1)
-
-
-def _rate(size: float) -> float:
-    return next(rate for most, rate in STREAM if size <= most)

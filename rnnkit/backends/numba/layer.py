@@ -15,6 +15,7 @@ import numpy as np
 
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCache, LayerCall, Sizes
 from rnnkit.backends.numba import memory
+from rnnkit.backends.numba.host import host
 from rnnkit.backends.numba.operands import even_rows, ready_array
 from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single
 from rnnkit.backends.numba.prepared import (
@@ -249,7 +250,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
         transient += 0 if keep else packed
     if resident > memory.MAX_CACHED_WORKSPACE or (plan.workspace <= STACK_WORKSPACE and not plan.packed):
         resident = 0
-    return Description(_in_words(work, plan), transient, saved, resident, own, placed=True)
+    return Description(_in_words(work, plan), transient, saved, resident, own, placed=True, rates=host().why)
 
 
 def _in_words(work: Work, plan: Plan) -> str:

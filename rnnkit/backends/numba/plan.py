@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.numba.estimate import Work, call_us, shared_us
+from rnnkit.backends.numba.estimate import Work, call_us, mean_rows, shared_us
+from rnnkit.backends.numba.host import host
 from rnnkit.backends.ragged import Packing
 from rnnkit.kernels.cpu import step
 from rnnkit.kernels.cpu.arguments import Shape
@@ -21,10 +22,11 @@ from rnnkit.kernels.cpu.simd import vectors
 
 __all__ = ["Plan", "Work", "call_us", "plan_for", "single", "threads_of"]
 
-# Bytes of input products per thread and chunk, by the bytes of the weights. A chunk stays in the second-level cache
-# beside the panel of the weights in use. Where W_ih and W_hh do not fit the last-level cache together, every chunk
-# fetches W_ih again and evicts W_hh, so there should be few chunks.
-CHUNKS = ((20 << 20, 256 << 10), (1 << 62, 2 << 20))
+# Bytes of input products per thread and chunk. A chunk stays in the second-level cache beside the panel of the weights
+# in use. Where W_ih and W_hh do not fit the third-level cache together, every chunk fetches W_ih again and evicts W_hh,
+# so there should be few chunks.
+CHUNK = 256 << 10
+CHUNK_OF_LARGE = 2 << 20
 
 
 class Plan(NamedTuple):
@@ -62,10 +64,26 @@ class _Layout:
 
 
 def divisions(work: Work, threads: int) -> Iterator[tuple[int, int]]:
-    """Every (groups, members) of at most `threads` threads that leaves no thread without work."""
-    whole_vectors = max(1, work.H // vectors(work.dtype).lanes)
-    for members in range(1, min(threads, whole_vectors) + 1):
-        yield max(1, min(threads // members, work.B)), members
+    """Every (groups, members) of at most `threads` threads that is worth considering.
+
+    No thread is without work. Of the divisions with the same largest share, only the one of fewest threads counts: so
+    64 rows may be divided into 32 groups, but not into 40, where the largest group also has two rows. What fewer
+    threads may do, more may do too.
+    """
+    for members in useful_shares(_whole_vectors(work), threads):
+        for groups in useful_shares(min(mean_rows(work), work.B), threads // members):
+            yield groups, members
+
+
+def useful_shares(items: int, most: int) -> list[int]:
+    """The numbers of shares up to `most` whose largest share of `items` is smaller than with one share fewer."""
+    items = max(1, items)
+    return [n for n in range(1, min(items, most) + 1) if n == 1 or -(-items // n) < -(-items // (n - 1))]
+
+
+def _whole_vectors(work: Work) -> int:
+    """The vectors of units of a row, the last of which may not be full."""
+    return -(-work.H // vectors(work.dtype).lanes)
 
 
 def division(work: Work, threads: int) -> tuple[int, int]:
@@ -169,15 +187,15 @@ def _chunk(work: Work, members: int, rows: np.ndarray) -> tuple[int, int]:
     """Steps of a chunk, and elements of a thread's gates per step."""
     per_step = int(np.diff(rows).max()) * work.cell.n_gates * most_units(work, members)
     weights = work.cell.n_gates * work.H * (work.I + work.R) * work.itemsize
-    size = next(size for most, size in CHUNKS if weights <= most)
+    size = CHUNK if weights <= host().shared_bytes else CHUNK_OF_LARGE
     return max(1, min(work.T, size // max(1, per_step * work.itemsize))), per_step
 
 
 def most_units(work: Work, members: int) -> int:
     """The most units that a member has, where `first_unit` of kernels/cpu/rows.py divides them."""
-    H, lanes = work.H, vectors(work.dtype).lanes
-    firsts = [H * k // members // lanes * lanes for k in range(members)]
-    return max(end - first for first, end in pairwise([*firsts, H]))
+    whole, lanes = _whole_vectors(work), vectors(work.dtype).lanes
+    firsts = [whole * k // members * lanes for k in range(members)]
+    return max(end - first for first, end in pairwise([*firsts, work.H]))
 
 
 def _lines(size: int) -> int:

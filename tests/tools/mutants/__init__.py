@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from tests.tools import emulator, greenlets
 from tests.tools.mutants.backends import BACKEND_MUTANTS
+from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
 from tests.tools.mutants.planting import Mutant
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
+from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
+from tests.tools.mutants.segments import SEGMENT_MUTANTS
 from tests.tools.mutants.tools import TOOL_MUTANTS
 from tests.tools.mutants.torch_layers import TORCH_MUTANTS
 from tests.tools.mutants.torch_layers import problem as torch_problem
@@ -20,8 +23,11 @@ from tests.tools.mutants.torch_modules import TORCH_MODULE_MUTANTS
 
 MUTANTS: tuple[Mutant, ...] = (
     *MODULE_MUTANTS,
+    *SEGMENT_MUTANTS,
+    *CHUNK_MUTANTS,
     *TOOL_MUTANTS,
     *BACKEND_MUTANTS,
+    *RESIDENT_FORWARD_MUTANTS,
     *RESIDENT_BACKWARD_MUTANTS,
     *TORCH_MUTANTS,
     *TORCH_MODULE_MUTANTS,

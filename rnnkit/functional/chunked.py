@@ -1,0 +1,165 @@
+"""A layer and direction in chunks of steps: truncated backpropagation through time, and a bound on what is saved.
+
+`Chunked` is a backend that runs another one chunk by chunk, and hands the states from each chunk to the next. So every
+backend, direction and stack is served, and no kernel knows of it.
+
+Truncated backpropagation (Williams and Peng, Neural Computation 2, 1990): the state is carried from chunk to chunk, its
+gradient is not. Recomputation (Chen et al., arXiv 1604.06174): only the states between chunks are saved, and backward
+runs the forward of a chunk again before its backward. Its results are those of the whole sequence, up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkit.backends import BackwardCall, Choice, Description, Forward, Gradients, LayerCall, Sizes
+from rnnkit.backends.interface import Backend
+from rnnkit.core.cells import Cell, State, Weights
+from rnnkit.core.devices import array_module
+from rnnkit.core.dtypes import DType
+from rnnkit.core.mixed_precision import narrow, wide
+
+
+class Chunks(NamedTuple):
+    """How a call is cut: the steps of a chunk, whether gradients of states are cut between chunks, and whether backward
+    runs the forward of each chunk again instead of saving what it needs."""
+
+    steps: int
+    cuts: bool
+    recomputes: bool
+
+    def applied(self, choice: Choice) -> Choice:
+        """The choice with its backend run in these chunks."""
+        return choice._replace(backend=Chunked(choice.backend, self))
+
+
+class _Saved(NamedTuple):
+    """The forward call, and for each chunk in the order of the pass its initial state, or what the backend saved."""
+
+    call: LayerCall
+    parts: list[Any]
+
+
+class Chunked:
+    """A backend of BACKENDS in chunks: see rnnkit/backends/interface.py."""
+
+    def __init__(self, backend: Backend, chunks: Chunks) -> None:
+        self.backend = backend
+        self.chunks = chunks
+
+    def forward(self, call: LayerCall) -> Forward:
+        T, B, _ = call.x.shape
+        xp: Any = array_module(call.x)
+        y = xp.empty((T, B, call.weights.w_hh.shape[1]), call.x.dtype) if call.out is None else call.out
+        keep = call.keep and not self.chunks.recomputes
+        state = call.state0
+        parts = []
+        for t0, t1 in self._spans(T, call.reverse):
+            out = y[t0:t1]
+            found, end, own = self.backend.forward(_part(call, t0, t1, state)._replace(out=out, keep=keep))
+            if found is not out:
+                out[...] = found
+            parts.append(own if keep else state)
+            state = end
+        return y, state, _Saved(call, parts) if call.keep else None
+
+    def backward(self, call: BackwardCall) -> Gradients:
+        saved: _Saved = call.saved
+        whole = saved.call
+        xp: Any = array_module(whole.x)
+        dx = xp.empty(whole.x.shape, whole.x.dtype)
+        dstate = call.dstate_n
+        sums: Weights | None = None
+        # A 16-bit gradient is added up in float32 here, and not in place, which would round it after every chunk.
+        own_sums = call.dtype.storage.itemsize == 2
+        spans = self._spans(len(whole.x), whole.reverse)
+        for k in reversed(range(len(spans))):
+            t0, t1 = spans[k]
+            part = saved.parts[k]
+            if self.chunks.recomputes:
+                _, _, part = self.backend.forward(_part(whole, t0, t1, part)._replace(out=None))
+            of_chunk = call._replace(
+                saved=part,
+                dy=None if call.dy is None else call.dy[t0:t1],
+                dstate_n=dstate,
+                cache=None if own_sums else call.cache,
+            )
+            dx[t0:t1], dstate, dweights = self.backend.backward(of_chunk)
+            sums = _added(sums, dweights)
+            if self.chunks.cuts and k:
+                dstate = _cut(dstate, whole.lengths, t1 if whole.reverse else t0)
+        assert sums is not None  # there is at least one chunk
+        dtype = call.weights.w_hh.dtype
+        return Gradients(dx, dstate, Weights(*(None if d is None else narrow(d, dtype) for d in sums)))
+
+    def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
+        steps, cuts, recomputes = self.chunks
+        steps = max(1, min(steps, sizes.T))
+        count = max(1, -(-sizes.T // steps))
+        of_chunk = sizes._replace(T=steps, N=min(sizes.N, steps * sizes.B))
+        found = self.backend.describe(cell, dtype, of_chunk, keep and not recomputes)
+        kept = count * (_state_bytes(cell, dtype, sizes) if recomputes else found.kept) if keep else 0
+        how = ", run again in backward" if recomputes else ""
+        how += ", gradients of states cut between them" if cuts else ""
+        return found._replace(kernel=f"{found.kernel}; in {count} chunks of {steps} steps{how}", kept=kept)
+
+    def _spans(self, T: int, reverse: bool) -> list[tuple[int, int]]:
+        """Time steps [t0, t1) of each chunk, in the order of the forward pass."""
+        steps = self.chunks.steps
+        spans = [(t, min(T, t + steps)) for t in range(0, max(T, 1), steps)]
+        return spans[::-1] if reverse else spans
+
+
+def _part(call: LayerCall, t0: int, t1: int, state: State) -> LayerCall:
+    lengths = None if call.lengths is None else np.clip(call.lengths - t0, 0, t1 - t0)
+    return call._replace(x=call.x[t0:t1], state0=state, lengths=lengths, reserve=None)
+
+
+def _cut(dstate: State, lengths: np.ndarray | None, t: int) -> State:
+    """Zero for the rows that continue across the boundary at step t: all, or those that are longer than t."""
+    xp: Any = array_module(dstate[0])
+    if lengths is None:
+        return tuple([xp.zeros_like(d) for d in dstate])
+    ended = xp.asarray((lengths <= t)[:, None])
+    return tuple([xp.where(ended, d, d.dtype.type(0)) for d in dstate])
+
+
+def _added(sums: Weights | None, dweights: Weights) -> Weights:
+    """The sums in the dtype of the arithmetic. None, added to the layer's already, stays None."""
+    if sums is None:
+        return Weights(*(None if d is None else wide(d) for d in dweights))
+    return Weights(*(None if s is None else s + d for s, d in zip(sums, dweights, strict=True)))
+
+
+def _state_bytes(cell: Cell, dtype: DType, sizes: Sizes) -> int:
+    return sizes.B * (sizes.R + (sizes.H if cell.has_c else 0)) * dtype.storage.itemsize
+
+
+def chunks_within(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, most: int) -> Chunks | None:
+    """The largest chunks with which a call saves at most `most` bytes; None if the whole sequence fits.
+
+    Counted are the states between chunks, the outputs of all layers but the last, and what backward recomputes of one
+    chunk at a time. sizes: of the first layer.
+
+    Raises:
+        ValueError: every size of chunks would save more.
+    """
+    T, B, I, _, R, _ = sizes
+    widths = (I, directions * R)[: min(layers, 2)]
+    kept = [choice.backend.describe(cell, choice.dtype, sizes._replace(I=width), True).kept for width in widths]
+    between = (layers - 1) * T * B * directions * R * choice.dtype.storage.itemsize
+    if between + directions * (kept[0] + (layers - 1) * kept[-1]) <= most:
+        return None
+    # With k steps a chunk, at most (T / k + 1) states and k per_step are saved. The largest k is a root of a quadratic.
+    states = layers * directions * _state_bytes(cell, choice.dtype, sizes)
+    per_step = max(1, -(-max(kept) // max(1, T)))
+    fewest = max(1.0, math.sqrt(T * states / per_step))
+    least = math.ceil(between + states + T * states / fewest + fewest * per_step)
+    if most < least:
+        raise ValueError(f"max_saved_bytes must be at least {least:,} for this call, got {most:,}")
+    free = most - between - states
+    root = math.sqrt(max(0, free * free - 4 * per_step * T * states))
+    return Chunks(min(T, int((free + root) / (2 * per_step))), cuts=False, recomputes=True)

@@ -1,0 +1,41 @@
+"""The arguments of a call that say something of each step: resets and a mask."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkit.core import checks
+from rnnkit.functional.segments import Segments, segments
+
+
+class StepFlags(NamedTuple):
+    """Arguments of a call of a layer, as they were given, unchecked. restarts: whether a reset state was given."""
+
+    resets: Any
+    restarts: bool
+    mask: Any
+    zero_output_for_mask: Any
+
+    @property
+    def given(self) -> bool:
+        """Whether any of them was given."""
+        resets, restarts, mask, zero = self
+        return resets is not None or restarts or mask is not None or zero is not False
+
+    def segments(
+        self, T: int, B: int, unbatched: bool, batch_first: bool, directions: int, lengths: np.ndarray | None
+    ) -> Segments | None:
+        """Checks them, and returns what they decide; None if nothing is reset or masked.
+
+        Raises ValueError or TypeError that name the argument.
+        """
+        zero = checks.flag("zero_output_for_mask", self.zero_output_for_mask)
+        if zero and self.mask is None:
+            raise ValueError("zero_output_for_mask must be False without a mask, got True")
+        if self.restarts and self.resets is None:
+            raise ValueError("reset_state must be None without resets")
+        resets = checks.step_flags("resets", self.resets, T, B, unbatched, batch_first)
+        mask = checks.step_flags("mask", self.mask, T, B, unbatched, batch_first)
+        return segments(T, B, directions, lengths=lengths, resets=resets, mask=mask, repeat=not zero)
