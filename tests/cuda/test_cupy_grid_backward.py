@@ -84,9 +84,10 @@ def test_tiles_of_rows_that_do_not_fit_at_once(cp: Any) -> None:
 
 
 def test_calls_do_not_take_each_others_words(cp: Any) -> None:
-    """Calls of other sizes and values on one arena, whose words stay between calls."""
+    """Calls of other sizes and values on one arena, whose words stay between calls. Two steps, so that the last call's
+    words lie where the first steps look."""
     for seed in range(2):
-        for case in (Case("lstm", T=4, B=9, I=3, H=33), Case("lstm", T=4, B=9, I=3, H=50, ragged=True)):
+        for case in (Case("lstm", T=2, B=9, I=3, H=33), Case("lstm", T=2, B=9, I=3, H=50, ragged=True)):
             inputs = make_inputs(case, "float32", seed, device="cuda:0")
             want = run(case, make_inputs(case, "float64", seed), "numpy")
             assert_matches(both(case, inputs, "stepwise", "grid"), want)

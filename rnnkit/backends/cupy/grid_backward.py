@@ -171,7 +171,7 @@ def builds(shared: int) -> tuple[Build, ...]:
 def _build(cell: str, dtype: DType, config: Config, shared: int) -> Build:
     arithmetic = ARITHMETIC[dtype.name]
     kernels = (
-        *sources.pointwise_kernels("pack_parts"),
+        *sources.pointwise_kernels("pack_weights", "pack_parts"),
         Kernel("backward_chunk", (THREADS, 1, 1), _most_shared(CELLS[cell], dtype, config, shared), cooperative=True),
     )
     defines = (*arithmetic.defines, *config.defines)
