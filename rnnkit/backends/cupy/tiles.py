@@ -146,7 +146,7 @@ def in_one_block(dtype: DType, outputs: int, H: int) -> Division | None:
 
 
 # As Held, for the blocks of schedule C.
-_GROUP_TENSOR_CORES = {1: 12, 3: 4, 4: 3}
+_GROUP_TENSOR_CORES = {1: 12, 3: 4, 4: 4}
 _GROUP_FMA = {1: 8, 3: 3, 4: 2}
 
 # Warps of a block of schedule C, in all divisions of a tile's columns among them.
