@@ -32,6 +32,7 @@ class Shape(NamedTuple):
                  input side, of the hidden side, and of the second product inside a step (projection, or n of a GRU that
                  resets before)
     states       offset in the workspace of two states h (B, R) that are written in turn, or of dh (B, R)
+    cells        offset of the cell states c (B, H) or their gradients, where those have no place in the results
     exchanged    offset of the operands (B, H) of a second product, which the threads of a group exchange
     own, own_size
                  offset of the threads' private memory, and its size per thread
@@ -52,6 +53,7 @@ class Shape(NamedTuple):
     w_h: int
     w_p: int
     states: int
+    cells: int
     exchanged: int
     own: int
     own_size: int

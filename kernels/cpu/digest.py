@@ -21,6 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from rnnkit.kernels.cpu.conversions import INT16
 from rnnkit.kernels.cpu.jit import outer
 from rnnkit.kernels.cpu.memory import minimum
 from rnnkit.kernels.cpu.simd import INT32, INT64, splat
@@ -67,7 +68,7 @@ def _emit_sums(builder: ir.IRBuilder, address: ir.Value, blocks: ir.Value) -> li
     with cgutils.for_range(builder, blocks) as loop:
         at = builder.add(address, builder.mul(loop.index, _number(BLOCK)))
         words = builder.load(builder.inttoptr(at, _VECTOR.as_pointer()))
-        words.align = 4
+        words.align = 2
         halves = builder.xor(words, builder.load(builder.gep(keys, [_number(0), loop.index])))
         low = builder.and_(halves, _all_lanes(builder, 2**32 - 1))
         product = builder.mul(low, builder.lshr(halves, _all_lanes(builder, 32)))
@@ -97,23 +98,28 @@ def _segment_digest(typing, address, blocks, index, seed):
     return types.int64(*[types.int64] * 4), emit
 
 
-@intrinsic
-def _four_bytes(typing, address):
-    def emit(context, builder, sig, args):
-        word = builder.load(builder.inttoptr(args[0], INT32.as_pointer()))
-        return builder.zext(word, INT64)
+def _load_bytes(kind: ir.IntType) -> Any:
+    @intrinsic
+    def load(typing, address):
+        def emit(context, builder, sig, args):
+            word = builder.load(builder.inttoptr(args[0], kind.as_pointer()))
+            word.align = 2
+            return builder.zext(word, INT64)
 
-    return types.int64(types.int64), emit
+        return types.int64(types.int64), emit
+
+    return load
 
 
 # `Any`, since Numba types these calls, and not the Python signatures.
 segment_digest: Any = _segment_digest
-four_bytes: Any = _four_bytes
+four_bytes: Any = _load_bytes(INT32)
+two_bytes: Any = _load_bytes(INT16)
 
 
 @outer
 def digest(address, size, seed, share, shares):
-    """See the module's docstring. size: bytes, a multiple of 4. The last share adds the bytes after whole blocks."""
+    """See the module's docstring. size: bytes, a multiple of 2. The last share adds the bytes after whole blocks."""
     whole = size // BLOCK
     segments = (whole + SEGMENT - 1) // SEGMENT
     total = 0
@@ -121,7 +127,7 @@ def digest(address, size, seed, share, shares):
         total += segment_digest(address + k * SEGMENT * BLOCK, minimum(SEGMENT, whole - k * SEGMENT), k, seed)
     if share == shares - 1:
         for at in range(whole * BLOCK, size, 4):
-            word = four_bytes(address + at)
+            word = four_bytes(address + at) if at + 4 <= size else two_bytes(address + at)
             m = (word + 1) * (2 * (at + seed * 1000003) + 1) * 0x9E3779B97F4A7C1
             total += (m ^ (m >> 29)) * 0x2545F4914F6CDD1D
     return total

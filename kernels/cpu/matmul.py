@@ -5,11 +5,15 @@ vector is loaded once and multiplied by one element of each row. The elements of
 `a_k` bytes), so A and A^T are read alike. Weights are packed (kernels/cpu/pack.py), so that the walk reads them in
 memory order.
 
+Packed bfloat16 stands in pairs of adjacent k (kernels/cpu/formats.py), and a tile walks half as many steps. Elements of
+A are float32, or pairs too where the processor multiplies pairs by pairs. The last k of an odd K is a step by itself.
+
 Every element of C is summed over k in one order, in blocks of at most LONGEST_SUM, whatever tile it is in. So a row's
 bits depend neither on the rows beside it nor on the number of threads.
 
 The tile shape follows from the host's registers: accumulators + weights + one broadcast value. AVX-512 has 32
-registers, 6 x 4 + 4 + 1. AVX2 has 16, 6 x 2 + 2 + 1. SSE2 has 16 and NEON 32; both use the smaller shape.
+registers, 6 x 4 + 4 + 1. AVX2 has 16, 4 x 3 + 3 + 1: with 6 x 2 tiles of few rows would have too few accumulators to
+hide the latency of a multiply-add. SSE2 has 16 registers and NEON 32; both use 6 x 2.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from rnnkit.kernels.cpu.conversions import INT16, emit_dot, high_as_float, low_as_float
+from rnnkit.kernels.cpu.formats import PAIRS
 from rnnkit.kernels.cpu.jit import inner, shared
 from rnnkit.kernels.cpu.memory import maximum, minimum
 from rnnkit.kernels.cpu.simd import (
@@ -38,7 +44,7 @@ from rnnkit.kernels.cpu.simd import (
     vectors,
 )
 
-_TILES = {64: (6, 4), 32: (6, 2), 16: (6, 2)}  # vector bytes: (rows, columns)
+_TILES = {64: (6, 4), 32: (4, 3), 16: (6, 2)}  # vector bytes: (rows, columns)
 
 
 def tile_shape() -> tuple[int, int]:
@@ -75,33 +81,86 @@ PREFETCHED_FROM = 768 << 10
 
 
 @cache
-def products(dtype: str) -> SimpleNamespace:
-    """The products of a dtype, for other kernels. Operands are addresses, strides are in bytes.
+def products(operand: str, packed: str) -> SimpleNamespace:
+    """The products of operands and packed weights, for other kernels. a, w and c are addresses, strides are in bytes.
+    Pairs are summed in float32.
 
     product(a, a_row, w, K, c, c_row, N, rows, add, backwards)
         C (rows, N) = A (rows, K) W^T, or C += A W^T if add is not 0
     product_steps(a, a_step, a_row, a_k, w, K, c, c_step, c_row, N, steps, rows, add, backwards)
-        the same for `steps` matrices A with one W
+        the same for `steps` matrices A with one W. a_k is from k to k + 1, or from pair to pair
 
     product_prefetching(…, backwards, ahead, ahead_tile, ahead_k, tiles)
         product_steps, with prefetches: the first `tiles` tiles prefetch a cache line at each of their k, tile t at
         ahead + t * ahead_tile + k * ahead_k, which need not be a valid address
 
-    Every tile of at least five rows contains one prefetch per k. Where the caller has no address for it and the weights
-    exceed the second-level cache, the first tiles on each block of a panel prefetch the block that follows, of the same
-    panel or of the next, so that it arrives during the arithmetic. Else the first tile on each block waits for it.
+    Every tile with the most rows, or one fewer, contains one prefetch per k. Where the caller has no address for it and
+    the weights exceed the second-level cache, the first tiles on each block of a panel prefetch the block that follows,
+    of the same panel or of the next, so that it arrives during the arithmetic. Else the first tile on each block waits.
 
     backwards: walks the panels of W from the last to the first. If W is larger than a cache and the direction
     alternates, the panels read last are still cached at each change of direction. In one direction none would be.
     """
-    v = vectors(dtype)
+    paired = packed == PAIRS
+    dots = operand == "bfloat16"
+    v = vectors("float32" if paired else packed)
     vec = v.type
-    itemsize = v.itemsize
+    itemsize = v.itemsize  # of C, and of a word of W
     lanes = v.lanes
+    at_once = 2 if paired else 1  # elements of K per step
+    a_step_of_k = at_once * vectors(operand).itemsize
+    words = ir.VectorType(INT32, lanes)
     max_rows, max_columns = tile_shape()
     vector_size = itemsize * lanes
     width = max_columns * lanes  # columns of a panel
     lines = (max_columns * vector_size + LINE - 1) // LINE  # cache lines of a panel per k
+
+    def load_number(builder: ir.IRBuilder, at: ir.Value) -> ir.Value:
+        """An element of A in every lane."""
+        scalar = builder.load(pointer(builder, at, vec.llvm_scalar))
+        scalar.align = itemsize
+        return splat(builder, vec.llvm, scalar)
+
+    def load_pair(builder: ir.IRBuilder, at: ir.Value) -> ir.Value:
+        """A pair of A in every lane."""
+        return splat(builder, words, builder.load(pointer(builder, at, INT32), align=2))
+
+    def load_half(builder: ir.IRBuilder, at: ir.Value) -> ir.Value:
+        """A pair of one element of A and 0, in every lane."""
+        return splat(builder, words, builder.zext(builder.load(pointer(builder, at, INT16), align=2), INT32))
+
+    def load_words(builder: ir.IRBuilder, at: ir.Value) -> ir.Value:
+        return builder.load(pointer(builder, at, words), align=4)
+
+    def emit_steps(
+        builder: ir.IRBuilder, sums: list[list[ir.Value]], a_rows: list[ir.Value], w: list[ir.Value], half: bool
+    ) -> None:
+        """Adds the products of one step of K: one k, or a pair, of which `half` takes the first only.
+
+        a_rows and w: addresses, of each row's elements and of each column's words.
+        """
+        fma = None if dots else llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
+
+        def add(weights: list[ir.Value], load_a: Any, offset: int) -> None:
+            for row, a in zip(sums, a_rows, strict=True):
+                value = load_a(builder, builder.add(a, ir.Constant(a.type, offset)) if offset else a)
+                for slot, weight in zip(row, weights, strict=True):
+                    total = builder.load(slot)
+                    if fma is None:
+                        builder.store(emit_dot(builder, total, value, weight), slot)
+                    else:
+                        builder.store(builder.call(fma, [value, weight, total]), slot)
+
+        if not paired:
+            add([emit_load(builder, vec, at) for at in w], load_number, 0)
+            return
+        pairs = [load_words(builder, at) for at in w]
+        if dots:
+            add(pairs, load_half if half else load_pair, 0)
+            return
+        add([low_as_float(builder, pair) for pair in pairs], load_number, 0)
+        if not half:
+            add([high_as_float(builder, pair) for pair in pairs], load_number, itemsize)
 
     def emit_tile(
         builder: ir.IRBuilder, sums: list[list[ir.Value]], a: ir.Value, a_row: ir.Value, a_k: ir.Value, w: ir.Value,
@@ -109,6 +168,10 @@ def products(dtype: str) -> SimpleNamespace:
     ) -> None:  # fmt: skip
         """One tile's code. sums[m][n] are stack slots, which LLVM promotes to registers. The last vector of each row of
         C has `last` lanes."""
+        left = None
+        if paired:
+            left = builder.and_(K, ir.Constant(K.type, 1))
+            K = builder.lshr(K, ir.Constant(K.type, 1))
         columns = len(sums[0])
 
         def number(n: int) -> ir.Constant:
@@ -117,8 +180,14 @@ def products(dtype: str) -> SimpleNamespace:
         def c_at(m: int, n: int) -> ir.Value:
             return builder.add(builder.add(c, builder.mul(c_row, number(m))), number(n * vector_size))
 
-        # fmuladd fuses on processors with FMA. Without FMA, llvm.fma would call the C library for each lane.
-        fma = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
+        def step(k: ir.Value, half: bool) -> None:
+            w_at = builder.add(w, builder.mul(k, number(columns * vector_size)))
+            a_at = builder.add(a, builder.mul(k, a_k))
+            a_rows = [builder.add(a_at, builder.mul(a_row, number(m))) for m in range(len(sums))]
+            emit_steps(
+                builder, sums, a_rows, [builder.add(w_at, number(n * vector_size)) for n in range(columns)], half
+            )
+
         # C is read and written after the walk over K. Prefetched here, it has arrived by then.
         for m in range(len(sums)):
             for n in range(columns):
@@ -132,16 +201,7 @@ def products(dtype: str) -> SimpleNamespace:
         builder.position_at_end(body)
         k = builder.phi(K.type)
         k.add_incoming(number(0), before)
-        w_at = builder.add(w, builder.mul(k, number(columns * vector_size)))
-        weights = [emit_load(builder, vec, builder.add(w_at, number(n * vector_size))) for n in range(columns)]
-        a_at = builder.add(a, builder.mul(k, a_k))
-        for m, row in enumerate(sums):
-            at = builder.add(a_at, builder.mul(a_row, number(m)))
-            scalar = builder.load(pointer(builder, at, vec.llvm_scalar))
-            scalar.align = itemsize
-            value = splat(builder, vec.llvm, scalar)
-            for n, slot in enumerate(row):
-                builder.store(builder.call(fma, [value, weights[n], builder.load(slot)]), slot)
+        step(k, False)
         if len(sums) >= max_rows - 1:  # smaller tiles have no time to spare; products of few rows have no next block
             emit_prefetch(builder, builder.add(ahead, builder.mul(k, ahead_k)), 0, 2)
         following = builder.add(k, number(1))
@@ -150,6 +210,9 @@ def products(dtype: str) -> SimpleNamespace:
         if len(sums) * columns > UNROLL_LIMIT:
             back.set_metadata("llvm.loop", not_unrolled(builder.module))
         builder.position_at_end(after)
+        if left is not None:
+            with builder.if_then(builder.icmp_signed("!=", left, number(0))):
+                step(K, True)
         # C is added after the walk over K, so that a sum over many blocks of K adds short sums, which rounds less.
         with builder.if_then(add):
             for m, row in enumerate(sums):
@@ -189,7 +252,7 @@ def products(dtype: str) -> SimpleNamespace:
     run_tile: Any = tile  # `Any`, since Numba types this call, and not the Python signature
 
     # The tiles are most of the machine code of a product, so that all jobs share one copy.
-    @shared(("tiles", dtype), 13)
+    @shared(("tiles", operand, packed), 13)
     def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
         run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k)
 
@@ -201,24 +264,26 @@ def products(dtype: str) -> SimpleNamespace:
         panels = (N + width - 1) // width
         blocks = (rows + max_rows - 1) // max_rows
         parts = maximum(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
-        per_block = lines if N * K * itemsize > PREFETCHED_FROM else 0  # tiles that prefetch the following block
+        depth = (K + at_once - 1) // at_once  # steps of K
+        per_block = lines if N * depth * itemsize > PREFETCHED_FROM else 0  # tiles that prefetch the following block
         for k in range(panels):
             panel = panels - 1 - k if backwards else k
             left = N - panel * width
             columns = minimum((left + lanes - 1) // lanes, max_columns)
             last = minimum(left - (columns - 1) * lanes, lanes)
-            w_panel = w + panel * width * K * itemsize
+            w_panel = w + panel * width * depth * itemsize
             c_panel = c + panel * width * itemsize
             for part in range(parts):
-                k0 = K * part // parts
-                k1 = K * (part + 1) // parts
+                k0 = depth * part // parts
+                k1 = depth * (part + 1) // parts
+                terms = minimum(k1 * at_once, K) - k0 * at_once
                 w_at = w_panel + k0 * columns * vector_size
                 a_part = a + k0 * a_k
                 adds = 1 if add or part else 0
                 w_next = w_panel + k1 * columns * vector_size
                 w_tiles = per_block
                 if part == parts - 1:
-                    w_next = w + (panel - 1 if backwards else panel + 1) * width * K * itemsize
+                    w_next = w + (panel - 1 if backwards else panel + 1) * width * depth * itemsize
                     w_tiles = per_block if k + 1 < panels else 0
                 for step in range(steps):
                     for block in range(blocks):
@@ -237,7 +302,7 @@ def products(dtype: str) -> SimpleNamespace:
                             w_next += (k1 - k0) * LINE
                             w_tiles -= 1
                         one_tile(
-                            end - first, columns, a_at, a_row, a_k, w_at, k1 - k0, c_at, c_row, last, adds,
+                            end - first, columns, a_at, a_row, a_k, w_at, terms, c_at, c_row, last, adds,
                             prefetched, prefetched_k,
                         )  # fmt: skip
                         done += 1
@@ -248,6 +313,6 @@ def products(dtype: str) -> SimpleNamespace:
 
     @inner
     def product(a, a_row, w, K, c, c_row, N, rows, add, backwards):
-        product_steps(a, 0, a_row, itemsize, w, K, c, 0, c_row, N, 1, rows, add, backwards)
+        product_steps(a, 0, a_row, a_step_of_k, w, K, c, 0, c_row, N, 1, rows, add, backwards)
 
     return SimpleNamespace(product=product, product_steps=product_steps, product_prefetching=product_prefetching)

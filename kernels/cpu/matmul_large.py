@@ -15,10 +15,11 @@ from __future__ import annotations
 from functools import cache
 from types import SimpleNamespace
 
+from rnnkit.kernels.cpu.formats import PAIRS, depths, formats
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import LINE, products, tile_shape
 from rnnkit.kernels.cpu.memory import maximum, minimum
-from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.pairs import pair_copies
 
 # Row-steps, and columns of d, per pass of d^T x. Together with x's panels they stay in the second-level cache.
 K_BLOCK = 256
@@ -31,25 +32,29 @@ ROW_BLOCK = 96
 
 
 def scratch_elements(K: int, M: int, N: int, dtype: str) -> int:
-    """How many elements of scratch memory `over_time` needs for M rows of d^T x, where x is (K, N)."""
-    lanes = vectors(dtype).lanes
+    """How many computed numbers of scratch memory `over_time` needs for M rows of d^T x, where x is (K, N)."""
+    lanes = formats(dtype).computed.lanes
     levels = (K > SPAN) + (K > STRETCH)
     return K_BLOCK * (-(-N // lanes) * lanes + M_BLOCK + lanes) + levels * M * (N + 1)
 
 
 @cache
 def large_products(dtype: str) -> SimpleNamespace:
-    """The products of a dtype, for other kernels. Operands are addresses, strides are in bytes.
+    """The products of a dtype, for other kernels, in computed numbers. Arrays are addresses, strides are in bytes.
 
     rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1)
         rows [r0, r1) of y (M, N) = x (M, K) W^T, w packed
     over_time(d, d_row, x, K, N, out, sums, m0, m1, scratch, adds)
         rows [m0, m1) of out (M, N) = d^T x, or += d^T x if adds is not 0, for d (K, M) and x (K, N); and unless `sums`
         is 0, elements [m0, m1) of sums (M,), the sums of d's columns. x and out are contiguous; scratch has
-        scratch_elements(K, m1 - m0, N) elements
+        scratch_elements(K, m1 - m0, N) numbers
     """
-    v = vectors(dtype)
-    product_prefetching = products(dtype).product_prefetching
+    form = formats(dtype)
+    operand = form.operand
+    v = form.computed
+    by_weights = products(operand.dtype, form.packed).product_prefetching
+    by_operands = products(operand.dtype, PAIRS if form.dots else operand.dtype).product_prefetching
+    depth = depths(dtype)
     load = v.whole.load
     store = v.whole.store
     load_first = v.first.load
@@ -61,6 +66,12 @@ def large_products(dtype: str) -> SimpleNamespace:
     lanes = v.lanes
     size = v.itemsize
     width = tile_shape()[1] * lanes
+    operand_size = operand.itemsize
+    step_of_k = operand_size * (2 if form.paired else 1)
+    # In over_time K counts row-steps, and both sides are operands.
+    DOTS = form.dots
+    AT_ONCE = 2 if DOTS else 1  # row-steps per word
+    word = AT_ONCE * operand_size
 
     @inner
     def rows_by_weights(x, x_row, w, K, y, y_row, N, r0, r1):
@@ -68,14 +79,15 @@ def large_products(dtype: str) -> SimpleNamespace:
             rows = minimum(ROW_BLOCK, r1 - r)
             following = r + ROW_BLOCK
             # Prefetches the rows of the next block, one cache line per k of a tile.
-            tiles = minimum(ROW_BLOCK, r1 - following) * x_row // maximum(K * LINE, 1) + 1 if following < r1 else 0
-            product_prefetching(
-                x + r * x_row, 0, x_row, size, w, K, y + r * y_row, 0, y_row, N, 1, rows, 0, False,
-                x + following * x_row, K * LINE, LINE, tiles,
+            ahead = depth(K) * LINE
+            tiles = minimum(ROW_BLOCK, r1 - following) * x_row // maximum(ahead, 1) + 1 if following < r1 else 0
+            by_weights(
+                x + r * x_row, 0, x_row, step_of_k, w, K, y + r * y_row, 0, y_row, N, 1, rows, 0, False,
+                x + following * x_row, ahead, LINE, tiles,
             )  # fmt: skip
 
     @inner
-    def copy_rows(source, source_row, target, target_row, K, count):
+    def copy_each(source, source_row, target, target_row, K, count):
         """Copies K rows of `count` values and pads each to whole vectors with zeros."""
         whole = count // lanes * lanes
         for k in range(K):
@@ -87,8 +99,8 @@ def large_products(dtype: str) -> SimpleNamespace:
                 store(load_first(a + whole * size, count - whole), b + whole * size, lanes)
 
     @inner
-    def copy_and_sum(source, source_row, target, target_row, K, count, sums):
-        """copy_rows, and sums (count,) += the sums of the columns, which four registers accumulate during the copy."""
+    def copy_each_and_sum(source, source_row, target, target_row, K, count, sums):
+        """copy_each, and sums (count,) += the sums of the columns, which four registers accumulate during the copy."""
         whole = count // (4 * lanes) * 4 * lanes
         for n in range(0, whole, 4 * lanes):
             totals = (zero(), zero(), zero(), zero())
@@ -106,6 +118,11 @@ def large_products(dtype: str) -> SimpleNamespace:
                 store(value, target + k * target_row + n * size, lanes)
                 total = total + value
             store_first(load_first(sums + n * size, left) + total, sums + n * size, left)
+
+    if DOTS:
+        copy_rows, copy_and_sum = pair_copies().copy_pairs, pair_copies().copy_pairs_and_sum
+    else:
+        copy_rows, copy_and_sum = copy_each, copy_each_and_sum
 
     @inner
     def accumulate(source, target, count, adds):
@@ -135,18 +152,19 @@ def large_products(dtype: str) -> SimpleNamespace:
     def pack_panels(x, x_row, steps, N, panels):
         for n in range(0, N, width):
             columns = (minimum(width, N - n) + lanes - 1) // lanes * lanes
-            copy_rows(x + n * size, x_row, panels, columns * size, steps, minimum(width, N - n))
-            panels += steps * columns * size
+            copy_rows(x + n * operand_size, x_row, panels, columns * word, steps, minimum(width, N - n))
+            panels += (steps + AT_ONCE - 1) // AT_ONCE * columns * word
 
     @inner
     def over_time(d, d_row, x, K, N, out, sums, m0, m1, scratch, adds):
-        x_row = N * size
+        x_row = N * operand_size
+        out_row = N * size
         M = m1 - m0
         count_out = M * N
         # One more vector per row of the copy: with a power of two as the stride, all rows would share one cache set.
-        d_block_row = (M_BLOCK + lanes) * size
+        d_block_row = (M_BLOCK + lanes) * word
         d_block = scratch + K_BLOCK * ((N + lanes - 1) // lanes * lanes) * size
-        out += m0 * x_row
+        out += m0 * out_row
         sums = sums + m0 * size if sums else 0
         span = d_block + K_BLOCK * d_block_row
         span_sums = span + count_out * size
@@ -160,13 +178,13 @@ def large_products(dtype: str) -> SimpleNamespace:
                 for m in range(M):
                     store_first(0.0, sums_to + m * size, 1)
             panels = scratch
-            if N % lanes == 0 and width >= N:
+            if not DOTS and N % lanes == 0 and width >= N:
                 panels = x + k * x_row  # x already has the layout of a panel
             else:
                 pack_panels(x + k * x_row, x_row, steps, N, scratch)
             for m in range(0, M, M_BLOCK):
                 count = minimum(M_BLOCK, M - m)
-                source = d + k * d_row + (m0 + m) * size
+                source = d + k * d_row + (m0 + m) * operand_size
                 if sums:
                     copy_and_sum(source, d_row, d_block, d_block_row, steps, count, sums_to + m * size)
                 else:
@@ -174,10 +192,11 @@ def large_products(dtype: str) -> SimpleNamespace:
                 # Each tile prefetches one vector of each row of the next block.
                 next_k, next_m = (k, m + M_BLOCK) if m + M_BLOCK < M else (k + K_BLOCK, 0)
                 vectors_ahead = (minimum(M_BLOCK, M - next_m) + lanes - 1) // lanes if next_k < K else 0
-                product_prefetching(
-                    d_block, 0, size, d_block_row, panels, steps, to + m * x_row, 0, x_row, N, 1, count,
+                by_operands(
+                    d_block, 0, word, d_block_row, panels, steps, to + m * out_row, 0, out_row, N, 1, count,
                     inside + (adds if k < SPAN else 0), False,
-                    d + next_k * d_row + (m0 + next_m) * size, lanes * size, d_row, vectors_ahead,
+                    d + next_k * d_row + (m0 + next_m) * operand_size, lanes * operand_size, d_row * AT_ONCE,
+                    vectors_ahead,
                 )  # fmt: skip
             if k >= SPAN and (k + K_BLOCK >= K or inside + K_BLOCK == SPAN):
                 ends = k + K_BLOCK >= K

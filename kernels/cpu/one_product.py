@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from rnnkit.kernels.cpu.formats import depths, formats
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products
 from rnnkit.kernels.cpu.packed_weights import weight_functions
 from rnnkit.kernels.cpu.pointwise import backward_row, forward_row
-from rnnkit.kernels.cpu.rows import row_functions
-from rnnkit.kernels.cpu.simd import vectors
-from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Packed, operands_of
+from rnnkit.kernels.cpu.rows import caller_row, caller_step, clearer, copier
+from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Packed, cell_states, operands_of
 
 
 def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     """One product and one pointwise stage, and the projection where there is one."""
-    size = vectors(dtype).itemsize
-    product = products(dtype).product
-    row = forward_row(cell, dtype)
-    rows = row_functions(dtype)
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    computed = form.computed
+    product = products(operand.dtype, form.packed).product
+    row = forward_row(cell, dtype, operand.dtype, computed.dtype)
     pack_share = weight_functions(dtype).pack_share
-    copy = rows.copy
-    caller_row = rows.caller_row
-    caller_step = rows.caller_step
+    depth = depths(dtype)
+    cells_of = cell_states(dtype, True)
+    copy_y = copier(computed.dtype, stored.dtype)
+    copy_h = copier(computed.dtype, operand.dtype)
+    STORED = stored.itemsize
+    OPERAND = operand.itemsize
+    COMPUTED = computed.itemsize
+    WORD = form.word
+    IN_PLACE = OPERAND == COMPUTED  # a product's result may be the next operand
+    SAVED = cell.n_saved
     G = cell.n_gates
     SPLITS = cell.splits_sides
 
@@ -36,32 +45,33 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
 
     @inner
     def packed(a, s, share):
-        x = a.packed + s.w_x + share.unit0 * G * s.I * size
-        h = a.packed + s.w_h + share.unit0 * G * s.R * size
-        return Packed(x, h, a.packed + s.w_p + share.output0 * s.H * size, 0)
+        x = a.packed + s.w_x + share.unit0 * G * depth(s.I) * WORD
+        h = a.packed + s.w_h + share.unit0 * G * depth(s.R) * WORD
+        return Packed(x, h, a.packed + s.w_p + share.output0 * depth(s.H) * WORD, 0)
 
     @inner
     def first(a, s, p, share, w, step):
-        h = step.h + p.b0 * share.row_h
+        row_h = s.R * OPERAND
         out = step.side if SPLITS else step.gates
         GH = G * share.units
-        product(h, share.row_h, w.h, s.R, out, share.row_g, GH, step.rows, 0 if SPLITS else 1, step.odd)
+        product(step.h + p.b0 * row_h, row_h, w.h, s.R, out, share.row_g, GH, step.rows, 0 if SPLITS else 1, step.odd)
         projected = a.weights.w_hr != 0
         operands = operands_of(a, s)
-        b_ih = a.weights.b_ih + share.first
-        b_hh = a.weights.b_hh + share.first
+        b_ih = a.weights.b_ih + share.unit0 * STORED
+        b_hh = a.weights.b_hh + share.unit0 * STORED
+        cells = cells_of(a, s)
         for r in range(p.b0, step.end):
             here = step.at + r
             gates = (r - p.b0) * share.row_g
-            c = a.c_n + caller_row(a.rows, r) * share.row_c + share.first
-            y = a.y + caller_step(a.rows, s, step.t, r) * a.y_row + share.first
-            m = operands + (here if s.keep else r) * share.row_c + share.first
-            h_new = step.h_new + r * share.row_h + share.first
+            c = cells + (caller_row(a.rows, r) * s.H + share.unit0) * COMPUTED
+            y = a.y + caller_step(a.rows, s, step.t, r) * a.y_row + share.unit0 * STORED
+            m = operands + ((here if s.keep else r) * s.H + share.unit0) * OPERAND
+            h_new = step.h_new + r * row_h + share.unit0 * OPERAND
             row(
-                step.gates + gates, step.side + gates, share.units * size, b_ih, b_hh,
-                step.h + r * share.row_h + share.first, c, m if projected else h_new, 0 if projected else y,
-                a.saved.values + here * share.row_saved + share.first,
-                a.saved.c_prev + here * share.row_c + share.first, c, share.units, s.H, s.keep,
+                step.gates + gates, step.side + gates, share.units * COMPUTED, b_ih, b_hh,
+                step.h + r * row_h + share.unit0 * OPERAND, c, m if projected else h_new, 0 if projected else y,
+                a.saved.values + (SAVED * here * s.H + share.unit0) * STORED,
+                a.saved.c_prev + (here * s.H + share.unit0) * COMPUTED, c, share.units, s.H, s.keep,
             )  # fmt: skip
 
     @inner
@@ -70,28 +80,70 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
 
     @inner
     def second(a, s, p, share, w, step):
-        m = operands_of(a, s) + (step.at + p.b0 if s.keep else p.b0) * share.row_c
-        out = step.h_new + p.b0 * share.row_h + share.first_out
-        product(m, share.row_c, w.second, s.H, out, share.row_h, share.outputs, step.rows, 0, step.odd)
-        for r in range(p.b0, step.end):
-            y = a.y + caller_step(a.rows, s, step.t, r) * a.y_row + share.first_out
-            copy(step.h_new + r * share.row_h + share.first_out, y, share.outputs)
+        row_m = s.H * OPERAND
+        m = operands_of(a, s) + (step.at + p.b0 if s.keep else p.b0) * row_m
+        h_new = step.h_new + (p.b0 * s.R + share.output0) * OPERAND
+        out = h_new if IN_PLACE else step.side
+        row_out = (s.R if IN_PLACE else share.outputs) * COMPUTED
+        product(m, row_m, w.second, s.H, out, row_out, share.outputs, step.rows, 0, step.odd)
+        for r in range(step.rows):
+            y = a.y + caller_step(a.rows, s, step.t, p.b0 + r) * a.y_row + share.output0 * STORED
+            copy_y(out + r * row_out, y, share.outputs)
+            if not IN_PLACE:
+                copy_h(out + r * row_out, h_new + r * s.R * OPERAND, share.outputs)
 
     return ForwardStages(pack, packed, first, between, second)
 
 
+def _make_sum(dtype: str) -> Any:
+    """sum_of(a, b, target, count): stored numbers and computed ones are added into operands."""
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    computed = form.computed
+    load_a = stored.whole.load
+    load_b = computed.whole.load
+    store = operand.whole.store
+    load_first_a = stored.first.load
+    load_first_b = computed.first.load
+    store_first = operand.first.store
+    A = stored.itemsize
+    B = computed.itemsize
+    TARGET = operand.itemsize
+    lanes = computed.lanes
+
+    @inner
+    def sum_of(a, b, target, count):
+        last = count // lanes * lanes
+        for j in range(0, last, lanes):
+            store(load_a(a + j * A, lanes) + load_b(b + j * B, lanes), target + j * TARGET, lanes)
+        if last < count:
+            n = count - last
+            total = load_first_a(a + last * A, n) + load_first_b(b + last * B, n)
+            store_first(total, target + last * TARGET, n)
+
+    return sum_of
+
+
 def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     """The projection's gradient where there is one, then the pointwise stage, then the product with W_hh."""
-    size = vectors(dtype).itemsize
-    product = products(dtype).product
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    computed = form.computed
+    product = products(operand.dtype, form.packed).product
     row = backward_row(cell, dtype)
-    rows = row_functions(dtype)
     pack_share = weight_functions(dtype).pack_share
-    copy = rows.copy
-    add_to = rows.add_to
-    clear = rows.clear
-    caller_row = rows.caller_row
-    caller_step = rows.caller_step
+    depth = depths(dtype)
+    cells_of = cell_states(dtype, False)
+    copy_dh = copier(computed.dtype, operand.dtype)
+    sum_of = _make_sum(dtype)
+    clear = clearer(computed.dtype)
+    STORED = stored.itemsize
+    OPERAND = operand.itemsize
+    COMPUTED = computed.itemsize
+    WORD = form.word
+    SAVED = cell.n_saved
     G = cell.n_gates
 
     @outer
@@ -102,25 +154,28 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
 
     @inner
     def packed(a, s, share):
-        h = a.workspace + s.w_h + share.output0 * share.row_g
-        return Packed(0, h, a.workspace + s.w_p + share.unit0 * s.R * size, 0)
+        h = a.workspace + s.w_h + share.output0 * depth(G * s.H) * WORD
+        return Packed(0, h, a.workspace + s.w_p + share.unit0 * depth(s.R) * WORD, 0)
 
     @inner
     def second_rows(a, s, p, share, w, step):
         for r in range(p.b0, step.end):
-            dh = a.workspace + s.states + r * share.row_h + share.first_out
-            dprojected = a.dprojected + (step.at + r) * share.row_h + share.first_out
-            copy(dh, dprojected, share.outputs)
+            dh = a.workspace + s.states + (r * s.R + share.output0) * COMPUTED
+            dprojected = a.dprojected + ((step.at + r) * s.R + share.output0) * OPERAND
             if a.dy:
-                dy = a.dy + caller_step(a.rows, s, step.t, r) * a.y_row + share.first_out
-                add_to(dy, dprojected, share.outputs)
+                dy = a.dy + caller_step(a.rows, s, step.t, r) * a.y_row + share.output0 * STORED
+                sum_of(dy, dh, dprojected, share.outputs)
+            else:
+                copy_dh(dh, dprojected, share.outputs)
             clear(dh, share.outputs)
 
     @inner
     def second_product(a, s, p, share, w, step):
-        dprojected = a.dprojected + (step.at + p.b0) * share.row_h
-        dm = a.workspace + s.exchanged + p.b0 * share.row_c + share.first
-        product(dprojected, share.row_h, w.second, s.R, dm, share.row_c, share.units, step.rows, 0, step.odd)
+        row_p = s.R * OPERAND
+        row_m = s.H * COMPUTED
+        dprojected = a.dprojected + (step.at + p.b0) * row_p
+        dm = a.workspace + s.exchanged + p.b0 * row_m + share.unit0 * COMPUTED
+        product(dprojected, row_p, w.second, s.R, dm, row_m, share.units, step.rows, 0, step.odd)
 
     @inner
     def first_rows(a, s, p, share, w, step):
@@ -128,22 +183,22 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
         has_dy = a.dy != 0 and not projected
         for r in range(p.b0, step.end):
             here = step.at + r
-            dh = a.workspace + s.states + r * share.row_h + share.first_out
-            dm = a.workspace + s.exchanged + r * share.row_c + share.first
+            gates = here * share.row_g + share.unit0 * OPERAND
+            dh = a.workspace + s.states + (r * s.R + share.output0) * COMPUTED
+            dm = a.workspace + s.exchanged + (r * s.H + share.unit0) * COMPUTED
             row(
-                a.saved.values + here * share.row_saved + share.first,
-                a.saved.h_prev + here * share.row_h + share.first,
-                a.saved.c_prev + here * share.row_c + share.first,
-                a.dy + caller_step(a.rows, s, step.t, r) * a.y_row + share.first, has_dy, dm if projected else dh,
-                a.dc0 + caller_row(a.rows, r) * share.row_c + share.first,
-                a.dgates_x + here * share.row_g + share.first, a.dgates_h + here * share.row_g + share.first,
-                share.units, s.H,
+                a.saved.values + (SAVED * here * s.H + share.unit0) * STORED,
+                a.saved.h_prev + (here * s.R + share.unit0) * OPERAND,
+                a.saved.c_prev + (here * s.H + share.unit0) * COMPUTED,
+                a.dy + caller_step(a.rows, s, step.t, r) * a.y_row + share.unit0 * STORED, has_dy,
+                dm if projected else dh, cells_of(a, s) + (caller_row(a.rows, r) * s.H + share.unit0) * COMPUTED,
+                a.dgates_x + gates, a.dgates_h + gates, share.units, s.H,
             )  # fmt: skip
 
     @inner
     def first_product(a, s, p, share, w, step):
         dgates = a.dgates_h + (step.at + p.b0) * share.row_g
-        dh = a.workspace + s.states + p.b0 * share.row_h + share.first_out
-        product(dgates, share.row_g, w.h, G * s.H, dh, share.row_h, share.outputs, step.rows, 1, step.odd)
+        dh = a.workspace + s.states + (p.b0 * s.R + share.output0) * COMPUTED
+        product(dgates, share.row_g, w.h, G * s.H, dh, s.R * COMPUTED, share.outputs, step.rows, 1, step.odd)
 
     return BackwardStages(pack, packed, second_rows, second_product, first_rows, first_product)

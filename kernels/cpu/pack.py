@@ -3,6 +3,9 @@
 The last panel may be narrower. A weight matrix W (N, K) is stored by rows and read by columns, so packing transposes
 it: blocks of lanes x lanes elements in registers, each cache line read once. If W^T is wanted instead, its columns are
 already contiguous and are copied.
+
+Pairs (kernels/cpu/formats.py) have the layout [panel][(K + 1) / 2][columns * lanes] of words. A row of bfloat16 is
+packed as a row of words already, and the high half of an odd K's last word is zero.
 """
 
 from __future__ import annotations
@@ -15,26 +18,30 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.matmul import tile_shape
 from rnnkit.kernels.cpu.memory import minimum, stack_bytes, store_word
-from rnnkit.kernels.cpu.simd import INT32, emit_load, emit_store, load_first, pointer, store_first, vectors
+from rnnkit.kernels.cpu.pairs import pair_copies
+from rnnkit.kernels.cpu.simd import INT32, emit_store, pointer, store_first, vectors
 
 
 def padded(columns: int, dtype: str) -> int:
     """`columns` rounded up to whole vectors: the elements per k of a packed matrix with that many rows."""
-    lanes = vectors(dtype).lanes
+    lanes = formats(dtype).computed.lanes
     return -(-columns // lanes) * lanes
 
 
 def panel_count(N: int, dtype: str) -> int:
     """The number of panels of N rows."""
-    width = tile_shape()[1] * vectors(dtype).lanes
+    width = tile_shape()[1] * formats(dtype).computed.lanes
     return -(-N // width)
 
 
 def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
     """Three intrinsics that transpose a block of lanes x lanes elements. Strides and offsets are in bytes.
+
+    v: how the elements are loaded. They are stored as their Vecs are.
 
     transpose(source, source_row, target, target_row)
         a block of contiguous rows
@@ -78,7 +85,7 @@ def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
         def emit(context, builder, sig, args):
             source, source_row, target, target_row = args
             rows = [at_row(builder, source, source_row, n) for n in range(lanes)]
-            store_rows(builder, [emit_load(builder, vec, row) for row in rows], target, target_row)
+            store_rows(builder, [v.emit.load(builder, vec, row, None) for row in rows], target, target_row)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 4), emit
@@ -90,7 +97,7 @@ def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
             zeros = ir.Constant(vec.llvm, [0.0] * lanes)
             rows = []
             for n in range(lanes):
-                row = emit_load(builder, vec, builder.add(row_address(builder, table, n), at))
+                row = v.emit.load(builder, vec, builder.add(row_address(builder, table, n), at), None)
                 rows.append(builder.select(builder.icmp_signed("<", ir.Constant(valid.type, n), valid), row, zeros))
             store_rows(builder, rows, target, target_row)
             return context.get_dummy_value()
@@ -106,7 +113,7 @@ def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
             rows = []
             for n in range(lanes):
                 taken = builder.select(builder.icmp_signed("<", ir.Constant(valid.type, n), valid), count, none)
-                rows.append(load_first(builder, vec, builder.add(row_address(builder, table, n), at), taken))
+                rows.append(v.emit.load_first(builder, vec, builder.add(row_address(builder, table, n), at), taken))
             for n, row in enumerate(transposed(builder, rows)):
                 stored = builder.select(builder.icmp_signed("<", ir.Constant(count.type, n), count), full, none)
                 store_first(builder, vec, row, at_row(builder, target, target_row, n), stored)
@@ -123,17 +130,73 @@ def packer(dtype: str) -> Any:
 
     w and packed are addresses, w_row is the stride of w's rows in bytes. Row n of the packed matrix is row
     `first + (n // each) * stride + n % each` of w, which has K columns. If `transposed`, it is column first + n of w,
-    which has K rows; `each` is then N. `packed` has padded(N) * K elements and is aligned to 64 bytes.
+    which has K rows; `each` is then N. `packed` has padded(N) * depth(K) words and is aligned to 64 bytes.
     """
-    v = vectors(dtype)
-    load = v.whole.load
+    form = formats(dtype)
+    if form.paired:
+        return _pair_packer()
+    pack_all = _packer(form.stored, form.computed)
+
+    @inner
+    def pack(w, w_row, K, transposed, first, each, stride, N, panel0, panel1, packed):
+        pack_all(w, w_row, K, K, transposed, first, each, stride, N, panel0, panel1, packed)
+
+    return pack
+
+
+@cache
+def _pair_packer() -> Any:
+    """The whole words of a row are packed like numbers of 32 bits."""
+    words = vectors("float32")
+    pack_words = _packer(words, words)
+    pairs = pair_copies()
+    load_one_of_a_pair = pairs.load_first_pairs
+    copy_pairs = pairs.copy_pairs
+    store_first = words.first.store
+    lanes = words.lanes
+    width = tile_shape()[1] * lanes
+
+    @inner
+    def pack_last(w, w_row, K, first, each, stride, N, panel0, panel1, packed):
+        """The last words of an odd K."""
+        depth = (K + 1) // 2
+        for n in range(panel0 * width, minimum(panel1 * width, (N + lanes - 1) // lanes * lanes)):
+            start = n // width * width
+            columns = minimum(width, (N + lanes - 1) // lanes * lanes - start)
+            to = packed + 4 * (start * depth + (depth - 1) * columns + n - start)
+            unit = minimum(n, N - 1)
+            at = w + (first + unit // each * stride + unit % each) * w_row + 2 * (K - 1)
+            store_first(load_one_of_a_pair(at, at, False, 1 if n < N else 0), to, 1)
+
+    @inner
+    def pack(w, w_row, K, transposed, first, each, stride, N, panel0, panel1, packed):
+        depth = (K + 1) // 2
+        if transposed:
+            total = (N + lanes - 1) // lanes * lanes
+            for start in range(panel0 * width, minimum(panel1 * width, total), width):
+                columns = minimum(width, total - start)
+                to = packed + 4 * start * depth
+                copy_pairs(w + 2 * (first + start), w_row, to, 4 * columns, K, minimum(width, N - start))
+            return
+        pack_words(w, w_row, K // 2, depth, False, first, each, stride, N, panel0, panel1, packed)
+        if K % 2 and N > 0:
+            pack_last(w, w_row, K, first, each, stride, N, panel0, panel1, packed)
+
+    return pack
+
+
+def _packer(source: SimpleNamespace, v: SimpleNamespace) -> Any:
+    """pack of elements that are loaded as `source` says and stored as `v` says, with one more argument after K: the
+    rows of a panel, K unless some are left free."""
+    load = source.whole.load
     store = v.whole.store
-    load_first = v.first.load
-    load_blocks = v.whole.load_blocks
+    load_first = source.first.load
+    load_blocks = source.whole.load_blocks
     store_blocks = v.whole.store_blocks
-    transpose, transpose_rows, transpose_edge = _make_transpose(v)
+    transpose, transpose_rows, transpose_edge = _make_transpose(source)
     lanes = v.lanes
     size = v.itemsize
+    source_size = source.itemsize
     full = tile_shape()[1]  # vectors per row of a full panel
     vector_size = lanes * size
     width = full * lanes
@@ -147,12 +210,12 @@ def packer(dtype: str) -> Any:
             row = source + k * source_row
             to = at + k * target_row
             if whole == width:
-                store_blocks(load_blocks(row, vector_size, lanes, full), to, vector_size, lanes)
+                store_blocks(load_blocks(row, lanes * source_size, lanes, full), to, vector_size, lanes)
                 continue
             for n in range(0, whole, lanes):
-                store(load(row + n * size, lanes), to + n * size, lanes)
+                store(load(row + n * source_size, lanes), to + n * size, lanes)
             if whole < count:
-                store(load_first(row + whole * size, count - whole), to + whole * size, lanes)
+                store(load_first(row + whole * source_size, count - whole), to + whole * size, lanes)
 
     @inner
     def transpose_panel(w, w_row, K, first, each, stride, n, end, at, target_row, table):
@@ -164,7 +227,7 @@ def packer(dtype: str) -> Any:
             # The last block ends at K and may overlap the one before it, so that no lane needs a mask.
             for column in range(0, K, lanes):
                 k = minimum(column, K - lanes)
-                transpose(row + k * size, w_row, at + k * target_row, target_row)
+                transpose(row + k * source_size, w_row, at + k * target_row, target_row)
             return
         valid = minimum(lanes, end - n)
         for lane in range(lanes):
@@ -178,20 +241,20 @@ def packer(dtype: str) -> Any:
         if lanes <= K:
             for column in range(0, K, lanes):
                 k = minimum(column, K - lanes)
-                transpose_rows(table, valid, k * size, at + k * target_row, target_row)
+                transpose_rows(table, valid, k * source_size, at + k * target_row, target_row)
         elif K > 0:
             transpose_edge(table, valid, 0, K, at, target_row)
 
     @inner
-    def pack(w, w_row, K, transposed, first, each, stride, N, panel0, panel1, packed):
+    def pack(w, w_row, K, depth, transposed, first, each, stride, N, panel0, panel1, packed):
         table = stack_bytes(8 * lanes)
         total = (N + lanes - 1) // lanes * lanes
         block_rows = N if each == stride else each  # adjacent blocks are one block
         for start in range(panel0 * width, minimum(panel1 * width, total), width):
             columns = minimum(width, total - start)
-            at = packed + start * K * size
+            at = packed + start * depth * size
             if transposed:
-                copy_panel(w + (first + start) * size, w_row, K, minimum(width, N - start), at)
+                copy_panel(w + (first + start) * source_size, w_row, K, minimum(width, N - start), at)
             else:
                 for n in range(0, columns, lanes):
                     transpose_panel(

@@ -6,13 +6,13 @@ from functools import cache
 from types import SimpleNamespace
 
 from rnnkit.kernels.cpu.digest import digest
+from rnnkit.kernels.cpu.formats import depths, formats
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products, tile_shape
 from rnnkit.kernels.cpu.memory import atomic_add, load_word, maximum, minimum, store_word
 from rnnkit.kernels.cpu.pack import packer
 from rnnkit.kernels.cpu.partition import sync_all
 from rnnkit.kernels.cpu.rows import row_functions
-from rnnkit.kernels.cpu.simd import vectors
 
 
 @cache
@@ -30,11 +30,16 @@ def weight_functions(dtype: str) -> SimpleNamespace:
         gates = x W_ih^T for steps [low, low + steps) of the thread's own rows. Returns the number of rows from one step
         to the next in `gates`, or 0 where they are packed as x is, because the thread's rows are the whole batch
     """
-    v = vectors(dtype)
+    form = formats(dtype)
     pack = packer(dtype)
-    lib = products(dtype)
-    size = v.itemsize
-    panel_width = tile_shape()[1] * v.lanes
+    lib = products(form.operand.dtype, form.packed)
+    depth = depths(dtype)
+    size = form.stored.itemsize
+    operand_size = form.operand.itemsize
+    step_of_k = operand_size * (2 if form.paired else 1)
+    computed_size = form.computed.itemsize
+    word = form.word
+    panel_width = tile_shape()[1] * form.computed.lanes
     product = lib.product
     product_steps = lib.product_steps
     first_unit = row_functions(dtype).first_unit
@@ -71,12 +76,12 @@ def weight_functions(dtype: str) -> SimpleNamespace:
         begin = panels * p.group // s.groups
         end = panels * (p.group + 1) // s.groups
         row = (blocks * width if transposed else K) * size
-        pack(w, row, K, transposed, first, share, width, N, begin, end, packed + blocks * first * K * size)
+        pack(w, row, K, transposed, first, share, width, N, begin, end, packed + blocks * first * depth(K) * word)
 
     @outer
     def input_product(a, s, p, low, steps, w_x, gates, GH):
         x, offsets, counts = a.x_packed, a.rows.offsets, a.rows.counts
-        I, B, row_x, row_g, rows = s.I, s.B, s.I * size, GH * size, p.b1 - p.b0
+        I, B, row_x, row_g, rows = s.I, s.B, s.I * operand_size, GH * computed_size, p.b1 - p.b0
         first = load_word(offsets + 8 * low)
         if rows == B:
             total = load_word(offsets + 8 * (low + steps)) - first
@@ -85,7 +90,7 @@ def weight_functions(dtype: str) -> SimpleNamespace:
         if load_word(counts + 8 * (low + steps - 1)) == B:
             x_low = x + (first + p.b0) * row_x
             product_steps(
-                x_low, B * row_x, row_x, size, w_x, I, gates, rows * row_g, row_g, GH, steps, rows, 0, False
+                x_low, B * row_x, row_x, step_of_k, w_x, I, gates, rows * row_g, row_g, GH, steps, rows, 0, False
             )  # fmt: skip
             return rows
         for t in range(low, low + steps):

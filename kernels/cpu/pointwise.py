@@ -1,6 +1,7 @@
 """The pointwise part of one row, vector by vector: what the stages of the time loops call between the products.
 
 Addresses are of the first unit of the thread's share; `share` units are computed. A row's last vector may be partial.
+What each array's numbers are in memory: kernels/cpu/formats.py.
 """
 
 from __future__ import annotations
@@ -10,59 +11,74 @@ from typing import Any
 
 from rnnkit.kernels.cells import POINTWISE
 from rnnkit.kernels.cpu.activations import activations
+from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.simd import vectors
 
 
 @cache
-def forward_row(cell: Any, dtype: str) -> Any:
+def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     """row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep) for a cell with one stage.
 
     g, and u where the cell splits its sides, hold the gates' blocks, `apart` bytes from each other; the biases and
-    `saved` hold blocks of H units. The new h goes to `out`, and to y unless y is 0.
+    `saved` hold blocks of H units. The new h goes to `out`, and to y unless y is 0. `state` is the dtype in memory of h
+    and `out`, `cell_state` that of c and c_new.
     """
-    pair = POINTWISE[cell.name](inner, activations(dtype)).forward
-    v = vectors(dtype)
+    form = formats(dtype)
+    stored = form.stored
+    v = form.computed
+    pair = POINTWISE[cell.name](inner, activations(v.dtype)).forward
+    h_format = vectors(state)
+    c_format = vectors(cell_state)
     zero = v.zero
     add_blocks = v.add_blocks
     size = v.itemsize
+    stored_size = stored.itemsize
+    h_size = h_format.itemsize
+    c_size = c_format.itemsize
     lanes = v.lanes
     G = cell.n_gates
     SPLITS = cell.splits_sides
     READS_H = cell.reads_h
     HAS_C = cell.has_c
 
-    def units(memory):
-        """The cell on one vector of units, from unit j on."""
-        load = memory.load
-        store = memory.store
-        load_blocks = memory.load_blocks
-        store_blocks = memory.store_blocks
+    def units(part):
+        """The cell on one vector of units, from unit j on. part: "whole", or "first" for the first n units."""
+        load_blocks = getattr(v, part).load_blocks
+        store = getattr(v, part).store
+        load_biases = getattr(stored, part).load_blocks
+        store_values = getattr(stored, part).store_blocks
+        store_y = getattr(stored, part).store
+        load_h = getattr(h_format, part).load
+        store_h = getattr(h_format, part).store
+        load_c = getattr(c_format, part).load
+        store_c = getattr(c_format, part).store
 
         @inner
         def step(j, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep):
             at = j * size
-            block = H * size
-            xs = add_blocks(load_blocks(g + at, apart, n, G), load_blocks(bias_x + at, block, n, G))
-            us = load_blocks(bias_h + at, block, n, G)
+            at_stored = j * stored_size
+            block = H * stored_size
+            xs = add_blocks(load_blocks(g + at, apart, n, G), load_biases(bias_x + at_stored, block, n, G))
+            us = load_biases(bias_h + at_stored, block, n, G)
             if SPLITS:
                 us = add_blocks(us, load_blocks(u + at, apart, n, G))
-            c_before = load(c + at, n) if HAS_C else zero()
-            values, h_value, c_value = pair(xs, us, load(h + at, n) if READS_H else zero(), c_before)
+            c_before = load_c(c + j * c_size, n) if HAS_C else zero()
+            values, h_value, c_value = pair(xs, us, load_h(h + j * h_size, n) if READS_H else zero(), c_before)
             if keep:
-                store_blocks(values, saved + at, block, n)
+                store_values(values, saved + at_stored, block, n)
                 if HAS_C:
                     store(c_before, c_prev + at, n)
-            store(h_value, out + at, n)
+            store_h(h_value, out + j * h_size, n)
             if y:
-                store(h_value, y + at, n)
+                store_y(h_value, y + at_stored, n)
             if HAS_C:
-                store(c_value, c_new + at, n)
+                store_c(c_value, c_new + j * c_size, n)
 
         return step
 
-    whole = units(v.whole)
-    ending = units(v.first)
+    whole = units("whole")
+    ending = units("first")
 
     @inner
     def row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep):
@@ -81,47 +97,55 @@ def backward_row(cell: Any, dtype: str) -> Any:
 
     dh becomes the part of its gradient that reaches h' without a product; dx and du hold blocks of H units.
     """
-    pair = POINTWISE[cell.name](inner, activations(dtype)).backward
-    v = vectors(dtype)
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    v = form.computed
+    pair = POINTWISE[cell.name](inner, activations(v.dtype)).backward
     zero = v.zero
     size = v.itemsize
+    stored_size = stored.itemsize
+    operand_size = operand.itemsize
     lanes = v.lanes
     SAVED = cell.n_saved
     SPLITS = cell.splits_sides
     READS_H = cell.reads_h
     HAS_C = cell.has_c
 
-    def units(memory):
-        load = memory.load
-        store = memory.store
-        load_blocks = memory.load_blocks
-        store_blocks = memory.store_blocks
+    def units(part):
+        load = getattr(v, part).load
+        store = getattr(v, part).store
+        load_values = getattr(stored, part).load_blocks
+        load_y = getattr(stored, part).load
+        load_h = getattr(operand, part).load
+        store_gates = getattr(operand, part).store_blocks
 
         @inner
         def step(j, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H):
             at = j * size
-            block = H * size
+            at_stored = j * stored_size
+            at_operand = j * operand_size
             d_h = load(dh + at, n)
             if has_dy:
-                d_h = d_h + load(dy + at, n)
+                d_h = d_h + load_y(dy + at_stored, n)
             dxs, dus, dh_direct, dc_prev = pair(
-                load_blocks(saved + at, block, n, SAVED),
-                load(h_prev + at, n) if READS_H else zero(),
+                load_values(saved + at_stored, H * stored_size, n, SAVED),
+                load_h(h_prev + at_operand, n) if READS_H else zero(),
                 load(c_prev + at, n) if HAS_C else zero(),
                 d_h,
                 load(dc + at, n) if HAS_C else zero(),
             )
-            store_blocks(dxs, dx + at, block, n)
+            store_gates(dxs, dx + at_operand, H * operand_size, n)
             if SPLITS:
-                store_blocks(dus, du + at, block, n)
+                store_gates(dus, du + at_operand, H * operand_size, n)
             store(dh_direct, dh + at, n)
             if HAS_C:
                 store(dc_prev, dc + at, n)
 
         return step
 
-    whole = units(v.whole)
-    ending = units(v.first)
+    whole = units("whole")
+    ending = units("first")
 
     @inner
     def row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H):
@@ -135,7 +159,7 @@ def backward_row(cell: Any, dtype: str) -> Any:
 
 
 @cache
-def reset_rows(cell: Any, dtype: str) -> tuple[Any, Any]:
+def reset_rows(cell: Any, dtype: str, state: str) -> tuple[Any, Any]:
     """The two forward stages of a GRU that resets before its second product.
 
     reset_row(g, bias_x, bias_h, h, r, rh, share, keep)
@@ -143,46 +167,61 @@ def reset_rows(cell: Any, dtype: str) -> tuple[Any, Any]:
     output_row(g, apart, bias_x, bias_h, h, z, out, y, share, H, keep)
         g holds those of z, and those of n `apart` bytes on; the biases are z's, with n's H units on. z goes to `z`
         where keep, n H units on; h to out and y.
+
+    `state` is the dtype in memory of h and `out`.
     """
-    stages = POINTWISE[cell.name](inner, activations(dtype))
-    v = vectors(dtype)
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    v = form.computed
+    stages = POINTWISE[cell.name](inner, activations(v.dtype))
+    h_format = vectors(state)
     size = v.itemsize
+    stored_size = stored.itemsize
+    operand_size = operand.itemsize
+    h_size = h_format.itemsize
     lanes = v.lanes
     reset = stages.reset
     update = stages.update
     output = stages.output
 
-    def units(memory):
-        load = memory.load
-        store = memory.store
+    def units(part):
+        load = getattr(v, part).load
+        load_bias = getattr(stored, part).load
+        store_value = getattr(stored, part).store
+        store_rh = getattr(operand, part).store
+        load_h = getattr(h_format, part).load
+        store_h = getattr(h_format, part).store
 
         @inner
         def with_biases(g, bias_x, bias_h, n):
-            return load(g, n) + (load(bias_x, n) + load(bias_h, n))
+            return load(g, n) + (load_bias(bias_x, n) + load_bias(bias_h, n))
 
         @inner
         def reset_step(j, n, g, bx, bh, h, r, rh, keep):
-            at = j * size
-            r_value, rh_value = reset(with_biases(g + at, bx + at, bh + at, n), load(h + at, n))
+            at = j * stored_size
+            r_value, rh_value = reset(with_biases(g + j * size, bx + at, bh + at, n), load_h(h + j * h_size, n))
             if keep:
-                store(r_value, r + at, n)
-            store(rh_value, rh + at, n)
+                store_value(r_value, r + at, n)
+            store_rh(rh_value, rh + j * operand_size, n)
 
         @inner
         def output_step(j, n, g, apart, bx, bh, h, z, out, y, H, keep):
-            at = j * size
-            after = (H + j) * size
-            z_value = update(with_biases(g + at, bx + at, bh + at, n))
-            n_value, h_value = output(with_biases(g + apart + at, bx + after, bh + after, n), z_value, load(h + at, n))
+            gate = g + j * size
+            at = j * stored_size
+            after = (H + j) * stored_size
+            h_before = load_h(h + j * h_size, n)
+            z_value = update(with_biases(gate, bx + at, bh + at, n))
+            n_value, h_value = output(with_biases(gate + apart, bx + after, bh + after, n), z_value, h_before)
             if keep:
-                store(z_value, z + at, n)
-                store(n_value, z + after, n)
-            store(h_value, out + at, n)
-            store(h_value, y + at, n)
+                store_value(z_value, z + at, n)
+                store_value(n_value, z + after, n)
+            store_h(h_value, out + j * h_size, n)
+            store_value(h_value, y + at, n)
 
         return reset_step, output_step
 
-    (reset_whole, output_whole), (reset_ending, output_ending) = units(v.whole), units(v.first)
+    (reset_whole, output_whole), (reset_ending, output_ending) = units("whole"), units("first")
 
     @inner
     def reset_row(g, bx, bh, h, r, rh, share, keep):
@@ -212,42 +251,51 @@ def reset_rows_back(cell: Any, dtype: str) -> tuple[Any, Any]:
     gates_row(saved, h_prev, drh, dh, dg, share, H)
         da_r goes into dg; into dh what reaches h' without the product of r and z
     """
-    stages = POINTWISE[cell.name](inner, activations(dtype))
-    v = vectors(dtype)
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    v = form.computed
+    stages = POINTWISE[cell.name](inner, activations(v.dtype))
     size = v.itemsize
+    stored_size = stored.itemsize
+    operand_size = operand.itemsize
     lanes = v.lanes
     output_backward = stages.output_backward
     gates_backward = stages.gates_backward
 
-    def units(memory):
-        load = memory.load
-        store = memory.store
+    def units(part):
+        load = getattr(v, part).load
+        store = getattr(v, part).store
+        load_value = getattr(stored, part).load
+        load_h = getattr(operand, part).load
+        store_gate = getattr(operand, part).store
 
         @inner
         def output_step(j, n, saved, h_prev, dy, has_dy, dh, dg, H):
             at = j * size
             d_h = load(dh + at, n)
             if has_dy:
-                d_h = d_h + load(dy + at, n)
-            z = load(saved + (H + j) * size, n)
-            value = load(saved + (2 * H + j) * size, n)
-            da_z, da_n = output_backward(z, value, load(h_prev + at, n), d_h)
-            store(da_z, dg + (H + j) * size, n)
-            store(da_n, dg + (2 * H + j) * size, n)
+                d_h = d_h + load_value(dy + j * stored_size, n)
+            z = load_value(saved + (H + j) * stored_size, n)
+            value = load_value(saved + (2 * H + j) * stored_size, n)
+            da_z, da_n = output_backward(z, value, load_h(h_prev + j * operand_size, n), d_h)
+            store_gate(da_z, dg + (H + j) * operand_size, n)
+            store_gate(da_n, dg + (2 * H + j) * operand_size, n)
             store(d_h, dh + at, n)
 
         @inner
         def gates_step(j, n, saved, h_prev, drh, dh, dg, H):
             at = j * size
-            r = load(saved + at, n)
-            z = load(saved + (H + j) * size, n)
-            da_r, dh_prev = gates_backward(r, z, load(h_prev + at, n), load(dh + at, n), load(drh + at, n))
-            store(da_r, dg + at, n)
+            r = load_value(saved + j * stored_size, n)
+            z = load_value(saved + (H + j) * stored_size, n)
+            h = load_h(h_prev + j * operand_size, n)
+            da_r, dh_prev = gates_backward(r, z, h, load(dh + at, n), load(drh + at, n))
+            store_gate(da_r, dg + j * operand_size, n)
             store(dh_prev, dh + at, n)
 
         return output_step, gates_step
 
-    (output_whole, gates_whole), (output_ending, gates_ending) = units(v.whole), units(v.first)
+    (output_whole, gates_whole), (output_ending, gates_ending) = units("whole"), units("first")
 
     @inner
     def output_row(saved, h_prev, dy, has_dy, dh, dg, share, H):

@@ -14,13 +14,14 @@ from typing import Any
 
 from rnnkit.kernels.cpu import one_product, reset_before
 from rnnkit.kernels.cpu.arguments import read_backward, read_forward, read_shape
+from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.gradients import make_gradients
 from rnnkit.kernels.cpu.jit import inner, job, outer
 from rnnkit.kernels.cpu.memory import load_word, maximum, minimum
 from rnnkit.kernels.cpu.packed_weights import weight_functions
 from rnnkit.kernels.cpu.partition import arrive, await_group, part_of, sync_all, sync_group
-from rnnkit.kernels.cpu.rows import row_functions
-from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Step, share_maker
+from rnnkit.kernels.cpu.rows import caller_row, caller_step, clearer, copier, row_functions
+from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Step, cell_states, share_maker
 
 
 def forward_stages(cell: Any, dtype: str) -> ForwardStages:
@@ -36,37 +37,54 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
 
 
 def _state_starter(cell: Any, dtype: str) -> Any:
-    """start(a, s, p, share): h0 into both states and, with c0, into the results, where the loop goes on with them."""
-    rows = row_functions(dtype)
+    """start(a, s, p, share): h0 into both states, c0 into the cell states, and both into the results."""
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    computed = form.computed
+    MIXED = form.mixed
     HAS_C = cell.has_c
-    copy = rows.copy
-    caller_row = rows.caller_row
+    copy_result = copier(stored.dtype, stored.dtype)
+    copy_h = copier(stored.dtype, operand.dtype)
+    copy_c = copier(stored.dtype, computed.dtype)
+    cells_of = cell_states(dtype, True)
+    STORED = stored.itemsize
+    OPERAND = operand.itemsize
+    COMPUTED = computed.itemsize
 
     @outer
     def start(a, s, p, share):
-        states = a.workspace + s.states + share.first_out
+        states = a.workspace + s.states
         for r in range(p.b0, p.b1):
             row = caller_row(a.rows, r)
-            h0 = a.h0 + row * share.row_h + share.first_out
-            copy(h0, states + r * share.row_h, share.outputs)
-            copy(h0, states + (s.B + r) * share.row_h, share.outputs)
-            copy(h0, a.h_n + row * share.row_h + share.first_out, share.outputs)
+            at = row * s.R + share.output0
+            h0 = a.h0 + at * STORED
+            copy_h(h0, states + (r * s.R + share.output0) * OPERAND, share.outputs)
+            copy_h(h0, states + ((s.B + r) * s.R + share.output0) * OPERAND, share.outputs)
+            copy_result(h0, a.h_n + at * STORED, share.outputs)
             if HAS_C:
-                at = row * share.row_c + share.first
-                copy(a.c0 + at, a.c_n + at, share.units)
+                at_c = row * s.H + share.unit0
+                copy_result(a.c0 + at_c * STORED, a.c_n + at_c * STORED, share.units)
+                if MIXED:
+                    copy_c(a.c0 + at_c * STORED, cells_of(a, s) + at_c * COMPUTED, share.units)
 
     return start
 
 
 def make_forward(cell: Any, dtype: str) -> Any:
     """The forward job of a cell, a row of CELLS: forward(block, index), block the address of a `Forward`."""
-    rows = row_functions(dtype)
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    computed = form.computed
+    MIXED = form.mixed
     weights = weight_functions(dtype)
-    copy = rows.copy
-    clear = rows.clear
-    caller_row = rows.caller_row
-    caller_step = rows.caller_step
-    pack_x = rows.pack_x
+    copy_h = copier(operand.dtype, operand.dtype)
+    copy_end = copier(operand.dtype, stored.dtype)
+    copy_c_end = copier(computed.dtype, stored.dtype)
+    clear = clearer(stored.dtype)
+    cells_of = cell_states(dtype, True)
+    pack_x = row_functions(dtype).pack_x
     are_packed = weights.are_packed
     record = weights.record
     input_product = weights.input_product
@@ -76,13 +94,22 @@ def make_forward(cell: Any, dtype: str) -> Any:
     G = cell.n_gates
     RESETS = cell.resets_before
     PROJECTS = cell.projects
+    HAS_C = cell.has_c
+    STORED = stored.itemsize
+    OPERAND = operand.itemsize
+    COMPUTED = computed.itemsize
+    CONVERTS_X = OPERAND != STORED
 
     @inner
     def end_rows(a, s, p, share, step, lasting):
         """Final states of the rows from `lasting` on, which end with this step."""
         for r in range(maximum(p.b0, lasting), step.end):
-            out = a.h_n + caller_row(a.rows, r) * share.row_h + share.first_out
-            copy(step.h_new + r * share.row_h + share.first_out, out, share.outputs)
+            row = caller_row(a.rows, r)
+            out = a.h_n + (row * s.R + share.output0) * STORED
+            copy_end(step.h_new + (r * s.R + share.output0) * OPERAND, out, share.outputs)
+            if HAS_C and MIXED:
+                at = row * s.H + share.unit0
+                copy_c_end(cells_of(a, s) + at * COMPUTED, a.c_n + at * STORED, share.units)
 
     @job(("forward", cell.name, dtype))
     def forward(block, index):
@@ -95,7 +122,7 @@ def make_forward(cell: Any, dtype: str) -> Any:
             pack(a, s, p)
         w = packed(a, s, share)
         start(a, s, p, share)
-        if s.N < s.T * s.B:
+        if CONVERTS_X or s.N < s.T * s.B:
             pack_x(a, s, p, index)
         sync_all(p, 2 if a.digest else 1)
         if not ready:
@@ -115,18 +142,18 @@ def make_forward(cell: Any, dtype: str) -> Any:
                 at = load_word(a.rows.offsets + 8 * t)
                 end = minimum(p.b1, count)
                 for r in range(maximum(p.b0, end), p.b1):
-                    clear(a.y + caller_step(a.rows, s, t, r) * a.y_row + share.first_out, share.outputs)
+                    clear(a.y + caller_step(a.rows, s, t, r) * a.y_row + share.output0 * STORED, share.outputs)
                 if end <= p.b0:
                     continue
                 odd = (s0 + k) & 1
                 row = (t - low) * stride if stride else at - load_word(a.rows.offsets + 8 * low)
-                h = states + odd * s.B * share.row_h
-                h_new = states + (1 - odd) * s.B * share.row_h
+                h = states + odd * s.B * s.R * OPERAND
+                h_new = states + (1 - odd) * s.B * s.R * OPERAND
                 step = Step(t, at, end, end - p.b0, odd, gates + row * share.row_g, side, h, h_new)
                 if s.keep:
                     for r in range(p.b0, end):
-                        saved = a.saved.h_prev + (at + r) * share.row_h + share.first_out
-                        copy(h + r * share.row_h + share.first_out, saved, share.outputs)
+                        saved = a.saved.h_prev + ((at + r) * s.R + share.output0) * OPERAND
+                        copy_h(h + (r * s.R + share.output0) * OPERAND, saved, share.outputs)
                 first(a, s, p, share, w, step)
                 if two:
                     syncs += 1
@@ -145,10 +172,16 @@ def make_forward(cell: Any, dtype: str) -> Any:
 
 def make_backward(cell: Any, dtype: str) -> Any:
     """The backward job of a cell, a row of CELLS: backward(block, index), block the address of a `Backward`."""
-    rows = row_functions(dtype)
+    form = formats(dtype)
+    stored = form.stored
+    computed = form.computed
+    MIXED = form.mixed
     gradients = make_gradients(dtype)
-    copy = rows.copy
-    caller_row = rows.caller_row
+    copy_start = copier(stored.dtype, computed.dtype)
+    copy_end = copier(computed.dtype, stored.dtype)
+    cells_of = cell_states(dtype, False)
+    STORED = stored.itemsize
+    COMPUTED = computed.itemsize
     pack, packed, second_rows, second_product, first_rows, first_product = backward_stages(cell, dtype)
     share_of = share_maker(cell, dtype)
     G = cell.n_gates
@@ -161,17 +194,21 @@ def make_backward(cell: Any, dtype: str) -> Any:
         """The gradients of the final states, to go on with."""
         for r in range(p.b0, p.b1):
             row = caller_row(a.rows, r)
-            dh = a.workspace + s.states + r * share.row_h + share.first_out
-            copy(a.dh_n + row * share.row_h + share.first_out, dh, share.outputs)
+            dh = a.workspace + s.states + (r * s.R + share.output0) * COMPUTED
+            copy_start(a.dh_n + (row * s.R + share.output0) * STORED, dh, share.outputs)
             if HAS_C:
-                at = row * share.row_c + share.first
-                copy(a.dc_n + at, a.dc0 + at, share.units)
+                at = row * s.H + share.unit0
+                copy_start(a.dc_n + at * STORED, cells_of(a, s) + at * COMPUTED, share.units)
 
     @inner
     def finish(a, s, p, share):
         for r in range(p.b0, p.b1):
-            dh = a.workspace + s.states + r * share.row_h + share.first_out
-            copy(dh, a.dh0 + caller_row(a.rows, r) * share.row_h + share.first_out, share.outputs)
+            row = caller_row(a.rows, r)
+            dh = a.workspace + s.states + (r * s.R + share.output0) * COMPUTED
+            copy_end(dh, a.dh0 + (row * s.R + share.output0) * STORED, share.outputs)
+            if HAS_C and MIXED:
+                at = row * s.H + share.unit0
+                copy_end(cells_of(a, s) + at * COMPUTED, a.dc0 + at * STORED, share.units)
 
     @job(("backward", cell.name, dtype))
     def backward(block, index):

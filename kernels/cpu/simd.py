@@ -4,6 +4,8 @@
     a = v.whole.load(address, n)                v.first.load reads the n lanes at the end of a row, and no more
     v.whole.store(a * b + 1.0, address, n)      + - * / between Vecs and numbers; a * b + c may fuse
 
+    h = vectors("float16")                      the same Vecs of float32, in 16 bits where they are loaded and stored
+
 Arithmetic on a Vec is vector arithmetic, so nothing depends on LLVM's loop vectoriser. Addresses are plain integers.
 Products and sums carry only the `contract` flag of fast-math, so NaN, infinities and signed zeros keep their meaning.
 """
@@ -14,7 +16,7 @@ import operator
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -23,6 +25,8 @@ from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from rnnkit.kernels.cpu.conversions import INT16, narrow, widen
 
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
@@ -157,27 +161,30 @@ def _first_lanes(builder: ir.IRBuilder, vec: VecType, n: ir.Value) -> ir.Value:
     return builder.icmp_signed("<", iota, splat(builder, wide, n))
 
 
-def _masked(builder: ir.IRBuilder, vec: VecType, kind: str) -> ir.Function:
-    """llvm.masked.load or llvm.masked.store for `vec`."""
-    mask = ir.VectorType(ir.IntType(1), vec.lanes)
-    at = vec.llvm.as_pointer()
-    suffix = f"v{vec.lanes}{'f32' if vec.scalar == types.float32 else 'f64'}"
+def _masked(builder: ir.IRBuilder, vector: ir.VectorType, kind: str) -> ir.Function:
+    """llvm.masked.load or llvm.masked.store for vectors of this type."""
+    mask = ir.VectorType(ir.IntType(1), vector.count)
+    at = vector.as_pointer()
+    name = f"llvm.masked.{kind}.v{vector.count}{_SUFFIXES[str(vector.element)]}.p0"
     if kind == "load":
-        signature_ = ir.FunctionType(vec.llvm, [at, INT32, mask, vec.llvm])
+        signature_ = ir.FunctionType(vector, [at, INT32, mask, vector])
     else:
-        signature_ = ir.FunctionType(ir.VoidType(), [vec.llvm, at, INT32, mask])
-    return cgutils.get_or_insert_function(builder.module, signature_, f"llvm.masked.{kind}.{suffix}.p0")
+        signature_ = ir.FunctionType(ir.VoidType(), [vector, at, INT32, mask])
+    return cgutils.get_or_insert_function(builder.module, signature_, name)
+
+
+_SUFFIXES = {"float": "f32", "double": "f64", "i16": "i16"}  # LLVM's types, in the names of its intrinsics
 
 
 def load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
     zero = ir.Constant(vec.llvm, [0.0] * vec.lanes)
     arguments = [pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n), zero]
-    return builder.call(_masked(builder, vec, "load"), arguments)
+    return builder.call(_masked(builder, vec.llvm, "load"), arguments)
 
 
 def store_first(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
     arguments = [value, pointer(builder, address, vec.llvm), ir.Constant(INT32, 4), _first_lanes(builder, vec, n)]
-    builder.call(_masked(builder, vec, "store"), arguments)
+    builder.call(_masked(builder, vec.llvm, "store"), arguments)
 
 
 def _load_whole(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
@@ -214,9 +221,63 @@ def emit_store_up_to(builder: ir.IRBuilder, vec: VecType, value: ir.Value, addre
             store_first(builder, vec, value, address, n)
 
 
+class Emitters(NamedTuple):
+    """What emits one vector's load and store: functions of (builder, vec, address, n), with the value before address.
+
+    `load` and `store` ignore n; load_first and store_first have the first n lanes.
+    """
+
+    load: Callable[..., ir.Value]
+    store: Callable[..., None]
+    load_first: Callable[..., ir.Value]
+    store_first: Callable[..., None]
+
+
+def words_16(builder: ir.IRBuilder, lanes: int, address: ir.Value) -> ir.Value:
+    """(lanes x i16) from memory."""
+    value = builder.load(pointer(builder, address, ir.VectorType(INT16, lanes)))
+    value.align = 2
+    return value
+
+
+def first_words_16(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+    """The same of the first n lanes; the others are 0."""
+    kind = ir.VectorType(INT16, vec.lanes)
+    zero = ir.Constant(kind, [0] * vec.lanes)
+    arguments = [pointer(builder, address, kind), ir.Constant(INT32, 2), _first_lanes(builder, vec, n), zero]
+    return builder.call(_masked(builder, kind, "load"), arguments)
+
+
+def _emitters_16(dtype: str) -> Emitters:
+    def load(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+        return widen(builder, dtype, words_16(builder, vec.lanes, address))
+
+    def store(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+        words = narrow(builder, dtype, value)
+        builder.store(words, pointer(builder, address, words.type)).align = 2
+
+    def load_some(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+        return widen(builder, dtype, first_words_16(builder, vec, address, n))
+
+    def store_some(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+        words = narrow(builder, dtype, value)
+        arguments = [words, pointer(builder, address, words.type), ir.Constant(INT32, 2), _first_lanes(builder, vec, n)]
+        builder.call(_masked(builder, words.type, "store"), arguments)
+
+    return Emitters(load, store, load_some, store_some)
+
+
+def _emitters(dtype: str) -> Emitters:
+    if dtype in ("float16", "bfloat16"):
+        return _emitters_16(dtype)
+    return Emitters(_load_whole, _store_whole, load_first, store_first)
+
+
 @cache
 def vectors(dtype: str) -> SimpleNamespace:
-    """The operations on Vecs of a dtype ("float32" or "float64"), as functions callable from Numba code.
+    """The operations on Vecs of a dtype, as functions callable from Numba code.
+
+    Vecs of "float16" and "bfloat16" are those of "float32": their loads and stores convert.
 
     whole     loads and stores of whole vectors; n is ignored
     first     loads and stores of the first n lanes; other lanes are loaded as zero, and not stored
@@ -224,11 +285,14 @@ def vectors(dtype: str) -> SimpleNamespace:
         store(value, address, n)                    one vector, or a number in every lane
         load_blocks(address, stride, n, count)      a tuple of `count` vectors, `stride` bytes apart; count is a literal
         store_blocks(values, address, stride, n)    the same for a store
+    emit                                            the `Emitters` of one vector, for intrinsics
     zero()                                          zero in every lane
     add_blocks(left, right)                         the sums of two tuples, vector by vector
     """
-    itemsize = np.dtype(dtype).itemsize
-    vec = VecType(types.float32 if dtype == "float32" else types.float64, vector_bytes() // itemsize)
+    scalar = types.float64 if dtype == "float64" else types.float32
+    itemsize = 2 if dtype in ("float16", "bfloat16") else scalar.bitwidth // 8
+    vec = VecType(scalar, vector_bytes() // (scalar.bitwidth // 8))
+    emit_one = _emitters(dtype)
 
     def memory(load_one: Callable[..., ir.Value], store_one: Callable[..., None]) -> SimpleNamespace:
         """load, store, load_blocks and store_blocks, made of functions that emit one vector's load and store."""
@@ -296,8 +360,9 @@ def vectors(dtype: str) -> SimpleNamespace:
         type=vec,
         lanes=vec.lanes,
         itemsize=itemsize,
-        whole=memory(_load_whole, _store_whole),
-        first=memory(load_first, store_first),
+        emit=emit_one,
+        whole=memory(emit_one.load, emit_one.store),
+        first=memory(emit_one.load_first, emit_one.store_first),
         zero=zero,
         add_blocks=add_blocks,
     )

@@ -16,28 +16,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.rows import row_functions
-from rnnkit.kernels.cpu.simd import vectors
 
 
 class Share(NamedTuple):
-    """One thread's part of a row: `units` of H from unit0 on, `outputs` of R from output0 on; the rest in bytes.
+    """One thread's part of a row: `units` of H from unit0 on, `outputs` of R from output0 on.
 
-    first, first_out: offsets of those in a row. row_g, row_h, row_c, row_saved: lengths of rows of gates, of h, of c
-    and of saved values.
+    row_g: bytes of a row of gates (forward) or of their gradients (backward)
     """
 
     units: int
     outputs: int
     unit0: int
     output0: int
-    first: int
-    first_out: int
     row_g: int
-    row_h: int
-    row_c: int
-    row_saved: int
 
 
 class Packed(NamedTuple):
@@ -97,11 +91,14 @@ class BackwardStages(NamedTuple):
 
 
 def share_maker(cell: Any, dtype: str) -> Any:
-    """share_of(s, p, whole): the thread's share; rows of gates are of all H units where `whole`, else of the share."""
-    size = vectors(dtype).itemsize
+    """share_of(s, p, whole): the thread's share.
+
+    Rows of gates are of all H units and operands where `whole`, else of the share and computed.
+    """
+    computed_size = formats(dtype).computed.itemsize
+    operand_size = formats(dtype).operand.itemsize
     first_unit = row_functions(dtype).first_unit
     G = cell.n_gates
-    SAVED = cell.n_saved
 
     @inner
     def share_of(s, p, whole):
@@ -109,20 +106,36 @@ def share_maker(cell: Any, dtype: str) -> Any:
         output0 = first_unit(s.R, s.members, p.member)
         units = first_unit(s.H, s.members, p.member + 1) - unit0
         outputs = first_unit(s.R, s.members, p.member + 1) - output0
-        return Share(
-            units,
-            outputs,
-            unit0,
-            output0,
-            unit0 * size,
-            output0 * size,
-            G * (s.H if whole else units) * size,
-            s.R * size,
-            s.H * size,
-            SAVED * s.H * size,
-        )
+        row_g = G * s.H * operand_size if whole else G * units * computed_size
+        return Share(units, outputs, unit0, output0, row_g)
 
     return share_of
+
+
+def cell_states(dtype: str, forward: bool) -> Any:
+    """cells_of(a, s): address of the cell states c (B, H) or their gradients, in the caller's order.
+
+    Where the caller's array has the format of computed numbers, they are in the array of the results.
+    """
+    if formats(dtype).mixed:
+
+        @inner
+        def cells_of(a, s):
+            return a.workspace + s.cells
+
+    elif forward:
+
+        @inner
+        def cells_of(a, s):
+            return a.c_n
+
+    else:
+
+        @inner
+        def cells_of(a, s):
+            return a.dc0
+
+    return cells_of
 
 
 @inner

@@ -17,12 +17,23 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.arguments import Forward, Shape, read_forward, read_shape
+from rnnkit.kernels.cpu.conversions import INT16, emit_dot, has_dot_product
+from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner, job, outer
 from rnnkit.kernels.cpu.memory import minimum
 from rnnkit.kernels.cpu.partition import Part, part_of, sync_group
 from rnnkit.kernels.cpu.pointwise import forward_row, reset_rows
-from rnnkit.kernels.cpu.rows import row_functions
-from rnnkit.kernels.cpu.simd import INT32, emit_load, emit_store, llvm_function, load_first, vectors
+from rnnkit.kernels.cpu.rows import copier, row_functions
+from rnnkit.kernels.cpu.simd import (
+    INT32,
+    VecType,
+    emit_store,
+    first_words_16,
+    llvm_function,
+    pointer,
+    vector_bytes,
+    vectors,
+)
 
 # Rows of a batch that a vector of units' gates are computed for before the cell is.
 AT_ONCE = 16
@@ -31,43 +42,82 @@ AT_ONCE = 16
 _BLOCK = {64: (4, 4), 32: (2, 4), 16: (2, 4)}
 
 
+class _Reading(NamedTuple):
+    """How the elements of a dot product are read and multiplied.
+
+    at_once       elements per vector
+    loads         of a and of w, each (load, load_first, bytes per vector)
+    multiply_add  (builder, a, w, total)
+    """
+
+    at_once: int
+    loads: tuple[Any, Any]
+    multiply_add: Any
+
+
+def _reading(a_dtype: str, w_dtype: str) -> _Reading:
+    """Vectors are of numbers or, with AVX512_BF16, of pairs of bfloat16 as they are in memory."""
+    vec = vectors(a_dtype).type
+    if a_dtype == w_dtype == "bfloat16" and has_dot_product(vector_bytes()):
+        words = ir.VectorType(INT32, vec.lanes)
+        halves = VecType(vec.scalar, 2 * vec.lanes)
+
+        def load(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: Any) -> ir.Value:
+            value = builder.load(pointer(builder, address, words))
+            value.align = INT16.width // 8
+            return value
+
+        def load_first(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+            return builder.bitcast(first_words_16(builder, halves, address, n), words)
+
+        reading = (load, load_first, 4 * vec.lanes)
+        return _Reading(2 * vec.lanes, (reading, reading), lambda b, a, w, total: emit_dot(b, total, a, w))
+
+    def multiply_add(builder: ir.IRBuilder, a: ir.Value, w: ir.Value, total: ir.Value) -> ir.Value:
+        return builder.call(llvm_function(builder, "llvm.fmuladd", vec.llvm, 3), [a, w, total])
+
+    of_a, of_w = (
+        (v.emit.load, v.emit.load_first, vec.lanes * v.itemsize) for v in (vectors(a_dtype), vectors(w_dtype))
+    )
+    return _Reading(vec.lanes, (of_a, of_w), multiply_add)
+
+
 @cache
-def dot_products(dtype: str) -> Any:
+def dot_products(a_dtype: str, w_dtype: str) -> Any:
     """dots(a, a_row, rows, w, w_row, K, count, out, out_row): out[r] is a vector whose n-th lane is a[r] . w[n].
 
     Over K elements, for r < rows and n < count; the lanes past `count` hold some number. a, w and out are addresses,
-    their rows in bytes.
+    their rows in bytes. The results are computed numbers.
     """
-    v = vectors(dtype)
-    vec = v.type
-    lanes = v.lanes
-    size = v.itemsize
-    block_rows, block_units = _BLOCK[lanes * size]
+    vec = vectors(a_dtype).type  # of computed numbers, as all Vecs
+    lanes = vec.lanes
+    block_rows, block_units = _BLOCK[vector_bytes()]
+    at_once, (of_a, of_w), multiply_add = _reading(a_dtype, w_dtype)
 
     def number(n: int) -> ir.Constant:
         return ir.Constant(ir.IntType(64), n)
 
     def emit_sums(builder: ir.IRBuilder, xs: list, units: list, K) -> list[list]:
         """The accumulators after the walk of K, of each x a list, one a unit; xs and units are addresses."""
-        fma = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
         slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in units] for _ in xs]
         for slot in (slot for own in slots for slot in own):
             builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
 
-        def multiply(at, load: Any) -> None:
-            values = [load(builder.add(x, at)) for x in xs]
+        def multiply(index: ir.Value, part: int, n: ir.Value) -> None:
+            """One vector of K. part: 0 for whole vectors, 1 for the first n elements."""
+            at_a, at_w = (builder.mul(index, number(reading[2])) for reading in (of_a, of_w))
+            values = [of_a[part](builder, vec, builder.add(x, at_a), n) for x in xs]
             for k, unit in enumerate(units):
-                weights = load(builder.add(unit, at))
+                weights = of_w[part](builder, vec, builder.add(unit, at_w), n)
                 for x, own in zip(values, slots, strict=True):
-                    builder.store(builder.call(fma, [x, weights, builder.load(own[k])]), own[k])
+                    builder.store(multiply_add(builder, x, weights, builder.load(own[k])), own[k])
 
-        whole = builder.sdiv(K, number(lanes))
+        whole = builder.sdiv(K, number(at_once))
         with cgutils.for_range(builder, whole) as loop:
-            multiply(builder.mul(loop.index, number(lanes * size)), lambda at: emit_load(builder, vec, at))
-        left = builder.sub(K, builder.mul(whole, number(lanes)))
+            multiply(loop.index, 0, number(at_once))
+        left = builder.sub(K, builder.mul(whole, number(at_once)))
         with builder.if_then(builder.icmp_signed(">", left, number(0))):
-            at = builder.mul(whole, number(lanes * size))
-            multiply(at, lambda address: load_first(builder, vec, address, left))
+            multiply(whole, 1, left)
         return [[builder.load(slot) for slot in own] for own in slots]
 
     def emit_crosswise(builder: ir.IRBuilder, sums: list) -> ir.Value:
@@ -148,15 +198,19 @@ class Share(NamedTuple):
 
 
 @cache
-def gate_products(dtype: str) -> tuple[Any, Any]:
-    """share_of(block, index): a thread's `Share`; and gate_dots.
+def gate_products(dtype: str) -> tuple[Any, Any, Any]:
+    """share_of(block, index): a thread's `Share`; gate_dots; and operand_dots, for which h has operands.
 
     gate_dots(share, h, first, count, unit, n, out, apart, row): the two sides of a gate's pre-activation, of `count`
     rows from `first` on and n units from row `unit` of the weights on. x W_ih^T goes to `out`, h W_hh^T `apart` bytes
     on; `row` bytes are from one row's to the next row's.
     """
-    dots = dot_products(dtype)
-    size = vectors(dtype).itemsize
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    dots = dot_products(stored.dtype, stored.dtype)
+    size = stored.itemsize
+    operand_size = operand.itemsize
     first_unit = row_functions(dtype).first_unit
 
     @inner
@@ -168,15 +222,22 @@ def gate_products(dtype: str) -> tuple[Any, Any]:
         u1 = first_unit(s.H, s.members, p.member + 1)
         return Share(a, s, p, u0, u1, s.I * size, s.H * size, a.workspace + s.own + index * s.own_size)
 
-    @inner
-    def gate_dots(share, h, first, count, unit, n, out, apart, row):
-        weights = share.a.weights
-        row_x = share.row_x
-        row_h = share.row_h
-        dots(share.a.x + first * row_x, row_x, count, weights.w_ih + unit * row_x, row_x, share.s.I, n, out, row)
-        dots(h + first * row_h, row_h, count, weights.w_hh + unit * row_h, row_h, share.s.H, n, out + apart, row)
+    def make_gate_dots(dots_of_h: Any, h_size: int) -> Any:
+        @inner
+        def gate_dots(share, h, first, count, unit, n, out, apart, row):
+            weights = share.a.weights
+            row_x = share.row_x
+            row_h = share.s.H * h_size
+            w_hh = weights.w_hh + unit * share.row_h
+            dots(share.a.x + first * row_x, row_x, count, weights.w_ih + unit * row_x, row_x, share.s.I, n, out, row)
+            dots_of_h(h + first * row_h, row_h, count, w_hh, share.row_h, share.s.H, n, out + apart, row)
 
-    return share_of, gate_dots
+        return gate_dots
+
+    gate_dots = make_gate_dots(dots, size)
+    if operand.dtype == stored.dtype:
+        return share_of, gate_dots, gate_dots
+    return share_of, gate_dots, make_gate_dots(dot_products(operand.dtype, stored.dtype), operand_size)
 
 
 def make_step(cell: Any, dtype: str) -> Any:
@@ -185,14 +246,18 @@ def make_step(cell: Any, dtype: str) -> Any:
 
 
 def _make_one_stage(cell: Any, dtype: str) -> Any:
-    v = vectors(dtype)
-    share_of, gate_dots = gate_products(dtype)
-    rows = row_functions(dtype)
-    row = forward_row(cell, dtype)
-    size = v.itemsize
-    lanes = v.lanes
-    copy = rows.copy
-    add_to = rows.add_to
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    computed = form.computed
+    share_of, gate_dots, _ = gate_products(dtype)
+    row = forward_row(cell, dtype, stored.dtype, stored.dtype)
+    STORED = stored.itemsize
+    OPERAND = operand.itemsize
+    COMPUTED = computed.itemsize
+    lanes = computed.lanes
+    copy_h = copier(stored.dtype, operand.dtype)
+    add_to = row_functions(dtype).add_to
     G = cell.n_gates
     SAVED = cell.n_saved
     SPLITS = cell.splits_sides
@@ -202,11 +267,11 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
         share = share_of(block, index)
         a, p, u1, row_h, sides = share.a, share.p, share.u1, share.row_h, share.sides
         H, keep, weights, saved = share.s.H, share.s.keep, a.weights, a.saved
-        vector = lanes * size
+        vector = lanes * COMPUTED
         row_g = 2 * G * vector
         for j in range(share.u0, u1, lanes):
             n = minimum(lanes, u1 - j)
-            at = j * size
+            at = j * STORED
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
                 for gate in range(G):
@@ -217,11 +282,12 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
                     g = sides + (r - first) * row_g
                     if not SPLITS:
                         add_to(g + G * vector, g, G * lanes)
+                    unit = r * H + j
                     if keep:
-                        copy(h, saved.h_prev + own, n)
+                        copy_h(h, saved.h_prev + unit * OPERAND, n)
                     row(
                         g, g + G * vector, vector, weights.b_ih + at, weights.b_hh + at, h, a.c0 + own, a.h_n + own,
-                        a.y + r * a.y_row + at, saved.values + SAVED * r * row_h + at, saved.c_prev + own,
+                        a.y + r * a.y_row + at, saved.values + SAVED * r * row_h + at, saved.c_prev + unit * COMPUTED,
                         a.c_n + own, n, H, keep,
                     )  # fmt: skip
 
@@ -229,14 +295,18 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
 
 
 def _make_reset_before(cell: Any, dtype: str) -> Any:
-    v = vectors(dtype)
-    share_of, gate_dots = gate_products(dtype)
-    rows = row_functions(dtype)
-    reset_row, output_row = reset_rows(cell, dtype)
-    size = v.itemsize
-    lanes = v.lanes
-    copy = rows.copy
-    add_to = rows.add_to
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    computed = form.computed
+    share_of, gate_dots, operand_dots = gate_products(dtype)
+    reset_row, output_row = reset_rows(cell, dtype, stored.dtype)
+    STORED = stored.itemsize
+    OPERAND = operand.itemsize
+    COMPUTED = computed.itemsize
+    lanes = computed.lanes
+    copy_h = copier(stored.dtype, operand.dtype)
+    add_to = row_functions(dtype).add_to
     SAVED = cell.n_saved
 
     @job(("step", cell.name, dtype))
@@ -244,12 +314,12 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
         share = share_of(block, index)
         a, s, p, u0, u1, row_h, sides = share.a, share.s, share.p, share.u0, share.u1, share.row_h, share.sides
         H, keep, weights, saved = s.H, s.keep, a.weights, a.saved
-        vector = lanes * size
+        vector = lanes * COMPUTED
         row_g = 4 * vector
         rh_rows = saved.operand if keep else a.workspace + s.exchanged
         for j in range(u0, u1, lanes):
             n = minimum(lanes, u1 - j)
-            at = j * size
+            at = j * STORED
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
                 gate_dots(share, a.h0, first, count, j, n, sides, vector, row_g)
@@ -259,26 +329,25 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
                     g = sides + (r - first) * row_g
                     add_to(g + vector, g, lanes)
                     values = saved.values + SAVED * r * row_h + at
-                    reset_row(g, weights.b_ih + at, weights.b_hh + at, h, values, rh_rows + own, n, keep)
+                    unit = (r * H + j) * OPERAND
+                    reset_row(g, weights.b_ih + at, weights.b_hh + at, h, values, rh_rows + unit, n, keep)
                     if keep:
-                        copy(h, saved.h_prev + own, n)
+                        copy_h(h, saved.h_prev + unit, n)
         sync_group(s, p, 1)
         for j in range(u0, u1, lanes):
             n = minimum(lanes, u1 - j)
-            z = row_h + j * size
+            z = row_h + j * STORED
             for first in range(p.b0, p.b1, AT_ONCE):
                 count = minimum(AT_ONCE, p.b1 - first)
-                for gate in range(1, 3):
-                    h = a.h0 if gate == 1 else rh_rows
-                    out = sides + (gate - 1) * vector
-                    gate_dots(share, h, first, count, gate * H + j, n, out, 2 * vector, row_g)
+                gate_dots(share, a.h0, first, count, H + j, n, sides, 2 * vector, row_g)
+                operand_dots(share, rh_rows, first, count, 2 * H + j, n, sides + vector, 2 * vector, row_g)
                 for r in range(first, first + count):
-                    own = r * row_h + j * size
+                    own = r * row_h + j * STORED
                     g = sides + (r - first) * row_g
                     add_to(g + 2 * vector, g, 2 * lanes)
                     output_row(
                         g, vector, weights.b_ih + z, weights.b_hh + z, a.h0 + own,
-                        saved.values + SAVED * r * row_h + z, a.h_n + own, a.y + r * a.y_row + j * size, n, H, keep,
+                        saved.values + SAVED * r * row_h + z, a.h_n + own, a.y + r * a.y_row + j * STORED, n, H, keep,
                     )  # fmt: skip
 
     return step

@@ -102,7 +102,7 @@ BACKENDS: dict[str, BackendRow] = {
         BackendRow(
             "numba",
             "numpy",
-            ("float32", "float64", "tf32"),
+            tuple(DTYPES),
             "fused CPU scan, compiled by Numba",
             lambda: needs.numba_problem(),  # looked up when asked, so that a test may replace it
             _compiled_cells,

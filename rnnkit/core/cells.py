@@ -60,6 +60,7 @@ class Cell:
     reads_h       whether the pointwise part reads the state before, h'
     splits_sides  whether the gradients of the input side and the hidden side differ
     projects      whether the cell takes a projection, weight_hr
+    jumps         whether its gradient jumps where a pre-activation changes its sign
     """
 
     name: str
@@ -72,6 +73,7 @@ class Cell:
     reads_h: bool = False
     splits_sides: bool = False
     projects: bool = False
+    jumps: bool = False
 
     def __reduce__(self) -> Any:
         return _cell_named, (self.name,)
@@ -242,6 +244,7 @@ CELLS: dict[str, Cell] = {
             backward=_RELU[1],
             products=((_H_PREV, 0, 1),),
             saved=("h",),
+            jumps=True,
         ),
         Cell(
             "gru",

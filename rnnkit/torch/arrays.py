@@ -18,6 +18,7 @@ import torch
 
 from rnnkit.backends import LayerCache
 from rnnkit.core.cells import Array, Cell, Weights
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.torch import checks
 
 Tensor = Any  # torch.Tensor: type checkers run without PyTorch
@@ -30,7 +31,8 @@ LINE = 64  # bytes of a cache line
 def as_array(tensor: Tensor) -> Array:
     """A view of the tensor's memory."""
     if tensor.is_cpu:
-        return (tensor.detach() if tensor.requires_grad else tensor).numpy()
+        plain = tensor.detach() if tensor.requires_grad else tensor
+        return plain.view(torch.int16).numpy().view(_bfloat16()) if plain.dtype is torch.bfloat16 else plain.numpy()
     import cupy
 
     return cupy.from_dlpack(tensor.detach())
@@ -44,23 +46,38 @@ class _Memory:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        dtype = _array_dtype(tensor.dtype)
         self.__array_interface__ = {
             "version": 3,
             "data": (tensor.data_ptr(), False),
             "shape": tuple(tensor.shape),
-            "typestr": dtype.str,
+            "typestr": np.dtype(f"u{dtype.itemsize}").str if dtype.kind == "V" else dtype.str,
         }
 
 
 def weight_as_array(weight: Tensor) -> Array:
     """A view of the memory of a contiguous tensor, which may be resized when the view is no longer used."""
-    return np.asarray(_Memory(weight.detach())) if weight.device.type == "cpu" else as_array(weight)
+    if weight.device.type != "cpu":
+        return as_array(weight)
+    return np.asarray(_Memory(weight.detach())).view(_array_dtype(weight.dtype))
+
+
+def _bfloat16() -> np.dtype:
+    return DTYPES["bfloat16"].storage
+
+
+def _array_dtype(dtype: Any) -> np.dtype:
+    """The NumPy dtype of a torch.dtype. bfloat16 is of kind "V" to NumPy, whose array interface does not have it."""
+    return DTYPES[str(dtype).removeprefix("torch.")].storage
 
 
 def as_tensor(array: Array) -> Tensor:
     """The reverse of `as_array`, for an array that nothing else refers to."""
-    return torch.from_numpy(array) if type(array) is np.ndarray else torch.from_dlpack(array)
+    if type(array) is not np.ndarray:
+        return torch.from_dlpack(array)
+    if array.dtype.kind == "V":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def new_bytes(like: Tensor, size: int) -> Tensor:

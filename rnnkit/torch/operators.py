@@ -11,6 +11,7 @@ or None.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -46,8 +47,9 @@ LIBRARY.define(
     "Tensor? lengths, Tensor reserve, *, str cell, str? backend, bool bidirectional) -> Tensor[]"
 )
 
-# On the CPU, 16-bit tensors are computed in float32 and rounded at the end.
-_WIDENED = (torch.float16, torch.bfloat16)
+# On the CPU, tensors of these dtypes are computed in float32 and rounded at the end: NumPy has bfloat16 only with the
+# package ml_dtypes.
+_WIDENED = () if importlib.util.find_spec("ml_dtypes") else (torch.bfloat16,)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import rnnkit
+from rnnkit.backends import BACKENDS, select
 from rnnkit.core.dtypes import DTYPES, resolve_dtype
 from rnnkit.io import safetensors_format
 from rnnkit.testing import assert_close
@@ -262,10 +264,13 @@ def test_bfloat16_without_ml_dtypes_names_the_package(monkeypatch: pytest.Monkey
         rnnkit.GRU(3, 4, dtype="bfloat16")
 
 
-@pytest.mark.parametrize("backend", ["numba"])
-def test_the_error_for_an_unserved_dtype_lists_the_served_ones(backend: str) -> None:
+def test_the_error_for_an_unserved_dtype_lists_the_served_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dataclasses.replace(BACKENDS["numba"], dtypes=("float32", "float64", "tf32"))
+    monkeypatch.setitem(BACKENDS, "numba", row)
+    select.cache_clear()
     with refused(ValueError, "backend 'numba' serves float32, float64, tf32, got dtype float16"):
-        rnnkit.GRU(3, 4, dtype="float16", backend=backend)
+        rnnkit.GRU(3, 4, dtype="float16", backend="numba")
     explained = rnnkit.explain(rnnkit.GRU(3, 4, dtype="float16"), np.zeros((2, 1, 3), np.float16))
     assert explained.backend == "numpy"
     assert "numba: does not serve float16" in explained.why
+    select.cache_clear()

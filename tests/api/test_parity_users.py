@@ -234,7 +234,7 @@ def test_bad_arguments_of_the_fixture(rnnkit_parity: Any) -> None:
     for error, words, options in (
         (ValueError, ["cell", "gru", "None"], {}),
         (ValueError, ["dtype", "'float8'"], {"cell": "gru", "dtype": "float8"}),
-        (ValueError, ["serves", "float16"], {"cell": "gru", "dtype": "float16", "backend": "numba"}),
+        (ValueError, ["serves", "bfloat16"], {"cell": "gru", "dtype": "bfloat16", "backend": "numba_cuda"}),
         (ValueError, ["backend", "'fast'"], {"cell": "gru", "backend": "fast"}),
         (TypeError, ["options of a shape", "'hidden'"], {"cell": "gru", "hidden": 4}),
         (ValueError, ["T", "positive", "0"], {"cell": "gru", "T": 0}),

@@ -37,7 +37,7 @@ def four_threads() -> Iterator[None]:
 @given(case=cases(), dtype=st.sampled_from(["float32", "float64"]), members=st.integers(1, 4), groups=st.integers(1, 4))
 def test_any_sizes_and_any_division_equal_the_oracle(case: Case, dtype: str, members: int, groups: int) -> None:
     def division(sizes: plan.Work, threads: int) -> tuple[int, int]:
-        units = min(members, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
+        units = min(members, max(1, sizes.H // plan.lanes_of(sizes.dtype)))
         return max(1, min(groups, threads // units, sizes.B)), units
 
     with pytest.MonkeyPatch.context() as patch:

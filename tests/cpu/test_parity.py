@@ -22,11 +22,18 @@ needs_ml_dtypes = pytest.mark.skipif(
 )
 # float64 on the NumPy backend is the oracle itself.
 PAIRS = [
-    pytest.param(backend, dtype, marks=needs_ml_dtypes if dtype == "bfloat16" else ())
+    (backend, dtype)
     for backend in CPU_BACKENDS
     for dtype in BACKENDS[backend].dtypes
     if (backend, dtype) != ("numpy", "float64")
 ]
+
+
+def marks(backend: str, dtype: str, case: Case) -> list[pytest.MarkDecorator]:
+    """`make test` compiles one cell in 16 bits."""
+    found = [needs_ml_dtypes] if dtype == "bfloat16" else []
+    in_16_bits = backend == "numba" and dtype in ("float16", "bfloat16")
+    return [*found, pytest.mark.slow] if in_16_bits and (dtype, case.cell) != ("bfloat16", "lstm") else found
 
 
 def assert_within(worst: dict[str, float]) -> None:
@@ -34,8 +41,14 @@ def assert_within(worst: dict[str, float]) -> None:
     assert not over, over
 
 
-@pytest.mark.parametrize(("backend", "dtype"), PAIRS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "backend", "dtype"),
+    [
+        pytest.param(case, *pair, marks=marks(*pair, case), id=f"{case}-{'-'.join(pair)}")
+        for case in CASES
+        for pair in PAIRS
+    ],
+)
 def test_every_output_and_gradient_equals_the_oracles(case: Case, backend: str, dtype: str) -> None:
     assert_within(parity(backend, case, dtype))
 

@@ -43,7 +43,7 @@ def divide(monkeypatch: pytest.MonkeyPatch, groups: int, members: int) -> None:
     """Divides every call in this way, or as nearly as its sizes allow."""
 
     def division(sizes: plan.Work, threads: int) -> tuple[int, int]:
-        units = min(members, threads, max(1, sizes.H // plan.vectors(sizes.dtype).lanes))
+        units = min(members, threads, max(1, sizes.H // plan.lanes_of(sizes.dtype)))
         return max(1, min(groups, threads // units, sizes.B)), units
 
     clear_caches()

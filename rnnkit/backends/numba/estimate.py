@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from rnnkit.backends.numba.host import host
 from rnnkit.core.cells import Cell
+from rnnkit.kernels.cpu.formats import formats
 
 # The shorter of the arithmetic and the stream of weights hides behind the longer one: all of it up to three quarters of
 # the longer one; where they are equal, this share of it does not.
@@ -21,7 +22,8 @@ VECTOR_US = 0.02
 
 
 class Work(NamedTuple):
-    """A call as estimates and plans see it. R is P under projection, else H; N is the number of row-steps."""
+    """A call as estimates and plans see it. R is P under projection, else H; N is the number of row-steps; dtype is the
+    name of a format of kernels/cpu/formats.py."""
 
     cell: Cell
     dtype: str
@@ -35,8 +37,14 @@ class Work(NamedTuple):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a number."""
-        return 4 if self.dtype == "float32" else 8
+        """Bytes of a computed number: a sum, or a cell state."""
+        return int(formats(self.dtype).computed.itemsize)
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes of a packed weight."""
+        form = formats(self.dtype)
+        return form.word // 2 if form.paired else form.word
 
     @property
     def second_product(self) -> bool:
@@ -57,8 +65,8 @@ def step_us(work: Work, groups: int, units: int, members: int) -> float:
     flop = 2.0 * rows * gates * units * work.R
     if work.projected:
         flop += 2 * rows * work.H * work.R / members
-    per_unit = gates * work.R * work.itemsize  # bytes of weights
-    arithmetic = width * flop / host().flop
+    per_unit = gates * work.R * work.weight_size  # bytes of weights
+    arithmetic = width * flop / _flop_us(work)
     stream = host().read_us(per_unit * units, per_unit * work.H)
     longer, shorter = max(arithmetic, stream), min(arithmetic, stream)
     time = longer + NOT_HIDDEN * max(0.0, 4 * shorter - 3 * longer)
@@ -74,8 +82,8 @@ def mean_rows(work: Work) -> int:
 def input_us(work: Work) -> float:
     """Microseconds of the input's product on one thread. The threads share it evenly."""
     width, gates = work.itemsize / 4, work.cell.n_gates
-    weights = gates * work.H * work.I * work.itemsize
-    time = width * 2 * work.N * gates * work.H * work.I / host().flop
+    weights = gates * work.H * work.I * work.weight_size
+    time = width * 2 * work.N * gates * work.H * work.I / _flop_us(work)
     return max(time, host().read_us(weights, weights)) if work.T == 1 else time
 
 
@@ -89,3 +97,8 @@ def shared_us(work: Work, groups: int, units: int, members: int) -> float:
 def call_us(work: Work) -> float:
     """Microseconds of a forward call on one thread."""
     return shared_us(work, 1, work.H, 1)
+
+
+def _flop_us(work: Work) -> float:
+    """FLOP per microsecond of one core, as if all numbers had 32 bits."""
+    return (2 if formats(work.dtype).dots else 1) * host().flop

@@ -17,25 +17,27 @@ from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradie
 from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.host import host
 from rnnkit.backends.numba.operands import even_rows, ready_array
-from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single
+from rnnkit.backends.numba.plan import Plan, Work, call_us, lanes_of, plan_for, single
 from rnnkit.backends.numba.prepared import (
     Offsets,
     Prepared,
     ReadyWeights,
     job,
+    operand_dtype,
     prepared,
     prepared_ragged,
     ready_weights,
-    saved_widths,
+    saved_parts,
+    whole_lines,
 )
 from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core import thread_pool
 from rnnkit.core.cells import Array, Cell, Weights
 from rnnkit.core.dtypes import DType
 from rnnkit.core.thread_pool import OWNER
+from rnnkit.kernels.cpu.formats import format_of
 from rnnkit.kernels.cpu.launch import launch_backward, launch_forward
 from rnnkit.kernels.cpu.matmul import tile_shape
-from rnnkit.kernels.cpu.simd import vectors
 
 # The time of a backward, as a multiple of the forward's.
 BACKWARD_SHARE = 2.0
@@ -70,7 +72,7 @@ def forward(call: LayerCall) -> Forward:
     nothing, x, state0, out = ready.nothing, ready_array(x), call.state0, call.out
     dtype, has_c = x.dtype, len(state0) == 2
     values, offsets, others = ready.arrays_to_save(call.reserve) if keep else ready.nothing_saved
-    x_packed = x if p.order is None else _memory_for_x(ready, values, call.reserve, x.shape[2])
+    x_packed = x if p.order is None and not ready.converts_x else _memory_for_x(ready, values, call.reserve, x)
     h0 = ready_array(state0[0])
     c0 = ready_array(state0[1]) if has_c else nothing
     y = np.empty(ready.y, dtype) if out is None else out
@@ -84,19 +86,27 @@ def forward(call: LayerCall) -> Forward:
     return y, (h_n, c_n) if has_c else (h_n,), saved
 
 
-def _memory_for_x(ready: Prepared, values: Array, reserve: Array | None, I: int) -> Array:
-    """(N, I) for x without padding: new, or behind what the steps save in the reserve."""
-    N = ready.work.N
+def _memory_for_x(ready: Prepared, values: Array, reserve: Array | None, x: Array) -> Array:
+    """(N, I) for x as operands without padding: new, or behind what the steps save in the reserve.
+
+    A single step reads x itself, so for its backward x is converted here.
+    """
+    N, I, dtype = ready.work.N, x.shape[2], ready.operand
+    if single(ready.work):
+        return x.astype(dtype) if ready.keep else x
     if reserve is None or not values.size:
-        return np.empty((N, I), ready.nothing.dtype)
-    return values[ready.size : ready.size + N * I].reshape(N, I)
+        return np.empty((N, I), dtype)
+    return values[ready.size : ready.size + N * I * dtype.itemsize].view(dtype).reshape(N, I)
 
 
 def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
     """See `rnnkit.backends.Backend`: what the steps save, then x without padding if it is ragged."""
     _, _, I, H, R, N = sizes
-    width = sum(saved_widths(cell, H, R, R != H)) + (I if ragged else 0)
-    return (N * width * dtype.storage.itemsize + memory.LINE - 1) // memory.LINE * memory.LINE
+    size = sum(saved_parts(cell, dtype.stored, H, R, N, R != H))
+    operands = operand_dtype(cell, dtype.stored)
+    if ragged or operands != dtype.storage:
+        size += whole_lines(N * I * operands.itemsize)
+    return size
 
 
 def saved_in_reserve(call: LayerCall) -> Saved:
@@ -105,12 +115,10 @@ def saved_in_reserve(call: LayerCall) -> Saved:
     key = (call.cell, _ready_weights(call.weights, call.cache).kind, x.shape, call.reverse, True)
     p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
     values, offsets, others = ready.arrays_to_save(call.reserve)
-    if p.order is None:
-        x_packed = x
-    elif single(ready.work):
-        x_packed = x[:, p.order[: p.steps]]  # as in `_live_rows`
-    else:
-        x_packed = _memory_for_x(ready, values, call.reserve, x.shape[2])
+    if single(ready.work) and p.order is not None:
+        x = x[:, p.order[: p.steps]]  # as in `_live_rows`
+    plain = not ready.converts_x and (p.order is None or single(ready.work))
+    x_packed = x if plain else _memory_for_x(ready, values, call.reserve, x)
     return Saved(p, ready, x_packed, values, offsets, others)
 
 
@@ -192,9 +200,9 @@ def backward(call: BackwardCall) -> Gradients:
     dc_n = ready_array(call.dstate_n[1]) if has_c else nothing
     dh0 = np.empty(dh_n.shape, dtype)
     dc0 = np.empty(dc_n.shape, dtype) if has_c else nothing
-    dgates_x = np.empty((N, GH), dtype)
-    dgates_h = np.empty((N, GH), dtype) if cell.splits_sides else dgates_x
-    dprojected = np.empty((N, R), dtype) if projected else nothing
+    dgates_x = np.empty((N, GH), ready.operand)
+    dgates_h = np.empty((N, GH), ready.operand) if cell.splits_sides else dgates_x
+    dprojected = np.empty((N, R), ready.operand) if projected else nothing
     dx = np.empty((p.T, p.B, I), dtype)
     dx_packed = dx if p.order is None else np.empty((N, I), dtype)
     into, adds = _weight_gradients(weights, call.cache, dtype)
@@ -236,18 +244,20 @@ def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtyp
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     """See `rnnkit.backends.Backend.describe`."""
     T, B, I, H, R, N = sizes
-    item = dtype.storage.itemsize
-    work = Work(cell, dtype.stored, T, B, I, H, R, N, R != H)
+    work = Work(cell, format_of(cell, dtype.stored), T, B, I, H, R, N, R != H)
     plan = plan_for(work, packing(T, B, None), thread_pool.threads_for(call_us(work)), False, False, keep)
-    saved = N * sum(saved_widths(cell, H, R, R != H)) * item if keep else 0
+    saved = sum(saved_parts(cell, dtype.stored, H, R, N, R != H)) if keep else 0
     cached = not keep and memory.is_cached(plan.packed)
     own = plan.packed + 2 * memory.LINE if cached else 0
     resident = plan.workspace + (0 if cached else plan.packed) + memory.LINE
     transient = resident
+    packed, operands = 0, operand_dtype(cell, dtype.stored)
+    if N != T * B or (operands != dtype.storage and (keep or not single(work))):
+        packed += N * I * operands.itemsize  # x
     if N != T * B:
-        packed = N * I * item + 8 * (2 * T + 1 + 2 * B)  # x, and the tables of the packing
-        saved += packed if keep else 0
-        transient += 0 if keep else packed
+        packed += 8 * (2 * T + 1 + 2 * B)  # the tables of the packing
+    saved += packed if keep else 0
+    transient += 0 if keep else packed
     if resident > memory.MAX_CACHED_WORKSPACE or (plan.workspace <= STACK_WORKSPACE and not plan.packed):
         resident = 0
     return Description(_in_words(work, plan), transient, saved, resident, own, placed=True, rates=host().why)
@@ -255,7 +265,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
 
 def _in_words(work: Work, plan: Plan) -> str:
     rows, columns = tile_shape()
-    tiles = f"{rows} x {columns * vectors(work.dtype).lanes} register tiles, {plan.chunk} steps a chunk"
+    tiles = f"{rows} x {columns * lanes_of(work.dtype)} register tiles, {plan.chunk} steps a chunk"
     name = f"{work.cell.name} " + ("step, weights as they are" if single(work) else f"scan, {tiles}")
     shared = f"{plan.groups * plan.members} of {thread_pool.get_num_threads()} threads"
     return f"{name}, {shared}" + (", sharing units" if plan.members > 1 else "")

@@ -16,9 +16,9 @@ from rnnkit.backends.numba.host import host
 from rnnkit.backends.ragged import Packing
 from rnnkit.kernels.cpu import step
 from rnnkit.kernels.cpu.arguments import Shape
-from rnnkit.kernels.cpu.matmul_large import scratch_elements
+from rnnkit.kernels.cpu.formats import formats
+from rnnkit.kernels.cpu.gradients import gradient_room
 from rnnkit.kernels.cpu.pack import padded
-from rnnkit.kernels.cpu.simd import vectors
 
 __all__ = ["Plan", "Work", "call_us", "plan_for", "single", "threads_of"]
 
@@ -52,14 +52,13 @@ class Plan(NamedTuple):
 class _Layout:
     """Consecutive arrays in one block of memory, each from the start of a cache line."""
 
-    def __init__(self, itemsize: int) -> None:
-        self.itemsize = itemsize
+    def __init__(self) -> None:
         self.size = 0  # bytes
 
-    def add(self, elements: int) -> int:
+    def add(self, elements: int, itemsize: int) -> int:
         """Adds an array; its offset in bytes."""
         offset = self.size
-        self.size += _lines(elements * self.itemsize)
+        self.size += _lines(elements * itemsize)
         return offset
 
 
@@ -83,7 +82,7 @@ def useful_shares(items: int, most: int) -> list[int]:
 
 def _whole_vectors(work: Work) -> int:
     """The vectors of units of a row, the last of which may not be full."""
-    return -(-work.H // vectors(work.dtype).lanes)
+    return -(-work.H // lanes_of(work.dtype))
 
 
 def division(work: Work, threads: int) -> tuple[int, int]:
@@ -108,40 +107,47 @@ def layout(work: Work, members: int, rows: np.ndarray, backward: bool, reverse: 
 def _forward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, keep: bool) -> Plan:
     cell, dtype, B, H, R = work.cell, work.dtype, work.B, work.H, work.R
     GH, resets = cell.n_gates * H, cell.resets_before
-    weights = _Layout(work.itemsize)
-    w_x = weights.add(padded(GH, dtype) * work.I)
-    w_h = weights.add(2 * padded(H, dtype) * H if resets else padded(GH, dtype) * R)
-    w_p = weights.add(padded(H, dtype) * H if resets else padded(R, dtype) * H if work.projected else 0)
-    workspace = _Layout(work.itemsize)
-    states = workspace.add(2 * B * R)
-    exchanged = workspace.add(B * H if work.second_product else 0)
+    form = formats(dtype)
+    operand, depth, mixed = form.operand.itemsize, form.depth, form.mixed
+    weights = _Layout()
+    w_x = weights.add(padded(GH, dtype) * depth(work.I), form.word)
+    w_h = weights.add(2 * padded(H, dtype) * depth(H) if resets else padded(GH, dtype) * depth(R), form.word)
+    second = padded(H, dtype) if resets else padded(R, dtype) if work.projected else 0
+    w_p = weights.add(second * depth(H), form.word)
+    workspace = _Layout()
+    states = workspace.add(2 * B * R, operand)
+    cells = workspace.add(B * H if mixed and cell.has_c else 0, work.itemsize)
+    exchanged = workspace.add(B * H if work.second_product else 0, operand)
     chunk, per_step = _chunk(work, members, rows)
-    own = per_step * (chunk + (1 if cell.splits_sides else 0))
-    offsets = (w_x, w_h, w_p, states, exchanged)
+    own = per_step * (chunk + (1 if cell.splits_sides or (mixed and work.projected) else 0))
+    offsets = (w_x, w_h, w_p, states, cells, exchanged)
     return _plan(work, members, rows, (chunk, reverse, keep), offsets, workspace.size, own, weights.size)
 
 
 def _backward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, keep: bool) -> Plan:
     cell, dtype, H, R = work.cell, work.dtype, work.H, work.R
     GH, resets, threads = cell.n_gates * H, cell.resets_before, (len(rows) - 1) * members
-    workspace = _Layout(work.itemsize)
-    w_x = workspace.add(padded(work.I, dtype) * GH)
-    w_h = workspace.add(padded(R, dtype) * (2 * H if resets else GH))
-    w_p = workspace.add(padded(H, dtype) * (H if resets else R if work.projected else 0))
-    states = workspace.add(work.B * R)
-    exchanged = workspace.add(work.B * H if work.second_product else 0)
-    own = scratch_elements(work.N, -(-GH // threads), max(work.I, R, H), dtype)
+    form, item = formats(dtype), work.itemsize
+    depth, word = form.depth, form.word
+    workspace = _Layout()
+    w_x = workspace.add(padded(work.I, dtype) * depth(GH), word)
+    w_h = workspace.add(padded(R, dtype) * depth(2 * H if resets else GH), word)
+    w_p = workspace.add(padded(H, dtype) * depth(H if resets else R if work.projected else 0), word)
+    states = workspace.add(work.B * R, item)
+    cells = workspace.add(work.B * H if form.mixed and cell.has_c else 0, item)
+    exchanged = workspace.add(work.B * H if work.second_product else 0, item)
+    own = gradient_room(work.N, -(-GH // threads), (work.I, R, H), dtype)
     chunk, _ = _chunk(work, members, rows)
-    offsets = (w_x, w_h, w_p, states, exchanged)
+    offsets = (w_x, w_h, w_p, states, cells, exchanged)
     return _plan(work, members, rows, (chunk, reverse, keep), offsets, workspace.size, own, 0)
 
 
 def _step_layout(work: Work, members: int, rows: np.ndarray, keep: bool) -> Plan:
     """For kernels/cpu/step.py, which packs no weights: gates of one vector of units for some rows, and r h'."""
-    own = min(work.B, step.AT_ONCE) * 2 * work.cell.n_gates * vectors(work.dtype).lanes
+    own = min(work.B, step.AT_ONCE) * 2 * work.cell.n_gates * lanes_of(work.dtype)
     exchanged = work.B * work.H if work.cell.resets_before and not keep else 0
-    size = _lines(exchanged * work.itemsize)
-    return _plan(work, members, rows, (1, False, keep), (0, 0, 0, 0, 0), size, own, 0)
+    size = _lines(exchanged * formats(work.dtype).operand.itemsize)
+    return _plan(work, members, rows, (1, False, keep), (0, 0, 0, 0, 0, 0), size, own, 0)
 
 
 def _plan(
@@ -149,7 +155,7 @@ def _plan(
     members: int,
     rows: np.ndarray,
     how: tuple[int, bool, bool],
-    offsets: tuple[int, int, int, int, int],
+    offsets: tuple[int, int, int, int, int, int],
     size: int,
     own: int,
     packed: int,
@@ -158,7 +164,7 @@ def _plan(
     keep."""
     groups, (chunk, reverse, keep) = len(rows) - 1, how
     own_size = _lines(own * work.itemsize)
-    w_x, w_h, w_p, states, exchanged = offsets
+    w_x, w_h, w_p, states, cells, exchanged = offsets
     shape = Shape(
         T=work.T,
         B=work.B,
@@ -175,6 +181,7 @@ def _plan(
         w_h=w_h,
         w_p=w_p,
         states=states,
+        cells=cells,
         exchanged=exchanged,
         own=size,
         own_size=own_size,
@@ -186,16 +193,21 @@ def _plan(
 def _chunk(work: Work, members: int, rows: np.ndarray) -> tuple[int, int]:
     """Steps of a chunk, and elements of a thread's gates per step."""
     per_step = int(np.diff(rows).max()) * work.cell.n_gates * most_units(work, members)
-    weights = work.cell.n_gates * work.H * (work.I + work.R) * work.itemsize
+    weights = work.cell.n_gates * work.H * (work.I + work.R) * work.weight_size
     size = CHUNK if weights <= host().shared_bytes else CHUNK_OF_LARGE
     return max(1, min(work.T, size // max(1, per_step * work.itemsize))), per_step
 
 
 def most_units(work: Work, members: int) -> int:
     """The most units that a member has, where `first_unit` of kernels/cpu/rows.py divides them."""
-    whole, lanes = _whole_vectors(work), vectors(work.dtype).lanes
+    whole, lanes = _whole_vectors(work), lanes_of(work.dtype)
     firsts = [whole * k // members * lanes for k in range(members)]
     return max(end - first for first, end in pairwise([*firsts, work.H]))
+
+
+def lanes_of(dtype: str) -> int:
+    """How many units a vector has."""
+    return int(formats(dtype).computed.lanes)
 
 
 def _lines(size: int) -> int:

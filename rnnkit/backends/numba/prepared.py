@@ -15,12 +15,13 @@ from rnnkit.backends.numba.operands import ready_array
 from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single, threads_of
 from rnnkit.backends.ragged import Packing, clear_packing_cache, packing
 from rnnkit.core.cells import Array, Cell, Weights
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.core.read_only import is_constant
 from rnnkit.kernels.cpu import scan, step
+from rnnkit.kernels.cpu.formats import format_of, formats
 
-DTYPE_NAMES = {"f": "float32", "d": "float64"}  # by numpy's dtype.char
-# Stands for an array that a cell has not.
-NOTHING = {dtype: np.empty((0, 0), dtype) for dtype in DTYPE_NAMES.values()}
+DTYPE_NAMES = {"f": "float32", "d": "float64", "e": "float16", "E": "bfloat16"}  # by numpy's dtype.char
+LINE = 64  # bytes of a cache line
 
 # Up to this many bytes, what a forward saves is one array. glibc returns larger blocks to the system when they are
 # freed, so allocating them again costs page faults, and more of them the larger the block.
@@ -29,9 +30,9 @@ ONE_ARRAY_BYTES = 2 << 20
 Offsets = tuple[int, int, int]
 
 
-# What a forward saves, flat: see `SavedAddresses` of kernels/cpu/arguments.py. (values, offsets, others): values
-# (N * n_saved * H,) or longer; offsets of h_prev, c_prev and operand from `values` on, in bytes: in the same array, or
-# in `others`. Not a named tuple, because making one takes 4% of a Cell's call.
+# What a forward saves, in bytes: see `SavedAddresses` of kernels/cpu/arguments.py. (values, offsets, others): values
+# (bytes,) uint8; offsets of h_prev, c_prev and operand from `values` on: in the same array, or in `others`. Not a named
+# tuple, because making one takes 4% of a Cell's call.
 SavedArrays = tuple[Array, Offsets, tuple[Array, ...]]
 
 
@@ -46,8 +47,10 @@ class Prepared(NamedTuple):
     backward_plans  the same of the backward
     y, h, c         shapes of the results (T, B, R), (B, R) and (B, H)
     nothing         stands for an array that the cell has not
+    operand         dtype of operands (kernels/cpu/formats.py)
+    converts_x      whether x is converted into operands
     nothing_saved   what a forward saves that saves nothing
-    widths          values per row-step of what is saved
+    parts           bytes of each part of what is saved
     size, offsets   of one array for all of it, and of its parts in that array, in bytes
     """
 
@@ -63,19 +66,20 @@ class Prepared(NamedTuple):
     h: tuple[int, int]
     c: tuple[int, int]
     nothing: Array
+    operand: np.dtype
+    converts_x: bool
     nothing_saved: SavedArrays
-    widths: tuple[int, ...]
+    parts: tuple[int, ...]
     size: int
     offsets: Offsets
 
     def arrays_to_save(self, reserve: Array | None) -> SavedArrays:
         """Arrays for what the forward saves: new ones, or `reserve` (bytes,) uint8."""
-        dtype = self.nothing.dtype
         if reserve is not None:
-            return reserve.view(dtype), self.offsets, ()
-        if self.size * dtype.itemsize <= ONE_ARRAY_BYTES:
-            return np.empty(self.size, dtype), self.offsets, ()
-        values, *others = [np.empty(self.work.N * width, dtype) for width in self.widths]
+            return reserve, self.offsets, ()
+        if self.size <= ONE_ARRAY_BYTES:
+            return np.empty(self.size, np.uint8), self.offsets, ()
+        values, *others = [np.empty(size, np.uint8) for size in self.parts]
         h_prev, c_prev, operand = (a.ctypes.data - values.ctypes.data for a in others)
         return values, (h_prev, c_prev, operand), tuple(others)
 
@@ -115,20 +119,37 @@ def job(cell: Cell, dtype: str, backward: bool, one_step: bool) -> Any:
     return scan.make_backward(cell, dtype) if backward else scan.make_forward(cell, dtype)
 
 
-def saved_widths(cell: Cell, H: int, R: int, projected: bool) -> tuple[int, int, int, int]:
-    """Values per row-step of what a forward saves: of the cell, h_prev, c_prev, operand."""
-    return len(cell.saved) * H, R, H if cell.has_c else 0, H if projected or cell.resets_before else 0
+def saved_parts(cell: Cell, dtype: str, H: int, R: int, N: int, projected: bool) -> tuple[int, int, int, int]:
+    """Bytes of what a forward saves: of the cell, h_prev, c_prev, operand. N may be a symbol."""
+    form = formats(format_of(cell, dtype))
+    return (
+        whole_lines(N * len(cell.saved) * H * form.stored.itemsize),
+        whole_lines(N * R * form.operand.itemsize),
+        whole_lines(N * H * form.computed.itemsize) if cell.has_c else 0,
+        whole_lines(N * H * form.operand.itemsize) if projected or cell.resets_before else 0,
+    )
+
+
+def whole_lines(size: int) -> int:
+    """Bytes, in whole cache lines."""
+    return (size + LINE - 1) // LINE * LINE
+
+
+def operand_dtype(cell: Cell, dtype: str) -> np.dtype:
+    """The NumPy dtype of operands."""
+    return DTYPES[formats(format_of(cell, dtype)).operand.dtype].storage
 
 
 def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
-    dtype, item = work.dtype, work.itemsize
-    widths = saved_widths(work.cell, work.H, work.R, work.projected)
-    h_prev, c_prev, operand, size = (work.N * width for width in accumulate(widths))
+    dtype = formats(work.dtype).stored.dtype
+    parts = saved_parts(work.cell, dtype, work.H, work.R, work.N, work.projected)
+    operands = operand_dtype(work.cell, dtype)
+    h_prev, c_prev, operand, size = accumulate(parts)
     return Prepared(
         work=work,
         reverse=reverse,
         keep=keep,
-        job=job(work.cell, dtype, False, single(work)).address,
+        job=job(work.cell, work.dtype, False, single(work)).address,
         microseconds=call_us(work),
         shares={},
         plans={},
@@ -136,11 +157,13 @@ def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
         y=(work.T, work.B, work.R),
         h=(work.B, work.R),
         c=(work.B, work.H),
-        nothing=NOTHING[dtype],
-        nothing_saved=(np.empty(0, dtype), (0, 0, 0), ()),
-        widths=widths,
+        nothing=np.empty((0, 0), DTYPES[dtype].storage),
+        operand=operands,
+        converts_x=operands.name != dtype,
+        nothing_saved=(np.empty(0, np.uint8), (0, 0, 0), ()),
+        parts=parts,
         size=size,
-        offsets=(item * h_prev, item * c_prev, item * operand),
+        offsets=(h_prev, c_prev, operand),
     )
 
 
@@ -151,7 +174,7 @@ Key = tuple[Cell, tuple[str, tuple[int, ...], bool], tuple[int, ...], bool, bool
 
 def _of_packing(p: Packing, key: Key) -> Prepared:
     cell, (dtype, (GH, R), projected), (_, _, I), reverse, keep = key
-    work = Work(cell, dtype, p.T, p.B, I, GH // cell.n_gates, R, p.steps, projected)
+    work = Work(cell, format_of(cell, dtype), p.T, p.B, I, GH // cell.n_gates, R, p.steps, projected)
     return _prepare(work, reverse, keep)
 
 
