@@ -2,18 +2,19 @@
 
 The blocks of a group hold W_hh together, in registers and shared memory, and hand each other h through the L2 cache, in
 words with a tag that tells the step: kernels/cuda/grid.cuh. All blocks must run at once, so the batch is limited by the
-card's multiprocessors. What it saves for backward has the layout that all schedules share, and the backward pass is
-that of schedule D.
+card's multiprocessors. What it saves for backward has the layout that all schedules share. The backward pass:
+`grid_backward`, or that of schedule D where that one does not serve H or the dtype.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from rnnkit.backends.cupy import cost, passes, resident_launch, stepwise, tiles
+from rnnkit.backends.cupy import backward_pass, cost, grid_backward, passes, resident_launch, stepwise, tiles
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.card import CardFacts, card_of
 from rnnkit.backends.cupy.cost import Rates
+from rnnkit.backends.cupy.grid_backward import BackwardGridLauncher
 from rnnkit.backends.cupy.launcher import i32
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.resident_launch import ResidentLauncher
@@ -68,7 +69,11 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     # A warp's columns are one chain of products, so they are K of its load.
     load = cost.Load(rows, d.warps * tiles.UNITS, -(-H // d.splits), d.shared_weights, received, waits)
     forward = T * cost.resident_step(work.cell, work.dtype, card, load)
-    return forward + (stepwise.seconds(work._replace(keep=False), card, rates) if work.keep else 0.0)
+    if not work.keep:
+        return forward
+    if grid_backward.problem(work.dtype, work.cell.n_gates, H, card) is not None:
+        return forward + stepwise.seconds(work._replace(keep=False), card, rates)
+    return forward + grid_backward.seconds(work, card, rates)
 
 
 def _width(H: int, dtype: DType) -> int:
@@ -79,7 +84,8 @@ def _width(H: int, dtype: DType) -> int:
 def builds() -> tuple[Build, ...]:
     """A module per cell and dtype."""
     served = (cell for cell in HEADERS if not CELLS[cell].resets_before)
-    return tuple(_build(cell, DTYPES[dtype]) for cell in served for dtype in SERVED)
+    forward = tuple(_build(cell, DTYPES[dtype]) for cell in served for dtype in SERVED)
+    return forward + grid_backward.builds(MOST_SHARED)
 
 
 def _build(cell: str, dtype: DType) -> Build:
@@ -100,10 +106,14 @@ class GroupLauncher(ResidentLauncher):
         return words.address, i32(words.epochs(chunk.T)), i32(d.members), i32(d.splits)
 
 
-def _division(p: Problem) -> Division:
+def _card() -> CardFacts:
     import cupy
 
-    division = tiles.in_groups(p.dtype, p.cell.n_gates, p.H, p.B, card_of(cupy.cuda.runtime.getDevice()))
+    return card_of(cupy.cuda.runtime.getDevice())
+
+
+def _division(p: Problem) -> Division:
+    division = tiles.in_groups(p.dtype, p.cell.n_gates, p.H, p.B, _card())
     assert division is not None, "problem() refuses such sizes"
     return division
 
@@ -119,21 +129,29 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:
     """The gradients of one forward; call.saved is its `Saved`."""
-    return stepwise.backward(p, call)
+    card = _card()
+    if grid_backward.problem(p.dtype, p.cell.n_gates, p.H, card) is not None:
+        return stepwise.backward(p, call)
+    return backward_pass.backward(
+        p, call, lambda arena, table: BackwardGridLauncher(p, arena, table, card, MOST_SHARED)
+    )
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
     """See `rnnkit.backends.Backend.describe`. The workspace is the stream's arena, sized for the larger pass."""
     p = Problem.of_sizes(cell, dtype, sizes)
     d = _division(p)
-    workspaces = (
-        resident_launch.workspace_sizes(p, d),
-        *((workspace_sizes(p, backward=True),) if keep else ()),
-    )
     rows = ARITHMETIC[dtype.name].rows
     words = (
         f"{-(-sizes.B // rows)} groups of {d.members} blocks of {d.threads} threads, {rows} rows per group; "
         f"{p.chunk_steps} steps per launch; {d.shared_weights >> 10} of {d.weight_bytes // d.members >> 10} KiB of "
         "W_hh per block in shared memory, the rest in registers"
     )
-    return words, *passes.memory(p, sizes, keep, workspaces)
+    workspaces = [resident_launch.workspace_sizes(p, d)]
+    if keep:
+        refused = grid_backward.problem(dtype, cell.n_gates, p.H, _card())
+        words += "; " + (grid_backward.describe(p, _card()) if refused is None else f"backward by stepwise: {refused}")
+        workspaces.append(
+            grid_backward.workspace_sizes(p, _card()) if refused is None else workspace_sizes(p, backward=True)
+        )
+    return words, *passes.memory(p, sizes, keep, tuple(workspaces))
