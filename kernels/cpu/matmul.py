@@ -12,7 +12,8 @@ Every element of C is summed over k in one order, in blocks of at most LONGEST_S
 bits depend neither on the rows beside it nor on the number of threads.
 
 The tile shape follows from the host's registers: accumulators + weights + one broadcast value. AVX-512 has 32
-registers, 6 x 4 + 4 + 1. AVX2 has 16, 6 x 2 + 2 + 1. SSE2 has 16 and NEON 32; both use the smaller shape.
+registers, 6 x 4 + 4 + 1. AVX2 has 16, 4 x 3 + 3 + 1: with 6 x 2 tiles of few rows would have too few accumulators to
+hide the latency of a multiply-add. SSE2 has 16 registers and NEON 32; both use 6 x 2.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from rnnkit.kernels.cpu.simd import (
     vectors,
 )
 
-_TILES = {64: (6, 4), 32: (6, 2), 16: (6, 2)}  # vector bytes: (rows, columns)
+_TILES = {64: (6, 4), 32: (4, 3), 16: (6, 2)}  # vector bytes: (rows, columns)
 
 
 def tile_shape() -> tuple[int, int]:
@@ -93,9 +94,9 @@ def products(operand: str, packed: str) -> SimpleNamespace:
         product_steps, with prefetches: the first `tiles` tiles prefetch a cache line at each of their k, tile t at
         ahead + t * ahead_tile + k * ahead_k, which need not be a valid address
 
-    Every tile of at least five rows contains one prefetch per k. Where the caller has no address for it and the weights
-    exceed the second-level cache, the first tiles on each block of a panel prefetch the block that follows, of the same
-    panel or of the next, so that it arrives during the arithmetic. Else the first tile on each block waits for it.
+    Every tile with the most rows, or one fewer, contains one prefetch per k. Where the caller has no address for it and
+    the weights exceed the second-level cache, the first tiles on each block of a panel prefetch the block that follows,
+    of the same panel or of the next, so that it arrives during the arithmetic. Else the first tile on each block waits.
 
     backwards: walks the panels of W from the last to the first. If W is larger than a cache and the direction
     alternates, the panels read last are still cached at each change of direction. In one direction none would be.

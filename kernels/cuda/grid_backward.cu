@@ -15,18 +15,8 @@
 //
 // Parts travel through the L2 cache in words of 64 bits with a tag that tells the step, see Parts.
 //
-// RK_THREADS: the block. RK_HELD: blocks of columns that a warp holds in registers, of each of its RK_TILES pairs of
-// tiles of units. RK_OWN: the most pairs of a thread.
-
-#if defined(RNNKIT_EMULATOR)
-__device__ __forceinline__ Word load_word(const Word* p) { return emulator::load_relaxed(p); }
-#else
-__device__ __forceinline__ Word load_word(const Word* p) {
-  Word v;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
-  return v;
-}
-#endif
+// RK_THREADS: the block. RK_HELD: blocks of columns that a warp holds in registers, of each of its pairs of tiles of
+// units, of which it has at most RK_TILES. RK_OWN: the most pairs of a thread.
 
 // The parts of dh in flight between the members of a group. Who sees a word's tag sees its value, so no fence is needed.
 //
@@ -113,12 +103,15 @@ __device__ __forceinline__ void grid_backward_steps(uint4* memory, const Sequenc
   const int stride = stride_of(G * units);
   const int size = rows_size(stride);
 
+  const int used = (H + 2 * kUnits * warps - 1) / (2 * kUnits * warps);  // of the kTiles pairs of tiles of a warp
+
   ResidentWeights<2, kHeld> weights[kTiles];
   Vec* shared_weights = reinterpret_cast<Vec*>(memory);
-  Storage* operands = reinterpret_cast<Storage*>(shared_weights + warps * kTiles * shared_blocks * weights[0].kSize);
+  Storage* operands = reinterpret_cast<Storage*>(shared_weights + warps * used * shared_blocks * weights[0].kSize);
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    const Index tile = ((Index)parts.member() * kTiles + i) * warps + warp;
+    if (i >= used) break;
+    const Index tile = ((Index)parts.member() * used + i) * warps + warp;
     weights[i].load(in.weights + tile * blocks * weights[i].kSize,
                     shared_weights + (i * warps + warp) * shared_blocks * weights[i].kSize, 0, blocks);
   }
@@ -171,6 +164,7 @@ __device__ __forceinline__ void grid_backward_steps(uint4* memory, const Sequenc
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
+      if (i >= used) break;
       Compute sums[2][kPairs] = {};
       weights[i].add_product(sums, operand, stride);
 #pragma unroll

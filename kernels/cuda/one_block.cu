@@ -5,11 +5,11 @@
 // rows, the block a warp per tile of units.
 
 extern "C" __global__ void __launch_bounds__(RK_THREADS, 1)
-forward_chunk(const Compute* x_side, const Compute* bias, const Vec* weights, Storage* h, Compute* c, Storage* y,
-              Storage* saved, Storage* h_prev, Compute* c_prev, const Index* order, const Index* offsets, int B, int H,
-              Index t0, Index n0, int steps, int descending) {
+forward_chunk(const Compute* x_side, const Compute* bias, const Vec* weights, const Storage* h, Storage* h_out,
+              Compute* c, Storage* y, Storage* saved, Storage* h_prev, Compute* c_prev, const Index* order,
+              const Index* offsets, int B, int H, Index t0, Index n0, int steps, int descending) {
   extern __shared__ uint4 memory[];
   const Sequence all = {offsets, (unsigned)B, t0, n0, steps, descending != 0};
-  const ForwardArrays in = {x_side, bias, weights, h, c, y, saved, h_prev, c_prev, order, H};
+  const ForwardArrays in = {x_side, bias, weights, h, h_out, c, y, saved, h_prev, c_prev, order, H};
   forward_steps<RK_HELD, 1>(memory, all, in, OneBlock{H});
 }

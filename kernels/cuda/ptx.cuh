@@ -62,6 +62,9 @@ __device__ __forceinline__ Storage operand_of(Storage v) {
 __device__ __forceinline__ void store_word(unsigned long long* p, unsigned long long v) {
   emulator::store_relaxed(p, v);
 }
+__device__ __forceinline__ unsigned long long load_word(const unsigned long long* p) {
+  return emulator::load_relaxed(p);
+}
 __device__ __forceinline__ ulonglong2 load_pair(const ulonglong2* p) {
   return make_ulonglong2(emulator::load_relaxed(&p->x), emulator::load_relaxed(&p->y));
 }
@@ -69,6 +72,11 @@ __device__ __forceinline__ void poll_again() { __nanosleep(0); }  // lets the ot
 #else
 __device__ __forceinline__ void store_word(unsigned long long* p, unsigned long long v) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+__device__ __forceinline__ unsigned long long load_word(const unsigned long long* p) {
+  unsigned long long v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
 }
 __device__ __forceinline__ ulonglong2 load_pair(const ulonglong2* p) {
   ulonglong2 v;

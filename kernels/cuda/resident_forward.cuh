@@ -5,8 +5,10 @@ struct ForwardArrays {
   const Compute* x_side;   // (rows of the chunk, G*H) products of x, without biases
   const Compute* bias;     // (2, G*H) b_ih, then b_hh
   const Vec* weights;      // W_hh as pack_weights leaves it
-  Storage* h;              // (B, H) states in sorted order, updated in place
-  Compute* c;              // (B, H), or null
+  const Storage* h;        // (B, H) states in sorted order
+  Storage* h_out;          // (B, H) the states after the chunk; another array where a tile has several members, because
+                           // a member may end before another one has read h
+  Compute* c;              // (B, H), or null; updated in place
   Storage* y;              // (T, B, H)
   Storage* saved;          // (N, kSaved, H), or null; with h_prev (N, H), and c_prev (N, H) where the cell has c
   Storage* h_prev;
@@ -181,7 +183,7 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
 #pragma unroll
   for (int q = 0; q < Q; ++q) {
     if (b[q] >= all.B) continue;
-    in.h[(Index)b[q] * H + j[q]] = store(h[q]);
+    in.h_out[(Index)b[q] * H + j[q]] = store(h[q]);
     if (Cell::kHasC) in.c[(Index)b[q] * H + j[q]] = c[q];
   }
 }

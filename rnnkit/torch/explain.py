@@ -110,7 +110,11 @@ def explain(
     with torch.random.fork_rng(devices), _Noting() as noting:  # the forward draws dropout masks
         module.forward(input, hx, **options)
     call = noting.calls[0]
-    cast = f"torch.autocast casts {_name(data.dtype)} to {_name(call.x.dtype)}" if call.x.dtype != data.dtype else None
+    cast = None
+    if call.x.dtype != data.dtype:
+        cast = f"torch.autocast casts {_name(data.dtype)} to {_name(call.x.dtype)}"
+        if not torch.is_autocast_enabled(data.device.type):
+            cast = f"{_name(data.dtype)} with resets or a mask on a CPU is computed in float32 and rounded at the end"
     if resets is not None or mask is not None:
         return _of_segments(noting.calls, module, given, cast, StepFlags(resets, False, mask, False), input, lengths)
     return _explanation(call, module, given, cast, len(noting.calls), isinstance(input, PackedSequence))

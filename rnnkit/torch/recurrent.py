@@ -162,7 +162,7 @@ class Layers(nn.RNNBase):
         stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
         return run(stack, x, states, weights, masks, lengths)
 
-    @torch.compiler.disable(reason="resets and a mask decide the shapes of the kernels' calls")
+    @torch.compiler.disable  # resets and a mask decide the shapes of the kernels' calls. 2.7 takes no `reason`.
     def _run_segments(
         self,
         x: Tensor,

@@ -173,6 +173,9 @@ def test_an_unlisted_or_too_large_kernel_is_reported() -> None:
     assert "do not fit a multiprocessor" in problem
     (problem,) = table.problems(report, [Kernel("planted", (32, 1, 1), 64 * 1024 + 1)], 75)
     assert "needs 65537 bytes of shared memory, sm_75 has 65536" in problem
+    varies = Kernel("planted", (32, 1, 1), 64 * 1024 + 1, varies=True)
+    assert table.problems(report, [varies], 75) == []
+    assert table.row(report.kernels["planted"], varies, 75)[-2:] == [1, 40]
 
 
 @needs_nvrtc

@@ -53,7 +53,12 @@ def cp() -> Iterator[Any]:
 
 @contextmanager
 def held(blocks: int) -> Iterator[None]:
-    """Limits the blocks of columns that a warp holds in registers, so that small H need shared memory too."""
+    """Limits the blocks of columns that a warp holds in registers, so that small H need shared memory too.
+
+    Inside of `cuda`, which imports the CuPy backend anew.
+    """
+    from rnnkit.backends.cupy import tiles
+
     few = {name: row._replace(held={256: dict.fromkeys((1, 3, 4), blocks)}) for name, row in tiles.ARITHMETIC.items()}
     with mock.patch.dict(tiles.ARITHMETIC, few):
         tiles.one_block_builds.cache_clear()
@@ -85,11 +90,17 @@ def test_parity_of_every_case(cp: Any, case: Case, dtype: str) -> None:
 def test_no_race_and_no_uninitialised_read(cell: str, dtype: str, blocks: int) -> None:
     """In ascending, descending and random order of threads, with weights in registers and in shared memory."""
     case = WIDE[cell]
-    with held(blocks), cuda(mode="check") as cp, chunked(3):
+    with cuda(mode="check") as cp, held(blocks), chunked(3):
         for schedule in ({}, {"order": "descending"}, {"seed": 1}, {"seed": 2}):
             cp.fake.launch_options.clear()
             cp.fake.launch_options.update(schedule)
             assert_within(parity(ONE_BLOCK, case, dtype, device="cuda:0"))
+        from rnnkit.backends.cupy import tiles
+
+        division = tiles.in_one_block(DTYPES[dtype], CELLS[cell].n_gates, case.H)
+        assert division is not None
+        assert division.shared_weights
+        assert {one.shared_mem for one in cp.fake.launches if one.name == "forward_chunk"} == {division.shared_bytes}
 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
@@ -109,7 +120,7 @@ def test_chunks_of_steps_give_the_same_bits(cp: Any, cell: str, reverse: bool, r
 
 
 def test_one_launch_per_chunk(cp: Any) -> None:
-    case = Case("lstm", T=7, B=3)
+    case = Case("lstm", T=8, B=3)
     inputs = make_inputs(case, "float32", device="cuda:0")
     given = (inputs.x, inputs.state0, inputs.weights)
     for steps, chunks in ((256, 1), (4, 2)):

@@ -280,3 +280,11 @@ def test_flags_that_flag_nothing() -> None:
     assert said.notes[0] == "nothing is reset or masked: the call is the one without resets and mask"
     with pytest.raises(TypeError, match="mask must be None for a Cell"):
         rnnkit.torch.explain(rnnkit.torch.GRUCell(I, H), torch.zeros(B, I), mask=[True] * B)
+
+
+def test_16_bits_with_resets_are_computed_in_float32() -> None:
+    layer = rnnkit.torch.GRU(I, H, dtype=torch.bfloat16)
+    resets = torch.rand(T, B) < 0.1
+    said = rnnkit.torch.explain(layer, torch.zeros(T, B, I, dtype=torch.bfloat16), resets=resets)
+    assert said.dtype == "float32"
+    assert "bfloat16 with resets or a mask on a CPU is computed in float32" in said.why

@@ -7,19 +7,21 @@ the other units: kernels/cuda/grid_backward.cu. The products over row-steps are 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.cupy import sources, tiles
+from rnnkit.backends.cupy import cost, sources, tiles
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.backward_pass import BackwardLauncher, backward_buffers
 from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import over
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
+from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build, Kernel
 from rnnkit.backends.cupy.tiles import ARITHMETIC, SLICE_BYTES, UNITS, WARP, column_blocks
 from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
@@ -70,11 +72,12 @@ CONFIGS = {
 
 
 class Group(NamedTuple):
-    """The members that serve a tile of rows, each with `units` units, all gates of them."""
+    """The members that serve a tile of rows, each with `units` of the H units, all gates of them."""
 
     dtype: DType
     config: Config
     gates: int
+    H: int
     members: int
     units: int
 
@@ -84,17 +87,27 @@ class Group(NamedTuple):
         return column_blocks(self.dtype, self.gates * self.units)
 
     @property
+    def tiles(self) -> int:
+        """Pairs of tiles of all H units, the same number for every warp."""
+        return WARPS * -(-self.H // (2 * UNITS * WARPS))
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights as `pack_parts` leaves them."""
-        return self.members * WARPS * self.config.tiles * self.blocks * 2 * SLICE_BYTES
+        return self.members * self.tiles * self.blocks * 2 * SLICE_BYTES
+
+    @property
+    def shared_weights(self) -> int:
+        """Bytes of a member's weights that are not in registers."""
+        return self.tiles * max(0, self.blocks - self.config.held) * 2 * SLICE_BYTES
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of dynamic shared memory of a block: weights that are not in registers, and two operands."""
+        """Bytes of dynamic shared memory of a block: `shared_weights`, and two operands."""
         rows = ARITHMETIC[self.dtype.name].rows
         size = self.dtype.storage.itemsize
         operand = rows * (self.blocks | 1) * tiles.BLOCK_BYTES + rows // 2 * 8 * size
-        return WARPS * self.config.tiles * max(0, self.blocks - self.config.held) * 2 * SLICE_BYTES + 2 * operand
+        return self.shared_weights + 2 * operand
 
     @property
     def word_bytes(self) -> int:
@@ -102,7 +115,7 @@ class Group(NamedTuple):
         return 2 * self.members**2 * ARITHMETIC[self.dtype.name].rows * self.units * WORD_BYTES
 
 
-@cache
+@lru_cache(maxsize=4096)
 def group_of(dtype: DType, gates: int, H: int, shared: int) -> Group | None:
     """The group with the fewest members whose blocks need at most `shared` bytes; None if H is too large."""
     rows = ARITHMETIC[dtype.name].rows
@@ -111,24 +124,37 @@ def group_of(dtype: DType, gates: int, H: int, shared: int) -> Group | None:
             continue
         for members in range(2, -(-H // UNITS) + 1):
             units = UNITS * -(-H // (UNITS * members))
-            group = Group(dtype, config, gates, -(-H // units), units)
+            group = Group(dtype, config, gates, H, -(-H // units), units)
             if rows * units <= THREADS * config.own and group.shared_bytes <= shared:
                 return group
     return None
 
 
 def problem(dtype: DType, gates: int, H: int, card: CardFacts) -> str | None:
-    """Why it does not serve this H on the card, or None."""
+    """Why the backward pass does not serve this H on the card, or None."""
     if dtype.name not in CONFIGS:
-        return f"backward, dtype {dtype.name} has no exchange"
+        return f"dtype {dtype.name} does not fit the words that blocks exchange"
     if H <= UNITS:
-        return f"backward, H = {H} is too small for two blocks"
+        return f"H = {H} is too small for two blocks"
     group = group_of(dtype, gates, H, card.shared_block)
     if group is None:
-        return f"backward, H = {H} needs more memory than its blocks have"
+        return f"H = {H} needs more memory than its blocks have"
     if group.members > card.multiprocessors:
-        return f"backward, a group has {group.members} blocks, the card runs {card.multiprocessors} at once"
+        return f"a group has {group.members} blocks, the card runs {card.multiprocessors} at once"
     return None
+
+
+def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
+    """Predicted seconds of the backward steps. See `schedules.ScheduleModule`."""
+    T, B, _, H, _, _ = work.sizes
+    g = group_of(work.dtype, work.cell.n_gates, H, card.shared_block)
+    assert g is not None, "problem() refuses such an H"
+    rows = ARITHMETIC[work.dtype.name].rows
+    received = rows * g.units * g.members * WORD_BYTES
+    # The product has all H units, and the columns of the member's units.
+    load = cost.Load(rows, H, g.units, g.shared_weights, received, rates.hop)
+    step = cost.resident_step(work.cell, work.dtype, card, load)
+    return cost.resident_seconds(T, -(-B // rows), card.multiprocessors // g.members, step)
 
 
 def builds(shared: int) -> tuple[Build, ...]:
@@ -145,7 +171,7 @@ def builds(shared: int) -> tuple[Build, ...]:
 def _build(cell: str, dtype: DType, config: Config, shared: int) -> Build:
     arithmetic = ARITHMETIC[dtype.name]
     kernels = (
-        *sources.pointwise_kernels("pack_parts"),
+        *sources.pointwise_kernels("pack_weights", "pack_parts"),
         Kernel("backward_chunk", (THREADS, 1, 1), _most_shared(CELLS[cell], dtype, config, shared), cooperative=True),
     )
     defines = (*arithmetic.defines, *config.defines)
@@ -160,15 +186,29 @@ def _most_shared(cell: Cell, dtype: DType, config: Config, shared: int) -> int:
     return max((group.shared_bytes for group in groups if group is not None and group.config == config), default=0)
 
 
+def _group(p: Problem, card: CardFacts) -> Group:
+    group = group_of(p.dtype, p.cell.n_gates, p.H, card.shared_block)
+    assert group is not None, "problem() refuses such an H"
+    return group
+
+
+def workspace_sizes(p: Problem, card: CardFacts) -> dict[str, int]:
+    """Bytes of each buffer of the workspace."""
+    return backward_buffers(p) | {"weights": _group(p, card).weight_bytes}
+
+
+def describe(p: Problem, card: CardFacts) -> str:
+    """The backward pass in words."""
+    return f"backward by groups of {_group(p, card).members} blocks that exchange parts of dh"
+
+
 class BackwardGridLauncher(BackwardLauncher):
     """A Launcher with the backward steps of schedule C. shared: the most shared memory of a block of this card."""
 
     def __init__(self, p: Problem, arena: Arena, table: Array | None, card: CardFacts, most_shared: int) -> None:
-        group = group_of(p.dtype, p.cell.n_gates, p.H, card.shared_block)
-        assert group is not None, "problem() refuses such an H"
+        group = _group(p, card)
         build = _build(p.cell.name, p.dtype, group.config, most_shared)
-        sizes = backward_buffers(p) | {"weights": group.weight_bytes}
-        super().__init__(p, arena, sizes, table, build)
+        super().__init__(p, arena, workspace_sizes(p, card), table, build)
         self.group = group
         rows = -(-p.B // ARITHMETIC[p.dtype.name].rows)
         resident = self.module.kernels["backward_chunk"].resident_blocks(THREADS, group.shared_bytes)
@@ -179,7 +219,7 @@ class BackwardGridLauncher(BackwardLauncher):
         """Also packs W_hh, by members, into "weights"."""
         super().backward_begin(dstate_n, weights)
         g = self.group
-        counts = map(i32, (self.p.H, g.members, g.units, WARPS * g.config.tiles, g.blocks))
+        counts = map(i32, (self.p.H, g.members, g.units, g.tiles, g.blocks))
         shape = over(g.weight_bytes // self.p.storage_bytes)
         self.launch("pack_parts", shape, self["weights"], address(weights.w_hh), *counts)
 

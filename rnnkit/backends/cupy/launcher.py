@@ -51,6 +51,10 @@ class Launcher:
     def __contains__(self, name: str) -> bool:
         return name in self._addresses
 
+    def swap(self, one: str, other: str) -> None:
+        """Exchanges the names of two buffers."""
+        self._addresses[one], self._addresses[other] = self._addresses[other], self._addresses[one]
+
     def launch(self, name: str, shape: Shape, *args: Any, shared_mem: int | None = None) -> None:
         """Launches a kernel of the schedule on the current stream. shared_mem: as of `modules.LoadedKernel`."""
         self.module.kernels[name](*shape, args, shared_mem)

@@ -7,31 +7,22 @@ for backward has the layout that all schedules share. The backward pass: `one_bl
 
 from __future__ import annotations
 
-from rnnkit.backends.cupy import backward_pass, cost, one_block_backward, passes, sources, tiles
-from rnnkit.backends.cupy.arena import Arena
+from rnnkit.backends.cupy import backward_pass, cost, one_block_backward, passes, resident_launch, tiles
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cost import Rates
-from rnnkit.backends.cupy.launcher import Launcher, address, i32
-from rnnkit.backends.cupy.modules import over
 from rnnkit.backends.cupy.one_block_backward import BackwardBlockLauncher
-from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.saved import Saved, SavedStates
+from rnnkit.backends.cupy.problem import Problem
+from rnnkit.backends.cupy.resident_launch import ResidentLauncher
+from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
-from rnnkit.backends.cupy.sources import Build, Kernel
+from rnnkit.backends.cupy.sources import Build
 from rnnkit.backends.cupy.tiles import ARITHMETIC, Config, Division
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
-from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
+from rnnkit.core.cells import CELLS, Array, Cell, State
 from rnnkit.core.dtypes import DType
 from rnnkit.kernels.cells import HEADERS
 
-FILES = (
-    "cuda/rows.cuh",
-    "cuda/ptx.cuh",
-    "cuda/resident_product.cuh",
-    "cuda/resident.cuh",
-    "cuda/resident_forward.cuh",
-    "cuda/one_block.cu",
-)
+FILES = ("cuda/one_block.cu",)
 
 # The most shared memory of a block on any card.
 MOST_SHARED = 227 << 10
@@ -86,51 +77,8 @@ def builds() -> tuple[Build, ...]:
 
 
 def _build(cell: str, dtype: DType, config: Config) -> Build:
-    arithmetic = ARITHMETIC[dtype.name]
     largest = tiles.one_block_builds(dtype, CELLS[cell].n_gates, MOST_SHARED)[config]
-    kernels = (
-        *sources.pointwise_kernels("pack_weights"),
-        Kernel("forward_chunk", (largest.threads, 1, 1), largest.shared_bytes),
-    )
-    defines = (*arithmetic.defines, *config.defines)
-    name = f"one_block_{config.threads}" + ("" if dtype.name == dtype.stored else f"_{dtype.name}")
-    return sources.of_cell(name, cell, dtype.stored, FILES, kernels, defines=defines, min_arch=arithmetic.min_arch)
-
-
-class BlockLauncher(Launcher):
-    """A Launcher with the steps of schedule A."""
-
-    def __init__(self, p: Problem, arena: Arena, table: Array | None, division: Division) -> None:
-        build = _build(p.cell.name, p.dtype, division.config)
-        super().__init__(p, arena, _sizes(p, division), table, build)
-        self.division = division
-
-    def forward_begin(self, state0: State, weights: Weights) -> None:
-        """As `Launcher.forward_begin`, and packs W_hh into "weights"."""
-        super().forward_begin(state0, weights)
-        p = self.p
-        d = self.division
-        strides = (p.H * p.H, p.H, 1)  # from one gate, unit and column of W_hh to the next
-        counts = map(i32, (d.outputs, p.H, p.H, d.tiles, d.blocks))
-        shape = over(d.weight_bytes // p.storage_bytes)
-        self.launch("pack_weights", shape, self["weights"], address(weights.w_hh), *strides, *counts)
-
-    def forward_chunk(self, chunk: Chunk, weights: Weights, y: Array, states: SavedStates) -> None:
-        """See `passes.ForwardLauncher`."""
-        p = self.p
-        d = self.division
-        offsets = self.offsets
-        inputs = (self["gates"], self["bias"], self["weights"], self["h"], self["c"])
-        outputs = (address(y), address(states.values), address(states.h_prev), address(states.c_prev))
-        sizes = (i32(p.B), i32(p.H), chunk.t0, chunk.n0, i32(chunk.T), i32(p.reverse))
-        grid = (-(-p.B // ARITHMETIC[p.dtype.name].rows),)
-        args = (*inputs, *outputs, self.order, offsets, *sizes)
-        self.launch("forward_chunk", (grid, (d.threads,)), *args, shared_mem=d.shared_bytes)
-
-
-def _sizes(p: Problem, division: Division) -> dict[str, int]:
-    """Bytes of each buffer of the forward workspace."""
-    return passes.forward_buffers(p) | {"weights": division.weight_bytes}
+    return resident_launch.build("one_block", cell, largest, FILES)
 
 
 def _division(p: Problem) -> Division:
@@ -141,7 +89,9 @@ def _division(p: Problem) -> Division:
 
 def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     """y (T, B, H), the final states, and what `backward` needs."""
-    return passes.forward(p, call, lambda arena, table: BlockLauncher(p, arena, table, _division(p)))
+    division = _division(p)
+    build = _build(p.cell.name, p.dtype, division.config)
+    return passes.forward(p, call, lambda arena, table: ResidentLauncher(p, arena, table, build, division))
 
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:
@@ -153,7 +103,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     """See `rnnkit.backends.Backend.describe`. The workspace is the stream's arena, sized for the larger pass."""
     p = Problem.of_sizes(cell, dtype, sizes)
     d = _division(p)
-    workspaces = (_sizes(p, d), *((one_block_backward.workspace_sizes(p),) if keep else ()))
+    workspaces = (resident_launch.workspace_sizes(p, d), *((one_block_backward.workspace_sizes(p),) if keep else ()))
     rows = ARITHMETIC[dtype.name].rows
     words = (
         f"{-(-sizes.B // rows)} blocks of {d.threads} threads, {rows} rows each; {p.chunk_steps} steps per launch; "

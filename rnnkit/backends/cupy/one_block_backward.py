@@ -101,7 +101,7 @@ def _build(cell: str, dtype: DType, config: Config, shared: int) -> Build:
     largest = largest_by_build(dtype, CELLS[cell].n_gates, shared)[config]
     kernels = (
         *sources.pointwise_kernels("pack_weights"),
-        Kernel("backward_chunk", (largest.threads, 1, 1), shared_bytes(largest)),
+        Kernel("backward_chunk", (largest.threads, 1, 1), shared_bytes(largest), varies=True),
     )
     defines = (*arithmetic.defines, *config.defines)
     name = f"one_block_backward_{config.threads}" + ("" if dtype.name == dtype.stored else f"_{dtype.name}")

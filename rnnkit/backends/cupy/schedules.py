@@ -90,6 +90,7 @@ class Schedule:
 
 SCHEDULES: tuple[Schedule, ...] = (
     Schedule("one_block", "one launch for many steps, one block per tile of rows, W_hh in registers and shared memory"),
+    Schedule("grid", "one launch for many steps, groups of blocks with W_hh on the chip that exchange h through L2"),
     Schedule("stepwise", "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs", strided_y=True),
 )
 

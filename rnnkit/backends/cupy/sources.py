@@ -29,6 +29,8 @@ class Kernel(NamedTuple):
     shared_bytes  dynamic shared memory
     cooperative   all blocks of a launch are resident at once; a launch of more than fit is refused
     cluster       blocks of a cluster, as in the kernel's __cluster_dims__
+    varies        shared_bytes is the most: a launch takes what its sizes need, and sizes that need more than the card's
+                  blocks have are refused by the schedule
     """
 
     name: str
@@ -36,6 +38,7 @@ class Kernel(NamedTuple):
     shared_bytes: int = 0
     cooperative: bool = False
     cluster: int = 1
+    varies: bool = False
 
 
 class Source(NamedTuple):

@@ -80,10 +80,11 @@ def column_blocks(dtype: DType, K: int) -> int:
 
 
 class Division(NamedTuple):
-    """W_hh of one call, divided among blocks that each hold `tiles` tiles of units.
+    """W_hh of one call, divided among `members` blocks that each hold `tiles` tiles of units.
 
     outputs  numbers per unit: the gates forward, 1 backward
     K        columns
+    splits   warps that share a tile of units, each for a part of the columns
     """
 
     dtype: DType
@@ -91,10 +92,16 @@ class Division(NamedTuple):
     outputs: int
     tiles: int
     K: int
+    splits: int = 1
+    members: int = 1
+
+    @property
+    def warps(self) -> int:
+        return self.tiles * self.splits
 
     @property
     def threads(self) -> int:
-        return WARP * self.tiles
+        return WARP * self.warps
 
     @property
     def blocks(self) -> int:
@@ -104,12 +111,13 @@ class Division(NamedTuple):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights as `pack_weights` leaves them."""
-        return self.tiles * self.blocks * self.outputs * SLICE_BYTES
+        return self.members * self.tiles * self.blocks * self.outputs * SLICE_BYTES
 
     @property
     def shared_weights(self) -> int:
-        """Bytes of the weights that are not in registers."""
-        return self.tiles * max(0, self.blocks - self.config.held) * self.outputs * SLICE_BYTES
+        """Bytes of a member's weights that are not in registers."""
+        each = -(-self.blocks // self.splits)
+        return self.warps * max(0, each - self.config.held) * self.outputs * SLICE_BYTES
 
     @property
     def h_bytes(self) -> int:
@@ -120,8 +128,11 @@ class Division(NamedTuple):
     @property
     def shared_bytes(self) -> int:
         """Bytes of dynamic shared memory of the forward kernel: ForwardMemory of resident_forward.cuh."""
-        bias = 2 * self.outputs * self.tiles * UNITS * self.dtype.compute.itemsize
-        return self.shared_weights + 2 * self.h_bytes + bias + 4 * ARITHMETIC[self.dtype.name].rows
+        rows = ARITHMETIC[self.dtype.name].rows
+        numbers = 2 * self.outputs * self.tiles * UNITS
+        if self.splits > 1:
+            numbers += self.warps * self.outputs * rows // 2 * WARP
+        return self.shared_weights + 2 * self.h_bytes + numbers * self.dtype.compute.itemsize + 4 * rows
 
 
 def in_one_block(dtype: DType, outputs: int, H: int) -> Division | None:
@@ -132,6 +143,44 @@ def in_one_block(dtype: DType, outputs: int, H: int) -> Division | None:
             most = column_blocks(dtype, threads // WARP * UNITS)  # of the largest H for such a block
             return Division(dtype, Config(threads, min(held, most)), outputs, tiles, H)
     return None
+
+
+# As Held, for the blocks of schedule C.
+_GROUP_TENSOR_CORES = {1: 12, 3: 4, 4: 4}
+_GROUP_FMA = {1: 8, 3: 3, 4: 2}
+
+# Warps of a block of schedule C, in all divisions of a tile's columns among them.
+GROUP_WARPS = 8
+
+
+def in_groups(dtype: DType, outputs: int, H: int, B: int, card: CardFacts) -> Division | None:
+    """W_hh in the most blocks per tile of rows that the card can hold at once for all tiles; None if none fits.
+
+    More members make the product of a step shorter, and its exchange no longer: every member receives all of h.
+    """
+    groups = max(1, -(-B // ARITHMETIC[dtype.name].rows))
+    units = max(1, -(-H // UNITS))
+    for tiles in (1, 2):
+        division = Division(dtype, group_config(dtype, outputs), outputs, tiles, H, GROUP_WARPS // tiles)
+        division = division._replace(members=-(-units // tiles))
+        fits = groups * division.members <= card.multiprocessors
+        if fits and division.shared_bytes <= card.shared_block:
+            return division
+    return None
+
+
+def group_config(dtype: DType, outputs: int) -> Config:
+    """The one build of schedule C."""
+    held = _GROUP_TENSOR_CORES if ARITHMETIC[dtype.name].held is _TENSOR_CORES else _GROUP_FMA
+    return Config(WARP * GROUP_WARPS, next(blocks for most, blocks in held.items() if outputs <= most))
+
+
+@cache
+def largest_member(dtype: DType, outputs: int, shared: int) -> Division:
+    """The division of schedule C whose blocks need the most shared memory, up to `shared` bytes."""
+    config = group_config(dtype, outputs)
+    found = [Division(dtype, config, outputs, 1, K, GROUP_WARPS) for K in range(UNITS, 1 << 13, UNITS)]
+    return max((d for d in found if d.shared_bytes <= shared), key=lambda d: d.shared_bytes)
 
 
 def dtype_problem(dtype: DType, card: CardFacts) -> str | None:

@@ -86,12 +86,18 @@ def _launch_problems(usage: Usage, kernel: Kernel, arch: int) -> list[str]:
     """The limits of the architecture that a block of the kernel exceeds."""
     found = []
     threads = _threads(kernel)
-    shared = usage.static_shared + kernel.shared_bytes
+    shared = usage.static_shared + dynamic_shared(usage, kernel, arch)
     if shared > DEVICES[arch].shared_block:
         found.append(f"{kernel.name} needs {shared} bytes of shared memory, sm_{arch} has {DEVICES[arch].shared_block}")
     if threads > 1024 or usage.registers * threads > 65536:
         found.append(f"{kernel.name}: {threads} threads of {usage.registers} registers do not fit a multiprocessor")
     return found
+
+
+def dynamic_shared(usage: Usage, kernel: Kernel, arch: int) -> int:
+    """The largest dynamic shared memory of a launch on the architecture."""
+    most = DEVICES[arch].shared_block - usage.static_shared
+    return min(kernel.shared_bytes, most) if kernel.varies else kernel.shared_bytes
 
 
 def _threads(kernel: Kernel) -> int:
@@ -107,7 +113,7 @@ def compiler_columns(usage: Usage) -> list[int]:
 
 def row(usage: Usage, kernel: Kernel, arch: int) -> list[int]:
     """One line of the table, in the order of COLUMNS."""
-    fits = occupancy(DEVICES[arch], usage, _threads(kernel), kernel.shared_bytes)
+    fits = occupancy(DEVICES[arch], usage, _threads(kernel), dynamic_shared(usage, kernel, arch))
     return [*compiler_columns(usage), fits.blocks, fits.co_resident]
 
 
@@ -192,9 +198,9 @@ def as_markdown(table: dict[str, Any]) -> str:
         "",
         f"Written by `{REWRITE}` with NVRTC {table['nvrtc']}, without a GPU. Each cell is",
         "registers per thread / resident blocks per multiprocessor / resident blocks per GPU. No kernel spills",
-        "registers or uses stack or local memory. Shared memory is static + dynamic bytes per block. A dash: the",
-        "architecture does not have this module. The numbers of blocks are from NVIDIA's occupancy calculator, for",
-        "these GPUs:",
+        "registers or uses stack or local memory. Shared memory is static + dynamic bytes per block, and for kernels",
+        "of resident schedules the most: on a GPU with less, all that a block can have. A dash: the architecture does",
+        "not have this module. The numbers of blocks are from NVIDIA's occupancy calculator, for these GPUs:",
         "",
         *(f"- sm_{arch}: {card.name}, {card.multiprocessors} multiprocessors" for arch, card in DEVICES.items()),
         "",

@@ -14,6 +14,7 @@ from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
 from tests.tools.mutants.planting import Mutant
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
+from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
 from tests.tools.mutants.segments import SEGMENT_MUTANTS
 from tests.tools.mutants.tools import TOOL_MUTANTS
 from tests.tools.mutants.torch_layers import TORCH_MUTANTS
@@ -26,6 +27,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *CHUNK_MUTANTS,
     *TOOL_MUTANTS,
     *BACKEND_MUTANTS,
+    *RESIDENT_FORWARD_MUTANTS,
     *RESIDENT_BACKWARD_MUTANTS,
     *TORCH_MUTANTS,
     *TORCH_MODULE_MUTANTS,

@@ -15,7 +15,7 @@ def _row(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant
     return row(f"one_block backward: {name}", file, at, old, new, "tests/cuda/test_cupy_one_block_backward.py", pick)
 
 
-RESIDENT_BACKWARD_MUTANTS: tuple[Mutant, ...] = (
+_ONE_BLOCK = (
     _row(
         "no barrier before the product",
         STEPS,
@@ -55,8 +55,8 @@ RESIDENT_BACKWARD_MUTANTS: tuple[Mutant, ...] = (
     _row(
         "dc is not carried",
         STEPS,
-        "backward_steps",
-        "dc[r][u] = dc_prev;",
+        "apply_backward",
+        "dc = dc_prev;",
         ";",
         "test_every_gradient_equals_the_oracle and lstm-float32",
     ),
@@ -81,3 +81,66 @@ RESIDENT_BACKWARD_MUTANTS: tuple[Mutant, ...] = (
         RACES,
     ),
 )
+
+GRID_STEPS = "kernels/cuda/grid_backward.cu"
+GRID_HOST = "rnnkit/backends/cupy/grid_backward.py"
+
+
+def _grid(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"grid backward: {name}", file, at, old, new, "tests/cuda/test_cupy_grid_backward.py", pick)
+
+
+_GRID = (
+    _grid(
+        "no barrier before the product",
+        GRID_STEPS,
+        "grid_backward_steps",
+        "all.t0 + next.t); __syncthreads();",
+        "all.t0 + next.t);",
+        RACES,
+    ),
+    _grid("one operand for all steps", GRID_STEPS, "grid_backward_steps", "s % 2 * size", "0 * size", RACES),
+    _grid("one buffer of words for all steps", GRID_STEPS, "at", "members * 2 + s % 2", "members * 2", RACES),
+    _grid(
+        "a word of any step is taken",
+        GRID_STEPS,
+        "receive",
+        "(unsigned)(got[i] >> 32) != tag + s",
+        "!(got[i] >> 32)",
+        PARITY,
+    ),
+    _grid(
+        "the sum lacks the member's own part",
+        GRID_STEPS,
+        "receive",
+        "sum += __uint_as_float",
+        "if (first + i != member()) sum += __uint_as_float",
+        PARITY,
+    ),
+    _grid(
+        "tiles of rows of the first launch again",
+        GRID_STEPS,
+        "tile",
+        "first + blockIdx.x / members",
+        "blockIdx.x / members",
+        "test_tiles_of_rows_that_do_not_fit_at_once",
+    ),
+    _grid(
+        "every launch begins with the same tag",
+        GRID_HOST,
+        "backward_chunk",
+        "self.counters.epochs(chunk.T)",
+        "1",
+        "test_calls_do_not_take_each_others_words",
+    ),
+    _grid(
+        "gates of another member's units",
+        GRID_STEPS,
+        "pack_parts",
+        "rest / tiles * units + k % units",
+        "k % units",
+        PARITY,
+    ),
+)
+
+RESIDENT_BACKWARD_MUTANTS: tuple[Mutant, ...] = (*_ONE_BLOCK, *_GRID)

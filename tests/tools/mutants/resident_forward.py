@@ -1,0 +1,105 @@
+"""RESIDENT_FORWARD_MUTANTS: bugs in the forward pass of the schedules that keep W_hh on the chip."""
+
+from __future__ import annotations
+
+from tests.tools.mutants.planting import Mutant, row
+
+PRODUCT = "kernels/cuda/resident_product.cuh"
+STEPS = "kernels/cuda/resident_forward.cuh"
+RESIDENT = "kernels/cuda/resident.cuh"
+GRID = "kernels/cuda/grid.cuh"
+
+RACES = "test_no_race and lstm-float16"
+PARITY = "test_parity and lstm-float16"
+
+
+def _one_block(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"one_block: {name}", file, at, old, new, "tests/cuda/test_cupy_one_block.py", pick)
+
+
+def _grid(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"grid: {name}", file, at, old, new, "tests/cuda/test_cupy_grid.py", pick)
+
+
+RESIDENT_FORWARD_MUTANTS: tuple[Mutant, ...] = (
+    _one_block(
+        "no barrier between steps", STEPS, "forward_steps", "__syncthreads(); now = next;", "now = next;", RACES
+    ),
+    _one_block(
+        "one buffer of h",
+        STEPS,
+        "forward_steps",
+        "shared.h + (s + 1) % 2 * rows_size(stride)",
+        "shared.h + s % 2 * rows_size(stride)",
+        RACES,
+    ),
+    _one_block("padding of h is not zero", STEPS, "forward_steps", "shared.h[i] = store(Compute(0));", ";", RACES),
+    _one_block(
+        "rows that have ended go on", STEPS, "forward_steps", "if (b[q] < now.rows)", "if (b[q] < all.B)", PARITY
+    ),
+    _one_block(
+        "registers of a fragment swapped",
+        PRODUCT,
+        "add_block",
+        "w[g][0].x, w[g][1].x, w[g][0].y, w[g][1].y",
+        "w[g][0].x, w[g][0].y, w[g][1].x, w[g][1].y",
+        PARITY,
+    ),
+    _one_block(
+        "the reduce-scatter sends the wrong half",
+        PRODUCT,
+        "scatter",
+        "upper ? sums[r] : sums[r + kHalf]",
+        "upper ? sums[r + kHalf] : sums[r]",
+        "test_parity and lstm-float32",
+    ),
+    _one_block(
+        "the reversed direction runs forward",
+        RESIDENT,
+        "step_at",
+        "all.descending ? steps - 1 - s : s",
+        "s",
+        "test_chunks_of_steps and True-lstm",
+    ),
+    _grid("one buffer of words", GRID, "buffer", "s % 2", "0", RACES),
+    _grid(
+        "tags are not compared",
+        GRID,
+        "has_come",
+        "((unsigned)(pair.x >> 32) == wanted) & ((unsigned)(pair.y >> 32) == wanted)",
+        "wanted != 0",
+        "tags_of_earlier_calls",
+    ),
+    _grid(
+        "one word of a pair is waited for",
+        GRID,
+        "has_come",
+        "& ((unsigned)(pair.y >> 32) == wanted)",
+        "",
+        RACES,
+    ),
+    _grid(
+        "tags of earlier calls come again",
+        "rnnkit/backends/cupy/grid.py",
+        "exchange",
+        "words.epochs(chunk.T)",
+        "1",
+        "tags_of_earlier_calls",
+    ),
+    _grid(
+        "the state of a chunk is not the next one's",
+        "rnnkit/backends/cupy/resident_launch.py",
+        "forward_chunk",
+        'self.swap("h", "h_out")',
+        "pass",
+        "chunks_and_rows",
+    ),
+    _grid(
+        "a member's units are waited for",
+        GRID,
+        "receive",
+        "pair - own_first < own) continue",
+        "false) continue",
+        PARITY,
+    ),
+)
