@@ -94,12 +94,4 @@ RESIDENT_FORWARD_MUTANTS: tuple[Mutant, ...] = (
         "pass",
         "chunks_and_rows",
     ),
-    _grid(
-        "a member's units are waited for",
-        GRID,
-        "receive",
-        "pair - own_first < own) continue",
-        "false) continue",
-        PARITY,
-    ),
 )
