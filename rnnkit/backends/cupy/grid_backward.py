@@ -172,7 +172,7 @@ def _build(cell: str, dtype: DType, config: Config, shared: int) -> Build:
     arithmetic = ARITHMETIC[dtype.name]
     kernels = (
         *sources.pointwise_kernels("pack_weights", "pack_parts"),
-        Kernel("backward_chunk", (THREADS, 1, 1), _most_shared(CELLS[cell], dtype, config, shared), cooperative=True),
+        Kernel("backward_chunk", (THREADS, 1, 1), _most_shared(CELLS[cell], dtype, config, shared), True, varies=True),
     )
     defines = (*arithmetic.defines, *config.defines)
     name = f"grid_backward_{config.most_units}" + ("" if dtype.name == dtype.stored else f"_{dtype.name}")
