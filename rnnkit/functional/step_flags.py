@@ -10,6 +10,13 @@ from rnnkit.core import checks
 from rnnkit.functional.segments import Segments, segments
 
 
+def given_flags(resets: Any, reset_state: Any, mask: Any, zero_output_for_mask: Any) -> StepFlags | None:
+    """The arguments of a call, or None if none of them was given: faster than `StepFlags.given`."""
+    if resets is None and reset_state is None and mask is None and zero_output_for_mask is False:
+        return None
+    return StepFlags(resets, reset_state is not None, mask, zero_output_for_mask)
+
+
 class StepFlags(NamedTuple):
     """Arguments of a call of a layer, as they were given, unchecked. restarts: whether a reset state was given."""
 

@@ -18,7 +18,7 @@ from rnnkit.core.cells import CELLS, Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.functional import segmented, stack
 from rnnkit.functional.chunked import Chunks, chunks_within
-from rnnkit.functional.step_flags import StepFlags
+from rnnkit.functional.step_flags import given_flags
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
 # Fields of Weights and PyTorch's names for them.
@@ -241,8 +241,8 @@ class Recurrent(Module):
         T, B, _ = x.shape
         checked = checks.lengths(lengths, T, B, unbatched)
         found = None
-        flags = StepFlags(resets, reset_state is not None, mask, zero_output_for_mask)
-        if flags.given:
+        flags = given_flags(resets, reset_state, mask, zero_output_for_mask)
+        if flags is not None:
             found = flags.segments(T, B, unbatched, self.batch_first, self.num_directions, checked)
         state0 = self._states(h0, ("h0", "c0"), B, unbatched)
         restart = None
@@ -256,7 +256,7 @@ class Recurrent(Module):
             H = self.hidden_size
             steps = T * B if checked is None else int(checked.sum())
             sizes = Sizes(T, B, self.input_size, H, self.proj_size or H, steps)
-            choice = self._in_chunks(choice, sizes, truncate, max_saved_bytes, flags.given)
+            choice = self._in_chunks(choice, sizes, truncate, max_saved_bytes, flags is not None)
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(self.cell, choice, x, state0, self._caches(), checked, drop, keep=grad_enabled())
         saved: stack.Saved | segmented.Saved | None

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkit.core import checks as core_checks
-from rnnkit.functional.step_flags import StepFlags
+from rnnkit.functional.step_flags import StepFlags, given_flags
 from rnnkit.torch import checks, packed
 from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
@@ -95,9 +95,9 @@ class Layers(nn.RNNBase):
             (torch.Size([3, 5, 6]), torch.Size([1, 3, 6]), True)
         """
         weights = self._weights()
-        flags = StepFlags(resets, reset_state is not None, mask, zero_output_for_mask)
+        flags = given_flags(resets, reset_state, mask, zero_output_for_mask)
         if isinstance(input, PackedSequence):
-            if flags.given:
+            if flags is not None:
                 raise ValueError("resets, reset_state and mask must be None for a PackedSequence")
             return self._forward_packed(input, hx, lengths, weights)
         checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
@@ -115,7 +115,7 @@ class Layers(nn.RNNBase):
             states = states and tuple([s.unsqueeze(1) for s in states])
         x = input.transpose(0, 1) if self.batch_first else input
         self._check(input, x.shape[1], states, None)
-        if flags.given:
+        if flags is not None:
             again = None if reset_state is None else self._reset_state(reset_state, x.shape[1], batched)
             y, state_n = self._run_segments(x, states, again, weights, lengths, flags, batched)
         else:
