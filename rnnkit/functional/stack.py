@@ -79,8 +79,11 @@ class StackCall(NamedTuple):
         backend = self.choice.backend
         calls = [self.layer_call(layer, direction, x, y) for direction in range(len(self.layers[layer]))]
         both = getattr(backend, "forward_directions", None) if len(calls) > 1 else None
+        # Not zip, which would hold the first direction's own y, already copied to `out`, while the second one runs.
+        forwards = iter(both(calls)) if both else map(backend.forward, calls)
         results = []
-        for call, (found, end, saved) in zip(calls, both(calls) if both else map(backend.forward, calls), strict=True):
+        for call in calls:
+            found, end, saved = next(forwards)
             out = call.out
             if out is not None and found is not out:
                 out[...] = found

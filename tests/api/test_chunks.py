@@ -172,9 +172,10 @@ def _truncated_by_hand(case: Case, lengths: Any, dy: bool, k: int) -> dict[str, 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_chunks_in_other_dtypes(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
+def test_chunks_in_other_dtypes(dtype: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = Case("lstm", "numpy")
-    case = Case("lstm", None, dtype)
+    case = Case("lstm", backend, dtype)
     exact.layer.load_state_dict({name: p.astype(np.float64) for name, p in case.layer.params.items()})
     for name in ("x", "dy"):
         setattr(exact, name, getattr(case, name).astype(np.float64))
