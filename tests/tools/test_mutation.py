@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -37,9 +38,17 @@ QUICK = (
 )
 
 
+# `make test-all` plants so many bugs of each suite, the first ones of its tables; `make mutation` plants all.
+PER_SUITE = 2
+
+
 def _params(mutants: tuple[Mutant, ...]) -> list[Any]:
     found = []
+    of_suite: Counter[str] = Counter()
     for mutant in mutants:
+        of_suite[mutant.files] += 1
+        if of_suite[mutant.files] > PER_SUITE and mutant.name not in QUICK:
+            continue
         problem = problem_of(mutant)
         marks = [pytest.mark.skipif(problem is not None, reason=str(problem))]
         if mutant.name not in QUICK:
