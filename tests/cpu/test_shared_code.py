@@ -43,7 +43,7 @@ def test_each_part_of_a_call_is_compiled_once_and_found_whoever_compiled_it(tmp_
     assert third == 6, "another cell needs its job alone"
     assert run(tmp_path, "GRU", "float32") == [(0, gru)], "the tiles of the other dtype"
     assert run(tmp_path, "RNN", "float32") == [(0, value)]
-    for part in ("tiles-float32", "forward-rnn_tanh-float32", "launch_forward"):
+    for part in ("tiles-float32-float32", "forward-rnn_tanh-float32", "launch_forward"):
         (path,) = tmp_path.rglob(f"*{part}.*.nbc")
         path.unlink()
         assert run(tmp_path, "RNN", "float32") == [(1, value)], part

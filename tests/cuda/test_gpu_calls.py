@@ -58,7 +58,7 @@ def test_the_second_call_captures_a_graph() -> None:
         graphs = arena.current()._graphs
         counts = [len(graphs)]
         for _ in range(4):
-            run(case, inputs, "cupy")
+            run(case, inputs, "cupy:stepwise")
             counts.append(len(graphs))
     assert [after - before for before, after in itertools.pairwise(counts)] == [0, 2, 0, 0]
 
