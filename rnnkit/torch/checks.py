@@ -72,6 +72,10 @@ def tensor(name: str, value: Any, expected: str = "a torch.Tensor") -> None:
     """`value` is a tensor, and a dense one: strides say where its elements are."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be {expected}, got {_kind(value)}")
+    _dense(name, value)
+
+
+def _dense(name: str, value: Tensor) -> None:
     if value.layout is not torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise RuntimeError(f"{name} must be a dense tensor, got {kind}")
@@ -148,7 +152,7 @@ def weights(given: Sequence[Tensor], cell: Cell, directions: int, I: int) -> Non
         slot, part = divmod(k, len(kinds))
         layer, direction = divmod(slot, directions)
         name = f"{kinds[part]}_l{layer}{'_reverse' * direction}"
-        tensor(name, weight)
+        _dense(name, weight)
         shape = shapes.get(kinds[part], (cell.n_gates * H, directions * R if layer else I))
         if tuple(weight.shape) != shape:
             raise RuntimeError(f"{name} must have the shape {shape}, got {tuple(weight.shape)}")

@@ -7,6 +7,7 @@ trace any instance of those. `rnnkit.torch.subclasses` has layers for code that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from operator import is_
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.segmented import on_host, run_segments
-from rnnkit.torch.unserved import refuse_torchscript
+from rnnkit.torch.unserved import not_traced, refuse_torchscript
 
 States = Sequence[Tensor]
 
@@ -162,7 +163,7 @@ class Layers(nn.RNNBase):
         stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
         return run(stack, x, states, weights, masks, lengths)
 
-    @torch.compiler.disable  # resets and a mask decide the shapes of the kernels' calls. 2.7 takes no `reason`.
+    @partial(not_traced, reason="resets and a mask decide the shapes of the kernels' calls")
     def _run_segments(
         self,
         x: Tensor,

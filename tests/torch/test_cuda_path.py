@@ -27,6 +27,8 @@ class OnCard:
     """A CUDA tensor, as far as rnnkit.torch uses one."""
 
     is_cpu = False
+    is_nested = False
+    layout = torch.strided
     requires_grad = False
     _version = 0
 
@@ -47,6 +49,9 @@ class OnCard:
 
     def is_inference(self) -> bool:
         return False
+
+    def numel(self) -> int:
+        return int(self.array.size)
 
     def data_ptr(self) -> int:
         return self.array.data.ptr
