@@ -89,7 +89,7 @@ def test_every_gradient_is_the_finite_difference(config: str, kinds: str, rng: n
         assert abs((got[name] * way).sum() - want) <= 1e-7 * max(1.0, abs(want)), name
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", CONFIGS)
 def test_compiled_results_are_the_oracles(
     config: str, dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
