@@ -11,7 +11,7 @@ help:
 	@echo "make test           every promise once, on one machine without a GPU (four to five minutes)"
 	@echo "make test-all       what make test leaves out: long cases, planted bugs, rehearsals (about ten minutes)"
 	@echo "make test-peers     parity with PyTorch, Keras and JAX, which it installs"
-	@echo "make test-kernels   every CUDA module compiled by NVIDIA's compilers for two of seven architectures: no GPU"
+	@echo "make test-kernels   every CUDA module compiled by NVIDIA's compilers, for one or two of seven architectures: no GPU"
 	@echo "make test-arm       the CPU kernels as 64-bit ARM would run them, in QEMU (needs it and a cross compiler)"
 	@echo "make gpu            on a machine with a GPU: parity, sanitizer and throughput, into OUT"
 	@echo "make lint           ruff and mypy"
