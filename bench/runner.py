@@ -239,7 +239,7 @@ def _verdict(answer: dict[str, Any], point: Point, oracle: Oracle, written: Path
         return {"status": "failed", "why": answer["error"]}
     storage = DTYPES[point.dtype].storage
     with np.load(written) as got:
-        # NumPy's files have no bfloat16: its numbers come back as two bytes each.
+        # NumPy's file format has no bfloat16: it loads such arrays with a dtype of two raw bytes.
         errors = check(point, oracle, {name: a.view(storage) if a.dtype.kind == "V" else a for name, a in got.items()})
     written.unlink()  # a later point's check must not find it
     worst = max(errors, key=lambda n: errors[n])

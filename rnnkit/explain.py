@@ -9,6 +9,7 @@ from rnnkit.backends import Choice, Sizes
 from rnnkit.core import checks
 from rnnkit.core.cells import Cell
 from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
+from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.segments import Group, Segments
 from rnnkit.functional.step_flags import StepFlags
 from rnnkit.nn.module import Array, Module, grad_enabled
@@ -119,13 +120,12 @@ def explain(
     flags = StepFlags(resets, False, mask, False)
     x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
     choice = layer._choice()
-    if isinstance(layer, Recurrent):
-        choice = layer._in_chunks(choice, sizes, truncate, max_saved_bytes, flags.given)
-    else:
-        for name, value in (("truncate", truncate), ("max_saved_bytes", max_saved_bytes)):
-            if value is not None:
-                raise TypeError(f"{name} must be None for a Cell, which takes one step")
     keep = grad_enabled()
+    chunks = ChunkArguments(truncate, max_saved_bytes)
+    for name, value in chunks._asdict().items():
+        if value is not None and not isinstance(layer, Recurrent):
+            raise TypeError(f"{name} must be None for a Cell, which takes one step")
+    choice = chunks.applied(choice, layer.cell, sizes, layers, directions, keep, flags.given)
     masks = drawing = 0
     if layer_drops(layer) and layers > 1:
         # A mask per layer but the last, from float32 random numbers and an array of bools.
@@ -284,11 +284,9 @@ def _checked_call(
         x, unbatched = layer._time_major("x", x, layer.input_size)
         T, B = x.shape[:2]
         checked = checks.lengths(lengths, T, B, unbatched)
-        row_steps = T * B if checked is None else int(checked.sum())
         D = layer.num_directions
         segments = flags.segments(T, B, unbatched, layer.batch_first, D, checked) if flags.given else None
-        H = layer.hidden_size
-        return x, Sizes(T, B, layer.input_size, H, layer.proj_size or H, row_steps), layer.num_layers, D, segments
+        return x, layer._sizes(T, B, checked), layer.num_layers, D, segments
     if isinstance(layer, StepCell):
         x = layer._checked_x(x)
         for name, value in (("lengths", lengths), ("resets", flags.resets), ("mask", flags.mask)):

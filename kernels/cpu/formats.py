@@ -77,7 +77,9 @@ class Formats(NamedTuple):
 def formats(name: str) -> Formats:
     """The row of a format."""
     row = _FORMATS[name]
-    stored, operand, computed = (vectors(dtype) for dtype in (row.stored, row.operand, row.computed))
+    stored = vectors(row.stored)
+    operand = vectors(row.operand)
+    computed = vectors(row.computed)
     paired = row.packed == PAIRS
     word = 4 if paired else computed.itemsize
     dots = operand.itemsize < computed.itemsize

@@ -37,6 +37,11 @@ class Weights(NamedTuple):
     w_hr: Array | None = None
 
 
+def each_weight(function: Callable[..., Array], *weights: Weights) -> Weights:
+    """The function of all arrays that stand for one parameter. None, in the first of `weights`, stays None."""
+    return Weights(*(None if parts[0] is None else function(*parts) for parts in zip(*weights, strict=True)))
+
+
 class StepGradients(NamedTuple):
     """Gradients of one step: both sides' pre-activations (B, G*H), the state before, and dh (B, P) if projected."""
 

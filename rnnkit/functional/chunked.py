@@ -17,7 +17,8 @@ import numpy as np
 
 from rnnkit.backends import BackwardCall, Choice, Description, Forward, Gradients, LayerCall, Sizes
 from rnnkit.backends.interface import Backend
-from rnnkit.core.cells import Cell, State, Weights
+from rnnkit.core import checks
+from rnnkit.core.cells import Cell, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.dtypes import DType
 from rnnkit.core.mixed_precision import narrow, wide
@@ -34,6 +35,36 @@ class Chunks(NamedTuple):
     def applied(self, choice: Choice) -> Choice:
         """The choice with its backend run in these chunks."""
         return choice._replace(backend=Chunked(choice.backend, self))
+
+
+class ChunkArguments(NamedTuple):
+    """The arguments of a call that run it in chunks, as they were given, unchecked."""
+
+    truncate: Any
+    max_saved_bytes: Any
+
+    def applied(
+        self, choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, keep: bool, flagged: bool
+    ) -> Choice:
+        """Checks them, and returns the choice for a call with them: the same one where the call is the plain one.
+
+        sizes: of the first layer. keep: whether the call saves for backward. flagged: whether it has resets or a mask.
+        Raises ValueError or TypeError that name the argument.
+        """
+        for name, value in self._asdict().items():
+            if value is not None and flagged:
+                raise ValueError(f"{name} must be None with resets or a mask, got {value!r}")
+        truncate, most = self
+        if truncate is not None:
+            if most is not None:
+                raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
+            steps = checks.positive_int("truncate", truncate)
+            return Chunks(steps, cuts=True, recomputes=False).applied(choice) if keep else choice
+        if most is None:
+            return choice
+        most = checks.positive_int("max_saved_bytes", most)
+        chunks = chunks_within(choice, cell, sizes, layers, directions, most)
+        return choice if chunks is None or not keep else chunks.applied(choice)
 
 
 class _Saved(NamedTuple):
@@ -88,12 +119,12 @@ class Chunked:
                 cache=None if own_sums else call.cache,
             )
             dx[t0:t1], dstate, dweights = self.backend.backward(of_chunk)
-            sums = _added(sums, dweights)
+            sums = each_weight(wide, dweights) if sums is None else each_weight(lambda s, d: s + d, sums, dweights)
             if self.chunks.cuts and k:
                 dstate = _cut(dstate, whole.lengths, t1 if whole.reverse else t0)
         assert sums is not None  # there is at least one chunk
         dtype = call.weights.w_hh.dtype
-        return Gradients(dx, dstate, Weights(*(None if d is None else narrow(d, dtype) for d in sums)))
+        return Gradients(dx, dstate, each_weight(lambda s: narrow(s, dtype), sums))
 
     def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
         steps, cuts, recomputes = self.chunks
@@ -125,13 +156,6 @@ def _cut(dstate: State, lengths: np.ndarray | None, t: int) -> State:
         return tuple([xp.zeros_like(d) for d in dstate])
     ended = xp.asarray((lengths <= t)[:, None])
     return tuple([xp.where(ended, d, d.dtype.type(0)) for d in dstate])
-
-
-def _added(sums: Weights | None, dweights: Weights) -> Weights:
-    """The sums in the dtype of the arithmetic. None, added to the layer's already, stays None."""
-    if sums is None:
-        return Weights(*(None if d is None else wide(d) for d in dweights))
-    return Weights(*(None if s is None else s + d for s, d in zip(sums, dweights, strict=True)))
 
 
 def _state_bytes(cell: Cell, dtype: DType, sizes: Sizes) -> int:

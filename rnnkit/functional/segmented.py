@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rnnkit.core.cells import Array, State, Weights
+from rnnkit.core.cells import Array, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.mixed_precision import narrow, wide
 from rnnkit.functional import stack
@@ -230,12 +230,7 @@ Grads = list[tuple[Weights, ...]]
 def _each(function: Callable[..., Array], *grads: Grads) -> Grads:
     """The function of all gradients that belong to one weight. None, added to the layer's already, stays None."""
     return [
-        tuple(
-            [
-                Weights(*(None if parts[0] is None else function(*parts) for parts in zip(*of_direction, strict=True)))
-                for of_direction in zip(*of_layer, strict=True)
-            ]
-        )
+        tuple([each_weight(function, *of_direction) for of_direction in zip(*of_layer, strict=True)])
         for of_layer in zip(*grads, strict=True)
     ]
 

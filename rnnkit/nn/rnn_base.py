@@ -17,7 +17,7 @@ from rnnkit.core import checks
 from rnnkit.core.cells import CELLS, Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.functional import segmented, stack
-from rnnkit.functional.chunked import Chunks, chunks_within
+from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.step_flags import given_flags
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
 
@@ -144,6 +144,12 @@ class Recurrent(Module):
         """Widths of the states: R for h, H for c."""
         return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.cell.states)]
 
+    def _sizes(self, T: int, B: int, lengths: np.ndarray | None) -> Sizes:
+        """The sizes of a call of the first layer."""
+        H = self.hidden_size
+        steps = T * B if lengths is None else int(lengths.sum())
+        return Sizes(T, B, self.input_size, H, self.proj_size or H, steps)
+
     def _choice(self) -> Choice:
         return select(self.device, self._dtype.name, self.cell.name, self.backend)
 
@@ -209,7 +215,7 @@ class Recurrent(Module):
                 k (truncated backpropagation through time). The results of the call do not change. None for the whole
                 gradient. Not with `resets` or `mask`.
             max_saved_bytes: the most bytes that the call may save for `backward`: with less than it needs, it saves the
-                states between chunks of steps, and `backward` runs each chunk again, which takes a third more time.
+                states between chunks of steps, and `backward` runs the forward of each chunk again.
                 Not counted are x, y and gradients. In 16 bits the cell state is rounded between chunks. None to save
                 everything. Not with `resets`, `mask` or `truncate`.
 
@@ -253,10 +259,10 @@ class Recurrent(Module):
         drop = self._drop if self.training and self.dropout else None
         choice = self._choice()
         if truncate is not None or max_saved_bytes is not None:
-            H = self.hidden_size
-            steps = T * B if checked is None else int(checked.sum())
-            sizes = Sizes(T, B, self.input_size, H, self.proj_size or H, steps)
-            choice = self._in_chunks(choice, sizes, truncate, max_saved_bytes, flags is not None)
+            sizes = self._sizes(T, B, checked)
+            chunks = ChunkArguments(truncate, max_saved_bytes)
+            stacked = (self.num_layers, self.num_directions)
+            choice = chunks.applied(choice, self.cell, sizes, *stacked, grad_enabled(), flags is not None)
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(self.cell, choice, x, state0, self._caches(), checked, drop, keep=grad_enabled())
         saved: stack.Saved | segmented.Saved | None
@@ -325,21 +331,6 @@ class Recurrent(Module):
             xp: Any = array_module(dx)
             drestart = tuple([xp.zeros_like(d) for d in dstate0])
         return (*found, self._user_state(drestart, unbatched))
-
-    def _in_chunks(self, choice: Choice, sizes: Sizes, truncate: Any, most: Any, flagged: bool) -> Choice:
-        """The choice of a call with `truncate` and `max_saved_bytes` = most. flagged: with resets or a mask."""
-        for name, value in (("truncate", truncate), ("max_saved_bytes", most)):
-            if value is not None and flagged:
-                raise ValueError(f"{name} must be None with resets or a mask, got {value!r}")
-        if truncate is not None:
-            if most is not None:
-                raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
-            return Chunks(checks.positive_int("truncate", truncate), cuts=True, recomputes=False).applied(choice)
-        if most is None:
-            return choice
-        most = checks.positive_int("max_saved_bytes", most)
-        chunks = chunks_within(choice, self.cell, sizes, self.num_layers, self.num_directions, most)
-        return choice if chunks is None or not grad_enabled() else chunks.applied(choice)
 
     def _drop(self, _: int, y: Array) -> Array:
         return stack.dropout_mask(y, self.dropout, self.rng)

@@ -21,7 +21,8 @@ from rnnkit.torch.arrays import Tensor, as_array, as_tensor, on_device
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
 
-# On the CPU, NumPy has no bfloat16, and sums of 16-bit numbers are computed in float32 anyway.
+# On the CPU, calls with resets or a mask compute tensors of these dtypes in float32 and round at the end, so that the
+# sums over segments and repeated outputs are rounded once.
 _WIDENED = (torch.float16, torch.bfloat16)
 
 

@@ -82,7 +82,7 @@ def test_recomputed_chunks_change_nothing(name: str, backend: str, lengths: Any,
     case = Case(name, backend)
     whole = case.run(lengths)
     chosen = chunked.Chunks(steps, cuts=False, recomputes=True)
-    monkeypatch.setattr("rnnkit.nn.rnn_base.chunks_within", lambda *arguments: chosen)
+    monkeypatch.setattr("rnnkit.functional.chunked.chunks_within", lambda *arguments: chosen)
     check(case.run(lengths, max_saved_bytes=1), whole)
 
 
@@ -181,7 +181,7 @@ def test_chunks_in_other_dtypes(dtype: str, backend: str, monkeypatch: pytest.Mo
         setattr(exact, name, getattr(case, name).astype(np.float64))
     exact.h0, exact.dh = (tuple(a.astype(np.float64) for a in states) for states in (case.h0, case.dh))
     whole = exact.run(LENGTHS)
-    monkeypatch.setattr("rnnkit.nn.rnn_base.chunks_within", lambda *arguments: chunked.Chunks(3, False, True))
+    monkeypatch.setattr("rnnkit.functional.chunked.chunks_within", lambda *arguments: chunked.Chunks(3, False, True))
     check(case.run(LENGTHS, max_saved_bytes=1), whole, dtype)
     check(case.run(LENGTHS, truncate=3), exact.run(LENGTHS, truncate=3), dtype)
 

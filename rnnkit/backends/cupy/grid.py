@@ -14,10 +14,10 @@ from rnnkit.backends.cupy import backward_pass, cost, grid_backward, passes, res
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.card import CardFacts, card_of
 from rnnkit.backends.cupy.cost import Rates
-from rnnkit.backends.cupy.grid_backward import BackwardGridLauncher
+from rnnkit.backends.cupy.grid_backward import WORD_BYTES, BackwardGridLauncher
 from rnnkit.backends.cupy.launcher import i32
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.resident_launch import ResidentLauncher
+from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentLauncher
 from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build
@@ -30,28 +30,19 @@ from rnnkit.kernels.cells import HEADERS
 
 FILES = ("cuda/grid.cuh", "cuda/grid.cu")
 
-WORD_BYTES = 8
-
 # Rows of DTYPES of which one number travels in half a word or less.
 SERVED = tuple(name for name in ARITHMETIC if name != "float64")
-
-# The launch that the build report describes: the most shared memory of any H on any card.
-MOST_SHARED = 227 << 10
 
 
 def problem(work: Work, card: CardFacts) -> str | None:
     """Why it does not serve the work on this card, or None."""
-    if work.projected:
-        return "a projection needs a second product per step"
-    if work.cell.resets_before:
-        return f"cell {work.cell.name} needs a second product per step"
+    lacking = resident_launch.problem(work, card)
+    if lacking is not None:
+        return lacking
     if work.dtype.name not in SERVED:
         return f"dtype {work.dtype.name} does not fit the words that blocks exchange"
     if not card.cooperative:
         return "the card has no cooperative launches"
-    lacking = tiles.dtype_problem(work.dtype, card)
-    if lacking is not None:
-        return lacking
     _, B, _, H, _, _ = work.sizes
     if tiles.in_groups(work.dtype, work.cell.n_gates, H, B, card) is None:
         return f"W_hh for H = {H}, once per {ARITHMETIC[work.dtype.name].rows} of B = {B} rows, does not fit the card"
@@ -85,7 +76,7 @@ def builds() -> tuple[Build, ...]:
     """A module per cell and dtype."""
     served = (cell for cell in HEADERS if not CELLS[cell].resets_before)
     forward = tuple(_build(cell, DTYPES[dtype]) for cell in served for dtype in SERVED)
-    return forward + grid_backward.builds(MOST_SHARED)
+    return forward + grid_backward.builds()
 
 
 def _build(cell: str, dtype: DType) -> Build:
@@ -132,9 +123,7 @@ def backward(p: Problem, call: BackwardCall) -> Gradients:
     card = _card()
     if grid_backward.problem(p.dtype, p.cell.n_gates, p.H, card) is not None:
         return stepwise.backward(p, call)
-    return backward_pass.backward(
-        p, call, lambda arena, table: BackwardGridLauncher(p, arena, table, card, MOST_SHARED)
-    )
+    return backward_pass.backward(p, call, lambda arena, table: BackwardGridLauncher(p, arena, table, card))
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
@@ -149,9 +138,12 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     )
     workspaces = [resident_launch.workspace_sizes(p, d)]
     if keep:
-        refused = grid_backward.problem(dtype, cell.n_gates, p.H, _card())
-        words += "; " + (grid_backward.describe(p, _card()) if refused is None else f"backward by stepwise: {refused}")
-        workspaces.append(
-            grid_backward.workspace_sizes(p, _card()) if refused is None else workspace_sizes(p, backward=True)
-        )
+        card = _card()
+        refused = grid_backward.problem(dtype, cell.n_gates, p.H, card)
+        if refused is None:
+            words += f"; {grid_backward.describe(p, card)}"
+            workspaces.append(grid_backward.workspace_sizes(p, card))
+        else:
+            words += f"; backward by stepwise: {refused}"
+            workspaces.append(workspace_sizes(p, backward=True))
     return words, *passes.memory(p, sizes, keep, tuple(workspaces))

@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.cupy import cost, sources, tiles
+from rnnkit.backends.cupy import cost, resident_launch, sources, tiles
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.backward_pass import BackwardLauncher, backward_buffers
+from rnnkit.backends.cupy.backward_pass import backward_buffers
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import over
 from rnnkit.backends.cupy.problem import Chunk, Problem
+from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentBackwardLauncher
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build, Kernel
@@ -28,16 +29,7 @@ from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.core.dtypes import DTYPES, DType
 from rnnkit.kernels.cells import HEADERS
 
-FILES = (
-    "cuda/rows.cuh",
-    "cuda/ptx.cuh",
-    "cuda/resident_product.cuh",
-    "cuda/resident.cuh",
-    "cuda/resident_forward.cuh",
-    "cuda/resident_backward.cuh",
-    "cuda/grid.cuh",
-    "cuda/grid_backward.cu",
-)
+FILES = ("cuda/resident_backward.cuh", "cuda/grid.cuh", "cuda/grid_backward.cu")
 WARPS = 8
 THREADS = WARP * WARPS
 WORD_BYTES = 8
@@ -157,10 +149,10 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     return cost.resident_seconds(T, -(-B // rows), card.multiprocessors // g.members, step)
 
 
-def builds(shared: int) -> tuple[Build, ...]:
-    """A module per cell, dtype and configuration. shared: the most of a block."""
+def builds() -> tuple[Build, ...]:
+    """A module per cell, dtype and configuration."""
     return tuple(
-        _build(cell, DTYPES[dtype], config, shared)
+        _build(cell, DTYPES[dtype], config)
         for cell in HEADERS
         if not CELLS[cell].resets_before
         for dtype, configs in CONFIGS.items()
@@ -168,21 +160,18 @@ def builds(shared: int) -> tuple[Build, ...]:
     )
 
 
-def _build(cell: str, dtype: DType, config: Config, shared: int) -> Build:
-    arithmetic = ARITHMETIC[dtype.name]
+def _build(cell: str, dtype: DType, config: Config) -> Build:
     kernels = (
         *sources.pointwise_kernels("pack_weights", "pack_parts"),
-        Kernel("backward_chunk", (THREADS, 1, 1), _most_shared(CELLS[cell], dtype, config, shared), True, varies=True),
+        Kernel("backward_chunk", (THREADS, 1, 1), _most_shared(CELLS[cell], dtype, config), True, varies=True),
     )
-    defines = (*arithmetic.defines, *config.defines)
-    name = f"grid_backward_{config.most_units}" + ("" if dtype.name == dtype.stored else f"_{dtype.name}")
-    return sources.of_cell(name, cell, dtype.stored, FILES, kernels, defines=defines, min_arch=arithmetic.min_arch)
+    return resident_launch.module(f"grid_backward_{config.most_units}", cell, dtype, FILES, kernels, config.defines)
 
 
 @cache
-def _most_shared(cell: Cell, dtype: DType, config: Config, shared: int) -> int:
+def _most_shared(cell: Cell, dtype: DType, config: Config) -> int:
     """The most shared memory that a block of this build is launched with."""
-    groups = (group_of(dtype, cell.n_gates, H, shared) for H in range(UNITS + 1, config.most_units + 1))
+    groups = (group_of(dtype, cell.n_gates, H, MOST_SHARED) for H in range(UNITS + 1, config.most_units + 1))
     return max((group.shared_bytes for group in groups if group is not None and group.config == config), default=0)
 
 
@@ -202,12 +191,12 @@ def describe(p: Problem, card: CardFacts) -> str:
     return f"backward by groups of {_group(p, card).members} blocks that exchange parts of dh"
 
 
-class BackwardGridLauncher(BackwardLauncher):
-    """A Launcher with the backward steps of schedule C. shared: the most shared memory of a block of this card."""
+class BackwardGridLauncher(ResidentBackwardLauncher):
+    """A Launcher with the backward steps of schedule C."""
 
-    def __init__(self, p: Problem, arena: Arena, table: Array | None, card: CardFacts, most_shared: int) -> None:
+    def __init__(self, p: Problem, arena: Arena, table: Array | None, card: CardFacts) -> None:
         group = _group(p, card)
-        build = _build(p.cell.name, p.dtype, group.config, most_shared)
+        build = _build(p.cell.name, p.dtype, group.config)
         super().__init__(p, arena, workspace_sizes(p, card), table, build)
         self.group = group
         rows = -(-p.B // ARITHMETIC[p.dtype.name].rows)
@@ -227,12 +216,7 @@ class BackwardGridLauncher(BackwardLauncher):
         """See `BackwardLauncher`. Tiles of rows that do not fit the card at once follow in further launches."""
         p = self.p
         g = self.group
-        saved = (address(states.values), address(states.h_prev), address(states.c_prev))
-        strides = (0, 0) if dy is None else tuple(stride // p.storage_bytes for stride in dy.strides[:2])
-        rows = (self.order, self.order + 8 * p.B if p.ragged else 0)
-        gradients = (self["dgates_x"], self["dgates_h"], self["dh"], self["dc"])
-        sizes = (i32(p.B), i32(p.H), chunk.t0, chunk.n0, i32(chunk.T), i32(not p.reverse))
-        args = (self["weights"], *saved, address(dy), *strides, *rows, *gradients, *sizes)
+        args = self.chunk_arguments(chunk, states, dy)
         count = -(-p.B // ARITHMETIC[p.dtype.name].rows)
         for first in range(0, count, self.at_once):
             tag = np.uint32(self.counters.epochs(chunk.T))

@@ -38,7 +38,7 @@ class Saved(NamedTuple):
 
 
 def forward(call: LayerCall, schedule: str | None = None) -> Forward:
-    """See `rnnkit.backends.Backend.forward`. schedule: its name, or None for the first one that serves the call.
+    """See `rnnkit.backends.Backend.forward`. schedule: its name, or None for the one of the least predicted time.
 
     Raises DeviceMemoryError, UnsupportedDeviceError or DeviceError, see `rnnkit.errors`.
     """

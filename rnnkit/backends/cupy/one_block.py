@@ -12,7 +12,7 @@ from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.one_block_backward import BackwardBlockLauncher
 from rnnkit.backends.cupy.problem import Problem
-from rnnkit.backends.cupy.resident_launch import ResidentLauncher
+from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentLauncher
 from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build
@@ -24,17 +24,10 @@ from rnnkit.kernels.cells import HEADERS
 
 FILES = ("cuda/one_block.cu",)
 
-# The most shared memory of a block on any card.
-MOST_SHARED = 227 << 10
-
 
 def problem(work: Work, card: CardFacts) -> str | None:
     """Why it does not serve the work on this card, or None."""
-    if work.projected:
-        return "a projection needs a second product per step"
-    if work.cell.resets_before:
-        return f"cell {work.cell.name} needs a second product per step"
-    lacking = tiles.dtype_problem(work.dtype, card)
+    lacking = resident_launch.problem(work, card)
     if lacking is not None:
         return lacking
     H = work.sizes.H
@@ -73,7 +66,7 @@ def builds() -> tuple[Build, ...]:
         for dtype in tiles.ALL_DTYPES
         for config in tiles.one_block_builds(dtype, CELLS[cell].n_gates, MOST_SHARED)
     )
-    return forward + one_block_backward.builds(MOST_SHARED)
+    return forward + one_block_backward.builds()
 
 
 def _build(cell: str, dtype: DType, config: Config) -> Build:
@@ -96,7 +89,7 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:
     """The gradients of one forward; call.saved is its `Saved`."""
-    return backward_pass.backward(p, call, lambda arena, table: BackwardBlockLauncher(p, arena, table, MOST_SHARED))
+    return backward_pass.backward(p, call, lambda arena, table: BackwardBlockLauncher(p, arena, table))
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:

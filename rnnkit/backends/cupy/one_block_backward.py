@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from functools import cache
 
-from rnnkit.backends.cupy import sources, tiles
+from rnnkit.backends.cupy import resident_launch, sources, tiles
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.backward_pass import BackwardLauncher, backward_buffers
+from rnnkit.backends.cupy.backward_pass import backward_buffers
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import over
 from rnnkit.backends.cupy.problem import Chunk, Problem
+from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentBackwardLauncher
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build, Kernel
 from rnnkit.backends.cupy.tiles import ARITHMETIC, SLICE_REGISTERS, UNITS, WARP, Config, Division
@@ -23,15 +24,7 @@ from rnnkit.core.cells import CELLS, Array, State, Weights
 from rnnkit.core.dtypes import DType
 from rnnkit.kernels.cells import HEADERS
 
-FILES = (
-    "cuda/rows.cuh",
-    "cuda/ptx.cuh",
-    "cuda/resident_product.cuh",
-    "cuda/resident.cuh",
-    "cuda/resident_forward.cuh",
-    "cuda/resident_backward.cuh",
-    "cuda/one_block_backward.cu",
-)
+FILES = ("cuda/resident_backward.cuh", "cuda/one_block_backward.cu")
 
 # Registers of weights per thread, by the largest block of a build; what fits without spills.
 _TENSOR_CORES = {256: 128, 384: 64, 512: 24}
@@ -75,46 +68,44 @@ def problem(dtype: DType, gates: int, H: int, card: CardFacts) -> str | None:
 
 
 @cache
-def largest_by_build(dtype: DType, gates: int, shared: int) -> dict[Config, Division]:
-    """The builds that serve any H with at most `shared` bytes, each with its largest such division."""
+def largest_by_build(dtype: DType, gates: int) -> dict[Config, Division]:
+    """The builds that serve any H on any card, each with its largest such division."""
     found = {}
     for H in range(1, max(HELD[dtype.name]) // WARP * UNITS + 1):
         division = divided(dtype, gates, H)
-        if division is not None and shared_bytes(division) <= shared:
+        if division is not None and shared_bytes(division) <= MOST_SHARED:
             found[division.config] = division
     return found
 
 
-def builds(shared: int) -> tuple[Build, ...]:
-    """A module per cell, dtype and size of the block, as far as it serves any H. shared: the most of a block."""
+def builds() -> tuple[Build, ...]:
+    """A module per cell, dtype and size of the block, as far as it serves any H."""
     return tuple(
-        _build(cell, dtype, config, shared)
+        _build(cell, dtype, config)
         for cell in HEADERS
         if not CELLS[cell].resets_before
         for dtype in tiles.ALL_DTYPES
-        for config in largest_by_build(dtype, CELLS[cell].n_gates, shared)
+        for config in largest_by_build(dtype, CELLS[cell].n_gates)
     )
 
 
-def _build(cell: str, dtype: DType, config: Config, shared: int) -> Build:
-    arithmetic = ARITHMETIC[dtype.name]
-    largest = largest_by_build(dtype, CELLS[cell].n_gates, shared)[config]
+def _build(cell: str, dtype: DType, config: Config) -> Build:
+    largest = largest_by_build(dtype, CELLS[cell].n_gates)[config]
     kernels = (
         *sources.pointwise_kernels("pack_weights"),
         Kernel("backward_chunk", (largest.threads, 1, 1), shared_bytes(largest), varies=True),
     )
-    defines = (*arithmetic.defines, *config.defines)
-    name = f"one_block_backward_{config.threads}" + ("" if dtype.name == dtype.stored else f"_{dtype.name}")
-    return sources.of_cell(name, cell, dtype.stored, FILES, kernels, defines=defines, min_arch=arithmetic.min_arch)
+    name = f"one_block_backward_{config.threads}"
+    return resident_launch.module(name, cell, dtype, FILES, kernels, config.defines)
 
 
-class BackwardBlockLauncher(BackwardLauncher):
-    """A Launcher with the backward steps of schedule A. shared: the most shared memory of a block on any card."""
+class BackwardBlockLauncher(ResidentBackwardLauncher):
+    """A Launcher with the backward steps of schedule A."""
 
-    def __init__(self, p: Problem, arena: Arena, table: Array | None, shared: int) -> None:
+    def __init__(self, p: Problem, arena: Arena, table: Array | None) -> None:
         division = divided(p.dtype, p.cell.n_gates, p.H)
         assert division is not None, "problem() refuses such an H"
-        build = _build(p.cell.name, p.dtype, division.config, shared)
+        build = _build(p.cell.name, p.dtype, division.config)
         super().__init__(p, arena, workspace_sizes(p), table, build)
         self.division = division
 
@@ -130,15 +121,9 @@ class BackwardBlockLauncher(BackwardLauncher):
 
     def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
         """See `BackwardLauncher`."""
-        p = self.p
         d = self.division
-        saved = (address(states.values), address(states.h_prev), address(states.c_prev))
-        strides = (0, 0) if dy is None else tuple(stride // p.storage_bytes for stride in dy.strides[:2])
-        rows = (self.order, self.offsets)
-        gradients = (self["dgates_x"], self["dgates_h"], self["dh"], self["dc"])
-        sizes = (i32(p.B), i32(p.H), chunk.t0, chunk.n0, i32(chunk.T), i32(not p.reverse))
-        grid = (-(-p.B // ARITHMETIC[p.dtype.name].rows),)
-        args = (self["weights"], *saved, address(dy), *strides, *rows, *gradients, *sizes)
+        grid = (-(-self.p.B // ARITHMETIC[self.p.dtype.name].rows),)
+        args = self.chunk_arguments(chunk, states, dy)
         self.launch("backward_chunk", (grid, (d.threads,)), *args, shared_mem=shared_bytes(d))
 
 

@@ -39,7 +39,7 @@ SLICE_BYTES = 32 << 20
 # every number of steps.
 WHOLE_STEPS = 8
 
-# The products of a ragged batch's steps are of one of so many numbers of rows, at least as many as are live.
+# A ragged batch's steps compute products of one of this many numbers of rows: the least that covers the live rows.
 ROW_COUNTS = 4
 
 

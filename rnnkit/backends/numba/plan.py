@@ -108,7 +108,9 @@ def _forward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, k
     cell, dtype, B, H, R = work.cell, work.dtype, work.B, work.H, work.R
     GH, resets = cell.n_gates * H, cell.resets_before
     form = formats(dtype)
-    operand, depth, mixed = form.operand.itemsize, form.depth, form.mixed
+    operand = form.operand.itemsize
+    depth = form.depth
+    mixed = form.mixed
     weights = _Layout()
     w_x = weights.add(padded(GH, dtype) * depth(work.I), form.word)
     w_h = weights.add(2 * padded(H, dtype) * depth(H) if resets else padded(GH, dtype) * depth(R), form.word)

@@ -20,6 +20,6 @@ CHUNK_MUTANTS = (
         "gradients are cut between chunks that are run again", "backward", "self.chunks.cuts and k", "k", "recomputed"
     ),
     _chunks("the reverse direction runs from the first chunk", "_spans", "spans[::-1]", "spans", "recomputed"),
-    _chunks("weights have the gradient of one chunk", "_added", "s + d", "d", "recomputed and numpy"),
+    _chunks("weights have the gradient of one chunk", "backward", "d: s + d", "d: d", "recomputed and numpy"),
     _chunks("every chunk is saved", "forward", "and not self.chunks.recomputes", "", "bound_holds"),
 )

@@ -6,6 +6,7 @@ from tests.tools.mutants.planting import Mutant, row
 
 STEPS = "kernels/cuda/resident_backward.cuh"
 HOST = "rnnkit/backends/cupy/one_block_backward.py"
+SHARED_HOST = "rnnkit/backends/cupy/resident_launch.py"
 
 RACES = "test_no_race_and_no_access_out_of_bounds and float32-gru"
 PARITY = "test_every_gradient_equals_the_oracle and gru-float32"
@@ -70,7 +71,12 @@ _ONE_BLOCK = (
     ),
     _row("W_hh is not transposed", HOST, "backward_begin", "(0, 1, p.H)", "(0, p.H, 1)", PARITY),
     _row(
-        "the steps run in the order of the forward pass", HOST, "backward_chunk", "not p.reverse", "p.reverse", PARITY
+        "the steps run in the order of the forward pass",
+        SHARED_HOST,
+        "chunk_arguments",
+        "not p.reverse",
+        "p.reverse",
+        PARITY,
     ),
     _row(
         "shared memory without the second operand",
