@@ -11,7 +11,7 @@ from rnnkit.core.cells import Cell
 from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
 from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.segments import Group, Segments
-from rnnkit.functional.step_flags import StepFlags
+from rnnkit.functional.step_flags import StepFlags, given_flags
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
 from rnnkit.nn.rnn_cells import StepCell
@@ -117,15 +117,16 @@ def explain(
         >>> rnnkit.explain(layer, np.ones((5, 3, 4), np.float32)).kernel
         'gru in NumPy, one step at a time'
     """
-    flags = StepFlags(resets, False, mask, False)
+    chunks = ChunkArguments(truncate, max_saved_bytes)
+    if isinstance(layer, StepCell):
+        for name, value in {"lengths": lengths, "resets": resets, "mask": mask, **chunks._asdict()}.items():
+            if value is not None:
+                raise TypeError(f"{name} must be None for a Cell, which takes one step")
+    flags = given_flags(resets, None, mask, False)
     x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
     choice = layer._choice()
     keep = grad_enabled()
-    chunks = ChunkArguments(truncate, max_saved_bytes)
-    for name, value in chunks._asdict().items():
-        if value is not None and not isinstance(layer, Recurrent):
-            raise TypeError(f"{name} must be None for a Cell, which takes one step")
-    choice = chunks.applied(choice, layer.cell, sizes, layers, directions, keep, flags.given)
+    choice = chunks.applied(choice, layer.cell, sizes, layers, directions, keep, flags is not None)
     masks = drawing = 0
     if layer_drops(layer) and layers > 1:
         # A mask per layer but the last, from float32 random numbers and an array of bools.
@@ -149,7 +150,7 @@ def explain(
     about = (repr(layer), layer.device, _about_packed_weights(layer))
     if segments is not None:
         return _of_segments(call, segments, about)
-    return explanation(call, *about, (NOTHING_FLAGGED,) if flags.given else ())
+    return explanation(call, *about, (NOTHING_FLAGGED,) if flags is not None else ())
 
 
 NOTHING_FLAGGED = "nothing is reset or masked: the call is the one without resets and mask"
@@ -277,7 +278,7 @@ def explanation(
 
 
 def _checked_call(
-    layer: Any, x: Array, lengths: Any, flags: StepFlags
+    layer: Any, x: Array, lengths: Any, flags: StepFlags | None
 ) -> tuple[Array, Sizes, int, int, Segments | None]:
     """Checks the arguments of a call. Returns x, the sizes of its first layer, L, D and the segments."""
     if isinstance(layer, Recurrent):
@@ -285,13 +286,10 @@ def _checked_call(
         T, B = x.shape[:2]
         checked = checks.lengths(lengths, T, B, unbatched)
         D = layer.num_directions
-        segments = flags.segments(T, B, unbatched, layer.batch_first, D, checked) if flags.given else None
+        segments = None if flags is None else flags.segments(T, B, unbatched, layer.batch_first, D, checked)
         return x, layer._sizes(T, B, checked), layer.num_layers, D, segments
     if isinstance(layer, StepCell):
         x = layer._checked_x(x)
-        for name, value in (("lengths", lengths), ("resets", flags.resets), ("mask", flags.mask)):
-            if value is not None:
-                raise TypeError(f"{name} must be None for a Cell, which takes one step")
         B = 1 if x.ndim == 1 else x.shape[0]
         return x, Sizes(1, B, layer.input_size, layer.hidden_size, layer.hidden_size, B), 1, 1, None
     hint = "; for a layer of PyTorch there is rnnkit.torch.explain" if hasattr(layer, "named_modules") else ""

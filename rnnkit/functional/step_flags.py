@@ -11,7 +11,7 @@ from rnnkit.functional.segments import Segments, segments
 
 
 def given_flags(resets: Any, reset_state: Any, mask: Any, zero_output_for_mask: Any) -> StepFlags | None:
-    """The arguments of a call, or None if none of them was given: faster than `StepFlags.given`."""
+    """The arguments of a call, or None if none of them was given."""
     if resets is None and reset_state is None and mask is None and zero_output_for_mask is False:
         return None
     return StepFlags(resets, reset_state is not None, mask, zero_output_for_mask)
@@ -24,12 +24,6 @@ class StepFlags(NamedTuple):
     restarts: bool
     mask: Any
     zero_output_for_mask: Any
-
-    @property
-    def given(self) -> bool:
-        """Whether any of them was given."""
-        resets, restarts, mask, zero = self
-        return resets is not None or restarts or mask is not None or zero is not False
 
     def segments(
         self, T: int, B: int, unbatched: bool, batch_first: bool, directions: int, lengths: np.ndarray | None

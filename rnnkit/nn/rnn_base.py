@@ -216,8 +216,8 @@ class Recurrent(Module):
                 gradient. Not with `resets` or `mask`.
             max_saved_bytes: the most bytes that the call may save for `backward`: with less than it needs, it saves the
                 states between chunks of steps, and `backward` runs the forward of each chunk again.
-                Not counted are x, y and gradients. In 16 bits the cell state is rounded between chunks. None to save
-                everything. Not with `resets`, `mask` or `truncate`.
+                Not counted are x, y, gradients and dropout masks. In 16 bits the cell state is rounded between chunks.
+                None to save everything. Not with `resets`, `mask` or `truncate`.
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
