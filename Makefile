@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+# Test processes side by side: most of the time goes into compilers, which use one core. A file stays in one process.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help test test-all test-peers test-kernels test-arm lint bench bench-full bench-compare build-report gpu mutation \
 	docs clean
@@ -78,7 +80,7 @@ bench-full: $(VENV)/.installed-bench
 	$(BIN)/python -m bench --grid full $(ARGS)
 
 bench-compare: $(VENV)/.installed-bench
-	$(PYTEST) bench/test_ops_benchmark.py --benchmark-enable --benchmark-only --benchmark-autosave \
+	$(BIN)/python -m pytest bench/test_ops_benchmark.py --benchmark-enable --benchmark-only --benchmark-autosave \
 		$(if $(wildcard .benchmarks/*/*.json),--benchmark-compare) $(ARGS)
 
 clean:

@@ -38,7 +38,7 @@ def reversed_by_hand(a: np.ndarray, lengths: list[int]) -> np.ndarray:
     return turned
 
 
-@pytest.mark.parametrize("cell", list(LAYERS))
+@pytest.mark.parametrize("cell", slow_except(LAYERS, "gru", "lstm"))
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
 def test_bidirectional_is_two_layers_and_a_merge(
     cell: str, merge: str | None, cpu_backend: str, rng: np.random.Generator
@@ -63,7 +63,7 @@ def test_bidirectional_is_two_layers_and_a_merge(
             assert_close("state_n", got, np.stack([f[0], r[0], f[1], r[1]]), "float64")
 
 
-@pytest.mark.parametrize("cell", list(LAYERS))
+@pytest.mark.parametrize("cell", slow_except(LAYERS, "gru", "lstm"))
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "ragged"])
 def test_bidirectional_concat_is_the_bidirectional_layer(

@@ -195,8 +195,8 @@ def _held(function: Any) -> tuple[Any, int, int]:
     return result, held, peak
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm"])
-@pytest.mark.parametrize("most", [200_000, 400_000])
+@pytest.mark.parametrize("name", slow_except(["gru", "lstm"], "lstm"))
+@pytest.mark.parametrize("most", slow_except([200_000, 400_000], 400_000))
 def test_the_bound_holds(name: str, most: int) -> None:
     """Measured: what the call leaves beside its results, and what it and backward take at most at one time."""
     kind, options = LAYERS[name]

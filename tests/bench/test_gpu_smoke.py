@@ -145,6 +145,7 @@ def test_outcomes_are_items(card: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert tables.line("parity", one).startswith(f"parity     ok            cupy:stepwise float32 {case}")
 
 
+@pytest.mark.slow
 def test_a_planted_fault_gives_a_wrong_item(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rnnkit.backends.cupy.cublas import Products
 

@@ -264,8 +264,8 @@ def test_tolerances_hold_for_many_seeds(cell: str) -> None:
 
 
 @pytest.mark.parametrize(("I", "H"), slow_except([(2000, 8), (20_000, 16)], (2000, 8), unpack=True))
-@pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "rnn_tanh", "gru"))
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("cell", slow_except([cell for cell in CELLS if cell != "rnn_relu"], "gru"))
+@pytest.mark.parametrize("backend", slow_except(CPU_BACKENDS, "numpy"))
 def test_tolerances_grow_in_proportion_to_the_features_beyond_it(backend: str, cell: str, I: int, H: int) -> None:
     for T in (1, 3):
         case = Case(cell, T=T, B=16, I=I, H=H)

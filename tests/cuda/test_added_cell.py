@@ -25,7 +25,7 @@ from rnnkit.kernels.cells import HEADERS, POINTWISE, Header
 from rnnkit.testing import Case, make_inputs, parity, run
 from tests.cuda.cuda_helpers import assert_matches, cuda
 from tests.cuda.test_numba_cuda import device
-from tests.helpers import share_everything
+from tests.helpers import share_everything, slow_except
 from tests.oracle.test_oracle import assert_finite_differences
 from tests.tools import emulator, greenlets
 
@@ -38,6 +38,7 @@ CASES = (
     Case(NAME, T=4, B=7, I=5, H=16, ragged=True),
     Case(NAME, T=3, B=13, I=9, H=33, reverse=True, bias=False),
 )
+PAIRS = [(case, dtype) for case in CASES for dtype in ("float32", "float16")]
 
 HEADER = """
 struct Cell {
@@ -159,7 +160,8 @@ def test_gradients_of_the_added_oracle_are_finite_differences(case: Case, tmp_pa
         assert_finite_differences(Case(NAME, T=4, B=3, I=2, H=3, reverse=case.reverse, ragged=case.ragged))
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_added_cell_runs_in_numba(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long scans and single steps, on one thread and on two, with a separate cache for the compiled cell."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
@@ -195,22 +197,21 @@ def test_a_cell_with_only_an_oracle_is_refused_on_cuda(uncached_choices: None) -
 
 
 @needs_emulator
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), slow_except(PAIRS, (CASES[1], "float32"), unpack=True), ids=str)
 def test_added_cell_runs_in_cuda_cpp(case: Case, dtype: str, tmp_path: Path) -> None:
     with added(tmp_path / "cell.cuh"), cuda():
         assert_within(parity("cupy", case, dtype, device="cuda:0"))
 
 
 @needs_greenlets
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), slow_except(PAIRS, (CASES[1], "float32"), unpack=True), ids=str)
 def test_added_cell_runs_in_numba_cuda(case: Case, dtype: str, tmp_path: Path) -> None:
     with added(tmp_path / "cell.cuh"), device(1):
         assert_within(parity("numba_cuda", case, dtype, device="cuda:0"))
 
 
 @needs_emulator
+@pytest.mark.slow
 def test_edited_header_is_compiled_again(tmp_path: Path) -> None:
     """Also after its steps are captured in a graph, which would replay the old kernels."""
     case = CASES[0]
@@ -228,14 +229,18 @@ def test_edited_header_is_compiled_again(tmp_path: Path) -> None:
 @needs_emulator
 @pytest.mark.parametrize(
     ("constant", "wrong"),
-    [
+    slow_except(
+        [
+            ("kGates", "4"),
+            ("kSaved", "4"),
+            ("kHasC", "true"),
+            ("kReadsH", "false"),
+            ("kSplits", "false"),
+            ("kResetsBefore", "true"),
+        ],
         ("kGates", "4"),
-        ("kSaved", "4"),
-        ("kHasC", "true"),
-        ("kReadsH", "false"),
-        ("kSplits", "false"),
-        ("kResetsBefore", "true"),
-    ],
+        unpack=True,
+    ),
 )
 def test_header_that_contradicts_its_row_does_not_compile(constant: str, wrong: str, tmp_path: Path) -> None:
     lines = [

@@ -147,6 +147,7 @@ def test_memory_registers_buffers() -> None:
     np.testing.assert_array_equal(memory.table(), [[1100, 50, 0]])
 
 
+@pytest.mark.slow
 def test_processes_share_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Module(AXPY)
     for runtime in cache_folder().glob("runtime-*"):  # saves its compilation
@@ -180,6 +181,7 @@ def test_concurrent_launches_are_serialised(axpy) -> None:
     np.testing.assert_array_equal(results, np.full((4, 64), 101, F))
 
 
+@pytest.mark.slow
 def test_least_recently_launched_libraries_free_their_memory_and_can_launch_again() -> None:
     launched = launch._launched
     results = [np.zeros(64, np.int32) for _ in range(launch._CACHING_LIBRARIES + 2)]

@@ -165,6 +165,7 @@ def test_the_error_names_the_mutant(edit: Edit) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_mutant_that_breaks_the_import_or_runs_no_test_is_an_error() -> None:
     broken = Edit("rnnkit/core/cells.py", "", "from __future__ import annotations", "from __future__ import annotation")
     with mutated_copy([broken]) as copy, pytest.raises(StaleMutant, match="did not run"):
@@ -182,6 +183,7 @@ def test_words_that_select_nothing_are_an_error(capsys: pytest.CaptureFixture[st
     assert "no mutant has 'typo' in its name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_is_red() -> None:
     hangs = Edit("tests/cpu/test_parity.py", "", "from __future__ import annotations\n", "while True:\n    pass\n")
     with mutated_copy([hangs]) as copy:
