@@ -1,5 +1,6 @@
 """rnnkit: fused RNN, GRU and LSTM layers with the API of torch.nn, on NumPy and CuPy arrays."""
 
+from rnnkit.core.autotune import autotune
 from rnnkit.core.thread_pool import get_num_threads, set_num_threads
 from rnnkit.explain import explain
 from rnnkit.io import load, save
@@ -39,6 +40,7 @@ __all__ = [
     "RNNCell",
     "SGD",
     "Sequential",
+    "autotune",
     "bce_with_logits",
     "clip_grad_norm",
     "clip_grad_value",

@@ -11,6 +11,7 @@ from rnnkit.core.cells import Cell
 from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
 from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.segments import Group, Segments
+from rnnkit.functional.stack import layers_at_once
 from rnnkit.functional.step_flags import StepFlags, given_flags
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
@@ -251,7 +252,14 @@ def explanation(
     saved = directions * (described[0].kept + (layers - 1) * described[-1].kept)
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # y of each layer is x of the next one. Two directions share one array; some backends first write a separate one.
-    between = ((layers - 1) if keep else min(layers - 1, 1)) * directions * y
+    at_once = 1
+    if layers > 1 and directions == 1:
+        at_once = layers_at_once(choice, cell, sizes, layers, keep, call.drawing > 0)
+    between = ((layers - 1) if keep else min(layers - 1, at_once)) * directions * y
+    words = ""
+    if at_once > 1:
+        words, more = choice.backend.describe_layers(cell, choice.dtype, sizes, at_once, keep)  # type: ignore[attr-defined]
+        transient += more
     running = transient * (directions if described[0].beside else 1)
     running += 0 if directions == 1 or described[0].placed else y
     running = max(running, call.drawing - directions * y)  # y of the layer is not allocated while its mask is drawn
@@ -264,7 +272,7 @@ def explanation(
     return Explanation(
         layer=layer,
         backend=choice.row.name,
-        kernel=described[0].kernel,
+        kernel=described[0].kernel + words,
         device=device,
         dtype=choice.dtype.name,
         threads=get_num_threads() if compiled else None,

@@ -143,6 +143,18 @@ class Backend(Protocol):
     forward_directions(calls) -> list of what `forward` returns
     backward_directions(calls) -> list of Gradients
 
+    A backend may also provide these three, for stacks of layers in one direction, which it may run at once, each layer
+    a part of the sequence behind the one below it.
+
+    layers_at_once(cell, dtype, sizes, layers, keep, device) -> int
+        how many of `layers` layers it would run at once; 1 for one after the other. sizes: of the first layer. device:
+        its number, or None for the current one
+    forward_layers(calls, masks) -> list of what `forward` returns
+        the x of each call but the first is the `out` of the call before it. Each mask, where it is not None,
+        multiplies that x in place. The first one is None
+    describe_layers(cell, dtype, sizes, layers, keep) -> (str, int)
+        how it runs that many layers at once on the current device, and the bytes beyond those of one layer
+
     A backend may also provide both of these, for callers that can keep plain memory only between forward and backward,
     such as an operator of PyTorch. For a backend without them, `rnnkit.functional.reserve` runs the forward again.
 

@@ -91,6 +91,34 @@ class StackCall(NamedTuple):
             results.append((found, end, saved))
         return results
 
+    def at_once(self) -> int:
+        """How many consecutive layers the backend runs at once: see `rnnkit.backends.Backend`."""
+        layers = len(self.layers)
+        if layers == 1 or len(self.layers[0]) > 1 or not hasattr(self.choice.backend, "layers_at_once"):
+            return 1
+        T, B, I = self.x.shape
+        GH, R = self.layers[0][0].weights.w_hh.shape
+        steps = T * B if self.lengths is None else int(self.lengths.sum())
+        sizes = Sizes(T, B, I, GH // self.cell.n_gates, R, steps)
+        drops = self.dropout is not None
+        return layers_at_once(self.choice, self.cell, sizes, layers, self.keep, drops, self.x.device.id)
+
+    def run_at_once(self, first: int, end: int, x: Array) -> tuple[list[Forward], list[Array]]:
+        """The forwards of the layers [first, end) in one direction, and the dropout masks between them."""
+        xp: Any = array_module(x)
+        calls = []
+        masks: list[Array | None] = []
+        for layer in range(first, end):
+            y = self.memory_for_y(layer, x)
+            if y is None:
+                y = xp.empty((*x.shape[:2], self.layers[layer][0].weights.w_hh.shape[1]), x.dtype)
+            drops = self.dropout is not None and layer > first
+            masks.append(self.dropout(layer - 1, x) if drops else None)  # type: ignore[misc]
+            calls.append(self.layer_call(layer, 0, x, y))
+            x = y
+        forwards = self.choice.backend.forward_layers(calls, masks)  # type: ignore[attr-defined]
+        return forwards, [mask for mask in masks if mask is not None]
+
     def memory_for_y(self, layer: int, x: Array) -> Array | None:
         """(T, B, D*R) for the outputs of a layer, or None where its backend may allocate them."""
         caches = self.layers[layer]
@@ -115,24 +143,47 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     state_n = tuple(xp.empty_like(s) for s in call.state0)
     saved: list[tuple[Any, ...]] = []
     masks: list[Array] = []
-    for layer in range(len(layers)):
-        beside = call.memory_for_y(layer, x)
-        of_layer = []
-        results = call.run(layer, x, beside)
-        for direction, (_, end, own) in enumerate(results):
+    at_once = call.at_once()
+    layer = 0
+    while layer < len(layers):
+        group = min(at_once, len(layers) - layer)
+        if group > 1:
+            results, between = call.run_at_once(layer, layer + group, x)
+            x = results[-1][0]
+            of_layers = [(own,) for _, _, own in results]
+            masks += between if keep else []
+        else:
+            beside = call.memory_for_y(layer, x)
+            results = call.run(layer, x, beside)
+            x = results[0][0] if beside is None else beside
+            of_layers = [tuple([own for _, _, own in results])]
+        for slot, (_, end, _) in enumerate(results, layer * directions):
             for whole, part in zip(state_n, end, strict=True):
-                whole[layer * directions + direction] = part
-            of_layer.append(own)
-        x = results[0][0] if beside is None else beside
+                whole[slot] = part
         del results
-        saved.append(tuple(of_layer))
-        if call.dropout is not None and layer < len(layers) - 1:
-            mask = call.dropout(layer, x)
+        saved += of_layers
+        layer += group
+        if call.dropout is not None and layer < len(layers):
+            mask = call.dropout(layer - 1, x)
             x *= mask
             if keep:
                 masks.append(mask)
             del mask  # frees its memory before the next layer's call
     return x, state_n, Saved(call.cell, call.choice, saved, masks, x.shape) if keep else None
+
+
+def layers_at_once(
+    choice: Choice, cell: Cell, sizes: Sizes, layers: int, keep: bool, drops: bool, device: int | None = None
+) -> int:
+    """How many consecutive layers in one direction run at once: as few groups as there can be, of like sizes.
+
+    drops: whether there is dropout between layers. Without `keep` only one mask exists at a time, so one layer runs.
+    """
+    asked: Any = getattr(choice.backend, "layers_at_once", None)
+    if asked is None or (drops and not keep):
+        return 1
+    groups = -(-layers // asked(cell, choice.dtype, sizes, layers, keep, device=device))
+    return -(-layers // groups)
 
 
 def restored(call: StackCall, masks: list[Array]) -> Saved:

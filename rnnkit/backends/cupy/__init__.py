@@ -4,9 +4,22 @@ from rnnkit.backends.cupy.layer import (
     backward,
     backward_directions,
     describe,
+    describe_layers,
     forward,
     forward_directions,
+    forward_layers,
+    layers_at_once,
     pinned,
 )
 
-__all__ = ["backward", "backward_directions", "describe", "forward", "forward_directions", "pinned"]
+__all__ = [
+    "backward",
+    "backward_directions",
+    "describe",
+    "describe_layers",
+    "forward",
+    "forward_directions",
+    "forward_layers",
+    "layers_at_once",
+    "pinned",
+]

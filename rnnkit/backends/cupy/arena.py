@@ -88,6 +88,25 @@ class Counters:
         return first
 
 
+# Lower numbers are higher priorities. CUDA raises one below the device's range to the highest there is.
+HIGHEST_PRIORITY = -5
+
+
+class Lane:
+    """A stream for the steps of a layer, beside the products on the arena's stream, and the events between the two.
+
+    The blocks of a launch on it start before those of a product that still wait. ready, done: of the products and of
+    the steps of the even chunks, and of the odd ones.
+    """
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.stream = cupy.cuda.Stream(non_blocking=True, priority=HIGHEST_PRIORITY)
+        self.ready = (cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True))
+        self.done = (cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True))
+
+
 class Arena:
     """Workspace, handle, graphs, counters and counts of one thread on one stream of one device."""
 
@@ -98,12 +117,33 @@ class Arena:
         self.counts = Counts()
         self.handle = Handle(self.counts)
         self._cublas_workspace = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
-        self._workspace: Any = cupy.empty(0, dtype="uint8")
         self._capturing: Any = None  # a stream to capture on; None during a capture, and after an interrupted one
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
-        self._counters: dict[str, Counters] = {}
         self._beside: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Sets what each of several layers at once has of its own."""
+        import cupy
+
+        self._workspace: Any = cupy.empty(0, dtype="uint8")
+        self._counters: dict[str, Counters] = {}
+        self._lane: Lane | None = None
+        self._parts: list[Part] = []
+
+    @property
+    def lane(self) -> Lane:
+        """For the steps of a layer, beside its products."""
+        if self._lane is None:
+            self._lane = Lane()
+        return self._lane
+
+    def parts(self, count: int) -> list[Arena]:
+        """Arenas for `count` layers at once: this one, and others that share all but workspace, counters and lane."""
+        while len(self._parts) < count - 1:
+            self._parts.append(Part(self))
+        return [self, *self._parts[: count - 1]]
 
     def beside(self) -> Any:
         """A second stream, for work that runs beside this arena's. It has an arena of its own."""
@@ -207,16 +247,35 @@ class Arena:
         return Captured(graph, nodes)
 
 
+class Part(Arena):
+    """What the second of several layers at once, or a later one, has of its own, and the arena's handle and counts.
+
+    For launches that are not captured: the arena's graphs are of its own workspace.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.stream = arena.stream
+        self.counts = arena.counts
+        self.handle = arena.handle
+        self._cublas_workspace = arena._cublas_workspace
+        self._graphs = OrderedDict()
+        self._begin()
+
+
+def is_capturing(stream: Any) -> bool:
+    """Whether the stream is being captured, or was until the capture failed."""
+    try:
+        return bool(stream.is_capturing())
+    except RuntimeError:  # the capture has failed but not ended
+        return True
+
+
 def refuse_capture(stream: Any) -> None:
     """Raises DeviceError while the stream is being captured.
 
     rnnkit captures its own graphs, and a call inside another capture would share its workspace with that graph.
     """
-    try:
-        capturing = stream.is_capturing()
-    except RuntimeError:  # the capture has failed but not ended
-        capturing = True
-    if capturing:
+    if is_capturing(stream):
         raise DeviceError("the current stream is being captured, and rnnkit captures graphs of its own")
 
 

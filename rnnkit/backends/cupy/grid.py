@@ -72,6 +72,18 @@ def _width(H: int, dtype: DType) -> int:
     return -(-H * dtype.storage.itemsize // 8) * 2
 
 
+def blocks(work: Work, card: CardFacts, backward: bool = False) -> int:
+    """See `schedules.ScheduleModule`."""
+    B, H = work.sizes.B, work.sizes.H
+    G = work.cell.n_gates
+    groups = max(1, -(-B // ARITHMETIC[work.dtype.name].rows))
+    if not backward:
+        d = tiles.in_groups(work.dtype, G, H, B, card)
+        assert d is not None, "problem() refuses such sizes"
+        return d.members * groups
+    return 0 if grid_backward.problem(work.dtype, G, H, card) else grid_backward.blocks(work, card)
+
+
 def builds() -> tuple[Build, ...]:
     """A module per cell and dtype."""
     served = (cell for cell in HEADERS if not CELLS[cell].resets_before)
@@ -104,18 +116,25 @@ def _card() -> CardFacts:
 
 
 def _division(p: Problem) -> Division:
-    division = tiles.in_groups(p.dtype, p.cell.n_gates, p.H, p.B, _card())
+    card = _card()
+    part = card._replace(multiprocessors=card.multiprocessors // p.share)
+    division = tiles.in_groups(p.dtype, p.cell.n_gates, p.H, p.B, part)
     assert division is not None, "problem() refuses such sizes"
     return division
 
 
-def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
-    """y (T, B, H), the final states, and what `backward` needs."""
+def launchers(p: Problem) -> passes.Launchers:
+    """See `schedules.ScheduleModule`."""
 
     def launcher_of(arena: Arena, table: Array | None) -> GroupLauncher:
         return GroupLauncher(p, arena, table, _build(p.cell.name, p.dtype), _division(p))
 
-    return passes.forward(p, call, launcher_of)
+    return launcher_of
+
+
+def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
+    """y (T, B, H), the final states, and what `backward` needs."""
+    return passes.forward(p, call, launchers(p))
 
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:

@@ -149,6 +149,13 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     return cost.resident_seconds(T, -(-B // rows), card.multiprocessors // g.members, step)
 
 
+def blocks(work: Work, card: CardFacts) -> int:
+    """The most blocks of a launch of steps."""
+    g = group_of(work.dtype, work.cell.n_gates, work.sizes.H, card.shared_block)
+    assert g is not None, "problem() refuses such an H"
+    return g.members * max(1, -(-work.sizes.B // ARITHMETIC[work.dtype.name].rows))
+
+
 def builds() -> tuple[Build, ...]:
     """A module per cell, dtype and configuration."""
     return tuple(

@@ -10,7 +10,7 @@ from rnnkit.backends.cupy import modules, sources
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.cublas import Matrix, Products
 from rnnkit.backends.cupy.modules import Shape, over, over_steps
-from rnnkit.backends.cupy.problem import Problem
+from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.core.cells import Array, State, Weights
 
@@ -129,6 +129,14 @@ class Launcher:
         flat = cupy.empty((self.p.N, self.p.I), x.dtype)
         self._move_rows("pack_rows", flat, x)
         return flat
+
+    def pack_chunk(self, flat: Array, x: Array, chunk: Chunk) -> None:
+        """Packs the steps of a chunk of x (T, B, I) into their rows of flat (N, I)."""
+        B, I = x.shape[1:]
+        source = x.data.ptr + chunk.t0 * B * I * x.itemsize
+        offsets = self.offsets + 8 * chunk.t0
+        sizes = (chunk.T, B, I)
+        self.launch_rows("pack_rows", over_steps(chunk.T, B * I), flat, source, self.order, offsets, *sizes)
 
     def unpack(self, dx: Array, flat: Array) -> None:
         """The inverse of `packed`, into dx (T, B, I); zero past each row's end."""

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
-from rnnkit.backends.cupy import schedules
+from rnnkit.backends.cupy import overlap, passes, schedules, tuned
 from rnnkit.backends.cupy.arena import current as current_arena
+from rnnkit.backends.cupy.arena import is_capturing
 from rnnkit.backends.cupy.card import card_of
 from rnnkit.backends.cupy.cost import rates_of
+from rnnkit.backends.cupy.cublas import workspace_bytes
+from rnnkit.backends.cupy.overlap import Plan
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.schedules import Schedule, Work, choose
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
-from rnnkit.core.cells import Cell
+from rnnkit.core.autotune import autotuning
+from rnnkit.core.cells import Array, Cell
 from rnnkit.core.dtypes import DType
 from rnnkit.errors import DeviceError, DeviceMemoryError
 
@@ -46,9 +50,11 @@ def forward(call: LayerCall, schedule: str | None = None) -> Forward:
     device = call.x.device
     with _on(device, problem):
         work = Work(call.cell, call.dtype, _sizes(problem), call.keep, problem.projected)
-        chosen = _chosen(work, device.id, schedule, schedules.SCHEDULES)[0]
+        if schedule is None and autotuning():
+            schedule = _measured(call, work, device.id)
+        chosen, _, plan = _chosen(work, device.id, schedule, schedules.SCHEDULES)
         given = call if chosen.strided_y else call._replace(out=None)
-        y, state_n, own = chosen.load().forward(problem, given)
+        y, state_n, own = chosen.load().forward(plan.applied(problem), given)
     return y, state_n, Saved(chosen, problem, own) if call.keep else None
 
 
@@ -59,14 +65,91 @@ def backward(call: BackwardCall) -> Gradients:
         return saved.schedule.load().backward(saved.problem, call._replace(saved=saved.own))
 
 
+def layers_at_once(
+    cell: Cell,
+    dtype: DType,
+    sizes: Sizes,
+    layers: int,
+    keep: bool,
+    device: int | None = None,
+    schedule: str | None = None,
+) -> int:
+    """See `rnnkit.backends.Backend`. device: its number, or None for the current one."""
+    import cupy
+
+    if sizes.R != sizes.H:
+        return 1
+    number = cupy.cuda.Device().id if device is None else device
+    work = Work(cell, dtype, sizes._replace(I=max(sizes.I, sizes.H)), keep)
+    if schedule is None and autotuning():
+        schedule = _fastest(work, number)
+        if schedule is None:
+            return 1  # so that each layer's own call measures
+    return _chosen(work, number, schedule, schedules.SCHEDULES, layers)[2].layers
+
+
+def forward_layers(
+    calls: Sequence[LayerCall], masks: Sequence[Array | None], schedule: str | None = None
+) -> list[Forward]:
+    """See `rnnkit.backends.Backend`. Raises as `forward`."""
+    first = calls[0]
+    device = first.x.device
+    problems = [Problem.of(call) for call in calls]
+    with _on(device, problems[0]):
+        sizes = _sizes(problems[0])
+        widest = sizes._replace(I=max(sizes.I, sizes.H))
+        work = Work(first.cell, first.dtype, widest, first.keep)
+        schedule = schedule or _fastest(work, device.id)
+        chosen, _, plan = _chosen(work, device.id, schedule, schedules.SCHEDULES, len(calls), together=True)
+        planned = [plan.applied(problem) for problem in problems]
+        launchers = [chosen.load().launchers(p) for p in planned]
+        results = passes.forward_stack(planned, calls, masks, launchers)
+    return [
+        (y, state_n, Saved(chosen, problem, own) if first.keep else None)
+        for problem, (y, state_n, own) in zip(problems, results, strict=True)
+    ]
+
+
+def describe_layers(
+    cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool, schedule: str | None = None
+) -> tuple[str, int]:
+    """See `rnnkit.backends.Backend`."""
+    import cupy
+
+    device = cupy.cuda.Device().id
+    work = Work(cell, dtype, sizes._replace(I=max(sizes.I, sizes.H)), keep)
+    named = schedule or _fastest(work, device)
+    plan = _chosen(work, device, named, schedules.SCHEDULES, layers, together=True)[2]
+    one = describe(cell, dtype, sizes, keep, schedule).transient - workspace_bytes(device)
+    return plan.words, (layers - 1) * one
+
+
 def forward_directions(calls: Sequence[LayerCall], schedule: str | None = None) -> list[Forward]:
-    """See `rnnkit.backends.Backend`. The first call runs on the current stream, the second one beside it."""
-    return _beside([partial(forward, call, schedule) for call in calls], calls[0].x.device)
+    """See `rnnkit.backends.Backend`. The first call runs on the current stream, the second one beside it.
+
+    One after the other where their blocks wait for each other and the card does not hold those of both.
+    """
+    call = calls[0]
+    device = call.x.device
+    work = Work(call.cell, call.dtype, call.sizes, call.keep, call.weights.w_hr is not None)
+    with _on(device, Problem.of(call)):
+        if schedule is None and autotuning():
+            schedule = _measured(call, work, device.id)
+        chosen = _chosen(work, device.id, schedule, schedules.SCHEDULES)[0]
+        fit = overlap.fit_beside(chosen, work, card_of(device.id))
+    own = [partial(forward, call, schedule) for call in calls]
+    return _beside(own, device) if fit else [one() for one in own]
 
 
 def backward_directions(calls: Sequence[BackwardCall]) -> list[Gradients]:
     """See `rnnkit.backends.Backend`. As `forward_directions`."""
-    return _beside([partial(backward, call) for call in calls], calls[0].weights.w_hh.device)
+    device = calls[0].weights.w_hh.device
+    saved: Saved = calls[0].saved
+    own = [partial(backward, call) for call in calls]
+    p = saved.problem
+    work = Work(p.cell, p.dtype, _sizes(p), keep=True, projected=p.projected)
+    fit = overlap.fit_beside(saved.schedule, work, card_of(device.id), backward=True)
+    return _beside(own, device) if fit else [one() for one in own]
 
 
 def _beside(calls: Sequence[Callable[[], Result]], device: Any) -> list[Result]:
@@ -97,9 +180,13 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str |
     import cupy
 
     work = Work(cell, dtype, sizes, keep, projected=sizes.R != sizes.H)
-    chosen, why = _chosen(work, cupy.cuda.Device().id, schedule, schedules.SCHEDULES)
+    device = cupy.cuda.Device().id
+    named = schedule or _fastest(work, device)
+    chosen, why, plan = _chosen(work, device, named, schedules.SCHEDULES)
+    if schedule is None and autotuning():
+        why = _about_tuning(work, device, chosen, why)
     detail, transient, kept = chosen.load().describe(cell, dtype, sizes, keep)
-    kernel = f"{cell.name}, schedule {chosen.name}: {why}; {detail}"
+    kernel = f"{cell.name}, schedule {chosen.name}: {why}; {detail}{plan.words}"
     return Description(kernel, transient, kept, placed=chosen.strided_y, beside=True)
 
 
@@ -121,6 +208,17 @@ class Pinned:
     def backward_directions(self, calls: Sequence[BackwardCall]) -> list[Gradients]:
         return backward_directions(calls)
 
+    def layers_at_once(
+        self, cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool, device: int | None = None
+    ) -> int:
+        return layers_at_once(cell, dtype, sizes, layers, keep, device, self.schedule)
+
+    def describe_layers(self, cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool) -> tuple[str, int]:
+        return describe_layers(cell, dtype, sizes, layers, keep, self.schedule)
+
+    def forward_layers(self, calls: Sequence[LayerCall], masks: Sequence[Array | None]) -> list[Forward]:
+        return forward_layers(calls, masks, self.schedule)
+
     def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
         return describe(cell, dtype, sizes, keep, self.schedule)
 
@@ -129,10 +227,57 @@ pinned = Pinned
 
 
 @lru_cache(maxsize=4096)
-def _chosen(work: Work, device: int, pinned: str | None, rows: tuple[Schedule, ...]) -> tuple[Schedule, str]:
-    """The schedule for the work on a device, and why. rows: SCHEDULES, which are part of the cache's key."""
+def _chosen(
+    work: Work, device: int, pinned: str | None, rows: tuple[Schedule, ...], layers: int = 1, together: bool = False
+) -> tuple[Schedule, str, Plan]:
+    """The schedule for the work on a device, why, and what runs beside its steps.
+
+    rows: SCHEDULES, which are part of the cache's key. layers, together: as in `overlap.plan`.
+    """
     card = card_of(device)
-    return choose(work, card, rates_of(card), pinned)
+    rates = rates_of(card)
+    chosen, why = choose(work, card, rates, pinned)
+    return chosen, why, overlap.plan(chosen, work, card, rates, layers, together)
+
+
+def _serving(work: Work, device: int) -> list[str]:
+    """The names of the schedules that serve the work on a device."""
+    card = card_of(device)
+    return [schedule.name for schedule in schedules.SCHEDULES if schedule.problem(work, card) is None]
+
+
+def _fastest(work: Work, device: int) -> str | None:
+    """With `rnnkit.autotune` on, the schedule that was measured to be the fastest one; None if none was measured."""
+    times = tuned.times_of(work, device) if autotuning() else None
+    return None if times is None else tuned.fastest(times, _serving(work, device))
+
+
+def _measured(call: LayerCall, work: Work, device: int) -> str | None:
+    """As `_fastest`, and measures first if that is not known. None during a capture, which nothing may wait in."""
+    import cupy
+
+    known = _fastest(work, device)
+    serving = _serving(work, device)
+    if known is not None or len(serving) < 2 or is_capturing(cupy.cuda.get_current_stream()):
+        return known
+    once = call._replace(out=None, reserve=None)
+
+    def run(name: str) -> None:
+        y, state_n, saved = forward(once, name)
+        if call.keep:
+            # Without the cache, to whose gradients it would add.
+            backward(BackwardCall(call.cell, call.dtype, saved, y, state_n, call.weights))
+
+    return tuned.fastest(tuned.measure(work, device, {name: partial(run, name) for name in serving}), serving)
+
+
+def _about_tuning(work: Work, device: int, chosen: Schedule, why: str) -> str:
+    """Why a schedule is chosen while `rnnkit.autotune` is on."""
+    times = tuned.times_of(work, device)
+    if times is None:
+        return f"{why}; autotune is on: the first call of these sizes measures"
+    listed = ", ".join(f"{name} {1e6 * seconds:.1f}" for name, seconds in times.items())
+    return f"{chosen.about}; the fastest by rnnkit.autotune, measured in us per call: {listed}"
 
 
 def _sizes(p: Problem) -> Sizes:

@@ -57,6 +57,11 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     return total
 
 
+def blocks(work: Work, card: CardFacts, backward: bool = False) -> int:
+    """See `schedules.ScheduleModule`."""
+    return min(card.multiprocessors, -(-work.sizes.B // ARITHMETIC[work.dtype.name].rows))
+
+
 def builds() -> tuple[Build, ...]:
     """A module per cell, dtype and size of the block, as far as it serves any H."""
     forward = tuple(
@@ -80,11 +85,16 @@ def _division(p: Problem) -> Division:
     return division
 
 
-def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
-    """y (T, B, H), the final states, and what `backward` needs."""
+def launchers(p: Problem) -> passes.Launchers:
+    """See `schedules.ScheduleModule`."""
     division = _division(p)
     build = _build(p.cell.name, p.dtype, division.config)
-    return passes.forward(p, call, lambda arena, table: ResidentLauncher(p, arena, table, build, division))
+    return lambda arena, table: ResidentLauncher(p, arena, table, build, division)
+
+
+def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
+    """y (T, B, H), the final states, and what `backward` needs."""
+    return passes.forward(p, call, launchers(p))
 
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -98,7 +98,12 @@ def power_of_two(n: int) -> int:
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes of one layer-direction: R = P under projection, else H; N, the number of row-steps, is packing.steps."""
+    """Sizes of one layer-direction: R = P under projection, else H; N, the number of row-steps, is packing.steps.
+
+    ahead_steps  the most steps of a chunk, where the product of x of one chunk runs beside the steps of the chunk
+                 before it; None where all follow each other
+    share        the layer has one of this many equal parts of the card, beside other layers
+    """
 
     cell: Cell
     dtype: DType
@@ -110,6 +115,8 @@ class Problem:
     projected: bool
     reverse: bool
     packing: Packing
+    ahead_steps: int | None = None
+    share: int = 1
 
     @classmethod
     def of(cls, call: LayerCall) -> Problem:
@@ -136,6 +143,10 @@ class Problem:
         T, B, I, H, R, _ = sizes
         whole = packing(T, B, None)
         return cls(cell, dtype, T=T, B=B, I=I, H=H, R=R, projected=R != H, reverse=False, packing=whole)
+
+    def ahead(self, steps: int, share: int) -> Problem:
+        """The same, with these `ahead_steps` and this share."""
+        return replace(self, ahead_steps=steps, share=share)
 
     @property
     def GH(self) -> int:
@@ -174,7 +185,7 @@ class Problem:
     def chunk_steps(self) -> int:
         """Steps of a chunk: all that fit, or a power of two."""
         fit = CHUNK_BYTES // max(1, self.B * self.GH * self.compute_bytes)
-        most = min(CHUNK_STEPS, max(fit, FEWEST_STEPS))
+        most = min(CHUNK_STEPS, max(fit, FEWEST_STEPS), self.ahead_steps or CHUNK_STEPS)
         return power_of_two(most) if most < self.T else max(1, self.T)
 
     @property

@@ -43,6 +43,14 @@ class ScheduleModule(Protocol):
         """The predicted time of the steps, and of those of the backward pass if the work keeps; see `cost`."""
         ...
 
+    def blocks(self, work: Work, card: CardFacts, backward: bool = False) -> int:
+        """Of a resident schedule: the most blocks of a launch of steps, each with a multiprocessor to itself."""
+        ...
+
+    def launchers(self, p: Problem) -> Any:
+        """Of a resident schedule: `passes.Launchers` of the forward pass."""
+        ...
+
     def builds(self) -> tuple[Build, ...]:
         """Every module of the schedule that this version can compile, beside `sources.rows`."""
         ...
@@ -65,11 +73,15 @@ class Schedule:
     """One row of SCHEDULES: the name of its module, and what it does in words.
 
     strided_y: whether forward writes y into a wider array, `LayerCall.out`.
+    resident: whether one launch runs many steps, so that other work can run beside them: see `overlap`.
+    waits: whether the blocks of a launch wait for each other, so that all must run at once.
     """
 
     name: str
     about: str
     strided_y: bool = False
+    resident: bool = False
+    waits: bool = False
 
     def load(self) -> ScheduleModule:
         module: Any = importlib.import_module(f"rnnkit.backends.cupy.{self.name}")
@@ -89,8 +101,17 @@ class Schedule:
 
 
 SCHEDULES: tuple[Schedule, ...] = (
-    Schedule("one_block", "one launch for many steps, one block per tile of rows, W_hh in registers and shared memory"),
-    Schedule("grid", "one launch for many steps, groups of blocks with W_hh on the chip that exchange h through L2"),
+    Schedule(
+        "one_block",
+        "one launch for many steps, one block per tile of rows, W_hh in registers and shared memory",
+        resident=True,
+    ),
+    Schedule(
+        "grid",
+        "one launch for many steps, groups of blocks with W_hh on the chip that exchange h through L2",
+        resident=True,
+        waits=True,
+    ),
     Schedule("stepwise", "a cuBLAS product and a fused pointwise launch per step, in CUDA graphs", strided_y=True),
 )
 

@@ -54,7 +54,7 @@ def installed(
     mode: str = "fast",
     *,
     arch: str = "90",
-    lazy_streams: bool = False,
+    lazy_streams: bool | str | int = False,
     attributes: dict[str, int] | None = None,
     name: str = "fake GPU (no device: emulated on the CPU)",
 ) -> Iterator[Any]:
@@ -62,6 +62,7 @@ def installed(
 
     devices: their number. mode: the emulator's, "fast" or "check". arch: compute capability, such as "75".
     lazy_streams: the work of a stream runs only when something waits for it, which exposes missing synchronisation.
+    True or "late": that of other streams as late as its events allow; "early": as early; a number: by chance.
     attributes: device attributes that replace or extend those of an H100. name: of the devices. `tests.tools.cards` has
     the arguments for real cards.
     Raises FakeError at the end if a write went past the end of an allocation.

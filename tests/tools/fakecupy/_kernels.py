@@ -87,6 +87,8 @@ class Function:
             grid = _co_resident(self, grid, block, shared_mem)
         values = [_argument(arg) for arg in args]
         ptr = (machine.streams.current() if stream is None else stream).ptr
+        if enable_cooperative_groups:
+            machine.streams.gang(ptr, prod(grid))
         options = {"shared_mem": shared_mem, "cooperative": enable_cooperative_groups}
         memory = machine.memory()
         launch = Launch(self.name, grid, block, shared_mem, enable_cooperative_groups, ptr, memory.device, args)

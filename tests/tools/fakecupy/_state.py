@@ -21,12 +21,18 @@ class Machine:
     """
 
     def __init__(
-        self, devices: int, arch: str, mode: str, lazy_streams: bool, attributes: dict[str, int], name: str
+        self,
+        devices: int,
+        arch: str,
+        mode: str,
+        lazy_streams: bool | str | int,
+        attributes: dict[str, int],
+        name: str,
     ) -> None:
         from tests.tools.fakecupy._memory import DeviceMemory
         from tests.tools.fakecupy._streams import Streams
 
-        self.arch, self.mode, self.lazy = arch, mode, lazy_streams
+        self.arch, self.mode, self.lazy = arch, mode, lazy_streams is not False
         self.attributes = attributes
         self.name = name
         self.tallies = Tallies()
@@ -38,7 +44,7 @@ class Machine:
         self.launch_options: dict[str, Any] = {}
         self.local = threading.local()
         self.memories: list[DeviceMemory] = [DeviceMemory(self, index) for index in range(devices)]
-        self.streams: Streams = Streams(self)
+        self.streams: Streams = Streams(self, "late" if isinstance(lazy_streams, bool) else lazy_streams)
 
     def device(self) -> int:
         """The calling thread's current device."""

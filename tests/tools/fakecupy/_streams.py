@@ -2,16 +2,22 @@
 
 All work of a device goes through `Streams.submit`. Normally it runs at once. On a capturing stream it is recorded. With
 lazy streams it remains in its stream's queue until something waits for that stream. So work of two unsynchronised
-streams runs in an order that is likely to expose the error.
+streams runs in an order that is likely to expose the error: "late", the work of other streams runs when an event waits
+for it and not before; "early", it runs as far as its own events allow before each operation of the stream that is
+waited for; with a number, one or the other by chance. A missing event shows under "late" where the waiting stream is
+the one that is synchronised, and under "early" where it is the other one.
+
+Clocks of the streams tell which cooperative launches are ordered: `gang`.
 """
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.tools.fakecupy._errors import CUDARuntimeError, FakeError
 from tests.tools.fakecupy._memory import Block
@@ -57,6 +63,9 @@ class Capture:
         return CUDARuntimeError(status, why)
 
 
+Key = tuple[int, int]  # of a stream: its device and handle
+
+
 @dataclass(eq=False)
 class Queue:
     """One stream of one device. Its work is numbered, and work up to number `done` has run."""
@@ -65,18 +74,62 @@ class Queue:
     device: int
     non_blocking: bool
     capture: Capture | None = None
-    waiting: deque[tuple[int, Callable[[], None]]] = field(default_factory=deque)
+    waiting: deque[tuple[int, Callable[[], None], Wait | None]] = field(default_factory=deque)
     issued: int = 0
     done: int = 0
+    before: Callable[[Queue], None] | None = None
+    clock: dict[Key, int] = field(default_factory=dict)
+    running: bool = False  # whether an operation of it is running
 
-    def push(self, work: Callable[[], None]) -> None:
+    @property
+    def key(self) -> Key:
+        return self.device, self.ptr
+
+    def push(self, work: Callable[[], None], wait: Wait | None = None) -> None:
+        """wait: what the work waits for, where waiting is all that it does."""
         self.issued += 1
-        self.waiting.append((self.issued, work))
+        self.waiting.append((self.issued, work, wait))
 
     def run_until(self, number: int) -> None:
         while self.waiting and self.waiting[0][0] <= number:
-            self.done, work = self.waiting.popleft()
+            if self.before is not None:
+                self.before(self)
+            if self.waiting and self.waiting[0][0] <= number:
+                self.run_next()
+
+    def run_next(self) -> None:
+        number, work, _ = self.waiting.popleft()
+        outer = self.running
+        self.running = True
+        try:
             work()
+        finally:
+            self.running = outer
+            self.done = number
+
+    def run_freely(self) -> None:
+        """Runs all work up to the first that waits for work of another stream that has not run."""
+        while self.waiting and not self.running:
+            wait = self.waiting[0][2]
+            if wait is not None and wait.queue.done < wait.number:
+                return
+            self.run_next()
+
+    def tick(self) -> None:
+        """Counts an operation in the queue's clock."""
+        self.clock[self.key] = self.clock.get(self.key, 0) + 1
+
+    def follow(self, clock: dict[Key, int]) -> None:
+        """Orders later operations after those of another clock."""
+        for key, time in clock.items():
+            self.clock[key] = max(time, self.clock.get(key, 0))
+
+
+class Wait(NamedTuple):
+    """Work of a queue up to a number."""
+
+    queue: Queue
+    number: int
 
 
 @dataclass
@@ -86,13 +139,34 @@ class EventState:
     queue: Queue | None = None
     number: int = 0
     capture: Capture | None = None
+    clock: dict[Key, int] = field(default_factory=dict)
+
+
+class Gang(NamedTuple):
+    """A launch whose blocks must all run at once: its stream, when it was launched there, its blocks and its thread."""
+
+    queue: Queue
+    time: int
+    blocks: int
+    thread: Any
+
+    def before(self, clock: dict[Key, int]) -> bool:
+        """Whether what has this clock is ordered after the launch."""
+        return self.time <= clock.get(self.queue.key, 0)
+
+
+# Launches of which it is known whether later ones may run beside them.
+MOST_GANGS = 256
 
 
 class Streams:
-    """All queues of all devices."""
+    """All queues of all devices. order: of lazy streams, "late", "early" or the seed of a random one."""
 
-    def __init__(self, machine: Any) -> None:
+    def __init__(self, machine: Any, order: str | int = "late") -> None:
         self.machine = machine
+        self.order = order
+        self.random = random.Random(order if isinstance(order, int) else 0)
+        self.gangs: deque[Gang] = deque(maxlen=MOST_GANGS)
         self._pointers = itertools.count(0x5000, 16)
         self._by_ptr: dict[int, Queue] = {}
         self._null: dict[int, Queue] = {}
@@ -102,7 +176,7 @@ class Streams:
 
     def create(self, non_blocking: bool) -> int:
         ptr = next(self._pointers)
-        self._by_ptr[ptr] = Queue(ptr, self.machine.device(), non_blocking)
+        self._by_ptr[ptr] = Queue(ptr, self.machine.device(), non_blocking, before=self._before)
         return ptr
 
     def destroy(self, ptr: int) -> None:
@@ -124,7 +198,7 @@ class Streams:
         if ptr in (0, LEGACY, PER_THREAD):
             index = self.machine.device() if device is None else device
             if index not in self._null:
-                self._null[index] = Queue(0, index, False)
+                self._null[index] = Queue(0, index, False, before=self._before)
             return self._null[index]
         if ptr not in self._by_ptr:
             raise CUDARuntimeError(400, f"{ptr:#x} is not a stream")
@@ -140,7 +214,37 @@ class Streams:
         """Whether work on the current stream is delayed."""
         return self.machine.lazy or self.queue(self.current().ptr).capture is not None
 
+    def _before(self, running: Queue) -> None:
+        """Runs other streams ahead of the next operation of `running`, as the order says."""
+        if self.order == "late":
+            return
+        for other in [*self._null.values(), *self._by_ptr.values()]:
+            chosen = other is not running and other.device == running.device
+            if chosen and (self.order == "early" or self.random.random() < 0.5):
+                other.run_freely()
+
     # Work
+
+    def gang(self, ptr: int, blocks: int) -> None:
+        """Notes a launch whose blocks wait for each other.
+
+        Raises FakeError if others of the same thread may run beside it and the card does not hold all their blocks, one
+        per multiprocessor: each launch could hold multiprocessors that another one waits for.
+        """
+        queue = self.queue(ptr)
+        thread = self.machine.thread_dict("identity")
+        beside: dict[Key, int] = {}
+        for other in self.gangs:
+            key = other.queue.key
+            near = other.thread is thread and other.queue.device == queue.device
+            if near and key != queue.key and not other.before(queue.clock):
+                beside[key] = max(other.blocks, beside.get(key, 0))
+        held = self.machine.attributes["MultiProcessorCount"]
+        if beside and sum(beside.values()) + blocks > held:
+            at_once = " + ".join(map(str, [*beside.values(), blocks]))
+            raise FakeError(f"cooperative launches of {at_once} blocks may run at once, and the card holds {held}")
+        queue.tick()
+        self.gangs.append(Gang(queue, queue.clock[queue.key], blocks, thread))
 
     def submit(self, node: Node, ptr: int | None = None, owners: tuple[Any, ...] = ()) -> None:
         """Runs, records or queues `node` on a stream, the current one by default. owners: kept alive until it has run.
@@ -185,8 +289,10 @@ class Streams:
         else:
             others = [] if queue.non_blocking else [self.queue(0, queue.device)]
         for other in others:
+            queue.follow(other.clock)
             if other.done < other.issued:
-                queue.push(lambda other=other, number=other.issued: other.run_until(number))  # type: ignore[misc]
+                wait = Wait(other, other.issued)
+                queue.push(lambda wait=wait: wait.queue.run_until(wait.number), wait)  # type: ignore[misc]
 
     def free_later(self, device: int, ptr: int, free: Callable[[], None]) -> bool:
         """Queues `free` on a stream with pending work and returns True; returns False if there is none."""
@@ -208,6 +314,7 @@ class Streams:
             self._reject_beside_capture(queue, kind)
             self._order_with_null(queue) if queue.ptr == 0 else None
             queue.run_until(queue.issued)
+            self._passed(queue.clock)
 
     def synchronise_device(self, device: int, kind: str = "device") -> None:
         with self.machine.lock:
@@ -218,10 +325,15 @@ class Streams:
                     raise queue.capture.invalidate(900, "a device synchronisation")
             for queue in queues:
                 queue.run_until(queue.issued)
+            self._passed(queue.clock)
+
+    def _passed(self, clock: dict[Key, int]) -> None:
+        """Forgets the launches that the host has waited for."""
+        self.gangs = deque((gang for gang in self.gangs if not gang.before(clock)), MOST_GANGS)
 
     def record_event(self, event: int, ptr: int) -> None:
         queue = self.queue(ptr)
-        self.events[event] = EventState(queue, queue.issued, queue.capture)
+        self.events[event] = EventState(queue, queue.issued, queue.capture, dict(queue.clock))
         if queue.capture is not None and not queue.capture.valid:
             raise CUDARuntimeError(901)
 
@@ -229,6 +341,7 @@ class Streams:
         """Makes later work on the stream wait for the event. An event of a capture makes the stream join it."""
         with self.machine.lock:
             queue, state = self.queue(ptr), self.events[event]
+            queue.follow(state.clock)
             if state.capture is not None and state.capture.ended:
                 raise CUDARuntimeError(907)
             if state.capture is not None and state.queue is not None:
@@ -243,8 +356,8 @@ class Streams:
             if queue.capture is not None:
                 raise queue.capture.invalidate(905, "an event recorded outside the capture")
             if state.queue is not None and state.queue is not queue and self.machine.lazy:
-                other, number = state.queue, state.number
-                queue.push(lambda: other.run_until(number))
+                wait = Wait(state.queue, state.number)
+                queue.push(lambda: wait.queue.run_until(wait.number), wait)
 
     def synchronise_event(self, event: int) -> None:
         state = self.events[event]
@@ -254,6 +367,7 @@ class Streams:
         if state.queue is not None:
             with self.machine.lock:
                 state.queue.run_until(state.number)
+                self._passed(state.clock)
 
     # Capture
 

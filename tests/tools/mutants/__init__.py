@@ -12,6 +12,7 @@ from tests.tools import emulator, greenlets
 from tests.tools.mutants.backends import BACKEND_MUTANTS
 from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
+from tests.tools.mutants.overlap import OVERLAP_MUTANTS
 from tests.tools.mutants.planting import Mutant
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
 from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
@@ -29,6 +30,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *BACKEND_MUTANTS,
     *RESIDENT_FORWARD_MUTANTS,
     *RESIDENT_BACKWARD_MUTANTS,
+    *OVERLAP_MUTANTS,
     *TORCH_MUTANTS,
     *TORCH_MODULE_MUTANTS,
 )

@@ -1,0 +1,194 @@
+"""rnnkit.autotune on the stand-in for CuPy, with a clock that the tests set: what is measured, kept and chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import rnnkit
+from rnnkit.testing import assert_close
+from tests.cuda.cuda_helpers import cuda
+from tests.tools import emulator
+
+pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
+
+T, B, I, H = 5, 3, 4, 24
+ALL = {"one_block", "grid", "stepwise"}
+
+
+@pytest.fixture(autouse=True)
+def _tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
+    rnnkit.autotune(True)
+    yield
+    rnnkit.autotune(False)
+
+
+class Clock:
+    """Seconds of a run by schedule, in place of the device's. It notes what it has measured."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.seconds = seconds
+        self.runs: list[str] = []
+
+    def __call__(self, run: Any) -> float:
+        run()
+        (name,) = run.args
+        self.runs.append(name)
+        return self.seconds[name]
+
+
+RUNS = 2
+
+
+@contextmanager
+def clocked(**seconds: float) -> Iterator[Clock]:
+    from rnnkit.backends.cupy import tuned
+
+    clock = Clock(**seconds)
+    with mock.patch.multiple(tuned, _seconds=clock, FIRST_RUNS=1, RUNS=RUNS):
+        yield clock
+
+
+def new_process() -> None:
+    """Forgets what is in memory, as the start of another process."""
+    from rnnkit.backends.cupy import tuned
+
+    tuned._measured.clear()
+
+
+def layer_and_x(cp: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+    x = np.random.default_rng(0).standard_normal((T, B, I)).astype("float32")
+    return rnnkit.LSTM(I, H, device="cuda:0", rng=1, **kwargs), cp.asarray(x), x
+
+
+def chosen_in(layer: Any, x: Any) -> str:
+    kernel = rnnkit.explain(layer, x).kernel
+    return kernel.split("schedule ")[1].split(":")[0]
+
+
+def test_the_measured_schedule_is_used_and_said_and_kept(tmp_path: Path) -> None:
+    for fastest in ("grid", "stepwise"):
+        with cuda() as cp:
+            times = dict.fromkeys(ALL, 3e-4) | {fastest: 1e-4}
+            layer, x, host = layer_and_x(cp)
+            for file in (tmp_path / "kernels").glob("*"):
+                file.unlink()
+            assert "the first call of these sizes measures" in rnnkit.explain(layer, x).kernel
+            with clocked(**times) as clock:
+                y, _ = layer(x)
+                assert set(clock.runs) == ALL
+                assert len(clock.runs) == 3 * RUNS, "the median of some runs"
+                layer(x)
+                assert len(clock.runs) == 3 * RUNS, "once"
+                assert chosen_in(layer, x) == fastest
+                said = rnnkit.explain(layer, x).kernel
+                assert "the fastest by rnnkit.autotune, measured in us per call: one_block 300.0" in said
+                assert f"{fastest} 100.0" in said
+                new_process()
+                layer(x)
+                assert len(clock.runs) == 3 * RUNS, "read from the file"
+                layer(cp.concatenate((x, x)))
+                assert len(clock.runs) == 6 * RUNS, "other sizes"
+            rnnkit.autotune(False)
+            assert chosen_in(layer, x) == "one_block"
+            assert "autotune" not in rnnkit.explain(layer, x).kernel
+            rnnkit.autotune(True)
+            want = rnnkit.LSTM(I, H, backend="numpy", rng=1)(host)[0]
+            assert_close("y", y, want, "float32")
+
+
+@pytest.mark.slow
+def test_measuring_adds_no_gradients() -> None:
+    with cuda() as cp, clocked(one_block=2.0, grid=1.0, stepwise=3.0):
+        layer, x, host = layer_and_x(cp, bidirectional=True, num_layers=2)
+        here = rnnkit.LSTM(I, H, 2, backend="numpy", rng=1, bidirectional=True)
+        for one, given in ((layer, x), (here, host)):
+            y, _ = one(given)
+            one.backward(y)
+        for name, want in here.grads.items():
+            assert_close(name, layer.grads[name], want, "float32", "backward")
+
+
+@pytest.mark.slow
+def test_a_stack_runs_at_once_after_its_layers_were_measured() -> None:
+    with cuda() as cp, clocked(one_block=2.0, grid=1.0, stepwise=3.0) as clock:
+        from rnnkit.backends.cupy import overlap
+
+        with mock.patch.object(overlap, "CHUNK_SECONDS", 0.0):
+            layer = rnnkit.LSTM(I, H, 2, device="cuda:0", rng=1)
+            x = cp.asarray(np.random.default_rng(0).standard_normal((17, B, I)).astype("float32"))
+            first, _ = layer(x)
+            assert "layers at once" in rnnkit.explain(layer, x).kernel
+            before = len(clock.runs)
+            second, _ = layer(x)
+            assert len(clock.runs) == before
+            assert_close("y", second, first.get(), "float32")
+
+
+def test_nothing_is_measured_where_it_must_not() -> None:
+    with cuda() as cp, clocked() as clock:  # without a time, a run would raise KeyError
+        layer, x, _ = layer_and_x(cp, backend="cupy:stepwise")
+        layer(x)
+        rnnkit.GRU(I, H, device="cuda:0", reset_after=False)(x)  # one schedule serves it
+        stream = cp.cuda.Stream(non_blocking=True)
+        layer, x, _ = layer_and_x(cp)
+        with stream:
+            stream.begin_capture()
+            with pytest.raises(rnnkit.errors.DeviceError, match="is being captured"):
+                layer(x)
+            stream.end_capture()
+        rnnkit.autotune(False)
+        layer(x)
+        assert not clock.runs
+
+
+@pytest.mark.slow
+def test_a_damaged_file_and_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cuda() as cp, clocked(one_block=1.0, grid=2.0, stepwise=3.0) as clock:
+        layer, x, _ = layer_and_x(cp)
+        layer(x)
+        (file,) = (tmp_path / "kernels").glob("rnnkit-*.json")
+        (entry,) = json.loads(file.read_text()).values()
+        assert entry == {"one_block": 1.0, "grid": 2.0, "stepwise": 3.0}
+        for damaged in ("{", "[]", '{"a": 3}', json.dumps({key: {} for key in json.loads(file.read_text())})):
+            file.write_text(damaged)
+            new_process()
+            clock.runs.clear()
+            layer(x)
+            assert clock.runs
+        blocked = tmp_path / "file"
+        blocked.touch()
+        monkeypatch.setenv("CUPY_CACHE_DIR", str(blocked / "below"))
+        new_process()
+        with pytest.warns(RuntimeWarning, match="for this process only"):
+            layer(x)
+        clock.runs.clear()
+        layer(x)
+        assert not clock.runs
+
+
+@pytest.mark.slow
+def test_what_is_kept_belongs_to_a_card_a_driver_and_a_version(tmp_path: Path) -> None:
+    from tests.tools.cards import CARDS, simulated
+
+    for name in ("NVIDIA H200", "Tesla T4"):
+        with cuda(**simulated(CARDS[name])) as cp, clocked(one_block=1.0, grid=2.0, stepwise=3.0):
+            layer, x, _ = layer_and_x(cp)
+            layer(x)
+    names = sorted(file.name for file in (tmp_path / "kernels").glob("*.json"))
+    assert [name.split("-driver-")[0] for name in names] == [
+        f"rnnkit-{rnnkit.__version__}-{card}" for card in ("nvidia-h200", "tesla-t4")
+    ]
+
+
+def test_the_switch() -> None:
+    with pytest.raises(TypeError, match="on must be a bool, got int"):
+        rnnkit.autotune(1)  # type: ignore[arg-type]
