@@ -15,6 +15,8 @@ import numba.cuda
 import numpy as np
 from numba import types
 
+from rnnkit.kernels.numba_cuda.launch_shape import THREADS
+
 cuda: Any = numba.cuda  # Any: a type checker sees Numba's simulator, which lacks some names
 STORAGE: dict[str, Any] = {"float64": types.float64, "float32": types.float32, "float16": types.float16}
 COMPUTE: dict[str, Any] = {"float64": types.float64, "float32": types.float32, "float16": types.float32}
@@ -81,11 +83,10 @@ def tuples(dtype: str, count: int) -> SimpleNamespace:
 
     load(row, j, H), store(values, row, j, H)     elements j, j + H, j + 2H, … of a row
     add(p, q)                                     elementwise
-    products(a, w, bias, j, H)                    bias + a w at those columns of w
+    add_scaled(p, a, q)                           p + a q
     """
     compute = COMPUTE[dtype]
     storage = STORAGE[dtype]
-    dot_from = dot(dtype)
     if count == 1:
 
         @device
@@ -101,15 +102,15 @@ def tuples(dtype: str, count: int) -> SimpleNamespace:
             return (p[0] + q[0],)
 
         @device
-        def products(a, w, bias, j, H):
-            return (dot_from(a, w[:, j], compute(bias[j])),)
+        def add_scaled(p, a, q):
+            return (p[0] + a * q[0],)
 
     else:
         rest = tuples(dtype, count - 1)
         load_rest = rest.load
         store_rest = rest.store
         add_rest = rest.add
-        products_rest = rest.products
+        add_scaled_rest = rest.add_scaled
 
         @device
         def load(row, j, H):
@@ -125,7 +126,44 @@ def tuples(dtype: str, count: int) -> SimpleNamespace:
             return (p[0] + q[0], *add_rest(p[1:], q[1:]))
 
         @device
-        def products(a, w, bias, j, H):
-            return (dot_from(a, w[:, j], compute(bias[j])), *products_rest(a, w, bias, j + H, H))
+        def add_scaled(p, a, q):
+            return (p[0] + a * q[0], *add_scaled_rest(p[1:], a, q[1:]))
 
-    return SimpleNamespace(load=load, store=store, add=add, products=products)
+    return SimpleNamespace(load=load, store=store, add=add, add_scaled=add_scaled)
+
+
+@cache
+def tile_products(dtype: str, count: int):
+    """add_products(sums, thread, tile, steps, w, k, j, H): the products of a tile of rows with `count` columns of w.
+
+    sums (ROWS, count*THREADS)  a thread's own: += tile[:steps, r] times w[k : k + steps] at columns j, j + H, j + 2H, …
+    tile (TILE, ROWS)           both are shared memory of the compute type. A weight is read once for all rows
+    """
+    numbers = tuples(dtype, count)
+    load = numbers.load
+    add_scaled = numbers.add_scaled
+    own = tuples("float64" if COMPUTE[dtype] is types.float64 else "float32", count)
+    load_own = own.load
+    store_own = own.store
+
+    @device
+    def add_products(sums, thread, tile, steps, w, k, j, H):
+        a = load_own(sums[0], thread, THREADS)
+        b = load_own(sums[1], thread, THREADS)
+        c = load_own(sums[2], thread, THREADS)
+        d = load_own(sums[3], thread, THREADS)
+        i = types.uint64(0)
+        end = types.uint64(steps)
+        while i < end:
+            weights = load(w[types.uint64(k) + i], j, H)
+            a = add_scaled(a, tile[i, 0], weights)
+            b = add_scaled(b, tile[i, 1], weights)
+            c = add_scaled(c, tile[i, 2], weights)
+            d = add_scaled(d, tile[i, 3], weights)
+            i += types.uint64(1)
+        store_own(a, sums[0], thread, THREADS)
+        store_own(b, sums[1], thread, THREADS)
+        store_own(c, sums[2], thread, THREADS)
+        store_own(d, sums[3], thread, THREADS)
+
+    return add_products

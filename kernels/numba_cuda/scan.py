@@ -1,4 +1,4 @@
-"""Numba CUDA: a whole sequence in one launch, one block per batch row. The readable counterpart of the CUDA C++.
+"""Numba CUDA: a whole sequence in one launch, a block per four batch rows. The readable counterpart of the CUDA C++.
 
 A step has one product, or two. The second one is the projection, or the product that r h' waits for in a GRU that
 resets before; FIRST is the number of gates of the first one.
@@ -8,15 +8,17 @@ resets before; FIRST is the number of gates of the first one.
     backward    last step first. Second product: dh W_hr, or the gradients of z and n, then those of n times W_hn
                 for every unit the cell, or the gradient of r; then dh += du W_hh over the gates of the first product
 
-The threads of a block share its row: thread i has the units i, i + threads, i + 2 threads, …, so H is arbitrary. What
-one thread writes and all read (h, du, and the operands and gradients of a second product) is in arrays with one entry
-per step, mostly the results themselves (y, dgates_h), so one barrier between writing and reading is enough. Without
-`keep` the arrays of a second product have one entry for all steps, and the barrier after it protects them. What only
-its own thread accesses (c, dc, dh) needs no barrier. No sum runs across threads, so the results do not depend on the
-order of threads.
+Thread i of a block has the units i, i + threads, i + 2 threads, … of all its rows, so H is arbitrary. The product of
+the first stage is tiled: the block copies a tile of h (backward: of du) of its ROWS rows to shared memory, and each
+weight that a thread reads is multiplied by a number of every row. A thread's sums wait in shared memory, where no other
+thread reads them, for a loop over the rows. What one thread writes and all read (h, du, and the operands and gradients
+of a second product) is in arrays with one entry per step, mostly the results themselves (y, dgates_h), so one barrier
+between writing and reading is enough. Without `keep` the arrays of a second product have one entry for all steps, and
+the barrier after it protects them. What only its own thread accesses (c, dc, dh) needs no barrier. No sum runs across
+threads, so the results do not depend on the order of threads.
 
-A row has its own number of steps and ends after them: no block waits for another. Blocks past the batch do nothing;
-they exist because Numba warns about small grids.
+A row has its own number of steps, and its own t in each of them. It ends after them: the block goes on with the others,
+and no block waits for another. Blocks past the batch do nothing; they exist because Numba warns about small grids.
 
 S is the dtype's storage, C its compute; all arrays are C-contiguous. Numba has no optional arguments, so an array that
 a cell or a call does not use is passed with one element: c's arrays under RNN and GRU, those of a projection without
@@ -51,8 +53,18 @@ from numba import types
 
 from rnnkit.core.cells import CELLS, Cell
 from rnnkit.kernels.cells import POINTWISE, Make
-from rnnkit.kernels.numba_cuda.launch_shape import THREADS
-from rnnkit.kernels.numba_cuda.numbers import COMPUTE, STORAGE, activations, constant, cuda, device, dot, tuples
+from rnnkit.kernels.numba_cuda.launch_shape import ROWS, THREADS
+from rnnkit.kernels.numba_cuda.numbers import (
+    COMPUTE,
+    STORAGE,
+    activations,
+    constant,
+    cuda,
+    device,
+    dot,
+    tile_products,
+    tuples,
+)
 
 
 def first_gates(cell: Cell) -> int:
@@ -75,10 +87,30 @@ def first_stage(cell: Cell, pointwise: SimpleNamespace):
     return first
 
 
+# Numbers of each row in a tile of shared memory.
+TILE = 128
+
+
+@device
+def most_steps(lengths, first, end):
+    """The steps of the longest of the rows [first, end); 0 if there are none."""
+    most = 0
+    for b in range(first, end):
+        most = max(most, lengths[b])
+    return most
+
+
+@device
+def time_of(s, steps, descending):
+    """The time of step s of a row with this number of steps."""
+    return steps - 1 - s if descending else s
+
+
 def make_forward(cell: Cell, make: Make, dtype: str):
     """forward(gates_x, lengths, reverse, keep, projected, …): see the module's docstring."""
     G = cell.n_gates
     FIRST = first_gates(cell)
+    SUMS = FIRST * THREADS
     READS_H = cell.reads_h
     HAS_C = cell.has_c
     RESETS_BEFORE = cell.resets_before
@@ -86,67 +118,102 @@ def make_forward(cell: Cell, make: Make, dtype: str):
     storage = STORAGE[dtype]
     zero = constant(dtype, 0)
     pointwise = make(device, activations(dtype))
-    first = first_stage(cell, pointwise)
+    pointwise_first = first_stage(cell, pointwise)
     output: Any = getattr(pointwise, "output", None)
     dot_from = dot(dtype)
     load = tuples(dtype, FIRST).load
     add = tuples(dtype, FIRST).add
-    products = tuples(dtype, FIRST).products
-    # gates_x is in the compute dtype.
-    load_gates = tuples("float64" if compute is types.float64 else "float32", FIRST).load
+    # gates_x and the sums are in the compute dtype.
+    load_computed = tuples("float64" if compute is types.float64 else "float32", FIRST).load
+    store_computed = tuples("float64" if compute is types.float64 else "float32", FIRST).store
+    add_products = tile_products(dtype, FIRST)
     store_saved = tuples(dtype, FIRST if RESETS_BEFORE else cell.n_saved).store
 
     @cuda.jit(launch_bounds=THREADS)
     def forward(
         gates_x, lengths, reverse, keep, projected, bias_x, bias_h, w, w_proj, h, c, y, saved, h_prev, c_prev, m
     ):
-        b = cuda.blockIdx.x
+        tile = cuda.shared.array((TILE, ROWS), compute)
+        sums = cuda.shared.array((ROWS, SUMS), compute)
         thread = cuda.threadIdx.x
         threads = cuda.blockDim.x
-        if b >= h.shape[0]:
-            return
+        first = cuda.blockIdx.x * ROWS
+        end = min(first + ROWS, h.shape[0])
         H = bias_x.shape[0] // G
         R = h.shape[1]
-        steps = lengths[b]
-        before = h[b]
-        for s in range(steps):
-            t = steps - 1 - s if reverse else s
-            at = t if keep else 0
-            out = m[at, b] if projected or RESETS_BEFORE else y[t, b]
-            for j in range(thread, H, threads):
-                x = add(load_gates(gates_x[t, b], j, H), load(bias_x, j, H))
-                u = products(before, w, bias_h, j, H)
-                c_before = c[b, j] if HAS_C else zero
-                values, new, c_new = first(x, u, compute(before[j]) if READS_H else zero, c_before)
-                out[j] = storage(new)
-                if HAS_C:
-                    c[b, j] = c_new
-                if keep or RESETS_BEFORE:
-                    store_saved(values, saved[at, b], j, H)
-                if keep and HAS_C:
-                    c_prev[t, b, j] = c_before
-            if keep:
-                for k in range(thread, R, threads):
-                    h_prev[t, b, k] = before[k]
+        for s in range(most_steps(lengths, first, end)):
+            for start in range(0, H, threads):
+                j = start + thread
+                if j < H:
+                    for r in range(ROWS):
+                        store_computed(load(bias_h, j, H), sums[r], thread, THREADS)
+                for k in range(0, R, TILE):
+                    steps = min(TILE, R - k)
+                    for r in range(ROWS):
+                        b = first + r
+                        live = b < end and s < lengths[b]
+                        for i in range(thread, steps, threads):
+                            if not live:
+                                tile[i, r] = zero
+                            elif s == 0:
+                                tile[i, r] = compute(h[b, k + i])
+                            else:
+                                tile[i, r] = compute(y[time_of(s - 1, lengths[b], reverse), b, k + i])
+                    cuda.syncthreads()
+                    if j < H:
+                        add_products(sums, thread, tile, steps, w, k, j, H)
+                    cuda.syncthreads()
+                if j < H:
+                    for b in range(first, end):
+                        if s >= lengths[b]:
+                            continue
+                        t = time_of(s, lengths[b], reverse)
+                        at = t if keep else 0
+                        before = h[b] if s == 0 else y[time_of(s - 1, lengths[b], reverse), b]
+                        out = m[at, b] if projected or RESETS_BEFORE else y[t, b]
+                        x = add(load_computed(gates_x[t, b], j, H), load(bias_x, j, H))
+                        u = load_computed(sums[b - first], thread, THREADS)
+                        c_before = c[b, j] if HAS_C else zero
+                        values, new, c_new = pointwise_first(
+                            x, u, compute(before[j]) if READS_H else zero, c_before
+                        )
+                        out[j] = storage(new)
+                        if HAS_C:
+                            c[b, j] = c_new
+                        if keep or RESETS_BEFORE:
+                            store_saved(values, saved[at, b], j, H)
+                        if keep and HAS_C:
+                            c_prev[t, b, j] = c_before
             cuda.syncthreads()
-            if RESETS_BEFORE:
-                for j in range(thread, H, threads):
-                    n_at = FIRST * H + j
-                    u_n = dot_from(out, w[:, n_at], compute(bias_h[n_at]))
-                    a_n = gates_x[t, b, n_at] + compute(bias_x[n_at]) + u_n
-                    n, new = output(a_n, compute(saved[at, b, H + j]), compute(before[j]))
-                    saved[at, b, n_at] = storage(n)
-                    y[t, b, j] = storage(new)
+            for b in range(first, end):
+                if s >= lengths[b]:
+                    continue
+                t = time_of(s, lengths[b], reverse)
+                at = t if keep else 0
+                before = h[b] if s == 0 else y[time_of(s - 1, lengths[b], reverse), b]
+                if keep:
+                    for k in range(thread, R, threads):
+                        h_prev[t, b, k] = before[k]
+                if RESETS_BEFORE:
+                    for j in range(thread, H, threads):
+                        n_at = FIRST * H + j
+                        u_n = dot_from(m[at, b], w[:, n_at], compute(bias_h[n_at]))
+                        a_n = gates_x[t, b, n_at] + compute(bias_x[n_at]) + u_n
+                        n, new = output(a_n, compute(saved[at, b, H + j]), compute(before[j]))
+                        saved[at, b, n_at] = storage(n)
+                        y[t, b, j] = storage(new)
+                if projected:
+                    for p in range(thread, R, threads):
+                        y[t, b, p] = storage(dot_from(m[at, b], w_proj[:, p], zero))
+            if RESETS_BEFORE or projected:
                 cuda.syncthreads()
-            if projected:
-                for p in range(thread, R, threads):
-                    y[t, b, p] = storage(dot_from(out, w_proj[:, p], zero))
-                cuda.syncthreads()
-            before = y[t, b]
-        for k in range(thread, R, threads):
-            h[b, k] = before[k]
-            for t in range(steps, y.shape[0]):
-                y[t, b, k] = storage(zero)
+        for b in range(first, end):
+            steps = lengths[b]
+            for k in range(thread, R, threads):
+                if steps > 0:
+                    h[b, k] = y[time_of(steps - 1, steps, reverse), b, k]
+                for t in range(steps, y.shape[0]):
+                    y[t, b, k] = storage(zero)
 
     return forward
 
@@ -170,62 +237,89 @@ def make_backward(cell: Cell, make: Make, dtype: str):
     dot_from = dot(dtype)
     load_saved = tuples(dtype, cell.n_saved).load
     store_gates = tuples(dtype, G).store
+    add_products = tile_products(dtype, 1)
 
     @cuda.jit(launch_bounds=THREADS)
     def backward(
         dy, has_dy, lengths, reverse, projected, w, w_proj, saved, h_prev, c_prev, dgates_x, dgates_h, dh, dc, dproj
     ):
-        b = cuda.blockIdx.x
+        tile = cuda.shared.array((TILE, ROWS), compute)
+        sums = cuda.shared.array((ROWS, THREADS), compute)
         thread = cuda.threadIdx.x
         threads = cuda.blockDim.x
-        if b >= dh.shape[0]:
-            return
+        first = cuda.blockIdx.x * ROWS
+        end = min(first + ROWS, dh.shape[0])
         H = dgates_x.shape[2] // G
         R = dh.shape[1]
-        steps = lengths[b]
-        for s in range(steps):
-            t = s if reverse else steps - 1 - s
-            if has_dy:
+        for s in range(most_steps(lengths, first, end)):
+            for b in range(first, end):
+                if s >= lengths[b]:
+                    continue
+                t = time_of(s, lengths[b], not reverse)
                 for k in range(thread, R, threads):
-                    dh[b, k] += compute(dy[t, b, k])
-            if projected:
-                for p in range(thread, R, threads):
-                    dproj[t, b, p] = storage(dh[b, p])
-                    dh[b, p] = zero
-                cuda.syncthreads()
-            if RESETS_BEFORE:
-                for j in range(thread, H, threads):
-                    _, z, n = load_saved(saved[t, b], j, H)
-                    da_z, da_n = output_backward(z, n, compute(h_prev[t, b, j]), dh[b, j])
-                    dgates_x[t, b, H + j] = storage(da_z)
-                    dgates_x[t, b, 2 * H + j] = storage(da_n)
-                cuda.syncthreads()
-            for j in range(thread, H, threads):
-                values = load_saved(saved[t, b], j, H)
-                h_before = compute(h_prev[t, b, j]) if READS_H else zero
+                    if has_dy:
+                        dh[b, k] += compute(dy[t, b, k])
+                    if projected:
+                        dproj[t, b, k] = storage(dh[b, k])
+                        dh[b, k] = zero
                 if RESETS_BEFORE:
-                    drh = dot_from(dgates_x[t, b, FIRST * H :], w[FIRST * H :, j], zero)
-                    da_r, direct = gates_backward(values[0], values[1], h_before, dh[b, j], drh)
-                    dgates_x[t, b, j] = storage(da_r)
-                    dh[b, j] = direct
-                else:
-                    dxs, dus, direct, dc_new = pair(
-                        values,
-                        h_before,
-                        c_prev[t, b, j] if HAS_C else zero,
-                        dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j],
-                        dc[b, j] if HAS_C else zero,
-                    )
-                    store_gates(dxs, dgates_x[t, b], j, H)
-                    if SPLITS:
-                        store_gates(dus, dgates_h[t, b], j, H)
-                    if HAS_C:
-                        dc[b, j] = dc_new
-                    if not projected:
-                        dh[b, j] = compute(direct)
+                    for j in range(thread, H, threads):
+                        _, z, n = load_saved(saved[t, b], j, H)
+                        da_z, da_n = output_backward(z, n, compute(h_prev[t, b, j]), dh[b, j])
+                        dgates_x[t, b, H + j] = storage(da_z)
+                        dgates_x[t, b, 2 * H + j] = storage(da_n)
+            if projected or RESETS_BEFORE:
+                cuda.syncthreads()
+            for b in range(first, end):
+                if s >= lengths[b]:
+                    continue
+                t = time_of(s, lengths[b], not reverse)
+                for j in range(thread, H, threads):
+                    values = load_saved(saved[t, b], j, H)
+                    h_before = compute(h_prev[t, b, j]) if READS_H else zero
+                    if RESETS_BEFORE:
+                        drh = dot_from(dgates_x[t, b, FIRST * H :], w[FIRST * H :, j], zero)
+                        da_r, direct = gates_backward(values[0], values[1], h_before, dh[b, j], drh)
+                        dgates_x[t, b, j] = storage(da_r)
+                        dh[b, j] = direct
+                    else:
+                        dxs, dus, direct, dc_new = pair(
+                            values,
+                            h_before,
+                            c_prev[t, b, j] if HAS_C else zero,
+                            dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j],
+                            dc[b, j] if HAS_C else zero,
+                        )
+                        store_gates(dxs, dgates_x[t, b], j, H)
+                        if SPLITS:
+                            store_gates(dus, dgates_h[t, b], j, H)
+                        if HAS_C:
+                            dc[b, j] = dc_new
+                        if not projected:
+                            dh[b, j] = compute(direct)
             cuda.syncthreads()
-            for k in range(thread, R, threads):
-                dh[b, k] = dot_from(dgates_h[t, b, : FIRST * H], w[: FIRST * H, k], dh[b, k])
+            for start in range(0, R, threads):
+                j = start + thread
+                for r in range(ROWS):
+                    b = first + r
+                    sums[r, thread] = dh[b, j] if b < end and j < R else zero
+                for k in range(0, FIRST * H, TILE):
+                    steps = min(TILE, FIRST * H - k)
+                    for r in range(ROWS):
+                        b = first + r
+                        live = b < end and s < lengths[b]
+                        for i in range(thread, steps, threads):
+                            tile[i, r] = zero
+                            if live:
+                                tile[i, r] = compute(dgates_h[time_of(s, lengths[b], not reverse), b, k + i])
+                    cuda.syncthreads()
+                    if j < R:
+                        add_products(sums, thread, tile, steps, w, k, j, R)
+                    cuda.syncthreads()
+                if j < R:
+                    for b in range(first, end):
+                        if s < lengths[b]:
+                            dh[b, j] = sums[b - first, thread]
 
     return backward
 

@@ -23,7 +23,7 @@ from rnnkit.backends.cupy.arena import refuse_capture
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
 from rnnkit.core.cells import Array, Cell
 from rnnkit.core.dtypes import DType
-from rnnkit.kernels.numba_cuda.launch_shape import launch_shape
+from rnnkit.kernels.numba_cuda.launch_shape import ROWS, launch_shape
 from rnnkit.kernels.numba_cuda.scan import kernels, signatures
 
 
@@ -159,6 +159,6 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     second = (projected + cell.resets_before * (1 + cell.n_saved)) * B * H * S
     step = 0 if keep else 8 * B + second
     _, threads = launch_shape(B, H)
-    words = f"{cell.name} in Numba CUDA, one launch per sequence, one block of {threads} threads per row"
+    words = f"{cell.name} in Numba CUDA, one launch per sequence, one block of {threads} threads per {ROWS} rows"
     kept += 8 * N if keep and N != T * B else 0
     return Description(words, T * B * GH * C + gathered + widened + weights + step, kept)

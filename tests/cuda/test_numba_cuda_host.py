@@ -103,9 +103,9 @@ def put(cp: Any, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("B", "H", "blocks", "threads"), [(1, 1, 128, 32), (129, 1, 129, 32), (2, 33, 128, 64), (1, 300, 128, 256)]
+    ("B", "H", "blocks", "threads"), [(1, 1, 128, 32), (513, 1, 129, 32), (2, 33, 128, 64), (1, 300, 128, 256)]
 )
-def test_one_block_per_row_of_whole_warps(B: int, H: int, blocks: int, threads: int) -> None:
+def test_one_block_per_four_rows_of_whole_warps(B: int, H: int, blocks: int, threads: int) -> None:
     case = Case("rnn_relu", T=1, B=B, I=1, H=H)
     with device() as (_, launches):
         held = on_device(make_inputs(case, "float32"))
@@ -161,7 +161,7 @@ def test_explain_names_the_kernel() -> None:
     with device() as (cp, _):
         layer = rnnkit.LSTM(4, 70, device=DEVICE, backend="numba_cuda")
         text = str(rnnkit.explain(layer, cp.zeros((5, 3, 4), "float32")))
-    assert "one launch per sequence, one block of 96 threads per row" in text
+    assert "one launch per sequence, one block of 96 threads per 4 rows" in text
 
 
 def test_the_cpu_path_does_not_import_cuda() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from greenlet import getcurrent, greenlet
 
 ENDED = 0  # in place of a barrier's line number: the thread has ended
@@ -27,6 +28,9 @@ class Grid:
         self.blocks = blocks
         self.threads = threads
         self.block = self.thread = self.phase = 0
+        # Makes what a kernel uses in place of an array of shared memory.
+        self.watched: Callable[[np.ndarray], Any] = lambda array: array
+        self._shared: dict[int, Any] = {}  # of the running block, by line of the kernel
         self._random = None if seed is None else random.Random(seed)
         self._scheduler = getcurrent()
         self._waits_at = [ENDED] * threads
@@ -43,6 +47,7 @@ class Grid:
         threads = [greenlet(serve) for _ in range(self.threads)]
         for block in self._order(self.blocks):
             self.block, self.phase = block, 0
+            self._shared.clear()
             self._run_block(threads)
         for thread in threads:
             thread.throw()
@@ -51,6 +56,12 @@ class Grid:
         """Suspends the running thread, at a barrier in line `line` of the kernel or at its end."""
         self._waits_at[self.thread] = line
         self._scheduler.switch()
+
+    def shared(self, line: int, shape: Any, dtype: Any) -> Any:
+        """The running block's array of the kernel's line `line`, of NaN at first."""
+        if line not in self._shared:
+            self._shared[line] = self.watched(np.full(shape, np.nan, dtype))
+        return self._shared[line]
 
     def _run_block(self, threads: list[greenlet]) -> None:
         lines: set[int] = set()
@@ -78,6 +89,7 @@ class _Cuda:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self.blockDim, self.gridDim = SimpleNamespace(x=grid.threads), SimpleNamespace(x=grid.blocks)
+        self.shared = SimpleNamespace(array=self._array)
 
     @property
     def threadIdx(self) -> SimpleNamespace:
@@ -86,6 +98,9 @@ class _Cuda:
     @property
     def blockIdx(self) -> SimpleNamespace:
         return SimpleNamespace(x=self._grid.block)
+
+    def _array(self, shape: Any, dtype: Any) -> Any:
+        return self._grid.shared(sys._getframe(1).f_lineno, shape, dtype)
 
     def syncthreads(self) -> None:
         self._grid.wait(sys._getframe(1).f_lineno)

@@ -94,6 +94,8 @@ def _launch(
         raise KernelError(f"{blocks} blocks of {threads} threads; it must be whole warps of up to {bound} threads")
     grid = Grid(blocks, threads, seed)
     log = Log(grid)
+    if watch:
+        grid.watched = lambda array: Watched(array, log)
     taken = [(Watched(a.array, log) if watch else a.array) if isinstance(a, View) else a for a in arguments]
     function = clone(kernel, grid.cuda)
 
