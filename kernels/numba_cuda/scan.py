@@ -174,9 +174,7 @@ def make_forward(cell: Cell, make: Make, dtype: str):
                         x = add(load_computed(gates_x[t, b], j, H), load(bias_x, j, H))
                         u = load_computed(sums[b - first], thread, THREADS)
                         c_before = c[b, j] if HAS_C else zero
-                        values, new, c_new = pointwise_first(
-                            x, u, compute(before[j]) if READS_H else zero, c_before
-                        )
+                        values, new, c_new = pointwise_first(x, u, compute(before[j]) if READS_H else zero, c_before)
                         out[j] = storage(new)
                         if HAS_C:
                             c[b, j] = c_new

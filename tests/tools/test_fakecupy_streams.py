@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tools import fakecupy
+from tests.tools.fakecupy import _state
 
 
 @pytest.fixture
@@ -229,6 +230,43 @@ def test_unsynchronised_work_runs_late_with_lazy_streams():
             y += 5
         y *= 2
         assert y.get().tolist() == [12, 14, 16]
+
+
+def test_early_streams_show_a_missing_event_where_late_ones_do_not():
+    """A stream that is waited for needs an event from the current one, which has written what it reads."""
+    for order, told, want in (("late", False, [1, 1, 1]), ("early", False, [0, 0, 0]), ("early", True, [1, 1, 1])):
+        with fakecupy.installed(lazy_streams=order) as cp:
+            here, there = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
+            x, y = cp.zeros(3), cp.zeros(3)
+            cp.cuda.Device().synchronize()
+            with here:
+                x += 1
+                if told:
+                    there.wait_event(here.record())
+                with there:
+                    cp.multiply(x, 1, out=y)
+                here.wait_event(there.record())
+                assert y.get().tolist() == want, order
+
+
+def test_cooperative_launches_that_may_run_at_once_must_fit_together():
+    with fakecupy.installed(attributes={"MultiProcessorCount": 10}) as cp:
+        streams = _state.machine().streams
+        one, two, three = (cp.cuda.Stream(non_blocking=True) for _ in range(3))
+        streams.gang(one.ptr, 6)
+        streams.gang(one.ptr, 10)
+        with pytest.raises(
+            fakecupy.FakeError, match=r"launches of 10 \+ 6 blocks may run at once, and the card holds 10"
+        ):
+            streams.gang(two.ptr, 6)
+        two.wait_event(one.record())
+        streams.gang(two.ptr, 6)
+        three.wait_event(one.record())
+        streams.gang(three.ptr, 4)
+        with pytest.raises(fakecupy.FakeError, match="card holds 10"):
+            streams.gang(three.ptr, 5)
+        two.synchronize()
+        streams.gang(three.ptr, 10)
 
 
 def test_temporaries_outlive_queued_work_only_of_their_stream():

@@ -67,6 +67,29 @@ def test_a_reversal_without_a_barrier_is_wrong_and_a_race(cuda: Any) -> None:
             launch(mirrored, 1, 32, np.ones(32), through, target, seed=seed, watch=True)
 
 
+def test_shared_memory_belongs_to_a_block(cuda: Any) -> None:
+    float64 = importlib.import_module("numba").types.float64
+
+    @cuda.jit
+    def mirrored(source, target, waits):
+        tile = cuda.shared.array((2, 32), float64)
+        b, i = cuda.blockIdx.x, cuda.threadIdx.x
+        target[b, 0, i] = tile[1, i]
+        tile[0, i] = source[b, i]
+        if waits[0] > 0:
+            cuda.syncthreads()
+        target[b, 1, i] = tile[0, 31 - i]
+
+    source = np.random.default_rng(0).standard_normal((3, 32))
+    target = np.zeros((3, 2, 32))
+    for seed, watch in ((None, False), (1, True)):
+        launch(mirrored, 3, 32, source, target, np.ones(1), seed=seed, watch=watch)
+        assert np.isnan(target[:, 0]).all(), "uninitialised"
+        np.testing.assert_array_equal(target[:, 1], source[:, ::-1])
+    with pytest.raises(greenlets.KernelError, match="race"):
+        launch(mirrored, 3, 32, source, target, np.zeros(1), watch=True)
+
+
 def test_a_read_and_a_write_of_two_threads_are_a_race_in_either_order(cuda: Any) -> None:
     @cuda.jit
     def shifted(a):

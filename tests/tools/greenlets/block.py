@@ -30,7 +30,8 @@ class Grid:
         self.block = self.thread = self.phase = 0
         # Makes what a kernel uses in place of an array of shared memory.
         self.watched: Callable[[np.ndarray], Any] = lambda array: array
-        self._shared: dict[int, Any] = {}  # of the running block, by line of the kernel
+        # By block and line of the kernel. All are kept, so that no address belongs to two blocks.
+        self._shared: dict[tuple[int, int], Any] = {}
         self._random = None if seed is None else random.Random(seed)
         self._scheduler = getcurrent()
         self._waits_at = [ENDED] * threads
@@ -47,7 +48,6 @@ class Grid:
         threads = [greenlet(serve) for _ in range(self.threads)]
         for block in self._order(self.blocks):
             self.block, self.phase = block, 0
-            self._shared.clear()
             self._run_block(threads)
         for thread in threads:
             thread.throw()
@@ -59,9 +59,10 @@ class Grid:
 
     def shared(self, line: int, shape: Any, dtype: Any) -> Any:
         """The running block's array of the kernel's line `line`, of NaN at first."""
-        if line not in self._shared:
-            self._shared[line] = self.watched(np.full(shape, np.nan, dtype))
-        return self._shared[line]
+        key = (self.block, line)
+        if key not in self._shared:
+            self._shared[key] = self.watched(np.full(shape, np.nan, dtype))
+        return self._shared[key]
 
     def _run_block(self, threads: list[greenlet]) -> None:
         lines: set[int] = set()

@@ -101,11 +101,11 @@ _ORACLE = (
 
 _STACK = (
     row(
-        "states stacked direction by direction",
+        "states of a layer stacked over those of the layer below",
         STACK,
         "forward",
-        "layer * directions + direction",
-        "direction * len(layers) + layer",
+        "enumerate(results, layer * directions)",
+        "enumerate(results, layer)",
         "tests/api/test_layers.py",
         "state_is_the_output and numpy",
     ),
