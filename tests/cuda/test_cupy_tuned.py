@@ -95,7 +95,7 @@ def test_the_measured_schedule_is_used_and_said_and_kept(tmp_path: Path) -> None
                 new_process()
                 layer(x)
                 assert len(clock.runs) == 3 * RUNS, "read from the file"
-                layer(cp.concatenate((x, x)))
+                layer(cp.concatenate((x, x), axis=1))
                 assert len(clock.runs) == 6 * RUNS, "other sizes"
             rnnkit.autotune(False)
             assert chosen_in(layer, x) == "one_block"

@@ -325,7 +325,7 @@ class Streams:
                     raise queue.capture.invalidate(900, "a device synchronisation")
             for queue in queues:
                 queue.run_until(queue.issued)
-            self._passed(queue.clock)
+                self._passed(queue.clock)
 
     def _passed(self, clock: dict[Key, int]) -> None:
         """Forgets the launches that the host has waited for."""

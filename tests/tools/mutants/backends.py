@@ -522,7 +522,7 @@ _NUMBA_CUDA = (
         "make_forward",
         "c_prev[t, b, j] = c_before cuda.syncthreads()",
         "c_prev[t, b, j] = c_before",
-        "no_races_and_no_index and gru-T3-B4-I2-H5",
+        "more_units_than_threads and gru-T2-B1-I2-H289",
     ),
     _numba_cuda(
         "no barrier between writing a tile and reading it",

@@ -14,6 +14,14 @@ def _overlap(name: str, file: str, at: str, old: str, new: str, pick: str = ANY_
     return row(f"overlap: {name}", file, at, old, new, "tests/cuda/test_cupy_overlap.py", pick)
 
 
+LAYER = "rnnkit/backends/cupy/layer.py"
+TUNED = "rnnkit/backends/cupy/tuned.py"
+
+
+def _tuned(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
+    return row(f"autotune: {name}", file, at, old, new, "tests/cuda/test_cupy_tuned.py", pick)
+
+
 OVERLAP_MUTANTS: tuple[Mutant, ...] = (
     _overlap(
         "a product does not wait for the steps that read its buffer", PASSES, "run", "if self.chunks >= 2:", "if False:"
@@ -88,5 +96,26 @@ OVERLAP_MUTANTS: tuple[Mutant, ...] = (
     ),
     _overlap(
         "the mask of another layer", STACK, "run_at_once", "self.dropout(layer - 1, x)", "self.dropout(layer, x) * 2"
+    ),
+    _tuned("the slowest schedule is used", TUNED, "fastest", "return min(", "return max(", "used_and_said"),
+    _tuned(
+        "every call measures",
+        LAYER,
+        "_measured",
+        "known is not None or len(serving) < 2",
+        "len(serving) < 2",
+        "used_and_said",
+    ),
+    _tuned("other sizes share a result", TUNED, "key_of", "B={B}", "B=", "used_and_said"),
+    _tuned(
+        "the card is not part of the file's name", TUNED, "__init__", "{slug(card.name)}", "card", "belongs_to_a_card"
+    ),
+    _tuned(
+        "measuring adds gradients",
+        LAYER,
+        "_measured",
+        "saved, y, state_n, call.weights)",
+        "saved, y, state_n, call.weights, call.cache)",
+        "adds_no_gradients",
     ),
 )
