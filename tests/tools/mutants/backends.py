@@ -517,12 +517,12 @@ _CUPY_HOST = (
 
 _NUMBA_CUDA = (
     _numba_cuda(
-        "no barrier between a step's units and the next step",
+        "no barrier between the two products of a step",
         NUMBA_SCAN,
         "make_forward",
         "c_prev[t, b, j] = c_before cuda.syncthreads()",
         "c_prev[t, b, j] = c_before",
-        "more_units_than_threads and gru-T2-B1-I2-H289",
+        "no_races_and_no_index and gru_reset_before-T3-B4-I2-H5",
     ),
     _numba_cuda(
         "no barrier between writing a tile and reading it",
