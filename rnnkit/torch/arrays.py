@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rnnkit.backends import LayerCache
+from rnnkit.core import graph_memory
 from rnnkit.core.cells import Array, Cell, Weights
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.torch import checks
@@ -98,8 +99,8 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
 
     It does nothing for a tensor on the CPU.
 
-    Work is then ordered as PyTorch's own operators are, also while PyTorch captures a CUDA graph, and memory that was
-    freed by one library serves the other.
+    Work is then ordered as PyTorch's own operators are, and memory that was freed by one library serves the other.
+    While PyTorch captures a CUDA graph (torch.cuda.graph), the memory is the graph's.
     """
     return _NO_CONTEXT if tensor.is_cpu else _on_cuda(tensor.device)
 
@@ -112,6 +113,7 @@ def _on_cuda(device: Any) -> ExitStack:
     stream = torch.cuda.current_stream(device).cuda_stream
     stack.enter_context(cupy.cuda.ExternalStream(stream, device.index))
     stack.enter_context(cupy.cuda.using_allocator(_torch_allocator()))
+    stack.enter_context(graph_memory.stays_with_graphs())
     return stack
 
 

@@ -71,7 +71,7 @@ STEPS: dict[str, Step] = {
 def run(stack: Any, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """y and the final states of a `Stack` (rnnkit/torch/dispatch.py), as `rnnkit::forward` computes them."""
     states, masks, weights = stack.split(tensors)
-    lengths = None if lengths is None else lengths.to(x.device)
+    lengths = None if lengths is None else lengths.to(x.device, non_blocking=True)
     directions = 2 if stack.bidirectional else 1
     count = parts_of_each(weights, CELLS[stack.cell])
     slots = len(weights) // count

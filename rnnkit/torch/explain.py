@@ -41,6 +41,7 @@ class _Call(NamedTuple):
     bidirectional: bool
     keep: bool
     reserve: int
+    layout: str = ""
 
 
 class _Noting(TorchDispatchMode):
@@ -117,7 +118,14 @@ def explain(
             cast = f"{_name(data.dtype)} with resets or a mask on a CPU is computed in float32 and rounded at the end"
     if resets is not None or mask is not None:
         return _of_segments(noting.calls, module, given, cast, StepFlags(resets, False, mask, False), input, lengths)
-    return _explanation(call, module, given, cast, len(noting.calls), isinstance(input, PackedSequence))
+    found = _explanation(call, module, given, cast, len(noting.calls), isinstance(input, PackedSequence))
+    return replace(found, notes=(*found.notes, *_copy_of_lengths(lengths)))
+
+
+def _copy_of_lengths(lengths: Any) -> tuple[str, ...]:
+    if not isinstance(lengths, torch.Tensor) or lengths.is_cpu or lengths.is_meta:
+        return ()
+    return (f"lengths on {lengths.device} are copied to the host once, which waits for the device",)
 
 
 def _of_segments(

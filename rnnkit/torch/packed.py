@@ -12,6 +12,9 @@ class Layout:
 
     A PackedSequence holds, for each step in turn, the rows that are longer than that step, sorted by length. B is read
     from the host's `batch_sizes`, unless `rows` gives it: torch.compile cannot read a value.
+
+    Nothing is read from a device. `batch_sizes`, which PyTorch keeps on the host, are sent to the device, and the
+    places are computed there.
     """
 
     def __init__(self, batch_sizes: Tensor, steps: int, rows: int | None, device: Tensor) -> None:
@@ -31,11 +34,13 @@ class Layout:
     def index(self) -> Tensor:
         """(N,) the place of each row-step among the T*B of the padded form."""
         if self._index is None:
-            ends = self._batch_sizes.cumsum(0)
+            # non_blocking: else PyTorch waits for the device. Memory that is not pinned is staged before `to` returns.
+            sizes = self._batch_sizes.to(self._device, non_blocking=True)
+            ends = sizes.cumsum(0)
             n = torch.arange(self.steps, device=ends.device)
             t = torch.searchsorted(ends, n, right=True)
-            first = ends[t] - self._batch_sizes[t]
-            self._index = (t * self.B + n - first).to(self._device)
+            first = (ends - sizes).index_select(0, t)
+            self._index = t * self.B + n - first
         return self._index
 
     def padded(self, data: Tensor) -> Tensor:

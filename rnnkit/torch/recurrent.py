@@ -23,7 +23,7 @@ from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.segmented import on_host, run_segments
-from rnnkit.torch.unserved import not_traced, refuse_torchscript
+from rnnkit.torch.unserved import not_traced, refuse_capture, refuse_torchscript
 
 States = Sequence[Tensor]
 
@@ -130,6 +130,8 @@ class Layers(nn.RNNBase):
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
+        if not torch.compiler.is_compiling():
+            refuse_capture("a PackedSequence", data, "a replay would read its batch_sizes from host memory")
         states = None if hx is None else self._states_given(hx, False)
         if states is not None and sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
@@ -270,13 +272,15 @@ class Layers(nn.RNNBase):
         """Lengths (B,) as an int64 tensor, or None if every row has T steps."""
         if isinstance(lengths, torch.Tensor):
             checks.lengths(lengths, x)
+            # The only copy of a call and its backward: the order of the rows and the launches are decided on the host.
             # torch.compile cannot trace the third question. The operator checks the values.
             if (
                 torch.compiler.is_compiling()
                 or lengths.is_meta
                 or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
             ):
-                return lengths.reshape(-1).to(torch.int64)
+                return lengths.reshape(-1).to("meta" if lengths.is_meta else "cpu", torch.int64)
+            refuse_capture("lengths", lengths, "their values are read on the host")
             lengths = lengths.cpu().numpy()
         T, B, _ = x.shape
         checked = core_checks.lengths(lengths, T, B, not batched)

@@ -20,6 +20,7 @@ from rnnkit.functional.step_flags import StepFlags
 from rnnkit.torch.arrays import Tensor, as_array, as_tensor, on_device
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.unserved import refuse_capture
 
 # On the CPU, calls with resets or a mask compute tensors of these dtypes in float32 and round at the end, so that the
 # sums over segments and repeated outputs are rounded once.
@@ -38,6 +39,7 @@ def on_host_array(name: str, value: Any) -> Any:
     _refuse_traced(name, value)
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise NotImplementedError(f"{name} mapped by torch.vmap: its values decide the shapes of the kernels' calls")
+    refuse_capture(name, value, "its values are read on the host")
     with torch._C._DisableFuncTorch():  # inside torch.func.jvp a copy would have no values
         return value.cpu().numpy()
 

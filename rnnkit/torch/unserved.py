@@ -21,3 +21,12 @@ def not_traced(function: Callable[..., Any], reason: str) -> Callable[..., Any]:
     """The function without torch.compile, which breaks the graph there. PyTorch names the reason from 2.8 on."""
     named = {"reason": reason} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
     return torch.compiler.disable(function, **named)
+
+
+def refuse_capture(name: str, tensor: Any, why: str) -> None:
+    """Raises while PyTorch captures a CUDA graph on the device of the tensor, which is the argument `name`."""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{name} on {tensor.device} must not be given while a CUDA graph is captured, because {why}: "
+            "call the layer outside of the capture"
+        )

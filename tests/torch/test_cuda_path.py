@@ -7,6 +7,7 @@ the simulated CuPy, whose kernels run in the emulator.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from rnnkit.errors import DeviceError  # noqa: E402
 from rnnkit.testing import assert_close  # noqa: E402
 from rnnkit.torch import arrays, operators  # noqa: E402
 from tests.tools import fakecupy  # noqa: E402
@@ -79,21 +81,31 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         memory = _state.machine().memories[0]
         streams: list[Any] = []
 
+        of_graphs: list[Any] = []
+
         def allocate(size: int, device: int, on: int) -> int:
             streams.append((device, on))
-            block = memory.allocate(size, on)
+            with pytest.MonkeyPatch.context() as patch:
+                # PyTorch's own cudaMalloc is allowed in a capture.
+                patch.setattr(memory.machine.streams, "reject_malloc_in_strict_capture", lambda: None)
+                block = memory.allocate(size, on)
             blocks[block.address] = block
             return block.address
 
         def free(address: int) -> None:
-            memory.release(blocks.pop(address), stream.ptr)
+            block = blocks.pop(address)
+            if current.capturing:
+                of_graphs.append(block)  # stays with the graph, as in PyTorch's private pools
+            else:
+                memory.release(block, stream.ptr)
 
-        current = SimpleNamespace(cuda_stream=stream.ptr)
+        current = SimpleNamespace(cuda_stream=stream.ptr, capturing=False)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current.capturing)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: current)
         monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", allocate)
         monkeypatch.setattr(torch.cuda, "caching_allocator_delete", free)
         monkeypatch.setattr(torch, "from_dlpack", lambda array: OnCard(cp.from_dlpack(array)))
-        yield SimpleNamespace(cp=cp, stream=stream, streams=streams, blocks=blocks)
+        yield SimpleNamespace(cp=cp, stream=stream, streams=streams, blocks=blocks, current=current)
     operators.choice_of.cache_clear()
     arrays._torch_allocator.cache_clear()
 
@@ -175,3 +187,106 @@ def test_outside_a_call_cupy_is_as_it_was(card: SimpleNamespace) -> None:
     made = len(card.streams)
     card.cp.empty(8, "f")
     assert len(card.streams) == made
+
+
+# While PyTorch captures a CUDA graph
+
+
+@contextmanager
+def captured(card: SimpleNamespace) -> Iterator[list[Any]]:
+    """As torch.cuda.graph: a capture on a stream of its own. Gives a list, which then has the graph."""
+    stream = card.cp.cuda.Stream(non_blocking=True)
+    made: list[Any] = []
+    card.current.cuda_stream, card.current.capturing = stream.ptr, True
+    stream.begin_capture(0)  # "global", PyTorch's default: no cudaMalloc in any thread
+    try:
+        yield made
+    finally:
+        made.append(stream.end_capture())
+        card.current.cuda_stream, card.current.capturing = card.stream.ptr, False
+
+
+def arguments(cell: str, bidirectional: bool, put: Any, seed: int = 3) -> tuple[list[Any], Any]:
+    """x, states and weights of two layers, and the gradients of their results."""
+    T, B, I, H, L, D = 5, 3, 4, 6, 2, 1 + bidirectional
+    G = {"lstm": 4, "gru": 3}[cell]
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> Any:
+        return put(0.4 * rng.standard_normal(shape, dtype=np.float32))
+
+    states = [draw(L * D, B, H) for _ in range(1 + (cell == "lstm"))]
+    shapes = [
+        s for k in range(L) for _ in range(D) for s in ((G * H, D * H if k else I), (G * H, H), (G * H,), (G * H,))
+    ]
+    dresults = draw(T, B, D * H), [draw(L * D, B, H) for _ in states]
+    return [draw(T, B, I), states, [draw(*s) for s in shapes], [], None], dresults
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cell", "bidirectional"),
+    [("stepwise", "gru", True), ("one_block", "lstm", False), ("grid", "lstm", False)],
+)
+def test_a_captured_call(schedule: str, cell: str, bidirectional: bool, card: SimpleNamespace) -> None:
+    """The graph computes with the values of its inputs at each replay. Nothing waits, and all memory is PyTorch's."""
+    cp = card.cp
+    options = {"cell": cell, "backend": f"cupy:{schedule}", "bidirectional": bidirectional}
+    given, dresults = arguments(cell, bidirectional, lambda a: OnCard(cp.asarray(a)))
+
+    def call() -> list[Any]:
+        *results, reserve = operators.forward(*given, **options, keep=True)
+        return [*results, *operators.backward(*dresults, *given, reserve, **options)]
+
+    call()  # as PyTorch asks before a capture
+    made = len(card.streams)
+    with cp.fake.counting() as counts, captured(card) as graphs:
+        call()
+        results = call()
+        stream = card.current.cuda_stream
+    assert not counts.synchronisations
+    assert not counts.memcpys["host to device"]
+    assert not counts.launches
+    assert not counts.gemms
+    assert counts.allocations == len(card.streams) - made
+    assert {on for _, on in card.streams[made:]} == {stream}
+
+    from rnnkit.backends.cupy import arena  # that of the stand-in
+
+    assert (0, stream) not in arena._local.arenas  # what a call keeps for the next one would be in the graph's memory
+
+    flat = torch.utils._pytree.tree_leaves
+    for seed in (4, 5):
+        of_cpu, dof_cpu = arguments(cell, bidirectional, torch.from_numpy, seed)
+        on_cpu = options | {"backend": None}
+        *wanted, reserve = operators.forward(*of_cpu, **on_cpu, keep=True)
+        wanted += operators.backward(*dof_cpu, *of_cpu, reserve, **on_cpu)
+        for ours, other in zip(flat((given, dresults)), flat((of_cpu, dof_cpu)), strict=True):
+            if ours is not None:
+                ours.array[...] = cp.asarray(other.numpy())
+        for result in results:
+            result.array.fill(np.nan)
+        call()  # between replays: neither disturbs the other
+        graphs[0].launch(card.stream)
+        for k, (a, b) in enumerate(zip(results, wanted, strict=True)):
+            assert_close(f"result {k}", cp.asnumpy(a.array), b.numpy(), "float32", "backward")
+
+
+def test_a_capture_before_any_call_is_refused(card: SimpleNamespace) -> None:
+    from rnnkit.backends.cupy import arena
+
+    given, _ = arguments("gru", False, lambda a: OnCard(card.cp.asarray(a)))
+    arena._local.__dict__.clear()
+    with captured(card), pytest.raises(DeviceError, match="make the same call before"):
+        operators.forward(*given, cell="gru", backend="cupy:stepwise", bidirectional=False, keep=False)
+
+
+def test_lengths_in_a_capture_are_refused(card: SimpleNamespace) -> None:
+    """A graph would replay the copy of their order from host memory. Lengths that are all T decide nothing."""
+    given, _ = arguments("gru", False, lambda a: OnCard(card.cp.asarray(a)))
+    options: Any = {"cell": "gru", "backend": "cupy:stepwise", "bidirectional": False, "keep": False}
+    operators.forward(*given, **options)
+    for lengths, refused in ((torch.tensor([5, 2, 0]), True), (torch.tensor([5, 5, 5]), False)):
+        given[-1] = lengths
+        expected = pytest.raises(DeviceError, match="rows of different lengths cannot be captured")
+        with captured(card), expected if refused else nullcontext():
+            operators.forward(*given, **options)

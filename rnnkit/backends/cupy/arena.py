@@ -3,6 +3,9 @@
 There is one arena per (device, stream, thread), so nothing in it is shared and it needs no lock: the stream orders two
 calls that use the same buffers. The workspace only grows. A graph contains addresses of the workspace, so the graphs
 are dropped when the workspace moves.
+
+A call that somebody else captures into a CUDA graph, such as torch.cuda.graph, has an arena of its own, which ends with
+the call: its memory must stay with that graph (rnnkit/core/graph_memory.py), and its launches are captured one by one.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from rnnkit.backends.cupy.cublas import Handle, quiet, workspace_bytes
+from rnnkit.core.graph_memory import knows_captures
 from rnnkit.errors import DeviceError
 
 MOST_ARENAS = 16
@@ -110,12 +114,12 @@ class Lane:
 class Arena:
     """Workspace, handle, graphs, counters and counts of one thread on one stream of one device."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, handle: Handle | None = None) -> None:
         import cupy
 
         self.stream = stream
         self.counts = Counts()
-        self.handle = Handle(self.counts)
+        self.handle = handle or Handle(self.counts)
         self._cublas_workspace = cupy.empty(workspace_bytes(cupy.cuda.runtime.getDevice()), dtype="uint8")
         self._capturing: Any = None  # a stream to capture on; None during a capture, and after an interrupted one
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
@@ -262,31 +266,47 @@ class Part(Arena):
         self._begin()
 
 
-def is_capturing(stream: Any) -> bool:
-    """Whether the stream is being captured, or was until the capture failed."""
+class CapturedArena(Arena):
+    """The arena of one call inside a capture that is not rnnkit's. handle: of another arena of the thread."""
+
+    def replay(self, key: Hashable, launch: Callable[[], None]) -> None:
+        """Runs `launch`, which the capture records."""
+        launch()
+
+
+def capturing(stream: Any) -> bool:
+    """Whether the stream is being captured."""
     try:
         return bool(stream.is_capturing())
     except RuntimeError:  # the capture has failed but not ended
         return True
 
 
-def refuse_capture(stream: Any) -> None:
-    """Raises DeviceError while the stream is being captured.
-
-    rnnkit captures its own graphs, and a call inside another capture would share its workspace with that graph.
-    """
-    if is_capturing(stream):
-        raise DeviceError("the current stream is being captured, and rnnkit captures graphs of its own")
+def refuse_capture(stream: Any, why: str = "rnnkit captures graphs of its own") -> None:
+    """Raises DeviceError while the stream is being captured."""
+    if capturing(stream):
+        raise DeviceError(f"the current stream is being captured into a CUDA graph: {why}")
 
 
 def current() -> Arena:
-    """The arena of this thread for the current device and stream. Raises like `refuse_capture`."""
+    """The arena of this thread for the current device and stream, or inside a capture a new one.
+
+    Raises DeviceError inside a capture whose memory does not stay with the graph, or if this thread has made no call on
+    the device before: a capture cannot create a cuBLAS handle.
+    """
     import cupy
 
     arenas: OrderedDict[tuple[int, int], Arena] = _local.__dict__.setdefault("arenas", OrderedDict())
     stream = cupy.cuda.get_current_stream()
-    refuse_capture(stream)
-    key = (cupy.cuda.runtime.getDevice(), stream.ptr)
+    device = cupy.cuda.runtime.getDevice()
+    if capturing(stream):
+        if not knows_captures():
+            refuse_capture(stream, "memory of CuPy's pool does not stay with it, and rnnkit captures graphs of its own")
+        lender = next((arena for (index, _), arena in reversed(arenas.items()) if index == device), None)
+        if lender is None:
+            refuse_capture(stream, "make the same call before, which creates what a capture cannot")
+        return CapturedArena(stream, lender.handle)  # type: ignore[union-attr]
+    key = (device, stream.ptr)
     if key not in arenas:
         _remember(arenas, key, Arena(stream), MOST_ARENAS)
     arenas.move_to_end(key)

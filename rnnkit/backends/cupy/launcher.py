@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rnnkit.backends.cupy import modules, sources
-from rnnkit.backends.cupy.arena import Arena
+from rnnkit.backends.cupy.arena import Arena, refuse_capture
 from rnnkit.backends.cupy.cublas import Matrix, Products
 from rnnkit.backends.cupy.modules import Shape, over, over_steps
 from rnnkit.backends.cupy.problem import Chunk, Problem
@@ -167,9 +167,16 @@ def contiguous(arrays: Any) -> tuple[Any, ...]:
 
 
 def packing_table(p: Problem) -> Array | None:
-    """order (B,) and offsets (T+1,), concatenated on the device; None where every row has T steps."""
+    """order (B,) and offsets (T+1,), concatenated on the device; None where every row has T steps.
+
+    Raises DeviceError inside a capture.
+    """
     import cupy
 
     if not p.ragged:
         return None
+    refuse_capture(
+        cupy.cuda.get_current_stream(),
+        "rows of different lengths cannot be captured, because a replay would read their order from host memory",
+    )
     return cupy.asarray(np.concatenate([p.packing.order, p.packing.offsets]).astype(np.int64))

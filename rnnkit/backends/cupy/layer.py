@@ -13,8 +13,8 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 from rnnkit.backends.cupy import overlap, passes, schedules, tuned
+from rnnkit.backends.cupy.arena import capturing
 from rnnkit.backends.cupy.arena import current as current_arena
-from rnnkit.backends.cupy.arena import is_capturing
 from rnnkit.backends.cupy.card import card_of
 from rnnkit.backends.cupy.cost import rates_of
 from rnnkit.backends.cupy.cublas import workspace_bytes
@@ -54,8 +54,18 @@ def forward(call: LayerCall, schedule: str | None = None) -> Forward:
             schedule = _measured(call, work, device.id)
         chosen, _, plan = _chosen(work, device.id, schedule, schedules.SCHEDULES)
         given = call if chosen.strided_y else call._replace(out=None)
-        y, state_n, own = chosen.load().forward(plan.applied(problem), given)
+        planned = problem if _captured() else plan.applied(problem)
+        y, state_n, own = chosen.load().forward(planned, given)
     return y, state_n, Saved(chosen, problem, own) if call.keep else None
+
+
+def _captured() -> bool:
+    """Whether the call is inside a capture that is not rnnkit's. Its work stays on the one stream: another stream that
+    the call made would end with it, and the capture goes on.
+    """
+    import cupy
+
+    return capturing(cupy.cuda.get_current_stream())
 
 
 def backward(call: BackwardCall) -> Gradients:
@@ -77,7 +87,7 @@ def layers_at_once(
     """See `rnnkit.backends.Backend`. device: its number, or None for the current one."""
     import cupy
 
-    if sizes.R != sizes.H:
+    if sizes.R != sizes.H or _captured():
         return 1
     number = cupy.cuda.Device().id if device is None else device
     work = Work(cell, dtype, sizes._replace(I=max(sizes.I, sizes.H)), keep)
@@ -157,8 +167,14 @@ def _beside(calls: Sequence[Callable[[], Result]], device: Any) -> list[Result]:
 
     Memory that the second call allocates belongs to the other stream's pool. It is freed at any time, and used again
     only there, in a later call of this function: after the event that the current stream records at its beginning.
+
+    Inside a capture that is not rnnkit's the calls run one after the other.
     """
+    import cupy
+
     with device:
+        if _captured():
+            return [call() for call in calls]
         arena = current_arena()
         here = arena.stream
         there = arena.beside()
@@ -258,7 +274,7 @@ def _measured(call: LayerCall, work: Work, device: int) -> str | None:
 
     known = _fastest(work, device)
     serving = _serving(work, device)
-    if known is not None or len(serving) < 2 or is_capturing(cupy.cuda.get_current_stream()):
+    if known is not None or len(serving) < 2 or _captured():
         return known
     once = call._replace(out=None, reserve=None)
 

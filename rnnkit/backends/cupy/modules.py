@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from rnnkit.backends.cupy import sources
+from rnnkit.backends.cupy.arena import refuse_capture
 from rnnkit.backends.cupy.card import card_of
 from rnnkit.backends.cupy.sources import Build, Kernel
 from rnnkit.errors import DeviceError
@@ -120,6 +121,7 @@ def module(build: Build) -> Module:
 def _loaded(build: Build, device: int) -> Module:
     import cupy
 
+    refuse_capture(cupy.cuda.get_current_stream(), "make the same call before, which loads the kernels")
     templates = tuple(kernel.name for kernel in build.kernels if "<" in kernel.name)
     raw = cupy.RawModule(
         code=sources.source(build),
