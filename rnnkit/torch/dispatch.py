@@ -59,9 +59,11 @@ def forward(
     keep: bool,
 ) -> list[Tensor]:
     """`rnnkit::forward`."""
-    operator = operators.forward if nobody_watches(x, *state0, *weights) else _FORWARD
     tensors = (x, state0, weights, masks, lengths)
-    return operator(*tensors, cell=stack.cell, backend=stack.backend, bidirectional=stack.bidirectional, keep=keep)
+    options: Any = {"cell": stack.cell, "backend": stack.backend, "bidirectional": stack.bidirectional, "keep": keep}
+    if nobody_watches(x, *state0, *weights):
+        return operators.forward(*tensors, **options)
+    return _FORWARD(*tensors, **options, layout=operators.LAYOUT)
 
 
 def backward(

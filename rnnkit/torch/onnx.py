@@ -63,6 +63,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         backend: str | None = None,
         bidirectional: bool = False,
         keep: bool = False,
+        layout: str = "",
     ) -> list[Value]:
         if masks:
             raise ValueError("a layer with dropout cannot be exported to ONNX: call eval() on the model first")

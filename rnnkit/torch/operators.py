@@ -11,19 +11,23 @@ or None.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import rnnkit
 from rnnkit.backends import Choice, Sizes, select
 from rnnkit.core import checks as core_checks
 from rnnkit.core.cells import CELLS, Array, Cell
 from rnnkit.core.devices import array_module
 from rnnkit.functional import stack
 from rnnkit.functional.reserve import Reserve, stack_bytes
+from rnnkit.kernels.cpu.cache import sources_digest
 from rnnkit.torch import checks
 from rnnkit.torch.arrays import (
     Tensor,
@@ -40,12 +44,26 @@ from rnnkit.torch.arrays import (
 LIBRARY = torch.library.Library("rnnkit", "DEF")
 LIBRARY.define(
     "forward(Tensor x, Tensor[] state0, Tensor[] weights, Tensor[] masks, Tensor? lengths, *, "
-    "str cell, str? backend, bool bidirectional, bool keep) -> Tensor[]"
+    'str cell, str? backend, bool bidirectional, bool keep, str layout="") -> Tensor[]'
 )
 LIBRARY.define(
     "backward(Tensor? dy, Tensor?[] dstate_n, Tensor x, Tensor[] state0, Tensor[] weights, Tensor[] masks, "
     "Tensor? lengths, Tensor reserve, *, str cell, str? backend, bool bidirectional) -> Tensor[]"
 )
+
+
+def _layout() -> str:
+    """A digest of rnnkit's sources, which decide what is where in a reserve."""
+    digest = hashlib.sha256(f"{rnnkit.__version__} {sources_digest()}".encode())
+    folder = Path(rnnkit.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# Traced calls have it as the argument `layout`. PyTorch finds compiled graphs on disk by the operators and arguments of
+# a graph, and does not see that an operator has changed. A graph also contains the sizes of the reserves.
+LAYOUT = _layout()
 
 # On the CPU, tensors of these dtypes are computed in float32 and rounded at the end: NumPy has bfloat16 only with the
 # package ml_dtypes.
@@ -71,8 +89,17 @@ def forward(
     backend: str | None,
     bidirectional: bool,
     keep: bool,
+    layout: str = "",
 ) -> list[Tensor]:
-    """y (T, B, D*R), the final states (L*D, B, ·), and with `keep` the reserve (bytes,) uint8."""
+    """y (T, B, D*R), the final states (L*D, B, ·), and with `keep` the reserve (bytes,) uint8.
+
+    layout: LAYOUT of the process that traced the call, or "" for an eager call.
+    """
+    if keep and layout not in ("", LAYOUT):
+        raise RuntimeError(
+            "this graph was compiled with other sources of rnnkit, and keeps what backward needs in another way: "
+            "compile the model again"
+        )
     if x.dtype in _WIDENED and x.device.type == "cpu":
         wide: Any = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths)
         results = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
@@ -193,6 +220,7 @@ def _forward_shapes(
     backend: str | None,
     bidirectional: bool,
     keep: bool,
+    layout: str = "",
 ) -> list[Tensor]:
     """The results of `forward` without their values, for tracing and for tensors on the meta device."""
     D = 2 if bidirectional else 1

@@ -35,6 +35,7 @@ def _forward_recorded(
     backend: str | None,
     bidirectional: bool,
     keep: bool,
+    layout: str = "",
 ) -> list[Tensor]:
     """`rnnkit::forward` under autograd. If a gradient is asked for, it keeps what backward needs, whatever `keep`."""
     tensors = (x, *state0, *masks, *weights)
@@ -45,7 +46,8 @@ def _forward_recorded(
         return list(results if keep else results[: 1 + len(CELLS[cell].states)])
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (x, state0, weights, masks, lengths)
-        return _FORWARD(*of_call, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
+        options: Any = {"cell": cell, "backend": backend, "bidirectional": bidirectional, "keep": keep}
+        return _FORWARD(*of_call, **options, layout=layout)
 
 
 def _backward_recorded(
