@@ -5,7 +5,8 @@
     backward               one call of `rnnkit::backward`
     double backward, and   the equations in PyTorch's own operators (rnnkit/torch/equations.py), which PyTorch then
     forward mode           differentiates: right to any order, and as slow as a loop over steps in Python
-    vmap                   one call for a whole batch of inputs if only that is asked for; one call an element otherwise
+    vmap                   one call for all elements, but for weights that differ or whose gradients each element asks
+                           for: rnnkit/torch/mapped.py
 
 Functions take flat arguments, as autograd requires: a `Stack`, lengths, x, and then the states, masks and weights.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch.autograd import Function, forward_ad
 
-from rnnkit.torch import dispatch, equations, operators
+from rnnkit.torch import dispatch, equations, mapped, operators
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LIBRARY
@@ -45,6 +46,7 @@ def run(
         return y, state_n
     function = _function_for((x, *state0, *weights))
     if function is not None:
+        stack.by_element = function is _LayersBothModes and mapped.asks_by_element(weights)
         # `Function.apply` looks for tensors of torch.func's transforms first, which takes 3 us: there are none.
         apply = super(Function, function).apply if function is _LayersRecorded else function.apply
         y, *state_n, _ = apply(stack, lengths, x, *state0, *masks, *weights)
@@ -98,7 +100,7 @@ class _Layers(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _each_element(_LayersBothModes, info, in_dims, arguments)
+        return mapped.forward(_LayersBothModes, info, in_dims, arguments)
 
 
 class _LayersRecorded(_Layers):
@@ -157,17 +159,7 @@ class _LayersBackward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _each_element(_LayersBackward, info, in_dims, arguments)
-
-
-def _each_element(function: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-    """vmap of a Function by one call an element."""
-    results = []
-    for k in range(info.batch_size):
-        element = [a if d is None else a.select(d, k) for a, d in zip(arguments, in_dims, strict=True)]
-        results.append(function.apply(*element))
-    stacked = tuple(torch.stack(of_all) for of_all in zip(*results, strict=True))
-    return stacked, (0,) * len(stacked)
+        return mapped.backward(_LayersBackward, info, in_dims, arguments)
 
 
 def _backward_of_batched(

@@ -24,11 +24,12 @@ class Stack:
     bidirectional  whether D is 2
     masks          the number of dropout masks
     states         the number of initial states that are given: 0 for zeros, else `ends`
+    by_element     whether each element of a torch.vmap asks for gradients of the weights: rnnkit/torch/mapped.py
 
     Not a tuple, which PyTorch would take apart when it is an argument of an autograd Function.
     """
 
-    __slots__ = ("backend", "bidirectional", "cell", "masks", "states")
+    __slots__ = ("backend", "bidirectional", "by_element", "cell", "masks", "states")
 
     def __init__(self, cell: str, backend: str | None, bidirectional: bool, masks: int, states: int) -> None:
         self.cell = cell
@@ -36,6 +37,7 @@ class Stack:
         self.bidirectional = bidirectional
         self.masks = masks
         self.states = states
+        self.by_element = False
 
     @property
     def ends(self) -> int:

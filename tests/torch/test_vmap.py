@@ -1,4 +1,7 @@
-"""torch.func.vmap without derivatives: one call for a batch of inputs, one call an element for batched weights."""
+"""torch.func.vmap: one call for a batch of inputs, with derivatives too.
+
+One call per element for weights that differ, or whose gradients each element asks for.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch.func import functional_call, stack_module_state, vmap  # noqa: E402
+from torch.func import functional_call, grad, stack_module_state, vmap  # noqa: E402
 
 import rnnkit.torch as rt  # noqa: E402
 from tests.torch.tracing import LAYERS, Calls, assert_same, inputs, leaves, made  # noqa: E402
@@ -124,3 +127,98 @@ def test_backward_operator_by_element() -> None:
         ours = vmap(backward)(dys)
     assert calls.counts == {"backward": V}
     assert_same(ours, stacked([backward(dy) for dy in dys]))
+
+
+# With derivatives
+
+LENGTHS = torch.tensor([[5, 2], [0, 3], [1, 5]])
+
+
+def loss(layer: Any, hx: Any) -> Any:
+    """A function of x and lengths."""
+
+    def of(x: Any, n: Any) -> Any:
+        y, state_n = layer(x, hx, lengths=n)
+        return y.pow(2).sum() + sum(s.pow(3).sum() for s in leaves(state_n))
+
+    return of
+
+
+def by_loop(function: Any, xs: Any) -> Any:
+    return torch.stack([function(xs[k], LENGTHS[k]) for k in range(V)])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_each_input(name: str) -> None:
+    """One call forward and one backward. The gradients of these, to the inputs and the weights, are right too."""
+    layer = made(name)
+    xs, hxs = several(layer)
+    of = loss(layer, element(hxs, 0))
+    with Calls() as calls:
+        ours = vmap(grad(of))(xs, LENGTHS)
+    assert calls.counts == {"forward": 1, "backward": 1}
+    theirs = by_loop(grad(of), xs)
+    assert_same(ours, theirs)
+    to_weights = [torch.autograd.grad(g.pow(2).sum(), list(layer.parameters())) for g in (ours, theirs)]
+    assert_same(*to_weights, rtol=1e-8, atol=1e-9)
+
+    def second(x: Any, n: Any) -> Any:
+        return grad(lambda x: grad(of)(x, n).pow(2).sum())(x)
+
+    assert_same(vmap(second)(xs, LENGTHS), by_loop(second, xs), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_the_weights_of_all_elements(name: str) -> None:
+    """Of a recorded vmap, and of torch.func.grad around it: one call. Inside of it, per element, one call each."""
+    layer = made(name)
+    xs, hxs = several(layer)
+    weights = dict(layer.named_parameters())
+
+    def of(weights: Any, x: Any, n: Any) -> Any:
+        return functional_call(layer, weights, (x, element(hxs, 0)), {"lengths": n})[0].pow(2).sum()
+
+    def of_all(weights: Any) -> Any:
+        return vmap(lambda x, n: of(weights, x, n))(xs, LENGTHS).sum()
+
+    each = [grad(of)(weights, xs[k], LENGTHS[k]) for k in range(V)]
+    expected = [sum(e[name] for e in each) for name in weights]
+    with Calls() as calls:
+        recorded = torch.autograd.grad(of_all(weights), list(weights.values()))
+        around = grad(of_all)(weights)
+    assert calls.counts == {"forward": 2, "backward": 2}
+    assert_same(recorded, expected)
+    assert_same([around[name] for name in weights], expected)
+    with Calls() as calls:
+        inside = vmap(grad(of), in_dims=(None, 0, 0))(weights, xs, LENGTHS)
+    assert calls.counts == {"forward": V, "backward": V}
+    assert_same([inside[name] for name in weights], [torch.stack([e[name] for e in each]) for name in weights])
+
+
+def test_gradients_in_a_vmap_of_a_vmap() -> None:
+    layer = made("lstm_projected")
+    xs, hxs = several(layer)
+    of = loss(layer, element(hxs, 0))
+    pairs = torch.stack([xs, 2 * xs]).movedim(1, -1)
+    with Calls() as calls:
+        ours = vmap(vmap(grad(of), in_dims=(-1, 0), out_dims=-1), in_dims=(0, None))(pairs, LENGTHS)
+    assert calls.counts == {"forward": 1, "backward": 1}
+    assert_same(ours, torch.stack([by_loop(grad(of), p.movedim(-1, 0)).movedim(0, -1) for p in pairs]))
+
+
+def test_gradients_of_dropout_and_of_an_ensemble() -> None:
+    torch.manual_seed(0)
+    layer = rt.LSTM(4, 6, 2, dropout=0.5, dtype=torch.float64)
+    x, hx = inputs(layer, 5, 2)
+    of = lambda x: layer(x, hx)[0].pow(2).sum()  # noqa: E731
+    with Calls() as calls:
+        dx = vmap(grad(of), randomness="same")(torch.stack([x, x]))
+    assert calls.counts == {"forward": 1, "backward": 1}
+    assert torch.equal(dx[0], dx[1])
+    models = [rt.GRU(4, 6, dtype=torch.float64) for _ in range(V)]
+    weights, buffers = stack_module_state(models)
+    h = inputs(models[0], 5, 2)[1]
+    ours = vmap(grad(lambda w, b: functional_call(models[0], (w, b), (x, h))[0].pow(2).sum()))(weights, buffers)
+    for k, model in enumerate(models):
+        expected = torch.autograd.grad(model(x, h)[0].pow(2).sum(), list(model.parameters()))
+        assert_same([ours[name][k] for name, _ in model.named_parameters()], expected)

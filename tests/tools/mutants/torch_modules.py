@@ -212,4 +212,13 @@ TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
         "disk_cache",
         "is_not_used",
     ),
+    _row(
+        "gradients of each element's weights added up",
+        "rnnkit/torch/mapped.py",
+        "asks_by_element",
+        "bool(vmaps) and",
+        "False and",
+        "vmap",
+        "weights_of_all and rnn_relu",
+    ),
 )
