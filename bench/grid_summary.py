@@ -36,7 +36,7 @@ def summary(document: Document) -> list[str]:
     lines: list[str] = []
     if max(map(len, parts.values()), default=0) >= SUMMED_FROM:
         lines += ["", *_means(document, parts), *_peaks(document, parts), ""]
-    return lines + list(_behind(document, parts))
+    return lines + list(_behind(document, parts)) + list(_behind_through_torch(document, parts))
 
 
 def _means(document: Document, parts: dict[str, list[Entry]]) -> list[str]:
@@ -96,6 +96,22 @@ def _behind(document: Document, parts: dict[str, list[Entry]]) -> Iterator[str]:
         if found:
             yield f"behind, {passes}: {len(found)} points"
             yield from (f"  {r:.2f}  {shape}  ({best})" for r, shape, best in sorted(found))
+
+
+def _behind_through_torch(document: Document, parts: dict[str, list[Entry]]) -> Iterator[str]:
+    """Points at which rnnkit is faster than torch.nn, and rnnkit.torch is not; how many there are, also if none."""
+    ours = headline(document)
+    for name in ("via torch", "via torch, compiled"):
+        for passes, entries in parts.items():
+            ahead = [(p, r, a) for p, r in entries if (a := ratio(r, ours, ["torch"])) is not None and a > 1]
+            both = [(b, p.shape, a) for p, r, a in ahead if (b := ratio(r, name, ["torch"])) is not None]
+            if both:
+                found = sorted(entry for entry in both if entry[0] <= 1)
+                yield (
+                    f"{name} behind torch where {ours} is ahead of it, {passes}: {len(found)} of {len(both)} points,"
+                    f" geometric mean over torch {geometric_mean([b for b, *_ in both]):.2f}"
+                )
+                yield from (f"  {b:.2f}  {shape}  ({ours} {a:.2f})" for b, shape, a in found)
 
 
 def spread_of_runs(first: Document, second: Document) -> str:

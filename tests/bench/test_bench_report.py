@@ -244,3 +244,22 @@ def test_the_plot_omits_a_pass_without_times_and_refuses_a_file_without_times(tm
     with pytest.raises(ValueError, match="no result has a time"):
         plot.draw(only(found), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_points_at_which_rnnkit_torch_is_behind_are_listed() -> None:
+    """Where the plain layer is ahead of torch.nn. In the committed run there are none."""
+    from copy import deepcopy
+
+    from bench import grid_summary
+    from bench.result_file import load
+
+    results = Path(__file__).resolve().parents[2] / "bench" / "results" / "amd-epyc-2-cores"
+    document = load(results / "quick-float32.json")
+    start = "via torch behind torch where numba is ahead of it, forward: "
+    assert any(line.startswith(f"{start}0 of 12 points") for line in grid_summary.summary(document))
+    slower = deepcopy(document)
+    entry = next(e for e in slower["points"] if e["point"]["passes"] == "forward")
+    entry["results"]["via torch"]["ms"]["median"] = 2 * entry["results"]["torch"]["ms"]["median"]
+    lines = grid_summary.summary(slower)
+    (head,) = [k for k, line in enumerate(lines) if line.startswith(f"{start}1 of 12 points")]
+    assert lines[head + 1].startswith("  0.50  ")
