@@ -170,7 +170,6 @@ def _beside(calls: Sequence[Callable[[], Result]], device: Any) -> list[Result]:
 
     Inside a capture that is not rnnkit's the calls run one after the other.
     """
-    import cupy
 
     with device:
         if _captured():
@@ -270,7 +269,6 @@ def _fastest(work: Work, device: int) -> str | None:
 
 def _measured(call: LayerCall, work: Work, device: int) -> str | None:
     """As `_fastest`, and measures first if that is not known. None during a capture, which nothing may wait in."""
-    import cupy
 
     known = _fastest(work, device)
     serving = _serving(work, device)
