@@ -6,6 +6,8 @@ One row per cell and target. The facts about a cell (its gates, its states, what
     POINTWISE[cell](jit, act)   the Python source, which Numba compiles for the CPU and for CUDA: `jit` compiles a
                                 function, `act` holds the target's activations. A namespace with forward and backward,
                                 or for a GRU that resets before the stages of `gru.make_reset_before`
+    OPTIONED[cell](jit, act, cell)
+                                the same of a cell with options
     HEADERS[cell]               the CUDA C++ header with `struct Cell`, and the macros that it is compiled with
 """
 
@@ -15,7 +17,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from rnnkit.kernels.cells import gru, lstm, rnn
+from rnnkit.core.cells import Cell
+from rnnkit.kernels.cells import gru, lstm, rnn, with_options
 
 Make = Callable[[Any, Any], SimpleNamespace]
 
@@ -35,6 +38,8 @@ POINTWISE: dict[str, Make] = {
     "lstm": lstm.make,
 }
 
+OPTIONED = with_options.MAKE
+
 HEADERS: dict[str, Header] = {
     "rnn_tanh": Header("cells/rnn.cuh"),
     "rnn_relu": Header("cells/rnn.cuh", (("RK_RNN_RELU", "1"),)),
@@ -42,3 +47,30 @@ HEADERS: dict[str, Header] = {
     "gru_reset_before": Header("cells/gru_reset_before.cuh"),
     "lstm": Header("cells/lstm.cuh"),
 }
+
+
+def pointwise_of(cell: Cell, jit: Any, act: Any) -> SimpleNamespace:
+    """The pointwise functions of a cell with its options, with the arguments of `with_options.py` in every cell.
+
+    prepared(k): the constants of a call as the functions take them.
+    """
+    return OPTIONED[cell.name](jit, act, cell) if cell.options else _plain(jit, POINTWISE[cell.name](jit, act))
+
+
+def _plain(jit: Any, made: SimpleNamespace) -> SimpleNamespace:
+    """The functions of a plain cell with arguments for what it does not have."""
+    found = {"prepared": jit(lambda k: k)}
+    if hasattr(made, "forward"):
+        forward, backward = made.forward, made.backward
+        found["forward"] = jit(lambda x, u, h_prev, c_prev, w, k: forward(x, u, h_prev, c_prev))
+        found["backward"] = jit(lambda saved, h_prev, c_prev, dh, dc, w, k: backward(saved, h_prev, c_prev, dh, dc))
+        return SimpleNamespace(**found)
+    reset, update, gates, output = made.reset, made.update, made.gates, made.output
+    output_backward, gates_backward = made.output_backward, made.gates_backward
+    found["reset"] = jit(lambda a_r, h_prev, k: reset(a_r, h_prev))
+    found["update"] = jit(lambda a_z, k: update(a_z))
+    found["gates"] = jit(lambda a_r, a_z, h_prev, k: gates(a_r, a_z, h_prev))
+    found["output"] = jit(lambda a_n, z, h_prev, k: output(a_n, z, h_prev))
+    found["output_backward"] = jit(lambda z, n, h_prev, dh, k: output_backward(z, n, h_prev, dh))
+    found["gates_backward"] = jit(lambda r, z, h_prev, dh, drh, k: gates_backward(r, z, h_prev, dh, drh))
+    return SimpleNamespace(**found)

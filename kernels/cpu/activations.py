@@ -71,7 +71,10 @@ _SIGMOID_SCALE = -64  # exponent of the scale of sigmoid's fraction
 
 @cache
 def activations(dtype: str) -> SimpleNamespace:
-    """sigmoid(a), tanh(a), relu(a) and relu's gradient passed(h, dh), on Vecs of `dtype`; and `one`, the number 1."""
+    """sigmoid(a), tanh(a), relu(a) and relu's gradient passed(h, dh), on Vecs of `dtype`; and `one`, the number 1.
+
+    For cells with options: where_lt, where_le, negative_abs of `elementwise`, and number(value), a number of the dtype.
+    """
     of = elementwise(dtype)
     row = _TABLE[dtype]
     power_of_two = of.power_of_two
@@ -111,4 +114,14 @@ def activations(dtype: str) -> SimpleNamespace:
         more = 1.0 + scale
         return copysign((less - h * more) / (more - h * less), x)
 
-    return SimpleNamespace(sigmoid=sigmoid, tanh=tanh, relu=of.relu, passed=of.passed, one=1.0)
+    return SimpleNamespace(
+        sigmoid=sigmoid,
+        tanh=tanh,
+        relu=of.relu,
+        passed=of.passed,
+        one=1.0,
+        where_lt=of.where_lt,
+        where_le=of.where_le,
+        negative_abs=of.negative_abs,
+        number=float,
+    )

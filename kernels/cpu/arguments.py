@@ -91,6 +91,18 @@ class SavedAddresses(NamedTuple):
     operand: int
 
 
+class Extras(NamedTuple):
+    """What cells with options take beside their weights. Plain cells have none, and never read it.
+
+    w_unit (K, H) the weights per unit; constants: the numbers that `Cell.constants` names, computed ones; dw_unit
+    (K, H), written by a backward.
+    """
+
+    w_unit: int
+    constants: int
+    dw_unit: int
+
+
 class Forward(NamedTuple):
     """A forward call.
 
@@ -98,6 +110,7 @@ class Forward(NamedTuple):
     whose rows are y_row bytes apart, h_n, c_n; saved where Shape.keep is not 0. packed: the packed weights. digest: 0,
     or the address of three words: the digest of the weights that are packed there, 1 where some are packed, 1 where
     they need no check (kernels/cpu/digest.py). barriers: a cache line per barrier: of all threads, then of each group.
+    extras: the address of an `Extras`, or 0.
     """
 
     shape: int
@@ -116,6 +129,7 @@ class Forward(NamedTuple):
     digest: int
     workspace: int
     barriers: int
+    extras: int
 
 
 class Backward(NamedTuple):
@@ -124,7 +138,7 @@ class Backward(NamedTuple):
     dy (T, B, R), whose rows are y_row bytes apart, or 0 for zeros; dh_n (B, R), dc_n (B, H). Out: dh0, dc0; dgates_x
     and dgates_h (N, G*H), one array unless the sides differ; dprojected (N, R); dx (T, B, I), by way of dx_packed (N,
     I), which is dx where N is T*B; dweights, whose matrices are added to where `adds` is not 0, and whose biases are 0
-    where they are not wanted.
+    where they are not wanted. extras: the address of an `Extras`, or 0.
     """
 
     shape: int
@@ -147,6 +161,7 @@ class Backward(NamedTuple):
     adds: int
     workspace: int
     barriers: int
+    extras: int
 
 
 def _struct(kind: type) -> Any:
@@ -216,4 +231,5 @@ def _write(typing, address, value):
 read_shape: Any = _reader(Shape)  # typed by Numba, not by their Python signatures
 read_forward: Any = _reader(Forward)
 read_backward: Any = _reader(Backward)
+read_extras: Any = _reader(Extras)
 write: Any = _write

@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.simd import llvm_function, vectors
+from rnnkit.kernels.cpu.simd import as_vector, llvm_function, vectors
 
 
 @cache
@@ -23,6 +23,7 @@ def elementwise(dtype: str) -> SimpleNamespace:
     clamp_min(low)(a), clamp_max(high)(a)   max(a, low) and min(a, high); NaN stays NaN
     relu(a)                                 0 where a <= 0, else a
     passed(h, dh)                           the gradient of relu: 0 where h <= 0, else dh
+    where_lt(a, b, x, y), where_le(...)     x where a < b (a <= b), else y; a NaN is neither. Any of them may be numbers
     negative_abs(a), copysign(a, b)         -|a|; |a| with the sign of b
     polynomial(coefficients)(a)             by Horner's rule, highest power first
     power_of_two(t), scale_exponent(a, n)   2^k and a 2^n, computed on the bits
@@ -58,7 +59,20 @@ def _limits(dtype: str) -> dict[str, Any]:
 
         return vec(vec, vec), emit
 
+    def where(relation: str) -> Any:
+        @intrinsic
+        def chosen(typing, a, b, x, y):
+            def emit(context, builder, sig, args):
+                a, b, x, y = (as_vector(context, builder, v, t, vec) for v, t in zip(args, sig.args, strict=True))
+                return builder.select(builder.fcmp_ordered(relation, a, b), x, y)
+
+            return vec(a, b, x, y), emit
+
+        return chosen
+
     return {
+        "where_lt": where("<"),
+        "where_le": where("<="),
         "clamp_min": lambda low: limit(">", low),
         "clamp_max": lambda high: limit("<", high),
         "relu": relu,

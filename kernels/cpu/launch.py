@@ -6,6 +6,7 @@ address. `state` is the thread pool's (kernels/cpu/threads.py).
     words      a `Shape`, then the bounds of the groups' rows (groups + 1,)
     table      the offset of each step (T + 1,), the live rows at each (T,), and the order of the rows (B,)
     w_hr       any array unless `projected`
+    extras     the address of an `Extras`, or 0 for a plain cell
 
 workspace and digest are addresses. h_prev, c_prev and operand are byte offsets relative to `values`, and may point
 outside it. Only the first element of y and dy is passed: y_row is the stride of their rows in bytes.
@@ -61,10 +62,10 @@ def weights_at(w_ih, w_hh, w_hr, b_ih, b_hh, projected):
     return WeightAddresses(address_of(w_ih), address_of(w_hh), hr, address_of(b_ih), address_of(b_hh))
 
 
-@native(("launch_forward",), (*2 * [INTEGER], *7 * [ArrayAddress], *7 * [INTEGER], *8 * [ArrayAddress]))
+@native(("launch_forward",), (*2 * [INTEGER], *7 * [ArrayAddress], *8 * [INTEGER], *8 * [ArrayAddress]))
 def launch_forward(
-    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, digest, h_prev, c_prev, operand,
-    y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
+    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, digest, h_prev, c_prev,
+    operand, y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
 ):  # fmt: skip
     """See `Forward`.
 
@@ -99,16 +100,17 @@ def launch_forward(
         digest=digest,
         workspace=workspace,
         barriers=barriers,
+        extras=extras,
     )
     write(block, arguments)
     run_job(state, threads, job, block)
 
 
-@native(("launch_backward",), (*2 * [INTEGER], *7 * [ArrayAddress], *9 * [INTEGER], *17 * [ArrayAddress]))
+@native(("launch_backward",), (*2 * [INTEGER], *7 * [ArrayAddress], *10 * [INTEGER], *17 * [ArrayAddress]))
 def launch_backward(
-    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, h_prev, c_prev, operand, y_row,
-    has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx,
-    dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, h_prev, c_prev, operand,
+    y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed,
+    dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
 ):  # fmt: skip
     """See `Backward`. dy and the biases' gradients are used where `has_dy` and `biased`; adds: True or False."""
     shape = address_of(words)
@@ -147,6 +149,7 @@ def launch_backward(
         adds=adds,
         workspace=workspace,
         barriers=barriers,
+        extras=extras,
     )
     write(block, arguments)
     run_job(state, s.groups * s.members, job, block)

@@ -8,7 +8,7 @@ from rnnkit.kernels.cpu.formats import depths, formats
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products
 from rnnkit.kernels.cpu.packed_weights import weight_functions
-from rnnkit.kernels.cpu.pointwise import backward_row, forward_row
+from rnnkit.kernels.cpu.pointwise import backward_row, extras_reader, forward_row
 from rnnkit.kernels.cpu.rows import caller_row, caller_step, clearer, copier
 from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Packed, cell_states, operands_of
 
@@ -34,6 +34,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     SAVED = cell.n_saved
     G = cell.n_gates
     SPLITS = cell.splits_sides
+    extras_of = extras_reader(cell)
 
     @outer
     def pack(a, s, p):
@@ -60,6 +61,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
         b_ih = a.weights.b_ih + share.unit0 * STORED
         b_hh = a.weights.b_hh + share.unit0 * STORED
         cells = cells_of(a, s)
+        w_unit, constants = extras_of(a)
         for r in range(p.b0, step.end):
             here = step.at + r
             gates = (r - p.b0) * share.row_g
@@ -72,6 +74,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
                 step.h + r * row_h + share.unit0 * OPERAND, c, m if projected else h_new, 0 if projected else y,
                 a.saved.values + (SAVED * here * s.H + share.unit0) * STORED,
                 a.saved.c_prev + (here * s.H + share.unit0) * COMPUTED, c, share.units, s.H, s.keep,
+                w_unit + share.unit0 * STORED, constants,
             )  # fmt: skip
 
     @inner
@@ -145,6 +148,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     WORD = form.word
     SAVED = cell.n_saved
     G = cell.n_gates
+    extras_of = extras_reader(cell)
 
     @outer
     def pack(a, s, p):
@@ -181,6 +185,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     def first_rows(a, s, p, share, w, step):
         projected = a.weights.w_hr != 0
         has_dy = a.dy != 0 and not projected
+        w_unit, constants = extras_of(a)
         for r in range(p.b0, step.end):
             here = step.at + r
             gates = here * share.row_g + share.unit0 * OPERAND
@@ -192,7 +197,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
                 a.saved.c_prev + (here * s.H + share.unit0) * COMPUTED,
                 a.dy + caller_step(a.rows, s, step.t, r) * a.y_row + share.unit0 * STORED, has_dy,
                 dm if projected else dh, cells_of(a, s) + (caller_row(a.rows, r) * s.H + share.unit0) * COMPUTED,
-                a.dgates_x + gates, a.dgates_h + gates, share.units, s.H,
+                a.dgates_x + gates, a.dgates_h + gates, share.units, s.H, w_unit + share.unit0 * STORED, constants,
             )  # fmt: skip
 
     @inner

@@ -2,6 +2,9 @@
 
 Addresses are of the first unit of the thread's share; `share` units are computed. A row's last vector may be partial.
 What each array's numbers are in memory: kernels/cpu/formats.py.
+
+Each row function ends in w_unit, of the first unit, where the cell has one stage, and constants: addresses from
+`extras_reader`. They are read for cells with options alone.
 """
 
 from __future__ import annotations
@@ -9,16 +12,37 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from rnnkit.kernels.cells import POINTWISE
+from rnnkit.kernels.cells import pointwise_of
 from rnnkit.kernels.cpu.activations import activations
+from rnnkit.kernels.cpu.arguments import read_extras
 from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.simd import vectors
 
 
+def extras_reader(cell: Any) -> Any:
+    """extras_of(a): the addresses of w_unit and the constants of a call, 0 for a plain cell."""
+    if not cell.options:
+
+        @inner
+        def nothing(a):
+            return 0, 0
+
+        return nothing
+
+    @inner
+    def extras_of(a):
+        extras = read_extras(a.extras)
+        return extras.w_unit, extras.constants
+
+    return extras_of
+
+
 @cache
 def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
-    """row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep) for a cell with one stage.
+    """row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep, w_unit, constants).
+
+    Of a cell with one stage.
 
     g, and u where the cell splits its sides, hold the gates' blocks, `apart` bytes from each other; the biases and
     `saved` hold blocks of H units. The new h goes to `out`, and to y unless y is 0. `state` is the dtype in memory of h
@@ -27,7 +51,10 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     form = formats(dtype)
     stored = form.stored
     v = form.computed
-    pair = POINTWISE[cell.name](inner, activations(v.dtype)).forward
+    pointwise = pointwise_of(cell, inner, activations(v.dtype))
+    pair = pointwise.forward
+    prepared = pointwise.prepared
+    load_numbers = v.load_numbers
     h_format = vectors(state)
     c_format = vectors(cell_state)
     zero = v.zero
@@ -41,6 +68,8 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     SPLITS = cell.splits_sides
     READS_H = cell.reads_h
     HAS_C = cell.has_c
+    UNIT = len(cell.unit_weights)
+    CONSTANTS = len(cell.constants)
 
     def units(part):
         """The cell on one vector of units, from unit j on. part: "whole", or "first" for the first n units."""
@@ -55,7 +84,7 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
         store_c = getattr(c_format, part).store
 
         @inner
-        def step(j, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep):
+        def step(j, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep, w_unit, k):
             at = j * size
             at_stored = j * stored_size
             block = H * stored_size
@@ -64,7 +93,9 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
             if SPLITS:
                 us = add_blocks(us, load_blocks(u + at, apart, n, G))
             c_before = load_c(c + j * c_size, n) if HAS_C else zero()
-            values, h_value, c_value = pair(xs, us, load_h(h + j * h_size, n) if READS_H else zero(), c_before)
+            h_before = load_h(h + j * h_size, n) if READS_H else zero()
+            w = load_biases(w_unit + at_stored, block, n, UNIT)
+            values, h_value, c_value = pair(xs, us, h_before, c_before, w, k)
             if keep:
                 store_values(values, saved + at_stored, block, n)
                 if HAS_C:
@@ -81,19 +112,21 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     ending = units("first")
 
     @inner
-    def row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep):
+    def row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep, w_unit, constants):
+        k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            whole(j, lanes, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep)
+            whole(j, lanes, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep, w_unit, k)
         if last < share:
-            ending(last, share - last, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep)
+            n = share - last
+            ending(last, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep, w_unit, k)
 
     return row
 
 
 @cache
 def backward_row(cell: Any, dtype: str) -> Any:
-    """row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H) for a cell with one stage.
+    """row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H, w_unit, constants) for a cell with one stage.
 
     dh becomes the part of its gradient that reaches h' without a product; dx and du hold blocks of H units.
     """
@@ -101,7 +134,10 @@ def backward_row(cell: Any, dtype: str) -> Any:
     stored = form.stored
     operand = form.operand
     v = form.computed
-    pair = POINTWISE[cell.name](inner, activations(v.dtype)).backward
+    pointwise = pointwise_of(cell, inner, activations(v.dtype))
+    pair = pointwise.backward
+    prepared = pointwise.prepared
+    load_numbers = v.load_numbers
     zero = v.zero
     size = v.itemsize
     stored_size = stored.itemsize
@@ -111,6 +147,8 @@ def backward_row(cell: Any, dtype: str) -> Any:
     SPLITS = cell.splits_sides
     READS_H = cell.reads_h
     HAS_C = cell.has_c
+    UNIT = len(cell.unit_weights)
+    CONSTANTS = len(cell.constants)
 
     def units(part):
         load = getattr(v, part).load
@@ -121,7 +159,7 @@ def backward_row(cell: Any, dtype: str) -> Any:
         store_gates = getattr(operand, part).store_blocks
 
         @inner
-        def step(j, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H):
+        def step(j, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H, w_unit, k):
             at = j * size
             at_stored = j * stored_size
             at_operand = j * operand_size
@@ -134,6 +172,8 @@ def backward_row(cell: Any, dtype: str) -> Any:
                 load(c_prev + at, n) if HAS_C else zero(),
                 d_h,
                 load(dc + at, n) if HAS_C else zero(),
+                load_values(w_unit + at_stored, H * stored_size, n, UNIT),
+                k,
             )
             store_gates(dxs, dx + at_operand, H * operand_size, n)
             if SPLITS:
@@ -148,12 +188,13 @@ def backward_row(cell: Any, dtype: str) -> Any:
     ending = units("first")
 
     @inner
-    def row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H):
+    def row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H, w_unit, constants):
+        k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            whole(j, lanes, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
+            whole(j, lanes, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H, w_unit, k)
         if last < share:
-            ending(last, share - last, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H)
+            ending(last, share - last, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H, w_unit, k)
 
     return row
 
@@ -162,9 +203,9 @@ def backward_row(cell: Any, dtype: str) -> Any:
 def reset_rows(cell: Any, dtype: str, state: str) -> tuple[Any, Any]:
     """The two forward stages of a GRU that resets before its second product.
 
-    reset_row(g, bias_x, bias_h, h, r, rh, share, keep)
+    reset_row(g, bias_x, bias_h, h, r, rh, share, keep, constants)
         g holds r's pre-activations. r goes to `r` where keep, r h' to rh.
-    output_row(g, apart, bias_x, bias_h, h, z, out, y, share, H, keep)
+    output_row(g, apart, bias_x, bias_h, h, z, out, y, share, H, keep, constants)
         g holds those of z, and those of n `apart` bytes on; the biases are z's, with n's H units on. z goes to `z`
         where keep, n H units on; h to out and y.
 
@@ -174,7 +215,10 @@ def reset_rows(cell: Any, dtype: str, state: str) -> tuple[Any, Any]:
     stored = form.stored
     operand = form.operand
     v = form.computed
-    stages = POINTWISE[cell.name](inner, activations(v.dtype))
+    stages = pointwise_of(cell, inner, activations(v.dtype))
+    prepared = stages.prepared
+    load_numbers = v.load_numbers
+    CONSTANTS = len(cell.constants)
     h_format = vectors(state)
     size = v.itemsize
     stored_size = stored.itemsize
@@ -198,21 +242,21 @@ def reset_rows(cell: Any, dtype: str, state: str) -> tuple[Any, Any]:
             return load(g, n) + (load_bias(bias_x, n) + load_bias(bias_h, n))
 
         @inner
-        def reset_step(j, n, g, bx, bh, h, r, rh, keep):
+        def reset_step(j, n, g, bx, bh, h, r, rh, keep, k):
             at = j * stored_size
-            r_value, rh_value = reset(with_biases(g + j * size, bx + at, bh + at, n), load_h(h + j * h_size, n))
+            r_value, rh_value = reset(with_biases(g + j * size, bx + at, bh + at, n), load_h(h + j * h_size, n), k)
             if keep:
                 store_value(r_value, r + at, n)
             store_rh(rh_value, rh + j * operand_size, n)
 
         @inner
-        def output_step(j, n, g, apart, bx, bh, h, z, out, y, H, keep):
+        def output_step(j, n, g, apart, bx, bh, h, z, out, y, H, keep, k):
             gate = g + j * size
             at = j * stored_size
             after = (H + j) * stored_size
             h_before = load_h(h + j * h_size, n)
-            z_value = update(with_biases(gate, bx + at, bh + at, n))
-            n_value, h_value = output(with_biases(gate + apart, bx + after, bh + after, n), z_value, h_before)
+            z_value = update(with_biases(gate, bx + at, bh + at, n), k)
+            n_value, h_value = output(with_biases(gate + apart, bx + after, bh + after, n), z_value, h_before, k)
             if keep:
                 store_value(z_value, z + at, n)
                 store_value(n_value, z + after, n)
@@ -224,20 +268,22 @@ def reset_rows(cell: Any, dtype: str, state: str) -> tuple[Any, Any]:
     (reset_whole, output_whole), (reset_ending, output_ending) = units("whole"), units("first")
 
     @inner
-    def reset_row(g, bx, bh, h, r, rh, share, keep):
+    def reset_row(g, bx, bh, h, r, rh, share, keep, constants):
+        k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            reset_whole(j, lanes, g, bx, bh, h, r, rh, keep)
+            reset_whole(j, lanes, g, bx, bh, h, r, rh, keep, k)
         if last < share:
-            reset_ending(last, share - last, g, bx, bh, h, r, rh, keep)
+            reset_ending(last, share - last, g, bx, bh, h, r, rh, keep, k)
 
     @inner
-    def output_row(g, apart, bx, bh, h, z, out, y, share, H, keep):
+    def output_row(g, apart, bx, bh, h, z, out, y, share, H, keep, constants):
+        k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            output_whole(j, lanes, g, apart, bx, bh, h, z, out, y, H, keep)
+            output_whole(j, lanes, g, apart, bx, bh, h, z, out, y, H, keep, k)
         if last < share:
-            output_ending(last, share - last, g, apart, bx, bh, h, z, out, y, H, keep)
+            output_ending(last, share - last, g, apart, bx, bh, h, z, out, y, H, keep, k)
 
     return reset_row, output_row
 
@@ -246,16 +292,19 @@ def reset_rows(cell: Any, dtype: str, state: str) -> tuple[Any, Any]:
 def reset_rows_back(cell: Any, dtype: str) -> tuple[Any, Any]:
     """The two backward stages of a GRU that resets before its second product.
 
-    output_row(saved, h_prev, dy, has_dy, dh, dg, share, H)
+    output_row(saved, h_prev, dy, has_dy, dh, dg, share, H, constants)
         da_z and da_n go into dg, dh + dy into dh
-    gates_row(saved, h_prev, drh, dh, dg, share, H)
+    gates_row(saved, h_prev, drh, dh, dg, share, H, constants)
         da_r goes into dg; into dh what reaches h' without the product of r and z
     """
     form = formats(dtype)
     stored = form.stored
     operand = form.operand
     v = form.computed
-    stages = POINTWISE[cell.name](inner, activations(v.dtype))
+    stages = pointwise_of(cell, inner, activations(v.dtype))
+    prepared = stages.prepared
+    load_numbers = v.load_numbers
+    CONSTANTS = len(cell.constants)
     size = v.itemsize
     stored_size = stored.itemsize
     operand_size = operand.itemsize
@@ -271,25 +320,25 @@ def reset_rows_back(cell: Any, dtype: str) -> tuple[Any, Any]:
         store_gate = getattr(operand, part).store
 
         @inner
-        def output_step(j, n, saved, h_prev, dy, has_dy, dh, dg, H):
+        def output_step(j, n, saved, h_prev, dy, has_dy, dh, dg, H, k):
             at = j * size
             d_h = load(dh + at, n)
             if has_dy:
                 d_h = d_h + load_value(dy + j * stored_size, n)
             z = load_value(saved + (H + j) * stored_size, n)
             value = load_value(saved + (2 * H + j) * stored_size, n)
-            da_z, da_n = output_backward(z, value, load_h(h_prev + j * operand_size, n), d_h)
+            da_z, da_n = output_backward(z, value, load_h(h_prev + j * operand_size, n), d_h, k)
             store_gate(da_z, dg + (H + j) * operand_size, n)
             store_gate(da_n, dg + (2 * H + j) * operand_size, n)
             store(d_h, dh + at, n)
 
         @inner
-        def gates_step(j, n, saved, h_prev, drh, dh, dg, H):
+        def gates_step(j, n, saved, h_prev, drh, dh, dg, H, k):
             at = j * size
             r = load_value(saved + j * stored_size, n)
             z = load_value(saved + (H + j) * stored_size, n)
             h = load_h(h_prev + j * operand_size, n)
-            da_r, dh_prev = gates_backward(r, z, h, load(dh + at, n), load(drh + at, n))
+            da_r, dh_prev = gates_backward(r, z, h, load(dh + at, n), load(drh + at, n), k)
             store_gate(da_r, dg + j * operand_size, n)
             store(dh_prev, dh + at, n)
 
@@ -298,19 +347,21 @@ def reset_rows_back(cell: Any, dtype: str) -> tuple[Any, Any]:
     (output_whole, gates_whole), (output_ending, gates_ending) = units("whole"), units("first")
 
     @inner
-    def output_row(saved, h_prev, dy, has_dy, dh, dg, share, H):
+    def output_row(saved, h_prev, dy, has_dy, dh, dg, share, H, constants):
+        k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            output_whole(j, lanes, saved, h_prev, dy, has_dy, dh, dg, H)
+            output_whole(j, lanes, saved, h_prev, dy, has_dy, dh, dg, H, k)
         if last < share:
-            output_ending(last, share - last, saved, h_prev, dy, has_dy, dh, dg, H)
+            output_ending(last, share - last, saved, h_prev, dy, has_dy, dh, dg, H, k)
 
     @inner
-    def gates_row(saved, h_prev, drh, dh, dg, share, H):
+    def gates_row(saved, h_prev, drh, dh, dg, share, H, constants):
+        k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            gates_whole(j, lanes, saved, h_prev, drh, dh, dg, H)
+            gates_whole(j, lanes, saved, h_prev, drh, dh, dg, H, k)
         if last < share:
-            gates_ending(last, share - last, saved, h_prev, drh, dh, dg, H)
+            gates_ending(last, share - last, saved, h_prev, drh, dh, dg, H, k)
 
     return output_row, gates_row

@@ -8,7 +8,7 @@ from rnnkit.kernels.cpu.formats import depths, formats
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products
 from rnnkit.kernels.cpu.packed_weights import weight_functions
-from rnnkit.kernels.cpu.pointwise import reset_rows, reset_rows_back
+from rnnkit.kernels.cpu.pointwise import extras_reader, reset_rows, reset_rows_back
 from rnnkit.kernels.cpu.rows import caller_step
 from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Packed, operands_of
 
@@ -30,6 +30,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     COMPUTED = computed.itemsize
     WORD = form.word
     SAVED = cell.n_saved
+    extras_of = extras_reader(cell)
 
     @inner
     def w_z(a, s):
@@ -61,12 +62,13 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
         operands = operands_of(a, s)
         b_ih = a.weights.b_ih + share.unit0 * STORED
         b_hh = a.weights.b_hh + share.unit0 * STORED
+        _, constants = extras_of(a)
         for r in range(p.b0, step.end):
             here = step.at + r
             rh = operands + (here if s.keep else r) * row_h + share.unit0 * OPERAND
             reset_row(
                 step.gates + (r - p.b0) * share.row_g, b_ih, b_hh, step.h + r * row_h + share.unit0 * OPERAND,
-                a.saved.values + (SAVED * here * s.H + share.unit0) * STORED, rh, share.units, s.keep,
+                a.saved.values + (SAVED * here * s.H + share.unit0) * STORED, rh, share.units, s.keep, constants,
             )  # fmt: skip
 
     @inner
@@ -86,13 +88,14 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
         z_at = s.H + share.unit0
         b_ih = a.weights.b_ih + z_at * STORED
         b_hh = a.weights.b_hh + z_at * STORED
+        _, constants = extras_of(a)
         for r in range(p.b0, step.end):
             own = r * row_h + share.unit0 * OPERAND
             y = a.y + caller_step(a.rows, s, step.t, r) * a.y_row + share.unit0 * STORED
             output_row(
                 step.gates + (r - p.b0) * share.row_g + block, block, b_ih, b_hh, step.h + own,
                 a.saved.values + (SAVED * (step.at + r) * s.H + z_at) * STORED, step.h_new + own, y, share.units, s.H,
-                s.keep,
+                s.keep, constants,
             )  # fmt: skip
 
     return ForwardStages(pack, packed, first, between, second)
@@ -113,6 +116,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     WORD = form.word
     SAVED = cell.n_saved
     output_row, gates_row = reset_rows_back(cell, dtype)
+    extras_of = extras_reader(cell)
 
     @outer
     def pack(a, s, p):
@@ -128,6 +132,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     @inner
     def second_rows(a, s, p, share, w, step):
         has_dy = a.dy != 0
+        _, constants = extras_of(a)
         for r in range(p.b0, step.end):
             here = step.at + r
             output_row(
@@ -135,7 +140,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
                 a.saved.h_prev + (here * s.H + share.unit0) * OPERAND,
                 a.dy + caller_step(a.rows, s, step.t, r) * a.y_row + share.unit0 * STORED, has_dy,
                 a.workspace + s.states + (r * s.H + share.unit0) * COMPUTED,
-                a.dgates_x + here * share.row_g + share.unit0 * OPERAND, share.units, s.H,
+                a.dgates_x + here * share.row_g + share.unit0 * OPERAND, share.units, s.H, constants,
             )  # fmt: skip
 
     @inner
@@ -146,6 +151,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
 
     @inner
     def first_rows(a, s, p, share, w, step):
+        _, constants = extras_of(a)
         for r in range(p.b0, step.end):
             here = step.at + r
             own = (r * s.H + share.unit0) * COMPUTED
@@ -153,6 +159,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
                 a.saved.values + (SAVED * here * s.H + share.unit0) * STORED,
                 a.saved.h_prev + (here * s.H + share.unit0) * OPERAND, a.workspace + s.exchanged + own,
                 a.workspace + s.states + own, a.dgates_x + here * share.row_g + share.unit0 * OPERAND, share.units, s.H,
+                constants,
             )  # fmt: skip
 
     @inner

@@ -22,6 +22,7 @@ from rnnkit.kernels.cpu.packed_weights import weight_functions
 from rnnkit.kernels.cpu.partition import arrive, await_group, part_of, sync_all, sync_group
 from rnnkit.kernels.cpu.rows import caller_row, caller_step, clearer, copier, row_functions
 from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Step, cell_states, share_maker
+from rnnkit.kernels.cpu.unit_gradients import make_unit_gradients
 
 
 def forward_stages(cell: Any, dtype: str) -> ForwardStages:
@@ -111,7 +112,7 @@ def make_forward(cell: Any, dtype: str) -> Any:
                 at = row * s.H + share.unit0
                 copy_c_end(cells_of(a, s) + at * COMPUTED, a.c_n + at * STORED, share.units)
 
-    @job(("forward", cell.name, dtype))
+    @job(("forward", cell.key, dtype))
     def forward(block, index):
         a = read_forward(block)
         s = read_shape(a.shape)
@@ -177,6 +178,7 @@ def make_backward(cell: Any, dtype: str) -> Any:
     computed = form.computed
     MIXED = form.mixed
     gradients = make_gradients(dtype)
+    unit_gradients = make_unit_gradients(cell, dtype)
     copy_start = copier(stored.dtype, computed.dtype)
     copy_end = copier(computed.dtype, stored.dtype)
     cells_of = cell_states(dtype, False)
@@ -210,7 +212,7 @@ def make_backward(cell: Any, dtype: str) -> Any:
                 at = row * s.H + share.unit0
                 copy_end(cells_of(a, s) + at * COMPUTED, a.dc0 + at * STORED, share.units)
 
-    @job(("backward", cell.name, dtype))
+    @job(("backward", cell.key, dtype))
     def backward(block, index):
         a = read_backward(block)
         s = read_shape(a.shape)
@@ -240,5 +242,6 @@ def make_backward(cell: Any, dtype: str) -> Any:
             first_product(a, s, p, share, w, step)
         finish(a, s, p, share)
         gradients(a, s, p, index, G, a.saved.operand if RESETS else 0)
+        unit_gradients(a, s, p, index)
 
     return backward

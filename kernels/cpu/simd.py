@@ -106,7 +106,7 @@ class _Unary(AbstractTemplate):
         return signature(args[0], args[0]) if len(args) == 1 and isinstance(args[0], VecType) else None
 
 
-def _as_vector(context: Any, builder: ir.IRBuilder, value: ir.Value, from_type: types.Type, vec: VecType) -> ir.Value:
+def as_vector(context: Any, builder: ir.IRBuilder, value: ir.Value, from_type: types.Type, vec: VecType) -> ir.Value:
     """A Vec as it is; a number in every lane."""
     if isinstance(from_type, VecType):
         return value
@@ -118,7 +118,7 @@ def _define_binary(op: Callable[..., Any], emit: Callable[[ir.IRBuilder], Any]) 
 
     def lower(context, builder, sig, args):
         vec = sig.return_type
-        left, right = (_as_vector(context, builder, a, t, vec) for a, t in zip(args, sig.args, strict=True))
+        left, right = (as_vector(context, builder, a, t, vec) for a, t in zip(args, sig.args, strict=True))
         return emit(builder)(left, right, flags=_CONTRACT)
 
     for pair in ((VecType, VecType), (VecType, types.Number), (types.Number, VecType)):
@@ -288,6 +288,8 @@ def vectors(dtype: str) -> SimpleNamespace:
     emit                                            the `Emitters` of one vector, for intrinsics
     zero()                                          zero in every lane
     add_blocks(left, right)                         the sums of two tuples, vector by vector
+    load_numbers(address, count)                    a tuple of `count` vectors, each with one number in every lane, from
+                                                    consecutive numbers; count is a literal
     """
     scalar = types.float64 if dtype == "float64" else types.float32
     itemsize = 2 if dtype in ("float16", "bfloat16") else scalar.bitwidth // 8
@@ -307,7 +309,7 @@ def vectors(dtype: str) -> SimpleNamespace:
         @intrinsic
         def store(typing, value, address, n):
             def emit(context, builder, sig, args):
-                whole = _as_vector(context, builder, args[0], sig.args[0], vec)
+                whole = as_vector(context, builder, args[0], sig.args[0], vec)
                 store_one(builder, vec, whole, args[1], args[2])
                 return context.get_dummy_value()
 
@@ -355,6 +357,17 @@ def vectors(dtype: str) -> SimpleNamespace:
 
         return left(left, left), emit
 
+    @intrinsic(prefer_literal=True)
+    def load_numbers(typing, address, count):
+        numbers = types.UniTuple(vec, count.literal_value) if count.literal_value else types.Tuple(())
+
+        def emit(context, builder, sig, args):
+            first = pointer(builder, args[0], vec.llvm_scalar)
+            values = [builder.load(builder.gep(first, [ir.Constant(INT64, k)])) for k in range(count.literal_value)]
+            return context.make_tuple(builder, numbers, [splat(builder, vec.llvm, value) for value in values])
+
+        return numbers(types.intp, count), emit
+
     return SimpleNamespace(
         dtype=dtype,
         type=vec,
@@ -365,4 +378,5 @@ def vectors(dtype: str) -> SimpleNamespace:
         first=memory(emit_one.load_first, emit_one.store_first),
         zero=zero,
         add_blocks=add_blocks,
+        load_numbers=load_numbers,
     )

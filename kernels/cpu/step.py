@@ -22,7 +22,7 @@ from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner, job, outer
 from rnnkit.kernels.cpu.memory import minimum
 from rnnkit.kernels.cpu.partition import Part, part_of, sync_group
-from rnnkit.kernels.cpu.pointwise import forward_row, reset_rows
+from rnnkit.kernels.cpu.pointwise import extras_reader, forward_row, reset_rows
 from rnnkit.kernels.cpu.rows import copier, row_functions
 from rnnkit.kernels.cpu.simd import (
     INT32,
@@ -261,12 +261,14 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
     G = cell.n_gates
     SAVED = cell.n_saved
     SPLITS = cell.splits_sides
+    extras_of = extras_reader(cell)
 
-    @job(("step", cell.name, dtype))
+    @job(("step", cell.key, dtype))
     def step(block, index):
         share = share_of(block, index)
         a, p, u1, row_h, sides = share.a, share.p, share.u1, share.row_h, share.sides
         H, keep, weights, saved = share.s.H, share.s.keep, a.weights, a.saved
+        w_unit, constants = extras_of(a)
         vector = lanes * COMPUTED
         row_g = 2 * G * vector
         for j in range(share.u0, u1, lanes):
@@ -288,7 +290,7 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
                     row(
                         g, g + G * vector, vector, weights.b_ih + at, weights.b_hh + at, h, a.c0 + own, a.h_n + own,
                         a.y + r * a.y_row + at, saved.values + SAVED * r * row_h + at, saved.c_prev + unit * COMPUTED,
-                        a.c_n + own, n, H, keep,
+                        a.c_n + own, n, H, keep, w_unit + at, constants,
                     )  # fmt: skip
 
     return step
@@ -308,12 +310,14 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
     copy_h = copier(stored.dtype, operand.dtype)
     add_to = row_functions(dtype).add_to
     SAVED = cell.n_saved
+    extras_of = extras_reader(cell)
 
-    @job(("step", cell.name, dtype))
+    @job(("step", cell.key, dtype))
     def step(block, index):
         share = share_of(block, index)
         a, s, p, u0, u1, row_h, sides = share.a, share.s, share.p, share.u0, share.u1, share.row_h, share.sides
         H, keep, weights, saved = s.H, s.keep, a.weights, a.saved
+        _, constants = extras_of(a)
         vector = lanes * COMPUTED
         row_g = 4 * vector
         rh_rows = saved.operand if keep else a.workspace + s.exchanged
@@ -330,7 +334,7 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
                     add_to(g + vector, g, lanes)
                     values = saved.values + SAVED * r * row_h + at
                     unit = (r * H + j) * OPERAND
-                    reset_row(g, weights.b_ih + at, weights.b_hh + at, h, values, rh_rows + unit, n, keep)
+                    reset_row(g, weights.b_ih + at, weights.b_hh + at, h, values, rh_rows + unit, n, keep, constants)
                     if keep:
                         copy_h(h, saved.h_prev + unit, n)
         sync_group(s, p, 1)
@@ -348,6 +352,7 @@ def _make_reset_before(cell: Any, dtype: str) -> Any:
                     output_row(
                         g, vector, weights.b_ih + z, weights.b_hh + z, a.h0 + own,
                         saved.values + SAVED * r * row_h + z, a.h_n + own, a.y + r * a.y_row + j * STORED, n, H, keep,
+                        constants,
                     )  # fmt: skip
 
     return step

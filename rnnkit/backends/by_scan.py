@@ -33,6 +33,7 @@ class ScanGradients(NamedTuple):
     dstate0             tuple        gradients of the initial states
     operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
     dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
+    dunit               (T, B, K*H) or None: what each row-step adds to the gradients of the weights per unit
 
     Entries past a row's own length may hold anything: the live steps alone are read.
     """
@@ -43,6 +44,7 @@ class ScanGradients(NamedTuple):
     operands: dict[str, Array]
     dprojected: Array | None = None
     m: Array | None = None
+    dunit: Array | None = None
 
 
 class Saved(NamedTuple):
@@ -103,7 +105,10 @@ def _weight_gradients(
     dw_hr = None
     if weights.w_hr is not None:
         dw_hr = narrow(product_over_rows(_steps(grads.dprojected, live), _steps(grads.m, live)), dtype)
-    return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr)
+    dw_unit = None
+    if weights.w_unit is not None:
+        dw_unit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(weights.w_unit.shape)
+    return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr, dw_unit)
 
 
 def _live_steps(x: Array, lengths: np.ndarray) -> Array:

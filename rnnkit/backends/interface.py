@@ -54,6 +54,7 @@ class LayerCall(NamedTuple):
     reserve      (bytes,) uint8 on x's device, of the size that the backend's `reserve_bytes` says, or None. A backend
                  writes what backward needs there, so that `saved_in_reserve` finds it later from these bytes alone.
                  None: the backend allocates
+    constants    the numbers that `Cell.constants` names
     """
 
     cell: Cell
@@ -67,6 +68,7 @@ class LayerCall(NamedTuple):
     out: Array | None = None
     cache: LayerCache | None = None
     reserve: Array | None = None
+    constants: tuple[float, ...] = ()
 
     @property
     def sizes(self) -> Sizes:
@@ -86,6 +88,7 @@ class BackwardCall(NamedTuple):
     weights      those of the forward
     cache        as in the forward. The caller will add the weights' gradients to cache.grads, if it is not None. A
                  backend may add them itself, and then returns None for those that it added
+    constants    as in the forward
     """
 
     cell: Cell
@@ -95,6 +98,7 @@ class BackwardCall(NamedTuple):
     dstate_n: State
     weights: Weights
     cache: LayerCache | None = None
+    constants: tuple[float, ...] = ()
 
 
 # What a backend's forward gives: y (T, B, R), the final states, and what its own backward needs or None. Not a named

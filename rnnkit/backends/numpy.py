@@ -38,13 +38,14 @@ def _live(t: int, lengths: Array | None) -> Array:
 def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan:
     """gates_x (T, B, G*H) is x W_ih^T, without its bias; see `rnnkit.backends.by_scan.forward`."""
     cell, weights, keep = call.cell, call.weights, call.keep
+    step, _ = cell.steps(call.constants)
     T, B, _ = gates_x.shape
     y = np.empty((T, B, call.state0[0].shape[1]), gates_x.dtype)
     steps: list[Kept] = [{} for _ in range(T)]
     state = tuple(np.array(s) for s in call.state0)
     for t in _order(T, call.reverse):
         x_side = gates_x[t] if weights.b_ih is None else gates_x[t] + weights.b_ih
-        new, kept = cell.forward(x_side, state, weights)
+        new, kept = step(x_side, state, weights)
         live = _live(t, lengths)
         state = tuple(np.where(live, n, s) for n, s in zip(new, state, strict=True))
         y[t] = np.where(live, state[0], 0)
@@ -57,19 +58,23 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
     """See `rnnkit.backends.by_scan.backward`."""
     cell, saved, dy = call.cell, call.saved, call.dy
     dstate_n, weights = call.dstate_n, call.weights
+    _, step_back = cell.steps(call.constants)
     T, B = len(saved.steps), dstate_n[0].shape[0]
     dtype, GH = dstate_n[0].dtype, weights.w_hh.shape[0]
     dgates_x, dgates_h = np.zeros((T, B, GH), dtype), np.zeros((T, B, GH), dtype)
     dprojected = None if weights.w_hr is None else np.zeros((T, B, weights.w_hr.shape[0]), dtype)
+    dunit = None if weights.w_unit is None else np.zeros((T, B, weights.w_unit.size), dtype)
     dstate = tuple(np.array(d) for d in dstate_n)
     for t in _order(T, not saved.reverse):
         live = _live(t, saved.lengths)
         dh = dstate[0] if dy is None else dstate[0] + dy[t]
-        step = cell.backward(saved.steps[t], (dh, *dstate[1:]), weights)
+        step = step_back(saved.steps[t], (dh, *dstate[1:]), weights)
         dgates_x[t] = np.where(live, step.dx_side, 0)
         dgates_h[t] = np.where(live, step.dh_side, 0)
         if dprojected is not None and step.dprojected is not None:
             dprojected[t] = np.where(live, step.dprojected, 0)
+        if dunit is not None and step.dunit is not None:
+            dunit[t] = np.where(live, step.dunit, 0)
         dstate = tuple(np.where(live, n, d) for n, d in zip(step.dstate, dstate, strict=True))
 
     def over_time(name: str, width: int) -> Array:
@@ -80,7 +85,7 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
 
     operands = {name: over_time(name, weights.w_hh.shape[1]) for name, _, _ in cell.products}
     m = over_time("m", weights.w_hr.shape[1]) if weights.w_hr is not None else None
-    return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m)
+    return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m, dunit)
 
 
 def forward(call: LayerCall) -> Forward:
@@ -129,7 +134,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
 @cache
 def _kept_values(cell: Cell) -> int:
     """How many values a unit and step hold on to: counted on a step of one unit, views at the size of their base."""
-    one, gates = np.ones((1, 1)), np.ones((1, cell.n_gates))
-    _, kept = cell.forward(gates, (one,) * len(cell.states), Weights(gates.T, gates.T))
+    one, gates, unit = np.ones((1, 1)), np.ones((1, cell.n_gates)), np.ones((len(cell.unit_weights), 1))
+    _, kept = cell.forward(gates, (one,) * len(cell.states), Weights(gates.T, gates.T, w_unit=unit))
     bases = [a if a.base is None else a.base for a in kept.values()]
     return sum({id(b): b.size for b in bases}.values()) + len(cell.states) - 1

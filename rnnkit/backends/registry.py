@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rnnkit.backends import needs
 from rnnkit.backends.interface import Backend
-from rnnkit.core.cells import CELLS
+from rnnkit.core.cells import CELLS, Cell, cell_of
 from rnnkit.core.devices import cuda_problem
 from rnnkit.core.dtypes import DTYPES, DType
 
@@ -30,6 +30,8 @@ class BackendRow:
     """One row of BACKENDS: the array kind it takes, the dtypes it serves, and why it may not run here.
 
     cells: the names of the cells it serves: asked for when a call is made, as the tables of kernels are imported late.
+    options: why it does not serve a cell with its options, or None.
+    fused: whether it runs compiled kernels, which `strict` demands.
     schedules: the names of its ways to run a layer-direction, of which a call may name one; () where there is one way.
     """
 
@@ -40,6 +42,8 @@ class BackendRow:
     problem: Callable[[], str | None]
     cells: Callable[[], Collection[str]]
     schedules: Callable[[], tuple[str, ...]] = _no_schedules
+    options: Callable[[Cell], str | None] = lambda cell: None
+    fused: bool = True
 
     def load(self, schedule: str | None = None) -> Backend:
         """The backend's module, or where a schedule is named the module's `pinned(schedule)`."""
@@ -65,6 +69,11 @@ def _cuda_cells() -> Collection[str]:
     from rnnkit.kernels.cells import HEADERS
 
     return HEADERS
+
+
+def _unserved_options(cell: Cell) -> str | None:
+    """Why neither kernels/cells nor kernels/cuda has this cell with its options."""
+    return f"does not serve the cell {cell.name} with {cell.options}" if cell.options else None
 
 
 def _cupy_schedules() -> tuple[str, ...]:
@@ -107,10 +116,25 @@ BACKENDS: dict[str, BackendRow] = {
             lambda: needs.numba_problem(),  # looked up when asked, so that a test may replace it
             _compiled_cells,
         ),
-        BackendRow("numpy", "numpy", tuple(DTYPES), "the NumPy oracle", _no_problem, _all_cells),
-        BackendRow("cupy", "cupy", tuple(DTYPES), "CUDA C++ through CuPy", cuda_problem, _cuda_cells, _cupy_schedules),
+        BackendRow("numpy", "numpy", tuple(DTYPES), "the NumPy oracle", _no_problem, _all_cells, fused=False),
         BackendRow(
-            "numba_cuda", "cupy", ("float32", "float64", "float16"), "Numba CUDA", _numba_cuda_problem, _compiled_cells
+            "cupy",
+            "cupy",
+            tuple(DTYPES),
+            "CUDA C++ through CuPy",
+            cuda_problem,
+            _cuda_cells,
+            _cupy_schedules,
+            options=_unserved_options,
+        ),
+        BackendRow(
+            "numba_cuda",
+            "cupy",
+            ("float32", "float64", "float16"),
+            "Numba CUDA",
+            _numba_cuda_problem,
+            _compiled_cells,
+            options=_unserved_options,
         ),
     )
 }
@@ -164,14 +188,15 @@ def check_backend(name: Any) -> None:
 
 
 @cache
-def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choice:
+def select(device: str, dtype: str, cell: str, name: str | None = None, strict: bool = False) -> Choice:
     """The backend for arrays on `device` ('cpu' or 'cuda:<index>') computed as the row `dtype` of DTYPES says.
 
-    `name` asks for one.
+    `cell` is a `Cell.key`. `name` asks for one backend; `strict` for one with compiled kernels.
 
     Raises ValueError where the named backend does not fit the arrays, RuntimeError where none can run.
     """
     check_backend(name)
+    row_of_cell = cell_of(cell)
     arrays = "numpy" if device == "cpu" else "cupy"
     if name is not None:
         row, schedule = backend_row(name)
@@ -179,28 +204,35 @@ def select(device: str, dtype: str, cell: str, name: str | None = None) -> Choic
             raise ValueError(f"backend {name!r} takes {row.arrays} arrays, got {arrays} arrays on {device}")
         if dtype not in row.dtypes:
             raise ValueError(f"backend {name!r} serves {', '.join(row.dtypes)}, got dtype {dtype}")
-        if cell not in row.cells():
+        if row_of_cell.name not in row.cells():
             raise ValueError(f"backend {name!r} serves the cells {', '.join(row.cells())}, got {cell}")
+        problem = row.options(row_of_cell) or _not_fused(row, strict)
+        if problem:
+            raise ValueError(f"backend {name!r} {problem}")
         why = _with_precision(f"backend={name!r} was asked for", row, dtype)
         return Choice(row, row.load(schedule), DTYPES[dtype], why)
     skipped: list[str] = []
     for row in BACKENDS.values():
         if row.arrays != arrays:
             continue
-        problem = row.problem() or _unserved(row, dtype, cell)
+        problem = row.problem() or _unserved(row, dtype, row_of_cell) or _not_fused(row, strict)
         if problem:
             skipped.append(f"{row.name}: {problem}")
             continue
-        why = f"first backend for {arrays} arrays that serves {dtype} {CELLS[cell].name}"
+        why = f"first backend for {arrays} arrays that serves {dtype} {cell}"
         why = "; ".join([why, *(f"passed over {s}" for s in skipped)])
         return Choice(row, row.load(), DTYPES[dtype], _with_precision(why, row, dtype))
     raise RuntimeError(f"no backend can run {cell} in {dtype} on {device}: {'; '.join(skipped)}")
 
 
-def _unserved(row: BackendRow, dtype: str, cell: str) -> str | None:
+def _unserved(row: BackendRow, dtype: str, cell: Cell) -> str | None:
     if dtype not in row.dtypes:
         return f"does not serve {dtype}"
-    return None if cell in row.cells() else f"does not serve the cell {cell}"
+    return row.options(cell) if cell.name in row.cells() else f"does not serve the cell {cell.name}"
+
+
+def _not_fused(row: BackendRow, strict: bool) -> str | None:
+    return "has no compiled kernels, which strict=True demands" if strict and not row.fused else None
 
 
 def _with_precision(why: str, row: BackendRow, dtype: str) -> str:

@@ -7,20 +7,27 @@ Every step works on one time step of one direction:
 
     x_side   (B, G*H)   x_t W_ih^T + b_ih, gates packed in the order of the row's `gates`
     state    tuple      the states at the step before, in the order of the row's `states`: h (B, R), c (B, H)
-    weights  Weights    weight_hh (G*H, R), bias_hh (G*H,) or None, weight_hr (P, H) or None; R = P if projected, else H
+    weights  Weights    weight_hh (G*H, R), bias_hh (G*H,) or None, weight_hr (P, H) or None, w_unit (K, H) or None;
+                        R = P if projected, else H
 
 `forward` returns the new state and `kept`, the arrays that `backward` reads. `backward` takes the gradient of the new
 state and returns the gradients of both sides' pre-activations, of the state before, and of the projection's output.
 The two sides differ for the GRU alone, whose n gate multiplies the hidden side by r before adding.
+
+`Cell.with_options` adds options to a row: rnnkit/core/cell_options.py says which, and rnnkit/core/option_steps.py has
+their steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from rnnkit.core.cell_options import PLAIN, Options, check_options, constants_of, options_of
 
 Array = Any
 State = tuple[Array, ...]
@@ -28,13 +35,17 @@ Kept = dict[str, Array]
 
 
 class Weights(NamedTuple):
-    """Parameters of one layer-direction, in PyTorch's layout. Biases and the projection may be None."""
+    """Parameters of one layer-direction, in PyTorch's layout. Biases, the projection and w_unit may be None.
+
+    w_unit  (K, H), the weights per unit that `Cell.unit_weights` names
+    """
 
     w_ih: Array
     w_hh: Array
     b_ih: Array | None = None
     b_hh: Array | None = None
     w_hr: Array | None = None
+    w_unit: Array | None = None
 
 
 def each_weight(function: Callable[..., Array], *weights: Weights) -> Weights:
@@ -43,12 +54,23 @@ def each_weight(function: Callable[..., Array], *weights: Weights) -> Weights:
 
 
 class StepGradients(NamedTuple):
-    """Gradients of one step: both sides' pre-activations (B, G*H), the state before, and dh (B, P) if projected."""
+    """Gradients of one step: both sides' pre-activations (B, G*H), the state before, and dh (B, P) if projected.
+
+    dunit  (B, K*H), what each row adds to the gradients of the weights per unit, or None
+    """
 
     dx_side: Array
     dh_side: Array
     dstate: State
     dprojected: Array | None = None
+    dunit: Array | None = None
+
+
+class Steps(NamedTuple):
+    """One time step of a cell in NumPy, see the module's docstring."""
+
+    forward: Callable[[Array, State, Weights], tuple[State, Kept]]
+    backward: Callable[[Kept, State, Weights], StepGradients]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +88,11 @@ class Cell:
     splits_sides  whether the gradients of the input side and the hidden side differ
     projects      whether the cell takes a projection, weight_hr
     jumps         whether its gradient jumps where a pre-activation changes its sign
+    options       what is added to the row of CELLS of the same name
+    unit_weights  names of the weights per unit, the rows of Weights.w_unit
+    constants     names of the numbers that a call passes beside its arrays (`LayerCall.constants`)
+    key           the name and the options as stable text, of compiled kernels and their files. `cell_of` reads it
+    steps_at      steps_at(constants): the steps with these numbers. None: forward and backward take none
     """
 
     name: str
@@ -79,9 +106,28 @@ class Cell:
     splits_sides: bool = False
     projects: bool = False
     jumps: bool = False
+    options: Options = PLAIN
+    unit_weights: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+    steps_at: Callable[[tuple[float, ...]], Steps] | None = None
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.name}+{self.options}" if self.options else self.name)
 
     def __reduce__(self) -> Any:
-        return _cell_named, (self.name,)
+        return cell_of, (self.key,)
+
+    def with_options(self, options: Options) -> Cell:
+        """The row of CELLS of this name with the options: the same object for equal options, the row itself for none.
+
+        Raises ValueError if the cell does not have an option.
+        """
+        return _with_options(self.name, check_options(self.name, options)) if options else CELLS[self.name]
+
+    def steps(self, constants: tuple[float, ...] = ()) -> Steps:
+        """One time step in NumPy, with the numbers that `constants` names."""
+        return Steps(self.forward, self.backward) if self.steps_at is None else self.steps_at(constants)
 
     @property
     def n_gates(self) -> int:
@@ -286,6 +332,31 @@ CELLS: dict[str, Cell] = {
 }
 
 
-def _cell_named(name: str) -> Cell:
-    """How a pickled row is found again."""
-    return CELLS[name]
+@cache
+def cell_of(key: str) -> Cell:
+    """The cell of a `Cell.key`. Raises KeyError for an unknown name, ValueError for unknown options."""
+    name, _, options = key.partition("+")
+    return CELLS[name].with_options(options_of(options))
+
+
+@cache
+def _with_options(name: str, options: Options) -> Cell:
+    from rnnkit.core.option_steps import steps_of, values_to_save  # which imports this file
+
+    row = CELLS[name]
+    if not options:
+        return row
+    constants = constants_of(name, options)
+    steps_at = steps_of(name, options)
+    forward, backward = steps_at((1.0,) * len(constants))
+    return replace(
+        row,
+        forward=forward,
+        backward=backward,
+        saved=values_to_save(row, options),
+        jumps=row.jumps or options.jumps,
+        options=options,
+        unit_weights=("p_i", "p_f", "p_o") if options.peephole else (),
+        constants=constants,
+        steps_at=steps_at,
+    )

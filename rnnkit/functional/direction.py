@@ -18,9 +18,10 @@ import numpy as np
 
 from rnnkit.backends import BackwardCall, Choice, LayerCall, check_backend, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
+from rnnkit.core.cells import CELLS, Array, Cell, State, Weights, cell_of
 from rnnkit.core.devices import array_module, current, device_of
 from rnnkit.core.dtypes import resolve_precision
+from rnnkit.core.option_arguments import check_constants
 
 __all__ = ["Saved", "Weights", "backward", "forward"]
 
@@ -35,6 +36,7 @@ class Saved(NamedTuple):
     dtype: np.dtype
     device: str
     own: Any
+    constants: tuple[float, ...] = ()
 
 
 def forward(
@@ -48,9 +50,11 @@ def forward(
     backend: str | None = None,
     precision: str | None = None,
     keep: bool = True,
+    constants: tuple[float, ...] = (),
 ) -> tuple[Array, State, Saved | None]:
     """One layer, one direction, whole sequence.
 
+    cell: a name of CELLS, or a `Cell.key` of one with options, whose numbers are `constants`, see `Cell.constants`.
     x (T, B, I); state0 (h0 (B, R), and for LSTM c0 (B, H)), R = P under projection, else H; weights as PyTorch's.
     lengths: row lengths (B,), whole numbers in [0, T]. reverse: from each row's own end to its start.
     precision: None, or for float32 arrays "tf32": products may round their operands to TF32, where the device has it.
@@ -59,6 +63,7 @@ def forward(
     """
     row, x, state0, weights = _check_forward(cell, x, state0, weights)
     reverse, keep = checks.flag("reverse", reverse), checks.flag("keep", keep)
+    constants = check_constants(row, constants)
     check_backend(backend)
     T, B, _ = x.shape
     device, xp = device_of(x), array_module(x)
@@ -66,12 +71,12 @@ def forward(
     checked = checks.lengths(lengths, T, B)
     with current(device):
         x = xp.ascontiguousarray(x)  # type: ignore[union-attr]
-        call = LayerCall(row, choice.dtype, x, state0, weights, checked, reverse, keep)
+        call = LayerCall(row, choice.dtype, x, state0, weights, checked, reverse, keep, constants=constants)
         y, state_n, own = choice.backend.forward(call)
     if not keep:
         return y, state_n, None
     shapes = tuple([None if w is None else tuple(w.shape) for w in weights])
-    return y, state_n, Saved(row, choice, x.shape, shapes, x.dtype, device, own)
+    return y, state_n, Saved(row, choice, x.shape, shapes, x.dtype, device, own, constants)
 
 
 def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
@@ -110,11 +115,12 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
             for name, d, width in zip(saved.cell.states, given, (R, H), strict=False)
         )
         choice = saved.choice
-        return choice.backend.backward(BackwardCall(saved.cell, choice.dtype, saved.own, dy, ends, weights))
+        given = (saved.own, dy, ends, weights, None, saved.constants)
+        return choice.backend.backward(BackwardCall(saved.cell, choice.dtype, *given))
 
 
 def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tuple[Cell, Array, State, Weights]:
-    row = CELLS[checks.one_of("cell", cell, tuple(CELLS))]
+    row = _cell(cell)
     x = checks.adopt("x", x)
     checks.plain_array("x", x)
     resolve_precision(None, x.dtype)
@@ -132,6 +138,17 @@ def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tupl
         for name, s, width in zip(row.states, state0, (R, H), strict=False)
     )
     return row, x, checked, weights
+
+
+def _cell(cell: Any) -> Cell:
+    name, plus, _ = cell.partition("+") if isinstance(cell, str) else (cell, "", "")
+    checks.one_of("cell", name, tuple(CELLS))
+    if not plus:
+        return CELLS[name]
+    try:
+        return cell_of(cell)
+    except ValueError as problem:
+        raise ValueError(f"cell: {problem}") from None
 
 
 def _check_weights(row: Cell, weights: Weights, I: int, dtype: np.dtype, device: str) -> Weights:
@@ -153,12 +170,17 @@ def _check_weights(row: Cell, weights: Weights, I: int, dtype: np.dtype, device:
         w_hr = checks.shaped("w_hr", w_hr, (R, H), dtype, device, "(P, H)")
     elif R != H:
         raise ValueError(f"w_hh must have shape (G*H, H) without w_hr, got {tuple(w_hh.shape)}")
-    return Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
+    w_unit, K = weights.w_unit, len(row.unit_weights)
+    if K:
+        w_unit = checks.shaped("w_unit", w_unit, (K, H), dtype, device, f"({K}, H): {', '.join(row.unit_weights)}")
+    elif w_unit is not None:
+        raise ValueError(f"w_unit must be None for {row.key}, which has no weights per unit")
+    return Weights(w_ih, w_hh, b_ih, b_hh, w_hr, w_unit)
 
 
 def _as_weights(weights: Any) -> Weights:
     fields = Weights._fields
     if not isinstance(weights, (tuple, list)) or not 2 <= len(weights) <= len(fields):
         was = f"{len(weights)} of them" if isinstance(weights, (tuple, list)) else type(weights).__name__
-        raise TypeError(f"weights must be a tuple ({', '.join(fields)}), of which the last three may lack, got {was}")
+        raise TypeError(f"weights must be a tuple ({', '.join(fields)}), of which the last four may lack, got {was}")
     return Weights(*weights)

@@ -28,6 +28,7 @@ class Saved(NamedTuple):
     directions: list[tuple[Any, ...]]
     masks: list[Array]
     shape: tuple[int, int, int]
+    constants: tuple[float, ...] = ()
 
 
 class StackCall(NamedTuple):
@@ -39,6 +40,8 @@ class StackCall(NamedTuple):
     dropout  dropout(layer, y) gives the mask that y of this layer is multiplied by; None for no dropout
     keep     whether to save what `backward` needs
     reserve  where all of that goes, beside the arguments, for `restored` to find it; None to allocate
+    constants
+             as in LayerCall
     """
 
     cell: Cell
@@ -50,6 +53,7 @@ class StackCall(NamedTuple):
     dropout: Callable[[int, Array], Array] | None = None
     keep: bool = True
     reserve: Reserve | None = None
+    constants: tuple[float, ...] = ()
 
     def layer_call(self, layer: int, direction: int, x: Array, y: Array | None) -> LayerCall:
         """The call of one layer and direction; y: the memory for both directions' outputs, or None."""
@@ -64,9 +68,8 @@ class StackCall(NamedTuple):
             last = slot == len(self.layers) * len(caches) - 1
             memory = self.reserve.rest() if last else self.reserve.take(self._saved_bytes(cache.weights, x))
         dtype, lengths = self.choice.dtype, self.lengths
-        return LayerCall(
-            self.cell, dtype, x, start, cache.weights, lengths, direction == 1, self.keep, out, cache, memory
-        )
+        how = (lengths, direction == 1, self.keep, out, cache, memory, self.constants)
+        return LayerCall(self.cell, dtype, x, start, cache.weights, *how)
 
     def _saved_bytes(self, weights: Weights, x: Array) -> int:
         T, B, I = x.shape
@@ -138,7 +141,7 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     if directions == len(layers) == 1:
         y, end, own = call.choice.backend.forward(call.layer_call(0, 0, x, None))
         state_n = tuple([s[None] for s in end])
-        return y, state_n, Saved(call.cell, call.choice, [(own,)], [], y.shape) if keep else None
+        return y, state_n, Saved(call.cell, call.choice, [(own,)], [], y.shape, call.constants) if keep else None
     xp: Any = array_module(x)
     state_n = tuple(xp.empty_like(s) for s in call.state0)
     saved: list[tuple[Any, ...]] = []
@@ -169,7 +172,7 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
             if keep:
                 masks.append(mask)
             del mask  # frees its memory before the next layer's call
-    return x, state_n, Saved(call.cell, call.choice, saved, masks, x.shape) if keep else None
+    return x, state_n, Saved(call.cell, call.choice, saved, masks, x.shape, call.constants) if keep else None
 
 
 def layers_at_once(
@@ -201,7 +204,7 @@ def restored(call: StackCall, masks: list[Array]) -> Saved:
         x = x if beside is None else beside
     T, B, _ = x.shape
     width = directions * call.layers[-1][0].weights.w_hh.shape[1]
-    return Saved(call.cell, call.choice, saved, masks, (T, B, width))
+    return Saved(call.cell, call.choice, saved, masks, (T, B, width), call.constants)
 
 
 def backward(
@@ -227,7 +230,8 @@ def backward(
             dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
             ends = tuple(d[slot] for d in dstate_n)
             own = saved.directions[layer][direction]
-            calls.append(BackwardCall(saved.cell, choice.dtype, own, dy_part, ends, cache.weights, cache))
+            given = (own, dy_part, ends, cache.weights, cache, saved.constants)
+            calls.append(BackwardCall(saved.cell, choice.dtype, *given))
         both = getattr(choice.backend, "backward_directions", None) if directions > 1 else None
         for dx_part, dstart, dw in both(calls) if both else map(choice.backend.backward, calls):
             dx = dx_part if dx is None else dx + dx_part

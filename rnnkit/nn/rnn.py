@@ -29,11 +29,16 @@ class RNN(Recurrent):
         batch_first: whether x and y have shape (B, T, ·) instead of (T, B, ·). States keep their shape.
         dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
         bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
+        clip: limits the pre-activations of the gates to [-clip, clip], as in ONNX; None for no limit.
+        activations: ONNX's activation in place of `nonlinearity`: a sequence of one name, as ("Softsign",), or of one
+            tuple with its numbers, as (("Elu", 0.5),). docs/cell-options.md lists them. None for `nonlinearity`.
         dtype: dtype of parameters and arrays: "float64", "float32", "tf32" (float32 arrays; a GPU may round the
             operands of products to TF32), "float16" or "bfloat16" (with sums in float32).
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: a name in `rnnkit.backends.BACKENDS`, or "cupy:<schedule>" for one schedule of the CuPy backend; None
             for the first backend that serves the device.
+        strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
+            the NumPy oracle.
         rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
 
     Raises:
@@ -60,9 +65,12 @@ class RNN(Recurrent):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        clip: float | None = None,
+        activations: Any = None,
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,
+        strict: bool = False,
         rng: Any = None,
     ) -> None:
         self.nonlinearity = checks.one_of("nonlinearity", nonlinearity, ("tanh", "relu"))
@@ -78,6 +86,9 @@ class RNN(Recurrent):
             dtype=dtype,
             device=device,
             backend=backend,
+            clip=clip,
+            activations=activations,
+            strict=strict,
             rng=rng,
         )
 
@@ -100,9 +111,14 @@ class GRU(Recurrent):
         dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
         bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
         reset_after: whether the reset gate is applied after the recurrent product.
+        clip: limits the pre-activations of the gates to [-clip, clip], as in ONNX; None for no limit.
+        activations: ONNX's activations of the gates r, z and of n, each a name or a tuple (name, alpha, beta), as
+            ("HardSigmoid", ("Elu", 0.5)). docs/cell-options.md lists them. None for ("Sigmoid", "Tanh").
         dtype: dtype of parameters and arrays, see `RNN`.
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: see `RNN`.
+        strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
+            the NumPy oracle.
         rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
 
     Raises:
@@ -129,9 +145,12 @@ class GRU(Recurrent):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        clip: float | None = None,
+        activations: Any = None,
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,
+        strict: bool = False,
         rng: Any = None,
     ) -> None:
         self.reset_after = checks.flag("reset_after", reset_after)
@@ -147,6 +166,9 @@ class GRU(Recurrent):
             dtype=dtype,
             device=device,
             backend=backend,
+            clip=clip,
+            activations=activations,
+            strict=strict,
             rng=rng,
         )
 
@@ -169,9 +191,19 @@ class LSTM(Recurrent):
         dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
         bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
         proj_size: number of features P < H that h is projected to; 0 for no projection.
+        peephole: whether i and f also read c', and o reads c, through `weight_peephole_l{k}` (Gers and Schmidhuber,
+            2000; ONNX's P).
+        clip: limits the pre-activations of the gates to [-clip, clip], as in ONNX; None for no limit.
+        cell_clip: limits c to [-cell_clip, cell_clip], as cuDNN and TensorFlow do; None for no limit.
+        coupled: whether f = 1 - i, as ONNX's input_forget. The weights of f are then without effect.
+        activations: ONNX's activations of the gates i, f, o, of g, and of c in h, each a name or a tuple
+            (name, alpha, beta), as ("HardSigmoid", "Tanh", ("Elu", 0.5)). docs/cell-options.md lists them. None for
+            ("Sigmoid", "Tanh", "Tanh").
         dtype: dtype of parameters and arrays, see `RNN`. With 16-bit dtypes, c is float32 within a call.
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: see `RNN`.
+        strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
+            the NumPy oracle.
         rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
 
     Raises:
@@ -198,9 +230,15 @@ class LSTM(Recurrent):
         bidirectional: bool = False,
         proj_size: int = 0,
         *,
+        peephole: bool = False,
+        clip: float | None = None,
+        cell_clip: float | None = None,
+        coupled: bool = False,
+        activations: Any = None,
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,
+        strict: bool = False,
         rng: Any = None,
     ) -> None:
         super().__init__(
@@ -216,5 +254,11 @@ class LSTM(Recurrent):
             dtype=dtype,
             device=device,
             backend=backend,
+            peephole=peephole,
+            clip=clip,
+            cell_clip=cell_clip,
+            coupled=coupled,
+            activations=activations,
+            strict=strict,
             rng=rng,
         )

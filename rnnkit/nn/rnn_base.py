@@ -2,6 +2,7 @@
 
 Layouts are PyTorch's: `weight_ih_l{k}[_reverse]` (G*H, I), `weight_hh_l{k}` (G*H, R), `weight_hr_l{k}` (P, H) with a
 projection, two biases (G*H,) each; gate order i,f,g,o and r,z,n. R, the width of h, is P with a projection, else H.
+Peepholes, which PyTorch does not have, are `weight_peephole_l{k}` (3, H), in the order i,f,o.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 
 from rnnkit.backends import Choice, LayerCache, Sizes, check_backend, select
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS, Cell, Weights
+from rnnkit.core.cells import Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
+from rnnkit.core.option_arguments import ARGUMENTS, cell_with
 from rnnkit.functional import segmented, stack
 from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.step_flags import given_flags
@@ -28,6 +30,7 @@ PARTS = (
     ("b_ih", "bias_ih"),
     ("b_hh", "bias_hh"),
     ("w_hr", "weight_hr"),
+    ("w_unit", "weight_peephole"),
 )
 
 
@@ -41,6 +44,8 @@ DEFAULTS = {
     "bidirectional": False,
     "proj_size": 0,
     "reset_after": True,
+    **ARGUMENTS,
+    "strict": False,
 }
 
 
@@ -65,12 +70,17 @@ def uniform_parameters(
         shapes |= {"bias_ih": (GH,), "bias_hh": (GH,)}
     if P:
         shapes["weight_hr"] = (P, H)
+    if cell.unit_weights:
+        shapes["weight_peephole"] = (len(cell.unit_weights), H)
     bound = 1 / math.sqrt(H)
     return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
 
 
 class Recurrent(Module):
-    """Base class of RNN, GRU and LSTM. A subclass names its cell; `rnnkit.functional.stack` runs the layers."""
+    """Base class of RNN, GRU and LSTM. A subclass names its cell; `rnnkit.functional.stack` runs the layers.
+
+    options: of rnnkit/core/option_arguments.py; each becomes an attribute.
+    """
 
     takes_lengths = True
 
@@ -90,7 +100,12 @@ class Recurrent(Module):
         device: Any,
         backend: str | None,
         rng: Any,
+        strict: bool = False,
+        **options: Any,
     ) -> None:
+        for name, value in options.items():
+            setattr(self, name, value)
+        self.strict = checks.flag("strict", strict)
         self.input_size = checks.positive_int("input_size", input_size)
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
         self.num_layers = checks.positive_int("num_layers", num_layers)
@@ -103,7 +118,7 @@ class Recurrent(Module):
         self.rng = make_rng(rng)
         super().__init__(dtype, device)
         self.backend = backend
-        self.cell = CELLS[cell]
+        self.cell, self._constants = cell_with(cell, options)
         self._choice()
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: it does nothing with num_layers=1", stacklevel=3)
@@ -151,10 +166,10 @@ class Recurrent(Module):
         return Sizes(T, B, self.input_size, H, self.proj_size or H, steps)
 
     def _choice(self) -> Choice:
-        return select(self.device, self._dtype.name, self.cell.name, self.backend)
+        return select(self.device, self._dtype.name, self.cell.key, self.backend, self.strict)
 
     def _check_device(self, device: str) -> None:
-        select(device, self._dtype.name, self.cell.name, self.backend)
+        select(device, self._dtype.name, self.cell.key, self.backend, self.strict)
 
     def _caches(self) -> list[stack.Directions]:
         """The arrays of each layer and direction, and what a backend derived from them."""
@@ -264,7 +279,9 @@ class Recurrent(Module):
             stacked = (self.num_layers, self.num_directions)
             choice = chunks.applied(choice, self.cell, sizes, *stacked, grad_enabled(), flags is not None)
         x = x if x.flags.c_contiguous else _contiguous(x)
-        stack_call = stack.StackCall(self.cell, choice, x, state0, self._caches(), checked, drop, keep=grad_enabled())
+        stack_call = stack.StackCall(
+            self.cell, choice, x, state0, self._caches(), checked, drop, grad_enabled(), None, self._constants
+        )
         saved: stack.Saved | segmented.Saved | None
         if found is None:
             y, state_n, saved = stack.forward(stack_call)

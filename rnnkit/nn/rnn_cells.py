@@ -71,10 +71,10 @@ class StepCell(Module):
         return layer_repr(self)
 
     def _choice(self) -> Choice:
-        return select(self._device, self._dtype.name, self.cell.name, self.backend)
+        return select(self._device, self._dtype.name, self.cell.key, self.backend)
 
     def _check_device(self, device: str) -> None:
-        select(device, self._dtype.name, self.cell.name, self.backend)
+        select(device, self._dtype.name, self.cell.key, self.backend)
 
     def _weights(self) -> _CachedWeights:
         """The part of a call that does not change between calls. It is cached."""
@@ -127,7 +127,7 @@ class StepCell(Module):
             cached = self._weights()
         cache, choice, _ = cached
         keep = grad_enabled()
-        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, keep, None, cache, None)
+        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, keep, None, cache, None, ())
         call: LayerCall = tuple.__new__(LayerCall, fields)  # LayerCall(*fields) would take 2% of the call more
         _, state, own = choice.backend.forward(call)
         slot = self._thread_slots.slot  # inlined self._saved: the property would take 1% of the call

@@ -12,7 +12,7 @@ class Case:
     """One layer in one direction to check: its cell, its sizes and its options.
 
     Attributes:
-        cell: a name in `rnnkit.core.cells.CELLS`.
+        cell: a name in `rnnkit.core.cells.CELLS`, or the key of a cell with options.
         T: number of steps.
         B: number of rows of the batch.
         I: number of input features.
@@ -21,6 +21,7 @@ class Case:
         bias: whether the cell has biases.
         reverse: whether it runs from each row's last step to the first.
         ragged: whether the rows have different lengths.
+        constants: the numbers that the cell's options need, see `Cell.constants`.
 
     Examples:
         >>> from rnnkit.testing import Case
@@ -37,6 +38,7 @@ class Case:
     bias: bool = True
     reverse: bool = False
     ragged: bool = False
+    constants: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         flags = [f for f in ("reverse", "ragged") if getattr(self, f)]

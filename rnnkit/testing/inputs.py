@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit.core.cells import CELLS, Array, State, Weights
+from rnnkit.core.cells import Array, State, Weights, cell_of
 from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.core.dtypes import resolve_dtype
 from rnnkit.testing.cases import Case
@@ -65,7 +65,7 @@ def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str =
     """
     rng = np.random.default_rng([seed, case.T, case.B, case.I, case.H])
     storage = resolve_dtype(dtype).storage
-    cell = CELLS[case.cell]
+    cell = cell_of(case.cell)
     GH = cell.n_gates * case.H
     R = case.P or case.H
 
@@ -90,6 +90,8 @@ def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str =
     dstate_n = tuple(draw(case.B, w) for w in widths)
     x = draw(case.T, case.B, case.I)
     dy = draw(case.T, case.B, R)
+    if cell.unit_weights:
+        weights = weights._replace(w_unit=draw(len(cell.unit_weights), case.H))
     lengths = None
     if case.ragged:
         lengths = rng.integers(0, case.T + 1, case.B)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core.cells import Weights, cell_of
 from rnnkit.core.devices import to_numpy
 from rnnkit.core.dtypes import resolve_dtype
 from rnnkit.functional import direction
@@ -36,7 +36,7 @@ def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None =
         >>> sorted(run(case, make_inputs(case), "numpy"))
         ['db_hh', 'db_ih', 'dh0', 'dw_hh', 'dw_ih', 'dx', 'h_n', 'y']
     """
-    cell = CELLS[case.cell]
+    cell = cell_of(case.cell)
     y, state_n, saved = direction.forward(
         case.cell,
         inputs.x,
@@ -46,6 +46,7 @@ def run(case: Case, inputs: Inputs, backend: str | None, precision: str | None =
         reverse=case.reverse,
         backend=backend,
         precision=precision,
+        constants=case.constants,
     )
     assert saved is not None
     dx, dstate0, dweights = direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)

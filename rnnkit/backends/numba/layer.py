@@ -23,6 +23,7 @@ from rnnkit.backends.numba.prepared import (
     Prepared,
     ReadyWeights,
     job,
+    make_extras,
     operand_dtype,
     prepared,
     prepared_ragged,
@@ -64,7 +65,7 @@ def forward(call: LayerCall) -> Forward:
     """See `rnnkit.backends.Backend.forward`."""
     x, lengths, keep, cache = call.x, call.lengths, call.keep, call.cache
     # Partly inlined from `_ready_weights`: a call of a function is 1% of a Cell's call.
-    weights = (cache and cache.addresses) or _ready_weights(call.weights, cache)
+    weights = (cache and cache.addresses) or _ready_weights(call)
     key = (call.cell, weights.kind, x.shape, call.reverse, keep)
     p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
     if p.order is not None and single(ready.work):
@@ -112,7 +113,7 @@ def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
 def saved_in_reserve(call: LayerCall) -> Saved:
     """See `rnnkit.backends.Backend`."""
     x, lengths = ready_array(call.x), call.lengths
-    key = (call.cell, _ready_weights(call.weights, call.cache).kind, x.shape, call.reverse, True)
+    key = (call.cell, _ready_weights(call).kind, x.shape, call.reverse, True)
     p, ready = prepared(key) if lengths is None else prepared_ragged(key, lengths)
     values, offsets, others = ready.arrays_to_save(call.reserve)
     if single(ready.work) and p.order is not None:
@@ -172,12 +173,13 @@ def _packed_layer(ready: Prepared, weights: Weights, plan: Plan) -> memory.Packe
     return packed_weights.get(key, plan.packed)
 
 
-def _ready_weights(weights: Weights, cache: LayerCache | None) -> ReadyWeights:
+def _ready_weights(call: LayerCall | BackwardCall) -> ReadyWeights:
     """The weights as the kernels take them, prepared once per layer where the caller is a layer."""
+    cache = call.cache
     if cache is None:
-        return ready_weights(weights)
+        return ready_weights(call.weights, call.cell, call.constants)
     if cache.addresses is None:
-        cache.addresses = ready_weights(weights)
+        cache.addresses = ready_weights(call.weights, call.cell, call.constants)
     return cache.addresses
 
 
@@ -211,7 +213,12 @@ def backward(call: BackwardCall) -> Gradients:
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
     compiled = job(cell, ready.work.dtype, True, False)
-    arguments = _ready_weights(weights, call.cache).arguments
+    arguments = _ready_weights(call).arguments
+    dw_unit = None
+    if weights.w_unit is not None:
+        dw_unit = np.empty(weights.w_unit.shape, dtype)
+        extras = make_extras(weights, call.constants, dw_unit)
+        arguments = (*arguments[:-1], extras[0].ctypes.data)
 
     def launch(state: int, threads: int) -> None:
         plan = ready.backward_plans.get(threads) or ready.new_plan(p, threads, backward=True)
@@ -226,7 +233,8 @@ def backward(call: BackwardCall) -> Gradients:
     if dgates_h is dgates_x and weights.b_hh is not None:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
     biases = (None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh)
-    dweights = Weights(None, None, *biases, None) if adds else Weights(into.w_ih, into.w_hh, *biases, into.w_hr)
+    rest = (*biases, None if adds else into.w_hr, dw_unit)
+    dweights = Weights(None, None, *rest) if adds else Weights(into.w_ih, into.w_hh, *rest)
     return Gradients(dx, (dh0, dc0) if has_c else (dh0,), dweights)
 
 
@@ -266,6 +274,6 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
 def _in_words(work: Work, plan: Plan) -> str:
     rows, columns = tile_shape()
     tiles = f"{rows} x {columns * lanes_of(work.dtype)} register tiles, {plan.chunk} steps a chunk"
-    name = f"{work.cell.name} " + ("step, weights as they are" if single(work) else f"scan, {tiles}")
+    name = f"{work.cell.key} " + ("step, weights as they are" if single(work) else f"scan, {tiles}")
     shared = f"{plan.groups * plan.members} of {thread_pool.get_num_threads()} threads"
     return f"{name}, {shared}" + (", sharing units" if plan.members > 1 else "")

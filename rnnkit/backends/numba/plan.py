@@ -19,6 +19,7 @@ from rnnkit.kernels.cpu.arguments import Shape
 from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.gradients import gradient_room
 from rnnkit.kernels.cpu.pack import padded
+from rnnkit.kernels.cpu.unit_gradients import unit_gradient_room
 
 __all__ = ["Plan", "Work", "call_us", "plan_for", "single", "threads_of"]
 
@@ -139,6 +140,7 @@ def _backward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, 
     cells = workspace.add(work.B * H if form.mixed and cell.has_c else 0, item)
     exchanged = workspace.add(work.B * H if work.second_product else 0, item)
     own = gradient_room(work.N, -(-GH // threads), (work.I, R, H), dtype)
+    own = max(own, unit_gradient_room(cell, H, threads, lanes_of(dtype)))
     chunk, _ = _chunk(work, members, rows)
     offsets = (w_x, w_h, w_p, states, cells, exchanged)
     return _plan(work, members, rows, (chunk, reverse, keep), offsets, workspace.size, own, 0)

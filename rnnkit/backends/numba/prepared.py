@@ -18,6 +18,7 @@ from rnnkit.core.cells import Array, Cell, Weights
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.core.read_only import is_constant
 from rnnkit.kernels.cpu import scan, step
+from rnnkit.kernels.cpu.arguments import Extras
 from rnnkit.kernels.cpu.formats import format_of, formats
 
 DTYPE_NAMES = {"f": "float32", "d": "float64", "e": "float16", "E": "bfloat16"}  # by numpy's dtype.char
@@ -102,13 +103,15 @@ class Prepared(NamedTuple):
 class ReadyWeights(NamedTuple):
     """A layer's weights as the kernels take them.
 
-    arguments: w_ih, w_hh, w_hr, b_ih, b_hh and whether there is a w_hr, for the launches of kernels/cpu/launch.py.
+    arguments: w_ih, w_hh, w_hr, b_ih, b_hh, whether there is a w_hr, and the address of `extras` or 0, for the launches
+    of kernels/cpu/launch.py. extras: an `Extras` of kernels/cpu/arguments.py and the arrays that it refers to, or ().
     constant: the matrices, where nothing can write to any of them. kind: their part of a `Key`.
     """
 
     arguments: tuple[Any, ...]
     constant: tuple[Array, ...]
     kind: tuple[str, tuple[int, ...], bool]
+    extras: tuple[Array, ...] = ()
 
 
 @cache
@@ -203,18 +206,30 @@ def forget() -> None:
     clear_packing_cache()
 
 
-def ready_weights(weights: Weights) -> ReadyWeights:
+def make_extras(weights: Weights, constants: tuple[float, ...], dw_unit: Array | None = None) -> tuple[Array, ...]:
+    """An `Extras`, whose address the launches take, and the arrays that it refers to."""
+    w_unit = ready_array(weights.w_hh[:0] if weights.w_unit is None else weights.w_unit)
+    compute = DTYPES[DTYPE_NAMES[w_unit.dtype.char]].compute
+    numbers = np.array(constants, compute)
+    written = w_unit if dw_unit is None else dw_unit
+    words = Extras(w_unit.ctypes.data, numbers.ctypes.data, written.ctypes.data)
+    return np.array(words, np.int64), w_unit, numbers, written
+
+
+def ready_weights(weights: Weights, cell: Cell, constants: tuple[float, ...]) -> ReadyWeights:
     """The weights' arrays, or copies of those that the kernels cannot read in place."""
     w_hh = ready_array(weights.w_hh)
     no_bias = np.zeros(w_hh.shape[0], w_hh.dtype)
     projected = weights.w_hr is not None
+    extras = make_extras(weights, constants) if cell.options else ()
     arguments = (
         ready_array(weights.w_ih),
         w_hh,
         ready_array(weights.w_hr) if projected else w_hh,
         *(no_bias if b is None else ready_array(b) for b in (weights.b_ih, weights.b_hh)),
         projected,
+        extras[0].ctypes.data if extras else 0,
     )
     matrices = tuple(w for w in (weights.w_ih, weights.w_hh, weights.w_hr) if w is not None)
     constant = matrices if all(map(is_constant, matrices)) else ()
-    return ReadyWeights(arguments, constant, (DTYPE_NAMES[w_hh.dtype.char], w_hh.shape, projected))
+    return ReadyWeights(arguments, constant, (DTYPE_NAMES[w_hh.dtype.char], w_hh.shape, projected), extras)

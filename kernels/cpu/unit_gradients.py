@@ -1,0 +1,97 @@
+"""After the backward loop: the gradients of the weights per unit, each a sum over all row-steps.
+
+The threads share the units, so no sum is split, and bits do not depend on their number. A sum is compensated (Kahan,
+1965): its error does not grow with the row-steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnnkit.kernels.cells import pointwise_of
+from rnnkit.kernels.cpu.activations import activations
+from rnnkit.kernels.cpu.arguments import read_extras
+from rnnkit.kernels.cpu.formats import formats
+from rnnkit.kernels.cpu.jit import inner
+from rnnkit.kernels.cpu.memory import minimum
+from rnnkit.kernels.cpu.rows import row_functions
+
+
+def unit_gradient_room(cell: Any, H: int, threads: int, lanes: int) -> int:
+    """How many computed numbers of memory a thread needs: two per weight of its units, in whole vectors."""
+    vectors_of_all = -(-H // lanes)
+    return 2 * len(cell.unit_weights) * -(-vectors_of_all // threads) * lanes
+
+
+def make_unit_gradients(cell: Any, dtype: str) -> Any:
+    """unit_gradients(a, s, p, index): a a `Backward`, s its `Shape`, p the thread's `Part`. All have synchronised."""
+    if not cell.unit_weights:
+
+        @inner
+        def nothing(a, s, p, index):
+            pass
+
+        return nothing
+
+    form = formats(dtype)
+    stored = form.stored
+    operand = form.operand
+    v = form.computed
+    pointwise = pointwise_of(cell, inner, activations(v.dtype))
+    prepared = pointwise.prepared
+    unit_gradients_of = pointwise.unit_gradients
+    load_numbers = v.load_numbers
+    first_unit = row_functions(dtype).first_unit
+    zero = v.zero
+    K = len(cell.unit_weights)
+    G = cell.n_gates
+    SAVED = cell.n_saved
+    CONSTANTS = len(cell.constants)
+    STORED = stored.itemsize
+    OPERAND = operand.itemsize
+    COMPUTED = v.itemsize
+    lanes = v.lanes
+    load_sums = v.whole.load
+    store_sums = v.whole.store
+    load_values = stored.first.load_blocks
+    load_gates = operand.first.load_blocks
+    load_c = v.first.load
+    store_result = stored.first.store
+
+    @inner
+    def add(value, sums, rest):
+        """sums += value, with what rounding has lost so far in `rest`."""
+        total = load_sums(sums, lanes)
+        y = value - load_sums(rest, lanes)
+        new = total + y
+        store_sums((new - total) - y, rest, lanes)
+        store_sums(new, sums, lanes)
+
+    @inner
+    def unit_gradients(a, s, p, index):
+        extras = read_extras(a.extras)
+        k = prepared(load_numbers(extras.constants, CONSTANTS))
+        H = s.H
+        u0 = first_unit(H, p.threads, index)
+        u1 = first_unit(H, p.threads, index + 1)
+        width = (u1 - u0 + lanes - 1) // lanes * lanes
+        sums = a.workspace + s.own + index * s.own_size
+        rest = sums + K * width * COMPUTED
+        for j in range(0, 2 * K * width, lanes):
+            store_sums(zero(), sums + j * COMPUTED, lanes)
+        for step in range(s.N):
+            for j in range(u0, u1, lanes):
+                n = minimum(lanes, u1 - j)
+                saved = load_values(a.saved.values + (SAVED * step * H + j) * STORED, H * STORED, n, SAVED)
+                da = load_gates(a.dgates_x + (G * step * H + j) * OPERAND, H * OPERAND, n, G)
+                c_prev = load_c(a.saved.c_prev + (step * H + j) * COMPUTED, n)
+                parts = unit_gradients_of(saved, c_prev, da, k)
+                at = (j - u0) * COMPUTED
+                for m in range(K):
+                    add(parts[m], sums + m * width * COMPUTED + at, rest + m * width * COMPUTED + at)
+        for m in range(K):
+            for j in range(u0, u1, lanes):
+                value = load_sums(sums + (m * width + j - u0) * COMPUTED, lanes)
+                store_result(value, extras.dw_unit + (m * H + j) * STORED, minimum(lanes, u1 - j))
+
+    return unit_gradients

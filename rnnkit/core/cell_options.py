@@ -1,0 +1,145 @@
+"""Options: what may be added to a cell of CELLS, and the activations that ONNX names.
+
+`Options` says what is compiled: flags and names. The numbers that go with them (a clip value, alpha and beta) are
+`constants`, a tuple of floats that each call passes, so that another value compiles nothing. `Cell.constants` names
+them in order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from rnnkit.core import checks
+
+
+class Activation(NamedTuple):
+    """One of ONNX's activations: the defaults of alpha and beta.
+
+    None: the activation has no such number. NaN: it has one and no default, so it must be given.
+    """
+
+    alpha: float | None = None
+    beta: float | None = None
+
+    @property
+    def numbers(self) -> int:
+        """How many of alpha and beta it has."""
+        return (self.alpha is not None) + (self.beta is not None)
+
+
+# https://onnx.ai/onnx/operators/onnx__LSTM.html; defaults are those of the ONNX operator of the same name.
+ACTIVATIONS: dict[str, Activation] = {
+    "Relu": Activation(),
+    "Tanh": Activation(),
+    "Sigmoid": Activation(),
+    "Affine": Activation(math.nan, math.nan),
+    "LeakyRelu": Activation(0.01),
+    "ThresholdedRelu": Activation(1.0),
+    "ScaledTanh": Activation(math.nan, math.nan),
+    "HardSigmoid": Activation(0.2, 0.5),
+    "Elu": Activation(1.0),
+    "Softsign": Activation(),
+    "Softplus": Activation(),
+}
+# Activations whose slope jumps: where the pre-activation is near a jump, rounding decides the gradient.
+_JUMPS = ("Relu", "LeakyRelu", "ThresholdedRelu", "HardSigmoid")
+
+# What ONNX calls f, g and h: of the gates, of the candidate, of the output. An RNN has f alone.
+ROLES = ("f", "g", "h")
+DEFAULT_ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "rnn_tanh": ("Tanh",),
+    "rnn_relu": ("Relu",),
+    "gru": ("Sigmoid", "Tanh"),
+    "gru_reset_before": ("Sigmoid", "Tanh"),
+    "lstm": ("Sigmoid", "Tanh", "Tanh"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is added to a cell. Every default is off, and a cell without options is the row of CELLS itself.
+
+    peephole     i, f and o also read c, through one weight per unit and gate
+    clip         the pre-activations of the gates are limited to [-clip, clip]
+    cell_clip    c is limited to [-cell_clip, cell_clip]
+    coupled      f = 1 - i
+    activations  names in ACTIVATIONS, one a role of the cell; () for its own
+    """
+
+    peephole: bool = False
+    clip: bool = False
+    cell_clip: bool = False
+    coupled: bool = False
+    activations: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != PLAIN
+
+    def __str__(self) -> str:
+        """The options as text, "" for none: stable, for names of kernels and files. `options_of` reads it."""
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            parts.append(field.name if value is True else f"{field.name}={text}")
+        return "+".join(parts)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the gradient jumps where a pre-activation passes a limit or a corner."""
+        return self.clip or self.cell_clip or any(name in _JUMPS for name in self.activations)
+
+
+PLAIN = Options()
+
+
+def options_of(text: str) -> Options:
+    """The reverse of `str(options)`."""
+    given: dict[str, Any] = {}
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(Options)}
+    for part in filter(None, text.split("+")):
+        name, equals, value = part.partition("=")
+        if name not in defaults:
+            raise ValueError(f"{text!r} names no option {name!r}")
+        kind: Any = type(defaults[name])
+        given[name] = True if not equals else tuple(value.split(",")) if kind is tuple else kind(value)
+    return Options(**given)
+
+
+def check_options(cell: str, options: Options) -> Options:
+    """Returns the options as the cell has them: without activations that are its own.
+
+    Raises:
+        ValueError: the cell does not have an option, or an activation is unknown.
+    """
+    own = DEFAULT_ACTIVATIONS.get(cell)
+    for name in ("peephole", "cell_clip", "coupled"):
+        if getattr(options, name) and cell != "lstm":
+            raise ValueError(f"{name} is an option of an LSTM, and the cell is {cell}")
+    if own is None:
+        raise ValueError(f"the cell {cell} takes no options")
+    if not options.activations or options.activations == own:
+        return Options(**{**vars(options), "activations": ()})
+    if len(options.activations) != len(own):
+        raise ValueError(f"activations must be {len(own)} for a {cell} cell, got {len(options.activations)}")
+    for name in options.activations:
+        checks.one_of("an activation", name, tuple(ACTIVATIONS))
+    return options
+
+
+def activations_of(cell: str, options: Options) -> tuple[str, ...]:
+    """The names of the cell's activations, one a role."""
+    return options.activations or DEFAULT_ACTIVATIONS[cell]
+
+
+def constants_of(cell: str, options: Options) -> tuple[str, ...]:
+    """The names of the numbers that a call passes, in order: "clip", "cell_clip", then "alpha_f", "beta_f", ...."""
+    names = [name for name in ("clip", "cell_clip") if getattr(options, name)]
+    for role, activation in zip(ROLES, options.activations, strict=False):
+        row = ACTIVATIONS[activation]
+        names += [f"{name}_{role}" for name in ("alpha", "beta") if getattr(row, name) is not None]
+    return tuple(names)
