@@ -31,6 +31,8 @@ def device(function):
 def activations(dtype: str) -> SimpleNamespace:
     """sigmoid(a), tanh(a), relu(a), passed(h, dh), the gradient of relu, and one: scalars of the compute type.
 
+    For cells with options: where_lt(a, b, x, y), x where a < b, else y; where_le; negative_abs(a); number(value), a
+    constant of the compute type.
     They are correct at NaN, at infinities, and where exp overflows: 1 / (1 + inf) = 0.
     """
     zero = constant(dtype, 0)
@@ -52,7 +54,29 @@ def activations(dtype: str) -> SimpleNamespace:
     def passed(h, dh):
         return zero if h <= zero else dh
 
-    return SimpleNamespace(sigmoid=sigmoid, tanh=tanh, relu=relu, passed=passed, one=one)
+    @device
+    def where_lt(a, b, x, y):
+        return x if a < b else y
+
+    @device
+    def where_le(a, b, x, y):
+        return x if a <= b else y
+
+    @device
+    def negative_abs(a):
+        return -abs(a)
+
+    return SimpleNamespace(
+        sigmoid=sigmoid,
+        tanh=tanh,
+        relu=relu,
+        passed=passed,
+        one=one,
+        where_lt=where_lt,
+        where_le=where_le,
+        negative_abs=negative_abs,
+        number=lambda value: constant(dtype, value),
+    )
 
 
 def constant(dtype: str, value: float):

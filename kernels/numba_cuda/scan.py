@@ -40,6 +40,7 @@ one, what is saved without `keep`.
     dgates_x, dgates_h (T, B, G*H) S        out; one array unless the cell splits its sides
     dh (B, R), dc (B, H) C                  in: gradients of the final states; out: of the initial ones
     dproj (T, B, P) S                       out, under projection: the gradient of its output
+    extras (n + K*H) C                      the n constants of a cell with options, then its weights per unit
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from typing import Any
 from numba import types
 
 from rnnkit.core.cells import CELLS, Cell
-from rnnkit.kernels.cells import POINTWISE, Make
+from rnnkit.kernels.cells import POINTWISE, Make, pointwise_of
 from rnnkit.kernels.numba_cuda.launch_shape import ROWS, THREADS
 from rnnkit.kernels.numba_cuda.numbers import (
     COMPUTE,
@@ -74,14 +75,14 @@ def first_gates(cell: Cell) -> int:
 
 
 def first_stage(cell: Cell, pointwise: SimpleNamespace):
-    """(x, u, h', c') -> (values to save, new h or m, new c): the pointwise part after the first product."""
+    """(x, u, h', c', w, k) -> (values to save, new h or m, new c): the pointwise part after the first product."""
     if not cell.resets_before:
         return pointwise.forward
     gates = pointwise.gates
 
     @device
-    def first(x, u, h_prev, c_prev):
-        r, z, rh = gates(x[0] + u[0], x[1] + u[1], h_prev)
+    def first(x, u, h_prev, c_prev, w, k):
+        r, z, rh = gates(x[0] + u[0], x[1] + u[1], h_prev, k)
         return (r, z), rh, c_prev
 
     return first
@@ -106,7 +107,42 @@ def time_of(s, steps, descending):
     return steps - 1 - s if descending else s
 
 
-def make_forward(cell: Cell, make: Make, dtype: str):
+def extras_loaders(cell: Cell, dtype: str):
+    """load_constants(extras), and load_units(extras, j, H), the weights of unit j: tuples, or 0 if there are none."""
+    compute = "float64" if COMPUTE[dtype] is types.float64 else "float32"
+    zero = constant(dtype, 0)
+    N = len(cell.constants)
+    K = len(cell.unit_weights)
+    if N:
+        load_numbers = tuples(compute, N).load
+
+        @device
+        def load_constants(extras):
+            return load_numbers(extras, 0, 1)
+
+    else:
+
+        @device
+        def load_constants(extras):
+            return zero
+
+    if K:
+        load_all = tuples(compute, K).load
+
+        @device
+        def load_units(extras, j, H):
+            return load_all(extras, N + j, H)
+
+    else:
+
+        @device
+        def load_units(extras, j, H):
+            return zero
+
+    return load_constants, load_units
+
+
+def make_forward(cell: Cell, dtype: str):
     """forward(gates_x, lengths, reverse, keep, projected, …): see the module's docstring."""
     G = cell.n_gates
     FIRST = first_gates(cell)
@@ -117,7 +153,9 @@ def make_forward(cell: Cell, make: Make, dtype: str):
     compute = COMPUTE[dtype]
     storage = STORAGE[dtype]
     zero = constant(dtype, 0)
-    pointwise = make(device, activations(dtype))
+    pointwise = pointwise_of(cell, device, activations(dtype))
+    load_constants, load_units = extras_loaders(cell, dtype)
+    prepared = pointwise.prepared
     pointwise_first = first_stage(cell, pointwise)
     output: Any = getattr(pointwise, "output", None)
     dot_from = dot(dtype)
@@ -131,8 +169,9 @@ def make_forward(cell: Cell, make: Make, dtype: str):
 
     @cuda.jit(launch_bounds=THREADS)
     def forward(
-        gates_x, lengths, reverse, keep, projected, bias_x, bias_h, w, w_proj, h, c, y, saved, h_prev, c_prev, m
-    ):
+        gates_x, lengths, reverse, keep, projected, bias_x, bias_h, w, w_proj, h, c, y, saved, h_prev, c_prev, m,
+        extras,
+    ):  # fmt: skip
         tile = cuda.shared.array((TILE, ROWS), compute)
         sums = cuda.shared.array((ROWS, SUMS), compute)
         thread = cuda.threadIdx.x
@@ -141,6 +180,7 @@ def make_forward(cell: Cell, make: Make, dtype: str):
         end = min(first + ROWS, h.shape[0])
         H = bias_x.shape[0] // G
         R = h.shape[1]
+        constants = prepared(load_constants(extras))
         for s in range(most_steps(lengths, first, end)):
             for start in range(0, H, threads):
                 j = start + thread
@@ -174,7 +214,9 @@ def make_forward(cell: Cell, make: Make, dtype: str):
                         x = add(load_computed(gates_x[t, b], j, H), load(bias_x, j, H))
                         u = load_computed(sums[b - first], thread, THREADS)
                         c_before = c[b, j] if HAS_C else zero
-                        values, new, c_new = pointwise_first(x, u, compute(before[j]) if READS_H else zero, c_before)
+                        h_before = compute(before[j]) if READS_H else zero
+                        units = load_units(extras, j, H)
+                        values, new, c_new = pointwise_first(x, u, h_before, c_before, units, constants)
                         out[j] = storage(new)
                         if HAS_C:
                             c[b, j] = c_new
@@ -197,7 +239,7 @@ def make_forward(cell: Cell, make: Make, dtype: str):
                         n_at = FIRST * H + j
                         u_n = dot_from(m[at, b], w[:, n_at], compute(bias_h[n_at]))
                         a_n = gates_x[t, b, n_at] + compute(bias_x[n_at]) + u_n
-                        n, new = output(a_n, compute(saved[at, b, H + j]), compute(before[j]))
+                        n, new = output(a_n, compute(saved[at, b, H + j]), compute(before[j]), constants)
                         saved[at, b, n_at] = storage(n)
                         y[t, b, j] = storage(new)
                 if projected:
@@ -216,7 +258,7 @@ def make_forward(cell: Cell, make: Make, dtype: str):
     return forward
 
 
-def make_backward(cell: Cell, make: Make, dtype: str):
+def make_backward(cell: Cell, dtype: str):
     """backward(dy, has_dy, lengths, reverse, projected, …): see the module's docstring."""
     G = cell.n_gates
     FIRST = first_gates(cell)
@@ -227,7 +269,9 @@ def make_backward(cell: Cell, make: Make, dtype: str):
     compute = COMPUTE[dtype]
     storage = STORAGE[dtype]
     zero = constant(dtype, 0)
-    pointwise = make(device, activations(dtype))
+    pointwise = pointwise_of(cell, device, activations(dtype))
+    load_constants, load_units = extras_loaders(cell, dtype)
+    prepared = pointwise.prepared
     # Numba leaves out branches on constants, and with them the stages that the cell lacks.
     pair: Any = getattr(pointwise, "backward", None)
     output_backward: Any = getattr(pointwise, "output_backward", None)
@@ -239,8 +283,9 @@ def make_backward(cell: Cell, make: Make, dtype: str):
 
     @cuda.jit(launch_bounds=THREADS)
     def backward(
-        dy, has_dy, lengths, reverse, projected, w, w_proj, saved, h_prev, c_prev, dgates_x, dgates_h, dh, dc, dproj
-    ):
+        dy, has_dy, lengths, reverse, projected, w, w_proj, saved, h_prev, c_prev, dgates_x, dgates_h, dh, dc, dproj,
+        extras,
+    ):  # fmt: skip
         tile = cuda.shared.array((TILE, ROWS), compute)
         sums = cuda.shared.array((ROWS, THREADS), compute)
         thread = cuda.threadIdx.x
@@ -249,6 +294,7 @@ def make_backward(cell: Cell, make: Make, dtype: str):
         end = min(first + ROWS, dh.shape[0])
         H = dgates_x.shape[2] // G
         R = dh.shape[1]
+        constants = prepared(load_constants(extras))
         for s in range(most_steps(lengths, first, end)):
             for b in range(first, end):
                 if s >= lengths[b]:
@@ -263,7 +309,7 @@ def make_backward(cell: Cell, make: Make, dtype: str):
                 if RESETS_BEFORE:
                     for j in range(thread, H, threads):
                         _, z, n = load_saved(saved[t, b], j, H)
-                        da_z, da_n = output_backward(z, n, compute(h_prev[t, b, j]), dh[b, j])
+                        da_z, da_n = output_backward(z, n, compute(h_prev[t, b, j]), dh[b, j], constants)
                         dgates_x[t, b, H + j] = storage(da_z)
                         dgates_x[t, b, 2 * H + j] = storage(da_n)
             if projected or RESETS_BEFORE:
@@ -277,7 +323,7 @@ def make_backward(cell: Cell, make: Make, dtype: str):
                     h_before = compute(h_prev[t, b, j]) if READS_H else zero
                     if RESETS_BEFORE:
                         drh = dot_from(dgates_x[t, b, FIRST * H :], w[FIRST * H :, j], zero)
-                        da_r, direct = gates_backward(values[0], values[1], h_before, dh[b, j], drh)
+                        da_r, direct = gates_backward(values[0], values[1], h_before, dh[b, j], drh, constants)
                         dgates_x[t, b, j] = storage(da_r)
                         dh[b, j] = direct
                     else:
@@ -287,6 +333,8 @@ def make_backward(cell: Cell, make: Make, dtype: str):
                             c_prev[t, b, j] if HAS_C else zero,
                             dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j],
                             dc[b, j] if HAS_C else zero,
+                            load_units(extras, j, H),
+                            constants,
                         )
                         store_gates(dxs, dgates_x[t, b], j, H)
                         if SPLITS:
@@ -329,7 +377,8 @@ def kernels(cell: Cell, dtype: str) -> SimpleNamespace:
 
 @cache
 def _kernels(cell: Cell, make: Make, dtype: str) -> SimpleNamespace:
-    return SimpleNamespace(forward=make_forward(cell, make, dtype), backward=make_backward(cell, make, dtype))
+    """make: the row of POINTWISE, in the key of the cache."""
+    return SimpleNamespace(forward=make_forward(cell, dtype), backward=make_backward(cell, dtype))
 
 
 def signatures(dtype: str) -> dict[str, tuple[Any, ...]]:
@@ -341,11 +390,12 @@ def signatures(dtype: str) -> dict[str, tuple[Any, ...]]:
     S1 = S[::1]
     S2 = S[:, ::1]
     S3 = S[:, :, ::1]
+    C1 = C[::1]
     C2 = C[:, ::1]
     C3 = C[:, :, ::1]
     return {
-        "forward": (C3, lengths, flag, flag, flag, S1, S1, S2, S2, S2, C2, S3, S3, S3, C3, S3),
-        "backward": (S3, flag, lengths, flag, flag, S2, S2, S3, S3, C3, S3, S3, C2, C2, S3),
+        "forward": (C3, lengths, flag, flag, flag, S1, S1, S2, S2, S2, C2, S3, S3, S3, C3, S3, C1),
+        "backward": (S3, flag, lengths, flag, flag, S2, S2, S3, S3, C3, S3, S3, C2, C2, S3, C1),
     }
 
 

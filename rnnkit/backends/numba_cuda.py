@@ -30,7 +30,8 @@ from rnnkit.kernels.numba_cuda.scan import kernels, signatures
 class Saved(NamedTuple):
     """What the backward scan reads: arrays of every step, named as in kernels/numba_cuda/scan.py, and the direction.
 
-    m is the operand of the second product, which the products after the scan also need: o tanh(c), or r h'.
+    m is the operand of the second product, which the products after the scan also need: o tanh(c), or r h'. c_n (B, H)
+    is the final c, if the cell has weights per unit.
     """
 
     values: Array
@@ -39,6 +40,7 @@ class Saved(NamedTuple):
     m: Array | None
     lengths: Array
     reverse: bool
+    c_n: Array | None = None
 
 
 def forward(call: LayerCall) -> Forward:
@@ -77,10 +79,11 @@ def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan
     biases = tuple(cupy.zeros(GH, storage) if b is None else b for b in (weights.b_ih, weights.b_hh))
     matrices = (weights.w_hh.T, None if weights.w_hr is None else weights.w_hr.T)
     flags = (call.reverse, keep, projected)
-    arguments = (gates_x, lengths, *flags, *biases, *matrices, h, c, y, values, h_prev, c_prev, m)
+    arguments = (gates_x, lengths, *flags, *biases, *matrices, h, c, y, values, h_prev, c_prev, m, _extras(call))
     _launch("forward", call, arguments, (T, B, H))
     state_n = (h,) if c is None else (h, c.astype(storage, copy=False))
-    return Scan(y, state_n, Saved(values, h_prev, c_prev, m, lengths, call.reverse) if keep else None)
+    c_n = c if cell.unit_weights else None
+    return Scan(y, state_n, Saved(values, h_prev, c_prev, m, lengths, call.reverse, c_n) if keep else None)
 
 
 def scan_backward(call: BackwardCall) -> ScanGradients:
@@ -102,7 +105,7 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
     flags = (saved.lengths, saved.reverse, projected)
     states = (saved.values, saved.h_prev, saved.c_prev)
     results = (dgates_x, dgates_h, dh, dc, dprojected)
-    arguments = (*gradients, *flags, weights.w_hh, weights.w_hr, *states, *results)
+    arguments = (*gradients, *flags, weights.w_hh, weights.w_hr, *states, *results, _extras(call))
     _launch("backward", call, arguments, (T, B, GH // cell.n_gates))
     operands = {name: saved.m if number else saved.h_prev for number, (name, _, _) in enumerate(cell.products)}
     return ScanGradients(
@@ -112,7 +115,36 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
         operands,
         dprojected,
         saved.m if projected else None,
+        _unit_gradients(cell, saved, dgates_x) if cell.unit_weights else None,
     )
+
+
+def _unit_gradients(cell: Cell, saved: Saved, dgates: Array) -> Array:
+    """(T, B, K*H): what each row-step adds to the gradients of the peepholes, from c before and after the step."""
+    c_prev, c_n = saved.c_prev, saved.c_n
+    T, B, H = c_prev.shape  # type: ignore[union-attr]
+    after = cupy.empty_like(c_prev)
+    if saved.reverse:
+        after[1:] = c_prev[:-1]  # type: ignore[index]
+        after[:1] = c_n
+    else:
+        steps = cupy.arange(T)[:, None, None]
+        after[:-1] = c_prev[1:]  # type: ignore[index]
+        after = cupy.where(steps == saved.lengths[:, None] - 1, c_n, after)
+    gates = dgates.reshape(T, B, cell.n_gates, H)
+    parts = [gates[:, :, 0] * c_prev, gates[:, :, 1] * c_prev, gates[:, :, 3] * after]
+    return cupy.concatenate(parts, axis=2)
+
+
+def _extras(call: LayerCall | BackwardCall) -> Array | None:
+    """The constants of a cell with options, then its weights per unit, in the compute dtype; None for a plain cell."""
+    if not call.cell.options:
+        return None
+    dtype = call.dtype.compute
+    numbers = cupy.asarray(np.array(call.constants, dtype))
+    units = call.weights.w_unit
+    found = numbers if units is None else cupy.concatenate([numbers, units.astype(dtype).ravel()])
+    return found if found.size else None
 
 
 def _copy(array: Array, dtype: np.dtype) -> Array:

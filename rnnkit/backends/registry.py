@@ -134,7 +134,6 @@ BACKENDS: dict[str, BackendRow] = {
             "Numba CUDA",
             _numba_cuda_problem,
             _compiled_cells,
-            options=_unserved_options,
         ),
     )
 }
