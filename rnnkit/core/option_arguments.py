@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from rnnkit.core import checks
 from rnnkit.core.cell_options import ACTIVATIONS, DEFAULT_ACTIVATIONS, ROLES, Options, constants_of
-from rnnkit.core.cells import CELLS, Cell
+from rnnkit.core.cells import CELLS, Cell, cell_of
 
 # The arguments with their defaults. A layer stores each in an attribute of the same name.
 ARGUMENTS: dict[str, Any] = {
@@ -47,6 +48,18 @@ def cell_with(name: str, arguments: dict[str, Any]) -> tuple[Cell, tuple[float, 
     )
     cell = CELLS[name].with_options(options)
     return cell, tuple([numbers_by_name[constant] for constant in constants_of(name, cell.options)])
+
+
+def text_of(cell: Cell, constants: tuple[float, ...]) -> str:
+    """A cell and its constants as text: `Cell.key`, then the numbers. `parsed` reads it."""
+    return f"{cell.key}|{','.join(map(repr, constants))}" if constants else cell.key
+
+
+@cache
+def parsed(text: str) -> tuple[Cell, tuple[float, ...]]:
+    """The reverse of `text_of`."""
+    key, _, numbers_ = text.partition("|")
+    return cell_of(key), tuple([float(number) for number in filter(None, numbers_.split(","))])
 
 
 def check_constants(cell: Cell, constants: Any) -> tuple[float, ...]:

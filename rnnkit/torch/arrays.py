@@ -138,20 +138,21 @@ def _torch_allocator() -> Any:
 class WeightViews:
     """The arrays over the weights of a stack, and what must still hold for them to be valid.
 
-    of      the cell, D, and I of the first layer
+    of      the cell, D, I of the first layer, and the cell's constants
     layers  the arrays by layer and direction
     ends    the shapes of the states (L*D, B, ·), without B
     """
 
     __slots__ = ("addresses", "ends", "layers", "of", "references", "shapes", "versions")
 
-    def __init__(self, weights: Sequence[Tensor], of: tuple[Cell, int, int], ended: Any) -> None:
-        cell, directions, I = of
+    def __init__(self, weights: Sequence[Tensor], of: tuple[Cell, int, int, tuple[float, ...]], ended: Any) -> None:
+        cell, directions, I, _ = of
         checks.weights(weights, cell, directions, I)
         self.of = of
         arrays = [weight_as_array(w.contiguous()) for w in weights]
         count = parts_of_each(weights, cell)
-        caches = [LayerCache(as_weights(arrays[k : k + count]), None) for k in range(0, len(arrays), count)]
+        slots = [as_weights(arrays[k : k + count], cell) for k in range(0, len(arrays), count)]
+        caches = [LayerCache(w, None) for w in slots]
         self.layers = [tuple(caches[k : k + directions]) for k in range(0, len(caches), directions)]
         self.ends = [(slots, width) for slots, _, width in state_shapes(weights, cell, 0)]
         self.references: list[Any] = [weakref.ref(w, ended) for w in weights]
@@ -189,7 +190,9 @@ def forget(weights: Iterable[Tensor]) -> None:
         _views.pop(key, None)
 
 
-def weight_views(weights: Sequence[Tensor], cell: Cell, directions: int, I: int) -> WeightViews:
+def weight_views(
+    weights: Sequence[Tensor], cell: Cell, directions: int, I: int, constants: tuple[float, ...] = ()
+) -> WeightViews:
     """The weights as arrays. They are kept between calls, with what backends derive from them.
 
     A backend that keeps what it computed from the weights' values compares them at each call. `Tensor._version` cannot
@@ -197,37 +200,42 @@ def weight_views(weights: Sequence[Tensor], cell: Cell, directions: int, I: int)
 
     Args:
         weights: for each layer and direction weight_ih, weight_hh, the biases if there are any, weight_hr if there is
-            one: as in `_flat_weights` of PyTorch's layers. The kernels do not check what they read, so the shapes are
-            checked here.
+            one, those per unit if the cell has some: as in `_flat_weights` of PyTorch's layers. The kernels do not
+            check what they read, so the shapes are checked here.
         cell: whose they are.
         directions: D.
         I: the number of features of x.
+        constants: those of the cell, as backends may derive arrays from them.
     """
     key = tuple(map(id, weights))
+    of = (cell, directions, I, constants)
     found = _views.get(key)
-    if found is not None and found.of == (cell, directions, I) and found.are_of(weights):
+    if found is not None and found.of == of and found.are_of(weights):
         return found
 
     def ended(_: Any) -> None:
         _views.pop(key, None)
 
-    views = WeightViews(weights, (cell, directions, I), ended)
+    views = WeightViews(weights, of, ended)
     if views.versions is not None:
         _views[key] = views
     return views
 
 
-def as_weights(parts: Sequence[Any]) -> Weights:
-    """The parts of one layer and direction as `Weights`. How many there are says which are missing."""
+def as_weights(parts: Sequence[Any], cell: Cell) -> Weights:
+    """The parts of one layer and direction as `Weights`. The cell and how many there are say which are missing."""
+    w_unit = None
+    if cell.unit_weights:
+        *parts, w_unit = parts
     b_ih, b_hh = parts[2:4] if len(parts) >= 4 else (None, None)
-    return Weights(parts[0], parts[1], b_ih, b_hh, parts[-1] if len(parts) in (3, 5) else None)
+    return Weights(parts[0], parts[1], b_ih, b_hh, parts[-1] if len(parts) in (3, 5) else None, w_unit)
 
 
 def parts_of_each(weights: Sequence[Any], cell: Cell) -> int:
-    """How many of the weights each layer and direction has: 2 to 5, see `as_weights`."""
+    """How many of the weights each layer and direction has: 2 to 6, see `as_weights`."""
     GH, R = weights[1].shape
     biased = len(weights) > 2 and len(weights[2].shape) == 1
-    return 2 + 2 * biased + (cell.n_gates * R != GH)
+    return 2 + 2 * biased + (cell.n_gates * R != GH) + bool(cell.unit_weights)
 
 
 def state_shapes(weights: Sequence[Any], cell: Cell, B: int) -> list[tuple[int, int, int]]:

@@ -135,19 +135,21 @@ def weights(given: Sequence[Tensor], cell: Cell, directions: int, I: int) -> Non
     """Weights in the order of `_flat_weights` have the shapes of a stack whose input has I features, and one dtype and
     device."""
     if len(given) < 2 or len(given[1].shape) != 2:
-        raise RuntimeError(f"weights must be 2 to 5 for each layer and direction, got {len(given)}")
+        raise RuntimeError(f"weights must be 2 to 6 for each layer and direction, got {len(given)}")
     GH, R = given[1].shape
     H = GH // cell.n_gates
     biased = len(given) > 2 and len(given[2].shape) == 1
     kinds = ("weight_ih", "weight_hh", *("bias_ih", "bias_hh") * biased)
-    projected = cell.projects and R != H and len(given) % ((len(kinds) + 1) * directions) == 0
+    unit = ("weight_peephole",) * bool(cell.unit_weights)
+    projected = cell.projects and R != H and len(given) % ((len(kinds) + 1 + len(unit)) * directions) == 0
     R = R if projected else H
-    kinds = (*kinds, *("weight_hr",) * projected)
+    kinds = (*kinds, *("weight_hr",) * projected, *unit)
     if len(given) % (len(kinds) * directions):
         wanted = f"{', '.join(kinds)} for each layer and each of {directions} directions"
         got = f"{len(given)} weights, with a weight_hh_l0 of shape {tuple(given[1].shape)}"
         raise RuntimeError(f"weights must be {wanted}, got {got}")
     shapes = {"weight_hh": (GH, R), "bias_ih": (GH,), "bias_hh": (GH,), "weight_hr": (R, H)}
+    shapes["weight_peephole"] = (len(cell.unit_weights), H)
     for k, weight in enumerate(given):
         slot, part = divmod(k, len(kinds))
         layer, direction = divmod(slot, directions)

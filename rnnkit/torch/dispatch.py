@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rnnkit.core.cells import CELLS
+from rnnkit.core.option_arguments import parsed
 from rnnkit.torch import operators
 from rnnkit.torch.arrays import Tensor
 
@@ -19,7 +19,7 @@ _PLAIN = {torch.Tensor, torch.nn.Parameter}
 class Stack:
     """What a call is beside its tensors.
 
-    cell           a name of CELLS
+    cell           `text_of` of rnnkit/core/option_arguments.py: a name of CELLS for a cell without options
     backend        a name of BACKENDS, or None
     bidirectional  whether D is 2
     masks          the number of dropout masks
@@ -42,7 +42,7 @@ class Stack:
     @property
     def ends(self) -> int:
         """The number of final states: 1, or 2 with c."""
-        return len(CELLS[self.cell].states)
+        return len(parsed(self.cell)[0].states)
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """States, masks and weights."""

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core.cells import Weights
+from rnnkit.core.option_arguments import parsed
 from rnnkit.torch.arrays import Tensor, as_weights, parts_of_each, state_shapes
+from rnnkit.torch.option_equations import step_of
 
 # One step: (x_side (B, G*H) = x W_ih^T + b_ih, state, weights) -> the new state.
 Step = Callable[[Tensor, tuple[Tensor, ...], Weights], tuple[Tensor, ...]]
@@ -73,18 +75,20 @@ def run(stack: Any, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tupl
     states, masks, weights = stack.split(tensors)
     lengths = None if lengths is None else lengths.to(x.device, non_blocking=True)
     directions = 2 if stack.bidirectional else 1
-    count = parts_of_each(weights, CELLS[stack.cell])
+    cell, constants = parsed(stack.cell)
+    step = step_of(cell, constants) if cell.options else STEPS[cell.name]
+    count = parts_of_each(weights, cell)
     slots = len(weights) // count
     if not states:
-        states = [x.new_zeros(shape) for shape in state_shapes(weights, CELLS[stack.cell], x.shape[1])]
+        states = [x.new_zeros(shape) for shape in state_shapes(weights, cell, x.shape[1])]
     ends: list[tuple[Tensor, ...]] = []
     for layer in range(slots // directions):
         sides = []
         for direction in range(directions):
             slot = layer * directions + direction
-            w = as_weights(weights[slot * count : (slot + 1) * count])
+            w = as_weights(weights[slot * count : (slot + 1) * count], cell)
             start = tuple(s[slot] for s in states)
-            y, end = _direction(STEPS[stack.cell], x, start, w, lengths, direction == 1)
+            y, end = _direction(step, x, start, w, lengths, direction == 1)
             sides.append(y)
             ends.append(end)
         x = torch.cat(sides, -1)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from rnnkit.backends import Sizes
 from rnnkit.core import checks
-from rnnkit.core.cells import CELLS
+from rnnkit.core.option_arguments import parsed
 from rnnkit.explain import NOTHING_FLAGGED, CallSizes, Explanation, explanation, segments_note, together
 from rnnkit.functional.step_flags import StepFlags
 from rnnkit.torch.arrays import Tensor, parts_of_each
@@ -160,7 +160,7 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
     """given: the storages of the tensors that exist without the call. calls: how many there were. packed: whether the
     input is a PackedSequence."""
     T, B, I = call.x.shape
-    cell = CELLS[call.cell]
+    cell, _ = parsed(call.cell)
     GH, R = call.weights[1].shape
     D = 2 if call.bidirectional else 1
     L = len(call.weights) // (D * parts_of_each(call.weights, cell))

@@ -26,7 +26,9 @@ class RNN(Layers):
         bidirectional: whether each layer also runs from the end, D = 2.
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
+        clip, activations: as of `rnnkit.RNN`; see docs/cell-options.md.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        strict: whether to raise an error where no backend with compiled kernels serves the layer.
         **unknown: others, such as proj_size, are refused as torch.nn refuses them.
 
     Raises:
@@ -55,6 +57,9 @@ class RNN(Layers):
         device: Any = None,
         dtype: Any = None,
         *,
+        clip: float | None = None,
+        activations: Any = None,
+        strict: bool = False,
         backend: str | None = None,
         **unknown: Any,
     ) -> None:
@@ -67,7 +72,7 @@ class RNN(Layers):
         super().__init__(
             mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
-        self.backend = backend
+        self._set_options(backend, strict, {"clip": clip, "activations": activations})
 
     @property
     def cell_name(self) -> str:
@@ -91,7 +96,9 @@ class GRU(Layers):
         reset_after: whether the reset gate acts after the recurrent product, as in torch.nn.GRU, or before it, as in
             Cho et al. (2014), which torch.nn does not have. With False the layer has a buffer `reset_before`, so that
             its state_dict and those of layers with True, or of torch.nn.GRU, refuse each other.
+        clip, activations: as of `rnnkit.GRU`; see docs/cell-options.md.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        strict: whether to raise an error where no backend with compiled kernels serves the layer.
         **unknown: others, such as proj_size, are refused as torch.nn refuses them.
 
     Raises:
@@ -120,6 +127,9 @@ class GRU(Layers):
         dtype: Any = None,
         *,
         reset_after: bool = True,
+        clip: float | None = None,
+        activations: Any = None,
+        strict: bool = False,
         backend: str | None = None,
         **unknown: Any,
     ) -> None:
@@ -130,7 +140,7 @@ class GRU(Layers):
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
         mark_reset_before(self, device)
-        self.backend = backend
+        self._set_options(backend, strict, {"clip": clip, "activations": activations})
 
     @property
     def cell_name(self) -> str:
@@ -152,7 +162,9 @@ class LSTM(Layers):
         proj_size: number of features of h with a projection, P; 0 for none.
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
+        peephole, clip, cell_clip, coupled, activations: as of `rnnkit.LSTM`; see docs/cell-options.md.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        strict: whether to raise an error where no backend with compiled kernels serves the layer.
 
     Raises:
         ValueError: a bad value.
@@ -183,6 +195,12 @@ class LSTM(Layers):
         device: Any = None,
         dtype: Any = None,
         *,
+        peephole: bool = False,
+        clip: float | None = None,
+        cell_clip: float | None = None,
+        coupled: bool = False,
+        activations: Any = None,
+        strict: bool = False,
         backend: str | None = None,
     ) -> None:
         check_backend(backend)
@@ -199,7 +217,8 @@ class LSTM(Layers):
             device,
             dtype,
         )
-        self.backend = backend
+        given = {"peephole": peephole, "clip": clip, "cell_clip": cell_clip, "coupled": coupled}
+        self._set_options(backend, strict, {**given, "activations": activations})
 
     # The checks of two states are torch.nn's.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from rnnkit.core.cells import CELLS
+from rnnkit.core.cell_options import ROLES, activations_of
+from rnnkit.core.cells import Cell
+from rnnkit.core.option_arguments import parsed
 from rnnkit.torch import operators as _operators  # noqa: F401  defines rnnkit::forward
 from rnnkit.torch.arrays import parts_of_each
 
@@ -32,8 +34,8 @@ NODES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(dynamo=True)` takes as `custom_translation_table`, for models with rnnkit's layers.
 
-    Put the model into evaluation mode first: a layer with dropout is refused, and so is one with a projection, which
-    ONNX does not have.
+    Put the model into evaluation mode first: a layer with dropout is refused, and so is one with a projection or
+    cell_clip, which ONNX does not have. Peepholes, clip, coupled and activations are exported.
 
     Raises:
         ImportError: onnxscript is not installed.
@@ -68,9 +70,12 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         if masks:
             raise ValueError("a layer with dropout cannot be exported to ONNX: call eval() on the model first")
         directions = 2 if bidirectional else 1
-        count = parts_of_each(weights, CELLS[cell])
-        if count in (3, 5):
+        row, _ = parsed(cell)
+        count = parts_of_each(weights, row)
+        if count - bool(row.unit_weights) in (3, 5):
             raise ValueError("an LSTM with proj_size cannot be exported to ONNX, whose LSTM has no projection")
+        if row.options.cell_clip:
+            raise ValueError("an LSTM with cell_clip cannot be exported to ONNX, whose clip does not act on c")
         layers = len(weights) // (count * directions)
         return _stack(opset18, cell, x, state0, weights, lengths, layers, directions)
 
@@ -107,20 +112,29 @@ def _layer(
     op: Any, cell: str, x: Value, start: Sequence[Value], parts: Sequence[Sequence[Value]], steps: Value | None
 ) -> list[Value]:
     """Y (T, D, B, H) and the final states (D, B, H) of one layer. parts: the weights of each direction."""
-    name, attributes, gates = NODES[cell]
+    row, constants = parsed(cell)
+    name, attributes, gates = NODES[row.name]
     directions = len(parts)
-    if "activations" in attributes:
-        attributes = {"activations": attributes["activations"] * directions}
+    if row.options:
+        attributes = {**attributes, **_option_attributes(row, constants)}
+    attributes = {key: v * directions if isinstance(v, list) else v for key, v in attributes.items()}
     w = _directions(op, [_in_order(op, p[0], gates) for p in parts])
     r = _directions(op, [_in_order(op, p[1], gates) for p in parts])
     b = None
+    peepholes = None
+    if row.unit_weights:
+        peepholes = _directions(op, [_peepholes(op, p[-1]) for p in parts])
+        parts = [p[:-1] for p in parts]
     if len(parts[0]) == 4:
         sides = [op.Concat(_in_order(op, p[2], gates), _in_order(op, p[3], gates), axis=0) for p in parts]
         b = _directions(op, sides)
     node = getattr(op, name)
     direction = "bidirectional" if directions == 2 else "forward"
     hidden_size = int(parts[0][1].shape[1])
-    results = node(x, w, r, b, steps, *start, direction=direction, hidden_size=hidden_size, **attributes)
+    states = list(start)
+    if peepholes is not None:
+        states = [*(states or (None, None)), peepholes]
+    results = node(x, w, r, b, steps, *states, direction=direction, hidden_size=hidden_size, **attributes)
     y, *end = results
     if steps is not None and start:
         # ONNX Runtime's final states of a row of zero steps are zeros.
@@ -128,6 +142,30 @@ def _layer(
         live = op.Unsqueeze(op.Greater(steps, zero), op.Constant(value_ints=[1]))  # (B, 1)
         end = [op.Where(live, e, s) for e, s in zip(end, start, strict=True)]
     return [y, *end]
+
+
+def _option_attributes(cell: Cell, constants: tuple[float, ...]) -> dict[str, Any]:
+    """ONNX's attributes for the options of a cell. Lists are of one direction."""
+    named = dict(zip(cell.constants, constants, strict=True))
+    found: dict[str, Any] = {}
+    if cell.options.clip:
+        found["clip"] = named["clip"]
+    if cell.options.coupled:
+        found["input_forget"] = 1
+    if cell.options.activations:
+        names = activations_of(cell.name, cell.options)
+        found["activations"] = list(names)
+        for number in ("alpha", "beta"):
+            has = [f"{number}_{role}" for role in ROLES if f"{number}_{role}" in named]
+            if has:
+                found[f"activation_{number}"] = [named[name] for name in has]
+    return found
+
+
+def _peepholes(op: Any, weight: Value) -> Value:
+    """(3, H) in the order i, f, o as ONNX's (3*H,) in the order i, o, f."""
+    ordered = op.Gather(weight, op.Constant(value_ints=[0, 2, 1]), axis=0)
+    return op.Reshape(ordered, op.Constant(value_ints=[-1]))
 
 
 def _in_order(op: Any, weight: Value, gates: tuple[int, ...]) -> Value:

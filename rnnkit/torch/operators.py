@@ -5,7 +5,8 @@ They are what a compiled or exported model contains, one node each. All that bac
 rnnkit/torch/autograd.py.
 
 Everything is time-major. x (T, B, I); state0 one tensor (L*D, B, ·) a state, or none for zeros; weights as
-`_flat_weights` of PyTorch's layers; masks of dropout, one (T, B, D*R) a layer but the last, or none; lengths (B,) int64
+`_flat_weights` of PyTorch's layers; cell as `text_of` of rnnkit/core/option_arguments.py, a name in CELLS for a cell
+without options; masks of dropout, one (T, B, D*R) a layer but the last, or none; lengths (B,) int64
 or None.
 """
 
@@ -23,8 +24,9 @@ import torch
 import rnnkit
 from rnnkit.backends import Choice, Sizes, select
 from rnnkit.core import checks as core_checks
-from rnnkit.core.cells import CELLS, Array, Cell
+from rnnkit.core.cells import Array, Cell
 from rnnkit.core.devices import array_module
+from rnnkit.core.option_arguments import parsed
 from rnnkit.functional import stack
 from rnnkit.functional.reserve import Reserve, stack_bytes
 from rnnkit.kernels.cpu.cache import sources_digest
@@ -71,11 +73,11 @@ _WIDENED = () if importlib.util.find_spec("ml_dtypes") else (torch.bfloat16,)
 
 
 @cache
-def choice_of(device: Any, dtype: Any, cell: str, backend: str | None) -> Choice:
+def choice_of(device: Any, dtype: Any, cell: str, backend: str | None, strict: bool = False) -> Choice:
     """The backend for tensors of this torch.device and torch.dtype."""
     on_cuda = device.type == "cuda"
     name = "float32" if dtype in _WIDENED and not on_cuda else str(dtype).removeprefix("torch.")
-    return select(f"cuda:{device.index or 0}" if on_cuda else "cpu", name, cell, backend)
+    return select(f"cuda:{device.index or 0}" if on_cuda else "cpu", name, parsed(cell)[0].key, backend, strict)
 
 
 def forward(
@@ -107,13 +109,14 @@ def forward(
     D = 2 if bidirectional else 1
     with on_device(x):
         choice = choice_of(x.device, x.dtype, cell, backend)
-        views = weight_views(weights, CELLS[cell], D, x.shape[2])
+        row, constants = parsed(cell)
+        views = weight_views(weights, row, D, x.shape[2], constants)
         reserve = None
         if keep:
             kind = (x.device, x.dtype, cell, backend)
             shapes = (x.shape, weights[1].shape)
             reserve = new_bytes(x, _reserve_bytes(kind, shapes, len(views.layers), D, lengths is not None))
-        call = _stack_call(x, state0, views, masks, lengths, choice, reserve)
+        call = _stack_call(x, state0, views, masks, lengths, choice, reserve, constants)
         y, state_n, _ = stack.forward(call)
         results = [as_tensor(y), *map(as_tensor, state_n)]
         return results if reserve is None else [*results, reserve]
@@ -141,8 +144,9 @@ def backward(
         return [g.to(x.dtype) for g in grads]
     with on_device(x):
         choice = choice_of(x.device, x.dtype, cell, backend)
-        views = weight_views(weights, CELLS[cell], 2 if bidirectional else 1, x.shape[2])
-        call = _stack_call(x, state0, views, (), lengths, choice, reserve)
+        row, constants = parsed(cell)
+        views = weight_views(weights, row, 2 if bidirectional else 1, x.shape[2], constants)
+        call = _stack_call(x, state0, views, (), lengths, choice, reserve, constants)
         saved = stack.restored(call, [as_array(m) for m in masks])
         ends = tuple([_zeros_like(s) if d is None else as_array(d) for d, s in zip(dstate_n, call.state0, strict=True)])
         dx, dstate0, dweights = stack.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
@@ -158,6 +162,7 @@ def _stack_call(
     lengths: Tensor | None,
     choice: Choice,
     reserve: Tensor | None,
+    constants: tuple[float, ...],
 ) -> stack.StackCall:
     """The tensors as arrays. reserve: None if nothing is to be kept for backward."""
     array = as_array(x.contiguous())
@@ -174,10 +179,9 @@ def _stack_call(
         arrays = [as_array(m) for m in masks]
         dropout = lambda layer, _: arrays[layer]  # noqa: E731
     memory = None if reserve is None else Reserve(as_array(reserve))
-    cell, _, _ = views.of
-    return stack.StackCall(
-        cell, choice, array, states, views.layers, checked, dropout, keep=reserve is not None, reserve=memory
-    )
+    cell = views.of[0]
+    how = (checked, dropout, reserve is not None, memory, constants)
+    return stack.StackCall(cell, choice, array, states, views.layers, *how)
 
 
 @lru_cache(256)
@@ -185,8 +189,9 @@ def _reserve_bytes(kind: Any, shapes: Any, layers: int, directions: int, ragged:
     """`stack_bytes`, cached. kind: arguments of `choice_of`; shapes: those of x and weight_hh_l0."""
     _, _, cell, _ = kind
     x, w_hh = shapes
-    sizes = _sizes(x, w_hh, CELLS[cell])
-    return stack_bytes(choice_of(*kind), CELLS[cell], sizes, layers, directions, ragged)
+    row, _ = parsed(cell)
+    sizes = _sizes(x, w_hh, row)
+    return stack_bytes(choice_of(*kind), row, sizes, layers, directions, ragged)
 
 
 def _zeros_like(array: Array) -> Array:
@@ -224,7 +229,7 @@ def _forward_shapes(
 ) -> list[Tensor]:
     """The results of `forward` without their values, for tracing and for tensors on the meta device."""
     D = 2 if bidirectional else 1
-    row = CELLS[cell]
+    row, _ = parsed(cell)
     sizes = _sizes(x.shape, weights[1].shape, row)
     states = state_shapes(weights, row, sizes.B)
     results = [x.new_empty(shape) for shape in ((sizes.T, sizes.B, D * sizes.R), *states)]

@@ -16,12 +16,15 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkit.core import checks as core_checks
+from rnnkit.core.cells import Cell
+from rnnkit.core.option_arguments import ARGUMENTS, cell_with, text_of
 from rnnkit.functional.step_flags import StepFlags, given_flags
 from rnnkit.torch import checks, packed
 from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.operators import choice_of
 from rnnkit.torch.segmented import on_host, run_segments
 from rnnkit.torch.unserved import not_traced, refuse_capture, refuse_torchscript
 
@@ -36,6 +39,13 @@ class Layers(nn.RNNBase):
     """
 
     backend: str | None = None
+    strict: bool = False
+    peephole: bool = False
+    clip: float | None = None
+    cell_clip: float | None = None
+    coupled: bool = False
+    activations: Any = None
+    _text: str | None = None  # `text_of` the cell, if it has options
     state_names: ClassVar[tuple[str, ...]] = ("h",)
 
     def __init__(self, mode: str, *arguments: Any) -> None:
@@ -47,6 +57,37 @@ class Layers(nn.RNNBase):
     def cell_name(self) -> str:
         """The cell's name in `rnnkit.core.cells.CELLS`."""
         raise NotImplementedError
+
+    def _set_options(self, backend: str | None, strict: Any, given: dict[str, Any]) -> None:
+        """Sets what torch.nn's layers do not have, after their constructor. given: some of ARGUMENTS."""
+        cell, constants = cell_with(self.cell_name, given)
+        for name, value in given.items():
+            setattr(self, name, value)
+        self.backend = backend
+        self.strict = core_checks.flag("strict", strict)
+        if cell.options:
+            self._text = text_of(cell, constants)
+        if cell.unit_weights:
+            self._add_unit_weights(cell)
+        if self.strict:
+            self._check_strict(self._flat_weights[0])
+
+    def _add_unit_weights(self, cell: Cell) -> None:
+        """Adds `weight_peephole_l{k}` (K, H) to each layer and direction, drawn as the other parameters are."""
+        bound = self.hidden_size**-0.5
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            like = getattr(self, names[0])
+            weight = torch.empty((len(cell.unit_weights), self.hidden_size), dtype=like.dtype, device=like.device)
+            name = f"weight_peephole{suffix}"
+            self.register_parameter(name, nn.Parameter(nn.init.uniform_(weight, -bound, bound)))
+            names.append(name)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
+
+    def _check_strict(self, x: Tensor) -> None:
+        if x.device.type in ("cpu", "cuda"):
+            choice_of(x.device, x.dtype, self._text or self.cell_name, self.backend, True)
 
     def forward(
         self,
@@ -162,7 +203,9 @@ class Layers(nn.RNNBase):
         if states or x.dtype is not weight.dtype or x.device != weight.device:
             checks.one_kind(x, states, weight)
         masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
+        if self.strict and not torch.compiler.is_compiling():
+            self._check_strict(x)
+        stack = Stack(self._text or self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
         return run(stack, x, states, weights, masks, lengths)
 
     @partial(not_traced, reason="resets and a mask decide the shapes of the kernels' calls")
@@ -190,7 +233,7 @@ class Layers(nn.RNNBase):
         x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
         checks.one_kind(x, states, weights[0])
         masks = self._masks(x, None) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self.cell_name, self.backend, bool(self.bidirectional), len(masks), count)
+        stack = Stack(self._text or self.cell_name, self.backend, bool(self.bidirectional), len(masks), count)
         return run_segments(stack, x, states[:count], states[count:] or None, weights, masks, segments)
 
     def _weights(self) -> list[Tensor]:
@@ -312,4 +355,7 @@ def mark_reset_before(module: Any, device: Any) -> None:
 def own_repr(module: Any) -> str:
     """The arguments of a layer or Cell that torch.nn does not have, for its repr."""
     own = "" if getattr(module, "reset_after", True) else ", reset_after=False"
+    for name, default in {**ARGUMENTS, "strict": False}.items():
+        value = getattr(module, name, default)
+        own += "" if value == default else f", {name}={value!r}"
     return own if module.backend is None else f"{own}, backend={module.backend!r}"

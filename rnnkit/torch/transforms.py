@@ -14,7 +14,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from rnnkit.core.cells import CELLS
+from rnnkit.core.option_arguments import parsed
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.autograd import _Layers, _LayersBackward
 from rnnkit.torch.dispatch import Stack
@@ -43,7 +43,7 @@ def _forward_recorded(
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
         results = _apply(_LayersAtLevel, arguments)
-        return list(results if keep else results[: 1 + len(CELLS[cell].states)])
+        return list(results if keep else results[: 1 + len(parsed(cell)[0].states)])
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (x, state0, weights, masks, lengths)
         options: Any = {"cell": cell, "backend": backend, "bidirectional": bidirectional, "keep": keep}
