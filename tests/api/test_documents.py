@@ -29,6 +29,7 @@ RUN_HERE = (
     "docs/checkpoints.md",
     "docs/resets-and-masks.md",
     "docs/long-sequences.md",
+    "docs/cell-options.md",
 )
 
 

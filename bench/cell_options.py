@@ -1,0 +1,121 @@
+"""What each option of a cell costs over the plain cell, on the CPU: forward and backward of one layer.
+
+    python -m bench.cell_options [--T 64] [--B 32] [--H 128] [--rounds 30] [--threads N] [--rows NAME ...]
+
+Each row is first compared with the float64 oracle at a small size; a row that is wrong is not timed. The plain cell and
+the one with options run in turns, and a ratio is of two neighbouring times. The table has the median of the ratios and
+their quartiles. The bar is 1.3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+import rnnkit
+from bench.table import aligned
+from rnnkit.functional import direction
+from rnnkit.testing import Case, make_inputs, parity
+
+BAR = 1.3
+
+
+class Row(NamedTuple):
+    """A cell with options, as its key and constants, beside the plain cell."""
+
+    name: str
+    cell: str
+    constants: tuple[float, ...] = ()
+
+    @property
+    def plain(self) -> str:
+        return self.cell.partition("+")[0]
+
+
+ROWS = (
+    Row("peephole", "lstm+peephole"),
+    Row("clip", "lstm+clip", (3.0,)),
+    Row("cell_clip", "lstm+cell_clip", (3.0,)),
+    Row("coupled", "lstm+coupled"),
+    Row("hard activations", "lstm+activations=HardSigmoid,Softsign,Softsign", (0.2, 0.5)),
+    Row("clip of a GRU", "gru+clip", (3.0,)),
+    Row("Softplus of an RNN", "rnn_tanh+activations=Softplus"),
+)
+
+
+def wrong(row: Row) -> str | None:
+    """What differs from the oracle, or None."""
+    case = Case(row.cell, T=6, B=7, I=5, H=19, ragged=True, constants=row.constants)
+    over = {name: share for name, share in parity("numba", case, "float32").items() if not share <= 1}
+    return f"differs from the oracle: {over}" if over else None
+
+
+def call_of(cell: str, constants: tuple[float, ...], sizes: dict[str, int]) -> Callable[[], None]:
+    """Forward and backward of one layer and direction."""
+    inputs = make_inputs(Case(cell, **sizes), "float32")
+
+    def call() -> None:
+        given = (inputs.x, inputs.state0, inputs.weights)
+        _, _, saved = direction.forward(cell, *given, backend="numba", constants=constants)
+        assert saved is not None
+        direction.backward(saved, inputs.dy, inputs.dstate_n, inputs.weights)
+
+    return call
+
+
+def ratios(row: Row, sizes: dict[str, int], rounds: int) -> tuple[list[float], list[float]]:
+    """Times of the plain cell in ms, and for each the time with options over it."""
+    plain, own = call_of(row.plain, (), sizes), call_of(row.cell, row.constants, sizes)
+    for call in (plain, own, plain, own):
+        call()
+    times, found = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        plain()
+        middle = time.perf_counter()
+        own()
+        times.append(1e3 * (middle - start))
+        found.append((time.perf_counter() - middle) / (middle - start))
+    return times, found
+
+
+def measure(rows: tuple[Row, ...], sizes: dict[str, int], rounds: int) -> list[list[str]]:
+    """A table: one row per option."""
+    table = [["option", "cell", "plain ms", "ratio", "quartiles", "bar"]]
+    for row in rows:
+        problem = wrong(row)
+        if problem is not None:
+            table.append([row.name, row.cell, "-", "-", problem, "-"])
+            continue
+        times, found = ratios(row, sizes, rounds)
+        low, middle, high = np.percentile(found, [25, 50, 75])
+        verdict = "met" if middle <= BAR else "missed"
+        table.append([row.name, row.cell, f"{np.median(times):.3f}", f"{middle:.2f}", f"{low:.2f} {high:.2f}", verdict])
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.cell_options", description=(__doc__ or "").splitlines()[0])
+    for name, default in (("T", 64), ("B", 32), ("H", 128), ("rounds", 30)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--threads", type=int, default=None, help="of the CPU kernels")
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="all by default")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        rnnkit.set_num_threads(options.threads)
+    sizes = {"T": options.T, "B": options.B, "I": options.H, "H": options.H}
+    chosen = tuple(row for row in ROWS if options.rows is None or row.name in options.rows)
+    shape = f"T={options.T} B={options.B} I=H={options.H}"
+    print(f"float32, {shape}, {rnnkit.get_num_threads()} threads, forward and backward")
+    table = measure(chosen, sizes, options.rounds)
+    print("\n".join(aligned(table, {"option", "cell"})))
+    return int(any(row[-1] == "-" for row in table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
