@@ -39,6 +39,13 @@ __device__ __forceinline__ void clear_gates(Storage* now, int b, int first, int 
   for (int g = first; g < end; ++g) store_units<V>(now + gate_at(b, g, j, H), zeros);
 }
 
+// The last argument of the functions of a cell with options, unit i of a thread: see kernels/cells/with_options.cuh.
+#if defined(RK_OPTIONS)
+#define RK_UNIT_EXTRAS , Extras(given, j + i, H)
+#else
+#define RK_UNIT_EXTRAS
+#endif
+
 #if !RK_RESETS_BEFORE
 
 template <int V>
@@ -81,7 +88,7 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
           x_i[g] = x[g][i];
           u_i[g] = u[g][i];
         }
-        Cell::forward(x_i, u_i, h_prev[i], c_prev[i], saved_i, new_h[i], new_c[i]);
+        Cell::forward(x_i, u_i, h_prev[i], c_prev[i], saved_i, new_h[i], new_c[i] RK_UNIT_EXTRAS);
 #pragma unroll
         for (int k = 0; k < K; ++k) saved[k][i] = saved_i[k];
       }
@@ -202,7 +209,8 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
         Compute saved_i[K], dx_i[G], du_i[G];
 #pragma unroll
         for (int k = 0; k < K; ++k) saved_i[k] = saved[k][i];
-        Cell::backward(saved_i, h_prev[i], c_prev[i], dh_in[i] + dy_j[i], dc_in[i], dx_i, du_i, direct[i], dc_prev[i]);
+        Cell::backward(saved_i, h_prev[i], c_prev[i], dh_in[i] + dy_j[i], dc_in[i], dx_i, du_i, direct[i],
+                       dc_prev[i] RK_UNIT_EXTRAS);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           dx[g][i] = dx_i[g];
@@ -261,7 +269,7 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
       const Index at = (Index)b * H + j;
       load_units<V>(h + at, before);
 #pragma unroll
-      for (int i = 0; i < V; ++i) Cell::gates(a_r[i], a_z[i], before[i], r[i], z[i], rh[i]);
+      for (int i = 0; i < V; ++i) Cell::gates(a_r[i], a_z[i], before[i], r[i], z[i], rh[i] RK_UNIT_EXTRAS);
       store_units<V>(m + at, rh);
       store_units<V>(h_side + gate_at(b, kZ, j, H), z);
       if (call.saved) {
@@ -298,7 +306,7 @@ __device__ __forceinline__ void forward_output_of(const Call* __restrict__ given
       load_units<V>(h_side + gate_at(b, kZ, j, H), z);
       load_units<V>(h + at, before);
 #pragma unroll
-      for (int i = 0; i < V; ++i) Cell::output(a_n[i], z[i], before[i], candidate[i], new_h[i]);
+      for (int i = 0; i < V; ++i) Cell::output(a_n[i], z[i], before[i], candidate[i], new_h[i] RK_UNIT_EXTRAS);
       store_units<V>(h + at, new_h);
       store_any<V>(y + j, new_h);
       if (call.saved) store_units<V>(call.saved + gate_at(step, kN, j, H), candidate);
@@ -338,7 +346,7 @@ __device__ __forceinline__ void backward_output_of(const Call* __restrict__ give
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         d[i] += dy_j[i];
-        Cell::output_backward(z[i], candidate[i], before[i], d[i], da_z[i], da_n[i]);
+        Cell::output_backward(z[i], candidate[i], before[i], d[i], da_z[i], da_n[i] RK_UNIT_EXTRAS);
       }
       store_units<V>(dh + at, d);
       store_units<V>(dgates + gate_at(row, kZ, j, H), da_z);
@@ -379,7 +387,8 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
       load_units<V>(dh + at, d);
       load_units<V>(dm + at, drh);
 #pragma unroll
-      for (int i = 0; i < V; ++i) Cell::gates_backward(r[i], z[i], before[i], d[i], drh[i], da_r[i], direct[i]);
+      for (int i = 0; i < V; ++i)
+        Cell::gates_backward(r[i], z[i], before[i], d[i], drh[i], da_r[i], direct[i] RK_UNIT_EXTRAS);
       store_units<V>(dgates + gate_at(row, kR, j, H), da_r);
       if (now) store_units<V>(now + gate_at(b, kR, j, H), da_r);
       store_units<V>(dh + at, direct);

@@ -71,11 +71,6 @@ def _cuda_cells() -> Collection[str]:
     return HEADERS
 
 
-def _unserved_options(cell: Cell) -> str | None:
-    """Why neither kernels/cells nor kernels/cuda has this cell with its options."""
-    return f"does not serve the cell {cell.name} with {cell.options}" if cell.options else None
-
-
 def _cupy_schedules() -> tuple[str, ...]:
     from rnnkit.backends.cupy.schedules import SCHEDULES  # which imports this file
 
@@ -125,7 +120,6 @@ BACKENDS: dict[str, BackendRow] = {
             cuda_problem,
             _cuda_cells,
             _cupy_schedules,
-            options=_unserved_options,
         ),
         BackendRow(
             "numba_cuda",

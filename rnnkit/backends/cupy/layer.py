@@ -201,7 +201,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str |
     if schedule is None and autotuning():
         why = _about_tuning(work, device, chosen, why)
     detail, transient, kept = chosen.load().describe(cell, dtype, sizes, keep)
-    kernel = f"{cell.name}, schedule {chosen.name}: {why}; {detail}{plan.words}"
+    kernel = f"{cell.key}, schedule {chosen.name}: {why}; {detail}{plan.words}"
     return Description(kernel, transient, kept, placed=chosen.strided_y, beside=True)
 
 
@@ -305,7 +305,7 @@ def _on(device: Any, p: Problem) -> Iterator[None]:
 
     def described(problem: Exception) -> str:
         sizes = f"T={p.T}, B={p.B}, I={p.I}, H={p.H}"
-        return f"{p.cell.name} in {p.dtype.name} with {sizes} on cuda:{device.id}: {problem}"
+        return f"{p.cell.key} in {p.dtype.name} with {sizes} on cuda:{device.id}: {problem}"
 
     with device:
         try:

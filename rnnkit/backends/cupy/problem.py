@@ -117,6 +117,7 @@ class Problem:
     packing: Packing
     ahead_steps: int | None = None
     share: int = 1
+    constants: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, call: LayerCall) -> Problem:
@@ -135,6 +136,7 @@ class Problem:
             projected=weights.w_hr is not None,
             reverse=call.reverse,
             packing=packing(T, B, call.lengths),
+            constants=call.constants,
         )
 
     @classmethod

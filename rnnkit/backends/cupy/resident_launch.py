@@ -33,6 +33,8 @@ FILES = (
 
 def problem(work: Work, card: CardFacts) -> str | None:
     """Why no resident schedule serves the work on this card, or None."""
+    if work.cell.options:
+        return f"cell {work.cell.key}: its kernels have no options"
     if work.projected:
         return "a projection needs a second product per step"
     if work.cell.resets_before:

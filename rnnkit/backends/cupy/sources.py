@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import rnnkit.kernels
-from rnnkit.core.cells import CELLS, Cell
-from rnnkit.kernels.cells import HEADERS
+from rnnkit.core.cell_options import ROLES, activations_of
+from rnnkit.core.cells import Cell, cell_of
+from rnnkit.kernels.cells import HEADERS, Header
 
 KERNELS = Path(next(iter(rnnkit.kernels.__path__)))
 
@@ -105,13 +106,14 @@ def of_cell(
     defines: Defines = (),
     min_arch: int = 70,
 ) -> Build:
-    """A schedule's module "<name>-<cell>-<storage>" for a cell, by its rows of CELLS and HEADERS.
+    """A schedule's module "<name>-<cell>-<storage>" for a `Cell.key`, by its rows of CELLS and HEADERS.
 
     Its text is numbers.cuh, the cell's header, cell_row.cuh, then `files`.
     """
-    header = HEADERS[cell]
+    row = cell_of(cell)
+    header = _header_with_options(row) if row.options else HEADERS[cell]
     given = (files, kernels, (*header.defines, *defines), min_arch)
-    return _of_cell(name, CELLS[cell], _source(header.file), storage, *given)
+    return _of_cell(name, row, _source(header.file), storage, *given)
 
 
 @cache
@@ -127,12 +129,30 @@ def _of_cell(
 ) -> Build:
     macro, _ = STORAGES[storage]
     return Build(
-        f"{name}-{cell.name}-{storage}",
+        f"{name}-{cell.key}-{storage}",
         (_source("cuda/numbers.cuh"), header, _source("cuda/cell_row.cuh"), *map(_source, files)),
         ((macro, "1"), *_row_macros(cell), *defines),
         kernels,
         min_arch,
     )
+
+
+# Bytes of a Call of kernels/cuda/call.cuh in the workspace, with room to spare. Extras of cells with options follow.
+CALL_BYTES = 256
+
+
+def _header_with_options(cell: Cell) -> Header:
+    """kernels/cells/with_options.cuh, with the macros that it names."""
+    options, names = cell.options, cell.constants
+    flags = {"PEEPHOLE": options.peephole, "COUPLED": options.coupled, "CLIP": options.clip}
+    macros: dict[str, object] = {f"RK_{name}": int(value) for name, value in flags.items()}
+    macros |= {"RK_CELL_CLIP": int(options.cell_clip), "RK_OPTIONS": 1, "RK_CALL_BYTES": CALL_BYTES}
+    macros |= {f"RK_KIND_{cell.name.partition('_')[0].upper()}": 1, "RK_CONSTANTS": len(names)}
+    activations = (*activations_of(cell.name, options), "Tanh", "Tanh")
+    macros |= {f"RK_{role.upper()}": name for role, name in zip(ROLES, activations, strict=False)}
+    places = ("clip", "cell_clip", *(f"{number}_{role}" for role in ROLES for number in ("alpha", "beta")))
+    macros |= {f"RK_AT_{name.upper()}": names.index(name) if name in names else -1 for name in places}
+    return Header("cells/with_options.cuh", tuple((name, str(value)) for name, value in macros.items()))
 
 
 def _row_macros(cell: Cell) -> Defines:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from rnnkit.backends.cupy.backward_pass import backward_buffers
 from rnnkit.backends.cupy.passes import forward_buffers
 from rnnkit.backends.cupy.problem import Problem
-
-# A Call of kernels/cuda/call.cuh, with room to spare.
-CALL_BYTES = 256
-
+from rnnkit.backends.cupy.sources import CALL_BYTES
 
 # The least steps for which the weights are transposed once, see `k_major`.
 K_MAJOR_STEPS = 8
@@ -25,7 +22,9 @@ def k_major(p: Problem) -> bool:
 
 def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:
     """Bytes of each buffer of the workspace."""
-    return {"call": CALL_BYTES} | (_backward_sizes(p) if backward else _forward_sizes(p))
+    cell = p.cell
+    extras = (len(cell.constants) + len(cell.unit_weights) * p.H) * p.compute_bytes
+    return {"call": CALL_BYTES + extras} | (_backward_sizes(p) if backward else _forward_sizes(p))
 
 
 def _forward_sizes(p: Problem) -> dict[str, int]:
@@ -48,6 +47,8 @@ def _backward_sizes(p: Problem) -> dict[str, int]:
         sizes["dgates_now"] = p.B * p.GH * s
     if p.ragged and p.projected:
         sizes["dprojected_now"] = p.B * p.R * s
+    if p.cell.unit_weights:
+        sizes["unit_products"] = p.chunk_rows * len(p.cell.unit_weights) * p.H * s
     if k_major(p):
         sizes |= {"w_hh": p.GH * p.R * s} | ({"w_hr": p.R * p.H * s} if p.projected else {})
     return sizes

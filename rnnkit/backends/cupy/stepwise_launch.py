@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.backward_pass import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import i32
-from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, rows_by_units
+from rnnkit.backends.cupy.launcher import address, i32
+from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, over, rows_by_units
 from rnnkit.backends.cupy.problem import Chunk, Problem, Span
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build
 from rnnkit.backends.cupy.stepwise_buffers import k_major
-from rnnkit.core.cells import Array, State, Weights
+from rnnkit.core.cells import Array, State, Weights, cell_of
 
 FILES = ("cuda/rows.cuh", "cuda/call.cuh", "cuda/units.cuh", "cuda/stepwise.cuh", "cuda/stepwise.cu")
 STEPS = ("forward_step", "forward_output", "backward_output", "backward_step")
@@ -27,8 +29,18 @@ WIDE_BYTES = 16
 WIDE_ELEMENTS = FEW_BLOCKS * THREADS
 
 
+# Of a cell with options, beside those.
+FILES_OF_OPTIONS = (*FILES, "cuda/unit_weights.cu")
+MOST_CONSTANTS = 8  # of set_extras
+
+
 def build(cell: str, storage: str) -> Build:
-    """The module of a cell and a storage dtype."""
+    """The module of a `Cell.key` and a storage dtype."""
+    row = cell_of(cell)
+    if row.options:
+        more = ("set_extras", *(("unit_products",) if row.unit_weights else ()))
+        kernels = (*KERNELS, *sources.pointwise_kernels(*more))
+        return sources.of_cell("stepwise", cell, storage, FILES_OF_OPTIONS, kernels)
     return sources.of_cell("stepwise", cell, storage, FILES, KERNELS)
 
 
@@ -52,7 +64,7 @@ class StepLauncher(BackwardLauncher):
     """A Launcher with the steps of schedule D."""
 
     def __init__(self, p: Problem, arena: Arena, sizes: dict[str, int], packing_table: Array | None) -> None:
-        super().__init__(p, arena, sizes, packing_table, build(p.cell.name, p.dtype.stored))
+        super().__init__(p, arena, sizes, packing_table, build(p.cell.key, p.dtype.stored))
         self._operands: Operands
 
     def operands(self, weights: Weights, k_major: bool = False) -> Operands:
@@ -71,6 +83,7 @@ class StepLauncher(BackwardLauncher):
     def forward_begin(self, state0: State, weights: Weights) -> None:
         """As `Launcher.forward_begin`."""
         super().forward_begin(state0, weights)
+        self._set_extras(weights)
         self._operands = self.operands(weights)
 
     def forward_chunk(self, chunk: Chunk, weights: Weights, y: Array, states: SavedStates) -> None:
@@ -82,6 +95,7 @@ class StepLauncher(BackwardLauncher):
     def backward_begin(self, dstate_n: State, weights: Weights) -> None:
         """As `BackwardLauncher.backward_begin`."""
         super().backward_begin(dstate_n, weights)
+        self._set_extras(weights)
         self._operands = self.operands(weights, k_major(self.p))
 
     def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
@@ -89,6 +103,26 @@ class StepLauncher(BackwardLauncher):
         for span in chunk.spans(backward=True):
             self.set_call(span.t0, chunk.n0, None, states, dy)
             self._replay("backward", span, self._backward)
+
+    def _set_extras(self, weights: Weights) -> None:
+        """Writes the constants and the weights per unit of a cell with options after the Call."""
+        p = self.p
+        if not p.cell.options:
+            return
+        numbers = [np.float64(value) for value in p.constants]
+        numbers += [np.float64(0)] * (MOST_CONSTANTS - len(numbers))
+        count = len(p.cell.unit_weights) * p.H
+        given = (self["call"], address(weights.w_unit), count, i32(len(p.constants)))
+        self.launch("set_extras", over(max(count, MOST_CONSTANTS)), *given, *numbers)
+
+    def unit_products(self, chunk: Chunk, states: SavedStates) -> Matrix:
+        """(N, 3*H): what each row-step of a chunk, whose steps have just run, adds to the peepholes' gradients."""
+        p = self.p
+        values = self.array(states.values).at(chunk.n0).address
+        c_prev = address(states.c_prev) + chunk.n0 * p.H * p.compute_bytes
+        given = (self["call"], values, c_prev, self["dgates_x"], self["unit_products"])
+        self.launch("unit_products", over(chunk.N * p.H), *given, chunk.N, i32(p.H))
+        return self.storage_matrix("unit_products", len(p.cell.unit_weights) * p.H)
 
     def _replay(self, way: str, span: Span, launch: Callable[[Span, Operands], None]) -> None:
         operands = self._operands

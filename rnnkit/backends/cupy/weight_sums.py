@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import Launcher, address, i32
+from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import MOST_PARTS, over, sums_down
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import Saved
@@ -15,6 +17,8 @@ def weight_sum_buffers(p: Problem) -> dict[str, int]:
     c = p.compute_bytes
     # A LongSum of kernels/cuda/rows.cu per bias element.
     sizes = {"partials": MOST_PARTS * p.GH * c, "db_ih": 2 * p.GH * c, "db_hh": 2 * p.GH * c}
+    if p.cell.unit_weights:
+        sizes["dw_unit"] = 2 * len(p.cell.unit_weights) * p.H * c
     return sizes if p.sums_in_place else sizes | _slice_sizes(p)
 
 
@@ -36,7 +40,7 @@ class WeightSums:
     into: the arrays that the gradients are added to, or None for new ones.
     """
 
-    def __init__(self, launcher: Launcher, weights: Weights, into: Weights | None) -> None:
+    def __init__(self, launcher: Any, weights: Weights, into: Weights | None) -> None:
         import cupy
 
         self.launcher = launcher
@@ -67,6 +71,8 @@ class WeightSums:
         for name, d in (("b_ih", dgates_x), ("b_hh", dgates_h)):
             if getattr(self.results, name) is not None and not (self.shares_bias and name == "b_hh"):
                 self._add_columns(name, d, N)
+        if self.results.w_unit is not None:
+            self._add_columns("w_unit", launcher.unit_products(chunk, states), N)
         self.done += N
 
     def _add_product(self, name: str, row: int, d: Matrix, a: Matrix, M: int, N: int) -> None:
@@ -94,17 +100,18 @@ class WeightSums:
             launcher.launch_rows("add_parts", over(M * K), *ends, slices.address, *sizes)
 
     def _add_columns(self, name: str, d: Matrix, N: int) -> None:
-        """Adds the sums down the columns of d (N, G*H) to a bias's gradient."""
+        """Adds the sums down the columns of d, (N, G*H) or (N, K*H), to a bias's gradient or that of w_unit."""
         launcher = self.launcher
         p = launcher.p
-        shape, parts = sums_down(N, p.GH)
+        width = len(p.cell.unit_weights) * p.H if name == "w_unit" else p.GH
+        shape, parts = sums_down(N, width)
         partials = launcher["partials"]
-        launcher.launch_rows("column_sums", shape, partials, d.address, N, p.GH)
+        launcher.launch_rows("column_sums", shape, partials, d.address, N, width)
         last = self.done + N == p.N
         result = address(getattr(self.results, name)) if last else 0
-        also = address(self.results.b_hh) if last and self.shares_bias else 0
-        sums = (partials, i32(parts), p.GH, i32(self.done == 0), i32(self.adds))
-        launcher.launch_rows("add_parts", over(p.GH), result, also, launcher[f"d{name}"], *sums)
+        also = address(self.results.b_hh) if last and self.shares_bias and name != "w_unit" else 0
+        sums = (partials, i32(parts), width, i32(self.done == 0), i32(self.adds))
+        launcher.launch_rows("add_parts", over(width), result, also, launcher[f"d{name}"], *sums)
 
     def finished(self) -> Weights:
         """The gradients, in the storage dtype; None for those that were added."""
