@@ -5,9 +5,12 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 set_extras(Call* call, const Storage* units, Index count, int constants, double a0, double a1, double a2, double a3,
            double a4, double a5, double a6, double a7) {
   Compute* const extras = (Compute*)((char*)call + RK_CALL_BYTES);
-  const double given[] = {a0, a1, a2, a3, a4, a5, a6, a7};
   const Index first = (Index)blockIdx.x * blockDim.x + threadIdx.x;
-  if (first < constants) extras[first] = (Compute)given[first];
+  if (first < constants) {
+    const double low = first == 0 ? a0 : first == 1 ? a1 : first == 2 ? a2 : a3;
+    const double high = first == 4 ? a4 : first == 5 ? a5 : first == 6 ? a6 : a7;
+    extras[first] = (Compute)(first < 4 ? low : high);
+  }
   for (Index i = first; i < count; i += (Index)gridDim.x * blockDim.x) extras[constants + i] = load(units[i]);
 }
 

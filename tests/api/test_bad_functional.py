@@ -51,7 +51,7 @@ def test_forward(cell: str) -> None:
         (TypeError, {"weights": w._asdict()}, ("weights must be a tuple (w_ih, w_hh,", "got dict")),
         (TypeError, {"weights": None}, ("weights must be a tuple (w_ih, w_hh,", "got NoneType")),
         (TypeError, {"weights": (w.w_ih,)}, ("weights must be a tuple (w_ih, w_hh,", "got 1 of them")),
-        (TypeError, {"weights": (*w, None)}, ("weights must be a tuple (w_ih, w_hh,", "got 6 of them")),
+        (TypeError, {"weights": (*w, None)}, ("weights must be a tuple (w_ih, w_hh,", "got 7 of them")),
         *(
             (error, {"weights": w._replace(**{name: bad})}, words)
             for name, error, bad, words in (

@@ -62,7 +62,8 @@ def test_results_and_gradients_equal_those_of_rnnkit_and_of_the_equations(name: 
         torch.testing.assert_close(value.grad, torch.zeros_like(value) if grad is None else grad)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_first_and_second_derivatives(name: str) -> None:
     torch.manual_seed(1)
     layer, _ = both(name)

@@ -107,8 +107,8 @@ class Arm:
         return a
 
     def launch_forward(
-        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, digest, h_prev, c_prev,
-        operand, y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
+        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, digest, h_prev,
+        c_prev, operand, y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.backends.numba import memory
@@ -136,6 +136,7 @@ class Arm:
             digest=digest,
             workspace=workspace,
             barriers=barriers,
+            extras=extras,  # 0: plain cells alone run here
         )
         _fill(block, arguments)
         packed_x = [] if x_packed.ctypes.data == x.ctypes.data else [x_packed]
@@ -144,8 +145,8 @@ class Arm:
         self.run(job, block, threads, read, [*written, *buffers])
 
     def launch_backward(
-        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, workspace, h_prev, c_prev, operand,
-        y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected,
+        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, h_prev, c_prev,
+        operand, y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected,
         dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
@@ -174,6 +175,7 @@ class Arm:
             adds=int(adds),
             workspace=workspace,
             barriers=barriers,
+            extras=extras,  # 0: plain cells alone run here
         )
         _fill(block, arguments)
         written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tests.tools import emulator, greenlets
 from tests.tools.mutants.backends import BACKEND_MUTANTS
+from tests.tools.mutants.cell_options import OPTION_MUTANTS
 from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
 from tests.tools.mutants.overlap import OVERLAP_MUTANTS
@@ -26,6 +27,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *MODULE_MUTANTS,
     *SEGMENT_MUTANTS,
     *CHUNK_MUTANTS,
+    *OPTION_MUTANTS,
     *TOOL_MUTANTS,
     *BACKEND_MUTANTS,
     *RESIDENT_FORWARD_MUTANTS,
