@@ -42,10 +42,11 @@ def test_another_clip_compiles_nothing_and_is_used() -> None:
     before = cache.counts["compiled"], cache.counts["loaded"]
     other = run(Case(SMALL.cell, constants=(0.2, 0.1), ragged=True), inputs, "numba")
     assert (cache.counts["compiled"], cache.counts["loaded"]) == before
-    assert np.abs(other["c_n"]).max() <= np.float32(0.5)
+    assert np.abs(other["c_n"][0]).max() <= np.float32(0.1)  # row 0 has steps
     assert np.abs(one["y"] - other["y"]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_gradient_is_zero_beyond_the_clip_in_every_dtype() -> None:
     """x decides the pre-activation exactly: at the limit, beyond it and inside."""
     case = Case("rnn_tanh+clip", T=1, B=4, I=1, H=1, constants=(0.5,))

@@ -146,8 +146,8 @@ class Arm:
 
     def launch_backward(
         self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, h_prev, c_prev,
-        operand, y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected,
-        dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+        operand, y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h,
+        dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.kernels.cpu.arguments import Backward, WeightAddresses
