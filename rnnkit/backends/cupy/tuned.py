@@ -83,7 +83,7 @@ def key_of(work: Work) -> str:
     T, B, I, H, R, N = work.sizes
     live = -(-4 * N // max(1, T * B))
     sizes = f"T={1 << (T - 1).bit_length() if T else 0} B={B} I={I} H={H} R={R} live={live}/4"
-    return f"{work.cell.name} {work.dtype.name} {sizes} {'both passes' if work.keep else 'forward'}"
+    return f"{work.cell.key} {work.dtype.name} {sizes} {'both passes' if work.keep else 'forward'}"
 
 
 def times_of(work: Work, device: int) -> Times | None:
