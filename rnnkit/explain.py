@@ -126,8 +126,9 @@ def explain(
     flags = given_flags(resets, None, mask, False)
     x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
     choice = layer._choice()
+    cell = layer.cell if isinstance(layer, StepCell) else layer._cell_now()
     keep = grad_enabled()
-    choice = chunks.applied(choice, layer.cell, sizes, layers, directions, keep, flags is not None)
+    choice = chunks.applied(choice, cell, sizes, layers, directions, keep, flags is not None)
     masks = drawing = 0
     if layer_drops(layer) and layers > 1:
         # A mask per layer but the last, from float32 random numbers and an array of bools.
@@ -138,7 +139,7 @@ def explain(
     copied_x = 0 if x.flags.c_contiguous else x.nbytes
     call = CallSizes(
         choice,
-        layer.cell,
+        cell,
         sizes,
         layers,
         directions,

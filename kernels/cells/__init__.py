@@ -54,7 +54,9 @@ def pointwise_of(cell: Cell, jit: Any, act: Any) -> SimpleNamespace:
 
     prepared(k): the constants of a call as the functions take them.
     """
-    return OPTIONED[cell.name](jit, act, cell) if cell.options else _plain(jit, POINTWISE[cell.name](jit, act))
+    if cell.options.changes_formulas:
+        return OPTIONED[cell.name](jit, act, cell)
+    return _plain(jit, POINTWISE[cell.name](jit, act))
 
 
 def _plain(jit: Any, made: SimpleNamespace) -> SimpleNamespace:

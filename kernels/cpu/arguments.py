@@ -103,6 +103,35 @@ class Extras(NamedTuple):
     dw_unit: int
 
 
+class NoiseAddresses(NamedTuple):
+    """What zoneout and dropout on h read and write. Rows are in the caller's order, but for those of the last four.
+
+    hidden      (masks, B, R) computed numbers, the masks on h: one for all gates, or one per gate
+    zone_h, zone_h_t, zone_h_b
+                bytes (T, B, R), 1 where zoneout keeps h; bytes from step to step and from row to row
+    zone_c, zone_c_t, zone_c_b
+                the same of c, (T, B, H)
+    shares      two float64, the share of h and of c that is kept there
+    operands    (2, masks, B, R) the masked h, in two buffers that are written in turn. Forward only
+    direct      (B, R) computed numbers: the gradient of h that bypasses a step. Backward only, as are those below
+    product     (B, R) computed numbers: a product with W_hh before its mask
+    masked_h    (masks, N, R) the masked h_prev, operands
+    """
+
+    hidden: int
+    zone_h: int
+    zone_h_t: int
+    zone_h_b: int
+    zone_c: int
+    zone_c_t: int
+    zone_c_b: int
+    shares: int
+    operands: int
+    direct: int
+    product: int
+    masked_h: int
+
+
 class Forward(NamedTuple):
     """A forward call.
 
@@ -111,6 +140,7 @@ class Forward(NamedTuple):
     or the address of three words: the digest of the weights that are packed there, 1 where some are packed, 1 where
     they need no check (kernels/cpu/digest.py). barriers: a cache line per barrier: of all threads, then of each group.
     extras: the address of an `Extras`, or 0.
+    noise: the address of a `NoiseAddresses`, for cells with such options.
     """
 
     shape: int
@@ -130,6 +160,7 @@ class Forward(NamedTuple):
     workspace: int
     barriers: int
     extras: int
+    noise: int
 
 
 class Backward(NamedTuple):
@@ -138,7 +169,7 @@ class Backward(NamedTuple):
     dy (T, B, R), whose rows are y_row bytes apart, or 0 for zeros; dh_n (B, R), dc_n (B, H). Out: dh0, dc0; dgates_x
     and dgates_h (N, G*H), one array unless the sides differ; dprojected (N, R); dx (T, B, I), by way of dx_packed (N,
     I), which is dx where N is T*B; dweights, whose matrices are added to where `adds` is not 0, and whose biases are 0
-    where they are not wanted. extras: the address of an `Extras`, or 0.
+    where they are not wanted. extras: the address of an `Extras`, or 0. noise: as in `Forward`.
     """
 
     shape: int
@@ -162,6 +193,7 @@ class Backward(NamedTuple):
     workspace: int
     barriers: int
     extras: int
+    noise: int
 
 
 def _struct(kind: type) -> Any:
@@ -232,4 +264,5 @@ read_shape: Any = _reader(Shape)  # typed by Numba, not by their Python signatur
 read_forward: Any = _reader(Forward)
 read_backward: Any = _reader(Backward)
 read_extras: Any = _reader(Extras)
+read_noise: Any = _reader(NoiseAddresses)
 write: Any = _write

@@ -60,8 +60,10 @@ def _make_round(dtype: str) -> Any:
 
 
 @cache
-def make_gradients(dtype: str) -> Any:
-    """gradients(a, s, p, index, G, last): a a `Backward`, s its `Shape`, p the thread's `Part`.
+def make_gradients(dtype: str, masks: int = 1) -> Any:
+    """gradients(a, s, p, index, G, h_prev, last): a a `Backward`, s its `Shape`, p the thread's `Part`.
+
+    h_prev: (masks, N, R) what W_hh multiplied: for all gates, or for each gate if there are several masks.
 
     last: 0, or (N, H): what the recurrent weights of the last gate multiplied instead of h_prev. The column sums of
     dgates_h are db_hh where the two sides differ; else db_hh equals db_ih, which the caller copies.
@@ -80,6 +82,7 @@ def make_gradients(dtype: str) -> Any:
     STORED = stored.itemsize
     OPERAND = operand.itemsize
     COMPUTED = computed.itemsize
+    MASKS = masks
     width = tile_shape()[1] * computed.lanes
     rows_by_weights = lib.rows_by_weights
     over_time = lib.over_time
@@ -121,7 +124,7 @@ def make_gradients(dtype: str) -> Any:
             copy_dx(room, a.dx_packed + n * row, (end - n) * s.I)
 
     @outer
-    def gradients(a, s, p, index, G, last):
+    def gradients(a, s, p, index, G, h_prev, last):
         N, I, threads, d = s.N, s.I, p.threads, a.dweights
         GH = G * s.H
         room = a.workspace + s.own + index * s.own_size
@@ -138,10 +141,15 @@ def make_gradients(dtype: str) -> Any:
         if N < s.T * s.B:
             unpack_dx(a, s, p, index)
         share_over_time(a.dgates_x, row, a.x_packed, N, I, d.w_ih, d.b_ih, GH, index, threads, room, a.adds)
-        h_prev = a.saved.h_prev
         sums = d.b_hh if a.dgates_h != a.dgates_x else 0
         first = GH - s.H if last else GH
-        share_over_time(a.dgates_h, row, h_prev, N, s.R, d.w_hh, sums, first, index, threads, room, a.adds)
+        M = first if MASKS == 1 else s.H
+        for k in range(first // M):
+            at = k * M
+            share_over_time(
+                a.dgates_h + at * OPERAND, row, h_prev + k * N * s.R * OPERAND, N, s.R, d.w_hh + at * s.R * STORED,
+                sums + at * STORED if sums else 0, M, index, threads, room, a.adds,
+            )  # fmt: skip
         if last:
             out = d.w_hh + first * s.R * STORED
             share_over_time(a.dgates_h + first * OPERAND, row, last, N, s.R, out, 0, s.H, index, threads, room, a.adds)

@@ -8,8 +8,8 @@ address. `state` is the thread pool's (kernels/cpu/threads.py).
     w_hr       any array unless `projected`
     extras     the address of an `Extras`, or 0 for a plain cell
 
-workspace and digest are addresses. h_prev, c_prev and operand are byte offsets relative to `values`, and may point
-outside it. Only the first element of y and dy is passed: y_row is the stride of their rows in bytes.
+workspace, digest and noise are addresses. h_prev, c_prev and operand are byte offsets relative to `values`, and may
+point outside it. Only the first element of y and dy is passed: y_row is the stride of their rows in bytes.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def weights_at(w_ih, w_hh, w_hr, b_ih, b_hh, projected):
     return WeightAddresses(address_of(w_ih), address_of(w_hh), hr, address_of(b_ih), address_of(b_hh))
 
 
-@native(("launch_forward",), (*2 * [INTEGER], *7 * [ArrayAddress], *8 * [INTEGER], *8 * [ArrayAddress]))
+@native(("launch_forward",), (*2 * [INTEGER], *7 * [ArrayAddress], *9 * [INTEGER], *8 * [ArrayAddress]))
 def launch_forward(
-    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, digest, h_prev, c_prev,
+    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, digest, noise, h_prev, c_prev,
     operand, y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
 ):  # fmt: skip
     """See `Forward`.
@@ -101,16 +101,17 @@ def launch_forward(
         workspace=workspace,
         barriers=barriers,
         extras=extras,
+        noise=noise,
     )
     write(block, arguments)
     run_job(state, threads, job, block)
 
 
-@native(("launch_backward",), (*2 * [INTEGER], *7 * [ArrayAddress], *10 * [INTEGER], *17 * [ArrayAddress]))
+@native(("launch_backward",), (*2 * [INTEGER], *7 * [ArrayAddress], *11 * [INTEGER], *17 * [ArrayAddress]))
 def launch_backward(
-    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, h_prev, c_prev, operand,
-    y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed,
-    dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+    state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, noise, h_prev, c_prev,
+    operand, y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected,
+    dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
 ):  # fmt: skip
     """See `Backward`. dy and the biases' gradients are used where `has_dy` and `biased`; adds: True or False."""
     shape = address_of(words)
@@ -150,6 +151,7 @@ def launch_backward(
         workspace=workspace,
         barriers=barriers,
         extras=extras,
+        noise=noise,
     )
     write(block, arguments)
     run_job(state, s.groups * s.members, job, block)

@@ -17,12 +17,13 @@ from rnnkit.kernels.cpu.activations import activations
 from rnnkit.kernels.cpu.arguments import read_extras
 from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner
+from rnnkit.kernels.cpu.noise import shares
 from rnnkit.kernels.cpu.simd import vectors
 
 
 def extras_reader(cell: Any) -> Any:
     """extras_of(a): the addresses of w_unit and the constants of a call, 0 for a plain cell."""
-    if not cell.options:
+    if not cell.options.changes_formulas:
 
         @inner
         def nothing(a):
@@ -40,7 +41,7 @@ def extras_reader(cell: Any) -> Any:
 
 @cache
 def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
-    """row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep, w_unit, constants).
+    """row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, zone, kept, share, H, keep, w_unit, constants).
 
     Of a cell with one stage.
 
@@ -55,6 +56,10 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     pair = pointwise.forward
     prepared = pointwise.prepared
     load_numbers = v.load_numbers
+    tanh = activations(v.dtype).tanh
+    load_shares = shares(v.dtype)
+    ZONES_C = cell.options.zoneout_c
+    ZONED_OUTPUT = cell.options.zoned_output
     h_format = vectors(state)
     c_format = vectors(cell_state)
     zero = v.zero
@@ -84,7 +89,9 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
         store_c = getattr(c_format, part).store
 
         @inner
-        def step(j, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep, w_unit, k):
+        def step(
+            j, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, zone, kept, H, keep, w_unit, k
+        ):  # fmt: skip
             at = j * size
             at_stored = j * stored_size
             block = H * stored_size
@@ -96,6 +103,11 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
             h_before = load_h(h + j * h_size, n) if READS_H else zero()
             w = load_biases(w_unit + at_stored, block, n, UNIT)
             values, h_value, c_value = pair(xs, us, h_before, c_before, w, k)
+            if ZONES_C:
+                z = load_shares(zone + j, kept)
+                c_value = z * c_before + (1.0 - z) * c_value
+            if ZONED_OUTPUT:
+                h_value = values[3] * tanh(c_value)
             if keep:
                 store_values(values, saved + at_stored, block, n)
                 if HAS_C:
@@ -112,21 +124,52 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     ending = units("first")
 
     @inner
-    def row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, share, H, keep, w_unit, constants):
+    def row(
+        g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, zone, kept, share, H, keep, w_unit, constants
+    ):  # fmt: skip
         k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            whole(j, lanes, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep, w_unit, k)
+            whole(
+                j, lanes, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, zone, kept, H, keep,
+                w_unit, k,
+            )  # fmt: skip
         if last < share:
             n = share - last
-            ending(last, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, H, keep, w_unit, k)
+            ending(
+                last, n, g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, zone, kept, H, keep,
+                w_unit, k,
+            )  # fmt: skip
 
     return row
 
 
+def _zoned_backward(cell: Any, pair: Any, v: Any) -> Any:
+    """zoned(values, c_before, dh, dc, z, w, k): an LSTM's backward with zoneout of c: the gates' gradients, and that of c'."""
+    tanh = activations(v.dtype).tanh
+    zero = v.zero
+
+    @inner
+    def raw(values, c_before, d_h, d_c, z, w, k):
+        dxs, _, _, dc_prev = pair(values, zero(), c_before, d_h, (1.0 - z) * d_c, w, k)
+        return dxs, dc_prev + z * d_c
+
+    @inner
+    def from_zoned(values, c_before, d_h, d_c, z, w, k):
+        i, f, g, o = values
+        t = tanh(z * c_before + (1.0 - z) * (f * c_before + i * g))
+        d_c = d_c + d_h * o * (1.0 - t * t)
+        dxs, _, _, dc_prev = pair(values, zero(), c_before, zero(), (1.0 - z) * d_c, w, k)
+        return (dxs[0], dxs[1], dxs[2], d_h * t * o * (1.0 - o)), dc_prev + z * d_c
+
+    return from_zoned if cell.options.zoned_output else raw
+
+
 @cache
 def backward_row(cell: Any, dtype: str) -> Any:
-    """row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H, w_unit, constants) for a cell with one stage.
+    """row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, zone, kept, share, H, w_unit, constants).
+
+    Of a cell with one stage.
 
     dh becomes the part of its gradient that reaches h' without a product; dx and du hold blocks of H units.
     """
@@ -138,6 +181,9 @@ def backward_row(cell: Any, dtype: str) -> Any:
     pair = pointwise.backward
     prepared = pointwise.prepared
     load_numbers = v.load_numbers
+    zoned = _zoned_backward(cell, pair, v)
+    load_shares = shares(v.dtype)
+    ZONES_C = cell.options.zoneout_c
     zero = v.zero
     size = v.itemsize
     stored_size = stored.itemsize
@@ -159,22 +205,24 @@ def backward_row(cell: Any, dtype: str) -> Any:
         store_gates = getattr(operand, part).store_blocks
 
         @inner
-        def step(j, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H, w_unit, k):
+        def step(j, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, zone, kept, H, w_unit, k):
             at = j * size
             at_stored = j * stored_size
             at_operand = j * operand_size
             d_h = load(dh + at, n)
             if has_dy:
                 d_h = d_h + load_y(dy + at_stored, n)
-            dxs, dus, dh_direct, dc_prev = pair(
-                load_values(saved + at_stored, H * stored_size, n, SAVED),
-                load_h(h_prev + at_operand, n) if READS_H else zero(),
-                load(c_prev + at, n) if HAS_C else zero(),
-                d_h,
-                load(dc + at, n) if HAS_C else zero(),
-                load_values(w_unit + at_stored, H * stored_size, n, UNIT),
-                k,
-            )
+            values = load_values(saved + at_stored, H * stored_size, n, SAVED)
+            h_before = load_h(h_prev + at_operand, n) if READS_H else zero()
+            c_before = load(c_prev + at, n) if HAS_C else zero()
+            d_c = load(dc + at, n) if HAS_C else zero()
+            w = load_values(w_unit + at_stored, H * stored_size, n, UNIT)
+            if ZONES_C:
+                dxs, dc_prev = zoned(values, c_before, d_h, d_c, load_shares(zone + j, kept), w, k)
+                dus = dxs
+                dh_direct = zero()
+            else:
+                dxs, dus, dh_direct, dc_prev = pair(values, h_before, c_before, d_h, d_c, w, k)
             store_gates(dxs, dx + at_operand, H * operand_size, n)
             if SPLITS:
                 store_gates(dus, du + at_operand, H * operand_size, n)
@@ -188,13 +236,14 @@ def backward_row(cell: Any, dtype: str) -> Any:
     ending = units("first")
 
     @inner
-    def row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, share, H, w_unit, constants):
+    def row(saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, zone, kept, share, H, w_unit, constants):
         k = prepared(load_numbers(constants, CONSTANTS))
         last = share // lanes * lanes
         for j in range(0, last, lanes):
-            whole(j, lanes, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H, w_unit, k)
+            whole(j, lanes, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, zone, kept, H, w_unit, k)
         if last < share:
-            ending(last, share - last, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, H, w_unit, k)
+            n = share - last
+            ending(last, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, zone, kept, H, w_unit, k)
 
     return row
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from rnnkit.kernels.cpu.arguments import read_noise
 from rnnkit.kernels.cpu.formats import depths, formats
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products
+from rnnkit.kernels.cpu.noise import flags_of, masked_adder
 from rnnkit.kernels.cpu.packed_weights import weight_functions
 from rnnkit.kernels.cpu.pointwise import extras_reader, reset_rows, reset_rows_back
 from rnnkit.kernels.cpu.rows import caller_step
@@ -31,6 +33,10 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     WORD = form.word
     SAVED = cell.n_saved
     extras_of = extras_reader(cell)
+    MASKS = flags_of(cell).masks
+    APART = MASKS > 1  # r and z have operands of their own
+    LAST = MASKS - 1
+    Z = 1 if APART else 0
 
     @inner
     def w_z(a, s):
@@ -41,7 +47,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     def pack(a, s, p):
         w = a.weights
         H, block = s.H, s.H * s.H * STORED
-        apart = s.members > 1
+        apart = APART or s.members > 1
         pack_share(w.w_ih, s.I, False, H, 3, s, p, a.packed + s.w_x)
         pack_share(w.w_hh, H, False, H, 1 if apart else 2, s, p, a.packed + s.w_h)
         if apart:
@@ -57,8 +63,8 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     @inner
     def first(a, s, p, share, w, step):
         row_h = s.H * OPERAND
-        N = share.units if s.members > 1 else 2 * share.units
-        product(step.h + p.b0 * row_h, row_h, w.h, s.H, step.gates, share.row_g, N, step.rows, 1, step.odd)
+        N = share.units if APART or s.members > 1 else 2 * share.units
+        product(step.operand + p.b0 * row_h, row_h, w.h, s.H, step.gates, share.row_g, N, step.rows, 1, step.odd)
         operands = operands_of(a, s)
         b_ih = a.weights.b_ih + share.unit0 * STORED
         b_hh = a.weights.b_hh + share.unit0 * STORED
@@ -67,16 +73,17 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
             here = step.at + r
             rh = operands + (here if s.keep else r) * row_h + share.unit0 * OPERAND
             reset_row(
-                step.gates + (r - p.b0) * share.row_g, b_ih, b_hh, step.h + r * row_h + share.unit0 * OPERAND,
+                step.gates + (r - p.b0) * share.row_g, b_ih, b_hh,
+                step.operand + (LAST * s.B + r) * row_h + share.unit0 * OPERAND,
                 a.saved.values + (SAVED * here * s.H + share.unit0) * STORED, rh, share.units, s.keep, constants,
             )  # fmt: skip
 
     @inner
     def between(a, s, p, share, w, step):
-        if s.members > 1:
+        if APART or s.members > 1:
             row_h = s.H * OPERAND
             out = step.gates + share.units * COMPUTED
-            product(step.h + p.b0 * row_h, row_h, w.z, s.H, out, share.row_g, share.units, step.rows, 1, step.odd)
+            product(step.operand + (Z * s.B + p.b0) * row_h, row_h, w.z, s.H, out, share.row_g, share.units, step.rows, 1, step.odd)
 
     @inner
     def second(a, s, p, share, w, step):
@@ -117,21 +124,33 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     SAVED = cell.n_saved
     output_row, gates_row = reset_rows_back(cell, dtype)
     extras_of = extras_reader(cell)
+    ZONES_H = cell.options.zoneout_h
+    DROPS = cell.options.recurrent_dropout
+    PARTS = 2 if flags_of(cell).masks > 1 else 1  # of the product of r and z
+    add_masked = masked_adder(cell, dtype)
+    lanes = computed.lanes
+
+    @inner
+    def gate_bytes(s):
+        """Of the packed weights of one gate, where r and z are packed apart."""
+        return (s.H + lanes - 1) // lanes * lanes * depth(s.H) * WORD
 
     @outer
     def pack(a, s, p):
         w_hh, H = a.weights.w_hh, s.H
-        pack_share(w_hh, 2 * H, True, H, 1, s, p, a.workspace + s.w_h)
+        K = 2 * H // PARTS
+        for k in range(PARTS):
+            pack_share(w_hh + k * K * H * STORED, K, True, H, 1, s, p, a.workspace + s.w_h + k * gate_bytes(s))
         pack_share(w_hh + 2 * H * H * STORED, H, True, H, 1, s, p, a.workspace + s.w_p)
 
     @inner
     def packed(a, s, share):
-        h = a.workspace + s.w_h + share.unit0 * depth(2 * s.H) * WORD
+        h = a.workspace + s.w_h + share.unit0 * depth(2 * s.H // PARTS) * WORD
         return Packed(0, h, a.workspace + s.w_p + share.unit0 * depth(s.H) * WORD, 0)
 
     @inner
     def second_rows(a, s, p, share, w, step):
-        has_dy = a.dy != 0
+        has_dy = a.dy != 0 and not ZONES_H  # `before` has added dy
         _, constants = extras_of(a)
         for r in range(p.b0, step.end):
             here = step.at + r
@@ -165,7 +184,17 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     @inner
     def first_product(a, s, p, share, w, step):
         dgates = a.dgates_x + (step.at + p.b0) * share.row_g
-        dh = a.workspace + s.states + (p.b0 * s.H + share.unit0) * COMPUTED
-        product(dgates, share.row_g, w.h, 2 * s.H, dh, s.H * COMPUTED, share.units, step.rows, 1, step.odd)
+        first = (p.b0 * s.H + share.unit0) * COMPUTED
+        if not DROPS:
+            dh = a.workspace + s.states + first
+            product(dgates, share.row_g, w.h, 2 * s.H, dh, s.H * COMPUTED, share.units, step.rows, 1, step.odd)
+        else:
+            K = 2 * s.H // PARTS
+            out = read_noise(a.noise).product + first
+            for k in range(PARTS):
+                d = dgates + k * K * OPERAND
+                w_k = w.h + k * gate_bytes(s)
+                product(d, share.row_g, w_k, K, out, s.H * COMPUTED, share.units, step.rows, 0, step.odd)
+                add_masked(a, s, p, share, step, k)
 
     return BackwardStages(pack, packed, second_rows, second_product, first_rows, first_product)

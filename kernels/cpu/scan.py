@@ -18,6 +18,7 @@ from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.gradients import make_gradients
 from rnnkit.kernels.cpu.jit import inner, job, outer
 from rnnkit.kernels.cpu.memory import load_word, maximum, minimum
+from rnnkit.kernels.cpu.noise import backward_passes, flags_of, forward_passes
 from rnnkit.kernels.cpu.packed_weights import weight_functions
 from rnnkit.kernels.cpu.partition import arrive, await_group, part_of, sync_all, sync_group
 from rnnkit.kernels.cpu.rows import caller_row, caller_step, clearer, copier, row_functions
@@ -92,6 +93,7 @@ def make_forward(cell: Any, dtype: str) -> Any:
     pack, packed, first, between, second = forward_stages(cell, dtype)
     share_of = share_maker(cell, dtype)
     start = _state_starter(cell, dtype)
+    start_noise, end_noise, operand_of = forward_passes(cell, dtype)
     G = cell.n_gates
     RESETS = cell.resets_before
     PROJECTS = cell.projects
@@ -123,6 +125,7 @@ def make_forward(cell: Any, dtype: str) -> Any:
             pack(a, s, p)
         w = packed(a, s, share)
         start(a, s, p, share)
+        start_noise(a, s, p, share)
         if CONVERTS_X or s.N < s.T * s.B:
             pack_x(a, s, p, index)
         sync_all(p, 2 if a.digest else 1)
@@ -150,7 +153,8 @@ def make_forward(cell: Any, dtype: str) -> Any:
                 row = (t - low) * stride if stride else at - load_word(a.rows.offsets + 8 * low)
                 h = states + odd * s.B * s.R * OPERAND
                 h_new = states + (1 - odd) * s.B * s.R * OPERAND
-                step = Step(t, at, end, end - p.b0, odd, gates + row * share.row_g, side, h, h_new)
+                operand = operand_of(a, s, odd, h)
+                step = Step(t, at, end, end - p.b0, odd, gates + row * share.row_g, side, h, h_new, operand)
                 if s.keep:
                     for r in range(p.b0, end):
                         saved = a.saved.h_prev + ((at + r) * s.R + share.output0) * OPERAND
@@ -162,6 +166,7 @@ def make_forward(cell: Any, dtype: str) -> Any:
                     between(a, s, p, share, w, step)
                     await_group(s, p, syncs)
                     second(a, s, p, share, w, step)
+                end_noise(a, s, p, share, step)
                 last = t == (0 if s.reverse else s.T - 1)
                 lasting = 0 if last else (count if s.reverse else load_word(a.rows.counts + 8 * (t + 1)))
                 end_rows(a, s, p, share, step, lasting)
@@ -177,7 +182,7 @@ def make_backward(cell: Any, dtype: str) -> Any:
     stored = form.stored
     computed = form.computed
     MIXED = form.mixed
-    gradients = make_gradients(dtype)
+    gradients = make_gradients(dtype, flags_of(cell).masks)
     unit_gradients = make_unit_gradients(cell, dtype)
     copy_start = copier(stored.dtype, computed.dtype)
     copy_end = copier(computed.dtype, stored.dtype)
@@ -186,6 +191,7 @@ def make_backward(cell: Any, dtype: str) -> Any:
     COMPUTED = computed.itemsize
     pack, packed, second_rows, second_product, first_rows, first_product = backward_stages(cell, dtype)
     share_of = share_maker(cell, dtype)
+    before, between, after, operands = backward_passes(cell, dtype)
     G = cell.n_gates
     RESETS = cell.resets_before
     PROJECTS = cell.projects
@@ -230,18 +236,21 @@ def make_backward(cell: Any, dtype: str) -> Any:
             end = minimum(p.b1, load_word(a.rows.counts + 8 * t))
             if end <= p.b0:
                 continue
-            step = Step(t, at, end, end - p.b0, k & 1, 0, 0, 0, 0)
+            step = Step(t, at, end, end - p.b0, k & 1, 0, 0, 0, 0, 0)
+            before(a, s, p, share, step)
             if two:
                 second_rows(a, s, p, share, w, step)
                 syncs += 1
                 sync_group(s, p, syncs)
                 second_product(a, s, p, share, w, step)
+                between(a, s, p, share, step)
             first_rows(a, s, p, share, w, step)
             syncs += 1
             sync_group(s, p, syncs)
             first_product(a, s, p, share, w, step)
+            after(a, s, p, share, step)
         finish(a, s, p, share)
-        gradients(a, s, p, index, G, a.saved.operand if RESETS else 0)
+        gradients(a, s, p, index, G, operands(a), a.saved.operand if RESETS else 0)
         unit_gradients(a, s, p, index)
 
     return backward

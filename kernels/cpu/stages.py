@@ -48,8 +48,9 @@ class Step(NamedTuple):
     """One step: its time, the offset of its rows in packed arrays, the end of its live rows in this group, their
     number, and whether weights are walked backwards, which alternates.
 
-    Forward only: addresses of the gates (of the thread's first row), of the hidden side where it is kept apart, and of
-    row 0 of the state before and after the step.
+    Forward only: addresses of the gates (of the thread's first row), of the hidden side where it is kept apart, of row
+    0 of the state before and after the step, and of the operand of the hidden product: the state before, or with
+    dropout on h what it was multiplied to.
     """
 
     t: int
@@ -61,6 +62,7 @@ class Step(NamedTuple):
     side: int
     h: int
     h_new: int
+    operand: int
 
 
 class ForwardStages(NamedTuple):

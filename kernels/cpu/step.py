@@ -290,7 +290,7 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
                     row(
                         g, g + G * vector, vector, weights.b_ih + at, weights.b_hh + at, h, a.c0 + own, a.h_n + own,
                         a.y + r * a.y_row + at, saved.values + SAVED * r * row_h + at, saved.c_prev + unit * COMPUTED,
-                        a.c_n + own, n, H, keep, w_unit + at, constants,
+                        a.c_n + own, 0, 0.0, n, H, keep, w_unit + at, constants,
                     )  # fmt: skip
 
     return step

@@ -6,7 +6,7 @@ steps alone, so padding costs nothing here and is never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ class ScanGradients(NamedTuple):
     operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
     dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
     dunit               (T, B, K*H) or None: what each row-step adds to the gradients of the weights per unit
+    masks               (1 or G, B, R) or None: what the operands of all gates, or of each gate, were multiplied by
 
     Entries past a row's own length may hold anything: the live steps alone are read.
     """
@@ -45,6 +46,7 @@ class ScanGradients(NamedTuple):
     dprojected: Array | None = None
     m: Array | None = None
     dunit: Array | None = None
+    masks: Array | None = None
 
 
 class Saved(NamedTuple):
@@ -96,8 +98,8 @@ def _weight_gradients(
     xp: Any = array_module(x)
     dw_ih = narrow(product_over_rows(dgates_x, x), dtype)
     blocks = [
-        narrow(product_over_rows(dgates_h[:, first * H : end * H], _steps(grads.operands[operand], live)), dtype)
-        for operand, first, end in cell.products
+        narrow(product_over_rows(dgates_h[:, first * H : end * H], _steps(operand, live)), dtype)
+        for operand, first, end in _operands(cell, grads)
     ]
     dw_hh = blocks[0] if len(blocks) == 1 else xp.concatenate(blocks)
     db_ih = None if weights.b_ih is None else narrow(column_sums(dgates_x), dtype)
@@ -109,6 +111,19 @@ def _weight_gradients(
     if weights.w_unit is not None:
         dw_unit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(weights.w_unit.shape)
     return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr, dw_unit)
+
+
+def _operands(cell: Cell, grads: ScanGradients) -> Iterator[tuple[Array, int, int]]:
+    """The hidden-side operand (T, B, R) of each block of gates: see Cell.products. With masks, as they were applied."""
+    for name, first, end in cell.products:
+        operand = grads.operands[name]
+        if grads.masks is None:
+            yield operand, first, end
+        elif len(grads.masks) == 1:
+            yield operand * grads.masks[0], first, end
+        else:
+            for gate in range(first, end):
+                yield operand * grads.masks[gate], gate, gate + 1
 
 
 def _live_steps(x: Array, lengths: np.ndarray) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.dtypes import DType
+from rnnkit.core.regularisation import Noise
 
 
 class Sizes(NamedTuple):
@@ -55,6 +56,8 @@ class LayerCall(NamedTuple):
                  writes what backward needs there, so that `saved_in_reserve` finds it later from these bytes alone.
                  None: the backend allocates
     constants    the numbers that `Cell.constants` names
+    noise        the random masks of this layer and direction, or None. Those of x and of W_hh are applied already; a
+                 backend applies those of h and c
     """
 
     cell: Cell
@@ -69,6 +72,7 @@ class LayerCall(NamedTuple):
     cache: LayerCache | None = None
     reserve: Array | None = None
     constants: tuple[float, ...] = ()
+    noise: Noise | None = None
 
     @property
     def sizes(self) -> Sizes:

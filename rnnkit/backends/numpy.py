@@ -14,8 +14,12 @@ import numpy as np
 from rnnkit.backends import by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
+from rnnkit.backends.random_masks import StepMasks, step_masks
+from rnnkit.core import noise_steps
 from rnnkit.core.cells import Array, Cell, Kept, Weights
 from rnnkit.core.dtypes import DType
+from rnnkit.core.noise_steps import StepNoise
+from rnnkit.core.regularisation import Noise
 
 
 class Saved(NamedTuple):
@@ -24,6 +28,7 @@ class Saved(NamedTuple):
     steps: list[Kept]
     lengths: Array | None
     reverse: bool
+    noise: Noise | None = None
 
 
 def _order(T: int, reverse: bool) -> range:
@@ -43,15 +48,20 @@ def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan
     y = np.empty((T, B, call.state0[0].shape[1]), gates_x.dtype)
     steps: list[Kept] = [{} for _ in range(T)]
     state = tuple(np.array(s) for s in call.state0)
+    masks = step_masks(call.noise, call.sizes, cell.n_gates, gates_x)
     for t in _order(T, call.reverse):
         x_side = gates_x[t] if weights.b_ih is None else gates_x[t] + weights.b_ih
-        new, kept = step(x_side, state, weights)
+        if call.noise is None:
+            new, kept = step(x_side, state, weights)
+        else:
+            noise = _step_noise(call.noise, masks, t, call.sizes.H)
+            new, kept = noise_steps.forward(step, noise, x_side, state, weights)
         live = _live(t, lengths)
         state = tuple(np.where(live, n, s) for n, s in zip(new, state, strict=True))
         y[t] = np.where(live, state[0], 0)
         if keep:
             steps[t] = kept
-    return Scan(y, state, Saved(steps, lengths, call.reverse) if keep else None)
+    return Scan(y, state, Saved(steps, lengths, call.reverse, call.noise) if keep else None)
 
 
 def scan_backward(call: BackwardCall) -> ScanGradients:
@@ -65,10 +75,16 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
     dprojected = None if weights.w_hr is None else np.zeros((T, B, weights.w_hr.shape[0]), dtype)
     dunit = None if weights.w_unit is None else np.zeros((T, B, weights.w_unit.size), dtype)
     dstate = tuple(np.array(d) for d in dstate_n)
+    H, R = GH // cell.n_gates, weights.w_hh.shape[1]
+    masks = step_masks(saved.noise, Sizes(T, B, 0, H, R, T * B), cell.n_gates, dgates_x)
     for t in _order(T, not saved.reverse):
         live = _live(t, saved.lengths)
         dh = dstate[0] if dy is None else dstate[0] + dy[t]
-        step = step_back(saved.steps[t], (dh, *dstate[1:]), weights)
+        if saved.noise is None:
+            step = step_back(saved.steps[t], (dh, *dstate[1:]), weights)
+        else:
+            noise = _step_noise(saved.noise, masks, t, H)
+            step = noise_steps.backward(step_back, noise, saved.steps[t], (dh, *dstate[1:]), weights)
         dgates_x[t] = np.where(live, step.dx_side, 0)
         dgates_h[t] = np.where(live, step.dh_side, 0)
         if dprojected is not None and step.dprojected is not None:
@@ -85,7 +101,17 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
 
     operands = {name: over_time(name, weights.w_hh.shape[1]) for name, _, _ in cell.products}
     m = over_time("m", weights.w_hr.shape[1]) if weights.w_hr is not None else None
-    return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m, dunit)
+    return ScanGradients(dgates_x, dgates_h, dstate, operands, dprojected, m, dunit, masks.hidden)
+
+
+def _step_noise(noise: Noise, masks: StepMasks, t: int, H: int) -> StepNoise:
+    """What step t does at random."""
+
+    def kept(zone: Array | None, share: float) -> Array | None:
+        return None if zone is None else zone[t if len(zone) > 1 else 0] * np.float64(share)
+
+    keep_h, keep_c = kept(masks.zone_h, masks.share_h), kept(masks.zone_c, masks.share_c)
+    return StepNoise(masks.hidden, keep_h, keep_c, noise.rates.zoned_output, H)
 
 
 def forward(call: LayerCall) -> Forward:

@@ -66,6 +66,14 @@ class Options:
     cell_clip    c is limited to [-cell_clip, cell_clip]
     coupled      f = 1 - i
     activations  names in ACTIVATIONS, one a role of the cell; () for its own
+
+    What follows acts on the states between steps, and is in no formula of a cell. A call sets it, by its
+    `Regularisation`: rnnkit/core/noise_steps.py has the equations.
+
+    zoneout_h, zoneout_c  h and c keep old values at random
+    zoned_output          h is made from c after its zoneout
+    recurrent_dropout     the operand of the hidden product is masked
+    mask_per_gate         by another mask for each gate
     """
 
     peephole: bool = False
@@ -73,6 +81,11 @@ class Options:
     cell_clip: bool = False
     coupled: bool = False
     activations: tuple[str, ...] = ()
+    zoneout_h: bool = False
+    zoneout_c: bool = False
+    zoned_output: bool = False
+    recurrent_dropout: bool = False
+    mask_per_gate: bool = False
 
     def __bool__(self) -> bool:
         return self != PLAIN
@@ -92,6 +105,16 @@ class Options:
     def jumps(self) -> bool:
         """Whether the gradient jumps where a pre-activation passes a limit or a corner."""
         return self.clip or self.cell_clip or any(name in _JUMPS for name in self.activations)
+
+    @property
+    def changes_formulas(self) -> bool:
+        """Whether the formulas of a step are not those of the row of CELLS."""
+        return bool(self.peephole or self.clip or self.cell_clip or self.coupled or self.activations)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether a step does anything at random."""
+        return self.zoneout_h or self.zoneout_c or self.recurrent_dropout
 
 
 PLAIN = Options()
@@ -120,8 +143,9 @@ def check_options(cell: str, options: Options) -> Options:
     for name in ("peephole", "cell_clip", "coupled"):
         if getattr(options, name) and cell != "lstm":
             raise ValueError(f"{name} is an option of an LSTM, and the cell is {cell}")
-    if own is None:
+    if own is None and options.changes_formulas:
         raise ValueError(f"the cell {cell} takes no options")
+    _check_noise(cell, options)
     if not options.activations or options.activations == own:
         return Options(**{**vars(options), "activations": ()})
     if len(options.activations) != len(own):
@@ -129,6 +153,15 @@ def check_options(cell: str, options: Options) -> Options:
     for name in options.activations:
         checks.one_of("an activation", name, tuple(ACTIVATIONS))
     return options
+
+
+def _check_noise(cell: str, options: Options) -> None:
+    if options.zoneout_c and cell != "lstm":
+        raise ValueError(f"zoneout of c is an option of an LSTM, and the cell is {cell}")
+    if options.zoneout_c and options.peephole:
+        raise ValueError("zoneout of c must be 0 with peephole: o would read c before or after it")
+    if options.zoned_output and options.changes_formulas:
+        raise ValueError("zoneout_output must be 'raw' for an LSTM with other options")
 
 
 def activations_of(cell: str, options: Options) -> tuple[str, ...]:

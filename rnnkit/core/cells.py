@@ -344,8 +344,8 @@ def _with_options(name: str, options: Options) -> Cell:
     from rnnkit.core.option_steps import steps_of, values_to_save  # which imports this file
 
     row = CELLS[name]
-    if not options:
-        return row
+    if not options.changes_formulas:
+        return replace(row, options=options)
     constants = constants_of(name, options)
     steps_at = steps_of(name, options)
     forward, backward = steps_at((1.0,) * len(constants))

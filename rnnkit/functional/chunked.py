@@ -146,7 +146,8 @@ class Chunked:
 
 def _part(call: LayerCall, t0: int, t1: int, state: State) -> LayerCall:
     lengths = None if call.lengths is None else np.clip(call.lengths - t0, 0, t1 - t0)
-    return call._replace(x=call.x[t0:t1], state0=state, lengths=lengths, reserve=None)
+    noise = None if call.noise is None else call.noise._replace(t0=t0)
+    return call._replace(x=call.x[t0:t1], state0=state, lengths=lengths, reserve=None, noise=noise)
 
 
 def _cut(dstate: State, lengths: np.ndarray | None, t: int) -> State:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from rnnkit.core.cells import Array, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.mixed_precision import narrow, wide
+from rnnkit.core.regularisation import Noise
 from rnnkit.functional import stack
 from rnnkit.functional.segments import Group, Repeats, Segments
 from rnnkit.functional.stack import Directions, StackCall
@@ -30,6 +31,7 @@ def forward(call: StackCall, segments: Segments, reset_state: State | None) -> t
     """y, state_n and what `backward` needs, as `stack.forward`. reset_state: as state0, or None for zeros."""
     x = call.x
     T, B, _ = x.shape
+    on_host = segments
     segments = segments.on(array_module(x))
     directions = len(call.layers[0])
     starts = [
@@ -44,6 +46,7 @@ def forward(call: StackCall, segments: Segments, reset_state: State | None) -> t
             state0=tuple([s[:, group.first : group.last] for s in starts]),
             lengths=group.lengths,
             dropout=None if dropout is None else dropout.of(group),
+            noise=None if call.noise is None else noise_of(call.noise, on_host, group),
         )
         y, end, own = stack.forward(of_group)
         ys.append(y)
@@ -78,6 +81,15 @@ def backward(
     if saved.from_reset_state:
         dreset = tuple([reset_gradients(d, segments, directions) for d in joined])
     return ungrouped(dxs, segments, T, B), dstate0, dreset, _narrow(grads, layers)
+
+
+def noise_of(noise: Noise, segments: Segments, group: Group) -> Noise:
+    """The noise of a group: its masks are those of the caller's rows, so a mask over time goes on across a reset.
+
+    segments: with tables on the host.
+    """
+    of_group = slice(group.first, group.last)
+    return noise._replace(rows=segments.rows[of_group], times=segments.times[of_group])
 
 
 # Steps

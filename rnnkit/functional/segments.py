@@ -70,6 +70,7 @@ class Segments(NamedTuple):
     place, empty      (T*B,) for each step of the caller its step among those of all groups, and the steps that have
                       none, which are zero; place is None if the steps of the only group are the caller's
     rows              (S,) the caller's row of each segment
+    times             (S,) the caller's time of each segment's first live step, 0 without one
     ends              per direction
     row_sums          per direction, pairs that sum the segments of each row that start from the reset state into one,
                       the segments with these sums, and their rows
@@ -82,6 +83,7 @@ class Segments(NamedTuple):
     place: Array | None
     empty: Array
     rows: Array
+    times: Array
     ends: list[Ends]
     row_sums: list[tuple[Pairs, Array, Array]]
     repeats: list[Repeats] | None
@@ -126,6 +128,7 @@ def segments(
         place=place,
         empty=np.flatnonzero(~live.T),
         rows=of_row.rows[order],
+        times=_first_times(of_row, live)[order],
         ends=ends,
         row_sums=[_row_sums(of_row, found, e) for e in ends],
         repeats=[_repeats(of_row, live, inside, d == 1) for d in range(directions)] if masked and repeat else None,
@@ -145,6 +148,7 @@ def _whole_rows(T: int, lengths: np.ndarray | None, row_steps: int, resets: np.n
         place=None,
         empty=nothing,
         rows=rows,
+        times=np.zeros_like(rows),
         ends=[Ends(goes_on, goes_on, rows), Ends(rows, rows, rows)][:directions],
         row_sums=[(no_sums, begins, begins), (no_sums, nothing, nothing)][:directions],
         repeats=None,
@@ -172,6 +176,15 @@ def _of_rows(reset: np.ndarray, live: np.ndarray) -> _OfRows:
     rows = np.nonzero(begins)[0]
     lengths = np.bincount(of_step[live.ravel()], minlength=len(rows))
     return _OfRows(of_step, rows, reset[begins], lengths)
+
+
+def _first_times(of_row: _OfRows, live: np.ndarray) -> np.ndarray:
+    """`Segments.times`, in the order of `_OfRows`."""
+    times = np.zeros_like(of_row.lengths)
+    has_steps = of_row.lengths > 0
+    first = (np.cumsum(of_row.lengths) - of_row.lengths)[has_steps]
+    times[has_steps] = np.flatnonzero(live)[first] % live.shape[1]
+    return times
 
 
 def _order(of_row: _OfRows) -> np.ndarray:

@@ -6,22 +6,24 @@ within a layer forward before reverse. Dropout acts on the outputs of every laye
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import BackwardCall, Choice, Forward, LayerCache, LayerCall, Sizes
+from rnnkit.backends import BackwardCall, Choice, Forward, Gradients, LayerCache, LayerCall, Sizes, random_masks
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
 from rnnkit.core.mixed_precision import compute_dtype, narrow
+from rnnkit.core.regularisation import Noise
 from rnnkit.functional.reserve import Reserve, layer_bytes, saved_of
 
 Directions = tuple[LayerCache, ...]  # of one layer: forward, and reverse where it is bidirectional
 
 
 class Saved(NamedTuple):
-    """What `backward` needs: what the backend saved of each layer's directions, the dropout masks, and y's shape."""
+    """What `backward` needs: what the backend saved of each layer's directions, the dropout masks, y's shape and the
+    call's noise."""
 
     cell: Cell
     choice: Choice
@@ -29,6 +31,7 @@ class Saved(NamedTuple):
     masks: list[Array]
     shape: tuple[int, int, int]
     constants: tuple[float, ...] = ()
+    noise: Noise | None = None
 
 
 class StackCall(NamedTuple):
@@ -42,6 +45,7 @@ class StackCall(NamedTuple):
     reserve  where all of that goes, beside the arguments, for `restored` to find it; None to allocate
     constants
              as in LayerCall
+    noise    the random masks of zoneout, recurrent and weight dropout, or None
     """
 
     cell: Cell
@@ -54,11 +58,17 @@ class StackCall(NamedTuple):
     keep: bool = True
     reserve: Reserve | None = None
     constants: tuple[float, ...] = ()
+    noise: Noise | None = None
 
     def layer_call(self, layer: int, direction: int, x: Array, y: Array | None) -> LayerCall:
         """The call of one layer and direction; y: the memory for both directions' outputs, or None."""
         caches = self.layers[layer]
         cache = caches[direction]
+        noise = self.noise
+        if noise is not None:
+            noise = noise._replace(layer=layer, direction=direction)
+            cache = random_masks.masked_weights(noise, cache)
+            x = random_masks.masked(x, random_masks.input_mask(noise, x))
         slot = layer * len(caches) + direction
         start = tuple([s[slot] for s in self.state0])
         R = cache.weights.w_hh.shape[1]
@@ -68,7 +78,7 @@ class StackCall(NamedTuple):
             last = slot == len(self.layers) * len(caches) - 1
             memory = self.reserve.rest() if last else self.reserve.take(self._saved_bytes(cache.weights, x))
         dtype, lengths = self.choice.dtype, self.lengths
-        how = (lengths, direction == 1, self.keep, out, cache, memory, self.constants)
+        how = (lengths, direction == 1, self.keep, out, cache, memory, self.constants, noise)
         return LayerCall(self.cell, dtype, x, start, cache.weights, *how)
 
     def _saved_bytes(self, weights: Weights, x: Array) -> int:
@@ -134,6 +144,10 @@ class StackCall(NamedTuple):
         return xp.empty(shape, x.dtype)
 
 
+def _saved(call: StackCall, own: list[tuple[Any, ...]], masks: list[Array], shape: tuple[int, int, int]) -> Saved:
+    return Saved(call.cell, call.choice, own, masks, shape, call.constants, call.noise)
+
+
 def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     """y (T, B, D*R), state_n as state0, and what `backward` needs, or None without `keep`."""
     layers, x, keep = call.layers, call.x, call.keep
@@ -141,7 +155,7 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     if directions == len(layers) == 1:
         y, end, own = call.choice.backend.forward(call.layer_call(0, 0, x, None))
         state_n = tuple([s[None] for s in end])
-        return y, state_n, Saved(call.cell, call.choice, [(own,)], [], y.shape, call.constants) if keep else None
+        return y, state_n, _saved(call, [(own,)], [], y.shape) if keep else None
     xp: Any = array_module(x)
     state_n = tuple(xp.empty_like(s) for s in call.state0)
     saved: list[tuple[Any, ...]] = []
@@ -172,7 +186,7 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
             if keep:
                 masks.append(mask)
             del mask  # frees its memory before the next layer's call
-    return x, state_n, Saved(call.cell, call.choice, saved, masks, x.shape, call.constants) if keep else None
+    return x, state_n, _saved(call, saved, masks, x.shape) if keep else None
 
 
 def layers_at_once(
@@ -204,7 +218,7 @@ def restored(call: StackCall, masks: list[Array]) -> Saved:
         x = x if beside is None else beside
     T, B, _ = x.shape
     width = directions * call.layers[-1][0].weights.w_hh.shape[1]
-    return Saved(call.cell, call.choice, saved, masks, (T, B, width), call.constants)
+    return _saved(call, saved, masks, (T, B, width))
 
 
 def backward(
@@ -225,6 +239,8 @@ def backward(
         dx, layer_grads, layer_dstate0 = None, [], []
         calls = []
         for direction, cache in enumerate(layers[layer]):
+            if saved.noise is not None:
+                cache = random_masks.masked_weights(saved.noise._replace(layer=layer, direction=direction), cache)
             slot = layer * directions + direction
             R = cache.weights.w_hh.shape[1]
             dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
@@ -233,7 +249,10 @@ def backward(
             given = (own, dy_part, ends, cache.weights, cache, saved.constants)
             calls.append(BackwardCall(saved.cell, choice.dtype, *given))
         both = getattr(choice.backend, "backward_directions", None) if directions > 1 else None
-        for dx_part, dstart, dw in both(calls) if both else map(choice.backend.backward, calls):
+        results = both(calls) if both else map(choice.backend.backward, calls)
+        if saved.noise is not None:
+            results = _unmasked(results, saved.noise._replace(layer=layer))
+        for dx_part, dstart, dw in results:
             dx = dx_part if dx is None else dx + dx_part
             layer_grads.append(dw)
             layer_dstate0.append(dstart)
@@ -245,6 +264,12 @@ def backward(
             dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
     xp: Any = array_module(dy)
     return dy, tuple(d[0][None] if len(d) == 1 else xp.stack(d) for d in dstate0), grads
+
+
+def _unmasked(results: Iterable[Gradients], noise: Noise) -> Iterator[Gradients]:
+    """The gradients of a layer's directions, of x and W_hh before they were masked."""
+    for direction, found in enumerate(results):
+        yield random_masks.unmasked(noise._replace(direction=direction), found)
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:

@@ -32,6 +32,13 @@ class RNN(Recurrent):
         clip: limits the pre-activations of the gates to [-clip, clip], as in ONNX; None for no limit.
         activations: ONNX's activation in place of `nonlinearity`: a sequence of one name, as ("Softsign",), or of one
             tuple with its numbers, as (("Elu", 0.5),). docs/cell-options.md lists them. None for `nonlinearity`.
+        input_dropout: share of the features of x that each layer drops in training mode, by one mask per row and call
+            for all steps (variational dropout). docs/regularisation.md has the equations of this and what follows.
+        recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
+        mask_per_gate: whether each gate has a mask on h of its own, instead of one for all.
+        weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
+        zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
+            zoneout * (old h) + (1 - zoneout) * (new h).
         dtype: dtype of parameters and arrays: "float64", "float32", "tf32" (float32 arrays; a GPU may round the
             operands of products to TF32), "float16" or "bfloat16" (with sums in float32).
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
@@ -39,7 +46,7 @@ class RNN(Recurrent):
             for the first backend that serves the device.
         strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
             the NumPy oracle.
-        rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
+        rng: a numpy Generator, a seed or None, for the initial parameters, dropout and the seeds of masks.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -67,6 +74,11 @@ class RNN(Recurrent):
         *,
         clip: float | None = None,
         activations: Any = None,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        mask_per_gate: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,
@@ -83,6 +95,11 @@ class RNN(Recurrent):
             batch_first=batch_first,
             dropout=dropout,
             bidirectional=bidirectional,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            mask_per_gate=mask_per_gate,
+            weight_dropout=weight_dropout,
+            zoneout=zoneout,
             dtype=dtype,
             device=device,
             backend=backend,
@@ -114,12 +131,19 @@ class GRU(Recurrent):
         clip: limits the pre-activations of the gates to [-clip, clip], as in ONNX; None for no limit.
         activations: ONNX's activations of the gates r, z and of n, each a name or a tuple (name, alpha, beta), as
             ("HardSigmoid", ("Elu", 0.5)). docs/cell-options.md lists them. None for ("Sigmoid", "Tanh").
+        input_dropout: share of the features of x that each layer drops in training mode, by one mask per row and call
+            for all steps (variational dropout). docs/regularisation.md has the equations of this and what follows.
+        recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
+        mask_per_gate: whether each gate has a mask on h of its own, instead of one for all.
+        weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
+        zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
+            zoneout * (old h) + (1 - zoneout) * (new h).
         dtype: dtype of parameters and arrays, see `RNN`.
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: see `RNN`.
         strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
             the NumPy oracle.
-        rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
+        rng: a numpy Generator, a seed or None, for the initial parameters, dropout and the seeds of masks.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -147,6 +171,11 @@ class GRU(Recurrent):
         reset_after: bool = True,
         clip: float | None = None,
         activations: Any = None,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        mask_per_gate: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,
@@ -163,6 +192,11 @@ class GRU(Recurrent):
             batch_first=batch_first,
             dropout=dropout,
             bidirectional=bidirectional,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            mask_per_gate=mask_per_gate,
+            weight_dropout=weight_dropout,
+            zoneout=zoneout,
             dtype=dtype,
             device=device,
             backend=backend,
@@ -199,12 +233,20 @@ class LSTM(Recurrent):
         activations: ONNX's activations of the gates i, f, o, of g, and of c in h, each a name or a tuple
             (name, alpha, beta), as ("HardSigmoid", "Tanh", ("Elu", 0.5)). docs/cell-options.md lists them. None for
             ("Sigmoid", "Tanh", "Tanh").
+        input_dropout: share of the features of x that each layer drops in training mode, by one mask per row and call
+            for all steps (variational dropout). docs/regularisation.md has the equations of this and what follows.
+        recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
+        mask_per_gate: whether each gate has a mask on h of its own, instead of one for all.
+        weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
+        zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
+            zoneout * (old h) + (1 - zoneout) * (new h). Or a pair of shares, of h and of c.
+        zoneout_output: "raw" or "zoned": whether the new h is made from c before its zoneout or after it.
         dtype: dtype of parameters and arrays, see `RNN`. With 16-bit dtypes, c is float32 within a call.
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: see `RNN`.
         strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
             the NumPy oracle.
-        rng: a numpy Generator, a seed or None, for the initial parameters and for dropout.
+        rng: a numpy Generator, a seed or None, for the initial parameters, dropout and the seeds of masks.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -235,6 +277,12 @@ class LSTM(Recurrent):
         cell_clip: float | None = None,
         coupled: bool = False,
         activations: Any = None,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        mask_per_gate: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        zoneout_output: str = "raw",
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,
@@ -251,6 +299,12 @@ class LSTM(Recurrent):
             dropout=dropout,
             bidirectional=bidirectional,
             proj_size=proj_size,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            mask_per_gate=mask_per_gate,
+            weight_dropout=weight_dropout,
+            zoneout=zoneout,
+            zoneout_output=zoneout_output,
             dtype=dtype,
             device=device,
             backend=backend,

@@ -18,6 +18,7 @@ from rnnkit.core import checks
 from rnnkit.core.cells import Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.core.option_arguments import ARGUMENTS, cell_with
+from rnnkit.core.regularisation import checked_rates, regularisation_arguments
 from rnnkit.functional import segmented, stack
 from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.step_flags import given_flags
@@ -56,6 +57,7 @@ def layer_repr(layer: Any) -> str:
         value = getattr(layer, name, default)
         if value != default:
             arguments.append(f"{name}={value!r}")
+    arguments += regularisation_arguments(getattr(layer, "regularisation", None))
     return f"{type(layer).__name__}({', '.join(arguments)}, dtype={layer._dtype.name})"
 
 
@@ -100,6 +102,12 @@ class Recurrent(Module):
         device: Any,
         backend: str | None,
         rng: Any,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        mask_per_gate: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        zoneout_output: str = "raw",
         strict: bool = False,
         **options: Any,
     ) -> None:
@@ -119,6 +127,15 @@ class Recurrent(Module):
         super().__init__(dtype, device)
         self.backend = backend
         self.cell, self._constants = cell_with(cell, options)
+        self.regularisation = checked_rates(
+            self.cell.states,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            mask_per_gate=mask_per_gate,
+            weight_dropout=weight_dropout,
+            zoneout=zoneout,
+            zoneout_output=zoneout_output,
+        )
         self._choice()
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: it does nothing with num_layers=1", stacklevel=3)
@@ -165,11 +182,15 @@ class Recurrent(Module):
         steps = T * B if lengths is None else int(lengths.sum())
         return Sizes(T, B, self.input_size, H, self.proj_size or H, steps)
 
+    def _cell_now(self) -> Cell:
+        """The cell with what its kernels do at random in the present mode."""
+        return self.cell if self.regularisation is None else self.regularisation.cell(self.cell, self.training)
+
     def _choice(self) -> Choice:
-        return select(self.device, self._dtype.name, self.cell.key, self.backend, self.strict)
+        return select(self.device, self._dtype.name, self._cell_now().key, self.backend, self.strict)
 
     def _check_device(self, device: str) -> None:
-        select(device, self._dtype.name, self.cell.key, self.backend, self.strict)
+        select(device, self._dtype.name, self._cell_now().key, self.backend, self.strict)
 
     def _caches(self) -> list[stack.Directions]:
         """The arrays of each layer and direction, and what a backend derived from them."""
@@ -277,11 +298,14 @@ class Recurrent(Module):
             sizes = self._sizes(T, B, checked)
             chunks = ChunkArguments(truncate, max_saved_bytes)
             stacked = (self.num_layers, self.num_directions)
-            choice = chunks.applied(choice, self.cell, sizes, *stacked, grad_enabled(), flags is not None)
+            choice = chunks.applied(choice, self._cell_now(), sizes, *stacked, grad_enabled(), flags is not None)
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(
             self.cell, choice, x, state0, self._caches(), checked, drop, grad_enabled(), None, self._constants
         )
+        if self.regularisation is not None:
+            noise = self.regularisation.noise(self.training, self.rng)
+            stack_call = stack_call._replace(cell=self._cell_now(), noise=noise)
         saved: stack.Saved | segmented.Saved | None
         if found is None:
             y, state_n, saved = stack.forward(stack_call)

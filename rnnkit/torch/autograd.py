@@ -41,8 +41,7 @@ def run(
     unrecorded = not torch.is_grad_enabled() and forward_ad._current_level < 0
     if unrecorded and dispatch.nobody_watches(x, *state0, *weights):
         tensors = (x, state0, weights, masks, lengths)
-        options: Any = {"cell": stack.cell, "backend": stack.backend, "bidirectional": stack.bidirectional}
-        y, *state_n = operators.forward(*tensors, **options, keep=False)
+        y, *state_n = operators.forward(*tensors, **stack.options, keep=False)
         return y, state_n
     function = _function_for((x, *state0, *weights))
     if function is not None:
@@ -175,9 +174,10 @@ def _backward_of_batched(
     cell: str,
     backend: str | None,
     bidirectional: bool,
+    rates: Sequence[float] = (),
 ) -> list[Tensor]:
     """`rnnkit::backward` inside PyTorch's older vmap, that of `torch.autograd.grad(is_grads_batched=True)`."""
-    stack = Stack(cell, backend, bidirectional, len(masks), len(state0))
+    stack = Stack(cell, backend, bidirectional, len(masks), len(state0), rates)
     return equations.backward(stack, lengths, (dy, *dstate_n), (x, *state0, *masks, *weights))
 
 

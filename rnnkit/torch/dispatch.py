@@ -25,19 +25,35 @@ class Stack:
     masks          the number of dropout masks
     states         the number of initial states that are given: 0 for zeros, else `ends`
     by_element     whether each element of a torch.vmap asks for gradients of the weights: rnnkit/torch/mapped.py
+    rates          as in rnnkit/torch/operators.py; with them the last mask is the noise
 
     Not a tuple, which PyTorch would take apart when it is an argument of an autograd Function.
     """
 
-    __slots__ = ("backend", "bidirectional", "by_element", "cell", "masks", "states")
+    __slots__ = ("backend", "bidirectional", "by_element", "cell", "masks", "rates", "states")
 
-    def __init__(self, cell: str, backend: str | None, bidirectional: bool, masks: int, states: int) -> None:
+    def __init__(
+        self,
+        cell: str,
+        backend: str | None,
+        bidirectional: bool,
+        masks: int,
+        states: int,
+        rates: Sequence[float] = (),
+    ) -> None:
         self.cell = cell
         self.backend = backend
         self.bidirectional = bidirectional
         self.masks = masks
         self.states = states
         self.by_element = False
+        self.rates = rates
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `rnnkit::backward`, and with `keep` those of `rnnkit::forward`."""
+        plain = {"cell": self.cell, "backend": self.backend, "bidirectional": self.bidirectional}
+        return {**plain, "rates": list(self.rates)} if self.rates else plain
 
     @property
     def ends(self) -> int:
@@ -62,10 +78,9 @@ def forward(
 ) -> list[Tensor]:
     """`rnnkit::forward`."""
     tensors = (x, state0, weights, masks, lengths)
-    options: Any = {"cell": stack.cell, "backend": stack.backend, "bidirectional": stack.bidirectional, "keep": keep}
     if nobody_watches(x, *state0, *weights):
-        return operators.forward(*tensors, **options)
-    return _FORWARD(*tensors, **options, layout=operators.LAYOUT)
+        return operators.forward(*tensors, **stack.options, keep=keep)
+    return _FORWARD(*tensors, **stack.options, keep=keep, layout=operators.LAYOUT)
 
 
 def backward(
@@ -93,9 +108,7 @@ def backward(
         masks,
         lengths,
         reserve,
-        cell=stack.cell,
-        backend=stack.backend,
-        bidirectional=stack.bidirectional,
+        **stack.options,
     )
 
 

@@ -119,10 +119,19 @@ def _direction(
     return torch.stack(outputs), state
 
 
+def _refuse_random_masks(stack: Any) -> None:
+    if stack.rates:
+        raise NotImplementedError(
+            "double backward and forward mode of a layer with zoneout, input, recurrent or weight dropout: it has a "
+            "first derivative, by backward, alone"
+        )
+
+
 def forward_mode(
     stack: Any, lengths: Tensor | None, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
     """The tangents of the results of `run` at x, states, masks and weights. None for a tangent means zeros."""
+    _refuse_random_masks(stack)
     return _push(lambda *given: run(stack, lengths, *given), primals, tangents)
 
 
@@ -140,6 +149,7 @@ def backward(
     stack: Any, lengths: Tensor | None, dresults: Sequence[Tensor | None], tensors: Sequence[Tensor]
 ) -> list[Tensor]:
     """What `rnnkit::backward` computes. dresults: dy and dstate_n; tensors: x, states, masks and weights."""
+    _refuse_random_masks(stack)
     results, pull = torch.func.vjp(lambda *given: run(stack, lengths, *given), *tensors)
     grads = pull(_filled(results, dresults))
     n = 1 + stack.states
@@ -170,6 +180,7 @@ def _backward_as_function(
     stack: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None]
 ) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
     """`rnnkit::backward` as a function of `tensors`, and these with a zero in place of each None."""
+    _refuse_random_masks(stack)
     first = 1 + stack.ends
     n = 1 + stack.states
     zero = tensors[first].new_zeros(())

@@ -42,6 +42,7 @@ class _Call(NamedTuple):
     keep: bool
     reserve: int
     layout: str = ""
+    rates: Sequence[float] = ()
 
 
 class _Noting(TorchDispatchMode):

@@ -27,6 +27,13 @@ class RNN(Layers):
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
         clip, activations: as of `rnnkit.RNN`; see docs/cell-options.md.
+        input_dropout: share of the features of the input of each layer that are dropped in training mode, by one mask
+            per row and call for all steps. docs/regularisation.md has the equations of this and what follows.
+        recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
+        mask_per_gate: whether each gate has a mask on h of its own, instead of one for all.
+        weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
+        zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
+            zoneout * (old h) + (1 - zoneout) * (new h).
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
         strict: whether to raise an error where no backend with compiled kernels serves the layer.
         **unknown: others, such as proj_size, are refused as torch.nn refuses them.
@@ -60,6 +67,11 @@ class RNN(Layers):
         clip: float | None = None,
         activations: Any = None,
         strict: bool = False,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        mask_per_gate: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
         backend: str | None = None,
         **unknown: Any,
     ) -> None:
@@ -73,6 +85,13 @@ class RNN(Layers):
             mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
         self._set_options(backend, strict, {"clip": clip, "activations": activations})
+        self._regularise(
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            mask_per_gate=mask_per_gate,
+            weight_dropout=weight_dropout,
+            zoneout=zoneout,
+        )
 
     @property
     def cell_name(self) -> str:
@@ -97,6 +116,13 @@ class GRU(Layers):
             Cho et al. (2014), which torch.nn does not have. With False the layer has a buffer `reset_before`, so that
             its state_dict and those of layers with True, or of torch.nn.GRU, refuse each other.
         clip, activations: as of `rnnkit.GRU`; see docs/cell-options.md.
+        input_dropout: share of the features of the input of each layer that are dropped in training mode, by one mask
+            per row and call for all steps. docs/regularisation.md has the equations of this and what follows.
+        recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
+        mask_per_gate: whether each gate has a mask on h of its own, instead of one for all.
+        weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
+        zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
+            zoneout * (old h) + (1 - zoneout) * (new h).
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
         strict: whether to raise an error where no backend with compiled kernels serves the layer.
         **unknown: others, such as proj_size, are refused as torch.nn refuses them.
@@ -130,6 +156,11 @@ class GRU(Layers):
         clip: float | None = None,
         activations: Any = None,
         strict: bool = False,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        mask_per_gate: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
         backend: str | None = None,
         **unknown: Any,
     ) -> None:
@@ -141,6 +172,13 @@ class GRU(Layers):
         )
         mark_reset_before(self, device)
         self._set_options(backend, strict, {"clip": clip, "activations": activations})
+        self._regularise(
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            mask_per_gate=mask_per_gate,
+            weight_dropout=weight_dropout,
+            zoneout=zoneout,
+        )
 
     @property
     def cell_name(self) -> str:
@@ -163,6 +201,14 @@ class LSTM(Layers):
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
         peephole, clip, cell_clip, coupled, activations: as of `rnnkit.LSTM`; see docs/cell-options.md.
+        input_dropout: share of the features of the input of each layer that are dropped in training mode, by one mask
+            per row and call for all steps. docs/regularisation.md has the equations of this and what follows.
+        recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
+        mask_per_gate: whether each gate has a mask on h of its own, instead of one for all.
+        weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
+        zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
+            zoneout * (old h) + (1 - zoneout) * (new h). Or a pair of shares, of h and of c.
+        zoneout_output: "raw" or "zoned": whether the new h is made from c before its zoneout or after it.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
         strict: whether to raise an error where no backend with compiled kernels serves the layer.
 
@@ -201,6 +247,12 @@ class LSTM(Layers):
         coupled: bool = False,
         activations: Any = None,
         strict: bool = False,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        mask_per_gate: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        zoneout_output: str = "raw",
         backend: str | None = None,
     ) -> None:
         check_backend(backend)
@@ -219,6 +271,14 @@ class LSTM(Layers):
         )
         given = {"peephole": peephole, "clip": clip, "cell_clip": cell_clip, "coupled": coupled}
         self._set_options(backend, strict, {**given, "activations": activations})
+        self._regularise(
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            mask_per_gate=mask_per_gate,
+            weight_dropout=weight_dropout,
+            zoneout=zoneout,
+            zoneout_output=zoneout_output,
+        )
 
     # The checks of two states are torch.nn's.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size

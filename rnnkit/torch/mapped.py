@@ -2,8 +2,8 @@
 
 The batch of that call is V*B. Its reserve is not made of parts per element, so it is given to all elements at once, as
 a tensor (V, bytes) whose elements are the same memory, by which backward knows it. One call per element remains where
-the weights differ between elements, and where each element asks for gradients of the weights, as in vmap(grad) over
-the parameters: the kernels add these up over the whole batch.
+the weights differ between elements, where random masks are drawn, and where each element asks for gradients of the
+weights, as in vmap(grad) over the parameters: the kernels add these up over the whole batch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def forward(function: Any, info: Any, in_dims: Sequence[Any], arguments: Sequenc
     """The rule of vmap for `_Layers`, with the arguments stack, lengths, x, states, masks and weights."""
     stack: Stack = arguments[0]
     count = 3 + stack.states + stack.masks
-    if stack.by_element or any(d is not None for d in in_dims[count:]):
+    if stack.rates or stack.by_element or any(d is not None for d in in_dims[count:]):
         return each_element(function, info, in_dims, arguments)
     V = info.batch_size
     y, *state_n, reserve = function.apply(

@@ -66,7 +66,10 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         bidirectional: bool = False,
         keep: bool = False,
         layout: str = "",
+        rates: Sequence[float] = (),
     ) -> list[Value]:
+        if rates:
+            raise ValueError("a layer with zoneout or dropout on x, h or W_hh cannot be exported to ONNX")
         if masks:
             raise ValueError("a layer with dropout cannot be exported to ONNX: call eval() on the model first")
         directions = 2 if bidirectional else 1

@@ -8,6 +8,10 @@ Everything is time-major. x (T, B, I); state0 one tensor (L*D, B, ·) a state, o
 `_flat_weights` of PyTorch's layers; cell as `text_of` of rnnkit/core/option_arguments.py, a name in CELLS for a cell
 without options; masks of dropout, one (T, B, D*R) a layer but the last, or none; lengths (B,) int64
 or None.
+
+rates: those of a `Regularisation` in the order of its fields, or none. With them the last of `masks` is the noise on the
+CPU, int64: (0,) in evaluation mode, (1,) the seed, or (1 + 2 B,) the seed, the number of each row, and the time of its
+first step. So no random mask is stored for backward.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import rnnkit
@@ -27,6 +32,7 @@ from rnnkit.core import checks as core_checks
 from rnnkit.core.cells import Array, Cell
 from rnnkit.core.devices import array_module
 from rnnkit.core.option_arguments import parsed
+from rnnkit.core.regularisation import Noise, Regularisation
 from rnnkit.functional import stack
 from rnnkit.functional.reserve import Reserve, stack_bytes
 from rnnkit.kernels.cpu.cache import sources_digest
@@ -46,11 +52,11 @@ from rnnkit.torch.arrays import (
 LIBRARY = torch.library.Library("rnnkit", "DEF")
 LIBRARY.define(
     "forward(Tensor x, Tensor[] state0, Tensor[] weights, Tensor[] masks, Tensor? lengths, *, "
-    'str cell, str? backend, bool bidirectional, bool keep, str layout="") -> Tensor[]'
+    'str cell, str? backend, bool bidirectional, bool keep, str layout="", float[] rates=[]) -> Tensor[]'
 )
 LIBRARY.define(
     "backward(Tensor? dy, Tensor?[] dstate_n, Tensor x, Tensor[] state0, Tensor[] weights, Tensor[] masks, "
-    "Tensor? lengths, Tensor reserve, *, str cell, str? backend, bool bidirectional) -> Tensor[]"
+    "Tensor? lengths, Tensor reserve, *, str cell, str? backend, bool bidirectional, float[] rates=[]) -> Tensor[]"
 )
 
 
@@ -92,6 +98,7 @@ def forward(
     bidirectional: bool,
     keep: bool,
     layout: str = "",
+    rates: Sequence[float] = (),
 ) -> list[Tensor]:
     """y (T, B, D*R), the final states (L*D, B, ·), and with `keep` the reserve (bytes,) uint8.
 
@@ -104,7 +111,7 @@ def forward(
         )
     if x.dtype in _WIDENED and x.device.type == "cpu":
         wide: Any = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths)
-        results = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep)
+        results = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep, rates=rates)
         return [a if a.dtype == torch.uint8 else a.to(x.dtype) for a in results]
     D = 2 if bidirectional else 1
     with on_device(x):
@@ -116,7 +123,8 @@ def forward(
             kind = (x.device, x.dtype, cell, backend)
             shapes = (x.shape, weights[1].shape)
             reserve = new_bytes(x, _reserve_bytes(kind, shapes, len(views.layers), D, lengths is not None))
-        call = _stack_call(x, state0, views, masks, lengths, choice, reserve, constants)
+        dropped, noise = _noise_of(masks, rates)
+        call = _stack_call(x, state0, views, dropped, lengths, choice, reserve, constants)._replace(noise=noise)
         y, state_n, _ = stack.forward(call)
         results = [as_tensor(y), *map(as_tensor, state_n)]
         return results if reserve is None else [*results, reserve]
@@ -135,19 +143,21 @@ def backward(
     cell: str,
     backend: str | None,
     bidirectional: bool,
+    rates: Sequence[float] = (),
 ) -> list[Tensor]:
     """The gradients of x, of state0 and of weights. None for dy or a final state's gradient means zeros."""
     if x.dtype in _WIDENED and x.device.type == "cpu":
         of_forward = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths, reserve)
         wide: Any = (_float(dy), _floats(dstate_n), *of_forward)
-        grads = backward(*wide, cell=cell, backend=backend, bidirectional=bidirectional)
+        grads = backward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, rates=rates)
         return [g.to(x.dtype) for g in grads]
     with on_device(x):
         choice = choice_of(x.device, x.dtype, cell, backend)
         row, constants = parsed(cell)
         views = weight_views(weights, row, 2 if bidirectional else 1, x.shape[2], constants)
-        call = _stack_call(x, state0, views, (), lengths, choice, reserve, constants)
-        saved = stack.restored(call, [as_array(m) for m in masks])
+        dropped, noise = _noise_of(masks, rates)
+        call = _stack_call(x, state0, views, (), lengths, choice, reserve, constants)._replace(noise=noise)
+        saved = stack.restored(call, [as_array(m) for m in dropped])
         ends = tuple([_zeros_like(s) if d is None else as_array(d) for d, s in zip(dstate_n, call.state0, strict=True)])
         dx, dstate0, dweights = stack.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
@@ -184,6 +194,18 @@ def _stack_call(
     return stack.StackCall(cell, choice, array, states, views.layers, *how)
 
 
+def _noise_of(masks: Sequence[Tensor], rates: Sequence[float]) -> tuple[Sequence[Tensor], Noise | None]:
+    """The dropout masks, and the noise of a call."""
+    if not rates:
+        return masks, None
+    *dropped, tensor = masks
+    *of_all, per_gate, zoned = rates
+    values = tensor.numpy()
+    rows, times = np.split(values[1:], 2) if len(values) > 1 else (None, None)
+    seed = int(values[0]) % 2**64 if len(values) else None
+    return dropped, Noise(Regularisation(*of_all, bool(per_gate), bool(zoned)), seed, rows=rows, times=times)
+
+
 @lru_cache(256)
 def _reserve_bytes(kind: Any, shapes: Any, layers: int, directions: int, ragged: bool) -> int:
     """`stack_bytes`, cached. kind: arguments of `choice_of`; shapes: those of x and weight_hh_l0."""
@@ -211,7 +233,7 @@ def _floats(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _float(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.float()
+    return tensor if tensor is None or not tensor.is_floating_point() else tensor.float()
 
 
 def _forward_shapes(
@@ -226,6 +248,7 @@ def _forward_shapes(
     bidirectional: bool,
     keep: bool,
     layout: str = "",
+    rates: Sequence[float] = (),
 ) -> list[Tensor]:
     """The results of `forward` without their values, for tracing and for tensors on the meta device."""
     D = 2 if bidirectional else 1
@@ -253,6 +276,7 @@ def _backward_shapes(
     cell: str,
     backend: str | None,
     bidirectional: bool,
+    rates: Sequence[float] = (),
 ) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in (x, *state0, *weights)]
 

@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkit.core import checks as core_checks
 from rnnkit.core.cells import Cell
-from rnnkit.core.option_arguments import ARGUMENTS, cell_with, text_of
+from rnnkit.core.option_arguments import ARGUMENTS, cell_with, parsed, text_of
+from rnnkit.core.regularisation import Regularisation, checked_rates, regularisation_arguments
 from rnnkit.functional.step_flags import StepFlags, given_flags
 from rnnkit.torch import checks, packed
 from rnnkit.torch.arrays import Tensor, forget
@@ -46,6 +47,7 @@ class Layers(nn.RNNBase):
     coupled: bool = False
     activations: Any = None
     _text: str | None = None  # `text_of` the cell, if it has options
+    regularisation: Regularisation | None = None
     state_names: ClassVar[tuple[str, ...]] = ("h",)
 
     def __init__(self, mode: str, *arguments: Any) -> None:
@@ -87,7 +89,7 @@ class Layers(nn.RNNBase):
 
     def _check_strict(self, x: Tensor) -> None:
         if x.device.type in ("cpu", "cuda"):
-            choice_of(x.device, x.dtype, self._text or self.cell_name, self.backend, True)
+            choice_of(x.device, x.dtype, self._cell_text(), self.backend, True)
 
     def forward(
         self,
@@ -202,10 +204,10 @@ class Layers(nn.RNNBase):
         weight = weights[0]
         if states or x.dtype is not weight.dtype or x.device != weight.device:
             checks.one_kind(x, states, weight)
-        masks = self._masks(x, layout) if self.training and self.dropout and self.num_layers > 1 else ()
+        masks, rates = self._all_masks(x, layout)
         if self.strict and not torch.compiler.is_compiling():
             self._check_strict(x)
-        stack = Stack(self._text or self.cell_name, self.backend, bool(self.bidirectional), len(masks), len(states))
+        stack = Stack(self._cell_text(), self.backend, bool(self.bidirectional), len(masks), len(states), rates)
         return run(stack, x, states, weights, masks, lengths)
 
     @partial(not_traced, reason="resets and a mask decide the shapes of the kernels' calls")
@@ -232,8 +234,8 @@ class Layers(nn.RNNBase):
         count = len(states or ())
         x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
         checks.one_kind(x, states, weights[0])
-        masks = self._masks(x, None) if self.training and self.dropout and self.num_layers > 1 else ()
-        stack = Stack(self._text or self.cell_name, self.backend, bool(self.bidirectional), len(masks), count)
+        masks, rates = self._all_masks(x, None)
+        stack = Stack(self._cell_text(), self.backend, bool(self.bidirectional), len(masks), count, rates)
         return run_segments(stack, x, states[:count], states[count:] or None, weights, masks, segments)
 
     def _weights(self) -> list[Tensor]:
@@ -255,6 +257,40 @@ class Layers(nn.RNNBase):
             >>> import rnnkit.torch
             >>> rnnkit.torch.GRU(4, 6).flatten_parameters()
         """
+
+    def _regularise(self, **rates: Any) -> None:
+        """Checks and stores the rates of random masks, and the texts of the cells that apply them."""
+        found = checked_rates(self.state_names, **rates)
+        self.regularisation = found
+        if found is not None:
+            # Here, since torch.compile does not trace how a text is made.
+            cell, constants = parsed(self._text or self.cell_name)
+            texts = [text_of(found.cell(cell, training), constants) for training in (False, True)]
+            self._texts = tuple(texts)
+
+    def _cell_text(self) -> str:
+        """`text_of` the cell, with what its kernels do at random in the present mode."""
+        if self.regularisation is not None:
+            return self._texts[bool(self.training)]
+        return self._text or self.cell_name
+
+    def _all_masks(self, x: Tensor, layout: packed.Layout | None) -> tuple[Sequence[Tensor], Sequence[float]]:
+        """The dropout masks between layers, the noise, and the rates: see rnnkit/torch/operators.py.
+
+        The seed is drawn from PyTorch's generator of the CPU, so activation checkpointing, which restores that
+        generator, draws the same masks again.
+        """
+        masks: Sequence[Tensor] = ()
+        if self.training and self.dropout and self.num_layers > 1:
+            masks = self._masks(x, layout)
+        rates = self.regularisation
+        if rates is None or not (self.training or rates.zones):
+            return masks, ()
+        if self.training:
+            noise = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device="cpu")
+        else:
+            noise = torch.empty((0,), dtype=torch.int64, device="cpu")
+        return (*masks, noise), tuple(map(float, rates))
 
     def _masks(self, x: Tensor, layout: packed.Layout | None) -> list[Tensor]:
         """Dropout masks (T, B, D*R) of the layers but the last, drawn in the order in which torch.nn draws them."""
@@ -358,4 +394,5 @@ def own_repr(module: Any) -> str:
     for name, default in {**ARGUMENTS, "strict": False}.items():
         value = getattr(module, name, default)
         own += "" if value == default else f", {name}={value!r}"
+    own += "".join(f", {text}" for text in regularisation_arguments(getattr(module, "regularisation", None)))
     return own if module.backend is None else f"{own}, backend={module.backend!r}"

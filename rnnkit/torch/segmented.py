@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from rnnkit.core.cells import Array
 from rnnkit.functional import segmented
-from rnnkit.functional.segments import Segments
+from rnnkit.functional.segments import Group, Segments
 from rnnkit.functional.step_flags import StepFlags
 from rnnkit.torch.arrays import Tensor, as_array, as_tensor, on_device
 from rnnkit.torch.autograd import run
@@ -110,7 +110,7 @@ def run_segments(
     Without initial states, as `run` may be called, there is no reset state either.
     """
     if x.is_cpu and x.dtype in _WIDENED:
-        wide = [[t.float() for t in tensors] for tensors in ((x,), state0, reset_state or (), weights, masks)]
+        wide = [[t.float() if t.is_floating_point() else t for t in tensors] for tensors in ((x,), state0, reset_state or (), weights, masks)]
         (x32,), states, again, weights, masks = wide
         y, state_n = run_segments(stack, x32, states, again or None, weights, masks, segments)
         return y.to(x.dtype), [s.to(x.dtype) for s in state_n]
@@ -124,14 +124,28 @@ def run_segments(
     ]
     ys, ends = [], []
     xs = _grouped(x, tables)
+    noise: Tensor | None = None
+    if stack.rates:
+        *masks, noise = masks
     masks_of = [_grouped(mask, tables) for mask in masks]
     for k, group in enumerate(segments.groups):
         lengths = None if group.lengths is None else torch.from_numpy(group.lengths)
-        y, end = run(stack, xs[k], [s[k] for s in starts], weights, [m[k] for m in masks_of], lengths)
+        of_group = [m[k] for m in masks_of]
+        if noise is not None:
+            of_group.append(_noise_of(noise, segments, group))
+        y, end = run(stack, xs[k], [s[k] for s in starts], weights, of_group, lengths)
         ys.append(y)
         ends.append(end)
     joined = [torch.cat(of_all, 1) for of_all in zip(*ends, strict=True)]
     return _outputs(ys, tables, x.shape), [_ends(s, tables, directions) for s in joined]
+
+
+def _noise_of(noise: Tensor, segments: Segments, group: Group) -> Tensor:
+    """The noise of a group, whose masks are those of the caller's rows. segments: with tables on the host."""
+    if not noise.numel():
+        return noise
+    of_group = slice(group.first, group.last)
+    return torch.cat([noise, *(torch.from_numpy(a[of_group]) for a in (segments.rows, segments.times))])
 
 
 def _grouped(a: Tensor, segments: Segments) -> Sequence[Tensor]:

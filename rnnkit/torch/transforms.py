@@ -36,18 +36,19 @@ def _forward_recorded(
     bidirectional: bool,
     keep: bool,
     layout: str = "",
+    rates: Sequence[float] = (),
 ) -> list[Tensor]:
     """`rnnkit::forward` under autograd. If a gradient is asked for, it keeps what backward needs, whatever `keep`."""
     tensors = (x, *state0, *masks, *weights)
-    arguments = (Stack(cell, backend, bidirectional, len(masks), len(state0)), lengths, *tensors)
+    stack = Stack(cell, backend, bidirectional, len(masks), len(state0), rates)
+    arguments = (stack, lengths, *tensors)
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
         results = _apply(_LayersAtLevel, arguments)
         return list(results if keep else results[: 1 + len(parsed(cell)[0].states)])
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (x, state0, weights, masks, lengths)
-        options: Any = {"cell": cell, "backend": backend, "bidirectional": bidirectional, "keep": keep}
-        return _FORWARD(*of_call, **options, layout=layout)
+        return _FORWARD(*of_call, **stack.options, keep=keep, layout=layout)
 
 
 def _backward_recorded(
@@ -63,16 +64,19 @@ def _backward_recorded(
     cell: str,
     backend: str | None,
     bidirectional: bool,
+    rates: Sequence[float] = (),
 ) -> list[Tensor]:
     """`rnnkit::backward` under autograd: for a double backward."""
     tensors = (dy, *dstate_n, x, *state0, *masks, *weights)
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
-        arguments = (Stack(cell, backend, bidirectional, len(masks), len(state0)), lengths, reserve, *tensors)
+        stack = Stack(cell, backend, bidirectional, len(masks), len(state0), rates)
+        arguments = (stack, lengths, reserve, *tensors)
         return list(_apply(_LayersBackwardAtLevel, arguments))
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (dy, dstate_n, x, state0, weights, masks, lengths, reserve)
-        return _BACKWARD(*of_call, cell=cell, backend=backend, bidirectional=bidirectional)
+        options = Stack(cell, backend, bidirectional, len(masks), len(state0), rates).options
+        return _BACKWARD(*of_call, **options)
 
 
 def _recorded(tensors: Sequence[Tensor | None]) -> bool:
@@ -139,7 +143,7 @@ def _forward_vmap(
 ) -> tuple[list[Tensor], list[int]]:
     """One call whose batch is V*B if no weight is batched and nothing is kept; else one call an element."""
     operands = (x, state0, weights, masks, lengths)
-    if options["keep"] or any(d is not None for d in in_dims[2]):
+    if options["keep"] or options.get("rates") or any(d is not None for d in in_dims[2]):
         return _each_element(_FORWARD, info, in_dims, operands, options)
     V = info.batch_size
 

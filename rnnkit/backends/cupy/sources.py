@@ -96,6 +96,13 @@ def rows(storage: str) -> Build:
     return Build(f"rows-{storage}", tuple(map(_source, files)), ((macro, "1"),), kernels)
 
 
+@cache
+def random_hits() -> Build:
+    """The draw of random masks, for every dtype: kernels/cuda/random_hits.cu."""
+    files = ("random/philox.cuh", "cuda/random_hits.cu")
+    return Build("random_hits", tuple(map(_source, files)), (), pointwise_kernels("random_hits"))
+
+
 def of_cell(
     name: str,
     cell: str,
@@ -169,10 +176,10 @@ def _row_macros(cell: Cell) -> Defines:
 
 
 def builds() -> tuple[Build, ...]:
-    """Every module that this version can compile: `rows`, and those of the rows of SCHEDULES."""
+    """Every module that this version can compile: `random_hits`, `rows`, and those of the rows of SCHEDULES."""
     from rnnkit.backends.cupy.schedules import SCHEDULES  # which imports this file
 
-    found = [rows(storage) for storage in STORAGES]
+    found = [random_hits(), *(rows(storage) for storage in STORAGES)]
     for schedule in SCHEDULES:
         found += schedule.builds()
     return tuple(found)

@@ -16,6 +16,7 @@ import numpy as np
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCache, LayerCall, Sizes
 from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.host import host
+from rnnkit.backends.numba.noise import NO_NOISE, backward_noise, forward_noise
 from rnnkit.backends.numba.operands import even_rows, ready_array
 from rnnkit.backends.numba.plan import Plan, Work, call_us, lanes_of, plan_for, single
 from rnnkit.backends.numba.prepared import (
@@ -35,6 +36,7 @@ from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core import thread_pool
 from rnnkit.core.cells import Array, Cell, Weights
 from rnnkit.core.dtypes import DType
+from rnnkit.core.regularisation import Noise
 from rnnkit.core.thread_pool import OWNER
 from rnnkit.kernels.cpu.formats import format_of
 from rnnkit.kernels.cpu.launch import launch_backward, launch_forward
@@ -59,6 +61,7 @@ class Saved(NamedTuple):
     values: Array
     offsets: Offsets
     others: tuple[Array, ...]
+    noise: Noise | None = None
 
 
 def forward(call: LayerCall) -> Forward:
@@ -81,9 +84,10 @@ def forward(call: LayerCall) -> Forward:
     first_y = y if out is None else y[:1, :1, :1]
     h_n = np.empty(ready.h, dtype)
     c_n = np.empty(ready.c, dtype) if has_c else nothing
-    operands = (*offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
+    noise = NO_NOISE if call.noise is None else forward_noise(call, ready)
+    operands = (noise.address, *offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
     _run(ready, ready.microseconds, partial(_launch, p, ready, weights, call, operands))
-    saved = Saved(p, ready, x_packed, values, offsets, others) if keep else None
+    saved = Saved(p, ready, x_packed, values, offsets, others, call.noise) if keep else None
     return y, (h_n, c_n) if has_c else (h_n,), saved
 
 
@@ -120,7 +124,7 @@ def saved_in_reserve(call: LayerCall) -> Saved:
         x = x[:, p.order[: p.steps]]  # as in `_live_rows`
     plain = not ready.converts_x and (p.order is None or single(ready.work))
     x_packed = x if plain else _memory_for_x(ready, values, call.reserve, x)
-    return Saved(p, ready, x_packed, values, offsets, others)
+    return Saved(p, ready, x_packed, values, offsets, others, call.noise)
 
 
 def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
@@ -219,13 +223,14 @@ def backward(call: BackwardCall) -> Gradients:
         dw_unit = np.empty(weights.w_unit.shape, dtype)
         extras = make_extras(weights, call.constants, dw_unit)
         arguments = (*arguments[:-1], extras[0].ctypes.data)
+    noise = NO_NOISE if saved.noise is None else backward_noise(saved.noise, ready)
 
     def launch(state: int, threads: int) -> None:
         plan = ready.backward_plans.get(threads) or ready.new_plan(p, threads, backward=True)
         workspace = workspaces.get(plan.workspace)
         launch_backward(
-            state, compiled.address, plan.words, p.table, *arguments, workspace.address, *saved.offsets,
-            y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0,
+            state, compiled.address, plan.words, p.table, *arguments, workspace.address, noise.address,
+            *saved.offsets, y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0,
             dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from rnnkit.kernels.cpu import step
 from rnnkit.kernels.cpu.arguments import Shape
 from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.gradients import gradient_room
+from rnnkit.kernels.cpu.noise import flags_of
 from rnnkit.kernels.cpu.pack import padded
 from rnnkit.kernels.cpu.unit_gradients import unit_gradient_room
 
@@ -114,7 +115,9 @@ def _forward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, k
     mixed = form.mixed
     weights = _Layout()
     w_x = weights.add(padded(GH, dtype) * depth(work.I), form.word)
-    w_h = weights.add(2 * padded(H, dtype) * depth(H) if resets else padded(GH, dtype) * depth(R), form.word)
+    gates, masks = cell.products[0][2], flags_of(cell).masks  # of the hidden product
+    apart = 2 if resets else masks
+    w_h = weights.add(apart * padded(gates * H // apart, dtype) * depth(R), form.word)
     second = padded(H, dtype) if resets else padded(R, dtype) if work.projected else 0
     w_p = weights.add(second * depth(H), form.word)
     workspace = _Layout()
@@ -134,7 +137,9 @@ def _backward_layout(work: Work, members: int, rows: np.ndarray, reverse: bool, 
     depth, word = form.depth, form.word
     workspace = _Layout()
     w_x = workspace.add(padded(work.I, dtype) * depth(GH), word)
-    w_h = workspace.add(padded(R, dtype) * depth(2 * H if resets else GH), word)
+    gates = cell.products[0][2]
+    apart = gates if flags_of(cell).masks > 1 else 1
+    w_h = workspace.add(apart * padded(R, dtype) * depth(gates * H // apart), word)
     w_p = workspace.add(padded(H, dtype) * depth(H if resets else R if work.projected else 0), word)
     states = workspace.add(work.B * R, item)
     cells = workspace.add(work.B * H if form.mixed and cell.has_c else 0, item)
@@ -221,7 +226,7 @@ def _lines(size: int) -> int:
 
 def single(work: Work) -> bool:
     """Whether a forward is one step by itself, for kernels/cpu/step.py."""
-    return work.T == 1 and not work.projected
+    return work.T == 1 and not work.projected and not flags_of(work.cell).any
 
 
 def plan_for(work: Work, p: Packing, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:

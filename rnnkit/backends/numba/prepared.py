@@ -221,7 +221,7 @@ def ready_weights(weights: Weights, cell: Cell, constants: tuple[float, ...]) ->
     w_hh = ready_array(weights.w_hh)
     no_bias = np.zeros(w_hh.shape[0], w_hh.dtype)
     projected = weights.w_hr is not None
-    extras = make_extras(weights, constants) if cell.options else ()
+    extras = make_extras(weights, constants) if cell.options.changes_formulas else ()
     arguments = (
         ready_array(weights.w_ih),
         w_hh,

@@ -1,0 +1,1 @@
+"""Philox4x32-10 in one scalar source for both Numba targets, and in CUDA C++."""
