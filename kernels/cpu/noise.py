@@ -44,9 +44,7 @@ class Flags(NamedTuple):
 def flags_of(cell: Any) -> Flags:
     """Of a row of CELLS, with its options."""
     o = cell.options
-    return Flags(
-        o.recurrent_dropout, o.zoneout_h, o.zoneout_c, o.zoned_output, cell.n_gates if o.mask_per_gate else 1
-    )
+    return Flags(o.recurrent_dropout, o.zoneout_h, o.zoneout_c, o.zoned_output, cell.n_gates if o.mask_per_gate else 1)
 
 
 @cache

@@ -83,7 +83,18 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
         if APART or s.members > 1:
             row_h = s.H * OPERAND
             out = step.gates + share.units * COMPUTED
-            product(step.operand + (Z * s.B + p.b0) * row_h, row_h, w.z, s.H, out, share.row_g, share.units, step.rows, 1, step.odd)
+            product(
+                step.operand + (Z * s.B + p.b0) * row_h,
+                row_h,
+                w.z,
+                s.H,
+                out,
+                share.row_g,
+                share.units,
+                step.rows,
+                1,
+                step.odd,
+            )
 
     @inner
     def second(a, s, p, share, w, step):

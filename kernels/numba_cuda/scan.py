@@ -40,6 +40,13 @@ one, what is saved without `keep`.
     dgates_x, dgates_h (T, B, G*H) S        out; one array unless the cell splits its sides
     dh (B, R), dc (B, H) C                  in: gradients of the final states; out: of the initial ones
     dproj (T, B, P) S                       out, under projection: the gradient of its output
+
+Of cells with zoneout or dropout on h (rnnkit/core/noise_steps.py), with the rows of the batch:
+
+    hidden (B, R) C                         the mask on h in the first product, and in r h'
+    zone_h (T, B, R), zone_c (T, B, H)      uint8, 1 where old values are kept; or (1, 1, ·) for every step and row
+    shares (2,) C                           the share of h and of c that is kept there
+    direct (B, R) C                         backward: what zoneout passes by
     extras (n + K*H) C                      the n constants of a cell with options, then its weights per unit
 """
 
@@ -142,6 +149,41 @@ def extras_loaders(cell: Cell, dtype: str):
     return load_constants, load_units
 
 
+def share_reader(dtype: str):
+    """share_of(zone, t, b, j, share): the share of an old value that zoneout keeps."""
+    compute = COMPUTE[dtype]
+
+    @device
+    def share_of(zone, t, b, j, share):
+        at = t if zone.shape[0] > 1 else 0
+        row = b if zone.shape[1] > 1 else 0
+        return compute(zone[at, row, j]) * share
+
+    return share_of
+
+
+def zoned_backward(cell: Cell, pair: Any, dtype: str):
+    """zoned(values, c', dh, dc, z, w, k): the backward of an LSTM with zoneout of c: the gates' gradients, and of c'."""
+    zero = constant(dtype, 0)
+    one = constant(dtype, 1)
+    tanh = activations(dtype).tanh
+
+    @device
+    def raw(values, c_before, d_h, d_c, z, w, k):
+        dxs, _, _, dc_prev = pair(values, zero, c_before, d_h, (one - z) * d_c, w, k)
+        return dxs, dc_prev + z * d_c
+
+    @device
+    def from_zoned(values, c_before, d_h, d_c, z, w, k):
+        i, f, g, o = values
+        t = tanh(z * c_before + (one - z) * (f * c_before + i * g))
+        d_c = d_c + d_h * o * (one - t * t)
+        dxs, _, _, dc_prev = pair(values, zero, c_before, zero, (one - z) * d_c, w, k)
+        return (dxs[0], dxs[1], dxs[2], d_h * t * o * (one - o)), dc_prev + z * d_c
+
+    return from_zoned if cell.options.zoned_output else raw
+
+
 def make_forward(cell: Cell, dtype: str):
     """forward(gates_x, lengths, reverse, keep, projected, …): see the module's docstring."""
     G = cell.n_gates
@@ -166,11 +208,18 @@ def make_forward(cell: Cell, dtype: str):
     store_computed = tuples("float64" if compute is types.float64 else "float32", FIRST).store
     add_products = tile_products(dtype, FIRST)
     store_saved = tuples(dtype, FIRST if RESETS_BEFORE else cell.n_saved).store
+    DROPS = cell.options.recurrent_dropout
+    ZONES_H = cell.options.zoneout_h
+    ZONES_C = cell.options.zoneout_c
+    ZONED_OUTPUT = cell.options.zoned_output
+    one = constant(dtype, 1)
+    tanh = activations(dtype).tanh
+    share_of = share_reader(dtype)
 
     @cuda.jit(launch_bounds=THREADS)
     def forward(
         gates_x, lengths, reverse, keep, projected, bias_x, bias_h, w, w_proj, h, c, y, saved, h_prev, c_prev, m,
-        extras,
+        extras, hidden, zone_h, zone_c, shares,
     ):  # fmt: skip
         tile = cuda.shared.array((TILE, ROWS), compute)
         sums = cuda.shared.array((ROWS, SUMS), compute)
@@ -199,6 +248,8 @@ def make_forward(cell: Cell, dtype: str):
                                 tile[i, r] = compute(h[b, k + i])
                             else:
                                 tile[i, r] = compute(y[time_of(s - 1, lengths[b], reverse), b, k + i])
+                            if DROPS and live:
+                                tile[i, r] = compute(storage(tile[i, r] * hidden[b, k + i]))
                     cuda.syncthreads()
                     if j < H:
                         add_products(sums, thread, tile, steps, w, k, j, H)
@@ -215,8 +266,18 @@ def make_forward(cell: Cell, dtype: str):
                         u = load_computed(sums[b - first], thread, THREADS)
                         c_before = c[b, j] if HAS_C else zero
                         h_before = compute(before[j]) if READS_H else zero
+                        if DROPS and RESETS_BEFORE:  # r h' takes the masked h, and all else the unmasked one
+                            h_before = compute(storage(h_before * hidden[b, j]))
                         units = load_units(extras, j, H)
                         values, new, c_new = pointwise_first(x, u, h_before, c_before, units, constants)
+                        if ZONES_C:
+                            z = share_of(zone_c, t, b, j, shares[1])
+                            c_new = z * c_before + (one - z) * c_new
+                        if ZONED_OUTPUT:
+                            new = values[3] * tanh(c_new)
+                        if ZONES_H and not RESETS_BEFORE and not projected:
+                            z = share_of(zone_h, t, b, j, shares[0])
+                            new = z * compute(before[j]) + (one - z) * new
                         out[j] = storage(new)
                         if HAS_C:
                             c[b, j] = c_new
@@ -241,10 +302,17 @@ def make_forward(cell: Cell, dtype: str):
                         a_n = gates_x[t, b, n_at] + compute(bias_x[n_at]) + u_n
                         n, new = output(a_n, compute(saved[at, b, H + j]), compute(before[j]), constants)
                         saved[at, b, n_at] = storage(n)
+                        if ZONES_H:
+                            z = share_of(zone_h, t, b, j, shares[0])
+                            new = z * compute(before[j]) + (one - z) * new
                         y[t, b, j] = storage(new)
                 if projected:
                     for p in range(thread, R, threads):
-                        y[t, b, p] = storage(dot_from(m[at, b], w_proj[:, p], zero))
+                        new = dot_from(m[at, b], w_proj[:, p], zero)
+                        if ZONES_H:
+                            z = share_of(zone_h, t, b, p, shares[0])
+                            new = z * compute(before[p]) + (one - z) * new
+                        y[t, b, p] = storage(new)
             if RESETS_BEFORE or projected:
                 cuda.syncthreads()
         for b in range(first, end):
@@ -280,11 +348,17 @@ def make_backward(cell: Cell, dtype: str):
     load_saved = tuples(dtype, cell.n_saved).load
     store_gates = tuples(dtype, G).store
     add_products = tile_products(dtype, 1)
+    DROPS = cell.options.recurrent_dropout
+    ZONES_H = cell.options.zoneout_h
+    ZONES_C = cell.options.zoneout_c
+    one = constant(dtype, 1)
+    share_of = share_reader(dtype)
+    zoned = zoned_backward(cell, pair, dtype) if ZONES_C else pair
 
     @cuda.jit(launch_bounds=THREADS)
     def backward(
         dy, has_dy, lengths, reverse, projected, w, w_proj, saved, h_prev, c_prev, dgates_x, dgates_h, dh, dc, dproj,
-        extras,
+        extras, hidden, direct_h, zone_h, zone_c, shares,
     ):  # fmt: skip
         tile = cuda.shared.array((TILE, ROWS), compute)
         sums = cuda.shared.array((ROWS, THREADS), compute)
@@ -303,6 +377,10 @@ def make_backward(cell: Cell, dtype: str):
                 for k in range(thread, R, threads):
                     if has_dy:
                         dh[b, k] += compute(dy[t, b, k])
+                    if ZONES_H:
+                        z = share_of(zone_h, t, b, k, shares[0])
+                        direct_h[b, k] = z * dh[b, k]
+                        dh[b, k] = (one - z) * dh[b, k]
                     if projected:
                         dproj[t, b, k] = storage(dh[b, k])
                         dh[b, k] = zero
@@ -323,19 +401,23 @@ def make_backward(cell: Cell, dtype: str):
                     h_before = compute(h_prev[t, b, j]) if READS_H else zero
                     if RESETS_BEFORE:
                         drh = dot_from(dgates_x[t, b, FIRST * H :], w[FIRST * H :, j], zero)
+                        if DROPS:
+                            drh *= hidden[b, j]
                         da_r, direct = gates_backward(values[0], values[1], h_before, dh[b, j], drh, constants)
                         dgates_x[t, b, j] = storage(da_r)
                         dh[b, j] = direct
                     else:
-                        dxs, dus, direct, dc_new = pair(
-                            values,
-                            h_before,
-                            c_prev[t, b, j] if HAS_C else zero,
-                            dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j],
-                            dc[b, j] if HAS_C else zero,
-                            load_units(extras, j, H),
-                            constants,
-                        )
+                        c_before = c_prev[t, b, j] if HAS_C else zero
+                        d_h = dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j]
+                        d_c = dc[b, j] if HAS_C else zero
+                        units = load_units(extras, j, H)
+                        if ZONES_C:
+                            z = share_of(zone_c, t, b, j, shares[1])
+                            dxs, dc_new = zoned(values, c_before, d_h, d_c, z, units, constants)
+                            dus = dxs
+                            direct = zero
+                        else:
+                            dxs, dus, direct, dc_new = pair(values, h_before, c_before, d_h, d_c, units, constants)
                         store_gates(dxs, dgates_x[t, b], j, H)
                         if SPLITS:
                             store_gates(dus, dgates_h[t, b], j, H)
@@ -348,7 +430,7 @@ def make_backward(cell: Cell, dtype: str):
                 j = start + thread
                 for r in range(ROWS):
                     b = first + r
-                    sums[r, thread] = dh[b, j] if b < end and j < R else zero
+                    sums[r, thread] = dh[b, j] if b < end and j < R and not DROPS else zero
                 for k in range(0, FIRST * H, TILE):
                     steps = min(TILE, FIRST * H - k)
                     for r in range(ROWS):
@@ -365,7 +447,12 @@ def make_backward(cell: Cell, dtype: str):
                 if j < R:
                     for b in range(first, end):
                         if s < lengths[b]:
-                            dh[b, j] = sums[b - first, thread]
+                            if DROPS:
+                                dh[b, j] += hidden[b, j] * sums[b - first, thread]
+                            else:
+                                dh[b, j] = sums[b - first, thread]
+                            if ZONES_H:
+                                dh[b, j] += direct_h[b, j]
 
     return backward
 
@@ -393,9 +480,10 @@ def signatures(dtype: str) -> dict[str, tuple[Any, ...]]:
     C1 = C[::1]
     C2 = C[:, ::1]
     C3 = C[:, :, ::1]
+    U3 = types.uint8[:, :, ::1]
     return {
-        "forward": (C3, lengths, flag, flag, flag, S1, S1, S2, S2, S2, C2, S3, S3, S3, C3, S3, C1),
-        "backward": (S3, flag, lengths, flag, flag, S2, S2, S3, S3, C3, S3, S3, C2, C2, S3, C1),
+        "forward": (C3, lengths, flag, flag, flag, S1, S1, S2, S2, S2, C2, S3, S3, S3, C3, S3, C1, C2, U3, U3, C1),
+        "backward": (S3, flag, lengths, flag, flag, S2, S2, S3, S3, C3, S3, S3, C2, C2, S3, C1, C2, C2, U3, U3, C1),
     }
 
 

@@ -21,8 +21,10 @@ from rnnkit.backends import by_scan
 from rnnkit.backends.by_scan import Scan, ScanGradients
 from rnnkit.backends.cupy.arena import refuse_capture
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
+from rnnkit.backends.random_masks import StepMasks, step_masks
 from rnnkit.core.cells import Array, Cell
 from rnnkit.core.dtypes import DType
+from rnnkit.core.regularisation import Noise
 from rnnkit.kernels.numba_cuda.launch_shape import ROWS, launch_shape
 from rnnkit.kernels.numba_cuda.scan import kernels, signatures
 
@@ -41,6 +43,7 @@ class Saved(NamedTuple):
     lengths: Array
     reverse: bool
     c_n: Array | None = None
+    noise: Noise | None = None
 
 
 def forward(call: LayerCall) -> Forward:
@@ -79,11 +82,28 @@ def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan
     biases = tuple(cupy.zeros(GH, storage) if b is None else b for b in (weights.b_ih, weights.b_hh))
     matrices = (weights.w_hh.T, None if weights.w_hr is None else weights.w_hr.T)
     flags = (call.reverse, keep, projected)
-    arguments = (gates_x, lengths, *flags, *biases, *matrices, h, c, y, values, h_prev, c_prev, m, _extras(call))
+    masks = step_masks(call.noise, call.sizes, cell.n_gates, gates_x)
+    noise = (*_hidden(masks), *_zones(masks, compute))
+    arguments = (
+        gates_x,
+        lengths,
+        *flags,
+        *biases,
+        *matrices,
+        h,
+        c,
+        y,
+        values,
+        h_prev,
+        c_prev,
+        m,
+        _extras(call),
+        *noise,
+    )
     _launch("forward", call, arguments, (T, B, H))
     state_n = (h,) if c is None else (h, c.astype(storage, copy=False))
     c_n = c if cell.unit_weights else None
-    return Scan(y, state_n, Saved(values, h_prev, c_prev, m, lengths, call.reverse, c_n) if keep else None)
+    return Scan(y, state_n, Saved(values, h_prev, c_prev, m, lengths, call.reverse, c_n, call.noise) if keep else None)
 
 
 def scan_backward(call: BackwardCall) -> ScanGradients:
@@ -105,9 +125,15 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
     flags = (saved.lengths, saved.reverse, projected)
     states = (saved.values, saved.h_prev, saved.c_prev)
     results = (dgates_x, dgates_h, dh, dc, dprojected)
-    arguments = (*gradients, *flags, weights.w_hh, weights.w_hr, *states, *results, _extras(call))
+    compute = call.dtype.compute
+    masks = step_masks(saved.noise, Sizes(T, B, 0, GH // cell.n_gates, R, T * B), cell.n_gates, dgates_x)
+    direct = None if masks.zone_h is None else cupy.empty((B, R), compute)
+    noise = (*_hidden(masks), direct, *_zones(masks, compute))
+    arguments = (*gradients, *flags, weights.w_hh, weights.w_hr, *states, *results, _extras(call), *noise)
     _launch("backward", call, arguments, (T, B, GH // cell.n_gates))
-    operands = {name: saved.m if number else saved.h_prev for number, (name, _, _) in enumerate(cell.products)}
+    # r h' was masked before it was saved.
+    h_prev = saved.h_prev if masks.hidden is None else (saved.h_prev * masks.hidden[0]).astype(storage)
+    operands = {name: saved.m if number else h_prev for number, (name, _, _) in enumerate(cell.products)}
     return ScanGradients(
         dgates_x,
         dgates_h,
@@ -145,6 +171,17 @@ def _extras(call: LayerCall | BackwardCall) -> Array | None:
     units = call.weights.w_unit
     found = numbers if units is None else cupy.concatenate([numbers, units.astype(dtype).ravel()])
     return found if found.size else None
+
+
+def _hidden(masks: StepMasks) -> tuple[Array | None]:
+    return (None if masks.hidden is None else masks.hidden[0],)
+
+
+def _zones(masks: StepMasks, compute: np.dtype) -> tuple[Array | None, ...]:
+    """zone_h, zone_c and shares of kernels/numba_cuda/scan.py."""
+    zoned = masks.zone_h is not None or masks.zone_c is not None
+    shares = cupy.asarray(np.array([masks.share_h, masks.share_c], compute)) if zoned else None
+    return masks.zone_h, masks.zone_c, shares
 
 
 def _copy(array: Array, dtype: np.dtype) -> Array:

@@ -71,6 +71,11 @@ def _cuda_cells() -> Collection[str]:
     return HEADERS
 
 
+def _masks_per_gate(cell: Cell) -> str | None:
+    """Why kernels/numba_cuda does not have this cell with its options."""
+    return f"does not serve the cell {cell.name} with a mask on h per gate" if cell.options.mask_per_gate else None
+
+
 def _cupy_schedules() -> tuple[str, ...]:
     from rnnkit.backends.cupy.schedules import SCHEDULES  # which imports this file
 
@@ -128,6 +133,7 @@ BACKENDS: dict[str, BackendRow] = {
             "Numba CUDA",
             _numba_cuda_problem,
             _compiled_cells,
+            options=_masks_per_gate,
         ),
     )
 }

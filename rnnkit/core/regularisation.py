@@ -53,13 +53,11 @@ class Regularisation(NamedTuple):
         """Whether there is zoneout, which acts in training and evaluation."""
         return bool(self.zoneout_h or self.zoneout_c)
 
-
     def noise(self, training: bool, rng: np.random.Generator) -> Noise | None:
         """The noise of a call, or None for a plain one. Draws a seed in training alone."""
         if training and (self.drops or self.zones):
             return Noise(self, int(rng.integers(0, SEEDS, dtype=np.uint64)))
         return Noise(self, None) if self.zones else None
-
 
     def cell(self, cell: Cell, training: bool) -> Cell:
         """The cell with what its kernels do at random, beside the options that it has.

@@ -110,7 +110,10 @@ def run_segments(
     Without initial states, as `run` may be called, there is no reset state either.
     """
     if x.is_cpu and x.dtype in _WIDENED:
-        wide = [[t.float() if t.is_floating_point() else t for t in tensors] for tensors in ((x,), state0, reset_state or (), weights, masks)]
+        wide = [
+            [t.float() if t.is_floating_point() else t for t in tensors]
+            for tensors in ((x,), state0, reset_state or (), weights, masks)
+        ]
         (x32,), states, again, weights, masks = wide
         y, state_n = run_segments(stack, x32, states, again or None, weights, masks, segments)
         return y.to(x.dtype), [s.to(x.dtype) for s in state_n]
