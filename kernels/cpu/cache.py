@@ -31,7 +31,7 @@ from rnnkit.kernels.cpu.notice import compile_notice
 
 HERE = Path(__file__).absolute().parent
 # The folders of the CPU kernels' sources, and the files there that cannot change a compiled kernel.
-_FOLDERS = (HERE.parent / "cells", HERE)
+_FOLDERS = (HERE.parent / "cells", HERE.parent / "random", HERE)
 _NO_SOURCES = ("cache.py", "cache_file.py", "notice.py")
 
 _FILE_NAME = re.compile(r"\.[0-9a-f]{12}\.nbc$")

@@ -49,7 +49,7 @@ def flags_of(cell: Any) -> Flags:
 
 @cache
 def shares(dtype: str) -> Any:
-    """shares(zone, at, share): a Vec of the shares that zoneout keeps: the bytes from zone + at on, times the share.
+    """load(address, share): a Vec of the shares that zoneout keeps, the bytes there times the share.
 
     Bytes past the end of a row are read: arrays of them are padded.
     """
@@ -57,17 +57,19 @@ def shares(dtype: str) -> Any:
     kind = ir.VectorType(ir.IntType(8), vec.lanes)
 
     @intrinsic
-    def load_shares(typing, address, share):
+    def load_bytes(typing, address):
         def emit(context, builder, sig, args):
             value = builder.load(pointer(builder, args[0], kind))
             value.align = 1
             return builder.uitofp(value, vec.llvm)
 
-        return vec(types.intp, types.float64), emit
+        return vec(types.intp), emit
+
+    as_numbers: Any = load_bytes  # typed by Numba, not by its Python signature
 
     @inner
     def load(address, share):
-        return load_shares(address, share) * share
+        return as_numbers(address) * share
 
     return load
 

@@ -41,9 +41,8 @@ def extras_reader(cell: Any) -> Any:
 
 @cache
 def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
-    """row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, zone, kept, share, H, keep, w_unit, constants).
-
-    Of a cell with one stage.
+    """row(g, u, apart, bias_x, bias_h, h, c, out, y, saved, c_prev, c_new, zone, kept, share, H, keep, w_unit,
+    constants) of a cell with one stage.
 
     g, and u where the cell splits its sides, hold the gates' blocks, `apart` bytes from each other; the biases and
     `saved` hold blocks of H units. The new h goes to `out`, and to y unless y is 0. `state` is the dtype in memory of h
@@ -145,7 +144,7 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
 
 
 def _zoned_backward(cell: Any, pair: Any, v: Any) -> Any:
-    """zoned(values, c_before, dh, dc, z, w, k): an LSTM's backward with zoneout of c: the gates' gradients, and that of c'."""
+    """zoned(values, c_before, dh, dc, z, w, k): the gates' gradients and that of c', of an LSTM with zoneout of c."""
     tanh = activations(v.dtype).tanh
     zero = v.zero
 

@@ -163,7 +163,7 @@ def share_reader(dtype: str):
 
 
 def zoned_backward(cell: Cell, pair: Any, dtype: str):
-    """zoned(values, c', dh, dc, z, w, k): the backward of an LSTM with zoneout of c: the gates' gradients, and of c'."""
+    """zoned(values, c', dh, dc, z, w, k): the gates' gradients and that of c', of an LSTM with zoneout of c."""
     zero = constant(dtype, 0)
     one = constant(dtype, 1)
     tanh = activations(dtype).tanh

@@ -1,4 +1,4 @@
-"""Masks of a call on its device, drawn when they are needed. rnnkit/core/regularisation.py says what they are made of."""
+"""Random masks of a call, drawn on its device when needed. rnnkit/core/regularisation.py says what they are made of."""
 
 from __future__ import annotations
 
@@ -134,12 +134,11 @@ def step_masks(noise: Noise | None, sizes: Sizes, gates: int, like: Array) -> St
         p, rows = rates.recurrent_dropout, noise.row_numbers(sizes.B)
         each = range(gates if rates.mask_per_gate else 1)
         hidden = xp.stack([fixed_mask(noise, HIDDEN, p, rows, sizes.R, like, gate) for gate in each])
-    zones = [
-        _zone(noise, kind, p, sizes, width, like)
-        for kind, p, width in ((ZONEOUT_H, rates.zoneout_h, sizes.R), (ZONEOUT_C, rates.zoneout_c, sizes.H))
-    ]
-    shares = (rates.zoneout_h, rates.zoneout_c) if noise.seed is None else (1.0, 1.0)
-    return StepMasks(hidden, *zones, *shares)
+    zone_h = _zone(noise, ZONEOUT_H, rates.zoneout_h, sizes, sizes.R, like)
+    zone_c = _zone(noise, ZONEOUT_C, rates.zoneout_c, sizes, sizes.H, like)
+    if noise.seed is None:
+        return StepMasks(hidden, zone_h, zone_c, rates.zoneout_h, rates.zoneout_c)
+    return StepMasks(hidden, zone_h, zone_c)
 
 
 def _zone(noise: Noise, kind: int, p: float, sizes: Sizes, width: int, like: Array) -> Array | None:

@@ -146,7 +146,7 @@ def check_options(cell: str, options: Options) -> Options:
     if own is None and options.changes_formulas:
         raise ValueError(f"the cell {cell} takes no options")
     _check_noise(cell, options)
-    if not options.activations or options.activations == own:
+    if own is None or not options.activations or options.activations == own:
         return Options(**{**vars(options), "activations": ()})
     if len(options.activations) != len(own):
         raise ValueError(f"activations must be {len(own)} for a {cell} cell, got {len(options.activations)}")

@@ -1,7 +1,8 @@
 """One time step with zoneout and dropout on h, in NumPy: what every backend is held to.
 
-`forward` and `backward` wrap the step of any cell. Dropout on h masks the operand of the hidden product, and nothing else: the h
-that a GRU mixes with its candidate, z h', is not masked. In a GRU that resets before, the operand of n is r (h' m).
+`forward` and `backward` wrap the step of any cell. Dropout on h masks the operand of the hidden product, and nothing
+else: the h that a GRU mixes with its candidate, z h', is not masked. In a GRU that resets before, the operand of n is
+r (h' m).
 
 Zoneout, Krueger et al., arXiv 1606.01305: h = d h' + (1 - d) h~ and c = d' c' + (1 - d') c~, where d is 1 with
 probability z in training, and z in evaluation. h~ = o tanh(c~) as in the paper, or with `zoned_output` o tanh(c).

@@ -1,11 +1,10 @@
 """Random bits as a function of a counter: Philox4x32-10, and the rule by which bits become drop or keep.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Four counters and two keys, of 32 bits each,
-give four words of 32 bits. Nothing is carried from one number to the next, so any part of a mask can be drawn by itself,
-in any order and on any device, and drawn again in backward.
+give four words of 32 bits. Nothing is carried from one number to the next, so any part of a mask can be drawn by
+itself, in any order and on any device, and drawn again in backward.
 
-The scalar source for compiled targets is kernels/random/philox.py, that in CUDA C++ kernels/random/philox.cuh. They give
-the same bits.
+kernels/random/philox.py has the same bits for Numba, kernels/random/philox.cuh in CUDA C++.
 """
 
 from __future__ import annotations

@@ -65,14 +65,15 @@ class Regularisation(NamedTuple):
         Raises ValueError if an option of the cell excludes it.
         """
         drops = training and bool(self.recurrent_dropout)
-        noise = {
-            "zoneout_h": bool(self.zoneout_h),
-            "zoneout_c": bool(self.zoneout_c),
-            "zoned_output": self.zoned_output,
-            "recurrent_dropout": drops,
-            "mask_per_gate": drops and self.mask_per_gate,
-        }
-        return cell.with_options(replace(cell.options, **noise))
+        options = replace(
+            cell.options,
+            zoneout_h=bool(self.zoneout_h),
+            zoneout_c=bool(self.zoneout_c),
+            zoned_output=self.zoned_output,
+            recurrent_dropout=drops,
+            mask_per_gate=drops and self.mask_per_gate,
+        )
+        return cell.with_options(options)
 
 
 class Noise(NamedTuple):
@@ -121,9 +122,9 @@ def checked_rates(
 
     Raises TypeError or ValueError that names the argument.
     """
-    names = ("input_dropout", "recurrent_dropout", "weight_dropout")
-    values = (input_dropout, recurrent_dropout, weight_dropout)
-    dropped = [checks.fraction(name, value) for name, value in zip(names, values, strict=True)]
+    of_x = checks.fraction("input_dropout", input_dropout)
+    of_h = checks.fraction("recurrent_dropout", recurrent_dropout)
+    of_weights = checks.fraction("weight_dropout", weight_dropout)
     zone_h, zone_c = _zoneout_rates(zoneout)
     if zone_c and "c" not in states:
         raise ValueError(f"zoneout must be one rate for a layer without c, got {zoneout!r}")
@@ -133,7 +134,7 @@ def checked_rates(
     zoned = checks.one_of("zoneout_output", zoneout_output, ("raw", "zoned")) == "zoned"
     if zoned and not zone_c:
         raise ValueError("zoneout_output must be 'raw' without zoneout of c, got 'zoned'")
-    found = Regularisation(*dropped, zone_h, zone_c, per_gate, zoned)
+    found = Regularisation(of_x, of_h, of_weights, zone_h, zone_c, per_gate, zoned)
     return found if found.drops or found.zones else None
 
 

@@ -9,9 +9,9 @@ Everything is time-major. x (T, B, I); state0 one tensor (L*D, B, ·) a state, o
 without options; masks of dropout, one (T, B, D*R) a layer but the last, or none; lengths (B,) int64
 or None.
 
-rates: those of a `Regularisation` in the order of its fields, or none. With them the last of `masks` is the noise on the
-CPU, int64: (0,) in evaluation mode, (1,) the seed, or (1 + 2 B,) the seed, the number of each row, and the time of its
-first step. So no random mask is stored for backward.
+rates: those of a `Regularisation` in the order of its fields, or none. With them the last of `masks` is the noise on
+the CPU, int64: (0,) in evaluation mode, (1,) the seed, or (1 + 2 B,) the seed, the number of each row, and the time of
+its first step. So no random mask is stored for backward.
 """
 
 from __future__ import annotations
@@ -199,11 +199,12 @@ def _noise_of(masks: Sequence[Tensor], rates: Sequence[float]) -> tuple[Sequence
     if not rates:
         return masks, None
     *dropped, tensor = masks
-    *of_all, per_gate, zoned = rates
     values = tensor.numpy()
     rows, times = np.split(values[1:], 2) if len(values) > 1 else (None, None)
     seed = int(values[0]) % 2**64 if len(values) else None
-    return dropped, Noise(Regularisation(*of_all, bool(per_gate), bool(zoned)), seed, rows=rows, times=times)
+    of_x, of_h, of_weights, zone_h, zone_c, per_gate, zoned = rates
+    found = Regularisation(of_x, of_h, of_weights, zone_h, zone_c, bool(per_gate), bool(zoned))
+    return dropped, Noise(found, seed, rows=rows, times=times)
 
 
 @lru_cache(256)

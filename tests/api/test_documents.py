@@ -30,6 +30,7 @@ RUN_HERE = (
     "docs/resets-and-masks.md",
     "docs/long-sequences.md",
     "docs/cell-options.md",
+    "docs/regularisation.md",
 )
 
 

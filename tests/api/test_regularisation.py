@@ -16,7 +16,9 @@ ALL = {"input_dropout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.2, "z
 
 
 def make(name: str = "LSTM", **kwargs: Any) -> Any:
-    return getattr(rnnkit, name)(3, 4, 2, bidirectional=True, dtype="float64", backend="numpy", **({"rng": 11} | ALL | kwargs))
+    return getattr(rnnkit, name)(
+        3, 4, 2, bidirectional=True, dtype="float64", backend="numpy", **({"rng": 11} | ALL | kwargs)
+    )
 
 
 def test_eval_without_zoneout_is_the_plain_layer(rng: Any) -> None:

@@ -1,4 +1,4 @@
-"""Random masks of the Numba backend: the bits of the oracle, its results and gradients, and the same bits on any threads."""
+"""Random masks of the Numba backend: the oracle's bits, results and gradients, and the same on any threads."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_one_step_and_the_reverse_direction(rng: Any) -> None:
     """A call of one step runs the time loop, which draws; and a reversed direction draws by the step's own time."""
     for T in (1, 4):
         one, two = (
-            rnnkit.LSTM(5, 21, bidirectional=True, backend=backend, rng=3, **EVERYTHING) for backend in ("numba", "numpy")
+            rnnkit.LSTM(5, 21, bidirectional=True, backend=backend, rng=3, **EVERYTHING)
+            for backend in ("numba", "numpy")
         )
         x = randn(rng, T, 3, 5, dtype="float32")
         dy = randn(rng, T, 3, 42, dtype="float32")

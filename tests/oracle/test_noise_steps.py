@@ -1,4 +1,4 @@
-"""Zoneout, input, recurrent and weight dropout of the NumPy oracle: by the equations written out, and by differences."""
+"""Zoneout, input, recurrent and weight dropout of the NumPy oracle, by the equations and by finite differences."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 import rnnkit
 from rnnkit.backends.random_masks import fixed_mask
-from rnnkit.core.regularisation import HIDDEN, INPUT, WEIGHT, ZONEOUT_C, ZONEOUT_H, Noise
 from rnnkit.core import philox
+from rnnkit.core.regularisation import HIDDEN, INPUT, WEIGHT, ZONEOUT_C, ZONEOUT_H, Noise
 from tests.helpers import randn, slow_except
 
 T, B, I, H = 5, 3, 3, 4

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import rnnkit  # noqa: E402
 import rnnkit.torch  # noqa: E402
-from rnnkit.core.regularisation import Noise  # noqa: E402
-from rnnkit.backends.random_masks import step_masks, input_mask, weight_mask  # noqa: E402
 from rnnkit.backends import Sizes  # noqa: E402
+from rnnkit.backends.random_masks import input_mask, step_masks, weight_mask  # noqa: E402
+from rnnkit.core.regularisation import Noise  # noqa: E402
 
 pytestmark = pytest.mark.peers
 

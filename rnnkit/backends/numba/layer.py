@@ -230,8 +230,8 @@ def backward(call: BackwardCall) -> Gradients:
         workspace = workspaces.get(plan.workspace)
         launch_backward(
             state, compiled.address, plan.words, p.table, *arguments, workspace.address, noise.address,
-            *saved.offsets, y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0,
-            dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
+            *saved.offsets, y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n,
+            dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 
     _run(ready, BACKWARD_SHARE * ready.microseconds, launch)
