@@ -127,7 +127,7 @@ class StepCell(Module):
             cached = self._weights()
         cache, choice, _ = cached
         keep = grad_enabled()
-        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, keep, None, cache, None, ())
+        fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, keep, None, cache, None, (), None)
         call: LayerCall = tuple.__new__(LayerCall, fields)  # LayerCall(*fields) would take 2% of the call more
         _, state, own = choice.backend.forward(call)
         slot = self._thread_slots.slot  # inlined self._saved: the property would take 1% of the call
