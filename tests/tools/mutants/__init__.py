@@ -15,6 +15,7 @@ from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
 from tests.tools.mutants.overlap import OVERLAP_MUTANTS
 from tests.tools.mutants.planting import Mutant
+from tests.tools.mutants.random_masks import RANDOM_MASK_MUTANTS
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
 from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
 from tests.tools.mutants.segments import SEGMENT_MUTANTS
@@ -28,6 +29,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *SEGMENT_MUTANTS,
     *CHUNK_MUTANTS,
     *OPTION_MUTANTS,
+    *RANDOM_MASK_MUTANTS,
     *TOOL_MUTANTS,
     *BACKEND_MUTANTS,
     *RESIDENT_FORWARD_MUTANTS,
