@@ -76,6 +76,12 @@ def _masks_per_gate(cell: Cell) -> str | None:
     return f"does not serve the cell {cell.name} with a mask on h per gate" if cell.options.mask_per_gate else None
 
 
+def _random_steps(cell: Cell) -> str | None:
+    """Why kernels/cuda does not have this cell with its options."""
+    options = cell.options
+    return f"does not serve the cell {cell.name} with {options}" if options.has_noise else None
+
+
 def _cupy_schedules() -> tuple[str, ...]:
     from rnnkit.backends.cupy.schedules import SCHEDULES  # which imports this file
 
@@ -125,6 +131,7 @@ BACKENDS: dict[str, BackendRow] = {
             cuda_problem,
             _cuda_cells,
             _cupy_schedules,
+            options=_random_steps,
         ),
         BackendRow(
             "numba_cuda",
