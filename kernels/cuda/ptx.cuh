@@ -68,6 +68,10 @@ __device__ __forceinline__ unsigned long long load_word(const unsigned long long
 __device__ __forceinline__ ulonglong2 load_pair(const ulonglong2* p) {
   return make_ulonglong2(emulator::load_relaxed(&p->x), emulator::load_relaxed(&p->y));
 }
+__device__ __forceinline__ void store_pair(ulonglong2* p, ulonglong2 v) {
+  emulator::store_relaxed(&p->x, v.x);
+  emulator::store_relaxed(&p->y, v.y);
+}
 __device__ __forceinline__ void poll_again() { __nanosleep(0); }  // lets the other threads run
 #else
 __device__ __forceinline__ void store_word(unsigned long long* p, unsigned long long v) {
@@ -82,6 +86,9 @@ __device__ __forceinline__ ulonglong2 load_pair(const ulonglong2* p) {
   ulonglong2 v;
   asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(v.x), "=l"(v.y) : "l"(p) : "memory");
   return v;
+}
+__device__ __forceinline__ void store_pair(ulonglong2* p, ulonglong2 v) {
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(p), "l"(v.x), "l"(v.y) : "memory");
 }
 __device__ __forceinline__ void poll_again() {}
 #endif

@@ -29,7 +29,7 @@ from rnnkit.core.cells import CELLS, Array, Cell, State, Weights
 from rnnkit.core.dtypes import DTYPES, DType
 from rnnkit.kernels.cells import HEADERS
 
-FILES = ("cuda/resident_backward.cuh", "cuda/grid.cuh", "cuda/grid_backward.cu")
+FILES = ("cuda/resident_backward.cuh", "cuda/parts_backward.cuh", "cuda/grid.cuh", "cuda/grid_backward.cu")
 WARPS = 8
 THREADS = WARP * WARPS
 WORD_BYTES = 8

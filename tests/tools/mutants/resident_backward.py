@@ -88,6 +88,7 @@ _ONE_BLOCK = (
     ),
 )
 
+PARTS_STEPS = "kernels/cuda/parts_backward.cuh"
 GRID_STEPS = "kernels/cuda/grid_backward.cu"
 GRID_HOST = "rnnkit/backends/cupy/grid_backward.py"
 
@@ -99,18 +100,18 @@ def _grid(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutan
 _GRID = (
     _grid(
         "no barrier before the product",
-        GRID_STEPS,
-        "grid_backward_steps",
+        PARTS_STEPS,
+        "parts_backward_steps",
         "all.t0 + next.t); __syncthreads();",
         "all.t0 + next.t);",
         RACES,
     ),
-    _grid("one operand for all steps", GRID_STEPS, "grid_backward_steps", "s % 2 * size", "0 * size", RACES),
+    _grid("one operand for all steps", PARTS_STEPS, "parts_backward_steps", "s % 2 * size", "0 * size", RACES),
     _grid("one buffer of words for all steps", GRID_STEPS, "at", "members * 2 + s % 2", "members * 2", RACES),
     _grid(
         "a word of any step is taken",
         GRID_STEPS,
-        "receive",
+        "sum",
         "(unsigned)(got[i] >> 32) != tag + s",
         "!(got[i] >> 32)",
         PARITY,
@@ -118,7 +119,7 @@ _GRID = (
     _grid(
         "the sum lacks the member's own part",
         GRID_STEPS,
-        "receive",
+        "sum",
         "sum += __uint_as_float",
         "if (first + i != member()) sum += __uint_as_float",
         PARITY,
@@ -141,7 +142,7 @@ _GRID = (
     ),
     _grid(
         "gates of another member's units",
-        GRID_STEPS,
+        PARTS_STEPS,
         "pack_parts",
         "rest / tiles * units + k % units",
         "k % units",
