@@ -46,17 +46,18 @@ __device__ __forceinline__ Step step_at(const Sequence& all, int s, int steps) {
   return {t, (int)(n - all.n0), (unsigned)(all.offsets[all.t0 + t + 1] - n)};
 }
 
-// An exchange policy: which blocks serve which tile of rows, and how h of step s gets into `h`, the tile of the next
-// step, of every block. All lanes of a warp call `put`, for units beyond the last one too; all threads call `receive`,
-// except in the last step, and a barrier follows.
+// An exchange policy: which blocks serve which tile of rows, and how an operand (h, or m of a second product) of K units
+// gets into `operand`, in shared memory, of every block. Messages are numbered from 0, one per stage of a step. All lanes of
+// a warp call `put`, for units beyond the last one too; all threads call `receive`, except for the last message, and a
+// barrier follows.
 
 // No exchange: one block serves a tile.
 struct OneBlock {
-  int H;
   __device__ __forceinline__ int member() const { return 0; }
   __device__ __forceinline__ int tile() const { return blockIdx.x; }
-  __device__ __forceinline__ void put(Storage* h, int stride, int s, int row, int unit, Storage value) const {
-    if (unit < H) h[row_at(row, stride) + unit] = value;
+  __device__ __forceinline__ void put(Storage* operand, int stride, int K, int message, int row, int unit,
+                                      Storage value) const {
+    if (unit < K) operand[row_at(row, stride) + unit] = value;
   }
-  __device__ __forceinline__ void receive(Storage* h, int stride, int s) const {}
+  __device__ __forceinline__ void receive(Storage* operand, int stride, int K, int message) const {}
 };

@@ -10,20 +10,26 @@
 // dh and dc stay in registers between steps. There are two operands, which alternate. So one barrier per step is
 // enough: a warp writes an operand again only after the barrier of the step between, which every warp reaches after
 // its product with that operand.
+//
+// Where a step has a second product (resident_stage.cuh), a stage before these computes the gradient of its output,
+// meets at a barrier, and multiplies it by the second weights, transposed. Each stage has one operand, which a warp
+// writes only after the barrier of the other stage.
 
 struct BackwardArrays {
-  const Vec* weights;      // W_hh transposed, as pack_weights leaves it
-  const Storage* saved;    // (N, kSaved, H), h_prev (N, H), c_prev (N, H): as the forward pass has saved them
+  const Vec* weights;      // W_hh transposed, as pack_weights leaves it; of the gates of the first product
+  const Vec* second;       // the weights of the second product transposed, or null
+  const Storage* saved;    // (N, kSaved, H), h_prev (N, R), c_prev (N, H): as the forward pass has saved them
   const Storage* h_prev;
   const Compute* c_prev;
-  const Storage* dy;       // (T, B, H) of strides dy_t, dy_b, 1; null for zeros
+  const Storage* dy;       // (T, B, R) of strides dy_t, dy_b, 1; null for zeros
   Index dy_t, dy_b;
   const Index* order;      // (B,) see rows.cuh
   Storage* dgates_x;       // (rows of the chunk, G*H); one array unless kSplits
   Storage* dgates_h;
-  Compute* dh;             // (B, H) gradients of the states in sorted order, updated in place
+  Storage* dprojected;     // (rows of the chunk, R) gradients of the projection's output, or null
+  Compute* dh;             // (B, R) gradients of the states in sorted order, updated in place
   Compute* dc;             // (B, H), or null
-  unsigned H;
+  unsigned H, R;
 };
 
 // What a step reads for one pair.
@@ -34,19 +40,48 @@ struct SavedPair {
   Compute c_prev;
 };
 
-// The cell's backward for one pair: dx and du, the gradients of both sides' pre-activations. dh and dc are those of the
-// states after the step; dc becomes that of the state before. Returns the part of dh that bypasses the product.
-__device__ __forceinline__ Compute apply_backward(const SavedPair& pair, Compute dh, Compute& dc,
+// The stages of the cell's backward for one pair. dh and dc are gradients of the states after the step; dc becomes that
+// of the state before. dx and du: of both sides' pre-activations.
+
+#if RK_RESETS_BEFORE
+
+// Adds dy to dh; dx of z and n. Returns the operand of the second product: the gradient of n.
+__device__ __forceinline__ Compute first_backward_stage(const SavedPair& pair, Compute& dh,
+                                                        Compute (&dx)[Cell::kGates]) {
+  dh += load(pair.dy);
+  Cell::output_backward(load(pair.saved[1]), load(pair.saved[2]), load(pair.h_prev), dh, dx[1], dx[2]);
+  return dx[2];
+}
+
+// From the sum of the second product: dx of r. Returns the part of dh that bypasses the first product.
+__device__ __forceinline__ Compute apply_backward(const SavedPair& pair, Compute dh, Compute drh, Compute&,
+                                                  Compute (&dx)[Cell::kGates], Compute (&)[Cell::kGates]) {
+  Compute direct;
+  Cell::gates_backward(load(pair.saved[0]), load(pair.saved[1]), load(pair.h_prev), dh, drh, dx[0], direct);
+  return direct;
+}
+
+#else
+
+// Under projection, the gradient of its output.
+__device__ __forceinline__ Compute first_backward_stage(const SavedPair& pair, Compute& dh, Compute (&)[Cell::kGates]) {
+  return dh + load(pair.dy);
+}
+
+// dm: the sum of the second product. Returns the part of dh that bypasses the first product.
+__device__ __forceinline__ Compute apply_backward(const SavedPair& pair, Compute dh, Compute dm, Compute& dc,
                                                   Compute (&dx)[Cell::kGates], Compute (&du)[Cell::kGates]) {
   Compute saved[Cell::kSaved], h_prev = 0, c_prev = 0, direct = 0, dc_prev = 0;
 #pragma unroll
   for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load(pair.saved[k]);
   if (Cell::kReadsH) h_prev = load(pair.h_prev);
   if (Cell::kHasC) c_prev = pair.c_prev;
-  Cell::backward(saved, h_prev, c_prev, dh + load(pair.dy), dc, dx, du, direct, dc_prev);
+  Cell::backward(saved, h_prev, c_prev, kProjected ? dm : dh + load(pair.dy), dc, dx, du, direct, dc_prev);
   if (Cell::kHasC) dc = dc_prev;
   return direct;
 }
+
+#endif
 
 // The (unit, row) pairs that a lane applies the cell to: U units, 8 apart, of each of R rows; see Owned.
 template <int kSplits>
@@ -61,16 +96,17 @@ struct OwnedBlock {
   __device__ __forceinline__ bool live(int r, int u, const Step& step) const { return b[r] < step.rows && exists[u]; }
 };
 
-// Shared memory, in this order. The host computes its size: rnnkit/backends/cupy/resident.py.
+// Shared memory, in this order, behind the weights. The host computes its size: Division.backward_bytes of
+// rnnkit/backends/cupy/tiles.py.
 struct BackwardMemory {
-  Vec* weights;      // blocks of columns that are not in registers
-  Storage* operand;  // 2 tiles of dgates_h, alternating
-  Compute* partial;  // (warps, kPairs, 32) sums of the warps that share a tile of units; unless kSplits is 1
+  Storage* operand;  // 2 tiles of dgates_h, alternating; 1 where a step has a second product
+  Storage* output;   // a tile of the operand of the second product
+  Compute* partial;  // (warps, kPairs, 32) see StageProduct; unless one warp computes a tile of units
 
-  __device__ __forceinline__ BackwardMemory(void* memory, int warps, int shared_blocks, int operand_size) {
-    weights = static_cast<Vec*>(memory);
-    operand = reinterpret_cast<Storage*>(weights + warps * shared_blocks * 64);
-    partial = reinterpret_cast<Compute*>(operand + 2 * operand_size);
+  __device__ __forceinline__ BackwardMemory(Vec* behind, int operand_size, int output_size) {
+    operand = reinterpret_cast<Storage*>(behind);
+    output = operand + (kSecond ? operand_size : 2 * operand_size);
+    partial = reinterpret_cast<Compute*>(output + (kSecond ? output_size : 0));
   }
 };
 
@@ -94,59 +130,61 @@ __device__ __forceinline__ void load_pairs(SavedPair (&pairs)[Block::R][Block::U
       const bool live = block.live(r, u, step);
       if (Cell::kReadsH) pairs[r][u].h_prev = live ? (in.h_prev + at + first)[8 * u] : store(Compute(0));
       if (Cell::kHasC) pairs[r][u].c_prev = live ? (in.c_prev + at + first)[8 * u] : Compute(0);
-      pairs[r][u].dy = live && in.dy ? (in.dy + t * in.dy_t + row[r] + block.j)[8 * u] : store(Compute(0));
+      const bool has_dy = live && in.dy && (!kProjected || block.j + 8 * u < in.R);
+      pairs[r][u].dy = has_dy ? (in.dy + t * in.dy_t + row[r] + block.j)[8 * u] : store(Compute(0));
     }
   }
 }
 
+// One tile of rows of a block with all of W_hh.
 template <int kHeld, int kSplits, class Exchange>
 __device__ __forceinline__ void backward_steps(void* memory, const Sequence& all, const BackwardArrays& in,
                                                const Exchange& exchange) {
   constexpr int G = Cell::kGates;
   const unsigned H = in.H;
-  const int warps = blockDim.x / 32;
-  const int tiles = warps / kSplits;             // of units, in this block
+  const unsigned R = kProjected ? in.R : in.H;
+  const int tiles = blockDim.x / 32 / kSplits;   // of units, in this block
   const int tile = threadIdx.x / 32 / kSplits;   // of this warp
-  const int split = threadIdx.x / 32 % kSplits;
-  const int blocks = blocks_of(G * H);
-  const int each = (blocks + kSplits - 1) / kSplits;  // blocks of columns of a warp
-  const int stride = stride_of(G * H);
-  const int size = rows_size(stride);
   const int u0 = exchange.member() * tiles * kUnits;  // first unit of this block
   const int b0 = exchange.tile() * kRows;
-  const Owned<kSplits> owned(split);
-  const BackwardMemory shared(memory, warps, each > kHeld ? each - kHeld : 0, size);
+  const Owned<kSplits> owned(threadIdx.x / 32 % kSplits);
+  typedef OwnedBlock<kSplits> Block;
+  constexpr int kRowsOwned = Block::R;
+  constexpr int U = Block::U;
 
-  ResidentWeights<1, kHeld> weights;
-  const int first = split * each;
-  weights.load(in.weights + (Index)(exchange.member() * tiles + tile) * blocks * weights.kSize,
-               shared.weights + threadIdx.x / 32 * (each > kHeld ? each - kHeld : 0) * weights.kSize, first,
-               first < blocks ? min(each, blocks - first) : 0);
-  for (int i = threadIdx.x; i < 2 * size; i += blockDim.x) shared.operand[i] = store(Compute(0));
+  StageProduct<1, kHeld, kSplits> product;
+  StageProduct<1, kSecond ? kHeld : 0, kSplits> second;
+  const int number = exchange.member() * tiles + tile;
+  Vec* behind = product.load(in.weights, static_cast<Vec*>(memory), number, R, kFirst * H, kSplits);
+  if (kSecond) behind = second.load(in.second, behind, number, H, R, kSplits);
+  const int stride = stride_of(kFirst * H);
+  const int size = rows_size(stride);
+  const int output_stride = stride_of(R);
+  const int output_size = rows_size(output_stride);
+  const BackwardMemory shared(behind, size, output_size);
+  const int operands = kSecond ? size + output_size : 2 * size;
+  for (int i = threadIdx.x; i < operands; i += blockDim.x) shared.operand[i] = store(Compute(0));
 
   // The lane's pairs, with the gradients of their states.
-  typedef OwnedBlock<kSplits> Block;
-  constexpr int R = Block::R;
-  constexpr int U = Block::U;
   const int local_unit = tile * kUnits + unit_of(owned.pair(0));
   const int local_row = row_of(owned.pair(0));
   Block block;
   block.j = u0 + local_unit;
-  Index row[R];  // offset in dy
-  Compute dh[R][U], dc[R][U];
+  Index row[kRowsOwned];  // offset in dy
+  Compute dh[kRowsOwned][U], dc[kRowsOwned][U];
 #pragma unroll
   for (int u = 0; u < U; ++u) block.exists[u] = owned.any() && block.j + 8 * u < H;
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < kRowsOwned; ++r) {
     const unsigned b = b0 + local_row + r;
     block.b[r] = b < all.B ? b : all.B;
     row[r] = b < all.B ? (in.order ? in.order[b] : b) * in.dy_b : 0;
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const bool inside = b < all.B && block.exists[u];
-      const Index at = (Index)b * H + block.j + 8 * u;
-      dh[r][u] = inside ? in.dh[at] : Compute(0);
-      dc[r][u] = inside && Cell::kHasC ? in.dc[at] : Compute(0);
+      const unsigned j = block.j + 8 * u;
+      dh[r][u] = inside && j < R ? in.dh[(Index)b * R + j] : Compute(0);
+      dc[r][u] = inside && Cell::kHasC ? in.dc[(Index)b * H + j] : Compute(0);
     }
   }
   __syncthreads();
@@ -154,25 +192,46 @@ __device__ __forceinline__ void backward_steps(void* memory, const Sequence& all
   const int steps = live_steps(all, b0);
   Step now = step_at(all, 0, steps);
   Step next = step_at(all, 1, steps);
-  SavedPair pairs[R][U];
+  SavedPair pairs[kRowsOwned][U];
   load_pairs<kSplits>(pairs, in, block, now, (all.n0 + now.n) * H, row, all.t0 + now.t);
   for (int s = 0; s < steps; ++s) {
     const Step after = step_at(all, s + 2, steps);
-    Storage* operand = shared.operand + s % 2 * size;
+    Storage* operand = shared.operand + (kSecond ? 0 : s % 2 * size);
     Storage* dgates_x = in.dgates_x + (Index)now.n * (G * H);
     Storage* dgates_h = in.dgates_h + (Index)now.n * (G * H);
-    Compute direct[R][U];
+    Compute direct[kRowsOwned][U], dz[kRowsOwned][U], sums[1][kRowsOwned * U], through[1][kRowsOwned * U];
+    if (kSecond) {
 #pragma unroll
-    for (int r = 0; r < R; ++r)
+      for (int r = 0; r < kRowsOwned; ++r)
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+          const unsigned j = block.j + 8 * u;
+          if (!block.live(r, u, now) || j >= R) continue;
+          Compute dx[G];
+          const Storage out = store(first_backward_stage(pairs[r][u], dh[r][u], dx));
+          shared.output[row_at(local_row + r, output_stride) + j] = operand_of(out);
+          if (kProjected) in.dprojected[(Index)now.n * R + (block.b[r] * R + j)] = out;
+          if (Cell::kResetsBefore) {
+            (dgates_x + (block.b[r] * G * H + block.j) + (G - 1) * H)[8 * u] = out;
+            dz[r][u] = dx[1 % G];
+          }
+        }
+      __syncthreads();
+      second.multiply(through, shared.output, shared.partial, owned);
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsOwned; ++r)
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         Compute dx[G], du[G];
         if (!block.live(r, u, now)) continue;
-        direct[r][u] = apply_backward(pairs[r][u], dh[r][u], dc[r][u], dx, du);
+        const Compute dm = kSecond ? through[0][u * kRowsOwned + r] : Compute(0);
+        direct[r][u] = apply_backward(pairs[r][u], dh[r][u], dm, dc[r][u], dx, du);
+        if (Cell::kResetsBefore) dx[1 % G] = dz[r][u];
         const unsigned at = block.b[r] * G * H + block.j;
         Storage* to = operand + row_at(local_row + r, stride) + block.j;
 #pragma unroll
-        for (int g = 0; g < G; ++g) {
+        for (int g = 0; g < kFirst; ++g) {
           const Storage of_x = store(dx[g]);
           const Storage of_h = Cell::kSplits ? store(du[g]) : of_x;
           (dgates_x + at + g * H)[8 * u] = of_x;
@@ -182,34 +241,22 @@ __device__ __forceinline__ void backward_steps(void* memory, const Sequence& all
       }
     load_pairs<kSplits>(pairs, in, block, next, (all.n0 + next.n) * H, row, all.t0 + next.t);
     __syncthreads();
-    Compute sums[1][kPairs] = {};
-    weights.add_product(sums, operand + first * kBlock, stride);
-    if (kSplits > 1) {
+    product.multiply(sums, operand, shared.partial, owned);
 #pragma unroll
-      for (int p = 0; p < kPairs; ++p)
-        shared.partial[(threadIdx.x / 32 * kPairs + p) * 32 + lane_of()] = sums[0][p];
-      __syncthreads();
-    }
+    for (int r = 0; r < kRowsOwned; ++r)
 #pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int u = 0; u < U; ++u) {
-        Compute sum = kSplits == 1 ? sums[0][u * kLaneRows + r] : Compute(0);
-#pragma unroll
-        for (int k = 0; k < kSplits && kSplits > 1; ++k)
-          sum += shared.partial[((tile * kSplits + k) * kPairs + owned.pair(u * R + r)) * 32 + lane_of()];
-        if (block.live(r, u, now)) dh[r][u] = direct[r][u] + sum;
-      }
+      for (int u = 0; u < U; ++u)
+        if (block.live(r, u, now)) dh[r][u] = direct[r][u] + sums[0][u * kRowsOwned + r];
     now = next;
     next = after;
   }
 #pragma unroll
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < kRowsOwned; ++r)
 #pragma unroll
     for (int u = 0; u < U; ++u) {
+      const unsigned j = block.j + 8 * u;
       if (block.b[r] >= all.B || !block.exists[u]) continue;
-      const Index at = (Index)block.b[r] * H + block.j + 8 * u;
-      in.dh[at] = dh[r][u];
-      if (Cell::kHasC) in.dc[at] = dc[r][u];
+      if (j < R) in.dh[(Index)block.b[r] * R + j] = dh[r][u];
+      if (Cell::kHasC) in.dc[(Index)block.b[r] * H + j] = dc[r][u];
     }
 }

@@ -9,10 +9,32 @@ from unittest import mock
 
 import numpy as np
 
+from rnnkit.backends.cupy.step_products import Step
 from rnnkit.core.cells import CELLS, Weights
 from rnnkit.functional import direction
 from rnnkit.testing import Case, Inputs, assert_close, make_inputs, run
 from tests.tools import fakecupy
+
+# The kinds of steps that the resident schedules have kernels of their own for: every cell, and those with a projection.
+PROJECTED = tuple(f"{name}_projected" for name, cell in CELLS.items() if cell.projects)
+KINDS = (*CELLS, *PROJECTED)
+
+
+def kind_case(kind: str, **sizes: Any) -> Case:
+    """A case of a kind, whose projection has three fifths of the units."""
+    cell = kind.removesuffix("_projected")
+    H = sizes.get("H", 6)
+    return Case(cell, P=0 if kind == cell else 3 * H // 5, **sizes)
+
+
+def step_of(case: Case) -> Step:
+    """A step of a case."""
+    return Step(CELLS[case.cell], case.H, case.P or case.H, bool(case.P))
+
+
+def step_of_kind(kind: str, H: int) -> Step:
+    """A step of a kind, see `kind_case`."""
+    return step_of(kind_case(kind, H=H))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import DeviceError, UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, parity, run
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
+from tests.cuda.cuda_helpers import KINDS, assert_matches, chunked, cuda, kind_case, step_of, step_of_kind
 from tests.helpers import refused, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS, simulated
@@ -32,15 +32,15 @@ pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 
 GRID = "cupy:grid"
-CELL_NAMES = tuple(name for name, cell in CELLS.items() if not cell.resets_before)
 H200, T4 = CARDS["NVIDIA H200"], CARDS["Tesla T4"]
 # Three members of a group, the last one with few units, and an odd number of units; two groups, of 8 and 3 rows.
-WIDE = {cell: Case(cell, T=4, B=11, I=3, H=37, reverse=cell != "gru", ragged=True) for cell in CELL_NAMES}
+WIDE = {kind: kind_case(kind, T=4, B=11, I=3, H=37, reverse=kind != "gru", ragged=True) for kind in KINDS}
 
 # `make test` runs a few pairs, `make test-all` the others.
-PAIRS = [(cell, dtype) for cell in CELL_NAMES for dtype in grid.SERVED]
+PAIRS = [(kind, dtype) for kind in KINDS for dtype in grid.SERVED]
 QUICK = [("lstm", "float16"), ("lstm", "bfloat16"), ("gru", "float32"), ("rnn_tanh", "tf32")]
-CHECKED = [("lstm", "float16"), ("gru", "float32")]
+QUICK += [("gru_reset_before", "float32"), ("lstm_projected", "float16")]
+CHECKED = [("lstm", "float16"), ("gru", "float32"), ("lstm_projected", "float16")]
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +54,20 @@ def assert_within(worst: dict[str, float]) -> None:
     assert not over, over
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, *QUICK, unpack=True))
-def test_parity(cp: Any, cell: str, dtype: str) -> None:
-    for case in (Case(cell), Case(cell, T=3, B=1, I=2, H=70), WIDE[cell]):
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *QUICK, unpack=True))
+def test_parity(cp: Any, kind: str, dtype: str) -> None:
+    for case in (kind_case(kind), kind_case(kind, T=3, B=1, I=2, H=70), WIDE[kind]):
         assert_within(parity(GRID, case, dtype, device="cuda:0"))
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, *CHECKED, unpack=True))
-def test_no_race_and_no_uninitialised_read(cell: str, dtype: str) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *CHECKED, unpack=True))
+def test_no_race_and_no_uninitialised_read(kind: str, dtype: str) -> None:
     """In several orders of threads and blocks; chunks of three steps and of one."""
     with cuda(mode="check") as cp, chunked(3):
         for schedule in ({}, {"order": "descending"}, {"seed": 1}, {"seed": 2}):
             cp.fake.launch_options.clear()
             cp.fake.launch_options.update(schedule)
-            assert_within(parity(GRID, WIDE[cell], dtype, device="cuda:0"))
+            assert_within(parity(GRID, WIDE[kind], dtype, device="cuda:0"))
 
 
 @pytest.mark.parametrize("rows", [3, 11])
@@ -92,13 +92,14 @@ def test_tags_of_earlier_calls_are_not_taken(cp: Any) -> None:
                 assert_matches(run(case, inputs, GRID), want)
 
 
-def test_chunks_and_rows_do_not_change_the_bits(cp: Any) -> None:
-    case = Case("lstm", T=5, B=11, I=4, H=37)
+@pytest.mark.parametrize("kind", slow_except(["lstm", "gru_reset_before", "lstm_projected"], "lstm"))
+def test_chunks_and_rows_do_not_change_the_bits(cp: Any, kind: str) -> None:
+    case = kind_case(kind, T=5, B=11, I=4, H=37)
     inputs = make_inputs(case, "float16", device="cuda:0")
 
     def forward(rows: list[int]) -> Any:
         x, *state = (cp.asarray(np.ascontiguousarray(a.get()[..., rows, :])) for a in (inputs.x, *inputs.state0))
-        y, state_n, _ = direction.forward("lstm", x, tuple(state), inputs.weights, backend=GRID)
+        y, state_n, _ = direction.forward(case.cell, x, tuple(state), inputs.weights, backend=GRID)
         return [a.get() for a in (y, *state_n)]
 
     whole = forward(list(range(11)))
@@ -133,8 +134,9 @@ def work(cell: str, dtype: str, H: int, B: int = 8, P: int = 0) -> Work:
 @pytest.mark.parametrize(
     ("asked", "card", "reason"),
     [
-        (work("lstm", "float16", 64, P=32), H200, "projection"),
-        (work("gru_reset_before", "float16", 64), H200, "second product"),
+        (work("lstm", "float16", 64, P=80), H200, "a projection to 80 units, more than H = 64"),
+        (work("lstm", "float16", 1024, P=512), H200, None),
+        (work("gru_reset_before", "float16", 1024), H200, None),
         (work("lstm", "float64", 64), H200, "float64"),
         (work("lstm", "bfloat16", 64), T4, "bfloat16 needs compute capability 8.0"),
         (work("lstm", "float16", 1024, B=40), H200, "H = 1024, once per 8 of B = 40 rows"),
@@ -155,8 +157,8 @@ def test_what_it_serves(asked: Work, card: Any, reason: str | None) -> None:
 
 def test_a_division_fits_the_card() -> None:
     """All units are owned once, all blocks fit the card at once, and a block's memory is at most the card's."""
-    for card, H, B, (cell, dtype) in itertools.product(CARDS.values(), (1, 16, 100, 300, 1000), (1, 30), PAIRS):
-        division = tiles.in_groups(DTYPES[dtype], CELLS[cell].n_gates, H, B, card)
+    for card, H, B, (kind, dtype) in itertools.product(CARDS.values(), (2, 16, 100, 300, 1000), (1, 30), PAIRS):
+        division = tiles.in_groups(DTYPES[dtype], step_of_kind(kind, H), B, card)
         if division is None:
             continue
         units = division.tiles * tiles.UNITS
@@ -180,7 +182,7 @@ def test_a_grid_that_is_not_resident_at_once_is_refused_before_the_launch(cp: An
 
     case = Case("gru", T=3, B=3, H=40)
     inputs = make_inputs(case, "float32", device="cuda:0")
-    division = tiles.in_groups(DTYPES["float32"], 3, 40, 3, H200)
+    division = tiles.in_groups(DTYPES["float32"], step_of(case), 3, H200)
     assert division is not None
     with (
         mock.patch.object(tiles, "in_groups", return_value=division._replace(members=10_000)),

@@ -12,11 +12,11 @@ import pytest
 
 import rnnkit
 from rnnkit.backends.cupy import grid_backward
-from rnnkit.core.cells import CELLS
+from rnnkit.backends.cupy.step_products import Step
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import Case, make_inputs, run, widened
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
-from tests.cuda.test_cupy_one_block_backward import CELL_NAMES, ORDERS, assert_parity, both
+from tests.cuda.cuda_helpers import KINDS, assert_matches, chunked, cuda, kind_case, step_of_kind
+from tests.cuda.test_cupy_one_block_backward import ORDERS, assert_parity, both
 from tests.helpers import assert_same, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS
@@ -27,8 +27,9 @@ pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.
 H100 = CARDS["NVIDIA H100 80GB HBM3"]
 # In bfloat16 some unit of relu close to 0 changes its sign in these cases, in every schedule alike.
 FLIPS = ("rnn_relu", "bfloat16")
-PAIRS = [pair for pair in itertools.product(CELL_NAMES, grid_backward.CONFIGS) if pair != FLIPS]
-SOME = [("rnn_tanh", "float16"), ("gru", "float32"), ("lstm", "bfloat16")]
+PAIRS = [pair for pair in itertools.product(KINDS, grid_backward.CONFIGS) if pair != FLIPS]
+SOME = [("rnn_tanh", "float16"), ("gru", "float32"), ("lstm", "bfloat16"), ("gru_reset_before", "float32")]
+SOME += [("lstm_projected", "bfloat16")]
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +42,14 @@ def launches(cp: Any) -> list[Any]:
     return [launch for launch in cp.fake.launches if launch.name == "backward_chunk"]
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, *SOME, unpack=True))
-def test_every_gradient_equals_the_oracle(cp: Any, cell: str, dtype: str) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *SOME, unpack=True))
+def test_every_gradient_equals_the_oracle(cp: Any, kind: str, dtype: str) -> None:
     """Members with fewer units than the others, tiles with fewer rows, tiles of rows that end early."""
     for case in (
-        Case(cell, T=5, B=3, I=4, H=17),
-        Case(cell, T=5, B=18, I=3, H=70, ragged=True),
-        Case(cell, T=6, B=19, I=3, H=48, ragged=True, reverse=True),
-        Case(cell, T=2, B=1, I=2, H=101, reverse=True),
+        kind_case(kind, T=5, B=3, I=4, H=17),
+        kind_case(kind, T=5, B=18, I=3, H=70, ragged=True),
+        kind_case(kind, T=6, B=19, I=3, H=48, ragged=True, reverse=True),
+        kind_case(kind, T=2, B=1, I=2, H=101, reverse=True),
     ):
         assert_parity(case, dtype, "grid" if case.B == 18 else "stepwise", "grid")
         launch = launches(cp)[-1]
@@ -57,24 +58,26 @@ def test_every_gradient_equals_the_oracle(cp: Any, cell: str, dtype: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cell", "dtype", "H", "members"),
+    ("kind", "dtype", "H", "members"),
     slow_except(
         [
             ("lstm", "bfloat16", 256, 2),
             ("gru", "tf32", 300, 7),
             ("lstm", "float16", 530, 17),
             ("gru", "float32", 290, 10),
+            ("gru_reset_before", "bfloat16", 300, 5),
+            ("lstm_projected", "float16", 530, 17),
         ],
         ("lstm", "bfloat16", 256, 2),
         unpack=True,
     ),
 )
-def test_weights_in_registers_and_in_shared_memory(cp: Any, cell: str, dtype: str, H: int, members: int) -> None:
-    group = grid_backward.group_of(DTYPES[dtype], CELLS[cell].n_gates, H, H100.shared_block)
+def test_weights_in_registers_and_in_shared_memory(cp: Any, kind: str, dtype: str, H: int, members: int) -> None:
+    group = grid_backward.group_of(DTYPES[dtype], step_of_kind(kind, H), H100.shared_block)
     assert group is not None
     assert group.members == members
-    assert group.blocks > group.config.held
-    assert_parity(Case(cell, T=2, B=3, I=2, H=H), dtype, "stepwise", "grid")
+    assert group.blocks(group.products[0]) > group.config.held
+    assert_parity(kind_case(kind, T=2, B=3, I=2, H=H), dtype, "stepwise", "grid")
 
 
 def test_tiles_of_rows_that_do_not_fit_at_once(cp: Any) -> None:
@@ -96,11 +99,11 @@ def test_calls_do_not_take_each_others_words(cp: Any) -> None:
             assert_matches(both(case, inputs, "stepwise", "grid"), want)
 
 
-@pytest.mark.parametrize("cell", slow_except(CELL_NAMES, "gru"))
+@pytest.mark.parametrize("kind", slow_except(KINDS, "gru", "lstm_projected"))
 @pytest.mark.parametrize("dtype", slow_except(["float32", "bfloat16"], "float32"))
-def test_no_race_and_no_access_out_of_bounds(cell: str, dtype: str) -> None:
+def test_no_race_and_no_access_out_of_bounds(kind: str, dtype: str) -> None:
     """Checks every access for bounds, races and uninitialised memory, in four orders of threads and blocks."""
-    case = Case(cell, T=4, B=9, I=2, H=20, ragged=True)
+    case = kind_case(kind, T=4, B=9, I=2, H=20, ragged=True)
     found = []
     with cuda(mode="check") as cp:
         for options in ORDERS:
@@ -126,15 +129,20 @@ def test_explain_says_who_runs_backward(cp: Any) -> None:
 
 
 def test_groups_on_cards() -> None:
+    def step(gates: int, H: int) -> Step:
+        return step_of_kind({3: "gru", 4: "lstm"}[gates], H)
+
     def members(dtype: str, gates: int, H: int, card: str) -> int | None:
-        group = grid_backward.group_of(DTYPES[dtype], gates, H, CARDS[card].shared_block)
+        group = grid_backward.group_of(DTYPES[dtype], step(gates, H), CARDS[card].shared_block)
         return None if group is None else group.members
 
     assert members("bfloat16", 4, 512, H100.name) == 8
     assert members("bfloat16", 4, 1024, H100.name) == 32
     assert members("bfloat16", 4, 1040, H100.name) is None
-    assert "H = 1040" in str(grid_backward.problem(DTYPES["bfloat16"], 4, 1040, H100))
-    assert "does not fit the words" in str(grid_backward.problem(DTYPES["float64"], 4, 256, H100))
-    assert "too small" in str(grid_backward.problem(DTYPES["float32"], 4, 16, H100))
+    assert "H = 1040" in str(grid_backward.problem(DTYPES["bfloat16"], step(4, 1040), H100))
+    assert "does not fit the words" in str(grid_backward.problem(DTYPES["float64"], step(4, 256), H100))
+    assert "too small" in str(grid_backward.problem(DTYPES["float32"], step(4, 16), H100))
     few = H100._replace(multiprocessors=16)
-    assert "a group has 32 blocks, the card runs 16" in str(grid_backward.problem(DTYPES["bfloat16"], 4, 1024, few))
+    assert "a group has 32 blocks, the card runs 16" in str(
+        grid_backward.problem(DTYPES["bfloat16"], step(4, 1024), few)
+    )

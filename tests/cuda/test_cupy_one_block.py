@@ -24,7 +24,7 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run, widened
-from tests.cuda.cuda_helpers import chunked, cuda
+from tests.cuda.cuda_helpers import KINDS, PROJECTED, chunked, cuda, kind_case, step_of, step_of_kind
 from tests.helpers import assert_same, refused, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS
@@ -33,16 +33,17 @@ pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 
 ONE_BLOCK = "cupy:one_block"
-CELL_NAMES = tuple(name for name, cell in CELLS.items() if not cell.resets_before)
-SERVED = [case for case in CASES if case.cell in CELL_NAMES and not case.P]
+SERVED = list(CASES)
 # Several tiles of units and of rows, the last of each incomplete, lengths from 0 to T, several blocks of columns.
-WIDE = {cell: Case(cell, T=4, B=11, I=3, H=37, reverse=cell != "gru", ragged=True) for cell in CELL_NAMES}
+WIDE = {kind: kind_case(kind, T=4, B=11, I=3, H=37, reverse=kind != "gru", ragged=True) for kind in KINDS}
 COVER = [case for case in SERVED if (case.T, case.B, case.H) in {(5, 3, 6), (3, 13, 33)}]
 
 # `make test` runs two dtypes of every cell, and the others of one cell; `make test-all` the rest.
-PAIRS = [(cell, dtype) for cell in CELL_NAMES for dtype in ARITHMETIC]
-QUICK = [(cell, dtype) for cell, dtype in PAIRS if cell == "lstm" or dtype in ("float16", "float32")]
-CHECKED = [("lstm", "float16"), ("gru", "float32"), ("rnn_relu", "tf32")]
+PAIRS = [(kind, dtype) for kind in KINDS for dtype in ARITHMETIC]
+ONE_PRODUCT = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+QUICK = [(kind, dtype) for kind, dtype in PAIRS if kind == "lstm" or dtype == "float32"]
+QUICK += [(kind, "float16") for kind in ONE_PRODUCT]
+CHECKED = [("lstm", "float16"), ("gru", "float32"), ("rnn_relu", "tf32"), ("lstm_projected", "float16")]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,9 @@ def held(blocks: int) -> Iterator[None]:
     """
     from rnnkit.backends.cupy import tiles
 
-    few = {name: row._replace(held={256: dict.fromkeys((1, 3, 4), blocks)}) for name, row in tiles.ARITHMETIC.items()}
+    few = {
+        name: row._replace(held={256: dict.fromkeys((1, 3, 4, 5), blocks)}) for name, row in tiles.ARITHMETIC.items()
+    }
     with mock.patch.dict(tiles.ARITHMETIC, few):
         tiles.one_block_builds.cache_clear()
         yield
@@ -71,10 +74,10 @@ def assert_within(worst: dict[str, float]) -> None:
     assert not over, over
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, *QUICK, unpack=True))
-def test_parity(cp: Any, cell: str, dtype: str) -> None:
-    for case in COVER:
-        if case.cell == cell:
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *QUICK, unpack=True))
+def test_parity(cp: Any, kind: str, dtype: str) -> None:
+    for case in (*COVER, kind_case(kind, T=3, B=9, H=33)):
+        if case.cell == kind or (case.P and kind in PROJECTED):
             assert_within(parity(ONE_BLOCK, case, dtype, device="cuda:0"))
 
 
@@ -85,11 +88,11 @@ def test_parity_of_every_case(cp: Any, case: Case, dtype: str) -> None:
     assert_within(parity(ONE_BLOCK, case, dtype, device="cuda:0"))
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, *CHECKED, unpack=True))
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *CHECKED, unpack=True))
 @pytest.mark.parametrize("blocks", slow_except([0, 1], 1))
-def test_no_race_and_no_uninitialised_read(cell: str, dtype: str, blocks: int) -> None:
+def test_no_race_and_no_uninitialised_read(kind: str, dtype: str, blocks: int) -> None:
     """In ascending, descending and random order of threads, with weights in registers and in shared memory."""
-    case = WIDE[cell]
+    case = WIDE[kind]
     with cuda(mode="check") as cp, held(blocks), chunked(3):
         for schedule in ({}, {"order": "descending"}, {"seed": 1}, {"seed": 2}):
             cp.fake.launch_options.clear()
@@ -97,19 +100,19 @@ def test_no_race_and_no_uninitialised_read(cell: str, dtype: str, blocks: int) -
             assert_within(parity(ONE_BLOCK, case, dtype, device="cuda:0"))
         from rnnkit.backends.cupy import tiles
 
-        division = tiles.in_one_block(DTYPES[dtype], CELLS[cell].n_gates, case.H)
+        division = tiles.in_one_block(DTYPES[dtype], step_of(case))
         assert division is not None
         assert division.shared_weights
         assert {one.shared_mem for one in cp.fake.launches if one.name == "forward_chunk"} == {division.shared_bytes}
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("steps", slow_except([1, 3], 3))
-def test_chunks_of_steps_give_the_same_bits(cp: Any, cell: str, reverse: bool, ragged: bool, steps: int) -> None:
+def test_chunks_of_steps_give_the_same_bits(cp: Any, kind: str, reverse: bool, ragged: bool, steps: int) -> None:
     """Several launches, the last one of fewer steps, equal one launch."""
-    case = Case(cell, T=7, B=11, I=3, H=6, reverse=reverse, ragged=ragged)
+    case = kind_case(kind, T=7, B=11, I=3, H=6, reverse=reverse, ragged=ragged)
     inputs = make_inputs(case, "float16", device="cuda:0")
     whole = run(case, inputs, ONE_BLOCK)
     with chunked(steps):
@@ -133,13 +136,15 @@ def test_one_launch_per_chunk(cp: Any) -> None:
         assert not counts.synchronisations
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
-def test_without_saving_the_results_are_the_same(cp: Any, cell: str) -> None:
-    inputs = make_inputs(WIDE[cell], "bfloat16", device="cuda:0")
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_saving_the_results_are_the_same(cp: Any, kind: str) -> None:
+    inputs = make_inputs(WIDE[kind], "bfloat16", device="cuda:0")
     given = (inputs.x, inputs.state0, inputs.weights)
     found = []
     for keep in (True, False):
-        y, state_n, saved = direction.forward(cell, *given, lengths=inputs.lengths, backend=ONE_BLOCK, keep=keep)
+        y, state_n, saved = direction.forward(
+            WIDE[kind].cell, *given, lengths=inputs.lengths, backend=ONE_BLOCK, keep=keep
+        )
         assert (saved is not None) == keep
         found.append([a.get() for a in (y, *state_n)])
     for kept, not_kept in zip(*found, strict=True):
@@ -164,9 +169,9 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(cp: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("cell", CELL_NAMES)
-def test_infinities_and_nan_stay_in_their_rows(cp: Any, cell: str, dtype: str) -> None:
-    case = Case(cell, T=2, B=4, I=3, H=5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_infinities_and_nan_stay_in_their_rows(cp: Any, kind: str, dtype: str) -> None:
+    case = kind_case(kind, T=2, B=4, I=3, H=5)
     inputs = make_inputs(case, dtype, device="cuda:0")
     x = inputs.x.get()
     x[0, 0, 1], x[0, 1, 2] = np.nan, np.inf
@@ -179,11 +184,12 @@ def test_infinities_and_nan_stay_in_their_rows(cp: Any, cell: str, dtype: str) -
 
 def test_the_gradients_are_those_of_stepwise(cp: Any) -> None:
     """The backward pass reads what this schedule saves in the layout of schedule D."""
-    case = WIDE["lstm"]
-    inputs = make_inputs(case, "float64", device="cuda:0")
-    got, want = run(case, inputs, ONE_BLOCK), run(case, inputs, "cupy:stepwise")
-    for name in want:
-        np.testing.assert_allclose(got[name], want[name], rtol=1e-12, atol=1e-12, err_msg=name)
+    for kind in ("lstm", "lstm_projected"):
+        case = WIDE[kind]
+        inputs = make_inputs(case, "float64", device="cuda:0")
+        got, want = run(case, inputs, ONE_BLOCK), run(case, inputs, "cupy:stepwise")
+        for name in want:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 # What it serves
@@ -199,8 +205,11 @@ H200, T4, V100 = CARDS["NVIDIA H200"], CARDS["Tesla T4"], CARDS["Tesla V100-SXM2
 @pytest.mark.parametrize(
     ("asked", "card", "reason"),
     [
-        (work("lstm", "float16", 64, P=32), H200, "projection"),
-        (work("gru_reset_before", "float16", 64), H200, "second product"),
+        (work("lstm", "float16", 64, P=80), H200, "a projection to 80 units, more than H = 64"),
+        (work("lstm", "float16", 193, P=192), H200, "H = 193 needs 4"),
+        (work("lstm", "float16", 192, P=96), H200, None),
+        (work("lstm", "float16", 64, P=32), H200, None),
+        (work("gru_reset_before", "float16", 64), H200, None),
         (work("lstm", "float16", 193), H200, "H = 193 needs 377 KiB of shared memory beside the registers"),
         (work("lstm", "float32", 129), H200, "H = 129 needs 3"),
         (work("rnn_tanh", "float16", 2000), H200, "more warps"),
@@ -226,23 +235,25 @@ def test_every_call_that_it_serves_has_a_build() -> None:
     names = {build.name for build in one_block.builds()}
     assert len(names) == len(one_block.builds())
     for card in CARDS.values():
-        for cell in CELL_NAMES:
+        for kind in KINDS:
             for dtype in ARITHMETIC:
-                for H in (1, 16, 17, 64, 100, 128, 192, 200, 256, 352):
-                    if one_block.problem(work(cell, dtype, H), card) is None:
-                        division = tiles.in_one_block(DTYPES[dtype], CELLS[cell].n_gates, H)
+                for H in (2, 16, 17, 64, 100, 128, 192, 200, 256, 352):
+                    step = step_of_kind(kind, H)
+                    asked = work(step.cell.name, dtype, H, P=step.R if step.projected else 0)
+                    if one_block.problem(asked, card) is None:
+                        division = tiles.in_one_block(DTYPES[dtype], step)
                         assert division is not None
-                        assert one_block._build(cell, DTYPES[dtype], division.config).name in names
+                        assert one_block._build(step, DTYPES[dtype], division.config).name in names
 
 
 def test_a_call_that_it_does_not_serve_runs_stepwise(cp: Any) -> None:
-    layer = rnnkit.LSTM(3, 8, proj_size=4, device="cuda")
-    x = cp.zeros((5, 2, 3), "float32")
+    layer = rnnkit.RNN(3, 2000, device="cuda", dtype="float64")
+    x = cp.zeros((5, 2, 3), "float64")
     explained = rnnkit.explain(layer, x).kernel
     assert "schedule stepwise" in explained
-    assert "passed over one_block: a projection" in explained
-    with refused(UnsupportedDeviceError, "one_block", "a projection"):
-        rnnkit.LSTM(3, 8, proj_size=4, device="cuda", backend=ONE_BLOCK)(x)
+    assert "passed over one_block: H = 2000 needs more warps than a block has" in explained
+    with refused(UnsupportedDeviceError, "one_block", "H = 2000"):
+        rnnkit.RNN(3, 2000, device="cuda", dtype="float64", backend=ONE_BLOCK)(x)
 
 
 def test_explain_names_the_division(cp: Any) -> None:

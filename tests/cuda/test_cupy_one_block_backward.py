@@ -15,14 +15,13 @@ from rnnkit.core.devices import to_numpy
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.functional import direction
 from rnnkit.testing import CASES, Case, Inputs, errors, growth_of, kind_of, make_inputs, precision_of, run, widened
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
+from tests.cuda.cuda_helpers import KINDS, assert_matches, chunked, cuda, kind_case, step_of_kind
 from tests.helpers import assert_same, randn, slow_except
 from tests.tools import emulator
 
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 
-CELL_NAMES = tuple(name for name, cell in CELLS.items() if not cell.resets_before)
-PAIRS = [(cell, dtype) for cell in CELL_NAMES for dtype in DTYPES]
+PAIRS = [(kind, dtype) for kind in KINDS for dtype in DTYPES]
 # Every cell and every dtype; `make test-all` runs the others.
 SOME = [
     ("rnn_tanh", "float64"),
@@ -31,6 +30,8 @@ SOME = [
     ("gru", "tf32"),
     ("lstm", "float32"),
     ("lstm", "bfloat16"),
+    ("gru_reset_before", "float32"),
+    ("lstm_projected", "bfloat16"),
 ]
 ORDERS = [{"order": "ascending"}, {"order": "descending"}] + [{"order": "random", "seed": s} for s in (1, 2)]
 
@@ -41,12 +42,12 @@ def cp() -> Iterator[Any]:
         yield fake
 
 
-def cases_of(cell: str) -> list[Case]:
+def cases_of(kind: str) -> list[Case]:
     """Sizes below and above a tile of rows, a tile of units and a block of columns; ragged and reverse."""
     return [
-        *(case for case in CASES if case.cell == cell and not case.P),
-        Case(cell, T=4, B=8, I=3, H=16, reverse=True, ragged=True),
-        Case(cell, T=3, B=17, I=2, H=29, ragged=True),
+        *(case for case in CASES if f"{case.cell}{'_projected' if case.P else ''}" == kind),
+        kind_case(kind, T=4, B=8, I=3, H=16, reverse=True, ragged=True),
+        kind_case(kind, T=3, B=17, I=2, H=29, ragged=True),
     ]
 
 
@@ -78,27 +79,30 @@ def assert_parity(case: Case, dtype: str, forward: str = "one_block", backward: 
     assert all(share <= 1 for share in worst.values()), worst
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, *SOME, unpack=True))
-def test_every_gradient_equals_the_oracle(cp: Any, cell: str, dtype: str) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *SOME, unpack=True))
+def test_every_gradient_equals_the_oracle(cp: Any, kind: str, dtype: str) -> None:
     pytest.importorskip("ml_dtypes")
-    for case in cases_of(cell):
+    for case in cases_of(kind):
         assert_parity(case, dtype)
     launched = {launch.name for launch in cp.fake.launches}
     assert {"forward_chunk", "backward_chunk"} <= launched
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, ("gru", "float32"), ("lstm", "bfloat16"), unpack=True))
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, ("gru", "float32"), ("lstm", "bfloat16"), unpack=True))
 @pytest.mark.parametrize(("forward", "backward"), [("stepwise", "one_block"), ("one_block", "stepwise")])
-def test_schedules_read_what_the_other_one_saves(cp: Any, cell: str, dtype: str, forward: str, backward: str) -> None:
+def test_schedules_read_what_the_other_one_saves(cp: Any, kind: str, dtype: str, forward: str, backward: str) -> None:
     pytest.importorskip("ml_dtypes")
-    for case in (Case(cell, B=9, H=18, ragged=True), Case(cell, B=9, H=18, reverse=True)):
+    for case in (kind_case(kind, B=9, H=18, ragged=True), kind_case(kind, B=9, H=18, reverse=True)):
         assert_parity(case, dtype, forward, backward)
 
 
 @pytest.mark.parametrize(
-    ("cell", "dtype", "H"),
+    ("kind", "dtype", "H"),
     slow_except(
         [
+            ("gru_reset_before", "bfloat16", 190),
+            ("gru_reset_before", "float32", 120),
+            ("lstm_projected", "bfloat16", 150),
             ("lstm", "bfloat16", 129),  # the second build, of blocks of 384 threads
             ("lstm", "bfloat16", 150),
             ("gru", "float16", 190),  # not divisible by a tile of units
@@ -112,14 +116,14 @@ def test_schedules_read_what_the_other_one_saves(cp: Any, cell: str, dtype: str,
         unpack=True,
     ),
 )
-def test_weights_in_registers_and_in_shared_memory(cp: Any, cell: str, dtype: str, H: int) -> None:
+def test_weights_in_registers_and_in_shared_memory(cp: Any, kind: str, dtype: str, H: int) -> None:
     from rnnkit.backends.cupy import one_block_backward
 
-    division = one_block_backward.divided(DTYPES[dtype], CELLS[cell].n_gates, H)
+    division = one_block_backward.divided(DTYPES[dtype], step_of_kind(kind, H))
     assert division is not None
     assert division.shared_weights > 0
     assert division.config.held == 0 or division.shared_weights < division.weight_bytes
-    assert_parity(Case(cell, T=3, B=9, I=2, H=H, ragged=True), dtype, forward="stepwise")
+    assert_parity(kind_case(kind, T=3, B=9, I=2, H=H, ragged=True), dtype, forward="stepwise")
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -140,11 +144,11 @@ def test_one_launch_per_chunk(cp: Any) -> None:
     assert counts.gemms == 2 * (1 + 3), "per chunk: x W_ih, dW_ih, dW_hh, dx"
 
 
-@pytest.mark.parametrize("cell", slow_except(CELL_NAMES, "gru"))
+@pytest.mark.parametrize("kind", slow_except(KINDS, "gru", "lstm_projected"))
 @pytest.mark.parametrize("dtype", slow_except(["float32", "bfloat16"], "float32"))
-def test_no_race_and_no_access_out_of_bounds(cell: str, dtype: str) -> None:
+def test_no_race_and_no_access_out_of_bounds(kind: str, dtype: str) -> None:
     """Checks every access for bounds, races and uninitialised memory, in four orders of threads."""
-    cases = [Case(cell, T=3, B=9, I=3, H=5, ragged=True), Case(cell, T=3, B=2, I=2, H=33, reverse=True)]
+    cases = [kind_case(kind, T=3, B=9, I=3, H=5, ragged=True), kind_case(kind, T=3, B=2, I=2, H=33, reverse=True)]
     with cuda(mode="check") as cp:
         for case in cases:
             found = []
@@ -230,7 +234,10 @@ def test_sizes_that_do_not_fit_are_refused_by_name() -> None:
     from rnnkit.backends.cupy import one_block_backward
     from tests.tools.cards import CARDS
 
-    problem = one_block_backward.problem
+    def problem(dtype: Any, gates: int, H: int, card: Any) -> str | None:
+        cell = next(cell for cell in CELLS.values() if cell.n_gates == gates)
+        return one_block_backward.problem(dtype, step_of_kind(cell.name, H), card)
+
     h100 = CARDS["NVIDIA H100 80GB HBM3"]
     t4 = CARDS["Tesla T4"]
     assert problem(DTYPES["bfloat16"], 4, 170, h100) is None

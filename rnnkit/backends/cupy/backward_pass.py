@@ -40,6 +40,8 @@ def backward_buffers(p: Problem) -> dict[str, int]:
     sizes = {"dgates_x": p.chunk_rows * p.GH * s, "dh": p.B * p.R * c}
     if p.cell.splits_sides:
         sizes["dgates_h"] = p.chunk_rows * p.GH * s
+    if p.projected:
+        sizes["dprojected"] = p.chunk_rows * p.R * s
     if p.cell.has_c:
         sizes["dc"] = p.B * p.H * c
     return sizes | weight_sum_buffers(p)

@@ -104,10 +104,11 @@ def _rates_in(file: Path) -> Rates:
 class Load(NamedTuple):
     """A step of one block: what it multiplies, reads and waits for.
 
-    rows, units, K   the block's product: (rows, K) by (K, units times gates)
+    rows, units, K   the block's product: (rows, K) by (K, units times outputs)
     shared_bytes     weights that it reads from shared memory
     exchange_bytes   what it reads of other blocks' h through the L2 cache
     waits            seconds until the others' h arrives
+    outputs          of the product per unit; 0 for the cell's gates
     """
 
     rows: int
@@ -116,6 +117,7 @@ class Load(NamedTuple):
     shared_bytes: int
     exchange_bytes: int = 0
     waits: float = 0.0
+    outputs: int = 0
 
 
 def flop_rate(card: CardFacts, dtype: DType) -> float:
@@ -137,8 +139,8 @@ def l2_rate(card: CardFacts) -> float:
 
 
 def resident_step(cell: Cell, dtype: DType, card: CardFacts, load: Load) -> float:
-    """Seconds of one step of a block whose weights stay on the chip."""
-    flop = 2.0 * load.rows * load.units * cell.n_gates * load.K
+    """Seconds of one stage of a step of a block whose weights stay on the chip: a product and what follows it."""
+    flop = 2.0 * load.rows * load.units * (load.outputs or cell.n_gates) * load.K
     if on_tensor_cores(dtype):
         chain = load.K * dtype.storage.itemsize / MMA_BYTES * MMA_CLOCKS
     else:

@@ -21,12 +21,12 @@ from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentLauncher
 from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build
+from rnnkit.backends.cupy.step_products import Step, variants
 from rnnkit.backends.cupy.stepwise_buffers import workspace_sizes
 from rnnkit.backends.cupy.tiles import ARITHMETIC, Division
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
-from rnnkit.core.cells import CELLS, Array, Cell, State
+from rnnkit.core.cells import Array, Cell, State
 from rnnkit.core.dtypes import DTYPES, DType
-from rnnkit.kernels.cells import HEADERS
 
 FILES = ("cuda/grid.cuh", "cuda/grid.cu")
 
@@ -44,25 +44,30 @@ def problem(work: Work, card: CardFacts) -> str | None:
     if not card.cooperative:
         return "the card has no cooperative launches"
     _, B, _, H, _, _ = work.sizes
-    if tiles.in_groups(work.dtype, work.cell.n_gates, H, B, card) is None:
+    if tiles.in_groups(work.dtype, resident_launch.step_of(work), B, card) is None:
         return f"W_hh for H = {H}, once per {ARITHMETIC[work.dtype.name].rows} of B = {B} rows, does not fit the card"
     return None
 
 
 def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     """See `schedules.ScheduleModule`. All groups run at once."""
-    T, B, _, H, _, _ = work.sizes
-    d = tiles.in_groups(work.dtype, work.cell.n_gates, H, B, card)
+    T, B, _, _, _, _ = work.sizes
+    step = resident_launch.step_of(work)
+    d = tiles.in_groups(work.dtype, step, B, card)
     assert d is not None, "problem() refuses such sizes"
     rows = min(B, ARITHMETIC[work.dtype.name].rows)
-    received = rows * _width(H, work.dtype) * WORD_BYTES if d.members > 1 else 0
     waits = rates.hop if d.members > 1 else 0.0
-    # A warp's columns are one chain of products, so they are K of its load.
-    load = cost.Load(rows, d.warps * tiles.UNITS, -(-H // d.splits), d.shared_weights, received, waits)
-    forward = T * cost.resident_step(work.cell, work.dtype, card, load)
+    forward = 0.0
+    # Each product waits for a message of all units that it multiplies: one hop per stage.
+    for product, shared in zip(d.products, d.shared_of_products, strict=True):
+        received = rows * _width(product.K, work.dtype) * WORD_BYTES if d.members > 1 else 0
+        # A warp's columns are one chain of products, so they are K of its load.
+        columns = -(-product.K // d.splits)
+        load = cost.Load(rows, d.warps * tiles.UNITS, columns, shared, received, waits, product.outputs)
+        forward += T * cost.resident_step(work.cell, work.dtype, card, load)
     if not work.keep:
         return forward
-    if grid_backward.problem(work.dtype, work.cell.n_gates, H, card) is not None:
+    if grid_backward.problem(work.dtype, step, card) is not None:
         return forward + stepwise.seconds(work._replace(keep=False), card, rates)
     return forward + grid_backward.seconds(work, card, rates)
 
@@ -74,39 +79,38 @@ def _width(H: int, dtype: DType) -> int:
 
 def blocks(work: Work, card: CardFacts, backward: bool = False) -> int:
     """See `schedules.ScheduleModule`."""
-    B, H = work.sizes.B, work.sizes.H
-    G = work.cell.n_gates
+    B = work.sizes.B
+    step = resident_launch.step_of(work)
     groups = max(1, -(-B // ARITHMETIC[work.dtype.name].rows))
     if not backward:
-        d = tiles.in_groups(work.dtype, G, H, B, card)
+        d = tiles.in_groups(work.dtype, step, B, card)
         assert d is not None, "problem() refuses such sizes"
         return d.members * groups
-    return 0 if grid_backward.problem(work.dtype, G, H, card) else grid_backward.blocks(work, card)
+    return 0 if grid_backward.problem(work.dtype, step, card) else grid_backward.blocks(work, card)
 
 
 def builds() -> tuple[Build, ...]:
-    """A module per cell and dtype."""
-    served = (cell for cell in HEADERS if not CELLS[cell].resets_before)
-    forward = tuple(_build(cell, DTYPES[dtype]) for cell in served for dtype in SERVED)
+    """A module per kind of step and dtype."""
+    forward = tuple(_build(step, DTYPES[dtype]) for step in variants() for dtype in SERVED)
     return forward + grid_backward.builds()
 
 
-def _build(cell: str, dtype: DType) -> Build:
-    largest = tiles.largest_member(dtype, CELLS[cell].n_gates, MOST_SHARED)
-    return resident_launch.build("grid", cell, largest, FILES, cooperative=True)
+def _build(step: Step, dtype: DType) -> Build:
+    largest = tiles.largest_member(dtype, step.sized(1), MOST_SHARED)
+    return resident_launch.build("grid", step, largest, FILES, cooperative=True)
 
 
 class GroupLauncher(ResidentLauncher):
-    """A ResidentLauncher whose blocks exchange h."""
+    """A ResidentLauncher whose blocks exchange the operands of products."""
 
     def exchange(self, chunk: Chunk) -> tuple[Any, ...]:
-        """The words, the tag of the first step, the members of a group, and the warps that share a tile of units."""
+        """The words, the tag of the first message, the members of a group, and the warps that share a tile of units."""
         p = self.p
         d = self.division
         rows = ARITHMETIC[p.dtype.name].rows
         size = self.groups * 2 * rows * _width(p.H, p.dtype) * WORD_BYTES
         words = self.arena.counters("grid", size)
-        return words.address, i32(words.epochs(chunk.T)), i32(d.members), i32(d.splits)
+        return words.address, i32(words.epochs(chunk.T * len(d.products))), i32(d.members), i32(d.splits)
 
 
 def _card() -> CardFacts:
@@ -118,7 +122,7 @@ def _card() -> CardFacts:
 def _division(p: Problem) -> Division:
     card = _card()
     part = card._replace(multiprocessors=card.multiprocessors // p.share)
-    division = tiles.in_groups(p.dtype, p.cell.n_gates, p.H, p.B, part)
+    division = tiles.in_groups(p.dtype, Step.of(p), p.B, part)
     assert division is not None, "problem() refuses such sizes"
     return division
 
@@ -127,20 +131,20 @@ def launchers(p: Problem) -> passes.Launchers:
     """See `schedules.ScheduleModule`."""
 
     def launcher_of(arena: Arena, table: Array | None) -> GroupLauncher:
-        return GroupLauncher(p, arena, table, _build(p.cell.name, p.dtype), _division(p))
+        return GroupLauncher(p, arena, table, _build(Step.of(p), p.dtype), _division(p))
 
     return launcher_of
 
 
 def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
-    """y (T, B, H), the final states, and what `backward` needs."""
+    """y (T, B, R), the final states, and what `backward` needs."""
     return passes.forward(p, call, launchers(p))
 
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:
     """The gradients of one forward; call.saved is its `Saved`."""
     card = _card()
-    if grid_backward.problem(p.dtype, p.cell.n_gates, p.H, card) is not None:
+    if grid_backward.problem(p.dtype, Step.of(p), card) is not None:
         return stepwise.backward(p, call)
     return backward_pass.backward(p, call, lambda arena, table: BackwardGridLauncher(p, arena, table, card))
 
@@ -158,7 +162,7 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, i
     workspaces = [resident_launch.workspace_sizes(p, d)]
     if keep:
         card = _card()
-        refused = grid_backward.problem(dtype, cell.n_gates, p.H, card)
+        refused = grid_backward.problem(dtype, Step.of(p), card)
         if refused is None:
             words += f"; {grid_backward.describe(p, card)}"
             workspaces.append(grid_backward.workspace_sizes(p, card))

@@ -81,10 +81,10 @@ class Launcher:
         """Writes a Call of kernels/cuda/call.cuh to the buffer "call"."""
         outputs = (address(y), *(address(a) for a in saved))
         table = (self.order, self.offsets)
-        strides = (*self._row_strides(y), *self._row_strides(dy))
+        strides = (*self.row_strides(y), *self.row_strides(dy))
         self.launch_rows("set_call", ((1,), (1,)), self["call"], *outputs, *table, address(dy), *strides, t0, n0)
 
-    def _row_strides(self, a: Array | None) -> tuple[int, int]:
+    def row_strides(self, a: Array | None) -> tuple[int, int]:
         """The strides of (T, B, R) along T and B, in elements; zeros for None."""
         size = self.p.storage_bytes
         return (0, 0) if a is None else (a.strides[0] // size, a.strides[1] // size)

@@ -16,11 +16,11 @@ from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentLauncher
 from rnnkit.backends.cupy.saved import Saved
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build
+from rnnkit.backends.cupy.step_products import Step, variants
 from rnnkit.backends.cupy.tiles import ARITHMETIC, Config, Division
 from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
-from rnnkit.core.cells import CELLS, Array, Cell, State
+from rnnkit.core.cells import Array, Cell, State
 from rnnkit.core.dtypes import DType
-from rnnkit.kernels.cells import HEADERS
 
 FILES = ("cuda/one_block.cu",)
 
@@ -31,7 +31,8 @@ def problem(work: Work, card: CardFacts) -> str | None:
     if lacking is not None:
         return lacking
     H = work.sizes.H
-    division = tiles.in_one_block(work.dtype, work.cell.n_gates, H)
+    step = resident_launch.step_of(work)
+    division = tiles.in_one_block(work.dtype, step)
     if division is None:
         return f"H = {H} needs more warps than a block has"
     if division.shared_bytes > card.shared_block:
@@ -39,22 +40,25 @@ def problem(work: Work, card: CardFacts) -> str | None:
             f"H = {H} needs {division.shared_bytes >> 10} KiB of shared memory beside the registers, a block has "
             f"{card.shared_block >> 10} KiB"
         )
-    return one_block_backward.problem(work.dtype, work.cell.n_gates, H, card) if work.keep else None
+    return one_block_backward.problem(work.dtype, step, card) if work.keep else None
 
 
 def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     """See `schedules.ScheduleModule`. A multiprocessor runs one block at a time."""
-    T, B, _, H, _, _ = work.sizes
+    T, B, _, _, _, _ = work.sizes
     rows = ARITHMETIC[work.dtype.name].rows
-    forward = tiles.in_one_block(work.dtype, work.cell.n_gates, H)
-    divisions = [forward] + ([one_block_backward.divided(work.dtype, work.cell.n_gates, H)] if work.keep else [])
-    total = 0.0
-    for division in divisions:
+    step = resident_launch.step_of(work)
+    passes_of = [tiles.in_one_block(work.dtype, step)]
+    if work.keep:
+        passes_of.append(one_block_backward.divided(work.dtype, step))
+    each = 0.0
+    for division in passes_of:
         assert division is not None, "problem() refuses such an H"
-        load = cost.Load(rows, H, H, division.shared_weights)
-        step = cost.resident_step(work.cell, work.dtype, card, load)
-        total += cost.resident_seconds(T, -(-B // rows), card.multiprocessors, step)
-    return total
+        # A chain of the backward product is as long as that of the forward one: it has several at once.
+        for product, shared in zip(step.forward, division.shared_of_products, strict=True):
+            load = cost.Load(rows, product.units, product.K, shared, outputs=product.outputs)
+            each += cost.resident_step(work.cell, work.dtype, card, load)
+    return cost.resident_seconds(T, -(-B // rows), card.multiprocessors, each)
 
 
 def blocks(work: Work, card: CardFacts, backward: bool = False) -> int:
@@ -65,22 +69,21 @@ def blocks(work: Work, card: CardFacts, backward: bool = False) -> int:
 def builds() -> tuple[Build, ...]:
     """A module per cell, dtype and size of the block, as far as it serves any H."""
     forward = tuple(
-        _build(cell, dtype, config)
-        for cell in HEADERS
-        if not CELLS[cell].resets_before
+        _build(step, dtype, config)
+        for step in variants()
         for dtype in tiles.ALL_DTYPES
-        for config in tiles.one_block_builds(dtype, CELLS[cell].n_gates, MOST_SHARED)
+        for config in tiles.one_block_builds(dtype, step, MOST_SHARED)
     )
     return forward + one_block_backward.builds()
 
 
-def _build(cell: str, dtype: DType, config: Config) -> Build:
-    largest = tiles.one_block_builds(dtype, CELLS[cell].n_gates, MOST_SHARED)[config]
-    return resident_launch.build("one_block", cell, largest, FILES)
+def _build(step: Step, dtype: DType, config: Config) -> Build:
+    largest = tiles.one_block_builds(dtype, step.sized(1), MOST_SHARED)[config]
+    return resident_launch.build("one_block", step, largest, FILES)
 
 
 def _division(p: Problem) -> Division:
-    division = tiles.in_one_block(p.dtype, p.cell.n_gates, p.H)
+    division = tiles.in_one_block(p.dtype, Step.of(p))
     assert division is not None, "problem() refuses such an H"
     return division
 
@@ -88,12 +91,12 @@ def _division(p: Problem) -> Division:
 def launchers(p: Problem) -> passes.Launchers:
     """See `schedules.ScheduleModule`."""
     division = _division(p)
-    build = _build(p.cell.name, p.dtype, division.config)
+    build = _build(Step.of(p), p.dtype, division.config)
     return lambda arena, table: ResidentLauncher(p, arena, table, build, division)
 
 
 def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
-    """y (T, B, H), the final states, and what `backward` needs."""
+    """y (T, B, R), the final states, and what `backward` needs."""
     return passes.forward(p, call, launchers(p))
 
 

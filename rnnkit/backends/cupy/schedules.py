@@ -104,11 +104,13 @@ SCHEDULES: tuple[Schedule, ...] = (
     Schedule(
         "one_block",
         "one launch for many steps, one block per tile of rows, W_hh in registers and shared memory",
+        strided_y=True,
         resident=True,
     ),
     Schedule(
         "grid",
         "one launch for many steps, groups of blocks with W_hh on the chip that exchange h through L2",
+        strided_y=True,
         resident=True,
         waits=True,
     ),

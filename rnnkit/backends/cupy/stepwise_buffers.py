@@ -41,8 +41,6 @@ def _backward_sizes(p: Problem) -> dict[str, int]:
     sizes = backward_buffers(p)
     if p.has_second_product:
         sizes["dm"] = p.B * p.H * p.compute_bytes
-    if p.projected:
-        sizes["dprojected"] = p.chunk_rows * p.R * s
     if p.ragged:
         sizes["dgates_now"] = p.B * p.GH * s
     if p.ragged and p.projected:

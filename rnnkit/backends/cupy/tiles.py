@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.step_products import Product, Step
 from rnnkit.core.dtypes import DTYPES, DType
 
 UNITS = 16
@@ -23,11 +24,16 @@ SLICE_BYTES = 2 * 16 * WARP
 SLICE_REGISTERS = SLICE_BYTES // WARP // 4
 
 
-# Blocks of columns that a warp can hold in registers without spills, by the largest block of a build, then by the
-# numbers that it computes per unit (the gates). The build report checks them.
+# Blocks of columns that a warp can hold in registers without spills, of each product, by the largest block of a build,
+# then by the numbers that it computes per unit (the gates, and one of a projection). The build report checks them.
 Held = dict[int, dict[int, int]]
-_TENSOR_CORES: Held = {256: {1: 16, 3: 5, 4: 4}, 384: {1: 12, 3: 3, 4: 2}, 512: {1: 6, 3: 1, 4: 0}, 768: {1: 2}}
-_FMA: Held = {256: {1: 12, 3: 4, 4: 2}, 384: {1: 8, 3: 1, 4: 0}, 512: {1: 3}, 768: {1: 2}}
+_TENSOR_CORES: Held = {
+    256: {1: 16, 3: 5, 4: 4, 5: 3},
+    384: {1: 12, 3: 3, 4: 2, 5: 1},
+    512: {1: 6, 3: 1, 4: 0, 5: 0},
+    768: {1: 2},
+}
+_FMA: Held = {256: {1: 12, 3: 4, 4: 2, 5: 1}, 384: {1: 8, 3: 1, 4: 0, 5: 0}, 512: {1: 3}, 768: {1: 2}}
 
 
 class Arithmetic(NamedTuple):
@@ -80,18 +86,18 @@ def column_blocks(dtype: DType, K: int) -> int:
 
 
 class Division(NamedTuple):
-    """W_hh of one call, divided among `members` blocks that each hold `tiles` tiles of units.
+    """The weights of one call, divided among `members` blocks that each hold `tiles` tiles of units.
 
-    outputs  numbers per unit: the gates forward, 1 backward
-    K        columns
-    splits   warps that share a tile of units, each for a part of the columns
+    products  of a step; each warp holds `config.held` blocks of columns of each in registers
+    gates     of the cell
+    splits    warps that share a tile of units, each for a part of the columns
     """
 
     dtype: DType
     config: Config
-    outputs: int
+    products: tuple[Product, ...]
+    gates: int
     tiles: int
-    K: int
     splits: int = 1
     members: int = 1
 
@@ -103,70 +109,98 @@ class Division(NamedTuple):
     def threads(self) -> int:
         return WARP * self.warps
 
-    @property
-    def blocks(self) -> int:
-        """Blocks of columns."""
-        return column_blocks(self.dtype, self.K)
+    def packed_bytes(self, product: Product) -> int:
+        """Bytes of a product's weights as `pack_weights` leaves them."""
+        return self.members * self.tiles * column_blocks(self.dtype, product.K) * product.outputs * SLICE_BYTES
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights as `pack_weights` leaves them."""
-        return self.members * self.tiles * self.blocks * self.outputs * SLICE_BYTES
+        """Bytes of all weights as `pack_weights` leaves them."""
+        return sum(map(self.packed_bytes, self.products))
 
     @property
     def shared_weights(self) -> int:
         """Bytes of a member's weights that are not in registers."""
-        each = -(-self.blocks // self.splits)
-        return self.warps * max(0, each - self.config.held) * self.outputs * SLICE_BYTES
+        return sum(self.shared_of_products)
 
     @property
-    def h_bytes(self) -> int:
-        """Bytes of one tile of h in shared memory: rows_size of resident_product.cuh."""
-        rows = ARITHMETIC[self.dtype.name].rows
-        return rows * (self.blocks | 1) * BLOCK_BYTES + rows // 2 * 8 * self.dtype.storage.itemsize
+    def shared_of_products(self) -> tuple[int, ...]:
+        """The same by product: StageProduct of resident_stage.cuh."""
+        found = []
+        for outputs, units, K in self.products:
+            each = -(-column_blocks(self.dtype, K) // self.splits)
+            warps = min(self.tiles, -(-units // UNITS)) * self.splits
+            found.append(warps * max(0, each - self.config.held) * outputs * SLICE_BYTES)
+        return tuple(found)
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of the operands in shared memory: two tiles that alternate, or one of each product."""
+        sizes = [operand_bytes(self.dtype, product.K) for product in self.products]
+        return sum(sizes) if len(sizes) > 1 else 2 * sizes[0]
 
     @property
     def shared_bytes(self) -> int:
         """Bytes of dynamic shared memory of the forward kernel: ForwardMemory of resident_forward.cuh."""
         rows = ARITHMETIC[self.dtype.name].rows
-        numbers = 2 * self.outputs * self.tiles * UNITS
+        numbers = 2 * self.gates * self.tiles * UNITS
         if self.splits > 1:
-            numbers += self.warps * self.outputs * rows // 2 * WARP
-        return self.shared_weights + 2 * self.h_bytes + numbers * self.dtype.compute.itemsize + 4 * rows
+            numbers += self.warps * self.products[0].outputs * rows // 2 * WARP
+        return self.shared_weights + self.operand_bytes + numbers * self.dtype.compute.itemsize + 4 * rows
+
+    @property
+    def backward_bytes(self) -> int:
+        """Bytes of dynamic shared memory of the backward kernel: BackwardMemory of resident_backward.cuh."""
+        return self.shared_weights + self.operand_bytes
 
 
-def in_one_block(dtype: DType, outputs: int, H: int) -> Division | None:
-    """All of W_hh in one block, in the build with the smallest block that is large enough; None if none is."""
-    tiles = max(1, -(-H // UNITS))
-    for threads, held in configs(dtype, outputs):
+def operand_bytes(dtype: DType, K: int) -> int:
+    """Bytes of one operand of K columns in shared memory: rows_size of resident_product.cuh."""
+    rows = ARITHMETIC[dtype.name].rows
+    return rows * (column_blocks(dtype, K) | 1) * BLOCK_BYTES + rows // 2 * 8 * dtype.storage.itemsize
+
+
+def outputs_of(step: Step) -> int:
+    """Numbers that the forward products compute per unit, all of which a warp holds weights of."""
+    return sum(product.outputs for product in step.forward)
+
+
+def in_one_block(dtype: DType, step: Step) -> Division | None:
+    """All weights in one block, in the build with the smallest block that is large enough; None if none is."""
+    tiles = max(1, -(-step.H // UNITS))
+    for threads, held in configs(dtype, outputs_of(step)):
         if threads >= WARP * tiles:
             most = column_blocks(dtype, threads // WARP * UNITS)  # of the largest H for such a block
-            return Division(dtype, Config(threads, min(held, most)), outputs, tiles, H)
+            return Division(dtype, Config(threads, min(held, most)), step.forward, step.cell.n_gates, tiles)
     return None
 
 
 # As Held, for the blocks of schedule C.
-_GROUP_TENSOR_CORES = {1: 12, 3: 4, 4: 4}
-_GROUP_FMA = {1: 8, 3: 3, 4: 2}
+_GROUP_TENSOR_CORES = {1: 12, 3: 4, 4: 4, 5: 3}
+_GROUP_FMA = {1: 8, 3: 3, 4: 2, 5: 1}
 
 # Warps of a block of schedule C, in all divisions of a tile's columns among them.
 GROUP_WARPS = 8
 
 
-def in_groups(dtype: DType, outputs: int, H: int, B: int, card: CardFacts) -> Division | None:
-    """W_hh in the most blocks per tile of rows that the card can hold at once for all tiles; None if none fits.
+def in_groups(dtype: DType, step: Step, B: int, card: CardFacts) -> Division | None:
+    """The weights in the most blocks per tile of rows that the card can hold at once for all tiles; None if none fits.
 
     More members make the product of a step shorter, and its exchange no longer: every member receives all of h.
     """
     groups = max(1, -(-B // ARITHMETIC[dtype.name].rows))
-    units = max(1, -(-H // UNITS))
+    units = max(1, -(-step.H // UNITS))
     for tiles in (1, 2):
-        division = Division(dtype, group_config(dtype, outputs), outputs, tiles, H, GROUP_WARPS // tiles)
-        division = division._replace(members=-(-units // tiles))
+        division = _member(dtype, step, tiles)._replace(members=-(-units // tiles))
         fits = groups * division.members <= card.multiprocessors
         if fits and division.shared_bytes <= card.shared_block:
             return division
     return None
+
+
+def _member(dtype: DType, step: Step, tiles: int) -> Division:
+    config = group_config(dtype, outputs_of(step))
+    return Division(dtype, config, step.forward, step.cell.n_gates, tiles, GROUP_WARPS // tiles)
 
 
 def group_config(dtype: DType, outputs: int) -> Config:
@@ -176,10 +210,9 @@ def group_config(dtype: DType, outputs: int) -> Config:
 
 
 @cache
-def largest_member(dtype: DType, outputs: int, shared: int) -> Division:
-    """The division of schedule C whose blocks need the most shared memory, up to `shared` bytes."""
-    config = group_config(dtype, outputs)
-    found = [Division(dtype, config, outputs, 1, K, GROUP_WARPS) for K in range(UNITS, 1 << 13, UNITS)]
+def largest_member(dtype: DType, step: Step, shared: int) -> Division:
+    """The division of schedule C whose blocks need the most shared memory, up to `shared` bytes, for any sizes."""
+    found = [_member(dtype, step.sized(H), 1) for H in range(UNITS, 1 << 13, UNITS)]
     return max((d for d in found if d.shared_bytes <= shared), key=lambda d: d.shared_bytes)
 
 
@@ -192,12 +225,12 @@ def dtype_problem(dtype: DType, card: CardFacts) -> str | None:
 
 
 @cache
-def one_block_builds(dtype: DType, outputs: int, shared: int) -> dict[Config, Division]:
-    """The builds that serve any H in one block with at most `shared` bytes, each with its largest such division."""
+def one_block_builds(dtype: DType, step: Step, shared: int) -> dict[Config, Division]:
+    """The builds that serve any sizes in one block with at most `shared` bytes, each with its largest such division."""
     found = {}
-    for threads, _ in configs(dtype, outputs):
+    for threads, _ in configs(dtype, outputs_of(step)):
         for H in range(1, threads // WARP * UNITS + 1):
-            division = in_one_block(dtype, outputs, H)
+            division = in_one_block(dtype, step.sized(H))
             if division is not None and division.shared_bytes <= shared:
                 found[division.config] = division
     return found
