@@ -2,7 +2,7 @@
 
 Nothing here was measured by rnnkit. The predictions are those that choose a schedule, `rnnkit/backends/cupy/cost.py`,
 for an NVIDIA H100 80GB HBM3. The figures beside them are other people's, measured on an H100: of whole layers, with the
-product of the input, which the predictions of steps leave out.
+product of the input, which the predictions of steps leave out. A row of T = 1 is a call of a stream of single steps.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Row(NamedTuple):
     B: int
     H: int
     others: str = ""
+    P: int = 0
 
 
 FLASH = "cuDNN float16 1.96 / 5.1, FlashRNN bfloat16 4.8 / 13.3 [1]"
@@ -62,6 +63,17 @@ ROWS = (
     Row("gru", "tf32", 512, 10, 256, "torch.nn 12.7 / - [2]"),
     Row("gru", "bfloat16", 1024, 16, 512),
     Row("rnn_tanh", "bfloat16", 1024, 16, 512),
+    Row("gru_reset_before", "bfloat16", 1024, 16, 128),
+    Row("gru_reset_before", "bfloat16", 1024, 16, 512),
+    Row("gru_reset_before", "float32", 1024, 16, 512),
+    Row("lstm", "bfloat16", 1024, 16, 128, P=64),
+    Row("lstm", "bfloat16", 1024, 16, 1024, P=512),
+    Row("lstm", "float32", 1024, 16, 1024),
+    Row("lstm", "bfloat16", 1024, 8, 2048),
+    Row("lstm", "bfloat16", 1, 1, 64),
+    Row("lstm", "bfloat16", 1, 1, 128),
+    Row("gru", "float32", 1, 1, 256),
+    Row("lstm", "bfloat16", 1, 1, 1024),
 )
 SOURCES = (
     "[1] FlashRNN (arXiv 2412.07752), H100, T=1024, B=16, H=768, forward / forward and backward per step",
@@ -71,10 +83,10 @@ SOURCES = (
 
 def predicted(row: Row) -> dict[str, tuple[float | None, float | None]]:
     """Microseconds of a step by schedule: forward, and both passes; None where the schedule does not serve them."""
-    sizes = Sizes(row.T, row.B, row.H, row.H, row.H, row.T * row.B)
+    sizes = Sizes(row.T, row.B, row.H, row.H, row.P or row.H, row.T * row.B)
     of_each = []
     for keep in (False, True):
-        work = Work(CELLS[row.cell], DTYPES[row.dtype], sizes, keep)
+        work = Work(CELLS[row.cell], DTYPES[row.dtype], sizes, keep, bool(row.P))
         found = candidates(work, H100, PREDICTED)
         of_each.append({c.schedule.name: None if c.problem else 1e6 * c.seconds / row.T for c in found})
     forward, both = of_each
@@ -84,11 +96,11 @@ def predicted(row: Row) -> dict[str, tuple[float | None, float | None]]:
 def render(rows: tuple[Row, ...] = ROWS) -> str:
     """A table of all rows."""
     schedules = list(predicted(rows[0]))
-    lines = [["cell", "dtype", "T", "B", "H", *schedules, "others, measured"]]
+    lines = [["cell", "dtype", "T", "B", "H", "P", *schedules, "others, measured"]]
     for row in rows:
         times = predicted(row)
         cells = [" / ".join("-" if t is None else f"{t:.1f}" for t in times[name]) for name in schedules]
-        lines.append([row.cell, row.dtype, str(row.T), str(row.B), str(row.H), *cells, row.others])
+        lines.append([row.cell, row.dtype, str(row.T), str(row.B), str(row.H), str(row.P or "-"), *cells, row.others])
     about = "Predicted, not measured, for an H100: microseconds per step, forward / forward and backward."
     return "\n".join([about, *aligned(lines, {"cell", "dtype", "others, measured"}), *SOURCES])
 

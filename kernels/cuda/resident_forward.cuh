@@ -136,7 +136,6 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
     const Storage* h_now = shared.h + (kSecond ? 0 : s % 2 * rows_size(stride));
     Storage* h_next = shared.h + (kSecond ? 0 : (s + 1) % 2 * rows_size(stride));
     const int message = kStages * s;
-    const Index at = (all.n0 + now.n) * H;  // the same in all lanes
     Compute z[Q];
 
     Compute sums[kFirst][Q];
@@ -159,6 +158,7 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
       if (b[q] < now.rows) {
         out = first_stage(x[q], u, h[q], c[q], saved, new_c);
         if (in.saved) {
+          const Index at = (all.n0 + now.n) * H;  // the same in all lanes
           const unsigned unit = b[q] * H + j[q];
           if (!kProjected) in.h_prev[at + unit] = store(h[q]);
           if (kProjected && j[q] < R) in.h_prev[(all.n0 + now.n) * R + (b[q] * R + j[q])] = store(h[q]);
@@ -169,19 +169,18 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
           for (int k = 0; k < Cell::kSaved; ++k)
             if (!Cell::kResetsBefore || k < kFirst) to[(b[q] * Cell::kSaved + k) * H + j[q]] = store(saved[k]);
         }
-        if (Cell::kResetsBefore) z[q] = saved[1];
         c[q] = new_c;
+        if (Cell::kResetsBefore) z[q] = saved[1];
+        if (!kSecond) {
+          const Storage stored = store(out);
+          in.y[(all.t0 + now.t) * in.y_t + (shared.rows[row] * in.y_b + j[q])] = stored;
+          h[q] = load(stored);
+        }
       }
-      if (kSecond) {
+      if (kSecond)
         exchange.put(shared.m, m_stride, H, message, row, u0 + unit, operand_of(store(out)));
-        continue;
-      }
-      if (b[q] < now.rows) {
-        const Storage stored = store(out);
-        in.y[(all.t0 + now.t) * in.y_t + (shared.rows[row] * in.y_b + j[q])] = stored;
-        h[q] = load(stored);
-      }
-      exchange.put(h_next, stride, H, message, row, u0 + unit, operand_of(store(h[q])));
+      else
+        exchange.put(h_next, stride, H, message, row, u0 + unit, operand_of(store(h[q])));
     }
     if (kSecond) {
       if (u0 < R) exchange.receive(shared.m, m_stride, H, message);  // else this block has no units of the product
@@ -196,7 +195,7 @@ __device__ __forceinline__ void forward_steps(void* memory, const Sequence& all,
           Compute n = 0;
           const Storage stored = store(second_stage(x[q][G - 1], sum[0][q], z[q], h[q], n));
           if (Cell::kResetsBefore && in.saved)
-            (in.saved + at * Cell::kSaved)[(b[q] * Cell::kSaved + 2) * H + j[q]] = store(n);
+            (in.saved + (all.n0 + now.n) * H * Cell::kSaved)[(b[q] * Cell::kSaved + 2) * H + j[q]] = store(n);
           in.y[(all.t0 + now.t) * in.y_t + (shared.rows[row] * in.y_b + j[q])] = stored;
           h[q] = load(stored);
         }

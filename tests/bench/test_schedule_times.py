@@ -19,7 +19,7 @@ def test_the_table_of_the_documents_is_what_is_predicted() -> None:
     for row in schedule_times.ROWS:
         times = schedule_times.predicted(row)
         cells = [" / ".join("-" if t is None else f"{t:.1f}" for t in pair) for pair in times.values()]
-        line = [row.cell, row.dtype, str(row.T), str(row.B), str(row.H), *cells, row.others]
+        line = [row.cell, row.dtype, str(row.T), str(row.B), str(row.H), str(row.P or "-"), *cells, row.others]
         assert "| " + " | ".join(line) + " |" in page
     assert all(source in page for source in schedule_times.SOURCES)
 

@@ -120,12 +120,12 @@ def test_schedule_stepwise_reads_what_grid_saves(cp: Any) -> None:
 
 
 def test_explain_says_who_runs_backward(cp: Any) -> None:
-    x = cp.zeros((5, 20, 3), "float32")
+    x = cp.zeros((5, 8, 3), "float32")
     served, too_large = (
-        rnnkit.explain(rnnkit.GRU(3, H, device="cuda", backend="cupy:grid"), x).kernel for H in (40, 520)
+        rnnkit.explain(rnnkit.GRU(3, H, device="cuda", backend="cupy:grid"), x).kernel for H in (40, 1040)
     )
     assert "backward by groups of 2 blocks that exchange parts of dh" in served
-    assert "backward by stepwise: H = 520 needs more memory than its blocks have" in too_large
+    assert "backward by stepwise: H = 1040 needs more memory than its blocks have" in too_large
 
 
 def test_groups_on_cards() -> None:
@@ -138,8 +138,11 @@ def test_groups_on_cards() -> None:
 
     assert members("bfloat16", 4, 512, H100.name) == 8
     assert members("bfloat16", 4, 1024, H100.name) == 32
-    assert members("bfloat16", 4, 1040, H100.name) is None
-    assert "H = 1040" in str(grid_backward.problem(DTYPES["bfloat16"], step(4, 1040), H100))
+    assert members("bfloat16", 4, 1536, H100.name) == 96
+    assert members("bfloat16", 4, 2048, H100.name) == 128
+    assert members("float32", 4, 1024, H100.name) == 64
+    assert members("bfloat16", 4, 2064, H100.name) is None
+    assert "H = 2064" in str(grid_backward.problem(DTYPES["bfloat16"], step(4, 2064), H100))
     assert "does not fit the words" in str(grid_backward.problem(DTYPES["float64"], step(4, 256), H100))
     assert "too small" in str(grid_backward.problem(DTYPES["float32"], step(4, 16), H100))
     few = H100._replace(multiprocessors=16)

@@ -2,7 +2,8 @@
 
 No constant was measured by rnnkit: each is PREDICTED from the source beside it, until `make gpu` has written the card's
 own figures to bench/results/<card>/gpu.json, which `rates_of` then reads. What all schedules share, the products of x
-before the steps and of the weights' gradients after them, is left out: it decides nothing.
+before the steps and of the weights' gradients after them, is left out: it decides nothing. What a schedule does once
+per call is part of it, and decides for few steps.
 """
 
 from __future__ import annotations
@@ -154,6 +155,13 @@ def resident_step(cell: Cell, dtype: DType, card: CardFacts, load: Load) -> floa
     activation = slower * ACTIVATION_CLOCKS / card.clock
     exchange = load.exchange_bytes / (32 * card.clock)
     return load.waits + exchange + product + activation
+
+
+def resident_begin(card: CardFacts, rates: Rates, packed: int, members: int = 1) -> float:
+    """Seconds before the first step: one launch packs the weights, of `packed` bytes, and each block loads its part."""
+    moved = 2 * packed
+    packing = max(POINTWISE_SECONDS, moved / (l2_rate(card) if moved < 0.8 * card.l2_bytes else card.bandwidth))
+    return rates.node + packing + packed / members / (32 * card.clock)
 
 
 def resident_seconds(steps: int, blocks: int, at_once: int, step: float) -> float:

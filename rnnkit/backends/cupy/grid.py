@@ -57,7 +57,7 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     assert d is not None, "problem() refuses such sizes"
     rows = min(B, ARITHMETIC[work.dtype.name].rows)
     waits = rates.hop if d.members > 1 else 0.0
-    forward = 0.0
+    forward = cost.resident_begin(card, rates, d.weight_bytes, d.members)
     # Each product waits for a message of all units that it multiplies: one hop per stage.
     for product, shared in zip(d.products, d.shared_of_products, strict=True):
         received = rows * _width(product.K, work.dtype) * WORD_BYTES if d.members > 1 else 0

@@ -59,7 +59,7 @@ class Config(NamedTuple):
 
 
 # The builds by the largest H; what fits registers without spills. Parts of dh travel in 32 bits, so not for float64.
-_TENSOR_CORES = (Config(1, 6, 4), Config(2, 3, 4), Config(4, 1, 2), Config(8, 1, 1))
+_TENSOR_CORES = (Config(1, 6, 4), Config(2, 3, 4), Config(8, 1, 2))
 CONFIGS = {
     "float16": _TENSOR_CORES,
     "bfloat16": _TENSOR_CORES,
@@ -67,13 +67,13 @@ CONFIGS = {
     "float32": (Config(1, 3, 4), Config(2, 1, 4), Config(4, 1, 2)),
 }
 
-# The same for steps of two products.
-_TWO_ON_TENSOR_CORES = (Config(1, 4, 4), Config(2, 2, 4), Config(4, 1, 2))
+# The same for steps of two products, whose members have at most 64 units: few enough modules matter more here.
+_TWO_ON_TENSOR_CORES = (Config(4, 1, 2),)
 CONFIGS_OF_TWO = {
     "float16": _TWO_ON_TENSOR_CORES,
     "bfloat16": _TWO_ON_TENSOR_CORES,
     "tf32": _TWO_ON_TENSOR_CORES,
-    "float32": (Config(1, 2, 4), Config(2, 1, 4), Config(4, 0, 2)),
+    "float32": (Config(4, 1, 2),),
 }
 
 
@@ -175,7 +175,8 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
         gates = product.K // g.units
         load = cost.Load(rows, product.units, g.units, shared, received, rates.hop, gates)
         each += cost.resident_step(work.cell, work.dtype, card, load)
-    return cost.resident_seconds(T, -(-B // rows), card.multiprocessors // g.members, each)
+    begin = cost.resident_begin(card, rates, sum(map(g.packed_bytes, g.products)), g.members)
+    return begin + cost.resident_seconds(T, -(-B // rows), card.multiprocessors // g.members, each)
 
 
 def blocks(work: Work, card: CardFacts) -> int:
@@ -207,7 +208,8 @@ def _build(step: Step, dtype: DType, config: Config) -> Build:
 @cache
 def _most_shared(step: Step, dtype: DType, config: Config) -> int:
     """The most shared memory that a block of this build is launched with, for any sizes."""
-    groups = (group_of(dtype, step.sized(H), MOST_SHARED) for H in range(UNITS + 1, config.most_units + 1))
+    # A group depends on the number of tiles of units alone.
+    groups = (group_of(dtype, step.sized(H), MOST_SHARED) for H in range(2 * UNITS, config.most_units + 1, UNITS))
     return max((group.shared_bytes for group in groups if group is not None and group.config == config), default=0)
 
 

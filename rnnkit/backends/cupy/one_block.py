@@ -52,13 +52,15 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     if work.keep:
         passes_of.append(one_block_backward.divided(work.dtype, step))
     each = 0.0
+    begin = 0.0
     for division in passes_of:
         assert division is not None, "problem() refuses such an H"
+        begin += cost.resident_begin(card, rates, division.weight_bytes)
         # A chain of the backward product is as long as that of the forward one: it has several at once.
         for product, shared in zip(step.forward, division.shared_of_products, strict=True):
             load = cost.Load(rows, product.units, product.K, shared, outputs=product.outputs)
             each += cost.resident_step(work.cell, work.dtype, card, load)
-    return cost.resident_seconds(T, -(-B // rows), card.multiprocessors, each)
+    return begin + cost.resident_seconds(T, -(-B // rows), card.multiprocessors, each)
 
 
 def blocks(work: Work, card: CardFacts, backward: bool = False) -> int:

@@ -33,7 +33,8 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     T, B, _, H, R, N = work.sizes
     rows = -(-N // max(1, T))
     step = cost.stepwise_step(work.cell, work.dtype, card, rates, (min(rows, B), H, R))
-    return (1 + work.keep) * T * step
+    # And one launch that fills the Call of each pass.
+    return (1 + work.keep) * (T * step + rates.node)
 
 
 def builds() -> tuple[Build, ...]:

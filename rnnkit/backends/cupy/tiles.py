@@ -25,13 +25,13 @@ SLICE_REGISTERS = SLICE_BYTES // WARP // 4
 
 
 # Blocks of columns that a warp can hold in registers without spills, of each product, by the largest block of a build,
-# then by the numbers that it computes per unit (the gates, and one of a projection). The build report checks them.
+# then by the numbers that it computes per unit, see `outputs_of`. The build report checks them.
 Held = dict[int, dict[int, int]]
 _TENSOR_CORES: Held = {
-    256: {1: 16, 3: 5, 4: 4, 5: 3},
-    384: {1: 12, 3: 3, 4: 2, 5: 1},
+    256: {1: 16, 3: 5, 4: 3, 5: 2},
+    384: {1: 12, 3: 3, 4: 1, 5: 0},
     512: {1: 6, 3: 1, 4: 0, 5: 0},
-    768: {1: 2},
+    768: {1: 1},
 }
 _FMA: Held = {256: {1: 12, 3: 4, 4: 2, 5: 1}, 384: {1: 8, 3: 1, 4: 0, 5: 0}, 512: {1: 3}, 768: {1: 2}}
 
@@ -161,8 +161,8 @@ def operand_bytes(dtype: DType, K: int) -> int:
 
 
 def outputs_of(step: Step) -> int:
-    """Numbers that the forward products compute per unit, all of which a warp holds weights of."""
-    return sum(product.outputs for product in step.forward)
+    """The row of `Held`: the gates, and one for a second product, which needs registers of its own."""
+    return step.cell.n_gates + step.stages - 1
 
 
 def in_one_block(dtype: DType, step: Step) -> Division | None:
@@ -176,8 +176,16 @@ def in_one_block(dtype: DType, step: Step) -> Division | None:
 
 
 # As Held, for the blocks of schedule C.
-_GROUP_TENSOR_CORES = {1: 12, 3: 4, 4: 4, 5: 3}
+_GROUP_16_BITS = {1: 12, 3: 4, 4: 4, 5: 3}
+_GROUP_TF32 = {1: 12, 3: 4, 4: 3, 5: 3}
 _GROUP_FMA = {1: 8, 3: 3, 4: 2, 5: 1}
+GROUP_HELD = {
+    "float16": _GROUP_16_BITS,
+    "bfloat16": _GROUP_16_BITS,
+    "tf32": _GROUP_TF32,
+    "float32": _GROUP_FMA,
+    "float64": _GROUP_FMA,
+}
 
 # Warps of a block of schedule C, in all divisions of a tile's columns among them.
 GROUP_WARPS = 8
@@ -205,7 +213,7 @@ def _member(dtype: DType, step: Step, tiles: int) -> Division:
 
 def group_config(dtype: DType, outputs: int) -> Config:
     """The one build of schedule C."""
-    held = _GROUP_TENSOR_CORES if ARITHMETIC[dtype.name].held is _TENSOR_CORES else _GROUP_FMA
+    held = GROUP_HELD[dtype.name]
     return Config(WARP * GROUP_WARPS, next(blocks for most, blocks in held.items() if outputs <= most))
 
 

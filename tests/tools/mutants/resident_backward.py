@@ -10,6 +10,9 @@ SHARED_HOST = "rnnkit/backends/cupy/resident_launch.py"
 
 RACES = "test_no_race_and_no_access_out_of_bounds and float32-gru"
 PARITY = "test_every_gradient_equals_the_oracle and gru-float32"
+RACES_OF_TWO = "test_no_race_and_no_access_out_of_bounds and float32-lstm_projected"
+PARITY_PROJECTED = "test_every_gradient_equals_the_oracle and lstm_projected-bfloat16"
+PARITY_BEFORE = "test_every_gradient_equals_the_oracle and gru_reset_before-float32"
 
 
 def _row(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
@@ -21,8 +24,8 @@ _ONE_BLOCK = (
         "no barrier before the product",
         STEPS,
         "backward_steps",
-        "__syncthreads(); Compute sums[1][kPairs] = {};",
-        "Compute sums[1][kPairs] = {};",
+        "__syncthreads(); product.multiply",
+        "product.multiply",
         RACES,
     ),
     _row("one operand for all steps", STEPS, "backward_steps", "s % 2 * size", "0 * size", RACES),
@@ -42,7 +45,7 @@ _ONE_BLOCK = (
         "dh[r][u] =",
         "test_rows_of_length_zero_keep_their_gradient",
     ),
-    _row("dh that bypasses the product is dropped", STEPS, "backward_steps", "direct[r][u] + sum", "sum", PARITY),
+    _row("dh that bypasses the product is dropped", STEPS, "backward_steps", "direct[r][u] + sums", "sums", PARITY),
     _row("both sides get the gradient of x", STEPS, "backward_steps", "? store(du[g])", "? store(dx[g])", PARITY),
     _row("dy of another row", STEPS, "backward_steps", "(in.order ? in.order[b] : b) * in.dy_b", "b * in.dy_b", PARITY),
     _row(
@@ -69,7 +72,7 @@ _ONE_BLOCK = (
         "next.n * H",
         "test_chunks_of_steps and 3-False",
     ),
-    _row("W_hh is not transposed", HOST, "backward_begin", "(0, 1, p.H)", "(0, p.H, 1)", PARITY),
+    _row("W_hh is not transposed", HOST, "backward_begin", "(0, 1, w.K)", "(0, w.K, 1)", PARITY),
     _row(
         "the steps run in the order of the forward pass",
         SHARED_HOST,
@@ -80,11 +83,43 @@ _ONE_BLOCK = (
     ),
     _row(
         "shared memory without the second operand",
-        HOST,
-        "shared_bytes",
-        "2 * division.h_bytes",
-        "division.h_bytes",
+        "rnnkit/backends/cupy/tiles.py",
+        "Division.operand_bytes",
+        "2 * sizes[0]",
+        "sizes[0]",
         RACES,
+    ),
+    _row(
+        "no barrier before the second product",
+        STEPS,
+        "backward_steps",
+        "__syncthreads(); second.multiply",
+        "second.multiply",
+        RACES_OF_TWO,
+    ),
+    _row(
+        "the gradient of the projection's output lacks dy",
+        STEPS,
+        "",
+        "return dh + load(pair.dy);",
+        "return dh;",
+        PARITY_PROJECTED,
+    ),
+    _row(
+        "the direct part of dh lacks that of r h'",
+        STEPS,
+        "backward_steps",
+        "const Compute dm = kSecond ?",
+        "const Compute dm = kProjected ?",
+        PARITY_BEFORE,
+    ),
+    _row(
+        "the second weights are not transposed",
+        HOST,
+        "backward_begin",
+        "(0, 1, w.K)",
+        "(0, 1, w.K) if name == 'weights' else (0, w.K, 1)",
+        PARITY_BEFORE,
     ),
 )
 
@@ -107,12 +142,12 @@ _GRID = (
         RACES,
     ),
     _grid("one operand for all steps", PARTS_STEPS, "parts_backward_steps", "s % 2 * size", "0 * size", RACES),
-    _grid("one buffer of words for all steps", GRID_STEPS, "at", "members * 2 + s % 2", "members * 2", RACES),
+    _grid("one buffer of words for all steps", GRID_STEPS, "at", "members * 2 + message % 2", "members * 2", RACES),
     _grid(
         "a word of any step is taken",
         GRID_STEPS,
         "sum",
-        "(unsigned)(got[i] >> 32) != tag + s",
+        "(unsigned)(got[i] >> 32) != tag + message",
         "!(got[i] >> 32)",
         PARITY,
     ),
@@ -136,7 +171,7 @@ _GRID = (
         "every launch begins with the same tag",
         GRID_HOST,
         "backward_chunk",
-        "self.counters.epochs(chunk.T)",
+        "self.counters.epochs(chunk.T * len(g.products))",
         "1",
         "test_calls_do_not_take_each_others_words",
     ),
@@ -147,6 +182,30 @@ _GRID = (
         "rest / tiles * units + k % units",
         "k % units",
         PARITY,
+    ),
+    _grid(
+        "no barrier before the second product",
+        PARTS_STEPS,
+        "parts_backward_steps",
+        "__syncthreads(); if (has_outputs)",
+        "if (has_outputs)",
+        RACES_OF_TWO,
+    ),
+    _grid(
+        "every member holds the second weights of the first one",
+        PARTS_STEPS,
+        "parts_backward_steps",
+        "second.load(in.second, behind, parts.member()",
+        "second.load(in.second, behind, 0",
+        PARITY_BEFORE,
+    ),
+    _grid(
+        "messages of both stages have one number",
+        PARTS_STEPS,
+        "parts_backward_steps",
+        "constexpr int kStages = kSecond ? 2 : 1;",
+        "constexpr int kStages = 1;",
+        RACES_OF_TWO,
     ),
 )
 

@@ -11,6 +11,7 @@ GRID = "kernels/cuda/grid.cuh"
 
 RACES = "test_no_race and lstm-float16"
 PARITY = "test_parity and lstm-float16"
+RACES_OF_TWO = "test_no_race and lstm_projected-float16"
 
 
 def _one_block(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
@@ -29,13 +30,18 @@ RESIDENT_FORWARD_MUTANTS: tuple[Mutant, ...] = (
         "one buffer of h",
         STEPS,
         "forward_steps",
-        "shared.h + (s + 1) % 2 * rows_size(stride)",
-        "shared.h + s % 2 * rows_size(stride)",
+        "(s + 1) % 2 * rows_size(stride)",
+        "0 * rows_size(stride)",
         RACES,
     ),
     _one_block("padding of h is not zero", STEPS, "forward_steps", "shared.h[i] = store(Compute(0));", ";", RACES),
     _one_block(
-        "rows that have ended go on", STEPS, "forward_steps", "if (b[q] < now.rows)", "if (b[q] < all.B)", PARITY
+        "rows that have ended go on",
+        STEPS,
+        "forward_steps",
+        "if (b[q] < now.rows) { out",
+        "if (b[q] < all.B) { out",
+        PARITY,
     ),
     _one_block(
         "registers of a fragment swapped",
@@ -61,7 +67,40 @@ RESIDENT_FORWARD_MUTANTS: tuple[Mutant, ...] = (
         "s",
         "test_chunks_of_steps and True-lstm",
     ),
-    _grid("one buffer of words", GRID, "buffer", "s % 2", "0", RACES),
+    _one_block(
+        "no barrier before the second product",
+        STEPS,
+        "forward_steps",
+        "__syncthreads(); Compute sum[1][Q];",
+        "Compute sum[1][Q];",
+        RACES_OF_TWO,
+    ),
+    _one_block(
+        "n lacks the bias of its hidden side",
+        STEPS,
+        "forward_steps",
+        "x[q][g] += bias;",
+        ";",
+        "test_parity and gru_reset_before-float32",
+    ),
+    row(
+        "resident schedules: y has the strides of an array of its own",
+        "rnnkit/backends/cupy/resident_launch.py",
+        "forward_chunk",
+        "*self.row_strides(y)",
+        "p.B * p.R, p.R",
+        "tests/cuda/test_cupy_resident_layers.py",
+        "test_both_directions and one_block and gru",
+    ),
+    _grid(
+        "messages of both stages have one number",
+        STEPS,
+        "forward_steps",
+        "constexpr int kStages = kSecond ? 2 : 1;",
+        "constexpr int kStages = 1;",
+        RACES_OF_TWO,
+    ),
+    _grid("one buffer of words", GRID, "buffer", "message % 2", "0", RACES),
     _grid(
         "tags are not compared",
         GRID,
@@ -82,7 +121,7 @@ RESIDENT_FORWARD_MUTANTS: tuple[Mutant, ...] = (
         "tags of earlier calls come again",
         "rnnkit/backends/cupy/grid.py",
         "exchange",
-        "words.epochs(chunk.T)",
+        "words.epochs(chunk.T * len(d.products))",
         "1",
         "tags_of_earlier_calls",
     ),
