@@ -44,7 +44,7 @@ def module(cooperative: bool = False, cluster: int = 0) -> Any:
     files: tuple[str, ...] = ("probes.cuh", "probes.cu")
     options: tuple[str, ...] = ("-std=c++17",)
     if cluster:
-        files = ("probes.cuh", "probes_cluster.cu")
+        files = ("probes.cuh", "ptx_cluster.cuh", "probes_cluster.cu")
         options = ("-std=c++17", f"-DRK_CLUSTER={cluster}")
     code = "".join(f'#line 1 "{file}"\n{(KERNELS / file).read_text(encoding="utf-8")}\n' for file in files)
     return cupy.RawModule(code=code, options=options, backend="nvrtc", enable_cooperative_groups=cooperative)

@@ -1,40 +1,15 @@
-// Probes of thread-block clusters of RK_CLUSTER blocks, from compute capability 9.0 on. After probes.cuh.
+// Probes of thread-block clusters of RK_CLUSTER blocks, from compute capability 9.0 on. After probes.cuh and
+// ptx_cluster.cuh.
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// As kPatience, for waits at an mbarrier, each of which may take kSuspend nanoseconds.
-constexpr unsigned kBarrierPatience = 1u << 16, kSuspend = 10000;
-
-// The address of a peer's copy of a shared variable; `peer + bytes` is as far into it.
 #ifdef RNNKIT_EMULATOR
-typedef char* Peer;
-__device__ __forceinline__ Peer peer_of(void* mine, unsigned rank) {
-  return (char*)cooperative_groups::cluster_group::map_shared_rank((char*)mine, rank);
-}
 __device__ __forceinline__ Word load_own(const Word* p) { return emulator::load_relaxed(p); }
 __device__ __forceinline__ ulonglong2 load_own(const ulonglong2* p) { return load_pair(p); }
 __device__ __forceinline__ void store_peer(Peer p, Word v) { emulator::store_relaxed((Word*)p, v); }
 __device__ __forceinline__ void store_peer(Peer p, ulonglong2 v) { store_pair((ulonglong2*)p, v); }
 __device__ __forceinline__ uint4 load_peer(Peer p) { return *(const uint4*)p; }
-__device__ __forceinline__ void store_async(Peer p, uint4 v, Peer barrier) {
-  *(uint4*)p = v;
-  emulator::mbarrier_complete((uint64_t*)barrier, sizeof v);
-}
-__device__ __forceinline__ void init_barrier(Word* barrier) { emulator::mbarrier_init((uint64_t*)barrier, 1); }
-__device__ __forceinline__ void expect_bytes(Word* barrier, unsigned bytes) {
-  emulator::mbarrier_arrive((uint64_t*)barrier, bytes);
-}
-__device__ __forceinline__ bool phase_ended(Word* barrier, unsigned parity) {
-  return emulator::mbarrier_test((uint64_t*)barrier, parity);
-}
 #else
-typedef unsigned Peer;
-__device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ Peer peer_of(void* mine, unsigned rank) {
-  Peer p;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(p) : "r"(shared_address(mine)), "r"(rank));
-  return p;
-}
 __device__ __forceinline__ Word load_own(const Word* p) {
   Word v;
   asm volatile("ld.relaxed.cluster.shared::cta.u64 %0, [%1];" : "=l"(v) : "r"(shared_address(p)) : "memory");
@@ -61,32 +36,6 @@ __device__ __forceinline__ uint4 load_peer(Peer p) {
                : "r"(p)
                : "memory");
   return v;
-}
-// The store, and its bytes counted at the mbarrier of the block that is stored to.
-__device__ __forceinline__ void store_async(Peer p, uint4 v, Peer barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(p),
-               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void init_barrier(Word* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void expect_bytes(Word* barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-}
-// Waits in hardware for up to kSuspend nanoseconds.
-__device__ __forceinline__ bool phase_ended(Word* barrier, unsigned parity) {
-  unsigned ended;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2, %3;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(ended)
-      : "r"(shared_address(barrier)), "r"(parity), "r"(kSuspend)
-      : "memory");
-  return ended;
 }
 #endif
 

@@ -39,6 +39,10 @@ MMA_SHARE = 0.63
 # Bytes of shared memory that a multiprocessor reads per clock. CUDA C++ Programming Guide.
 SHARED_BYTES_PER_CLOCK = 128
 
+# PREDICTED: bytes per clock that a multiprocessor receives from others through distributed shared memory. Microbenchmarks
+# of an H100 (arXiv 2402.13499) found 3.3 TB/s over all 132 multiprocessors in clusters of 2 blocks, 2.65 in those of 4.
+PUSHED_BYTES_PER_CLOCK = 12
+
 # FLOP per clock of a multiprocessor, dense: NVIDIA's white papers. By compute capability: float64, float32, TF32 and 16
 # bits; 0 where the units are missing.
 FLOP_PER_CLOCK = {
@@ -162,6 +166,11 @@ def resident_begin(card: CardFacts, rates: Rates, packed: int, members: int = 1)
     moved = 2 * packed
     packing = max(POINTWISE_SECONDS, moved / (l2_rate(card) if moved < 0.8 * card.l2_bytes else card.bandwidth))
     return rates.node + packing + packed / members / (32 * card.clock)
+
+
+def pushed(received: int, card: CardFacts, rates: Rates) -> float:
+    """Seconds until a block has what its cluster's blocks push to it, of so many bytes."""
+    return rates.cluster + received / (PUSHED_BYTES_PER_CLOCK * card.clock)
 
 
 def resident_seconds(steps: int, blocks: int, at_once: int, step: float) -> float:

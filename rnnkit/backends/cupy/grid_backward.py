@@ -221,7 +221,11 @@ def _group(p: Problem, card: CardFacts) -> Group:
 
 def workspace_sizes(p: Problem, card: CardFacts) -> dict[str, int]:
     """Bytes of each buffer of the workspace."""
-    group = _group(p, card)
+    return buffers_of(p, _group(p, card))
+
+
+def buffers_of(p: Problem, group: Group) -> dict[str, int]:
+    """Bytes of each buffer of the workspace of a group."""
     packed = {name: group.packed_bytes(product) for name, product in zip(WEIGHTS, group.products, strict=False)}
     return backward_buffers(p) | packed
 
@@ -231,7 +235,23 @@ def describe(p: Problem, card: CardFacts) -> str:
     return f"backward by groups of {_group(p, card).members} blocks that exchange parts of dh"
 
 
-class BackwardGridLauncher(ResidentBackwardLauncher):
+class PartsLauncher(ResidentBackwardLauncher):
+    """A Launcher with the backward steps of kernels/cuda/parts_backward.cuh."""
+
+    group: Group
+
+    def backward_begin(self, dstate_n: State, weights: Weights) -> None:
+        """Also packs the weights of each product, by members, into its buffer of WEIGHTS."""
+        super().backward_begin(dstate_n, weights)
+        g = self.group
+        size = self.p.storage_bytes
+        for name, product, w in zip(WEIGHTS, g.products, g.step.matrices(weights), strict=False):
+            start = address(w.array) + w.first * w.K * size
+            counts = map(i32, (w.gates, w.units, w.K, g.members, g.units, g.tiles(product), g.blocks(product)))
+            self.launch("pack_parts", over(g.packed_bytes(product) // size), self[name], start, *counts)
+
+
+class BackwardGridLauncher(PartsLauncher):
     """A Launcher with the backward steps of schedule C."""
 
     def __init__(self, p: Problem, arena: Arena, table: Array | None, card: CardFacts) -> None:
@@ -243,16 +263,6 @@ class BackwardGridLauncher(ResidentBackwardLauncher):
         resident = self.module.kernels["backward_chunk"].resident_blocks(THREADS, group.shared_bytes)
         self.at_once = max(1, min(rows, resident // group.members))
         self.counters = arena.counters("grid_backward", self.at_once * group.word_bytes)
-
-    def backward_begin(self, dstate_n: State, weights: Weights) -> None:
-        """Also packs the weights of each product, by members, into its buffer of WEIGHTS."""
-        super().backward_begin(dstate_n, weights)
-        g = self.group
-        size = self.p.storage_bytes
-        for name, product, w in zip(WEIGHTS, g.products, g.step.matrices(weights), strict=False):
-            start = address(w.array) + w.first * w.K * size
-            counts = map(i32, (w.gates, w.units, w.K, g.members, g.units, g.tiles(product), g.blocks(product)))
-            self.launch("pack_parts", over(g.packed_bytes(product) // size), self[name], start, *counts)
 
     def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
         """See `BackwardLauncher`. Tiles of rows that do not fit the card at once follow in further launches."""

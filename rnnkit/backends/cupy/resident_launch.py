@@ -51,7 +51,13 @@ def step_of(work: Work) -> Step:
 
 
 def module(
-    name: str, step: Step, dtype: DType, files: tuple[str, ...], kernels: tuple[Kernel, ...], defines: Defines
+    name: str,
+    step: Step,
+    dtype: DType,
+    files: tuple[str, ...],
+    kernels: tuple[Kernel, ...],
+    defines: Defines,
+    min_arch: int = 70,
 ) -> Build:
     """A module with FILES and `files`. defines: beside those of the dtype's arithmetic and of the step."""
     arithmetic = ARITHMETIC[dtype.name]
@@ -65,7 +71,7 @@ def module(
         (*FILES, *files),
         kernels,
         defines=(*arithmetic.defines, *projects, *defines),
-        min_arch=arithmetic.min_arch,
+        min_arch=max(min_arch, arithmetic.min_arch),
     )
 
 

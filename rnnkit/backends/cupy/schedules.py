@@ -108,6 +108,11 @@ SCHEDULES: tuple[Schedule, ...] = (
         resident=True,
     ),
     Schedule(
+        "cluster",
+        "one launch for many steps, clusters of blocks with W_hh on the chip that push h to each other",
+        strided_y=True,
+    ),
+    Schedule(
         "grid",
         "one launch for many steps, groups of blocks with W_hh on the chip that exchange h through L2",
         strided_y=True,

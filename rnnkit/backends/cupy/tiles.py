@@ -224,6 +224,31 @@ def largest_member(dtype: DType, step: Step, shared: int) -> Division:
     return max((d for d in found if d.shared_bytes <= shared), key=lambda d: d.shared_bytes)
 
 
+# As Held, for the blocks of schedule B, by the tiles of units of a block.
+_CLUSTER_TENSOR_CORES: Held = {1: {1: 12, 3: 4, 4: 4}, 2: {1: 12, 3: 4, 4: 4}, 3: {1: 6, 3: 3, 4: 2}}
+_CLUSTER_FMA: Held = {1: {1: 8, 3: 3, 4: 2}, 2: {1: 8, 3: 3, 4: 2}, 3: {1: 4, 3: 2, 4: 1}}
+
+# Warps of a block of schedule B that share a tile of units, by the tiles of the block.
+CLUSTER_SPLITS = {1: 8, 2: 4, 3: 4}
+
+
+def in_cluster(dtype: DType, step: Step, members: int) -> Division | None:
+    """W_hh in a cluster of so many blocks; None if H has more tiles of units than their warps."""
+    count = max(1, -(-step.H // UNITS))
+    tiles = -(-count // members)
+    if tiles not in CLUSTER_SPLITS:
+        return None
+    config = cluster_config(dtype, outputs_of(step), tiles)
+    return Division(dtype, config, step.forward, step.cell.n_gates, tiles, CLUSTER_SPLITS[tiles], members)
+
+
+def cluster_config(dtype: DType, outputs: int, tiles: int) -> Config:
+    """The build of schedule B for blocks of so many tiles of units."""
+    held = _CLUSTER_TENSOR_CORES if ARITHMETIC[dtype.name].held is _TENSOR_CORES else _CLUSTER_FMA
+    blocks = next(blocks for most, blocks in held[tiles].items() if outputs <= most)
+    return Config(WARP * tiles * CLUSTER_SPLITS[tiles], blocks)
+
+
 def dtype_problem(dtype: DType, card: CardFacts) -> str | None:
     """Why the card has no products of this dtype for the resident schedules, or None."""
     needs = ARITHMETIC[dtype.name].min_arch

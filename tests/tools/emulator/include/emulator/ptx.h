@@ -72,4 +72,10 @@ inline void mbarrier_wait(uint64_t* barrier, unsigned parity, EMULATOR_HERE) {
   while (!mbarrier_test(barrier, parity, site)) pause(site);
 }
 
+// mapa: where a peer of the cluster has its copy of a shared variable. It fails if the peer has exited.
+inline char* mapa(void* shared, unsigned rank, EMULATOR_HERE) {
+  return static_cast<char*>(map_shared(shared, rank, site));
+}
+inline void cluster_barrier(EMULATOR_HERE) { cluster_sync(site); }
+
 }  // namespace emulator

@@ -1,0 +1,177 @@
+"""Schedule B, "cluster": one launch runs all steps of a chunk; a cluster of blocks serves a tile of the batch.
+
+The blocks of a cluster hold W_hh together, in registers and shared memory, and push h into each other's shared memory:
+kernels/cuda/cluster.cuh. A cluster runs as a whole or not at all, so the batch may have more tiles than the card runs
+clusters at once. What it saves for backward has the layout that all schedules share. The backward pass:
+`cluster_backward`.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any
+
+from rnnkit.backends.cupy import backward_pass, cluster_backward, cost, passes, resident_launch, sources, tiles
+from rnnkit.backends.cupy.arena import Arena
+from rnnkit.backends.cupy.card import CardFacts, card_of
+from rnnkit.backends.cupy.cluster_backward import BackwardClusterLauncher
+from rnnkit.backends.cupy.clusters import MAIL_BYTES, OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, sizes_on
+from rnnkit.backends.cupy.cost import Rates
+from rnnkit.backends.cupy.launcher import i32
+from rnnkit.backends.cupy.problem import Chunk, Problem
+from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentLauncher, step_of
+from rnnkit.backends.cupy.saved import Saved
+from rnnkit.backends.cupy.schedules import Work
+from rnnkit.backends.cupy.sources import Build, Kernel
+from rnnkit.backends.cupy.step_products import Step, variants
+from rnnkit.backends.cupy.tiles import ARITHMETIC, UNITS, Config, Division
+from rnnkit.backends.interface import BackwardCall, Gradients, LayerCall, Sizes
+from rnnkit.core.cells import Array, Cell, State
+from rnnkit.core.dtypes import DTYPES, DType
+
+FILES = (*PTX, "cuda/cluster.cu")
+
+
+def problem(work: Work, card: CardFacts) -> str | None:
+    """Why it does not serve the work on this card, or None."""
+    lacking = resident_launch.problem(work, card)
+    if lacking is not None:
+        return lacking
+    step = step_of(work)
+    if step.stages > 1:
+        return "a step of two products"
+    if work.dtype.name not in SERVED:
+        return f"dtype {work.dtype.name} has no build"
+    if not sizes_on(card):
+        return "the card has no clusters of blocks"
+    if step.H <= UNITS:
+        return f"H = {step.H} is too small for two blocks"
+    B = work.sizes.B
+    if division_of(work.dtype, step, B, card) is None:
+        return f"W_hh for H = {step.H} does not fit a cluster of {max(sizes_on(card))} blocks"
+    return cluster_backward.problem(work.dtype, step, B, card) if work.keep else None
+
+
+@lru_cache(maxsize=4096)
+def division_of(dtype: DType, step: Step, B: int, card: CardFacts) -> Division | None:
+    """W_hh in the cluster with the least predicted time for all tiles of rows; None if it fits none."""
+    fitting = []
+    for members in sizes_on(card):
+        division = tiles.in_cluster(dtype, step, members)
+        if division is not None and division.shared_bytes + MAIL_BYTES <= card.shared_block:
+            fitting.append(division)
+    rates = cost.rates_of(card)
+    return min(fitting, key=lambda d: _step_of_batch(d, step, B, card, rates), default=None)
+
+
+def _step_of_batch(d: Division, step: Step, B: int, card: CardFacts, rates: Rates) -> float:
+    """Seconds of one step of all rows."""
+    rows = min(B, ARITHMETIC[d.dtype.name].rows)
+    received = rows * step.H * d.dtype.storage.itemsize
+    # A warp's columns are one chain of products, so they are K of its load.
+    load = cost.Load(rows, d.warps * UNITS, -(-step.H // d.splits), d.shared_weights)
+    each = cost.resident_step(step.cell, d.dtype, card, load) + cost.pushed(received, card, rates)
+    return cost.resident_seconds(1, -(-B // ARITHMETIC[d.dtype.name].rows), at_once(card, d.members), each)
+
+
+def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
+    """See `schedules.ScheduleModule`."""
+    T, B, _, _, _, _ = work.sizes
+    step = step_of(work)
+    d = division_of(work.dtype, step, B, card)
+    assert d is not None, "problem() refuses such sizes"
+    forward = T * _step_of_batch(d, step, B, card, rates)
+    return forward + cluster_backward.seconds(work, card, rates) if work.keep else forward
+
+
+def builds() -> tuple[Build, ...]:
+    """A module per cell, dtype and size of the block, for clusters of REPORTED blocks: those of others differ in
+    __cluster_dims__ alone."""
+    forward = tuple(
+        _build(largest, step)
+        for step in variants()
+        if step.stages == 1
+        for dtype in SERVED
+        for largest in _largest_by_build(DTYPES[dtype], step).values()
+    )
+    return forward + cluster_backward.builds()
+
+
+@cache
+def _largest_by_build(dtype: DType, step: Step) -> dict[Config, Division]:
+    """Of each build, the division whose blocks need the most shared memory, in clusters of REPORTED blocks."""
+    found: dict[Config, Division] = {}
+    for H in range(UNITS, REPORTED * UNITS * max(tiles.CLUSTER_SPLITS) + 1, UNITS):
+        d = tiles.in_cluster(dtype, step.sized(H), REPORTED)
+        if d is not None and d.shared_bytes + MAIL_BYTES <= MOST_SHARED:
+            most = found.get(d.config)
+            if most is None or most.shared_bytes < d.shared_bytes:
+                found[d.config] = d
+    return found
+
+
+def _build(d: Division, step: Step) -> Build:
+    """The module for clusters of d.members blocks. The report has its largest launch of REPORTED blocks."""
+    largest = _largest_by_build(d.dtype, step.sized(1))[d.config]
+    kernels = (
+        *sources.pointwise_kernels("pack_weights"),
+        Kernel("forward_chunk", (d.threads, 1, 1), largest.shared_bytes, cluster=d.members, varies=True),
+    )
+    name = f"cluster_{d.config.threads}"
+    defines = (("RK_CLUSTER", str(d.members)), *d.config.defines)
+    return resident_launch.module(name, step, d.dtype, FILES, kernels, defines, OLDEST_ARCH)
+
+
+class ClusterLauncher(ResidentLauncher):
+    """A ResidentLauncher whose blocks form clusters."""
+
+    def exchange(self, chunk: Chunk) -> tuple[Any, ...]:
+        """The warps that share a tile of units."""
+        return (i32(self.division.splits),)
+
+
+def _card() -> CardFacts:
+    import cupy
+
+    return card_of(cupy.cuda.runtime.getDevice())
+
+
+def _division(p: Problem) -> Division:
+    division = division_of(p.dtype, Step.of(p), p.B, _card())
+    assert division is not None, "problem() refuses such sizes"
+    return division
+
+
+def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
+    """y (T, B, H), the final states, and what `backward` needs."""
+    division = _division(p)
+    build = _build(division, Step.of(p))
+
+    def launcher_of(arena: Arena, table: Array | None) -> ClusterLauncher:
+        return ClusterLauncher(p, arena, table, build, division)
+
+    return passes.forward(p, call, launcher_of)
+
+
+def backward(p: Problem, call: BackwardCall) -> Gradients:
+    """The gradients of one forward; call.saved is its `Saved`."""
+    card = _card()
+    return backward_pass.backward(p, call, lambda arena, table: BackwardClusterLauncher(p, arena, table, card))
+
+
+def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:
+    """See `rnnkit.backends.Backend.describe`. The workspace is the stream's arena, sized for the larger pass."""
+    p = Problem.of_sizes(cell, dtype, sizes)
+    d = _division(p)
+    rows = ARITHMETIC[dtype.name].rows
+    words = (
+        f"{-(-sizes.B // rows)} clusters of {d.members} blocks of {d.threads} threads, {rows} rows per cluster; "
+        f"{p.chunk_steps} steps per launch; {d.shared_weights >> 10} of {d.weight_bytes // d.members >> 10} KiB of "
+        "W_hh per block in shared memory, the rest in registers"
+    )
+    workspaces = [resident_launch.workspace_sizes(p, d)]
+    if keep:
+        card = _card()
+        words += f"; {cluster_backward.describe(p, card)}"
+        workspaces.append(cluster_backward.workspace_sizes(p, card))
+    return words, *passes.memory(p, sizes, keep, tuple(workspaces))
