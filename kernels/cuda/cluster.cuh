@@ -82,17 +82,17 @@ struct ClusterExchange {
     const int lane = recomputed(lane_of());
     const int rows = this->rows();
     const int shift = rows > 4 ? 3 : rows > 2 ? 2 : rows - 1;
-    const int row = lane & ((1 << shift) - 1);
-    const int count = own(member());
+    const int row = lane >> 1 & ((1 << shift) - 1);
+    const int begin = (lane >> shift & ~1) | (lane & 1);  // neighbouring lanes fill 32 bytes
+    const int count = row < rows ? own(member()) : 0;
     Storage* first = h + row_at(row, stride) + member() * each() * kVec;
     const int members = cluster_blocks();
-    const bool any = lane >> shift < count && row < rows;
     for (int k = 1 + threadIdx.x / 32; k < members; k += blockDim.x / 32) {
       const int peer = (member() + k) & (members - 1);
-      if (!any || own(peer) == 0) continue;
+      if (begin >= count || own(peer) == 0) continue;
       const Peer to = peer_of(first, peer);
       const Peer full = peer_of(mail.full + s % 2, peer);
-      for (int i = lane >> shift; i < count; i += 32 >> shift)
+      for (int i = begin; i < count; i += 32 >> shift)
         store_async(to + i * 16, reinterpret_cast<const uint4*>(first)[i], full);
     }
     mail.wait(s);

@@ -1,8 +1,8 @@
 """The backward pass of schedule B: a cluster of blocks serves a tile of the batch, in one launch per chunk.
 
 Each block of a cluster, a member, holds the rows of W_hh of its units and pushes its part of dh into the shared memory
-of the members that own the other units: kernels/cuda/cluster_backward.cu. The products over row-steps are those of every
-schedule: `backward_pass`.
+of the members that own the other units: kernels/cuda/cluster_backward.cu. The products over row-steps are those of
+every schedule: `backward_pass`.
 """
 
 from __future__ import annotations
