@@ -30,12 +30,12 @@ FILES = ("cuda/resident_backward.cuh", "cuda/parts_backward.cuh", *PTX, "cuda/cl
 
 # The builds by the largest H; what fits registers without spills. A block of a tile has 16 units per 256 of H or fewer,
 # so a thread has at most two pairs.
-_TENSOR_CORES = (Config(1, 6, 2), Config(2, 3, 2), Config(3, 3, 2))
+_TENSOR_CORES = (Config(1, 10, 2), Config(2, 5, 2), Config(3, 3, 2))
 CONFIGS = {
     "float16": _TENSOR_CORES,
     "bfloat16": _TENSOR_CORES,
     "tf32": _TENSOR_CORES,
-    "float32": (Config(1, 3, 2), Config(2, 1, 2), Config(3, 1, 2)),
+    "float32": (Config(1, 7, 2), Config(2, 3, 2), Config(3, 2, 2)),
 }
 
 

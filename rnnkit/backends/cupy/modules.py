@@ -65,9 +65,16 @@ class LoadedKernel:
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_mem: int | None = None
     ) -> None:
-        """Raises DeviceError if a cooperative launch has more blocks than the card can run at once."""
+        """Raises DeviceError if a cooperative launch, or a cluster, has more blocks than the card can run at once."""
         shared = self.kernel.shared_bytes if shared_mem is None else shared_mem
         self._allow(shared)
+        cluster = self.kernel.cluster
+        if cluster > 1 and self.resident_blocks(prod(block), shared) < cluster:
+            raise DeviceError(
+                f"{self.kernel.name} has clusters of {cluster} blocks, and the card holds "
+                f"{self.resident_blocks(prod(block), shared)} of {prod(block)} threads and {shared} bytes of dynamic "
+                "shared memory at once"
+            )
         if not self.kernel.cooperative:
             self._function(grid, block, args, shared_mem=shared)
             return
