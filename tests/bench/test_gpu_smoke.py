@@ -105,7 +105,7 @@ def test_every_check_of_the_cuda_backends_is_in_exactly_one_share(card: Any, mon
     every = len(CASES) + len(LARGE_CASES)
     refused = 0
     for key in unavailable:
-        match = re.fullmatch(r"(?:(\d+) of \d+ cases of )?cupy:(?:one_block|grid) \w+ on cuda:0", key)
+        match = re.fullmatch(r"(?:(\d+) of \d+ cases of )?cupy:(?:one_block|cluster|grid) \w+ on cuda:0", key)
         assert match, key
         refused += int(match[1]) if match[1] else every
     assert all("the pinned schedule cannot run" in why for why in unavailable.values())

@@ -65,7 +65,17 @@ def test_every_call_has_the_fastest_schedule_that_serves_it(card: str) -> None:
         ("Tesla T4", work("gru", "float16", 32, 64), "one_block"),
         ("NVIDIA H100 80GB HBM3", work("lstm", "bfloat16", 16, 768, keep=False), "grid"),
         # In float32 one multiprocessor's FMA units take longer than a hop between several.
-        ("NVIDIA H100 80GB HBM3", work("lstm", "float32", 16, 128, keep=False), "grid"),
+        ("NVIDIA H100 80GB HBM3", work("lstm", "float32", 16, 128, keep=False), "cluster"),
+        ("NVIDIA A100-SXM4-40GB", work("lstm", "float32", 16, 128, keep=False), "grid"),
+        # A push within a cluster takes less time than a hop through L2.
+        ("NVIDIA H100 80GB HBM3", work("lstm", "bfloat16", 16, 256), "cluster"),
+        ("NVIDIA H200", work("gru", "tf32", 10, 512), "cluster"),
+        ("NVIDIA B200", work("gru", "float16", 64, 512), "cluster"),
+        # In clusters of up to 8 blocks with 99 KiB each.
+        ("NVIDIA GeForce RTX 5090", work("gru", "float16", 8, 256), "cluster"),
+        ("NVIDIA GeForce RTX 5090", work("lstm", "bfloat16", 8, 512), "grid"),
+        # Compute capability 8.x has none.
+        ("NVIDIA L40S", work("gru", "float16", 8, 256), "grid"),
         ("NVIDIA A100-SXM4-40GB", work("gru", "tf32", 8, 512), "grid"),
         # More rows than fit the card beside their weights.
         ("NVIDIA H100 80GB HBM3", work("lstm", "bfloat16", 512, 768), "stepwise"),
@@ -89,7 +99,7 @@ def test_choices_of_real_cards(card: str, given: Work, want: str) -> None:
     assert chosen(card, given) == want
 
 
-@pytest.mark.parametrize("name", ["one_block", "grid", "stepwise"])
+@pytest.mark.parametrize("name", ["one_block", "cluster", "grid", "stepwise"])
 @pytest.mark.parametrize("card", CARDS)
 def test_more_work_never_takes_less_time(card: str, name: str) -> None:
     (row,) = (row for row in SCHEDULES if row.name == name)
@@ -104,7 +114,7 @@ def test_more_work_never_takes_less_time(card: str, name: str) -> None:
             if name == "grid" and keep and H <= 16:
                 continue  # stepwise runs the backward pass of so few units
             assert seconds(B, H) <= seconds(4 * B, H)
-            if name != "grid":  # which divides W_hh over more blocks and warps as H grows
+            if name not in ("grid", "cluster"):  # which divide W_hh over more blocks and warps as H grows
                 assert seconds(B, H) <= seconds(B, 2 * H)
             if seconds(B, H) < float("inf"):
                 once = 2 * seconds(B, H) - seconds(B, H, 128)  # per call, whatever T

@@ -66,12 +66,12 @@ def division_of(dtype: DType, step: Step, B: int, card: CardFacts) -> Division |
 
 def _step_of_batch(d: Division, step: Step, B: int, card: CardFacts, rates: Rates) -> float:
     """Seconds of one step of all rows."""
-    rows = min(B, ARITHMETIC[d.dtype.name].rows)
-    received = rows * step.H * d.dtype.storage.itemsize
+    rows = ARITHMETIC[d.dtype.name].rows
+    received = min(B, rows) * step.H * d.dtype.storage.itemsize
     # A warp's columns are one chain of products, so they are K of its load.
     load = cost.Load(rows, d.warps * UNITS, -(-step.H // d.splits), d.shared_weights)
     each = cost.resident_step(step.cell, d.dtype, card, load) + cost.pushed(received, card, rates)
-    return cost.resident_seconds(1, -(-B // ARITHMETIC[d.dtype.name].rows), at_once(card, d.members), each)
+    return cost.resident_seconds(1, -(-B // rows), at_once(card, d.members), each)
 
 
 def seconds(work: Work, card: CardFacts, rates: Rates) -> float:

@@ -69,13 +69,13 @@ def group_of(dtype: DType, step: Step, B: int, card: CardFacts) -> Group | None:
 
 def _step_of_batch(g: Group, B: int, card: CardFacts, rates: Rates) -> float:
     """Seconds of one step of all rows."""
-    rows = min(B, ARITHMETIC[g.dtype.name].rows)
-    received = rows * g.units * g.members * g.dtype.compute.itemsize
+    rows = ARITHMETIC[g.dtype.name].rows
+    received = min(B, rows) * g.units * g.members * g.dtype.compute.itemsize
     (product,) = g.products
     # The product has all units, and the columns of the member's units: a chain for each gate.
     load = cost.Load(rows, product.units, g.units, g.shared_of_products[0], outputs=product.K // g.units)
     step = cost.resident_step(g.step.cell, g.dtype, card, load) + cost.pushed(received, card, rates)
-    return cost.resident_seconds(1, -(-B // ARITHMETIC[g.dtype.name].rows), at_once(card, g.members), step)
+    return cost.resident_seconds(1, -(-B // rows), at_once(card, g.members), step)
 
 
 def problem(dtype: DType, step: Step, B: int, card: CardFacts) -> str | None:

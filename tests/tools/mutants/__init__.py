@@ -12,6 +12,7 @@ from tests.tools import emulator, greenlets
 from tests.tools.mutants.backends import BACKEND_MUTANTS
 from tests.tools.mutants.cell_options import OPTION_MUTANTS
 from tests.tools.mutants.chunks import CHUNK_MUTANTS
+from tests.tools.mutants.cluster import CLUSTER_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
 from tests.tools.mutants.overlap import OVERLAP_MUTANTS
 from tests.tools.mutants.planting import Mutant
@@ -35,6 +36,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *RESIDENT_FORWARD_MUTANTS,
     *RESIDENT_BACKWARD_MUTANTS,
     *OVERLAP_MUTANTS,
+    *CLUSTER_MUTANTS,
     *TORCH_MUTANTS,
     *TORCH_MODULE_MUTANTS,
 )
