@@ -32,7 +32,8 @@ def cp() -> Iterator[Any]:
 
 
 def test_names_of_backends_and_schedules() -> None:
-    assert backends.pinned_names() == ("numba", "numpy", "cupy:one_block", "cupy:cluster", "cupy:grid", "cupy:stepwise", "numba_cuda")
+    schedules = ("cupy:one_block", "cupy:cluster", "cupy:grid", "cupy:stepwise")
+    assert backends.pinned_names() == ("numba", "numpy", *schedules, "numba_cuda")
     row, schedule = backends.backend_row("cupy:stepwise")
     assert (row.name, schedule) == ("cupy", "stepwise")
     row, schedule = backends.backend_row("cupy")

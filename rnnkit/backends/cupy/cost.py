@@ -40,8 +40,8 @@ MMA_SHARE = 0.63
 SHARED_BYTES_PER_CLOCK = 128
 
 # PREDICTED: bytes per clock that a multiprocessor receives from others through distributed shared memory.
-# Microbenchmarks of an H100 (arXiv 2402.13499) found 3.3 TB/s over all multiprocessors in clusters of 2 blocks, and less
-# in larger ones.
+# Microbenchmarks of an H100 (arXiv 2402.13499) found 3.3 TB/s over all multiprocessors in clusters of 2 blocks, and
+# less in larger ones.
 PUSHED_BYTES_PER_CLOCK = 12
 
 # FLOP per clock of a multiprocessor, dense: NVIDIA's white papers. By compute capability: float64, float32, TF32 and 16
