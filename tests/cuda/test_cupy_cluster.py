@@ -101,7 +101,7 @@ def test_larger_clusters(cp: Any, members: int, cell: str, dtype: str) -> None:
         ("lstm", "bfloat16", 180, 4, 3, 1),
         ("gru", "float32", 170, 4, 3, 1),
         ("gru", "tf32", 290, 8, 3, 2),
-        ("lstm", "float16", 530, 16, 3, 3),
+        ("gru", "float16", 530, 16, 3, 3),
     ],
 )
 def test_weights_in_registers_and_in_shared_memory(
@@ -113,7 +113,7 @@ def test_weights_in_registers_and_in_shared_memory(
     assert group is not None
     assert (division.tiles, group.config.tiles) == (forward_tiles, backward_tiles)
     assert division.shared_weights > 0
-    assert group.shared_of_products[0] > 0
+    assert (group.shared_of_products[0] > 0) == (backward_tiles > 1)
     with of(members):
         assert_parity(Case(cell, T=3, B=3, I=2, H=H), dtype, "cluster", "cluster")
 

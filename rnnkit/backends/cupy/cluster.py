@@ -15,7 +15,7 @@ from rnnkit.backends.cupy import backward_pass, cluster_backward, cost, passes, 
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.card import CardFacts, card_of
 from rnnkit.backends.cupy.cluster_backward import BackwardClusterLauncher
-from rnnkit.backends.cupy.clusters import MAIL_BYTES, OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, sizes_on
+from rnnkit.backends.cupy.clusters import ALL_SIZES, MAIL_BYTES, OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, sizes_on
 from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.launcher import i32
 from rnnkit.backends.cupy.problem import Chunk, Problem
@@ -88,7 +88,7 @@ def builds() -> tuple[Build, ...]:
     """A module per cell, dtype and size of the block, for clusters of REPORTED blocks: those of others differ in
     __cluster_dims__ alone."""
     forward = tuple(
-        _build(largest, step)
+        _build(largest._replace(members=REPORTED), step)
         for step in variants()
         if step.stages == 1
         for dtype in SERVED
@@ -99,19 +99,20 @@ def builds() -> tuple[Build, ...]:
 
 @cache
 def _largest_by_build(dtype: DType, step: Step) -> dict[Config, Division]:
-    """Of each build, the division whose blocks need the most shared memory, in clusters of REPORTED blocks."""
+    """Of each build, the division whose blocks need the most shared memory, in clusters of any size."""
     found: dict[Config, Division] = {}
-    for H in range(UNITS, REPORTED * UNITS * max(tiles.CLUSTER_SPLITS) + 1, UNITS):
-        d = tiles.in_cluster(dtype, step.sized(H), REPORTED)
-        if d is not None and d.shared_bytes + MAIL_BYTES <= MOST_SHARED:
-            most = found.get(d.config)
-            if most is None or most.shared_bytes < d.shared_bytes:
+    for members in ALL_SIZES:
+        for H in range(UNITS, members * UNITS * max(tiles.CLUSTER_SPLITS) + 1, UNITS):
+            d = tiles.in_cluster(dtype, step.sized(H), members)
+            if d is None or d.shared_bytes + MAIL_BYTES > MOST_SHARED:
+                continue
+            if d.config not in found or found[d.config].shared_bytes < d.shared_bytes:
                 found[d.config] = d
     return found
 
 
 def _build(d: Division, step: Step) -> Build:
-    """The module for clusters of d.members blocks. The report has its largest launch of REPORTED blocks."""
+    """The module for clusters of d.members blocks. The report has its largest launch."""
     largest = _largest_by_build(d.dtype, step.sized(1))[d.config]
     kernels = (
         *sources.pointwise_kernels("pack_weights"),

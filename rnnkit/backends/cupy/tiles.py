@@ -226,7 +226,7 @@ def largest_member(dtype: DType, step: Step, shared: int) -> Division:
 
 # As Held, for the blocks of schedule B, by the tiles of units of a block.
 _CLUSTER_TENSOR_CORES: Held = {1: {1: 12, 3: 6, 4: 4}, 2: {1: 12, 3: 6, 4: 4}, 3: {1: 10, 3: 2, 4: 1}}
-_CLUSTER_FMA: Held = {1: {1: 8, 3: 4, 4: 3}, 2: {1: 8, 3: 4, 4: 3}, 3: {1: 4, 3: 2, 4: 1}}
+_CLUSTER_FMA: Held = {1: {1: 8, 3: 4, 4: 3}, 2: {1: 8, 3: 4, 4: 3}, 3: {1: 4, 3: 1, 4: 0}}
 
 # Warps of a block of schedule B that share a tile of units, by the tiles of the block.
 CLUSTER_SPLITS = {1: 8, 2: 4, 3: 4}
