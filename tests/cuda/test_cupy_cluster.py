@@ -113,7 +113,6 @@ def test_weights_in_registers_and_in_shared_memory(
     assert group is not None
     assert (division.tiles, group.config.tiles) == (forward_tiles, backward_tiles)
     assert division.shared_weights > 0
-    assert (group.shared_of_products[0] > 0) == (backward_tiles > 1)
     with of(members):
         assert_parity(Case(cell, T=3, B=3, I=2, H=H), dtype, "cluster", "cluster")
 
