@@ -202,7 +202,7 @@ def test_a_wrong_probe_is_not_timed(card: Any, name: str, tmp_path: Path, monkey
     from tests.tools.emulator import EmulatorError
 
     fault = FAULTS[name]
-    for file in (COMMON, GRID, CLUSTER):
+    for file in (COMMON, GRID, "ptx_cluster.cuh", CLUSTER):
         text = (sync_costs.KERNELS / file).read_text(encoding="utf-8")
         if file == fault.file:
             head, mark, tail = text.partition(fault.after) if fault.after else ("", "", text)
