@@ -17,6 +17,7 @@ from rnnkit.backends.cupy.card import CardFacts, card_of
 from rnnkit.backends.cupy.cluster_backward import BackwardClusterLauncher
 from rnnkit.backends.cupy.clusters import ALL_SIZES, MAIL_BYTES, OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, sizes_on
 from rnnkit.backends.cupy.cost import Rates
+from rnnkit.backends.cupy.grid_backward import Group
 from rnnkit.backends.cupy.launcher import i32
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.resident_launch import MOST_SHARED, ResidentLauncher, step_of
@@ -80,8 +81,19 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     step = step_of(work)
     d = division_of(work.dtype, step, B, card)
     assert d is not None, "problem() refuses such sizes"
-    forward = T * _step_of_batch(d, step, B, card, rates)
+    forward = cost.resident_begin(card, rates, d.weight_bytes, d.members) + T * _step_of_batch(d, step, B, card, rates)
     return forward + cluster_backward.seconds(work, card, rates) if work.keep else forward
+
+
+def blocks(work: Work, card: CardFacts, backward: bool = False) -> int:
+    """See `schedules.ScheduleModule`."""
+    B = work.sizes.B
+    step = step_of(work)
+    of = cluster_backward.group_of if backward else division_of
+    found: Division | Group | None = of(work.dtype, step, B, card)
+    assert found is not None, "problem() refuses such sizes"
+    clusters = -(-B // ARITHMETIC[work.dtype.name].rows)
+    return found.members * min(at_once(card, found.members), clusters)
 
 
 def builds() -> tuple[Build, ...]:
@@ -138,20 +150,27 @@ def _card() -> CardFacts:
 
 
 def _division(p: Problem) -> Division:
-    division = division_of(p.dtype, Step.of(p), p.B, _card())
+    card = _card()
+    part = card._replace(multiprocessors=card.multiprocessors // p.share)
+    division = division_of(p.dtype, Step.of(p), p.B, part)
     assert division is not None, "problem() refuses such sizes"
     return division
 
 
-def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
-    """y (T, B, H), the final states, and what `backward` needs."""
+def launchers(p: Problem) -> passes.Launchers:
+    """See `schedules.ScheduleModule`."""
     division = _division(p)
     build = _build(division, Step.of(p))
 
     def launcher_of(arena: Arena, table: Array | None) -> ClusterLauncher:
         return ClusterLauncher(p, arena, table, build, division)
 
-    return passes.forward(p, call, launcher_of)
+    return launcher_of
+
+
+def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
+    """y (T, B, H), the final states, and what `backward` needs."""
+    return passes.forward(p, call, launchers(p))
 
 
 def backward(p: Problem, call: BackwardCall) -> Gradients:

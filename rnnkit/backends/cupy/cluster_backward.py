@@ -89,7 +89,8 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
     """Predicted seconds of the backward steps. See `schedules.ScheduleModule`."""
     group = group_of(work.dtype, step_of(work), work.sizes.B, card)
     assert group is not None, "problem() refuses such sizes"
-    return work.sizes.T * _step_of_batch(group, work.sizes.B, card, rates)
+    begin = cost.resident_begin(card, rates, sum(map(group.packed_bytes, group.products)), group.members)
+    return begin + work.sizes.T * _step_of_batch(group, work.sizes.B, card, rates)
 
 
 def builds() -> tuple[Build, ...]:

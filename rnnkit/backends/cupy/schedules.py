@@ -111,6 +111,7 @@ SCHEDULES: tuple[Schedule, ...] = (
         "cluster",
         "one launch for many steps, clusters of blocks with W_hh on the chip that push h to each other",
         strided_y=True,
+        resident=True,
     ),
     Schedule(
         "grid",
