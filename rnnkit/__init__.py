@@ -6,6 +6,7 @@ from rnnkit.explain import explain
 from rnnkit.io import load, save
 from rnnkit.io.checkpoint import Checkpoint
 from rnnkit.nn.bidirectional import Bidirectional
+from rnnkit.nn.compressed import compress
 from rnnkit.nn.containers import LastState, Sequential
 from rnnkit.nn.embedding import Embedding
 from rnnkit.nn.linear import Activation, Linear
@@ -44,6 +45,7 @@ __all__ = [
     "bce_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
+    "compress",
     "cross_entropy",
     "explain",
     "grad_enabled",

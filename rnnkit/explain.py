@@ -127,7 +127,7 @@ def explain(
     x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
     choice = layer._choice()
     cell = layer.cell if isinstance(layer, StepCell) else layer._cell_now()
-    keep = grad_enabled()
+    keep = grad_enabled() and not choice.dtype.weights
     choice = chunks.applied(choice, cell, sizes, layers, directions, keep, flags is not None)
     masks = drawing = 0
     if layer_drops(layer) and layers > 1:
@@ -150,9 +150,11 @@ def explain(
         copied=copied_x,
     )
     about = (repr(layer), layer.device, _about_packed_weights(layer))
+    notes = _about_compression(layer)
     if segments is not None:
-        return _of_segments(call, segments, about)
-    return explanation(call, *about, (NOTHING_FLAGGED,) if flags is not None else ())
+        found = _of_segments(call, segments, about)
+        return replace(found, notes=found.notes + notes)
+    return explanation(call, *about, ((NOTHING_FLAGGED,) if flags is not None else ()) + notes)
 
 
 NOTHING_FLAGGED = "nothing is reset or masked: the call is the one without resets and mask"
@@ -303,6 +305,20 @@ def _checked_call(
         return x, Sizes(1, B, layer.input_size, layer.hidden_size, layer.hidden_size, B), 1, 1, None
     hint = "; for a layer of PyTorch there is rnnkit.torch.explain" if hasattr(layer, "named_modules") else ""
     raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}{hint}")
+
+
+def _about_compression(layer: Module) -> tuple[str, ...]:
+    """A note on compressed weights, if the layer has them."""
+    matrices = layer._matrices.values()
+    if not matrices:
+        return ()
+    size = sum(m.rows.nbytes for m in matrices)
+    whole = sum(4 * m.shape[0] * m.shape[1] for m in matrices)
+    scaled = ", a scale per row" if layer._dtype.weights == "int8" else ""
+    return (
+        f"weights: {layer._dtype.weights}{scaled}, for inference; {size:,} bytes, of {whole:,} in float32; kernels "
+        f"widen them to float32 as they read them",
+    )
 
 
 def _about_packed_weights(layer: Any) -> str:

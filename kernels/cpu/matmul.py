@@ -8,6 +8,8 @@ memory order.
 Packed bfloat16 stands in pairs of adjacent k (kernels/cpu/formats.py), and a tile walks half as many steps. Elements of
 A are float32, or pairs too where the processor multiplies pairs by pairs. The last k of an odd K is a step by itself.
 
+Packed int8 is widened as it is loaded. Its sums are multiplied by the scales of their columns after the walk.
+
 Every element of C is summed over k in one order, in blocks of at most LONGEST_SUM, whatever tile it is in. So a row's
 bits depend neither on the rows beside it nor on the number of threads.
 
@@ -28,7 +30,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.conversions import INT16, emit_dot, high_as_float, low_as_float
-from rnnkit.kernels.cpu.formats import PAIRS
+from rnnkit.kernels.cpu.formats import INT8, PAIRS, SCALE_BYTES
 from rnnkit.kernels.cpu.jit import inner, shared
 from rnnkit.kernels.cpu.memory import maximum, minimum
 from rnnkit.kernels.cpu.simd import (
@@ -83,7 +85,7 @@ PREFETCHED_FROM = 768 << 10
 @cache
 def products(operand: str, packed: str) -> SimpleNamespace:
     """The products of operands and packed weights, for other kernels. a, w and c are addresses, strides are in bytes.
-    Pairs are summed in float32.
+    Pairs and int8 are summed in float32.
 
     product(a, a_row, w, K, c, c_row, N, rows, add, backwards)
         C (rows, N) = A (rows, K) W^T, or C += A W^T if add is not 0
@@ -103,17 +105,22 @@ def products(operand: str, packed: str) -> SimpleNamespace:
     """
     paired = packed == PAIRS
     dots = operand == "bfloat16"
-    v = vectors("float32" if paired else packed)
+    scaled = packed == INT8
+    v = vectors("float32" if paired or scaled else packed)
+    weights = vectors(packed) if scaled else v
     vec = v.type
-    itemsize = v.itemsize  # of C, and of a word of W
+    itemsize = v.itemsize  # of C
+    word = weights.itemsize  # of W
+    behind = SCALE_BYTES if scaled else 0  # words behind the last k
     lanes = v.lanes
     at_once = 2 if paired else 1  # elements of K per step
     a_step_of_k = at_once * vectors(operand).itemsize
     words = ir.VectorType(INT32, lanes)
     max_rows, max_columns = tile_shape()
     vector_size = itemsize * lanes
+    w_vector = word * lanes
     width = max_columns * lanes  # columns of a panel
-    lines = (max_columns * vector_size + LINE - 1) // LINE  # cache lines of a panel per k
+    lines = (max_columns * w_vector + LINE - 1) // LINE  # cache lines of a panel per k
 
     def load_number(builder: ir.IRBuilder, at: ir.Value) -> ir.Value:
         """An element of A in every lane."""
@@ -152,7 +159,7 @@ def products(operand: str, packed: str) -> SimpleNamespace:
                         builder.store(builder.call(fma, [value, weight, total]), slot)
 
         if not paired:
-            add([emit_load(builder, vec, at) for at in w], load_number, 0)
+            add([weights.emit.load(builder, vec, at, None) for at in w], load_number, 0)
             return
         pairs = [load_words(builder, at) for at in w]
         if dots:
@@ -165,6 +172,7 @@ def products(operand: str, packed: str) -> SimpleNamespace:
     def emit_tile(
         builder: ir.IRBuilder, sums: list[list[ir.Value]], a: ir.Value, a_row: ir.Value, a_k: ir.Value, w: ir.Value,
         K: ir.Value, c: ir.Value, c_row: ir.Value, last: ir.Value, add: ir.Value, ahead: ir.Value, ahead_k: ir.Value,
+        scales: ir.Value,
     ) -> None:  # fmt: skip
         """One tile's code. sums[m][n] are stack slots, which LLVM promotes to registers. The last vector of each row of
         C has `last` lanes."""
@@ -181,12 +189,10 @@ def products(operand: str, packed: str) -> SimpleNamespace:
             return builder.add(builder.add(c, builder.mul(c_row, number(m))), number(n * vector_size))
 
         def step(k: ir.Value, half: bool) -> None:
-            w_at = builder.add(w, builder.mul(k, number(columns * vector_size)))
+            w_at = builder.add(w, builder.mul(k, number(columns * w_vector)))
             a_at = builder.add(a, builder.mul(k, a_k))
             a_rows = [builder.add(a_at, builder.mul(a_row, number(m))) for m in range(len(sums))]
-            emit_steps(
-                builder, sums, a_rows, [builder.add(w_at, number(n * vector_size)) for n in range(columns)], half
-            )
+            emit_steps(builder, sums, a_rows, [builder.add(w_at, number(n * w_vector)) for n in range(columns)], half)
 
         # C is read and written after the walk over K. Prefetched here, it has arrived by then.
         for m in range(len(sums)):
@@ -213,6 +219,11 @@ def products(operand: str, packed: str) -> SimpleNamespace:
         if left is not None:
             with builder.if_then(builder.icmp_signed("!=", left, number(0))):
                 step(K, True)
+        if scaled:
+            for n in range(columns):
+                scale = emit_load(builder, vec, builder.add(scales, number(n * vector_size)))
+                for row in sums:
+                    builder.store(builder.fmul(builder.load(row[n]), scale), row[n])
         # C is added after the walk over K, so that a sum over many blocks of K adds short sums, which rounds less.
         with builder.if_then(add):
             for m, row in enumerate(sums):
@@ -226,11 +237,11 @@ def products(operand: str, packed: str) -> SimpleNamespace:
             emit_store_up_to(builder, vec, builder.load(row[-1]), c_at(m, columns - 1), last)
 
     @intrinsic
-    def tile(typing, rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
+    def tile(typing, rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k, scales):
         """A tile of any shape up to the largest: a switch over the shapes."""
 
         def emit(context, builder, sig, args):
-            rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k = args
+            rows_, columns_, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k, scales = args
             adding = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
             slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in range(max_columns)] for _ in range(max_rows)]
             done = builder.append_basic_block("tile.done")
@@ -242,19 +253,19 @@ def products(operand: str, packed: str) -> SimpleNamespace:
                     switch.add_case(ir.Constant(rows_.type, m * (max_columns + 1) + n), block)
                     builder.position_at_end(block)
                     sums = [row[:n] for row in slots[:m]]
-                    emit_tile(builder, sums, a, a_row, a_k, w, K, c, c_row, last, adding, ahead, ahead_k)
+                    emit_tile(builder, sums, a, a_row, a_k, w, K, c, c_row, last, adding, ahead, ahead_k, scales)
                     builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 13), emit
+        return types.void(*[types.intp] * 14), emit
 
     run_tile: Any = tile  # `Any`, since Numba types this call, and not the Python signature
 
     # The tiles are most of the machine code of a product, so that all jobs share one copy.
-    @shared(("tiles", operand, packed), 13)
-    def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k):
-        run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k)
+    @shared(("tiles", operand, packed), 14)
+    def one_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k, scales):
+        run_tile(rows, columns, a, a_row, a_k, w, K, c, c_row, last, add, ahead, ahead_k, scales)
 
     @inner
     def product_prefetching(
@@ -265,25 +276,27 @@ def products(operand: str, packed: str) -> SimpleNamespace:
         blocks = (rows + max_rows - 1) // max_rows
         parts = maximum(1, (K + LONGEST_SUM - 1) // LONGEST_SUM)
         depth = (K + at_once - 1) // at_once  # steps of K
-        per_block = lines if N * depth * itemsize > PREFETCHED_FROM else 0  # tiles that prefetch the following block
+        panel_row = (depth + behind) * word  # bytes per column of a panel
+        per_block = lines if N * panel_row > PREFETCHED_FROM else 0  # tiles that prefetch the following block
         for k in range(panels):
             panel = panels - 1 - k if backwards else k
             left = N - panel * width
             columns = minimum((left + lanes - 1) // lanes, max_columns)
             last = minimum(left - (columns - 1) * lanes, lanes)
-            w_panel = w + panel * width * depth * itemsize
+            w_panel = w + panel * width * panel_row
+            scales = w_panel + depth * columns * w_vector
             c_panel = c + panel * width * itemsize
             for part in range(parts):
                 k0 = depth * part // parts
                 k1 = depth * (part + 1) // parts
                 terms = minimum(k1 * at_once, K) - k0 * at_once
-                w_at = w_panel + k0 * columns * vector_size
+                w_at = w_panel + k0 * columns * w_vector
                 a_part = a + k0 * a_k
                 adds = 1 if add or part else 0
-                w_next = w_panel + k1 * columns * vector_size
+                w_next = w_panel + k1 * columns * w_vector
                 w_tiles = per_block
                 if part == parts - 1:
-                    w_next = w + (panel - 1 if backwards else panel + 1) * width * depth * itemsize
+                    w_next = w + (panel - 1 if backwards else panel + 1) * width * panel_row
                     w_tiles = per_block if k + 1 < panels else 0
                 for step in range(steps):
                     for block in range(blocks):
@@ -303,7 +316,7 @@ def products(operand: str, packed: str) -> SimpleNamespace:
                             w_tiles -= 1
                         one_tile(
                             end - first, columns, a_at, a_row, a_k, w_at, terms, c_at, c_row, last, adds,
-                            prefetched, prefetched_k,
+                            prefetched, prefetched_k, scales,
                         )  # fmt: skip
                         done += 1
 

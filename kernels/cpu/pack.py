@@ -6,6 +6,9 @@ already contiguous and are copied.
 
 Pairs (kernels/cpu/formats.py) have the layout [panel][(K + 1) / 2][columns * lanes] of words. A row of bfloat16 is
 packed as a row of words already, and the high half of an odd K's last word is zero.
+
+int8 has the layout [panel][K][columns * lanes] of bytes, and behind each panel's last k the float32 scales of its
+columns.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.formats import formats
+from rnnkit.kernels.cpu.formats import INT8, SCALE_BYTES, formats
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.matmul import tile_shape
 from rnnkit.kernels.cpu.memory import minimum, stack_bytes, store_word
 from rnnkit.kernels.cpu.pairs import pair_copies
-from rnnkit.kernels.cpu.simd import INT32, emit_store, pointer, store_first, vectors
+from rnnkit.kernels.cpu.simd import INT32, pointer, vectors
 
 
 def padded(columns: int, dtype: str) -> int:
@@ -38,10 +41,10 @@ def panel_count(N: int, dtype: str) -> int:
     return -(-N // width)
 
 
-def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
+def _make_transpose(v: SimpleNamespace, target_format: SimpleNamespace) -> tuple[Any, Any, Any]:
     """Three intrinsics that transpose a block of lanes x lanes elements. Strides and offsets are in bytes.
 
-    v: how the elements are loaded. They are stored as their Vecs are.
+    v: how the elements are loaded. target_format: how they are stored.
 
     transpose(source, source_row, target, target_row)
         a block of contiguous rows
@@ -53,6 +56,8 @@ def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
     """
     vec = v.type
     lanes = v.lanes
+    emit_store = target_format.emit.store
+    store_first = target_format.emit.store_first
 
     def transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
         """The transposed block, in registers: swaps the off-diagonal halves, then quarters, and so on."""
@@ -78,7 +83,7 @@ def _make_transpose(v: SimpleNamespace) -> tuple[Any, Any, Any]:
 
     def store_rows(builder: ir.IRBuilder, rows: list[ir.Value], target: ir.Value, target_row: ir.Value) -> None:
         for n, row in enumerate(transposed(builder, rows)):
-            emit_store(builder, row, at_row(builder, target, target_row, n))
+            emit_store(builder, vec, row, at_row(builder, target, target_row, n), None)
 
     @intrinsic
     def transpose(typing, source, source_row, target, target_row):
@@ -135,6 +140,8 @@ def packer(dtype: str) -> Any:
     form = formats(dtype)
     if form.paired:
         return _pair_packer()
+    if form.scaled:
+        return _scaled_packer()
     pack_all = _packer(form.stored, form.computed)
 
     @inner
@@ -185,6 +192,33 @@ def _pair_packer() -> Any:
     return pack
 
 
+@cache
+def _scaled_packer() -> Any:
+    """The bytes of a row are packed like other numbers, and its scale behind them."""
+    numbers = vectors(INT8)
+    scales = vectors("float32")
+    pack_bytes = _packer(numbers, numbers)
+    load_first = scales.first.load
+    store_first = scales.first.store
+    lanes = scales.lanes
+    width = tile_shape()[1] * lanes
+
+    @inner
+    def pack(w, w_row, K, transposed, first, each, stride, N, panel0, panel1, packed):
+        depth = K + SCALE_BYTES
+        total = (N + lanes - 1) // lanes * lanes
+        pack_bytes(w, w_row, K, depth, False, first, each, stride, N, panel0, panel1, packed)
+        for start in range(panel0 * width, minimum(panel1 * width, total), width):
+            columns = minimum(width, total - start)
+            to = packed + start * depth + columns * K
+            for n in range(start, start + columns):
+                unit = minimum(n, N - 1)
+                at = w + (first + unit // each * stride + unit % each) * w_row + K
+                store_first(load_first(at, 1 if n < N else 0), to + 4 * (n - start), 1)
+
+    return pack
+
+
 def _packer(source: SimpleNamespace, v: SimpleNamespace) -> Any:
     """pack of elements that are loaded as `source` says and stored as `v` says, with one more argument after K: the
     rows of a panel, K unless some are left free."""
@@ -193,7 +227,7 @@ def _packer(source: SimpleNamespace, v: SimpleNamespace) -> Any:
     load_first = source.first.load
     load_blocks = source.whole.load_blocks
     store_blocks = v.whole.store_blocks
-    transpose, transpose_rows, transpose_edge = _make_transpose(source)
+    transpose, transpose_rows, transpose_edge = _make_transpose(source, v)
     lanes = v.lanes
     size = v.itemsize
     source_size = source.itemsize

@@ -6,7 +6,7 @@ from functools import cache
 from types import SimpleNamespace
 
 from rnnkit.kernels.cpu.digest import digest
-from rnnkit.kernels.cpu.formats import depths, formats
+from rnnkit.kernels.cpu.formats import depths, formats, row_sizes
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products, tile_shape
 from rnnkit.kernels.cpu.memory import atomic_add, load_word, maximum, minimum, store_word
@@ -34,7 +34,8 @@ def weight_functions(dtype: str) -> SimpleNamespace:
     pack = packer(dtype)
     lib = products(form.operand.dtype, form.packed)
     depth = depths(dtype)
-    size = form.stored.itemsize
+    row_bytes = row_sizes(dtype)
+    size = form.weights.itemsize
     operand_size = form.operand.itemsize
     step_of_k = operand_size * (2 if form.paired else 1)
     computed_size = form.computed.itemsize
@@ -53,10 +54,10 @@ def weight_functions(dtype: str) -> SimpleNamespace:
         some = load_word(a.digest + 8) == 1
         trusted = load_word(a.digest + 16) == 1
         if not (some and trusted):
-            part = digest(w.w_ih, gates * s.H * s.I * size, 1, index, p.threads)
-            part += digest(w.w_hh, gates * s.H * s.R * size, 2, index, p.threads)
+            part = digest(w.w_ih, gates * s.H * row_bytes(s.I), 1, index, p.threads)
+            part += digest(w.w_hh, gates * s.H * row_bytes(s.R), 2, index, p.threads)
             if w.w_hr:
-                part += digest(w.w_hr, s.R * s.H * size, 3, index, p.threads)
+                part += digest(w.w_hr, s.R * row_bytes(s.H), 3, index, p.threads)
             atomic_add(sum_at, part)
         sync_all(p, 1)
         return some and (trusted or load_word(a.digest) == load_word(sum_at))
@@ -75,7 +76,7 @@ def weight_functions(dtype: str) -> SimpleNamespace:
         panels = (N + panel_width - 1) // panel_width
         begin = panels * p.group // s.groups
         end = panels * (p.group + 1) // s.groups
-        row = (blocks * width if transposed else K) * size
+        row = blocks * width * size if transposed else row_bytes(K)
         pack(w, row, K, transposed, first, share, width, N, begin, end, packed + blocks * first * depth(K) * word)
 
     @outer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rnnkit.kernels.cpu.arguments import read_noise
-from rnnkit.kernels.cpu.formats import depths, formats
+from rnnkit.kernels.cpu.formats import depths, formats, row_sizes
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products
 from rnnkit.kernels.cpu.noise import flags_of, masked_adder
@@ -26,6 +26,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     product = products(operand.dtype, form.packed).product
     pack_share = weight_functions(dtype).pack_share
     depth = depths(dtype)
+    row_bytes = row_sizes(dtype)
     reset_row, output_row = reset_rows(cell, dtype, operand.dtype)
     STORED = stored.itemsize
     OPERAND = operand.itemsize
@@ -46,7 +47,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     @outer
     def pack(a, s, p):
         w = a.weights
-        H, block = s.H, s.H * s.H * STORED
+        H, block = s.H, s.H * row_bytes(s.H)
         apart = APART or s.members > 1
         pack_share(w.w_ih, s.I, False, H, 3, s, p, a.packed + s.w_x)
         pack_share(w.w_hh, H, False, H, 1 if apart else 2, s, p, a.packed + s.w_h)

@@ -28,6 +28,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from rnnkit.kernels.cpu.conversions import INT16, narrow, widen
 
+INT8 = ir.IntType(8)
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 _CONTRACT = ("contract",)
@@ -173,7 +174,7 @@ def _masked(builder: ir.IRBuilder, vector: ir.VectorType, kind: str) -> ir.Funct
     return cgutils.get_or_insert_function(builder.module, signature_, name)
 
 
-_SUFFIXES = {"float": "f32", "double": "f64", "i16": "i16"}  # LLVM's types, in the names of its intrinsics
+_SUFFIXES = {"float": "f32", "double": "f64", "i16": "i16", "i8": "i8"}  # LLVM's types, in the names of its intrinsics
 
 
 def load_first(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
@@ -267,7 +268,42 @@ def _emitters_16(dtype: str) -> Emitters:
     return Emitters(load, store, load_some, store_some)
 
 
+def _emitters_int8() -> Emitters:
+    """Whole numbers in a byte. Vecs that are stored must hold such numbers."""
+
+    def as_floats(builder: ir.IRBuilder, vec: VecType, value: ir.Value) -> ir.Value:
+        return builder.sitofp(builder.sext(value, ir.VectorType(INT32, vec.lanes)), vec.llvm)
+
+    def as_bytes(builder: ir.IRBuilder, vec: VecType, value: ir.Value) -> ir.Value:
+        return builder.trunc(builder.fptosi(value, ir.VectorType(INT32, vec.lanes)), ir.VectorType(INT8, vec.lanes))
+
+    def load(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+        value = builder.load(pointer(builder, address, ir.VectorType(INT8, vec.lanes)))
+        value.align = 1
+        return as_floats(builder, vec, value)
+
+    def store(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+        numbers = as_bytes(builder, vec, value)
+        builder.store(numbers, pointer(builder, address, numbers.type)).align = 1
+
+    def load_some(builder: ir.IRBuilder, vec: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+        kind = ir.VectorType(INT8, vec.lanes)
+        zero = ir.Constant(kind, [0] * vec.lanes)
+        arguments = [pointer(builder, address, kind), ir.Constant(INT32, 1), _first_lanes(builder, vec, n), zero]
+        return as_floats(builder, vec, builder.call(_masked(builder, kind, "load"), arguments))
+
+    def store_some(builder: ir.IRBuilder, vec: VecType, value: ir.Value, address: ir.Value, n: ir.Value) -> None:
+        numbers = as_bytes(builder, vec, value)
+        at = pointer(builder, address, numbers.type)
+        arguments = [numbers, at, ir.Constant(INT32, 1), _first_lanes(builder, vec, n)]
+        builder.call(_masked(builder, numbers.type, "store"), arguments)
+
+    return Emitters(load, store, load_some, store_some)
+
+
 def _emitters(dtype: str) -> Emitters:
+    if dtype == "int8":
+        return _emitters_int8()
     if dtype in ("float16", "bfloat16"):
         return _emitters_16(dtype)
     return Emitters(_load_whole, _store_whole, load_first, store_first)
@@ -277,7 +313,7 @@ def _emitters(dtype: str) -> Emitters:
 def vectors(dtype: str) -> SimpleNamespace:
     """The operations on Vecs of a dtype, as functions callable from Numba code.
 
-    Vecs of "float16" and "bfloat16" are those of "float32": their loads and stores convert.
+    Vecs of "float16", "bfloat16" and "int8" are those of "float32": their loads and stores convert.
 
     whole     loads and stores of whole vectors; n is ignored
     first     loads and stores of the first n lanes; other lanes are loaded as zero, and not stored
@@ -292,7 +328,7 @@ def vectors(dtype: str) -> SimpleNamespace:
                                                     consecutive numbers; count is a literal
     """
     scalar = types.float64 if dtype == "float64" else types.float32
-    itemsize = 2 if dtype in ("float16", "bfloat16") else scalar.bitwidth // 8
+    itemsize = {"float16": 2, "bfloat16": 2, "int8": 1}.get(dtype, scalar.bitwidth // 8)
     vec = VecType(scalar, vector_bytes() // (scalar.bitwidth // 8))
     emit_one = _emitters(dtype)
 

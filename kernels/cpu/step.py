@@ -17,8 +17,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.arguments import Forward, Shape, read_forward, read_shape
-from rnnkit.kernels.cpu.conversions import INT16, emit_dot, has_dot_product
-from rnnkit.kernels.cpu.formats import formats
+from rnnkit.kernels.cpu.conversions import INT16, emit_dot, has_dot_product, high_as_float, low_as_float
+from rnnkit.kernels.cpu.formats import INT8, formats, row_sizes
 from rnnkit.kernels.cpu.jit import inner, job, outer
 from rnnkit.kernels.cpu.memory import minimum
 from rnnkit.kernels.cpu.partition import Part, part_of, sync_group
@@ -27,10 +27,13 @@ from rnnkit.kernels.cpu.rows import copier, row_functions
 from rnnkit.kernels.cpu.simd import (
     INT32,
     VecType,
+    emit_load,
     emit_store,
     first_words_16,
     llvm_function,
+    load_first,
     pointer,
+    splat,
     vector_bytes,
     vectors,
 )
@@ -56,8 +59,14 @@ class _Reading(NamedTuple):
 
 
 def _reading(a_dtype: str, w_dtype: str) -> _Reading:
-    """Vectors are of numbers or, with AVX512_BF16, of pairs of bfloat16 as they are in memory."""
+    """Vectors are of numbers or, with AVX512_BF16, of pairs of bfloat16 as they are in memory.
+
+    bfloat16 weights of float32 elements are pairs too. Two vectors of a are then one of its even and one of its odd
+    elements, which takes less than to widen each row of the weights in order.
+    """
     vec = vectors(a_dtype).type
+    if (a_dtype, w_dtype) == ("float32", "bfloat16"):
+        return _reading_of_pairs(vec)
     if a_dtype == w_dtype == "bfloat16" and has_dot_product(vector_bytes()):
         words = ir.VectorType(INT32, vec.lanes)
         halves = VecType(vec.scalar, 2 * vec.lanes)
@@ -67,10 +76,10 @@ def _reading(a_dtype: str, w_dtype: str) -> _Reading:
             value.align = INT16.width // 8
             return value
 
-        def load_first(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+        def load_some(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
             return builder.bitcast(first_words_16(builder, halves, address, n), words)
 
-        reading = (load, load_first, 4 * vec.lanes)
+        reading = (load, load_some, 4 * vec.lanes)
         return _Reading(2 * vec.lanes, (reading, reading), lambda b, a, w, total: emit_dot(b, total, a, w))
 
     def multiply_add(builder: ir.IRBuilder, a: ir.Value, w: ir.Value, total: ir.Value) -> ir.Value:
@@ -82,12 +91,46 @@ def _reading(a_dtype: str, w_dtype: str) -> _Reading:
     return _Reading(vec.lanes, (of_a, of_w), multiply_add)
 
 
+def _reading_of_pairs(vec: VecType) -> _Reading:
+    words = ir.VectorType(INT32, vec.lanes)
+    halves = VecType(vec.scalar, 2 * vec.lanes)
+    even, odd = (ir.Constant(words, list(range(first, 2 * vec.lanes, 2))) for first in (0, 1))
+    behind = ir.Constant(ir.IntType(64), 4 * vec.lanes)  # bytes of a vector
+
+    def apart(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> tuple[ir.Value, ir.Value]:
+        return builder.shuffle_vector(low, high, even), builder.shuffle_vector(low, high, odd)
+
+    def load_a(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: Any) -> Any:
+        return apart(builder, *(emit_load(builder, vec, at) for at in (address, builder.add(address, behind))))
+
+    def load_first_a(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: ir.Value) -> Any:
+        low = load_first(builder, vec, address, n)
+        left = builder.sub(n, ir.Constant(n.type, vec.lanes))
+        return apart(builder, low, load_first(builder, vec, builder.add(address, behind), left))
+
+    def load_w(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: Any) -> ir.Value:
+        value = builder.load(pointer(builder, address, words))
+        value.align = INT16.width // 8
+        return value
+
+    def load_first_w(builder: ir.IRBuilder, _: VecType, address: ir.Value, n: ir.Value) -> ir.Value:
+        return builder.bitcast(first_words_16(builder, halves, address, n), words)
+
+    def multiply_add(builder: ir.IRBuilder, a: Any, w: ir.Value, total: ir.Value) -> ir.Value:
+        fma = llvm_function(builder, "llvm.fmuladd", vec.llvm, 3)
+        total = builder.call(fma, [a[0], low_as_float(builder, w), total])
+        return builder.call(fma, [a[1], high_as_float(builder, w), total])
+
+    of_a = (load_a, load_first_a, 8 * vec.lanes)
+    return _Reading(2 * vec.lanes, (of_a, (load_w, load_first_w, 4 * vec.lanes)), multiply_add)
+
+
 @cache
 def dot_products(a_dtype: str, w_dtype: str) -> Any:
     """dots(a, a_row, rows, w, w_row, K, count, out, out_row): out[r] is a vector whose n-th lane is a[r] . w[n].
 
     Over K elements, for r < rows and n < count; the lanes past `count` hold some number. a, w and out are addresses,
-    their rows in bytes. The results are computed numbers.
+    their rows in bytes. The results are computed numbers. Each row of int8 has its scale behind it.
     """
     vec = vectors(a_dtype).type  # of computed numbers, as all Vecs
     lanes = vec.lanes
@@ -96,6 +139,12 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
 
     def number(n: int) -> ir.Constant:
         return ir.Constant(ir.IntType(64), n)
+
+    def load_scale(builder: ir.IRBuilder, at: ir.Value) -> ir.Value:
+        """A float32 in every lane."""
+        value = builder.load(pointer(builder, at, vec.llvm_scalar))
+        value.align = 1
+        return splat(builder, vec.llvm, value)
 
     def emit_sums(builder: ir.IRBuilder, xs: list, units: list, K) -> list[list]:
         """The accumulators after the walk of K, of each x a list, one a unit; xs and units are addresses."""
@@ -118,7 +167,11 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
         left = builder.sub(K, builder.mul(whole, number(at_once)))
         with builder.if_then(builder.icmp_signed(">", left, number(0))):
             multiply(whole, 1, left)
-        return [[builder.load(slot) for slot in own] for own in slots]
+        sums = [[builder.load(slot) for slot in own] for own in slots]
+        if w_dtype != INT8:
+            return sums
+        scales = [load_scale(builder, builder.add(unit, K)) for unit in units]
+        return [[builder.fmul(value, scale) for value, scale in zip(own, scales, strict=True)] for own in sums]
 
     def emit_crosswise(builder: ir.IRBuilder, sums: list) -> ir.Value:
         """One vector of the sums over the lanes of each: neighbours are added, and the halves put side by side."""
@@ -208,7 +261,9 @@ def gate_products(dtype: str) -> tuple[Any, Any, Any]:
     form = formats(dtype)
     stored = form.stored
     operand = form.operand
-    dots = dot_products(stored.dtype, stored.dtype)
+    weight_dtype = form.weights.dtype
+    dots = dot_products(stored.dtype, weight_dtype)
+    row_bytes = row_sizes(dtype)
     size = stored.itemsize
     operand_size = operand.itemsize
     first_unit = row_functions(dtype).first_unit
@@ -228,16 +283,19 @@ def gate_products(dtype: str) -> tuple[Any, Any, Any]:
             weights = share.a.weights
             row_x = share.row_x
             row_h = share.s.H * h_size
-            w_hh = weights.w_hh + unit * share.row_h
-            dots(share.a.x + first * row_x, row_x, count, weights.w_ih + unit * row_x, row_x, share.s.I, n, out, row)
-            dots_of_h(h + first * row_h, row_h, count, w_hh, share.row_h, share.s.H, n, out + apart, row)
+            w_row_x = row_bytes(share.s.I)
+            w_row_h = row_bytes(share.s.H)
+            w_ih = weights.w_ih + unit * w_row_x
+            w_hh = weights.w_hh + unit * w_row_h
+            dots(share.a.x + first * row_x, row_x, count, w_ih, w_row_x, share.s.I, n, out, row)
+            dots_of_h(h + first * row_h, row_h, count, w_hh, w_row_h, share.s.H, n, out + apart, row)
 
         return gate_dots
 
     gate_dots = make_gate_dots(dots, size)
     if operand.dtype == stored.dtype:
         return share_of, gate_dots, gate_dots
-    return share_of, gate_dots, make_gate_dots(dot_products(operand.dtype, stored.dtype), operand_size)
+    return share_of, gate_dots, make_gate_dots(dot_products(operand.dtype, weight_dtype), operand_size)
 
 
 def make_step(cell: Any, dtype: str) -> Any:

@@ -18,7 +18,7 @@ from rnnkit.backends import needs
 from rnnkit.backends.interface import Backend
 from rnnkit.core.cells import CELLS, Cell, cell_of
 from rnnkit.core.devices import cuda_problem
-from rnnkit.core.dtypes import DTYPES, DType
+from rnnkit.core.dtypes import COMPRESSED, DTYPES, DType, row_of
 
 
 def _no_schedules() -> tuple[str, ...]:
@@ -33,6 +33,7 @@ class BackendRow:
     options: why it does not serve a cell with its options, or None.
     fused: whether it runs compiled kernels, which `strict` demands.
     schedules: the names of its ways to run a layer-direction, of which a call may name one; () where there is one way.
+    compressed: the names of the rows of COMPRESSED that it serves.
     """
 
     name: str
@@ -44,6 +45,11 @@ class BackendRow:
     schedules: Callable[[], tuple[str, ...]] = _no_schedules
     options: Callable[[Cell], str | None] = lambda cell: None
     fused: bool = True
+    compressed: tuple[str, ...] = ()
+
+    def serves(self, dtype: str) -> bool:
+        """Whether it serves a row of DTYPES or of COMPRESSED, by its name."""
+        return dtype in self.dtypes or dtype in self.compressed
 
     def load(self, schedule: str | None = None) -> Backend:
         """The backend's module, or where a schedule is named the module's `pinned(schedule)`."""
@@ -110,6 +116,8 @@ def _numba_cuda_problem() -> str | None:
     return cuda_problem() or needs.import_problem() or _libnvvm_problem()
 
 
+_ALL_COMPRESSED = tuple(row.name for row in COMPRESSED.values())
+
 # In order of preference for each kind of array.
 BACKENDS: dict[str, BackendRow] = {
     row.name: row
@@ -121,8 +129,18 @@ BACKENDS: dict[str, BackendRow] = {
             "fused CPU scan, compiled by Numba",
             lambda: needs.numba_problem(),  # looked up when asked, so that a test may replace it
             _compiled_cells,
+            compressed=_ALL_COMPRESSED,
         ),
-        BackendRow("numpy", "numpy", tuple(DTYPES), "the NumPy oracle", _no_problem, _all_cells, fused=False),
+        BackendRow(
+            "numpy",
+            "numpy",
+            tuple(DTYPES),
+            "the NumPy oracle",
+            _no_problem,
+            _all_cells,
+            fused=False,
+            compressed=_ALL_COMPRESSED,
+        ),
         BackendRow(
             "cupy",
             "cupy",
@@ -195,7 +213,7 @@ def check_backend(name: Any) -> None:
 
 @cache
 def select(device: str, dtype: str, cell: str, name: str | None = None, strict: bool = False) -> Choice:
-    """The backend for arrays on `device` ('cpu' or 'cuda:<index>') computed as the row `dtype` of DTYPES says.
+    """The backend for arrays on `device` ('cpu' or 'cuda:<index>') computed as a row of DTYPES or COMPRESSED says.
 
     `cell` is a `Cell.key`. `name` asks for one backend; `strict` for one with compiled kernels.
 
@@ -208,7 +226,7 @@ def select(device: str, dtype: str, cell: str, name: str | None = None, strict: 
         row, schedule = backend_row(name)
         if row.arrays != arrays:
             raise ValueError(f"backend {name!r} takes {row.arrays} arrays, got {arrays} arrays on {device}")
-        if dtype not in row.dtypes:
+        if not row.serves(dtype):
             raise ValueError(f"backend {name!r} serves {', '.join(row.dtypes)}, got dtype {dtype}")
         if row_of_cell.name not in row.cells():
             raise ValueError(f"backend {name!r} serves the cells {', '.join(row.cells())}, got {cell}")
@@ -216,7 +234,7 @@ def select(device: str, dtype: str, cell: str, name: str | None = None, strict: 
         if problem:
             raise ValueError(f"backend {name!r} {problem}")
         why = _with_precision(f"backend={name!r} was asked for", row, dtype)
-        return Choice(row, row.load(schedule), DTYPES[dtype], why)
+        return Choice(row, row.load(schedule), row_of(dtype), why)
     skipped: list[str] = []
     for row in BACKENDS.values():
         if row.arrays != arrays:
@@ -227,12 +245,12 @@ def select(device: str, dtype: str, cell: str, name: str | None = None, strict: 
             continue
         why = f"first backend for {arrays} arrays that serves {dtype} {cell}"
         why = "; ".join([why, *(f"passed over {s}" for s in skipped)])
-        return Choice(row, row.load(), DTYPES[dtype], _with_precision(why, row, dtype))
+        return Choice(row, row.load(), row_of(dtype), _with_precision(why, row, dtype))
     raise RuntimeError(f"no backend can run {cell} in {dtype} on {device}: {'; '.join(skipped)}")
 
 
 def _unserved(row: BackendRow, dtype: str, cell: Cell) -> str | None:
-    if dtype not in row.dtypes:
+    if not row.serves(dtype):
         return f"does not serve {dtype}"
     return row.options(cell) if cell.name in row.cells() else f"does not serve the cell {cell.name}"
 

@@ -22,7 +22,7 @@ float32, and matrix products may round their operands to the 10 bits of NVIDIA's
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,7 @@ class DType:
         forward: tolerance of outputs.
         backward: tolerance of gradients.
         reach: the largest reach of a pre-activation (see the module) for which the tolerances hold without a factor.
+        weights: name of the dtype that weight matrices are compressed to, "" if they have the dtype `stored`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class DType:
     forward: Tolerance
     backward: Tolerance
     reach: float
+    weights: str = ""
 
     def growth(self, reach: float) -> float:
         """The factor of both tolerances for pre-activations of this reach: 1 up to the row's reach."""
@@ -73,6 +75,11 @@ class DType:
 
             return np.dtype(ml_dtypes.bfloat16)
         return np.dtype(self.stored)
+
+    @property
+    def format(self) -> str:
+        """The dtype of arrays, and that of compressed weights: for the compiled CPU kernels."""
+        return f"{self.stored}_{self.weights}" if self.weights else self.stored
 
     @cached_property
     def compute(self) -> np.dtype:
@@ -93,6 +100,17 @@ DTYPES: dict[str, DType] = {
         DType("bfloat16", "bfloat16", "float32", Tolerance(1.6e-2, 1.6e-2), Tolerance(3.2e-2, 3.2e-2), 1e4),
     )
 }
+
+# The rows of modules with compressed weights (rnnkit/core/compression.py), by the weights' dtype. No array and no
+# constructor argument names them. The oracle has the weights that the compressed ones stand for.
+COMPRESSED: dict[str, DType] = {
+    weights: replace(DTYPES["float32"], name=f"float32_{weights}", weights=weights) for weights in ("bfloat16", "int8")
+}
+
+
+def row_of(name: str) -> DType:
+    """The row of DTYPES or of COMPRESSED with that name."""
+    return DTYPES.get(name) or next(row for row in COMPRESSED.values() if row.name == name)
 
 
 def resolve_dtype(dtype: Any) -> DType:

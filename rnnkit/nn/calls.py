@@ -139,8 +139,16 @@ class SavesCalls:
         self._thread_slots = ThreadSlots()
 
 
+def not_trainable(what: str, module: Any) -> str:
+    """The message that refuses to train a module with compressed weights."""
+    kind = type(module).__name__
+    return f"{what} is not for this {kind}: its weights are compressed to {module._dtype.weights}, for inference only"
+
+
 def _needs_a_call(module: Any) -> str:
     kind = type(module).__name__
+    if getattr(module, "_matrices", None):
+        return not_trainable("", module).lstrip()
     return f"needs a call of this {kind} first, in the same thread, and one outside rnnkit.no_grad()"
 
 

@@ -24,7 +24,7 @@ def check_meaning(
 
     Args:
         mapping: the state dict.
-        meanings: prefix of parameter names -> the module's own "cell" and "merge".
+        meanings: prefix of parameter names -> the module's own "cell", "merge" and compressed "weights".
         cells: the argument of `load_state_dict`.
         names: the module's parameter names.
     """
@@ -35,6 +35,9 @@ def check_meaning(
         where = repr(prefix.rstrip(".")) if prefix else "this layer"
         if "cell" in own and any(name in mapping for name in names if name.startswith(prefix)):
             _check_cell(where, own["cell"], source.get("cell"), named.get(prefix), hasattr(mapping, "_metadata"))
+        if source and source.get("weights") != own.get("weights"):
+            theirs, ours = (of.get("weights", "not compressed") for of in (source, own))
+            raise ValueError(f"the weights for {where} are {theirs}, and its own are {ours}: see rnnkit.compress")
         if "merge" in own and source.get("merge", own["merge"]) != own["merge"]:
             raise ValueError(
                 f"the weights for {where} are those of a Bidirectional with merge={source['merge']!r}, and it has "

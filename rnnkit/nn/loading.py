@@ -48,19 +48,32 @@ def checked_load(
     if strict and (missing or extra):
         raise KeyError(f"state dict does not fit: missing {missing or 'nothing'}, extra {extra or 'nothing'}")
     arrays = {name: devices.to_numpy(mapping[name]) for name in params if name in mapping}
+    compressed = [part for part in module._walk() if part._matrices]
+    replaced = {id(p) for part in compressed for p in part._params.values()}
     for name, value in arrays.items():
         if value.shape != tuple(params[name].shape):
             raise ValueError(f"{name} must have shape {tuple(params[name].shape)}, got {value.shape}")
         if value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
             raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
-        check_writable(name, params[name])
+        if id(params[name]) not in replaced:
+            check_writable(name, params[name])
+        elif value.dtype != params[name].dtype or (name.endswith("_scale") and not np.isfinite(value).all()):
+            numbers = f"{params[name].dtype} of a compressed layer, all finite"
+            raise ValueError(f"{name} must be {numbers}, got {value.dtype}: rnnkit.compress makes them from float32")
     # All arrays are copied before any is written. A cast may still fail, and then no parameter has changed. The
     # mapping may also hold this module's own arrays under other names.
     cast = {name: _cast(name, value, params[name].dtype) for name, value in arrays.items()}
     on_device = {name: devices.to_device(host, devices.device_of(params[name])) for name, host in cast.items()}
 
     def write() -> None:
+        from rnnkit.nn.compressed import replace_arrays  # which imports this file
+
+        new = {id(params[name]): value for name, value in on_device.items() if id(params[name]) in replaced}
+        for part in compressed:
+            replace_arrays(part, new)
         for name, value in on_device.items():
+            if id(params[name]) in new:
+                continue
             with devices.current(devices.device_of(value)):
                 params[name][...] = value
 

@@ -16,7 +16,7 @@ from rnnkit.core import checks, devices
 from rnnkit.core.dtypes import DType, resolve_dtype
 from rnnkit.core.grad_mode import grad_enabled, no_grad, set_grad_enabled
 from rnnkit.core.read_only import constant, is_constant, writable
-from rnnkit.nn.calls import Call, SavesCalls, ThreadSlots, new_lock
+from rnnkit.nn.calls import Call, SavesCalls, ThreadSlots, new_lock, not_trainable
 from rnnkit.nn.loading import LoadedKeys, checked_load
 from rnnkit.nn.named_arrays import Params, StateDict
 
@@ -93,6 +93,7 @@ class Module(SavesCalls):
 
     takes_lengths = False
     _cached_weights: Any = None  # built once from the parameters' arrays; None after an array was replaced
+    _matrices: Mapping[str, Any] = MappingProxyType({})  # of a layer with compressed weights, by name
 
     def __init__(self, dtype: Any = "float32", device: Any = None) -> None:
         super().__init__()
@@ -193,6 +194,10 @@ class Module(SavesCalls):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._adding = new_lock()
+        if self._matrices:
+            from rnnkit.nn.compressed import show_matrices  # which imports this file
+
+            show_matrices(self)  # copies of the parameters do not share the matrices' memory
 
     # Parameters
 
@@ -265,13 +270,16 @@ class Module(SavesCalls):
 
         Raises:
             TypeError: mode is not a bool.
+            RuntimeError: mode is True and the module has compressed weights.
 
         Examples:
             >>> import rnnkit
             >>> rnnkit.LSTM(3, 4, num_layers=2, dropout=0.5).train(False).training
             False
         """
-        self.training = checks.flag("mode", mode)
+        if checks.flag("mode", mode):
+            self._check_trainable("train(True)")
+        self.training = mode
         for child in self.children().values():
             child.train(mode)
         return self
@@ -360,13 +368,23 @@ class Module(SavesCalls):
         Returns:
             The module.
 
+        Raises:
+            RuntimeError: the module has compressed weights.
+
         Examples:
             >>> import rnnkit
             >>> rnnkit.Linear(3, 2).freeze().unfreeze().frozen
             False
         """
+        self._check_trainable("unfreeze")
         self._replace_params(writable)
         return self
+
+    def _check_trainable(self, what: str) -> None:
+        """Raises RuntimeError if there are compressed weights inside. what: what would train or write to them."""
+        for module in self._walk():
+            if module._matrices:
+                raise RuntimeError(not_trainable(what, module))
 
     @property
     def frozen(self) -> bool:
@@ -384,6 +402,11 @@ class Module(SavesCalls):
 
     def _check_device(self, device: str) -> None:
         """Raises ValueError if the backend that the module names cannot run on `device`."""
+
+    def _weight(self, name: str) -> Any:
+        """A parameter as backends take it, or None: an array, or a CompressedMatrix."""
+        matrix = self._matrices.get(name)
+        return self._params.get(name) if matrix is None else matrix
 
     # State dicts
 
@@ -411,7 +434,10 @@ class Module(SavesCalls):
     def _meanings(self) -> Mapping[str, dict[str, Any]]:
         """Prefix of parameter names -> what names and shapes do not determine: "cell", "merge"."""
         cell = getattr(self, "cell", None)
-        return self._gathered("_meanings", {} if cell is None else {"": {"cell": cell.name}})
+        own = {} if cell is None else {"cell": cell.name}
+        if self._matrices:
+            own["weights"] = self._dtype.weights
+        return self._gathered("_meanings", {"": own} if own else {})
 
     def load_state_dict(
         self,

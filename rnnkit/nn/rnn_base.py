@@ -201,7 +201,7 @@ class Recurrent(Module):
         return caches
 
     def _new_cache(self, names: tuple[str, ...]) -> LayerCache:
-        return LayerCache(Weights(*map(self._params.get, names)), Weights(*map(self._grads.get, names)))
+        return LayerCache(Weights(*map(self._weight, names)), Weights(*map(self._grads.get, names)))
 
     # Calls
 
@@ -294,14 +294,15 @@ class Recurrent(Module):
             restart = self._states(reset_state, names, B, unbatched)
         drop = self._drop if self.training and self.dropout else None
         choice = self._choice()
+        keep = grad_enabled() and not self._dtype.weights
         if truncate is not None or max_saved_bytes is not None:
             sizes = self._sizes(T, B, checked)
             chunks = ChunkArguments(truncate, max_saved_bytes)
             stacked = (self.num_layers, self.num_directions)
-            choice = chunks.applied(choice, self._cell_now(), sizes, *stacked, grad_enabled(), flags is not None)
+            choice = chunks.applied(choice, self._cell_now(), sizes, *stacked, keep, flags is not None)
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(
-            self.cell, choice, x, state0, self._caches(), checked, drop, grad_enabled(), None, self._constants
+            self.cell, choice, x, state0, self._caches(), checked, drop, keep, None, self._constants
         )
         if self.regularisation is not None:
             noise = self.regularisation.noise(self.training, self.rng)

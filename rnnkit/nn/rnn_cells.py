@@ -80,7 +80,7 @@ class StepCell(Module):
         """The part of a call that does not change between calls. It is cached."""
         cached = self._cached_weights
         if cached is None or cached.backend is not self.backend:
-            weights, grads = (Weights(*map(of.get, _NAMES)) for of in (self._params, self._grads))
+            weights, grads = (Weights(*map(of, _NAMES)) for of in (self._weight, self._grads.get))
             cached = _CachedWeights(LayerCache(weights, grads), self._choice(), self.backend)
             self._cached_weights = cached
         return cached
@@ -126,7 +126,7 @@ class StepCell(Module):
         if cached is None or cached.backend is not self.backend:
             cached = self._weights()
         cache, choice, _ = cached
-        keep = grad_enabled()
+        keep = grad_enabled() and not self._dtype.weights
         fields = (self.cell, choice.dtype, x, state0, cache.weights, None, False, keep, None, cache, None, (), None)
         call: LayerCall = tuple.__new__(LayerCall, fields)  # LayerCall(*fields) would take 2% of the call more
         _, state, own = choice.backend.forward(call)

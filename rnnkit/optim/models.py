@@ -19,6 +19,7 @@ def modules_of(model: Any) -> tuple[Module, ...]:
     for module in models:
         if not isinstance(module, Module):
             raise TypeError(f"model must be a Module or a list of Modules, got {type(module).__name__}")
+        module._check_trainable("an optimizer or clipping")
     ids = [id(p) for module in models for p in module.params.values()]
     if not ids:
         raise ValueError("model must have parameters, got none")

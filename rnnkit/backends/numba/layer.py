@@ -257,7 +257,7 @@ def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtyp
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     """See `rnnkit.backends.Backend.describe`."""
     T, B, I, H, R, N = sizes
-    work = Work(cell, format_of(cell, dtype.stored), T, B, I, H, R, N, R != H)
+    work = Work(cell, format_of(cell, dtype.format), T, B, I, H, R, N, R != H)
     plan = plan_for(work, packing(T, B, None), thread_pool.threads_for(call_us(work)), False, False, keep)
     saved = sum(saved_parts(cell, dtype.stored, H, R, N, R != H)) if keep else 0
     cached = not keep and memory.is_cached(plan.packed)

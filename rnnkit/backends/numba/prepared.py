@@ -15,7 +15,8 @@ from rnnkit.backends.numba.operands import ready_array
 from rnnkit.backends.numba.plan import Plan, Work, call_us, plan_for, single, threads_of
 from rnnkit.backends.ragged import Packing, clear_packing_cache, packing
 from rnnkit.core.cells import Array, Cell, Weights
-from rnnkit.core.dtypes import DTYPES
+from rnnkit.core.compression import CompressedMatrix
+from rnnkit.core.dtypes import COMPRESSED, DTYPES
 from rnnkit.core.read_only import is_constant
 from rnnkit.kernels.cpu import scan, step
 from rnnkit.kernels.cpu.arguments import Extras
@@ -170,7 +171,7 @@ def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
     )
 
 
-# The cell; of the weights the dtype's name, weight_hh's shape (G*H, R) and whether there is a projection; x's shape
+# The cell; of the weights the dtype's format, weight_hh's shape (G*H, R) and whether there is a projection; x's shape
 # (T, B, I), reverse and keep.
 Key = tuple[Cell, tuple[str, tuple[int, ...], bool], tuple[int, ...], bool, bool]
 
@@ -218,8 +219,15 @@ def make_extras(weights: Weights, constants: tuple[float, ...], dw_unit: Array |
 
 def ready_weights(weights: Weights, cell: Cell, constants: tuple[float, ...]) -> ReadyWeights:
     """The weights' arrays, or copies of those that the kernels cannot read in place."""
+    shape = weights.w_hh.shape
+    if isinstance(weights.w_hh, CompressedMatrix):
+        row = COMPRESSED[weights.w_hh.weights]
+        weights = Weights(*(w.rows if isinstance(w, CompressedMatrix) else w for w in weights))
+        name, biases = row.format, row.storage
+    else:
+        name, biases = DTYPE_NAMES[weights.w_hh.dtype.char], weights.w_hh.dtype
     w_hh = ready_array(weights.w_hh)
-    no_bias = np.zeros(w_hh.shape[0], w_hh.dtype)
+    no_bias = np.zeros(shape[0], biases)
     projected = weights.w_hr is not None
     extras = make_extras(weights, constants) if cell.options.changes_formulas else ()
     arguments = (
@@ -232,4 +240,4 @@ def ready_weights(weights: Weights, cell: Cell, constants: tuple[float, ...]) ->
     )
     matrices = tuple(w for w in (weights.w_ih, weights.w_hh, weights.w_hr) if w is not None)
     constant = matrices if all(map(is_constant, matrices)) else ()
-    return ReadyWeights(arguments, constant, (DTYPE_NAMES[w_hh.dtype.char], w_hh.shape, projected), extras)
+    return ReadyWeights(arguments, constant, (name, shape, projected), extras)
