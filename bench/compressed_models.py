@@ -32,7 +32,7 @@ MODELS: tuple[tuple[str, ...], ...] = (
 def of_models(
     models: tuple[tuple[str, ...], ...] = MODELS, steps: int = 1500, longest: int = 2000
 ) -> list[dict[str, Any]]:
-    """Trains each model for that many chunks. Its figures with each kind of weights are over `longest` steps of 32 rows."""
+    """Trains each model for that many chunks. Its figures with each kind of weights, on `longest` steps of 32 rows."""
     found = []
     for options in models:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

@@ -20,6 +20,7 @@ from rnnkit.kernels.cpu.arguments import Forward, Shape, read_forward, read_shap
 from rnnkit.kernels.cpu.conversions import INT16, emit_dot, has_dot_product, high_as_float, low_as_float
 from rnnkit.kernels.cpu.formats import INT8, formats, row_sizes
 from rnnkit.kernels.cpu.jit import inner, job, outer
+from rnnkit.kernels.cpu.matmul import LINE, emit_prefetch
 from rnnkit.kernels.cpu.memory import minimum
 from rnnkit.kernels.cpu.partition import Part, part_of, sync_group
 from rnnkit.kernels.cpu.pointwise import extras_reader, forward_row, reset_rows
@@ -136,6 +137,10 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
     lanes = vec.lanes
     block_rows, block_units = _BLOCK[vector_bytes()]
     at_once, (of_a, of_w), multiply_add = _reading(a_dtype, w_dtype)
+    lines = lanes * of_w[2] // LINE  # cache lines of a vector of units that are read per step of K
+    # The rows of a vector of units are as many short streams, which a processor is late to prefetch. Of float32, whose
+    # rows are longer, a prefetch per line costs more than it gains.
+    prefetches = w_dtype != a_dtype
 
     def number(n: int) -> ir.Constant:
         return ir.Constant(ir.IntType(64), n)
@@ -146,8 +151,11 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
         value.align = 1
         return splat(builder, vec.llvm, value)
 
-    def emit_sums(builder: ir.IRBuilder, xs: list, units: list, K) -> list[list]:
-        """The accumulators after the walk of K, of each x a list, one a unit; xs and units are addresses."""
+    def emit_sums(builder: ir.IRBuilder, xs: list, units: list, K, ahead: Any) -> list[list]:
+        """The accumulators after the walk of K, of each x a list, one a unit; xs and units are addresses.
+
+        ahead: None, or the address of the same gate's next vector of units, whose rows are prefetched.
+        """
         slots = [[cgutils.alloca_once(builder, vec.llvm) for _ in units] for _ in xs]
         for slot in (slot for own in slots for slot in own):
             builder.store(ir.Constant(vec.llvm, [0.0] * lanes), slot)
@@ -164,6 +172,9 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
         whole = builder.sdiv(K, number(at_once))
         with cgutils.for_range(builder, whole) as loop:
             multiply(loop.index, 0, number(at_once))
+            for line in range(lines if ahead is not None else 0):
+                at = builder.add(builder.mul(loop.index, number(lines * LINE)), number(line * LINE))
+                emit_prefetch(builder, builder.add(ahead, at), 0, 2)
         left = builder.sub(K, builder.mul(whole, number(at_once)))
         with builder.if_then(builder.icmp_signed(">", left, number(0))):
             multiply(whole, 1, left)
@@ -184,10 +195,10 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
             ]
         return sums[0]
 
-    def emit_dots(builder: ir.IRBuilder, xs: list, units: list, K) -> list:
+    def emit_dots(builder: ir.IRBuilder, xs: list, units: list, K, ahead: Any) -> list:
         """The vector of each x."""
         width = lanes if len(xs) == 1 else min(block_units, lanes)
-        parts = [emit_sums(builder, xs, units[k : k + width], K) for k in range(0, lanes, width)]
+        parts = [emit_sums(builder, xs, units[k : k + width], K, ahead) for k in range(0, lanes, width)]
         return [emit_crosswise(builder, [value for part in parts for value in part[i]]) for i in range(len(xs))]
 
     def make_dots(rows: int) -> Any:
@@ -199,8 +210,10 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
                 a, a_row, w, w_row, K, count, out, out_row = args
                 xs = [builder.add(a, builder.mul(a_row, number(r))) for r in range(rows)]
 
+                ahead = builder.add(w, builder.mul(w_row, number(lanes))) if prefetches and rows == 1 else None
+
                 def store_dots(units: list) -> None:
-                    for r, value in enumerate(emit_dots(builder, xs, units, K)):
+                    for r, value in enumerate(emit_dots(builder, xs, units, K, ahead)):
                         emit_store(builder, value, builder.add(out, builder.mul(out_row, number(r))))
 
                 last = builder.sub(count, number(1))

@@ -47,7 +47,7 @@ def compress(module: Module, weights: str = "int8") -> Any:
 
     Examples:
         >>> import numpy as np, rnnkit
-        >>> layer = rnnkit.LSTM(4, 6, rng=0)
+        >>> layer = rnnkit.LSTM(4, 6, backend="numpy", rng=0)
         >>> small = rnnkit.compress(layer, "int8")
         >>> small.params["weight_hh_l0"].dtype, small.params["weight_hh_l0_scale"].shape
         (dtype('int8'), (24,))

@@ -69,11 +69,10 @@ def checked_load(
         from rnnkit.nn.compressed import replace_arrays  # which imports this file
 
         new = {id(params[name]): value for name, value in on_device.items() if id(params[name]) in replaced}
+        written = {name: value for name, value in on_device.items() if id(params[name]) not in new}
         for part in compressed:
             replace_arrays(part, new)
-        for name, value in on_device.items():
-            if id(params[name]) in new:
-                continue
+        for name, value in written.items():
             with devices.current(devices.device_of(value)):
                 params[name][...] = value
 

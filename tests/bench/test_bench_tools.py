@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import cell_calls, cpu_peaks, first_call, machine, resets, result_file, thread_contention, tool_result
+from bench import (
+    cell_calls,
+    compressed,
+    compressed_models,
+    cpu_peaks,
+    first_call,
+    machine,
+    resets,
+    result_file,
+    thread_contention,
+    tool_result,
+)
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PeerRow
 from bench.problem import Oracle, check, make_problem
@@ -177,6 +188,35 @@ def test_first_call_gives_a_wrong_result_no_time(wrong_peer: str) -> None:
         assert set(result) == {"status", "why"}
         assert result["status"] == "wrong"
     assert "wrong" in first_call.render(found)
+
+
+# Compressed weights
+
+
+def test_compressed_weights_are_measured_beside_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "SAMPLE", 0.0)
+    results = compressed.measure((compressed.Shape("gru", 2, 1, 6),), 2, "numpy")
+    assert [result["weights"] for result in results] == ["float32", "bfloat16", "int8"]
+    assert [result["bytes"] for result in results] == [4 * 216, 2 * 216, 216 + 4 * 36]
+    for result in results:
+        assert result["status"] == "ok"
+        assert set(result["us"]) == set(result["float32_over"]) == SPREAD
+    assert len(compressed.render({"results": results, "models": []}).splitlines()) == 4
+    monkeypatch.setattr(compressed, "error_ratio", lambda *_: 2.0)
+    results = compressed.measure((compressed.Shape("lstm", 1, 2, 6),), 1, "numpy")
+    assert "wrong" in compressed.render({"results": results, "models": []})
+
+
+@pytest.mark.slow
+def test_example_models_are_evaluated_with_each_kind_of_weights() -> None:
+    model = ("--cell", "gru", "--hidden", "8", "--chunk", "3", "--backend", "numpy")
+    found = compressed_models.of_models((model,), steps=2, longest=5)
+    assert [result["weights"] for result in found] == ["float32", "bfloat16", "int8"]
+    assert found[0]["more_than_float32"] == found[0]["largest_difference"] == 0
+    for result in found[1:]:
+        assert 0 < result["mean_difference"] < result["largest_difference"] < 0.01
+        assert abs(result["more_than_float32"]) < 0.01
+    assert len(compressed.render({"results": [], "models": found}).splitlines()) == 6
 
 
 # Resets and masks

@@ -13,6 +13,7 @@ from tests.tools.mutants.backends import BACKEND_MUTANTS
 from tests.tools.mutants.cell_options import OPTION_MUTANTS
 from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.cluster import CLUSTER_MUTANTS
+from tests.tools.mutants.compressed import COMPRESSED_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
 from tests.tools.mutants.overlap import OVERLAP_MUTANTS
 from tests.tools.mutants.planting import Mutant
@@ -31,6 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *CHUNK_MUTANTS,
     *OPTION_MUTANTS,
     *RANDOM_MASK_MUTANTS,
+    *COMPRESSED_MUTANTS,
     *TOOL_MUTANTS,
     *BACKEND_MUTANTS,
     *RESIDENT_FORWARD_MUTANTS,
