@@ -315,10 +315,7 @@ def _about_compression(layer: Module) -> tuple[str, ...]:
     size = sum(m.rows.nbytes for m in matrices)
     whole = sum(4 * m.shape[0] * m.shape[1] for m in matrices)
     scaled = ", a scale per row" if layer._dtype.weights == "int8" else ""
-    return (
-        f"weights: {layer._dtype.weights}{scaled}, for inference; {size:,} bytes, of {whole:,} in float32; kernels "
-        f"widen them to float32 as they read them",
-    )
+    return (f"weights: {layer._dtype.weights}{scaled}, for inference; {size:,} bytes, of {whole:,} in float32",)
 
 
 def _about_packed_weights(layer: Any) -> str:

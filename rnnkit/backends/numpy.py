@@ -153,6 +153,8 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     if dtype.storage != dtype.compute:  # x stays for backward; weights and y are there in both dtypes while it runs
         kept += T * B * I * itemsize if keep else 0
         widened = (T * B * (R + (0 if keep else I)) + cell.n_gates * H * (I + R + 2)) * itemsize
+    if dtype.weights:  # every call expands the matrices
+        widened += (cell.n_gates * H * (I + R) + (R * H if R != H else 0)) * itemsize
     transient = T * cell.n_gates * row + gathered + step + widened
     return Description(f"{cell.name} in NumPy, one step at a time", transient, kept)
 

@@ -41,7 +41,7 @@ def compress(module: Module, weights: str = "int8") -> Any:
         The copy, of the module's class.
 
     Raises:
-        TypeError: `module` is no Module of rnnkit, or `weights` is not a string.
+        TypeError: `module` is no Module of rnnkit.
         ValueError: `weights` is unknown, there is no recurrent layer inside, or one is not float32, not on the CPU,
             compressed already or has weights that are not finite or too large.
 

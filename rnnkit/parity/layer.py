@@ -106,6 +106,7 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
         raise ValueError(
             f"layer must have its dropout off, as after layer.eval(), got dropout={layer.dropout} in training mode"
         )
+    layer._check_trainable("check_layer, which runs backward,")
     if not grad_enabled():
         raise RuntimeError("check_layer runs backward: call it outside rnnkit.no_grad()")
     if isinstance(seed, checks.NOT_NUMBERS) or not isinstance(seed, (int, np.integer)) or seed < 0:
