@@ -16,6 +16,8 @@ import rnnkit.torch  # noqa: E402
 from rnnkit.torch.dispatch import Stack  # noqa: E402
 from rnnkit.torch.equations import run as by_equations  # noqa: E402
 
+pytestmark = pytest.mark.peers
+
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("LSTM", {"peephole": True, "clip": 0.7, "cell_clip": 0.5}),
     "coupled": (
