@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,14 +23,16 @@ from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, parity
 
 BAR = 1.3
+LAYERS = {"lstm": rnnkit.LSTM, "gru": rnnkit.GRU}
 
 
 class Row(NamedTuple):
-    """A cell with options, as its key and constants, beside the plain cell."""
+    """A cell with options, as its key and constants, or a layer with rates of random masks, beside the plain cell."""
 
     name: str
     cell: str
     constants: tuple[float, ...] = ()
+    rates: tuple[tuple[str, Any], ...] = ()
 
     @property
     def plain(self) -> str:
@@ -45,14 +47,45 @@ ROWS = (
     Row("hard activations", "lstm+activations=HardSigmoid,Softsign,Softsign", (0.2, 0.5)),
     Row("clip of a GRU", "gru+clip", (3.0,)),
     Row("Softplus of an RNN", "rnn_tanh+activations=Softplus"),
+    Row("zoneout", "lstm", rates=(("zoneout", (0.05, 0.05)),)),
+    Row("zoneout of a GRU", "gru", rates=(("zoneout", 0.05),)),
+    Row("recurrent dropout", "lstm", rates=(("recurrent_dropout", 0.2),)),
+    Row("mask per gate", "lstm", rates=(("recurrent_dropout", 0.2), ("mask_per_gate", True))),
+    Row("input and weight dropout", "lstm", rates=(("input_dropout", 0.2), ("weight_dropout", 0.2))),
 )
 
 
 def wrong(row: Row) -> str | None:
     """What differs from the oracle, or None."""
+    if row.rates:
+        x = np.random.default_rng(0).standard_normal((6, 7, 19)).astype(np.float32)
+        (y, dx), (want, wanted) = (_outcome(layer_of(row, 19, backend), x) for backend in ("numba", "numpy"))
+        close = np.allclose(y, want, rtol=0, atol=1e-5) and np.allclose(dx, wanted, rtol=0, atol=1e-4)
+        return None if close else "differs from the oracle"
     case = Case(row.cell, T=6, B=7, I=5, H=19, ragged=True, constants=row.constants)
     over = {name: share for name, share in parity("numba", case, "float32").items() if not share <= 1}
     return f"differs from the oracle: {over}" if over else None
+
+
+def layer_of(row: Row, H: int, backend: str) -> Any:
+    """A layer with the rates of a row."""
+    return LAYERS[row.cell](H, H, backend=backend, rng=0, **dict(row.rates))
+
+
+def _outcome(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    y, _ = layer(x)
+    return y, layer.backward(y)[0]
+
+
+def layer_call(row: Row, sizes: dict[str, int]) -> Callable[[], None]:
+    """Forward and backward of a layer."""
+    layer = layer_of(row, sizes["H"], "numba")
+    x = np.random.default_rng(0).standard_normal((sizes["T"], sizes["B"], sizes["H"])).astype(np.float32)
+
+    def call() -> None:
+        _outcome(layer, x)
+
+    return call
 
 
 def call_of(cell: str, constants: tuple[float, ...], sizes: dict[str, int]) -> Callable[[], None]:
@@ -70,7 +103,10 @@ def call_of(cell: str, constants: tuple[float, ...], sizes: dict[str, int]) -> C
 
 def ratios(row: Row, sizes: dict[str, int], rounds: int) -> tuple[list[float], list[float]]:
     """Times of the plain cell in ms, and for each the time with options over it."""
-    plain, own = call_of(row.plain, (), sizes), call_of(row.cell, row.constants, sizes)
+    if row.rates:
+        plain, own = layer_call(row._replace(rates=()), sizes), layer_call(row, sizes)
+    else:
+        plain, own = call_of(row.plain, (), sizes), call_of(row.cell, row.constants, sizes)
     for call in (plain, own, plain, own):
         call()
     times, found = [], []

@@ -146,9 +146,12 @@ def _cell(cell: Any) -> Cell:
     if not plus:
         return CELLS[name]
     try:
-        return cell_of(cell)
+        row = cell_of(cell)
     except ValueError as problem:
         raise ValueError(f"cell: {problem}") from None
+    if row.options.has_noise:
+        raise ValueError(f"cell must have no zoneout and no recurrent dropout, which only layers have, got {cell!r}")
+    return row
 
 
 def _check_weights(row: Cell, weights: Weights, I: int, dtype: np.dtype, device: str) -> Weights:

@@ -172,3 +172,11 @@ def test_repr_names_the_rates() -> None:
 def test_bad_arguments(name: str, arguments: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         getattr(rnnkit, name)(3, 4, **arguments)
+
+
+def test_the_functional_form_refuses_cells_that_need_masks() -> None:
+    from rnnkit.functional import direction
+
+    weights = direction.Weights(np.ones((4, 2)), np.ones((4, 4)))
+    with pytest.raises(ValueError, match="cell must have no zoneout and no recurrent dropout"):
+        direction.forward("rnn_tanh+zoneout_h", np.ones((3, 2, 2)), (np.ones((2, 4)),), weights)
