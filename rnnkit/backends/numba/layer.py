@@ -217,7 +217,9 @@ def backward(call: BackwardCall) -> Gradients:
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
     compiled = job(cell, ready.work.dtype, True, False)
-    arguments = _ready_weights(call).arguments
+    own = _ready_weights(call)
+    arguments = own.arguments
+    extras = own.extras  # the launch gets their address alone
     dw_unit = None
     if weights.w_unit is not None:
         dw_unit = np.empty(weights.w_unit.shape, dtype)
