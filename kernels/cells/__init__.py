@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from rnnkit.core.cells import Cell
-from rnnkit.kernels.cells import gru, lstm, rnn, with_options
+from rnnkit.kernels.cells import gru, lstm, normalised, rnn, with_options
 
 Make = Callable[[Any, Any], SimpleNamespace]
 
@@ -52,8 +52,11 @@ HEADERS: dict[str, Header] = {
 def pointwise_of(cell: Cell, jit: Any, act: Any) -> SimpleNamespace:
     """The pointwise functions of a cell with its options, with the arguments of `with_options.py` in every cell.
 
-    prepared(k): the constants of a call as the functions take them.
+    prepared(k): the constants of a call as the functions take them. Cells that normalise have the functions of
+    `normalised.py` instead.
     """
+    if cell.normalises:
+        return normalised.make(jit, act, cell)
     if cell.options.changes_formulas:
         return OPTIONED[cell.name](jit, act, cell)
     return _plain(jit, POINTWISE[cell.name](jit, act))

@@ -82,7 +82,8 @@ class SavedAddresses(NamedTuple):
     """What forward saves for backward, per row-step.
 
     values (N, n_saved * H), h_prev (N, R), c_prev (N, H), operand (N, H): the operand of a second product inside the
-    step, m under projection or r h' of a GRU that resets before.
+    step, m under projection or r h' of a GRU that resets before. Of a cell that normalises it is (N, n_statistics)
+    computed numbers.
     """
 
     values: int
@@ -95,7 +96,7 @@ class Extras(NamedTuple):
     """What cells with options take beside their weights. Plain cells have none, and never read it.
 
     w_unit (K, H) the weights per unit; constants: the numbers that `Cell.constants` names, computed ones; dw_unit
-    (K, H), written by a backward.
+    (n_unit_sums, H), written by a backward.
     """
 
     w_unit: int
@@ -167,7 +168,8 @@ class Backward(NamedTuple):
     """A backward call.
 
     dy (T, B, R), whose rows are y_row bytes apart, or 0 for zeros; dh_n (B, R), dc_n (B, H). Out: dh0, dc0; dgates_x
-    and dgates_h (N, G*H), one array unless the sides differ; dprojected (N, R); dx (T, B, I), by way of dx_packed (N,
+    and dgates_h (N, G*H), one array unless the sides differ; dprojected (N, R), or of a cell that normalises (N,
+    n_norm_gradients * H) computed numbers; dx (T, B, I), by way of dx_packed (N,
     I), which is dx where N is T*B; dweights, whose matrices are added to where `adds` is not 0, and whose biases are 0
     where they are not wanted. extras: the address of an `Extras`, or 0. noise: as in `Forward`.
     """

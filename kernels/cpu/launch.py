@@ -119,15 +119,15 @@ def launch_backward(
     block = stack_bytes(LINE * (_BACKWARD_LINES + s.groups + 1))
     barriers = block + LINE * _BACKWARD_LINES
     clear_lines(barriers, s.groups + 1)
-    b_ih = address_of(db_ih) if biased else 0
-    b_hh = address_of(db_hh) if biased else 0
+    db_ih_at = address_of(db_ih) if biased else 0
+    db_hh_at = address_of(db_hh) if biased else 0
     dy_at = address_of(dy) if has_dy else 0
     dweights = WeightAddresses(
         w_ih=address_of(dw_ih),
         w_hh=address_of(dw_hh),
         w_hr=address_of(dw_hr),
-        b_ih=b_ih,
-        b_hh=b_hh,
+        b_ih=db_ih_at,
+        b_hh=db_hh_at,
     )
     arguments = Backward(
         shape=shape,

@@ -1,4 +1,7 @@
-"""The stages of cells with one product per step, and of the projection. See kernels/cpu/stages.py."""
+"""The stages of cells with one product per step, and of the projection. See kernels/cpu/stages.py.
+
+normalised.py replaces the pointwise stages of cells that normalise rows.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     operand = form.operand
     computed = form.computed
     product = products(operand.dtype, form.packed).product
-    row = forward_row(cell, dtype, operand.dtype, computed.dtype)
+    row = None if cell.normalises else forward_row(cell, dtype, operand.dtype, computed.dtype)
     pack_share = weight_functions(dtype).pack_share
     depth = depths(dtype)
     cells_of = cell_states(dtype, True)
@@ -154,7 +157,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     operand = form.operand
     computed = form.computed
     product = products(operand.dtype, form.packed).product
-    row = backward_row(cell, dtype)
+    row = None if cell.normalises else backward_row(cell, dtype)
     pack_share = weight_functions(dtype).pack_share
     depth = depths(dtype)
     cells_of = cell_states(dtype, False)

@@ -4,7 +4,7 @@
                 at a time
     backward    per step, last first: the cell, then dh += dgates W_hh; afterwards dx, dW and db, one product each
 
-What differs from cell to cell is in kernels/cpu/one_product.py and reset_before.py; arguments are in
+What differs from cell to cell is in kernels/cpu/one_product.py, reset_before.py and normalised.py; arguments are in
 kernels/cpu/arguments.py, the division over threads in kernels/cpu/partition.py.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnkit.kernels.cpu import one_product, reset_before
+from rnnkit.kernels.cpu import normalised, one_product, reset_before
 from rnnkit.kernels.cpu.arguments import read_backward, read_forward, read_shape
 from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.gradients import make_gradients
@@ -26,15 +26,22 @@ from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Step, cell_
 from rnnkit.kernels.cpu.unit_gradients import make_unit_gradients
 
 
+def _family(cell: Any) -> Any:
+    """The module that has the stages of a cell."""
+    if cell.normalises:
+        return normalised
+    return reset_before if cell.resets_before else one_product
+
+
 def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     """The forward stages of a cell."""
-    family = reset_before if cell.resets_before else one_product
+    family = _family(cell)
     return family.forward_stages(cell, dtype)
 
 
 def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     """The backward stages of a cell."""
-    family = reset_before if cell.resets_before else one_product
+    family = _family(cell)
     return family.backward_stages(cell, dtype)
 
 

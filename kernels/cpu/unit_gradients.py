@@ -20,7 +20,7 @@ from rnnkit.kernels.cpu.rows import row_functions
 def unit_gradient_room(cell: Any, H: int, threads: int, lanes: int) -> int:
     """How many computed numbers of memory a thread needs: two per weight of its units, in whole vectors."""
     vectors_of_all = -(-H // lanes)
-    return 2 * len(cell.unit_weights) * -(-vectors_of_all // threads) * lanes
+    return 2 * cell.n_unit_sums * -(-vectors_of_all // threads) * lanes
 
 
 def make_unit_gradients(cell: Any, dtype: str) -> Any:
@@ -43,18 +43,21 @@ def make_unit_gradients(cell: Any, dtype: str) -> Any:
     load_numbers = v.load_numbers
     first_unit = row_functions(dtype).first_unit
     zero = v.zero
-    K = len(cell.unit_weights)
-    G = cell.n_gates
+    K = cell.n_unit_sums
+    NORM = cell.normalises
+    HAS_C = cell.has_c
+    G = cell.n_norm_gradients if NORM else cell.n_gates
     SAVED = cell.n_saved
     CONSTANTS = len(cell.constants)
     STORED = stored.itemsize
-    OPERAND = operand.itemsize
     COMPUTED = v.itemsize
     lanes = v.lanes
     load_sums = v.whole.load
     store_sums = v.whole.store
     load_values = stored.first.load_blocks
-    load_gates = operand.first.load_blocks
+    source = v if NORM else operand
+    SOURCE = source.itemsize
+    load_gates = source.first.load_blocks
     load_c = v.first.load
     store_result = stored.first.store
 
@@ -83,8 +86,9 @@ def make_unit_gradients(cell: Any, dtype: str) -> Any:
             for j in range(u0, u1, lanes):
                 n = minimum(lanes, u1 - j)
                 saved = load_values(a.saved.values + (SAVED * step * H + j) * STORED, H * STORED, n, SAVED)
-                da = load_gates(a.dgates_x + (G * step * H + j) * OPERAND, H * OPERAND, n, G)
-                c_prev = load_c(a.saved.c_prev + (step * H + j) * COMPUTED, n)
+                gradients = a.dprojected if NORM else a.dgates_x
+                da = load_gates(gradients + (G * step * H + j) * SOURCE, H * SOURCE, n, G)
+                c_prev = load_c(a.saved.c_prev + (step * H + j) * COMPUTED, n) if HAS_C else zero()
                 parts = unit_gradients_of(saved, c_prev, da, k)
                 at = (j - u0) * COMPUTED
                 for m in range(K):

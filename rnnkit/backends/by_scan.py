@@ -33,7 +33,7 @@ class ScanGradients(NamedTuple):
     dstate0             tuple        gradients of the initial states
     operands            dict         the cell's hidden-side operands by name, each (T, B, R): see Cell.products
     dprojected, m       (T, B, P), (T, B, H), or None: gradient and operand of the projection
-    dunit               (T, B, K*H) or None: what each row-step adds to the gradients of the weights per unit
+    dunit               (T, B, n_unit_sums*H) or None: what each row-step adds to the gradients of the weights per unit
     masks               (1 or G, B, R) or None: what the operands of all gates, or of each gate, were multiplied by
 
     Entries past a row's own length may hold anything: the live steps alone are read.
@@ -102,15 +102,23 @@ def _weight_gradients(
         for operand, first, end in _operands(cell, grads)
     ]
     dw_hh = blocks[0] if len(blocks) == 1 else xp.concatenate(blocks)
-    db_ih = None if weights.b_ih is None else narrow(column_sums(dgates_x), dtype)
-    db_hh = None if weights.b_hh is None else narrow(column_sums(dgates_h), dtype)
+    dunit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(-1, H) if cell.n_unit_sums else None
+    if cell.normalises:
+        dunit, db_ih, db_hh = split_unit_sums(cell, weights, dunit)
+    else:
+        db_ih = None if weights.b_ih is None else narrow(column_sums(dgates_x), dtype)
+        db_hh = None if weights.b_hh is None else narrow(column_sums(dgates_h), dtype)
     dw_hr = None
     if weights.w_hr is not None:
         dw_hr = narrow(product_over_rows(_steps(grads.dprojected, live), _steps(grads.m, live)), dtype)
-    dw_unit = None
-    if weights.w_unit is not None:
-        dw_unit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(weights.w_unit.shape)
-    return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr, dw_unit)
+    return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr, dunit)
+
+
+def split_unit_sums(cell: Cell, weights: Weights, sums: Array) -> tuple[Array, Array | None, Array | None]:
+    """The gradients of w_unit, b_ih and b_hh from the sums (K + 2 G, H) of a cell that normalises."""
+    K, G = len(cell.unit_weights), cell.n_gates
+    db_ih, db_hh = sums[K : K + G].reshape(-1), sums[K + G :].reshape(-1)
+    return sums[:K], None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh
 
 
 def _operands(cell: Cell, grads: ScanGradients) -> Iterator[tuple[Array, int, int]]:

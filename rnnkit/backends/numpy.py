@@ -50,7 +50,7 @@ def scan_forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan
     state = tuple(np.array(s) for s in call.state0)
     masks = step_masks(call.noise, call.sizes, cell.n_gates, gates_x)
     for t in _order(T, call.reverse):
-        x_side = gates_x[t] if weights.b_ih is None else gates_x[t] + weights.b_ih
+        x_side = gates_x[t] if weights.b_ih is None or cell.normalises else gates_x[t] + weights.b_ih
         if call.noise is None:
             new, kept = step(x_side, state, weights)
         else:
@@ -73,7 +73,8 @@ def scan_backward(call: BackwardCall) -> ScanGradients:
     dtype, GH = dstate_n[0].dtype, weights.w_hh.shape[0]
     dgates_x, dgates_h = np.zeros((T, B, GH), dtype), np.zeros((T, B, GH), dtype)
     dprojected = None if weights.w_hr is None else np.zeros((T, B, weights.w_hr.shape[0]), dtype)
-    dunit = None if weights.w_unit is None else np.zeros((T, B, weights.w_unit.size), dtype)
+    units = cell.n_unit_sums * (GH // cell.n_gates)
+    dunit = np.zeros((T, B, units), dtype) if units else None
     dstate = tuple(np.array(d) for d in dstate_n)
     H, R = GH // cell.n_gates, weights.w_hh.shape[1]
     masks = step_masks(saved.noise, Sizes(T, B, 0, H, R, T * B), cell.n_gates, dgates_x)

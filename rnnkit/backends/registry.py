@@ -77,15 +77,20 @@ def _cuda_cells() -> Collection[str]:
     return HEADERS
 
 
-def _masks_per_gate(cell: Cell) -> str | None:
-    """Why kernels/numba_cuda does not have this cell with its options."""
-    return f"does not serve the cell {cell.name} with a mask on h per gate" if cell.options.mask_per_gate else None
+def _not_with_options(cell: Cell) -> str:
+    return f"does not serve the cell {cell.name} with {cell.options}"
 
 
-def _random_steps(cell: Cell) -> str | None:
-    """Why kernels/cuda does not have this cell with its options."""
-    options = cell.options
-    return f"does not serve the cell {cell.name} with {options}" if options.has_noise else None
+def _masks_per_gate_or_norms(cell: Cell) -> str | None:
+    """Why kernels/numba_cuda does not have this cell with its options: it has no sums over a row either."""
+    if cell.options.mask_per_gate:
+        return f"does not serve the cell {cell.name} with a mask on h per gate"
+    return _not_with_options(cell) if cell.normalises else None
+
+
+def _random_steps_or_norms(cell: Cell) -> str | None:
+    """Why kernels/cuda does not have this cell with its options: it has no sums over a row either."""
+    return _not_with_options(cell) if cell.options.has_noise or cell.normalises else None
 
 
 def _cupy_schedules() -> tuple[str, ...]:
@@ -149,7 +154,7 @@ BACKENDS: dict[str, BackendRow] = {
             cuda_problem,
             _cuda_cells,
             _cupy_schedules,
-            options=_random_steps,
+            options=_random_steps_or_norms,
         ),
         BackendRow(
             "numba_cuda",
@@ -158,7 +163,7 @@ BACKENDS: dict[str, BackendRow] = {
             "Numba CUDA",
             _numba_cuda_problem,
             _compiled_cells,
-            options=_masks_per_gate,
+            options=_masks_per_gate_or_norms,
         ),
     )
 }

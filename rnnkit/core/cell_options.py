@@ -46,6 +46,12 @@ ACTIVATIONS: dict[str, Activation] = {
 # Activations whose slope jumps: where the pre-activation is near a jump, rounding decides the gradient.
 _JUMPS = ("Relu", "LeakyRelu", "ThresholdedRelu", "HardSigmoid")
 
+# Kinds of layer normalisation per cell, with the epsilon of their source. rnnkit/core/norm_steps.py has the equations.
+LAYER_NORMS: dict[str, dict[str, float]] = {
+    "lstm": {"haste": 1e-5, "torch": 1e-5},
+    "gru": {"haste": 1e-5, "dreamer": 1e-3},
+}
+
 # What ONNX calls f, g and h: of the gates, of the candidate, of the output. An RNN has f alone.
 ROLES = ("f", "g", "h")
 DEFAULT_ACTIVATIONS: dict[str, tuple[str, ...]] = {
@@ -66,6 +72,7 @@ class Options:
     cell_clip    c is limited to [-cell_clip, cell_clip]
     coupled      f = 1 - i
     activations  names in ACTIVATIONS, one a role of the cell; () for its own
+    layer_norm   a kind in LAYER_NORMS of layer normalisation; "" for none
 
     What follows acts on the states between steps, and is in no formula of a cell. A call sets it, by its
     `Regularisation`: rnnkit/core/noise_steps.py has the equations.
@@ -81,6 +88,7 @@ class Options:
     cell_clip: bool = False
     coupled: bool = False
     activations: tuple[str, ...] = ()
+    layer_norm: str = ""
     zoneout_h: bool = False
     zoneout_c: bool = False
     zoned_output: bool = False
@@ -109,7 +117,9 @@ class Options:
     @property
     def changes_formulas(self) -> bool:
         """Whether the formulas of a step are not those of the row of CELLS."""
-        return bool(self.peephole or self.clip or self.cell_clip or self.coupled or self.activations)
+        return bool(
+            self.peephole or self.clip or self.cell_clip or self.coupled or self.activations or self.layer_norm
+        )
 
     @property
     def has_noise(self) -> bool:
@@ -146,6 +156,8 @@ def check_options(cell: str, options: Options) -> Options:
     if own is None and options.changes_formulas:
         raise ValueError(f"the cell {cell} takes no options")
     _check_noise(cell, options)
+    if options.layer_norm:
+        return _check_layer_norm(cell, options)
     if own is None or not options.activations or options.activations == own:
         return Options(**{**vars(options), "activations": ()})
     if len(options.activations) != len(own):
@@ -164,13 +176,29 @@ def _check_noise(cell: str, options: Options) -> None:
         raise ValueError("zoneout_output must be 'raw' for an LSTM with other options")
 
 
+def _check_layer_norm(cell: str, options: Options) -> Options:
+    kinds = LAYER_NORMS.get(cell)
+    if kinds is None:
+        raise ValueError(f"layer_norm is an option of {' and '.join(LAYER_NORMS)}, and the cell is {cell}")
+    checks.one_of("layer_norm", options.layer_norm, tuple(kinds))
+    for field in fields(options):
+        if field.name != "layer_norm" and getattr(options, field.name) != field.default:
+            raise ValueError(f"{field.name} must be off with layer_norm, got {getattr(options, field.name)!r}")
+    return options
+
+
 def activations_of(cell: str, options: Options) -> tuple[str, ...]:
     """The names of the cell's activations, one a role."""
     return options.activations or DEFAULT_ACTIVATIONS[cell]
 
 
 def constants_of(cell: str, options: Options) -> tuple[str, ...]:
-    """The names of the numbers that a call passes, in order: "clip", "cell_clip", then "alpha_f", "beta_f", ...."""
+    """The names of the numbers that a call passes, in order: "clip", "cell_clip", then "alpha_f", "beta_f", ....
+
+    With layer normalisation "norm_eps" alone.
+    """
+    if options.layer_norm:
+        return ("norm_eps",)
     names = [name for name in ("clip", "cell_clip") if getattr(options, name)]
     for role, activation in zip(ROLES, options.activations, strict=False):
         row = ACTIVATIONS[activation]

@@ -56,7 +56,8 @@ def each_weight(function: Callable[..., Array], *weights: Weights) -> Weights:
 class StepGradients(NamedTuple):
     """Gradients of one step: both sides' pre-activations (B, G*H), the state before, and dh (B, P) if projected.
 
-    dunit  (B, K*H), what each row adds to the gradients of the weights per unit, or None
+    dunit  (B, K*H), what each row adds to the gradients of the weights per unit, or None. A cell that normalises has
+           those of bias_ih and bias_hh behind them, (B, (K + 2 G) H)
     """
 
     dx_side: Array
@@ -138,6 +139,26 @@ class Cell:
     def n_saved(self) -> int:
         """How many values per unit and step are saved for backward, beside the states."""
         return len(self.saved)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether rows are normalised (rnnkit/core/norm_steps.py): biases are then added after that, by the step."""
+        return bool(self.options.layer_norm)
+
+    @property
+    def n_statistics(self) -> int:
+        """How many normalisations a row has per step: for each of them one number is saved for backward."""
+        return (2 if self.splits_sides else 1) + self.has_c if self.normalises else 0
+
+    @property
+    def n_norm_gradients(self) -> int:
+        """How many blocks of H the gradients of what is normalised, scaled and shifted have: see norm_steps.py."""
+        return self.n_gates + self.splits_sides if self.normalises else 0
+
+    @property
+    def n_unit_sums(self) -> int:
+        """How many gradients of weights per unit a step gives: those of w_unit, then of the biases if it adds them."""
+        return len(self.unit_weights) + (2 * self.n_gates if self.normalises else 0)
 
     @property
     def has_c(self) -> bool:
@@ -341,11 +362,14 @@ def cell_of(key: str) -> Cell:
 
 @cache
 def _with_options(name: str, options: Options) -> Cell:
-    from rnnkit.core.option_steps import steps_of, values_to_save  # which imports this file
+    from rnnkit.core.norm_steps import norm_fields  # these import this file
+    from rnnkit.core.option_steps import steps_of, values_to_save
 
     row = CELLS[name]
     if not options.changes_formulas:
         return replace(row, options=options)
+    if options.layer_norm:
+        return replace(row, options=options, constants=constants_of(name, options), **norm_fields(row, options))
     constants = constants_of(name, options)
     steps_at = steps_of(name, options)
     forward, backward = steps_at((1.0,) * len(constants))

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from rnnkit.core import checks
-from rnnkit.core.cell_options import ACTIVATIONS, DEFAULT_ACTIVATIONS, ROLES, Options, constants_of
+from rnnkit.core.cell_options import ACTIVATIONS, DEFAULT_ACTIVATIONS, LAYER_NORMS, ROLES, Options, constants_of
 from rnnkit.core.cells import CELLS, Cell, cell_of
 
 # The arguments with their defaults. A layer stores each in an attribute of the same name.
@@ -19,6 +19,8 @@ ARGUMENTS: dict[str, Any] = {
     "cell_clip": None,
     "coupled": False,
     "activations": None,
+    "layer_norm": None,
+    "norm_eps": None,
 }
 
 
@@ -39,12 +41,19 @@ def cell_with(name: str, arguments: dict[str, Any]) -> tuple[Cell, tuple[float, 
         for role, (activation, alpha, beta) in zip(ROLES, _activations(name, given["activations"]), strict=False):
             names.append(activation)
             numbers_by_name |= {f"alpha_{role}": alpha, f"beta_{role}": beta}
+    kind = _layer_norm(name, given["layer_norm"])
+    if given["norm_eps"] is not None and not kind:
+        raise ValueError(f"norm_eps must be None without layer_norm, got {given['norm_eps']!r}")
+    if kind:
+        own = LAYER_NORMS[name][kind]
+        numbers_by_name["norm_eps"] = own if given["norm_eps"] is None else _positive("norm_eps", given["norm_eps"])
     options = Options(
         peephole=checks.flag("peephole", given["peephole"]),
         clip=given["clip"] is not None,
         cell_clip=given["cell_clip"] is not None,
         coupled=checks.flag("coupled", given["coupled"]),
         activations=tuple(names),
+        layer_norm=kind,
     )
     cell = CELLS[name].with_options(options)
     return cell, tuple([numbers_by_name[constant] for constant in constants_of(name, cell.options)])
@@ -68,9 +77,19 @@ def check_constants(cell: Cell, constants: Any) -> tuple[float, ...]:
         wanted = f"({', '.join(cell.constants)})" if cell.constants else "(), as the cell has none"
         raise ValueError(f"constants must be {wanted}, got {constants!r}")
     return tuple(
-        _positive(name, value) if name in ("clip", "cell_clip") else _finite(name, value)
+        _positive(name, value) if name in ("clip", "cell_clip", "norm_eps") else _finite(name, value)
         for name, value in zip(cell.constants, constants, strict=True)
     )
+
+
+def _layer_norm(cell: str, given: Any) -> str:
+    """The kind of layer normalisation, "" for None."""
+    if given is None:
+        return ""
+    kinds = tuple(LAYER_NORMS.get(cell, ()))
+    if not kinds:
+        raise ValueError(f"layer_norm must be None for the cell {cell}, got {given!r}")
+    return str(checks.one_of("layer_norm", given, kinds))
 
 
 def _finite(name: str, value: Any) -> float:

@@ -131,6 +131,10 @@ class GRU(Recurrent):
         clip: limits the pre-activations of the gates to [-clip, clip], as in ONNX; None for no limit.
         activations: ONNX's activations of the gates r, z and of n, each a name or a tuple (name, alpha, beta), as
             ("HardSigmoid", ("Elu", 0.5)). docs/cell-options.md lists them. None for ("Sigmoid", "Tanh").
+        layer_norm: kind of layer normalisation: "haste" (both sides apart) or "dreamer" (the sum of both sides; other
+            gates, without `reset_after`). docs/normalised-cells.md has the equations. Gains are rows of
+            `weight_layer_norm_l{k}`; biases are added after them. Not with other options. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5, with "dreamer" 1e-3.
         input_dropout: share of the features of x that each layer drops in training mode, by one mask per row and call
             for all steps (variational dropout). docs/regularisation.md has the equations of this and what follows.
         recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
@@ -171,6 +175,8 @@ class GRU(Recurrent):
         reset_after: bool = True,
         clip: float | None = None,
         activations: Any = None,
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         mask_per_gate: bool = False,
@@ -183,6 +189,8 @@ class GRU(Recurrent):
         rng: Any = None,
     ) -> None:
         self.reset_after = checks.flag("reset_after", reset_after)
+        if layer_norm is not None and not self.reset_after:
+            raise ValueError(f"layer_norm must be None with reset_after=False, got {layer_norm!r}")
         super().__init__(
             "gru" if self.reset_after else "gru_reset_before",
             input_size=input_size,
@@ -202,6 +210,8 @@ class GRU(Recurrent):
             backend=backend,
             clip=clip,
             activations=activations,
+            layer_norm=layer_norm,
+            norm_eps=norm_eps,
             strict=strict,
             rng=rng,
         )
@@ -233,6 +243,11 @@ class LSTM(Recurrent):
         activations: ONNX's activations of the gates i, f, o, of g, and of c in h, each a name or a tuple
             (name, alpha, beta), as ("HardSigmoid", "Tanh", ("Elu", 0.5)). docs/cell-options.md lists them. None for
             ("Sigmoid", "Tanh", "Tanh").
+        layer_norm: kind of layer normalisation: "haste" carries c itself to the next step, "torch" the normalised one,
+            as PyTorch's fastrnns and TensorFlow Addons do. docs/normalised-cells.md has the equations. Gains, and the
+            shift of c, are rows of `weight_layer_norm_l{k}`; biases are added after the gains. Not with other options
+            or a projection. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5.
         input_dropout: share of the features of x that each layer drops in training mode, by one mask per row and call
             for all steps (variational dropout). docs/regularisation.md has the equations of this and what follows.
         recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
@@ -277,6 +292,8 @@ class LSTM(Recurrent):
         cell_clip: float | None = None,
         coupled: bool = False,
         activations: Any = None,
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         mask_per_gate: bool = False,
@@ -313,6 +330,8 @@ class LSTM(Recurrent):
             cell_clip=cell_clip,
             coupled=coupled,
             activations=activations,
+            layer_norm=layer_norm,
+            norm_eps=norm_eps,
             strict=strict,
             rng=rng,
         )

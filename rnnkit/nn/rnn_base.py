@@ -2,7 +2,8 @@
 
 Layouts are PyTorch's: `weight_ih_l{k}[_reverse]` (G*H, I), `weight_hh_l{k}` (G*H, R), `weight_hr_l{k}` (P, H) with a
 projection, two biases (G*H,) each; gate order i,f,g,o and r,z,n. R, the width of h, is P with a projection, else H.
-Peepholes, which PyTorch does not have, are `weight_peephole_l{k}` (3, H), in the order i,f,o.
+Weights per unit, which PyTorch does not have, are `weight_peephole_l{k}` (3, H), in the order i,f,o; or of a layer with
+layer normalisation `weight_layer_norm_l{k}` (K, H), whose rows `layer.cell.unit_weights` names.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ PARTS = (
 )
 
 
+def parameter_names(cell: Cell) -> tuple[str, ...]:
+    """PyTorch's names of the fields of Weights, without the suffix of a layer and direction."""
+    names = tuple(name for _, name in PARTS)
+    return (*names[:-1], "weight_layer_norm") if cell.normalises else names
+
+
 # Constructor arguments that a repr omits if they have their default, in the order of the constructors.
 DEFAULTS = {
     "num_layers": 1,
@@ -64,7 +71,10 @@ def layer_repr(layer: Any) -> str:
 def uniform_parameters(
     cell: Cell, I: int, H: int, P: int, bias: bool, dtype: np.dtype, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draws the parameters of one layer and direction from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does."""
+    """Draws the parameters of one layer and direction from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
+
+    With layer normalisation the gains are 1, and the shift of c and the biases are 0, as PyTorch's LayerNorm has them.
+    """
     GH = cell.n_gates * H
     R = P or H
     shapes: dict[str, tuple[int, ...]] = {"weight_ih": (GH, I), "weight_hh": (GH, R)}
@@ -72,9 +82,14 @@ def uniform_parameters(
         shapes |= {"bias_ih": (GH,), "bias_hh": (GH,)}
     if P:
         shapes["weight_hr"] = (P, H)
-    if cell.unit_weights:
+    if cell.unit_weights and not cell.normalises:
         shapes["weight_peephole"] = (len(cell.unit_weights), H)
     bound = 1 / math.sqrt(H)
+    if cell.normalises:
+        found = {name: rng.uniform(-bound, bound, shapes[name]).astype(dtype) for name in ("weight_ih", "weight_hh")}
+        found |= {name: np.zeros(GH, dtype) for name in shapes if name.startswith("bias")}
+        rows = [np.full(H, name != "b_c", dtype) for name in cell.unit_weights]
+        return found | {"weight_layer_norm": np.stack(rows)}
     return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
 
 
@@ -127,6 +142,8 @@ class Recurrent(Module):
         super().__init__(dtype, device)
         self.backend = backend
         self.cell, self._constants = cell_with(cell, options)
+        if self.proj_size and self.cell.normalises:
+            raise ValueError(f"proj_size must be 0 with layer_norm, got {self.proj_size}")
         self.regularisation = checked_rates(
             self.cell.states,
             input_dropout=input_dropout,
@@ -141,7 +158,7 @@ class Recurrent(Module):
             warnings.warn("dropout acts between layers: it does nothing with num_layers=1", stacklevel=3)
         # Parameter names per layer and direction, in the order of the fields of Weights.
         self._weight_names = [
-            [tuple(name + _suffix(layer, d) for _, name in PARTS) for d in range(self.num_directions)]
+            [tuple(name + _suffix(layer, d) for name in parameter_names(self.cell)) for d in range(self.num_directions)]
             for layer in range(self.num_layers)
         ]
         for layer, direction in self._slots():
@@ -361,8 +378,7 @@ class Recurrent(Module):
                 dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
                 drestart = None
             for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
-                for part, name in PARTS:
-                    grad = getattr(w, part)
+                for name, grad in zip(parameter_names(self.cell), w, strict=True):
                     if grad is not None:
                         total = self._grads[name + _suffix(layer, direction)]
                         total += grad

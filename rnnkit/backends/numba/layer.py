@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnkit.backends.by_scan import split_unit_sums
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCache, LayerCall, Sizes
 from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.host import host
@@ -209,11 +210,13 @@ def backward(call: BackwardCall) -> Gradients:
     dgates_x = np.empty((N, GH), ready.operand)
     dgates_h = np.empty((N, GH), ready.operand) if cell.splits_sides else dgates_x
     dprojected = np.empty((N, R), ready.operand) if projected else nothing
+    if cell.normalises:
+        dprojected = np.empty((N, cell.n_norm_gradients * GH // cell.n_gates), call.dtype.compute)
     dx = np.empty((p.T, p.B, I), dtype)
     dx_packed = dx if p.order is None else np.empty((N, I), dtype)
     into, adds = _weight_gradients(weights, call.cache, dtype)
     dw_hr = into.w_hr if projected else nothing
-    biased = weights.b_ih is not None or weights.b_hh is not None
+    biased = not cell.normalises and (weights.b_ih is not None or weights.b_hh is not None)
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
     compiled = job(cell, ready.work.dtype, True, False)
@@ -222,7 +225,7 @@ def backward(call: BackwardCall) -> Gradients:
     extras = own.extras  # the launch gets their address alone
     dw_unit = None
     if weights.w_unit is not None:
-        dw_unit = np.empty(weights.w_unit.shape, dtype)
+        dw_unit = np.empty((cell.n_unit_sums, weights.w_unit.shape[1]), dtype)
         extras = make_extras(weights, call.constants, dw_unit)
         arguments = (*arguments[:-1], extras[0].ctypes.data)
     noise = NO_NOISE if saved.noise is None else backward_noise(saved.noise, ready)
@@ -237,7 +240,9 @@ def backward(call: BackwardCall) -> Gradients:
         )  # fmt: skip
 
     _run(ready, BACKWARD_SHARE * ready.microseconds, launch)
-    if dgates_h is dgates_x and weights.b_hh is not None:
+    if cell.normalises:
+        dw_unit, db_ih, db_hh = split_unit_sums(cell, weights, dw_unit)
+    elif dgates_h is dgates_x and weights.b_hh is not None:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
     biases = (None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh)
     rest = (*biases, None if adds else into.w_hr, dw_unit)

@@ -69,9 +69,9 @@ def divisions(work: Work, threads: int) -> Iterator[tuple[int, int]]:
 
     No thread is without work. Of the divisions with the same largest share, only the one of fewest threads counts: so
     64 rows may be divided into 32 groups, but not into 40, where the largest group also has two rows. What fewer
-    threads may do, more may do too.
+    threads may do, more may do too. Rows that are normalised are not divided.
     """
-    for members in useful_shares(_whole_vectors(work), threads):
+    for members in [1] if work.cell.normalises else useful_shares(_whole_vectors(work), threads):
         for groups in useful_shares(min(mean_rows(work), work.B), threads // members):
             yield groups, members
 
@@ -226,7 +226,7 @@ def _lines(size: int) -> int:
 
 def single(work: Work) -> bool:
     """Whether a forward is one step by itself, for kernels/cpu/step.py."""
-    return work.T == 1 and not work.projected and not flags_of(work.cell).any
+    return work.T == 1 and not work.projected and not flags_of(work.cell).any and not work.cell.normalises
 
 
 def plan_for(work: Work, p: Packing, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:

@@ -126,11 +126,12 @@ def job(cell: Cell, dtype: str, backward: bool, one_step: bool) -> Any:
 def saved_parts(cell: Cell, dtype: str, H: int, R: int, N: int, projected: bool) -> tuple[int, int, int, int]:
     """Bytes of what a forward saves: of the cell, h_prev, c_prev, operand. N may be a symbol."""
     form = formats(format_of(cell, dtype))
+    second = N * H * form.operand.itemsize if projected or cell.resets_before else 0
     return (
         whole_lines(N * len(cell.saved) * H * form.stored.itemsize),
         whole_lines(N * R * form.operand.itemsize),
         whole_lines(N * H * form.computed.itemsize) if cell.has_c else 0,
-        whole_lines(N * H * form.operand.itemsize) if projected or cell.resets_before else 0,
+        whole_lines(second + N * cell.n_statistics * form.computed.itemsize),
     )
 
 

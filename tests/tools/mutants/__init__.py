@@ -15,6 +15,7 @@ from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.cluster import CLUSTER_MUTANTS
 from tests.tools.mutants.compressed import COMPRESSED_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
+from tests.tools.mutants.normalised_cells import NORM_MUTANTS
 from tests.tools.mutants.overlap import OVERLAP_MUTANTS
 from tests.tools.mutants.planting import Mutant
 from tests.tools.mutants.random_masks import RANDOM_MASK_MUTANTS
@@ -35,6 +36,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *COMPRESSED_MUTANTS,
     *TOOL_MUTANTS,
     *BACKEND_MUTANTS,
+    *NORM_MUTANTS,
     *RESIDENT_FORWARD_MUTANTS,
     *RESIDENT_BACKWARD_MUTANTS,
     *OVERLAP_MUTANTS,
