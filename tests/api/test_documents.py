@@ -28,6 +28,7 @@ RUN_HERE = (
     "docs/from-keras.md",
     "docs/checkpoints.md",
     "docs/resets-and-masks.md",
+    "docs/normalised-cells.md",
     "docs/long-sequences.md",
     "docs/cell-options.md",
     "docs/regularisation.md",
