@@ -4,7 +4,8 @@
 
 Each row is first compared with the float64 oracle at a small size; a row that is wrong is not timed. The plain cell and
 the one with options run in turns, and a ratio is of two neighbouring times. The table has the median of the ratios and
-their quartiles. The bar is 1.3.
+their quartiles. The bar is 1.3, with layer
+normalisation 1.6.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rnnkit.testing import Case, make_inputs, parity
 
 BAR = 1.3
 LAYERS = {"lstm": rnnkit.LSTM, "gru": rnnkit.GRU}
+NORM_BAR = 1.6  # layer normalisation reads each row several times more, and saves more of it
 
 
 class Row(NamedTuple):
@@ -33,6 +35,7 @@ class Row(NamedTuple):
     cell: str
     constants: tuple[float, ...] = ()
     rates: tuple[tuple[str, Any], ...] = ()
+    bar: float = BAR
 
     @property
     def plain(self) -> str:
@@ -52,6 +55,10 @@ ROWS = (
     Row("recurrent dropout", "lstm", rates=(("recurrent_dropout", 0.2),)),
     Row("mask per gate", "lstm", rates=(("recurrent_dropout", 0.2), ("mask_per_gate", True))),
     Row("input and weight dropout", "lstm", rates=(("input_dropout", 0.2), ("weight_dropout", 0.2))),
+    Row("layer_norm haste", "lstm+layer_norm=haste", (1e-5,), bar=NORM_BAR),
+    Row("layer_norm torch", "lstm+layer_norm=torch", (1e-5,), bar=NORM_BAR),
+    Row("layer_norm haste of a GRU", "gru+layer_norm=haste", (1e-5,), bar=NORM_BAR),
+    Row("layer_norm dreamer", "gru+layer_norm=dreamer", (1e-3,), bar=NORM_BAR),
 )
 
 
@@ -130,7 +137,7 @@ def measure(rows: tuple[Row, ...], sizes: dict[str, int], rounds: int) -> list[l
             continue
         times, found = ratios(row, sizes, rounds)
         low, middle, high = np.percentile(found, [25, 50, 75])
-        verdict = "met" if middle <= BAR else "missed"
+        verdict = "met" if middle <= row.bar else "missed"
         table.append([row.name, row.cell, f"{np.median(times):.3f}", f"{middle:.2f}", f"{low:.2f} {high:.2f}", verdict])
     return table
 

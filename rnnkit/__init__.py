@@ -14,6 +14,7 @@ from rnnkit.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_w
 from rnnkit.nn.module import Module, grad_enabled, no_grad, set_grad_enabled
 from rnnkit.nn.rnn import GRU, LSTM, RNN
 from rnnkit.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from rnnkit.nn.trajectory import trajectory
 from rnnkit.optim.clipping import clip_grad_norm, clip_grad_value
 from rnnkit.optim.optimizers import SGD, Adagrad, Adam
 from rnnkit.summary import summary
@@ -57,4 +58,5 @@ __all__ = [
     "set_grad_enabled",
     "set_num_threads",
     "summary",
+    "trajectory",
 ]

@@ -171,6 +171,11 @@ class Backend(Protocol):
         may be symbols, as while PyTorch traces a model: the formula has no condition on them
     saved_in_reserve(call) -> saved
         what the forward of this call returned as `saved`, from `call.reserve`
+
+    A backend may also provide this, for `rnnkit.trajectory`:
+
+    saved_steps(cell, dtype, saved) -> dict of arrays (T, B, ·) in dtype.storage, in time order and the caller's order
+    of rows, zero past each row's end: the gates by their names, and the states before each step, "h_prev" and "c_prev"
     """
 
     def forward(self, call: LayerCall) -> Forward:

@@ -133,6 +133,16 @@ def backward(call: BackwardCall) -> Gradients:
     return Gradients(_cast(dx, storage), _cast_all(dstate0, storage), Weights(*_cast_all(dweights, storage)))
 
 
+def saved_steps(cell: Cell, dtype: DType, saved: by_scan.Saved) -> dict[str, Array]:
+    """See `rnnkit.backends.Backend`."""
+    scan: Saved = saved.scan
+    found = {}
+    for name in (*cell.gates, *(f"{state}_prev" for state in cell.states)):
+        steps = [np.where(_live(t, scan.lengths), kept[name], 0) for t, kept in enumerate(scan.steps)]
+        found[name] = np.stack(steps).astype(dtype.storage)
+    return found
+
+
 def _cast(a: Array | None, dtype: np.dtype) -> Array:
     return None if a is None else a.astype(dtype, copy=False)
 

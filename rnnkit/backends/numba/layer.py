@@ -128,6 +128,34 @@ def saved_in_reserve(call: LayerCall) -> Saved:
     return Saved(p, ready, x_packed, values, offsets, others, call.noise)
 
 
+def saved_steps(cell: Cell, dtype: DType, saved: Saved) -> dict[str, Array]:
+    """See `rnnkit.backends.Backend`."""
+    p, ready = saved.packing, saved.ready
+    T, B, N, H, R = p.T, p.B, p.steps, ready.work.H, ready.work.R
+    steps = np.repeat(np.arange(T), p.counts)
+    rows = np.arange(N) - p.offsets[steps]
+    if p.order is not None:
+        rows = p.order[rows]
+
+    def padded_out(packed: Array) -> Array:
+        whole = np.zeros((T, B, packed.shape[1]), dtype.storage)
+        whole[steps, rows] = packed
+        return whole
+
+    def part(number: int, width: int, kind: np.dtype) -> Array:
+        """A part of what was saved, (N, width)."""
+        of = saved.others[number] if saved.others else saved.values[saved.offsets[number] :]
+        return of[: N * width * kind.itemsize].view(kind).reshape(N, width)
+
+    size = N * cell.n_saved * H * dtype.storage.itemsize
+    values = saved.values[:size].view(dtype.storage).reshape(N, cell.n_saved, H)
+    found = {gate: padded_out(values[:, cell.saved.index(gate)]) for gate in cell.gates}
+    found["h_prev"] = padded_out(part(0, R, ready.operand))
+    if cell.has_c:
+        found["c_prev"] = padded_out(part(1, H, dtype.compute))
+    return found
+
+
 def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:
     """A single step that not every row has: that of the batch of those that do."""
     assert p.order is not None
