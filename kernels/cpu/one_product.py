@@ -25,7 +25,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     operand = form.operand
     computed = form.computed
     product = products(operand.dtype, form.packed).product
-    row = None if cell.normalises else forward_row(cell, dtype, operand.dtype, computed.dtype)
+    row: Any = None if cell.normalises else forward_row(cell, dtype, operand.dtype, computed.dtype)
     pack_share = weight_functions(dtype).pack_share
     depth = depths(dtype)
     cells_of = cell_states(dtype, True)
@@ -157,7 +157,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     operand = form.operand
     computed = form.computed
     product = products(operand.dtype, form.packed).product
-    row = None if cell.normalises else backward_row(cell, dtype)
+    row: Any = None if cell.normalises else backward_row(cell, dtype)
     pack_share = weight_functions(dtype).pack_share
     depth = depths(dtype)
     cells_of = cell_states(dtype, False)

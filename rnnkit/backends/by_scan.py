@@ -114,8 +114,8 @@ def _weight_gradients(
     return Weights(dw_ih, dw_hh, db_ih, db_hh, dw_hr, dunit)
 
 
-def split_unit_sums(cell: Cell, weights: Weights, sums: Array) -> tuple[Array, Array | None, Array | None]:
-    """The gradients of w_unit, b_ih and b_hh from the sums (K + 2 G, H) of a cell that normalises."""
+def split_unit_sums(cell: Cell, weights: Weights, sums: Array) -> tuple[Array, Array, Array]:
+    """The gradients of w_unit, b_ih and b_hh (None without bias) from the sums of a cell that normalises, (K + 2 G, H)."""
     K, G = len(cell.unit_weights), cell.n_gates
     db_ih, db_hh = sums[K : K + G].reshape(-1), sums[K + G :].reshape(-1)
     return sums[:K], None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh

@@ -81,7 +81,7 @@ def test_a_public_name_has_a_complete_docstring(name: str) -> None:
 
 
 # Arguments whose meaning differs between the classes, or whose description refers to another class.
-OWN_WORDS = {"hidden_size", "dtype", "backend", "reset_after", "zoneout", "activations"}
+OWN_WORDS = {"hidden_size", "dtype", "backend", "reset_after", "zoneout", "activations", "layer_norm", "norm_eps"}
 
 
 @pytest.mark.parametrize("kinds", [("RNN", "GRU", "LSTM"), ("RNNCell", "GRUCell", "LSTMCell")])

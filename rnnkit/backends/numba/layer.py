@@ -272,7 +272,8 @@ def backward(call: BackwardCall) -> Gradients:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
     biases = (None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh)
     if cell.normalises:
-        dw_unit, *biases = split_unit_sums(cell, weights, dw_unit)
+        dw_unit, db_ih, db_hh = split_unit_sums(cell, weights, dw_unit)
+        biases = (db_ih, db_hh)
     rest = (*biases, None if adds else into.w_hr, dw_unit)
     dweights = Weights(None, None, *rest) if adds else Weights(into.w_ih, into.w_hh, *rest)
     return Gradients(dx, (dh0, dc0) if has_c else (dh0,), dweights)
