@@ -102,7 +102,9 @@ def _weight_gradients(
         for operand, first, end in _operands(cell, grads)
     ]
     dw_hh = blocks[0] if len(blocks) == 1 else xp.concatenate(blocks)
-    dunit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(-1, H) if cell.n_unit_sums else None
+    dunit = None
+    if cell.n_unit_sums:
+        dunit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(-1, H)
     if cell.normalises:
         dunit, db_ih, db_hh = split_unit_sums(cell, weights, dunit)
     else:

@@ -117,9 +117,7 @@ class Options:
     @property
     def changes_formulas(self) -> bool:
         """Whether the formulas of a step are not those of the row of CELLS."""
-        return bool(
-            self.peephole or self.clip or self.cell_clip or self.coupled or self.activations or self.layer_norm
-        )
+        return bool(self.peephole or self.clip or self.cell_clip or self.coupled or self.activations or self.layer_norm)
 
     @property
     def has_noise(self) -> bool:
