@@ -102,9 +102,7 @@ def _weight_gradients(
         for operand, first, end in _operands(cell, grads)
     ]
     dw_hh = blocks[0] if len(blocks) == 1 else xp.concatenate(blocks)
-    dunit = None
-    if cell.n_unit_sums:
-        dunit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(-1, H)
+    dunit = narrow(column_sums(_steps(grads.dunit, live)), dtype).reshape(-1, H) if cell.n_unit_sums else None
     if cell.normalises:
         dunit, db_ih, db_hh = split_unit_sums(cell, weights, dunit)
     else:
@@ -117,7 +115,7 @@ def _weight_gradients(
 
 
 def split_unit_sums(cell: Cell, weights: Weights, sums: Array) -> tuple[Array, Array, Array]:
-    """The gradients of w_unit, b_ih and b_hh (None without bias) from the sums of a cell that normalises, (K + 2 G, H)."""
+    """The gradients of w_unit, b_ih and b_hh from the sums (K + 2 G, H). Biases that the cell lacks are None."""
     K, G = len(cell.unit_weights), cell.n_gates
     db_ih, db_hh = sums[K : K + G].reshape(-1), sums[K + G :].reshape(-1)
     return sums[:K], None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh

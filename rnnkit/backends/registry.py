@@ -77,20 +77,22 @@ def _cuda_cells() -> Collection[str]:
     return HEADERS
 
 
-def _not_with_options(cell: Cell) -> str:
-    return f"does not serve the cell {cell.name} with {cell.options}"
+def _unserved_norms(cell: Cell) -> str | None:
+    """Why neither kernels/cuda nor kernels/numba_cuda has this cell with its options: they have no sums over a row."""
+    return f"does not serve the cell {cell.name} with {cell.options}" if cell.normalises else None
 
 
-def _masks_per_gate_or_norms(cell: Cell) -> str | None:
-    """Why kernels/numba_cuda does not have this cell with its options: it has no sums over a row either."""
+def _masks_per_gate(cell: Cell) -> str | None:
+    """Why kernels/numba_cuda does not have this cell with its options."""
     if cell.options.mask_per_gate:
         return f"does not serve the cell {cell.name} with a mask on h per gate"
-    return _not_with_options(cell) if cell.normalises else None
+    return _unserved_norms(cell)
 
 
-def _random_steps_or_norms(cell: Cell) -> str | None:
-    """Why kernels/cuda does not have this cell with its options: it has no sums over a row either."""
-    return _not_with_options(cell) if cell.options.has_noise or cell.normalises else None
+def _random_steps(cell: Cell) -> str | None:
+    """Why kernels/cuda does not have this cell with its options."""
+    options = cell.options
+    return f"does not serve the cell {cell.name} with {options}" if options.has_noise else _unserved_norms(cell)
 
 
 def _cupy_schedules() -> tuple[str, ...]:
@@ -154,7 +156,7 @@ BACKENDS: dict[str, BackendRow] = {
             cuda_problem,
             _cuda_cells,
             _cupy_schedules,
-            options=_random_steps_or_norms,
+            options=_random_steps,
         ),
         BackendRow(
             "numba_cuda",
@@ -163,7 +165,7 @@ BACKENDS: dict[str, BackendRow] = {
             "Numba CUDA",
             _numba_cuda_problem,
             _compiled_cells,
-            options=_masks_per_gate_or_norms,
+            options=_masks_per_gate,
         ),
     )
 }

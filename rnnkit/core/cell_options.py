@@ -153,9 +153,9 @@ def check_options(cell: str, options: Options) -> Options:
             raise ValueError(f"{name} is an option of an LSTM, and the cell is {cell}")
     if own is None and options.changes_formulas:
         raise ValueError(f"the cell {cell} takes no options")
-    _check_noise(cell, options)
     if options.layer_norm:
         return _check_layer_norm(cell, options)
+    _check_noise(cell, options)
     if own is None or not options.activations or options.activations == own:
         return Options(**{**vars(options), "activations": ()})
     if len(options.activations) != len(own):
@@ -179,9 +179,10 @@ def _check_layer_norm(cell: str, options: Options) -> Options:
     if kinds is None:
         raise ValueError(f"layer_norm is an option of {' and '.join(LAYER_NORMS)}, and the cell is {cell}")
     checks.one_of("layer_norm", options.layer_norm, tuple(kinds))
+    arguments = {"zoneout_h": "zoneout", "zoneout_c": "zoneout", "zoned_output": "zoneout_output"}
     for field in fields(options):
         if field.name != "layer_norm" and getattr(options, field.name) != field.default:
-            raise ValueError(f"{field.name} must be off with layer_norm, got {getattr(options, field.name)!r}")
+            raise ValueError(f"{arguments.get(field.name, field.name)} must be off with layer_norm")
     return options
 
 

@@ -88,6 +88,8 @@ def _check(layer: Module, weights: str) -> None:
     kind = type(layer).__name__
     if layer._dtype.name != "float32":
         raise ValueError(f"module must have float32 recurrent layers, got {kind} in {layer._dtype.name}")
+    if layer.cell.options:
+        raise ValueError(f"module must have recurrent layers without options of cells, got {layer!r}")
     if layer.device != "cpu":
         raise ValueError(
             f"module must be on 'cpu', got {kind} on {layer.device!r}: the CUDA backends have no kernels for "

@@ -131,10 +131,6 @@ class GRU(Recurrent):
         clip: limits the pre-activations of the gates to [-clip, clip], as in ONNX; None for no limit.
         activations: ONNX's activations of the gates r, z and of n, each a name or a tuple (name, alpha, beta), as
             ("HardSigmoid", ("Elu", 0.5)). docs/cell-options.md lists them. None for ("Sigmoid", "Tanh").
-        layer_norm: kind of layer normalisation: "haste" (both sides apart) or "dreamer" (the sum of both sides; other
-            gates, without `reset_after`). docs/normalised-cells.md has the equations. Gains are rows of
-            `weight_layer_norm_l{k}`; biases are added after them. Not with other options. None for none.
-        norm_eps: what layer normalisation adds to variances; None for 1e-5, with "dreamer" 1e-3.
         input_dropout: share of the features of x that each layer drops in training mode, by one mask per row and call
             for all steps (variational dropout). docs/regularisation.md has the equations of this and what follows.
         recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
@@ -142,6 +138,10 @@ class GRU(Recurrent):
         weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
         zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
             zoneout * (old h) + (1 - zoneout) * (new h).
+        layer_norm: kind of layer normalisation: "haste" (both sides apart) or "dreamer" (the sum of both sides; other
+            gates, without `reset_after`). docs/normalised-cells.md has the equations. Gains are rows of
+            `weight_layer_norm_l{k}`; biases are added after them. Not with other options. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5, with "dreamer" 1e-3.
         dtype: dtype of parameters and arrays, see `RNN`.
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: see `RNN`.
@@ -175,13 +175,13 @@ class GRU(Recurrent):
         reset_after: bool = True,
         clip: float | None = None,
         activations: Any = None,
-        layer_norm: str | None = None,
-        norm_eps: float | None = None,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         mask_per_gate: bool = False,
         weight_dropout: float = 0.0,
         zoneout: float = 0.0,
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,
@@ -243,11 +243,6 @@ class LSTM(Recurrent):
         activations: ONNX's activations of the gates i, f, o, of g, and of c in h, each a name or a tuple
             (name, alpha, beta), as ("HardSigmoid", "Tanh", ("Elu", 0.5)). docs/cell-options.md lists them. None for
             ("Sigmoid", "Tanh", "Tanh").
-        layer_norm: kind of layer normalisation: "haste" carries c itself to the next step, "torch" the normalised one,
-            as PyTorch's fastrnns and TensorFlow Addons do. docs/normalised-cells.md has the equations. Gains, and the
-            shift of c, are rows of `weight_layer_norm_l{k}`; biases are added after the gains. Not with other options
-            or a projection. None for none.
-        norm_eps: what layer normalisation adds to variances; None for 1e-5.
         input_dropout: share of the features of x that each layer drops in training mode, by one mask per row and call
             for all steps (variational dropout). docs/regularisation.md has the equations of this and what follows.
         recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
@@ -256,6 +251,11 @@ class LSTM(Recurrent):
         zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
             zoneout * (old h) + (1 - zoneout) * (new h). Or a pair of shares, of h and of c.
         zoneout_output: "raw" or "zoned": whether the new h is made from c before its zoneout or after it.
+        layer_norm: kind of layer normalisation: "haste" carries c itself to the next step, "torch" the normalised one,
+            as PyTorch's fastrnns and TensorFlow Addons do. docs/normalised-cells.md has the equations. Gains, and the
+            shift of c, are rows of `weight_layer_norm_l{k}`; biases are added after the gains. Not with other options
+            or a projection. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5.
         dtype: dtype of parameters and arrays, see `RNN`. With 16-bit dtypes, c is float32 within a call.
         device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: see `RNN`.
@@ -292,14 +292,14 @@ class LSTM(Recurrent):
         cell_clip: float | None = None,
         coupled: bool = False,
         activations: Any = None,
-        layer_norm: str | None = None,
-        norm_eps: float | None = None,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         mask_per_gate: bool = False,
         weight_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         zoneout_output: str = "raw",
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         dtype: Any = "float32",
         device: Any = None,
         backend: str | None = None,

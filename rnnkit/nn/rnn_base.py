@@ -142,8 +142,6 @@ class Recurrent(Module):
         super().__init__(dtype, device)
         self.backend = backend
         self.cell, self._constants = cell_with(cell, options)
-        if self.proj_size and self.cell.normalises:
-            raise ValueError(f"proj_size must be 0 with layer_norm, got {self.proj_size}")
         self.regularisation = checked_rates(
             self.cell.states,
             input_dropout=input_dropout,
@@ -153,6 +151,8 @@ class Recurrent(Module):
             zoneout=zoneout,
             zoneout_output=zoneout_output,
         )
+        if self.proj_size and self.cell.normalises:
+            raise ValueError(f"proj_size must be 0 with layer_norm, got {self.proj_size}")
         self._choice()
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: it does nothing with num_layers=1", stacklevel=3)

@@ -93,8 +93,14 @@ def test_new_layers_have_gains_of_one_and_no_shift() -> None:
         (rnnkit.LSTM, {"norm_eps": 1e-3}, "norm_eps must be None without layer_norm, got 0.001"),
         (rnnkit.LSTM, {"layer_norm": "haste", "norm_eps": 0}, "norm_eps must be finite and above 0, got 0"),
         (rnnkit.LSTM, {"layer_norm": "haste", "proj_size": 2}, "proj_size must be 0 with layer_norm, got 2"),
-        (rnnkit.LSTM, {"layer_norm": "haste", "peephole": True}, "peephole must be off with layer_norm, got True"),
-        (rnnkit.GRU, {"layer_norm": "haste", "clip": 1.0}, "clip must be off with layer_norm, got True"),
+        (rnnkit.LSTM, {"layer_norm": "haste", "peephole": True}, "peephole must be off with layer_norm"),
+        (rnnkit.GRU, {"layer_norm": "haste", "clip": 1.0}, "clip must be off with layer_norm"),
+        (rnnkit.LSTM, {"layer_norm": "torch", "zoneout": 0.1}, "zoneout must be off with layer_norm"),
+        (
+            rnnkit.GRU,
+            {"layer_norm": "haste", "recurrent_dropout": 0.1},
+            "recurrent_dropout must be off with layer_norm",
+        ),
         (rnnkit.GRU, {"layer_norm": "haste", "reset_after": False}, "layer_norm must be None with reset_after=False"),
     ],
 )
@@ -110,3 +116,8 @@ def test_cuda_backends_refuse_and_say_why() -> None:
     cell = cell_of("gru+layer_norm=haste")
     for name in ("cupy", "numba_cuda"):
         assert BACKENDS[name].options(cell) == "does not serve the cell gru with layer_norm=haste"
+
+
+def test_compress_refuses() -> None:
+    with pytest.raises(ValueError, match="without options of cells, got GRU"):
+        rnnkit.compress(rnnkit.GRU(3, 4, layer_norm="haste"), "int8")

@@ -226,7 +226,7 @@ def _lines(size: int) -> int:
 
 def single(work: Work) -> bool:
     """Whether a forward is one step by itself, for kernels/cpu/step.py."""
-    return work.T == 1 and not work.projected and not flags_of(work.cell).any and not work.cell.normalises
+    return work.T == 1 and not (work.projected or work.cell.normalises or flags_of(work.cell).any)
 
 
 def plan_for(work: Work, p: Packing, threads: int, backward: bool, reverse: bool, keep: bool) -> Plan:
