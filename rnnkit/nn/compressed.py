@@ -83,13 +83,15 @@ def _hint(module: Any) -> str:
     return " (layers of rnnkit.torch have no compressed form: load their state_dict into a layer of rnnkit)"
 
 
-def _check(layer: Module, weights: str) -> None:
+def _check(layer: Any, weights: str) -> None:
     """Raises ValueError if the layer cannot be compressed."""
     kind = type(layer).__name__
     if layer._dtype.name != "float32":
         raise ValueError(f"module must have float32 recurrent layers, got {kind} in {layer._dtype.name}")
     if layer.cell.options:
         raise ValueError(f"module must have recurrent layers without options of cells, got {layer!r}")
+    if getattr(layer, "regularisation", None) is not None:
+        raise ValueError(f"module must have recurrent layers without zoneout and random masks, got {layer!r}")
     if layer.device != "cpu":
         raise ValueError(
             f"module must be on 'cpu', got {kind} on {layer.device!r}: the CUDA backends have no kernels for "

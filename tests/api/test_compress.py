@@ -200,6 +200,8 @@ def test_arguments_are_checked() -> None:
         rnnkit.compress(make(dtype="float64"))
     with pytest.raises(ValueError, match="float32 recurrent layers, got LSTM in float32_int8"):
         rnnkit.compress(rnnkit.compress(make()))
+    with pytest.raises(ValueError, match="without zoneout and random masks, got LSTM"):
+        rnnkit.compress(make(zoneout=0.1))
     for value in (np.nan, np.inf):
         layer = make()
         layer.params["weight_hh_l0"][3, 2] = value
