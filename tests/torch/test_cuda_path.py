@@ -113,38 +113,154 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 CELLS = ["rnn_tanh", "gru", "gru_reset_before", "lstm"]
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_results_are_those_of_the_cpu(cell: str, card: SimpleNamespace) -> None:
-    rng = np.random.default_rng(5)
-    T, B, I, H, L, D = 5, 3, 4, 6, 2, 2
-    G = {"lstm": 4}.get(cell, 3 if cell.startswith("gru") else 1)
+def arguments(
+    cell: str,
+    bidirectional: bool,
+    put: Any,
+    seed: int = 3,
+    *,
+    lengths: list[int] | None = None,
+    dropout: bool = False,
+    P: int = 0,
+) -> tuple[list[Any], Any]:
+    """x, states, weights, masks and lengths of two layers, and the gradients of their results."""
+    T, B, I, H, L, D = 5, 3, 4, 6, 2, 1 + bidirectional
+    G = {"lstm": 4, "rnn_tanh": 1}.get(cell, 3)
+    R = P or H
+    rng = np.random.default_rng(seed)
 
-    def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
+    def draw(*shape: int) -> Any:
+        return put(0.4 * rng.standard_normal(shape, dtype=np.float32))
 
-    x, lengths = draw(T, B, I), np.array([5, 0, 3])
-    state0 = [draw(L * D, B, H) for _ in range(2 if cell == "lstm" else 1)]
+    states = [draw(L * D, B, width) for width in (R, H)[: 1 + (cell == "lstm")]]
     weights = [
-        0.4 * draw(*shape)
+        draw(*shape)
         for layer in range(L)
         for _ in range(D)
-        for shape in ((G * H, D * H if layer else I), (G * H, H), (G * H,), (G * H,))
+        for shape in ((G * H, D * R if layer else I), (G * H, R), (G * H,), (G * H,), (P, H))[: 4 + (P > 0)]
     ]
-    masks = [2 * rng.integers(0, 2, (T, B, D * H)).astype(np.float32)]
-    dy, dstate_n = draw(T, B, D * H), [draw(*s.shape) for s in state0]
+    masks = [put(2 * rng.integers(0, 2, (T, B, D * R)).astype(np.float32))] if dropout else []
+    dresults = draw(T, B, D * R), [draw(*s.shape) for s in states]
+    return [draw(T, B, I), states, weights, masks, None if lengths is None else torch.tensor(lengths)], dresults
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_are_those_of_the_cpu(cell: str, card: SimpleNamespace) -> None:
+    options = {"cell": cell, "backend": None, "bidirectional": True}
 
     def results(put: Any, get: Any) -> list[np.ndarray]:
-        of_forward = (put(x), [*map(put, state0)], [*map(put, weights)], [*map(put, masks)], torch.tensor(lengths))
-        options = {"cell": cell, "backend": None, "bidirectional": True}
-        *forward, reserve = operators.forward(*of_forward, **options, keep=True)
-        inference = operators.forward(*of_forward, **options, keep=False)
-        backward = operators.backward(put(dy), [*map(put, dstate_n)], *of_forward, reserve, **options)
+        given, dresults = arguments(cell, True, put, 5, lengths=[5, 0, 3], dropout=True)
+        *forward, reserve = operators.forward(*given, **options, keep=True)
+        inference = operators.forward(*given, **options, keep=False)
+        backward = operators.backward(*dresults, *given, reserve, **options)
         return [get(a) for a in (*forward, *inference, *backward)]
 
     wanted = results(torch.from_numpy, lambda t: t.numpy())
     got = results(lambda a: OnCard(card.cp.asarray(a)), lambda t: card.cp.asnumpy(t.array))
     for k, (a, b) in enumerate(zip(got, wanted, strict=True)):
         assert_close(f"result {k}", a, b, "float32", "backward")
+
+
+# What backward needs is in the reserve. The simulated memory is full of NaN before.
+
+
+def of_oracle(dtype: str, *drawn: Any, **options: Any) -> list[np.ndarray]:
+    """Results and gradients in float64, of arguments rounded to the dtype."""
+    given, dresults = arguments(*drawn, lambda a: torch.from_numpy(a.astype(dtype).astype("d")), **options)
+    of_call: Any = {"cell": drawn[0], "backend": "numpy", "bidirectional": drawn[1]}
+    *results, reserve = operators.forward(*given, **of_call, keep=True)
+    return [a.numpy() for a in (*results, *operators.backward(*dresults, *given, reserve, **of_call))]
+
+
+def kernels(counts: Any) -> Any:
+    """How often each kernel ran, by itself or in a graph."""
+    ran = counts.launches + counts.replayed
+    del ran["gemm"]  # counted elsewhere outside of graphs
+    return ran
+
+
+RAGGED = {"lengths": [3, 5, 0]}
+RESERVED = [
+    ("stepwise", "gru_reset_before", "float32", RAGGED | {"dropout": True}),
+    ("stepwise", "lstm", "float32", {"dropout": True, "P": 5}),
+    ("one_block", "lstm", "float32", RAGGED | {"dropout": True}),
+    ("one_block", "gru", "float16", {"dropout": True}),
+    ("grid", "lstm", "float16", RAGGED | {"dropout": True}),
+    ("grid", "rnn_tanh", "float32", {"dropout": True}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "cell", "dtype", "more"), RESERVED)
+def test_backward_runs_no_forward(schedule: str, cell: str, dtype: str, more: Any, card: SimpleNamespace) -> None:
+    cp = card.cp
+    given, dresults = arguments(cell, True, lambda a: OnCard(cp.asarray(a.astype(dtype))), **more)
+    options = {"cell": cell, "backend": f"cupy:{schedule}", "bidirectional": True}
+    wanted = of_oracle(dtype, cell, True, **more)
+    for _ in range(2):  # the second call replays graphs
+        with cp.fake.counting() as inference:
+            operators.forward(*given, **options, keep=False)
+        with cp.fake.counting() as forward:
+            *results, reserve = operators.forward(*given, **options, keep=True)
+        with cp.fake.counting() as backward:
+            results += operators.backward(*dresults, *given, reserve, **options)
+        for k, (a, b) in enumerate(zip(results, wanted, strict=True)):
+            assert_close(f"result {k}", cp.asnumpy(a.array), b, dtype, "backward")
+        of_forward = {name for name in kernels(forward) if "forward" in name or name == "pack_rows"}
+        assert {"forward_begin", "forward_end"} < of_forward
+        assert of_forward.isdisjoint(kernels(backward) + backward.captured)
+        assert not backward.synchronisations
+        assert not backward.memcpys["device to host"]
+        assert backward.memcpys["host to device"] == (4 if more.get("lengths") else 0)  # the order of ragged rows
+        assert kernels(forward) == kernels(inference)
+    assert forward.allocations <= inference.allocations
+
+
+@pytest.mark.parametrize("later", ["grid", "stepwise"])
+def test_backward_of_another_schedule(later: str, card: SimpleNamespace) -> None:
+    """As where rnnkit.autotune has measured between forward and backward."""
+    cp = card.cp
+    given, dresults = arguments("lstm", True, lambda a: OnCard(cp.asarray(a)), **RAGGED)
+    options = {"cell": "lstm", "bidirectional": True}
+    *results, reserve = operators.forward(*given, **options, backend="cupy:one_block", keep=True)
+    results += operators.backward(*dresults, *given, reserve, **options, backend=f"cupy:{later}")
+    for k, (a, b) in enumerate(zip(results, of_oracle("float32", "lstm", True, **RAGGED), strict=True)):
+        assert_close(f"result {k}", cp.asnumpy(a.array), b, "float32", "backward")
+
+
+def test_layers_at_once_save_in_the_reserve(card: SimpleNamespace) -> None:
+    from tests.cuda.test_cupy_overlap import planned
+
+    cp = card.cp
+    more: Any = RAGGED | {"dropout": True}
+    given, dresults = arguments("gru", False, lambda a: OnCard(cp.asarray(a)), **more)
+    options = {"cell": "gru", "backend": "cupy:one_block", "bidirectional": False}
+    with planned(2, 2):
+        *results, reserve = operators.forward(*given, **options, keep=True)
+        steps = {launch.stream for launch in cp.fake.launches if launch.name == "forward_chunk"}
+        results += operators.backward(*dresults, *given, reserve, **options)
+    assert len(steps) == 2
+    for k, (a, b) in enumerate(zip(results, of_oracle("float32", "gru", False, **more), strict=True)):
+        assert_close(f"result {k}", cp.asnumpy(a.array), b, "float32", "backward")
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 5, 0]])
+def test_a_traced_reserve_has_the_same_size(lengths: Any, card: SimpleNamespace) -> None:
+    """T and B are symbols, and the size says nothing about them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    options: Any = {"cell": "lstm", "backend": "cupy", "bidirectional": True, "keep": True}
+    given, _ = arguments("lstm", True, lambda a: OnCard(card.cp.asarray(a)), lengths=lengths, P=5)
+    reserve = operators.forward(*given, **options)[-1]
+    symbols = ShapeEnv()
+    mode = FakeTensorMode(shape_env=symbols)
+    kinds = [DimDynamic.DYNAMIC, DimDynamic.DYNAMIC, DimDynamic.STATIC]
+    given, _ = arguments("lstm", True, torch.from_numpy, lengths=lengths, P=5)
+    x = mode.from_tensor(given[0], symbolic_context=StatelessSymbolicContext(kinds))
+    x.fake_device = torch.device("cuda", 0)
+    traced = operators._forward_shapes(x, *given[1:], **options)[-1]
+    assert traced.shape[0].node.hint == reserve.numel()
+    assert not symbols.guards
 
 
 def test_work_is_on_pytorchs_stream_and_in_pytorchs_memory(card: SimpleNamespace) -> None:
@@ -204,23 +320,6 @@ def captured(card: SimpleNamespace) -> Iterator[list[Any]]:
     finally:
         made.append(stream.end_capture())
         card.current.cuda_stream, card.current.capturing = card.stream.ptr, False
-
-
-def arguments(cell: str, bidirectional: bool, put: Any, seed: int = 3) -> tuple[list[Any], Any]:
-    """x, states and weights of two layers, and the gradients of their results."""
-    T, B, I, H, L, D = 5, 3, 4, 6, 2, 1 + bidirectional
-    G = {"lstm": 4, "gru": 3}[cell]
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape: int) -> Any:
-        return put(0.4 * rng.standard_normal(shape, dtype=np.float32))
-
-    states = [draw(L * D, B, H) for _ in range(1 + (cell == "lstm"))]
-    shapes = [
-        s for k in range(L) for _ in range(D) for s in ((G * H, D * H if k else I), (G * H, H), (G * H,), (G * H,))
-    ]
-    dresults = draw(T, B, D * H), [draw(L * D, B, H) for _ in states]
-    return [draw(T, B, I), states, [draw(*s) for s in shapes], [], None], dresults
 
 
 @pytest.mark.parametrize(

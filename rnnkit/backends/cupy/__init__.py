@@ -10,6 +10,8 @@ from rnnkit.backends.cupy.layer import (
     forward_layers,
     layers_at_once,
     pinned,
+    reserve_bytes,
+    saved_in_reserve,
 )
 
 __all__ = [
@@ -22,4 +24,6 @@ __all__ = [
     "forward_layers",
     "layers_at_once",
     "pinned",
+    "reserve_bytes",
+    "saved_in_reserve",
 ]

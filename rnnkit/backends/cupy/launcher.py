@@ -120,15 +120,9 @@ class Launcher:
         self.launch_rows("transpose", shape, self[name], w, rows, columns)
         return self.storage_matrix(name, rows)
 
-    def packed(self, x: Array) -> Array:
-        """x (T, B, I) as its row-steps (N, I); x itself where every row has T steps."""
-        import cupy
-
-        if self.packing_table is None:
-            return x
-        flat = cupy.empty((self.p.N, self.p.I), x.dtype)
+    def pack(self, flat: Array, x: Array) -> None:
+        """Packs ragged x (T, B, I) into its row-steps, flat (N, I)."""
         self._move_rows("pack_rows", flat, x)
-        return flat
 
     def pack_chunk(self, flat: Array, x: Array, chunk: Chunk) -> None:
         """Packs the steps of a chunk of x (T, B, I) into their rows of flat (N, I)."""
@@ -139,7 +133,7 @@ class Launcher:
         self.launch_rows("pack_rows", over_steps(chunk.T, B * I), flat, source, self.order, offsets, *sizes)
 
     def unpack(self, dx: Array, flat: Array) -> None:
-        """The inverse of `packed`, into dx (T, B, I); zero past each row's end."""
+        """The inverse of `pack`, into dx (T, B, I); zero past each row's end."""
         self._move_rows("unpack_rows", dx, flat)
 
     def _move_rows(self, name: str, to: Array, source: Array) -> None:

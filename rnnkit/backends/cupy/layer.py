@@ -20,6 +20,7 @@ from rnnkit.backends.cupy.cost import rates_of
 from rnnkit.backends.cupy.cublas import workspace_bytes
 from rnnkit.backends.cupy.overlap import Plan
 from rnnkit.backends.cupy.problem import Problem
+from rnnkit.backends.cupy.saved import reserve_bytes
 from rnnkit.backends.cupy.schedules import Schedule, Work, choose
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
 from rnnkit.core.autotune import autotuning
@@ -73,6 +74,18 @@ def backward(call: BackwardCall) -> Gradients:
     saved: Saved = call.saved
     with _on(call.weights.w_hh.device, saved.problem):
         return saved.schedule.load().backward(saved.problem, call._replace(saved=saved.own))
+
+
+def saved_in_reserve(call: LayerCall, schedule: str | None = None) -> Saved:
+    """See `rnnkit.backends.Backend`. All schedules save alike, so the schedule of the backward is chosen here: it is
+    that of the forward, unless `rnnkit.autotune` has measured another one to be faster meanwhile.
+    """
+    problem = Problem.of(call)
+    device = call.x.device
+    with _on(device, problem):
+        work = Work(call.cell, call.dtype, _sizes(problem), True, problem.projected)
+        chosen = _chosen(work, device.id, schedule or _fastest(work, device.id), schedules.SCHEDULES)[0]
+        return Saved(chosen, problem, passes.saved_in_reserve(problem, call))
 
 
 def layers_at_once(
@@ -216,6 +229,12 @@ class Pinned:
 
     def backward(self, call: BackwardCall) -> Gradients:
         return backward(call)
+
+    def reserve_bytes(self, cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
+        return reserve_bytes(cell, dtype, sizes, ragged)
+
+    def saved_in_reserve(self, call: LayerCall) -> Saved:
+        return saved_in_reserve(call, self.schedule)
 
     def forward_directions(self, calls: Sequence[LayerCall]) -> list[Forward]:
         return forward_directions(calls, self.schedule)

@@ -10,7 +10,7 @@ from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.cublas import Matrix, Products
 from rnnkit.backends.cupy.launcher import contiguous, packing_table
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.saved import Saved, SavedStates, saved_bytes
+from rnnkit.backends.cupy.saved import Memory, Saved, SavedStates, saved_bytes
 from rnnkit.backends.interface import LayerCall, Sizes
 from rnnkit.core.cells import Array, State, Weights
 
@@ -20,7 +20,7 @@ class ForwardLauncher(Protocol):
 
     products: Products
 
-    def packed(self, x: Array) -> Array: ...
+    def pack(self, flat: Array, x: Array) -> None: ...
 
     def pack_chunk(self, flat: Array, x: Array, chunk: Chunk) -> None: ...
 
@@ -86,7 +86,8 @@ class ForwardPass:
         self.x = call.x
         self.state0 = contiguous(call.state0)
         self.weights = Weights(*contiguous(call.weights))
-        self.states = SavedStates.empty(p) if call.keep else SavedStates()
+        memory = Memory(call.reserve if call.keep else None)
+        self.states = SavedStates.placed(p, memory) if call.keep else SavedStates()
         self.table = packing_table(p)
         self.state_n: State
         self.chunks = 0  # that have been launched
@@ -95,7 +96,9 @@ class ForwardPass:
             return
         self.launcher = launcher_of(arena, self.table)
         if p.ragged:
-            self.x = self.launcher.packed(call.x) if below is None else cupy.empty((p.N, p.I), call.x.dtype)
+            self.x = memory.array((p.N, p.I), p.dtype.storage)
+            if below is None:
+                self.launcher.pack(self.x, call.x)
         self.state_n = tuple(cupy.empty_like(s) for s in self.state0)
         self.launcher.forward_begin(self.state0, self.weights)
 
@@ -186,6 +189,14 @@ def forward_stack(
         for one in passes:
             one.join()
     return [one.end() for one in passes]
+
+
+def saved_in_reserve(p: Problem, call: LayerCall) -> Saved:
+    """What the forward of this call saved, from `call.reserve`. The table of ragged rows goes to the device again."""
+    memory = Memory(call.reserve)
+    states = SavedStates.placed(p, memory)
+    x = memory.array((p.N, p.I), p.dtype.storage) if p.ragged else call.x
+    return Saved(x, states, packing_table(p))
 
 
 def memory(p: Problem, sizes: Sizes, keep: bool, workspaces: tuple[dict[str, Any], ...]) -> tuple[int, int]:

@@ -5,10 +5,36 @@ So the backward of one schedule can follow the forward of another.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rnnkit.backends.cupy.problem import Problem
-from rnnkit.core.cells import Array
+from rnnkit.backends.interface import Sizes
+from rnnkit.core.cells import Array, Cell
+from rnnkit.core.dtypes import DType
+
+LINE = 64  # parts of a reserve begin at multiples of this many bytes
+
+
+class Memory:
+    """Where a forward saves: parts of `LayerCall.reserve` one after the other, or without one arrays of its own.
+
+    The sizes of the parts say where they are, so the same requests find them again.
+    """
+
+    def __init__(self, reserve: Array | None) -> None:
+        self._next = None if reserve is None else reserve.data
+
+    def array(self, shape: tuple[int, int], dtype: Any) -> Array:
+        """The next part, uninitialised."""
+        import cupy
+
+        rows, columns = shape
+        size = rows * columns * dtype.itemsize
+        if self._next is None or not size:
+            return cupy.empty(shape, dtype)
+        part = cupy.ndarray(shape, dtype, memptr=self._next)
+        self._next += _whole_lines(size)
+        return part
 
 
 class SavedStates(NamedTuple):
@@ -20,23 +46,39 @@ class SavedStates(NamedTuple):
     operand: Array = None  # (N, H) operand of the second product: m under projection, r h' for a GRU that resets before
 
     @classmethod
-    def empty(cls, p: Problem) -> SavedStates:
-        """Uninitialised arrays for the row-steps of one call."""
-        import cupy
+    def placed(cls, p: Problem, memory: Memory) -> SavedStates:
+        """The arrays for the row-steps of one call. Their values are as the memory is."""
+        columns = _columns(p.cell, p.dtype, p.H, p.R, p.has_second_product)
+        return cls(*[memory.array((p.N, width), dtype) if width else None for width, dtype in columns])
 
-        storage = p.dtype.storage
-        values = cupy.empty((p.N, p.cell.n_saved * p.H), storage)
-        h_prev = cupy.empty((p.N, p.R), storage)
-        c_prev = cupy.empty((p.N, p.H), p.dtype.compute) if p.cell.has_c else None
-        operand = cupy.empty((p.N, p.H), storage) if p.has_second_product else None
-        return cls(values, h_prev, c_prev, operand)
+
+def _columns(cell: Cell, dtype: DType, H: int, R: int, second_product: bool) -> tuple[tuple[int, Any], ...]:
+    """The columns and the dtype of each field of `SavedStates`; no columns where the field is None."""
+    return (
+        (cell.n_saved * H, dtype.storage),
+        (R, dtype.storage),
+        (H if cell.has_c else 0, dtype.compute),
+        (H if second_product else 0, dtype.storage),
+    )
 
 
 def saved_bytes(p: Problem, N: int) -> int:
-    """Bytes of `SavedStates.empty` for N row-steps."""
-    in_storage = p.cell.n_saved * p.H + p.R + (p.H if p.has_second_product else 0)
-    in_compute = p.H if p.cell.has_c else 0
-    return N * (in_storage * p.storage_bytes + in_compute * p.compute_bytes)
+    """Bytes of `SavedStates.placed` for N row-steps."""
+    columns = _columns(p.cell, p.dtype, p.H, p.R, p.has_second_product)
+    return N * sum(width * dtype.itemsize for width, dtype in columns)
+
+
+def reserve_bytes(cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
+    """See `rnnkit.backends.Backend`: what the steps save, then x without padding if it is ragged."""
+    _, _, I, H, R, N = sizes
+    columns = _columns(cell, dtype, H, R, R != H or cell.resets_before)
+    if ragged:
+        columns += ((I, dtype.storage),)
+    return sum(_whole_lines(N * width * of.itemsize) for width, of in columns)
+
+
+def _whole_lines(size: int) -> int:
+    return (size + LINE - 1) // LINE * LINE
 
 
 class Saved(NamedTuple):
