@@ -122,9 +122,10 @@ def arguments(
     lengths: list[int] | None = None,
     dropout: bool = False,
     P: int = 0,
+    H: int = 6,
 ) -> tuple[list[Any], Any]:
     """x, states, weights, masks and lengths of two layers, and the gradients of their results."""
-    T, B, I, H, L, D = 5, 3, 4, 6, 2, 1 + bidirectional
+    T, B, I, L, D = 5, 3, 4, 2, 1 + bidirectional
     G = {"lstm": 4, "rnn_tanh": 1}.get(cell, 3)
     R = P or H
     rng = np.random.default_rng(seed)
@@ -187,6 +188,7 @@ RESERVED = [
     ("one_block", "gru", "float16", {"dropout": True}),
     ("grid", "lstm", "float16", RAGGED | {"dropout": True}),
     ("grid", "rnn_tanh", "float32", {"dropout": True}),
+    ("cluster", "lstm", "float32", RAGGED | {"dropout": True, "H": 24}),
 ]
 
 
