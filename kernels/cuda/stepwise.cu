@@ -30,6 +30,8 @@
 //
 // R = P under projection, else H. The product of dgates_h replaces dh. Where kReadsH, or with `now`, it is added to dh:
 // so that rows which are not live keep theirs, their rows of `now` are zero.
+//
+// RK_NOISE is 1 for a cell with zoneout or dropout on h: kernels/cuda/step_noise.cuh.
 
 // Zeros for the units of a row of `now` that is not live.
 template <int V>
@@ -60,6 +62,9 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
     const Index step = live.first + b;
     const Index row = step - call.n0;
     Storage* const y = m ? nullptr : y_row(call, t, b);
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+#endif
     for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
       Compute x[G][V], u[G][V], saved[K][V], c_prev[V] = {}, h_prev[V] = {}, new_h[V], new_c[V] = {};
 #pragma unroll
@@ -78,7 +83,16 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
       const Index at = (Index)b * H + j;
       if (Cell::kHasC) load_units<V>(c + at, c_prev);
       const bool saves_h = !m && call.h_prev;
-      if (Cell::kReadsH || saves_h) load_units<V>(h + at, h_prev);
+#if RK_ZONEOUT_H
+      const bool reads_h = Cell::kReadsH || !m;
+#else
+      const bool reads_h = Cell::kReadsH || saves_h;
+#endif
+      if (reads_h) load_units<V>(h + at, h_prev);
+#if RK_ZONEOUT_C
+      Compute keep_c[V];
+      noise.keep_c<V>(j, keep_c);
+#endif
       if (saves_h) store_units<V>(call.h_prev + step * H + j, h_prev);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
@@ -89,6 +103,12 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
           u_i[g] = u[g][i];
         }
         Cell::forward(x_i, u_i, h_prev[i], c_prev[i], saved_i, new_h[i], new_c[i] RK_UNIT_EXTRAS);
+#if RK_ZONEOUT_C
+        new_c[i] = blended(keep_c[i], c_prev[i], new_c[i]);
+#endif
+#if RK_ZONED_OUTPUT
+        new_h[i] = saved_i[3] * tanh_of(new_c[i]);
+#endif
 #pragma unroll
         for (int k = 0; k < K; ++k) saved[k][i] = saved_i[k];
       }
@@ -104,6 +124,10 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
         store_units<V>(m + at, new_h);
         if (call.operand) store_units<V>(call.operand + step * H + j, new_h);
       } else {
+#if RK_NOISE
+        noise.blend_h<V>(j, h_prev, new_h);
+        noise.put_masked<V>(b, j, H, new_h);
+#endif
         store_units<V>(h + at, new_h);
         store_any<V>(y + j, new_h);
       }
@@ -128,9 +152,18 @@ __device__ __forceinline__ void forward_output_of(const Call* __restrict__ given
   const Live live = live_rows(call, t, most);
   for (int b = first_row(); b < live.rows; b += row_stride()) {
     Storage* const y = y_row(call, t, b);
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+#endif
     for (int k = first_unit<V>(); k < R; k += unit_stride<V>()) {
       Compute v[V];
       load_units<V>(projected + (Index)b * R + k, v);
+#if RK_NOISE
+      Compute before[V];
+      load_units<V>(h + (Index)b * R + k, before);
+      noise.blend_h<V>(k, before, v);
+      noise.put_masked<V>(b, k, R, v);
+#endif
       store_units<V>(h + (Index)b * R + k, v);
       store_any<V>(y + k, v);
     }
@@ -146,24 +179,54 @@ RK_BOTH_WIDTHS(forward_output,
 template <int V>
 __device__ __forceinline__ void backward_output_of(const Call* __restrict__ given, Storage* dprojected, Storage* now,
                                                    Compute* dh, int most, int R, int t) {
+#if !RK_NOISE
   const Compute zeros[V] = {};
+#endif
   const Call call = *given;
   const Live live = live_rows(call, t, most);
-  for (int b = first_row(); b < live.rows; b += row_stride()) {
+#if RK_MASKS
+  const int rows = now ? most : live.rows;
+#else
+  const int rows = live.rows;
+#endif
+  for (int b = first_row(); b < rows; b += row_stride()) {
     const Index row = live.first + b - call.n0;
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+    if (b >= live.rows) {
+      for (int k = first_unit<V>(); k < R; k += unit_stride<V>()) noise.add_to<V>(dh, b, k, R);
+      continue;
+    }
+#endif
     const Storage* const dy = dy_row(call, t, b);
     for (int k = first_unit<V>(); k < R; k += unit_stride<V>()) {
       Compute d[V], dy_k[V] = {};
       const Index at = (Index)b * R + k;
       load_units<V>(dh + at, d);
       if (dy) load_any<V>(dy + k, dy_k);
+#if RK_NOISE
+      Compute passed[V];
+      noise.add_products<V>(b, k, R, d);
+      noise.split_h<V>(k, d, dy_k, passed);
+#if RK_MASKS
+      Compute h_prev[V];
+      load_units<V>(call.h_prev + (live.first + b) * R + k, h_prev);
+      noise.put_masked<V>(row, k, R, h_prev);
+#endif
+#else
 #pragma unroll
       for (int i = 0; i < V; ++i) d[i] += dy_k[i];
+#endif
       store_units<V>(dprojected + row * R + k, d);
+#if RK_NOISE
+      if (now) store_units<V>(now + at, d);
+      store_units<V>(dh + at, passed);
+#else
       if (now) {
         store_units<V>(now + at, d);
         store_units<V>(dh + at, zeros);
       }
+#endif
     }
   }
 }
@@ -187,9 +250,15 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
     const Index step = live.first + b;
     const Index row = step - call.n0;
     const Storage* const dy = is_live && !dm ? dy_row(call, t, b) : nullptr;
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+#endif
     for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
       if (!is_live) {
         clear_gates<V>(now, b, 0, G, j, H);
+#if RK_NOISE
+        if (!dm) noise.add_to<V>(dh, b, j, H);
+#endif
         continue;
       }
       Compute saved[K][V], dx[G][V], du[G][V], dh_in[V], dy_j[V] = {}, c_prev[V] = {}, h_prev[V] = {}, dc_in[V] = {};
@@ -204,13 +273,38 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
         load_units<V>(dc + at, dc_in);
       }
       if (Cell::kReadsH) load_units<V>(call.h_prev + step * H + j, h_prev);
+#if RK_NOISE
+      Compute passed[V] = {};
+      if (!dm) {
+        noise.add_products<V>(b, j, H, dh_in);
+        noise.split_h<V>(j, dh_in, dy_j, passed);
+#if RK_MASKS
+        if (!Cell::kReadsH) load_units<V>(call.h_prev + step * H + j, h_prev);
+        noise.put_masked<V>(row, j, H, h_prev);
+#endif
+      }
+#endif
+#if RK_ZONEOUT_C
+      Compute keep_c[V];
+      noise.keep_c<V>(j, keep_c);
+#endif
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         Compute saved_i[K], dx_i[G], du_i[G];
 #pragma unroll
         for (int k = 0; k < K; ++k) saved_i[k] = saved[k][i];
-        Cell::backward(saved_i, h_prev[i], c_prev[i], dh_in[i] + dy_j[i], dc_in[i], dx_i, du_i, direct[i],
-                       dc_prev[i] RK_UNIT_EXTRAS);
+        Compute dh_i = dh_in[i] + dy_j[i];
+        Compute dc_i = dc_in[i];
+#if RK_ZONEOUT_C
+        const ZonedC zoned(keep_c[i], saved_i, c_prev[i], dh_i, dc_i);
+#endif
+        Cell::backward(saved_i, h_prev[i], c_prev[i], dh_i, dc_i, dx_i, du_i, direct[i], dc_prev[i] RK_UNIT_EXTRAS);
+#if RK_ZONEOUT_C
+        zoned.finish(dx_i, dc_prev[i]);
+#endif
+#if RK_NOISE
+        direct[i] += passed[i];
+#endif
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           dx[g][i] = dx_i[g];
@@ -223,7 +317,11 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
         if (Cell::kSplits) store_units<V>(dgates_h + gate_at(row, g, j, H), du[g]);
         if (now) store_units<V>(now + gate_at(b, g, j, H), du[g]);
       }
+#if RK_NOISE
+      if (!dm) store_units<V>(dh + at, direct);
+#else
       if (Cell::kReadsH || (now && !dm)) store_units<V>(dh + at, direct);
+#endif
       if (Cell::kHasC) store_units<V>(dc + at, dc_prev);
     }
   }
@@ -262,14 +360,25 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
   for (int b = first_row(); b < live.rows; b += row_stride()) {
     const Index step = live.first + b;
     const Index row = step - call.n0;
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+#endif
     for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
       Compute a_r[V], a_z[V], before[V], r[V], z[V], rh[V];
       preactivation<V>(x_side, h_side, bias, row, b, kR, j, H, a_r);
       preactivation<V>(x_side, h_side, bias, row, b, kZ, j, H, a_z);
       const Index at = (Index)b * H + j;
       load_units<V>(h + at, before);
+#if RK_MASKS
+      Compute mask[V];
+      noise.candidate_mask<V>(j, H, mask);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        Cell::gates(a_r[i], a_z[i], rounded(before[i] * mask[i]), r[i], z[i], rh[i] RK_UNIT_EXTRAS);
+#else
 #pragma unroll
       for (int i = 0; i < V; ++i) Cell::gates(a_r[i], a_z[i], before[i], r[i], z[i], rh[i] RK_UNIT_EXTRAS);
+#endif
       store_units<V>(m + at, rh);
       store_units<V>(h_side + gate_at(b, kZ, j, H), z);
       if (call.saved) {
@@ -299,6 +408,9 @@ __device__ __forceinline__ void forward_output_of(const Call* __restrict__ given
     const Index step = live.first + b;
     const Index row = step - call.n0;
     Storage* const y = y_row(call, t, b);
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+#endif
     for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
       Compute a_n[V], z[V], before[V], candidate[V], new_h[V];
       preactivation<V>(x_side, h_side, bias, row, b, kN, j, H, a_n);
@@ -307,6 +419,10 @@ __device__ __forceinline__ void forward_output_of(const Call* __restrict__ given
       load_units<V>(h + at, before);
 #pragma unroll
       for (int i = 0; i < V; ++i) Cell::output(a_n[i], z[i], before[i], candidate[i], new_h[i] RK_UNIT_EXTRAS);
+#if RK_NOISE
+      noise.blend_h<V>(j, before, new_h);
+      noise.put_masked<V>(b, j, H, new_h);
+#endif
       store_units<V>(h + at, new_h);
       store_any<V>(y + j, new_h);
       if (call.saved) store_units<V>(call.saved + gate_at(step, kN, j, H), candidate);
@@ -331,9 +447,15 @@ __device__ __forceinline__ void backward_output_of(const Call* __restrict__ give
     const Index step = live.first + b;
     const Index row = step - call.n0;
     const Storage* const dy = is_live ? dy_row(call, t, b) : nullptr;
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+#endif
     for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
       if (!is_live) {
         clear_gates<V>(now, b, kZ, kN + 1, j, H);
+#if RK_NOISE
+        noise.add_to<V>(dh, b, j, H);
+#endif
         continue;
       }
       Compute z[V], candidate[V], before[V], d[V], dy_j[V] = {}, da_z[V], da_n[V];
@@ -343,12 +465,21 @@ __device__ __forceinline__ void backward_output_of(const Call* __restrict__ give
       load_units<V>(call.h_prev + step * H + j, before);
       load_units<V>(dh + at, d);
       if (dy) load_any<V>(dy + j, dy_j);
+#if RK_NOISE
+      noise.add_products<V>(b, j, H, d);
+#endif
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        d[i] += dy_j[i];
-        Cell::output_backward(z[i], candidate[i], before[i], d[i], da_z[i], da_n[i] RK_UNIT_EXTRAS);
-      }
+      for (int i = 0; i < V; ++i) d[i] += dy_j[i];
       store_units<V>(dh + at, d);
+#if RK_NOISE
+      // dh keeps all of it for backward_step, which splits it again.
+      Compute passed[V], none[V] = {};
+      noise.split_h<V>(j, d, none, passed);
+      noise.put_masked<V>(row, j, H, before);
+#endif
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        Cell::output_backward(z[i], candidate[i], before[i], d[i], da_z[i], da_n[i] RK_UNIT_EXTRAS);
       store_units<V>(dgates + gate_at(row, kZ, j, H), da_z);
       store_units<V>(dgates + gate_at(row, kN, j, H), da_n);
       if (now) {
@@ -374,6 +505,9 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
     const bool is_live = b < live.rows;
     const Index step = live.first + b;
     const Index row = step - call.n0;
+#if RK_NOISE
+    const RowNoise noise(given, call, t, b);
+#endif
     for (int j = first_unit<V>(); j < H; j += unit_stride<V>()) {
       if (!is_live) {
         clear_gates<V>(now, b, kR, kZ, j, H);
@@ -386,11 +520,25 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
       load_units<V>(call.h_prev + step * H + j, before);
       load_units<V>(dh + at, d);
       load_units<V>(dm + at, drh);
+#if RK_NOISE
+      Compute passed[V], none[V] = {};
+      noise.split_h<V>(j, d, none, passed);
+#endif
+#if RK_MASKS
+      Compute mask[V];
+      noise.candidate_mask<V>(j, H, mask);
+#pragma unroll
+      for (int i = 0; i < V; ++i) drh[i] *= mask[i];
+#endif
 #pragma unroll
       for (int i = 0; i < V; ++i)
         Cell::gates_backward(r[i], z[i], before[i], d[i], drh[i], da_r[i], direct[i] RK_UNIT_EXTRAS);
       store_units<V>(dgates + gate_at(row, kR, j, H), da_r);
       if (now) store_units<V>(now + gate_at(b, kR, j, H), da_r);
+#if RK_NOISE
+#pragma unroll
+      for (int i = 0; i < V; ++i) direct[i] += passed[i];
+#endif
       store_units<V>(dh + at, direct);
     }
   }

@@ -89,12 +89,6 @@ def _masks_per_gate(cell: Cell) -> str | None:
     return _unserved_norms(cell)
 
 
-def _random_steps(cell: Cell) -> str | None:
-    """Why kernels/cuda does not have this cell with its options."""
-    options = cell.options
-    return f"does not serve the cell {cell.name} with {options}" if options.has_noise else _unserved_norms(cell)
-
-
 def _cupy_schedules() -> tuple[str, ...]:
     from rnnkit.backends.cupy.schedules import SCHEDULES  # which imports this file
 
@@ -156,7 +150,7 @@ BACKENDS: dict[str, BackendRow] = {
             cuda_problem,
             _cuda_cells,
             _cupy_schedules,
-            options=_random_steps,
+            options=_unserved_norms,
         ),
         BackendRow(
             "numba_cuda",

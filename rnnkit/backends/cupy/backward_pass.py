@@ -5,10 +5,11 @@ Per chunk, dx, dW_ih, dW_hh and the biases' gradients follow its steps, so the w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rnnkit.backends.cupy import arena as arenas
 from rnnkit.backends.cupy.arena import Arena
+from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.launcher import Launcher, contiguous, units_aligned
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
@@ -31,6 +32,11 @@ class BackwardLauncher(Launcher):
         projection in "dprojected" (row-steps, R).
         """
         raise NotImplementedError
+
+    def hidden_operands(self, chunk: Chunk, states: SavedStates) -> Iterator[tuple[Matrix, int, int]]:
+        """What W_hh was multiplied by in a chunk whose steps have just run, (N, R), each for the gates [first, end)."""
+        for number, (_, first, end) in enumerate(self.p.cell.products):
+            yield self.array(states.operand if number else states.h_prev).at(chunk.n0), first, end
 
 
 def backward_buffers(p: Problem) -> dict[str, int]:

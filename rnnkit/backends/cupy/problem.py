@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from rnnkit.backends.interface import LayerCall, Sizes
 from rnnkit.backends.ragged import Packing, packing
 from rnnkit.core.cells import Cell
 from rnnkit.core.dtypes import DType
+from rnnkit.core.regularisation import Noise
 
 # A chunk of steps has its pre-activations x W_ih^T computed at once before its steps, and its weight gradients added at
 # once after them. So the workspace does not grow with T, and the steps find in the L2 cache what the product before
@@ -103,6 +104,7 @@ class Problem:
     ahead_steps  the most steps of a chunk, where the product of x of one chunk runs beside the steps of the chunk
                  before it; None where all follow each other
     share        the layer has one of this many equal parts of the card, beside other layers
+    noise        the random masks of the call, or None
     """
 
     cell: Cell
@@ -118,6 +120,7 @@ class Problem:
     ahead_steps: int | None = None
     share: int = 1
     constants: tuple[float, ...] = ()
+    noise: Noise | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, call: LayerCall) -> Problem:
@@ -137,6 +140,7 @@ class Problem:
             reverse=call.reverse,
             packing=packing(T, B, call.lengths),
             constants=call.constants,
+            noise=call.noise,
         )
 
     @classmethod

@@ -118,7 +118,7 @@ def of_cell(
     Its text is numbers.cuh, the cell's header, cell_row.cuh, then `files`.
     """
     row = cell_of(cell)
-    header = _header_with_options(row) if row.options else HEADERS[cell]
+    header = _header_with_options(row) if row.options.changes_formulas else HEADERS[row.name]
     given = (files, kernels, (*header.defines, *defines), min_arch)
     return _of_cell(name, row, _source(header.file), storage, *given)
 
@@ -144,7 +144,8 @@ def _of_cell(
     )
 
 
-# Bytes of a Call of kernels/cuda/call.cuh in the workspace, with room to spare. Extras of cells with options follow.
+# Bytes of a Call of kernels/cuda/call.cuh in the workspace, with room for the Noise of kernels/cuda/step_noise.cuh. Extras
+# of cells with options follow.
 CALL_BYTES = 256
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rnnkit.backends.cupy import stepwise_noise
 from rnnkit.backends.cupy.backward_pass import backward_buffers
 from rnnkit.backends.cupy.passes import forward_buffers
 from rnnkit.backends.cupy.problem import Problem
@@ -28,7 +29,7 @@ def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:
 
 
 def _forward_sizes(p: Problem) -> dict[str, int]:
-    sizes = forward_buffers(p) | {"side": p.B * p.GH * p.compute_bytes}
+    sizes = forward_buffers(p) | stepwise_noise.forward_sizes(p) | {"side": p.B * p.GH * p.compute_bytes}
     if p.has_second_product:
         sizes["m"] = p.B * p.H * p.storage_bytes
     if p.projected:
@@ -38,7 +39,7 @@ def _forward_sizes(p: Problem) -> dict[str, int]:
 
 def _backward_sizes(p: Problem) -> dict[str, int]:
     s = p.storage_bytes
-    sizes = backward_buffers(p)
+    sizes = backward_buffers(p) | stepwise_noise.backward_sizes(p)
     if p.has_second_product:
         sizes["dm"] = p.B * p.H * p.compute_bytes
     if p.ragged:

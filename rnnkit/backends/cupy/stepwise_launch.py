@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.cupy import sources
+from rnnkit.backends.cupy import sources, stepwise_noise
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.backward_pass import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
@@ -17,6 +17,7 @@ from rnnkit.backends.cupy.problem import Chunk, Problem, Span
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build
 from rnnkit.backends.cupy.stepwise_buffers import k_major
+from rnnkit.backends.random_masks import StepMasks
 from rnnkit.core.cells import Array, State, Weights, cell_of
 
 FILES = ("cuda/rows.cuh", "cuda/call.cuh", "cuda/units.cuh", "cuda/stepwise.cuh", "cuda/stepwise.cu")
@@ -29,19 +30,24 @@ WIDE_BYTES = 16
 WIDE_ELEMENTS = FEW_BLOCKS * THREADS
 
 
-# Of a cell with options, beside those.
-FILES_OF_OPTIONS = (*FILES, "cuda/unit_weights.cu")
+# Of a cell whose formulas have options, beside those.
+FILE_OF_OPTIONS = "cuda/unit_weights.cu"
 MOST_CONSTANTS = 8  # of set_extras
 
 
 def build(cell: str, storage: str) -> Build:
     """The module of a `Cell.key` and a storage dtype."""
     row = cell_of(cell)
-    if row.options:
+    files = FILES
+    kernels = KERNELS
+    if row.options.has_noise:
+        files = (*FILES[:-1], stepwise_noise.HEADER, FILES[-1], stepwise_noise.FILE)
+        kernels = (*kernels, *stepwise_noise.kernels(row))
+    if row.options.changes_formulas:
+        files = (*files, FILE_OF_OPTIONS)
         more = ("set_extras", *(("unit_products",) if row.unit_weights else ()))
-        kernels = (*KERNELS, *sources.pointwise_kernels(*more))
-        return sources.of_cell("stepwise", cell, storage, FILES_OF_OPTIONS, kernels)
-    return sources.of_cell("stepwise", cell, storage, FILES, KERNELS)
+        kernels = (*kernels, *sources.pointwise_kernels(*more))
+    return sources.of_cell("stepwise", cell, storage, files, kernels, defines=stepwise_noise.defines(row))
 
 
 class Operands(NamedTuple):
@@ -66,6 +72,7 @@ class StepLauncher(BackwardLauncher):
     def __init__(self, p: Problem, arena: Arena, sizes: dict[str, int], packing_table: Array | None) -> None:
         super().__init__(p, arena, sizes, packing_table, build(p.cell.key, p.dtype.stored))
         self._operands: Operands
+        self._masks: StepMasks
 
     def operands(self, weights: Weights, k_major: bool = False) -> Operands:
         """k_major: transposes the weights into the buffers "w_hh" and "w_hr"."""
@@ -84,6 +91,8 @@ class StepLauncher(BackwardLauncher):
         """As `Launcher.forward_begin`."""
         super().forward_begin(state0, weights)
         self._set_extras(weights)
+        if self.p.cell.options.has_noise:
+            self._masks = stepwise_noise.begin(self, weights.w_hh, backward=False)
         self._operands = self.operands(weights)
 
     def forward_chunk(self, chunk: Chunk, weights: Weights, y: Array, states: SavedStates) -> None:
@@ -96,6 +105,8 @@ class StepLauncher(BackwardLauncher):
         """As `BackwardLauncher.backward_begin`."""
         super().backward_begin(dstate_n, weights)
         self._set_extras(weights)
+        if self.p.cell.options.has_noise:
+            self._masks = stepwise_noise.begin(self, weights.w_hh, backward=True)
         self._operands = self.operands(weights, k_major(self.p))
 
     def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
@@ -104,10 +115,27 @@ class StepLauncher(BackwardLauncher):
             self.set_call(span.t0, chunk.n0, None, states, dy)
             self._replay("backward", span, self._backward)
 
+    def backward_end(self, dstate0: State) -> None:
+        """As `Launcher.backward_end`."""
+        stepwise_noise.end_backward(self)
+        super().backward_end(dstate0)
+
+    def hidden_operands(self, chunk: Chunk, states: SavedStates) -> Iterator[tuple[Matrix, int, int]]:
+        """As `BackwardLauncher.hidden_operands`: masked."""
+        own = super().hidden_operands(chunk, states)
+        count = stepwise_noise.masked_products(self.p.cell)
+        if count:
+            _, first, end = next(own)
+            each = (end - first) // count
+            masked = self.storage_matrix("masked", self.p.R)
+            for number in range(count):
+                yield masked.at(number * self.p.chunk_rows), number * each, (number + 1) * each
+        yield from own
+
     def _set_extras(self, weights: Weights) -> None:
         """Writes the constants and the weights per unit of a cell with options after the Call."""
         p = self.p
-        if not p.cell.options:
+        if not p.cell.options.changes_formulas:
             return
         numbers = [np.float64(value) for value in p.constants]
         numbers += [np.float64(0)] * (MOST_CONSTANTS - len(numbers))
@@ -152,11 +180,10 @@ class StepLauncher(BackwardLauncher):
         projected = self.storage_matrix("projected", p.R)
         rows = span.rows
         most, H, R = map(i32, (rows, p.H, p.R))
-        # Rows of W_hh in the first product, so columns of `side` that it writes.
         first = p.first_gates * p.H
         sides = (self["gates"], side.address, self["bias"])
         for t in _times(span, p.reverse):
-            self.products.rows_by_weights(h, operands.w_hh, side, rows, first, p.R)
+            self._products_of_h(h, operands.w_hh, side, rows)
             states = (h.address, self["c"], m.address)
             self._launch_step("forward_step", rows, p.H, *sides, *states, most, H, R, i32(t))
             if operands.second is None:
@@ -187,9 +214,42 @@ class StepLauncher(BackwardLauncher):
                 through(doutput, operands.second, dm, rows, p.H, operands.units)
             states = (dh.address, self["dc"], dm.address)
             self._launch_step("backward_step", rows, p.H, *gates, *states, most, H, i32(t))
-            # Where the pointwise part reads h', dh already holds the part that bypasses the product.
-            add = p.cell.reads_h or p.ragged
-            through(now.at(n), operands.w_hh, dh, rows, p.R, first, add=add)
+            self._products_through(now.at(n), operands, dh, rows)
+
+
+    def _products_of_h(self, h: Matrix, w_hh: Matrix, side: Matrix, rows: int) -> None:
+        """side (rows, G*H) = h W_hh^T, of the gates of the first product; with masks on h, from "masked"."""
+        p = self.p
+        # Rows of W_hh in the first product, so columns of `side` that it writes.
+        width = p.first_gates * p.H
+        count = stepwise_noise.masked_products(p.cell)
+        if not count:
+            self.products.rows_by_weights(h, w_hh, side, rows, width, p.R)
+            return
+        masked = self.storage_matrix("masked", p.R)
+        each = width // count
+        for number in range(count):
+            at = number * each
+            self.products.rows_by_weights(masked.at(number * p.B), w_hh.at(at), side.at(0, at), rows, each, p.R)
+
+    def _products_through(self, dgates: Matrix, operands: Operands, dh: Matrix, rows: int) -> None:
+        """dh (rows, R) from dgates W_hh, of the gates of the first product; with masks on h, "dmasked" instead."""
+        p = self.p
+        through = self.products.rows_by_weights if operands.k_major else self.products.rows_through
+        w_hh = operands.w_hh
+        width = p.first_gates * p.H
+        count = stepwise_noise.masked_products(p.cell)
+        if not count:
+            # Where the pointwise part reads h', or with zoneout, dh already holds the part that bypasses the product.
+            add = p.cell.reads_h or p.ragged or p.cell.options.zoneout_h
+            through(dgates, w_hh, dh, rows, p.R, width, add=add)
+            return
+        dmasked = self.compute_matrix("dmasked", p.R)
+        each = width // count
+        for number in range(count):
+            at = number * each
+            w = w_hh.at(0, at) if operands.k_major else w_hh.at(at)
+            through(dgates.at(0, at), w, dmasked.at(number * p.B), rows, p.R, each)
 
 
 def _times(span: Span, descending: bool) -> Iterator[int]:

@@ -61,8 +61,7 @@ class WeightSums:
         dgates_x = launcher.storage_matrix("dgates_x", p.GH)
         dgates_h = launcher.storage_matrix("dgates_h", p.GH) if p.cell.splits_sides else dgates_x
         self._add_product("w_ih", 0, dgates_x, launcher.array(saved.x).at(n0), p.GH, N)
-        for number, (_, first, end) in enumerate(p.cell.products):
-            a = launcher.array(states.operand if number else states.h_prev).at(n0)
+        for a, first, end in launcher.hidden_operands(chunk, states):
             d = dgates_h.at(0, first * p.H)
             self._add_product("w_hh", first * p.H, d, a, (end - first) * p.H, N)
         if p.projected:
