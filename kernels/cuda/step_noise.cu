@@ -2,8 +2,8 @@
 
 extern "C" __global__ void set_noise(Call* call, const Compute* hidden, const unsigned char* zone_h,
                                      const unsigned char* zone_c, Storage* masked, Compute* dmasked, Index h_t,
-                                     Index h_b, Index c_t, Index c_b, Index masked_gate, Index batch, double share_h,
-                                     double share_c) {
+                                     Index h_b, Index c_t, Index c_b, Index masked_gate, Index batch, Compute share_h,
+                                     Compute share_c) {
   static_assert(sizeof(Call) <= RK_NOISE_AT && RK_NOISE_AT + sizeof(Noise) <= RK_NOISE_END, "the Noise overlaps");
   *(Noise*)((char*)call + RK_NOISE_AT) = {hidden, zone_h, zone_c, masked,      dmasked, h_t,     h_b,
                                           c_t,    c_b,    masked_gate, batch, share_h, share_c};

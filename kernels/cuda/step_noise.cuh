@@ -22,7 +22,7 @@ struct Noise {
   Compute* dmasked;  // (kMasked, B, R) backward: products of dgates_h
   Index h_t, h_b, c_t, c_b;
   Index masked_gate, batch;  // batch = B * R
-  double share_h, share_c;   // of the old values that is kept where the bytes are 1
+  Compute share_h, share_c;  // of the old values that is kept where the bytes are 1
 };
 
 // The masks of the first product of a step; a GRU that resets before has the one of n for r h'.
@@ -38,24 +38,24 @@ __device__ __forceinline__ Compute rounded(Compute x) { return load(store(x)); }
 
 // The noise of row b at the graph's step t. R units of h, and H of c.
 struct RowNoise {
-  Noise noise;
+  const Noise* noise;  // not a copy, which would take 26 registers
   Index row;
   Index time;
 
   __device__ __forceinline__ RowNoise(const Call* given, const Call& call, int t, int b)
-      : noise(*(const Noise*)((const char*)given + RK_NOISE_AT)),
+      : noise((const Noise*)((const char*)given + RK_NOISE_AT)),
         row(call.order ? call.order[b] : b),
         time(call.t0 + t) {}
 
   // z of h of units j to j + V.
   template <int V>
   __device__ __forceinline__ void keep_h(int j, Compute* z) const {
-    shares<V>(noise.zone_h + time * noise.h_t + row * noise.h_b + j, (Compute)noise.share_h, z);
+    shares<V>(noise->zone_h + time * noise->h_t + row * noise->h_b + j, noise->share_h, z);
   }
 
   template <int V>
   __device__ __forceinline__ void keep_c(int j, Compute* z) const {
-    shares<V>(noise.zone_c + time * noise.c_t + row * noise.c_b + j, (Compute)noise.share_c, z);
+    shares<V>(noise->zone_c + time * noise->c_t + row * noise->c_b + j, noise->share_c, z);
   }
 
   template <int V>
@@ -98,10 +98,10 @@ struct RowNoise {
 #pragma unroll
     for (int g = 0; g < kMasked; ++g) {
       Compute mask[V], product[V];
-      load_units<V>(noise.hidden + g * noise.batch + row * R + j, mask);
+      load_units<V>(noise->hidden + g * noise->batch + row * R + j, mask);
 #pragma unroll
       for (int i = 0; i < V; ++i) product[i] = rounded(h[i]) * mask[i];
-      store_units<V>(noise.masked + g * noise.masked_gate + at * R + j, product);
+      store_units<V>(noise->masked + g * noise->masked_gate + at * R + j, product);
     }
   }
 
@@ -111,8 +111,8 @@ struct RowNoise {
 #pragma unroll
     for (int g = 0; g < kMasked; ++g) {
       Compute mask[V], product[V];
-      load_units<V>(noise.hidden + g * noise.batch + row * R + j, mask);
-      load_units<V>(noise.dmasked + g * noise.batch + (Index)b * R + j, product);
+      load_units<V>(noise->hidden + g * noise->batch + row * R + j, mask);
+      load_units<V>(noise->dmasked + g * noise->batch + (Index)b * R + j, product);
 #pragma unroll
       for (int i = 0; i < V; ++i) d[i] += mask[i] * product[i];
     }
@@ -132,7 +132,7 @@ struct RowNoise {
   // The mask on h in r h' of a GRU that resets before.
   template <int V>
   __device__ __forceinline__ void candidate_mask(int j, int R, Compute* mask) const {
-    load_units<V>(noise.hidden + (RK_MASKS > 1 ? RK_MASKS - 1 : 0) * noise.batch + row * R + j, mask);
+    load_units<V>(noise->hidden + (RK_MASKS > 1 ? RK_MASKS - 1 : 0) * noise->batch + row * R + j, mask);
   }
 };
 

@@ -84,11 +84,10 @@ __device__ __forceinline__ void forward_step_of(const Call* __restrict__ given, 
       if (Cell::kHasC) load_units<V>(c + at, c_prev);
       const bool saves_h = !m && call.h_prev;
 #if RK_ZONEOUT_H
-      const bool reads_h = Cell::kReadsH || !m;
+      if (Cell::kReadsH || !m) load_units<V>(h + at, h_prev);
 #else
-      const bool reads_h = Cell::kReadsH || saves_h;
+      if (Cell::kReadsH || saves_h) load_units<V>(h + at, h_prev);
 #endif
-      if (reads_h) load_units<V>(h + at, h_prev);
 #if RK_ZONEOUT_C
       Compute keep_c[V];
       noise.keep_c<V>(j, keep_c);
@@ -186,10 +185,10 @@ __device__ __forceinline__ void backward_output_of(const Call* __restrict__ give
   const Live live = live_rows(call, t, most);
 #if RK_MASKS
   const int rows = now ? most : live.rows;
-#else
-  const int rows = live.rows;
-#endif
   for (int b = first_row(); b < rows; b += row_stride()) {
+#else
+  for (int b = first_row(); b < live.rows; b += row_stride()) {
+#endif
     const Index row = live.first + b - call.n0;
 #if RK_NOISE
     const RowNoise noise(given, call, t, b);
@@ -293,12 +292,11 @@ __device__ __forceinline__ void backward_step_of(const Call* __restrict__ given,
         Compute saved_i[K], dx_i[G], du_i[G];
 #pragma unroll
         for (int k = 0; k < K; ++k) saved_i[k] = saved[k][i];
-        Compute dh_i = dh_in[i] + dy_j[i];
-        Compute dc_i = dc_in[i];
 #if RK_ZONEOUT_C
-        const ZonedC zoned(keep_c[i], saved_i, c_prev[i], dh_i, dc_i);
+        const ZonedC zoned(keep_c[i], saved_i, c_prev[i], dh_in[i], dc_in[i]);
 #endif
-        Cell::backward(saved_i, h_prev[i], c_prev[i], dh_i, dc_i, dx_i, du_i, direct[i], dc_prev[i] RK_UNIT_EXTRAS);
+        Cell::backward(saved_i, h_prev[i], c_prev[i], dh_in[i] + dy_j[i], dc_in[i], dx_i, du_i, direct[i],
+                       dc_prev[i] RK_UNIT_EXTRAS);
 #if RK_ZONEOUT_C
         zoned.finish(dx_i, dc_prev[i]);
 #endif
@@ -466,20 +464,24 @@ __device__ __forceinline__ void backward_output_of(const Call* __restrict__ give
       load_units<V>(dh + at, d);
       if (dy) load_any<V>(dy + j, dy_j);
 #if RK_NOISE
+      // dh becomes all of it, for backward_step, which splits it again.
+      Compute passed[V], whole[V];
       noise.add_products<V>(b, j, H, d);
-#endif
 #pragma unroll
-      for (int i = 0; i < V; ++i) d[i] += dy_j[i];
-      store_units<V>(dh + at, d);
-#if RK_NOISE
-      // dh keeps all of it for backward_step, which splits it again.
-      Compute passed[V], none[V] = {};
-      noise.split_h<V>(j, d, none, passed);
+      for (int i = 0; i < V; ++i) whole[i] = d[i] + dy_j[i];
+      noise.split_h<V>(j, d, dy_j, passed);
       noise.put_masked<V>(row, j, H, before);
 #endif
 #pragma unroll
-      for (int i = 0; i < V; ++i)
+      for (int i = 0; i < V; ++i) {
+        d[i] += dy_j[i];
         Cell::output_backward(z[i], candidate[i], before[i], d[i], da_z[i], da_n[i] RK_UNIT_EXTRAS);
+      }
+#if RK_NOISE
+      store_units<V>(dh + at, whole);
+#else
+      store_units<V>(dh + at, d);
+#endif
       store_units<V>(dgates + gate_at(row, kZ, j, H), da_z);
       store_units<V>(dgates + gate_at(row, kN, j, H), da_n);
       if (now) {

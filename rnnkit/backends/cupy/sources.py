@@ -144,8 +144,8 @@ def _of_cell(
     )
 
 
-# Bytes of a Call of kernels/cuda/call.cuh in the workspace, with room for the Noise of kernels/cuda/step_noise.cuh. Extras
-# of cells with options follow.
+# Bytes of a Call of kernels/cuda/call.cuh in the workspace, with room for the Noise of kernels/cuda/step_noise.cuh.
+# Extras of cells with options follow.
 CALL_BYTES = 256
 
 

@@ -216,7 +216,6 @@ class StepLauncher(BackwardLauncher):
             self._launch_step("backward_step", rows, p.H, *gates, *states, most, H, i32(t))
             self._products_through(now.at(n), operands, dh, rows)
 
-
     def _products_of_h(self, h: Matrix, w_hh: Matrix, side: Matrix, rows: int) -> None:
         """side (rows, G*H) = h W_hh^T, of the gates of the first product; with masks on h, from "masked"."""
         p = self.p

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from rnnkit.backends.cupy import sources
 from rnnkit.backends.cupy.arena import refuse_capture
 from rnnkit.backends.cupy.launcher import Launcher, address
@@ -113,7 +111,8 @@ def _set_noise(launcher: Launcher, masks: StepMasks, rows: int) -> None:
     arrays = (address(masks.hidden), address(masks.zone_h), address(masks.zone_c))
     buffers = (launcher["masked"], launcher["dmasked"])
     strides = (*_strides(masks.zone_h), *_strides(masks.zone_c), rows * p.R, p.B * p.R)
-    shares = (np.float64(masks.share_h), np.float64(masks.share_c))
+    number = p.dtype.compute.type
+    shares = (number(masks.share_h), number(masks.share_c))
     launcher.launch("set_noise", ((1,), (1,)), launcher["call"], *arrays, *buffers, *strides, *shares)
 
 

@@ -6,6 +6,7 @@ from tests.tools.mutants.planting import row
 
 STEPS = "rnnkit/core/noise_steps.py"
 MASKS = "rnnkit/backends/random_masks.py"
+CUPY = "tests/cuda/test_noise_on_device.py"
 ORACLE, LAYERS = "tests/oracle/test_noise_steps.py", "tests/api/test_regularisation.py"
 
 RANDOM_MASK_MUTANTS = (
@@ -36,5 +37,20 @@ RANDOM_MASK_MUTANTS = (
     row(
         "random masks: a chunk draws from time 0", "rnnkit/functional/chunked.py", "_part", "_replace(t0=t0)",
         "_replace(t0=0)", LAYERS, "chunks_draw",
+    ),
+    row(
+        "random masks: cupy loses the masked products of rows that are not live", "kernels/cuda/step_noise.cuh", "",
+        "add_products<V>(b, j, R, d); store_units<V>(dh + (Index)b * R + j, d);",
+        "store_units<V>(dh + (Index)b * R + j, d);", CUPY, "cupy_is_the_oracle",
+    ),
+    row(
+        "random masks: cupy masks sorted rows by their place", "kernels/cuda/step_noise.cuh", "",
+        "row(call.order ? call.order[b] : b)", "row(b)", CUPY, "cupy_is_the_oracle",
+    ),
+    row(
+        "random masks: cupy multiplies the gradient of W_hh by h that is not masked",
+        "rnnkit/backends/cupy/stepwise_launch.py", "hidden_operands",
+        "masked = self.storage_matrix(\"masked\", self.p.R)", "masked = self.array(states.h_prev).at(chunk.n0)",
+        CUPY, "cupy_is_the_oracle",
     ),
 )  # fmt: skip
