@@ -38,7 +38,7 @@ MOST_CONSTANTS = 8  # of set_extras
 def build(cell: str, storage: str) -> Build:
     """The module of a `Cell.key` and a storage dtype."""
     row = cell_of(cell)
-    files = FILES
+    files: tuple[str, ...] = FILES
     kernels = KERNELS
     if row.options.has_noise:
         files = (*FILES[:-1], stepwise_noise.HEADER, FILES[-1], stepwise_noise.FILE)
