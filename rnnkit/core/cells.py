@@ -366,6 +366,8 @@ def _with_options(name: str, options: Options) -> Cell:
     from rnnkit.core.option_steps import steps_of, values_to_save
 
     row = CELLS[name]
+    if not options:
+        return row
     if not options.changes_formulas:
         return replace(row, options=options)
     if options.layer_norm:

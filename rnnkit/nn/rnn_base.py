@@ -126,7 +126,15 @@ class Recurrent(Module):
         strict: bool = False,
         **options: Any,
     ) -> None:
-        for name, value in options.items():
+        rates: dict[str, Any] = {
+            "input_dropout": input_dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "mask_per_gate": mask_per_gate,
+            "weight_dropout": weight_dropout,
+            "zoneout": zoneout,
+            "zoneout_output": zoneout_output,
+        }
+        for name, value in (options | rates).items():
             setattr(self, name, value)
         self.strict = checks.flag("strict", strict)
         self.input_size = checks.positive_int("input_size", input_size)
@@ -142,15 +150,7 @@ class Recurrent(Module):
         super().__init__(dtype, device)
         self.backend = backend
         self.cell, self._constants = cell_with(cell, options)
-        self.regularisation = checked_rates(
-            self.cell.states,
-            input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout,
-            mask_per_gate=mask_per_gate,
-            weight_dropout=weight_dropout,
-            zoneout=zoneout,
-            zoneout_output=zoneout_output,
-        )
+        self.regularisation = checked_rates(self.cell.states, **rates)
         if self.proj_size and self.cell.normalises:
             raise ValueError(f"proj_size must be 0 with layer_norm, got {self.proj_size}")
         self._choice()

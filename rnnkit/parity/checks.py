@@ -73,7 +73,9 @@ class Check:
             >>> Check.from_dict(check.to_dict()) == check
             True
         """
-        return cls(fields["backend"], fields["dtype"], Case(**fields["case"]), fields["device"])
+        case = fields["case"]
+        constants = tuple(case.get("constants", ()))  # a list in JSON
+        return cls(fields["backend"], fields["dtype"], Case(**{**case, "constants": constants}), fields["device"])
 
 
 @dataclass(frozen=True)

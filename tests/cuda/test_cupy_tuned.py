@@ -20,7 +20,7 @@ from tests.tools import emulator
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 
 T, B, I, H = 5, 3, 4, 24
-ALL = {"one_block", "grid", "stepwise"}
+ALL = {"one_block", "cluster", "grid", "stepwise"}
 
 
 @pytest.fixture(autouse=True)
@@ -85,18 +85,18 @@ def test_the_measured_schedule_is_used_and_said_and_kept(tmp_path: Path) -> None
             with clocked(**times) as clock:
                 y, _ = layer(x)
                 assert set(clock.runs) == ALL
-                assert len(clock.runs) == 3 * RUNS, "the median of some runs"
+                assert len(clock.runs) == len(ALL) * RUNS, "the median of some runs"
                 layer(x)
-                assert len(clock.runs) == 3 * RUNS, "once"
+                assert len(clock.runs) == len(ALL) * RUNS, "once"
                 assert chosen_in(layer, x) == fastest
                 said = rnnkit.explain(layer, x).kernel
                 assert "the fastest by rnnkit.autotune, measured in us per call: one_block 300.0" in said
                 assert f"{fastest} 100.0" in said
                 new_process()
                 layer(x)
-                assert len(clock.runs) == 3 * RUNS, "read from the file"
+                assert len(clock.runs) == len(ALL) * RUNS, "read from the file"
                 layer(cp.concatenate((x, x), axis=1))
-                assert len(clock.runs) == 6 * RUNS, "other sizes"
+                assert len(clock.runs) == 2 * len(ALL) * RUNS, "other sizes"
             rnnkit.autotune(False)
             assert chosen_in(layer, x) == "one_block"
             assert "autotune" not in rnnkit.explain(layer, x).kernel
@@ -107,7 +107,7 @@ def test_the_measured_schedule_is_used_and_said_and_kept(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_measuring_adds_no_gradients() -> None:
-    with cuda() as cp, clocked(one_block=2.0, grid=1.0, stepwise=3.0):
+    with cuda() as cp, clocked(one_block=2.0, cluster=4.0, grid=1.0, stepwise=3.0):
         layer, x, host = layer_and_x(cp, bidirectional=True, num_layers=2)
         here = rnnkit.LSTM(I, H, 2, backend="numpy", rng=1, bidirectional=True)
         for one, given in ((layer, x), (here, host)):
@@ -119,7 +119,7 @@ def test_measuring_adds_no_gradients() -> None:
 
 @pytest.mark.slow
 def test_a_stack_runs_at_once_after_its_layers_were_measured() -> None:
-    with cuda() as cp, clocked(one_block=2.0, grid=1.0, stepwise=3.0) as clock:
+    with cuda() as cp, clocked(one_block=2.0, cluster=4.0, grid=1.0, stepwise=3.0) as clock:
         from rnnkit.backends.cupy import overlap
 
         with mock.patch.object(overlap, "CHUNK_SECONDS", 0.0):
@@ -137,7 +137,7 @@ def test_nothing_is_measured_where_it_must_not() -> None:
     with cuda() as cp, clocked() as clock:  # without a time, a run would raise KeyError
         layer, x, _ = layer_and_x(cp, backend="cupy:stepwise")
         layer(x)
-        rnnkit.GRU(I, H, device="cuda:0", reset_after=False)(x)  # one schedule serves it
+        rnnkit.GRU(I, H, device="cuda:0", zoneout=0.1)(x)  # one schedule serves it
         stream = cp.cuda.Stream(non_blocking=True)
         layer, x, _ = layer_and_x(cp)
         with stream:
@@ -152,12 +152,12 @@ def test_nothing_is_measured_where_it_must_not() -> None:
 
 @pytest.mark.slow
 def test_a_damaged_file_and_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with cuda() as cp, clocked(one_block=1.0, grid=2.0, stepwise=3.0) as clock:
+    with cuda() as cp, clocked(one_block=1.0, cluster=4.0, grid=2.0, stepwise=3.0) as clock:
         layer, x, _ = layer_and_x(cp)
         layer(x)
         (file,) = (tmp_path / "kernels").glob("rnnkit-*.json")
         (entry,) = json.loads(file.read_text()).values()
-        assert entry == {"one_block": 1.0, "grid": 2.0, "stepwise": 3.0}
+        assert entry == {"one_block": 1.0, "cluster": 4.0, "grid": 2.0, "stepwise": 3.0}
         for damaged in ("{", "[]", '{"a": 3}', json.dumps({key: {} for key in json.loads(file.read_text())})):
             file.write_text(damaged)
             new_process()
@@ -180,7 +180,7 @@ def test_what_is_kept_belongs_to_a_card_a_driver_and_a_version(tmp_path: Path) -
     from tests.tools.cards import CARDS, simulated
 
     for name in ("NVIDIA H200", "Tesla T4"):
-        with cuda(**simulated(CARDS[name])) as cp, clocked(one_block=1.0, grid=2.0, stepwise=3.0):
+        with cuda(**simulated(CARDS[name])) as cp, clocked(one_block=1.0, cluster=4.0, grid=2.0, stepwise=3.0):
             layer, x, _ = layer_and_x(cp)
             layer(x)
     names = sorted(file.name for file in (tmp_path / "kernels").glob("*.json"))

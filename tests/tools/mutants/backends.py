@@ -291,7 +291,7 @@ _NUMBA_KERNELS = (
         "a change of W_hh is not detected",
         "kernels/cpu/packed_weights.py",
         "are_packed",
-        "digest(w.w_hh, gates * s.H * s.R * size, 2, index, p.threads)",
+        "digest(w.w_hh, gates * s.H * row_bytes(s.R), 2, index, p.threads)",
         "0",
         "packed_weights",
         "every_change and RNN",
