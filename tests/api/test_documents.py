@@ -18,9 +18,12 @@ from rnnkit.backends.cupy import arena
 from rnnkit.backends.numba import memory
 from tests.api.pages import FOR_TORCH, PAGES, PLAIN, ROOT, code, text
 from tests.cuda.cuda_helpers import cuda
+from tests.helpers import slow_except
 from tests.tools import emulator
 
 RESULTS = ROOT / "bench" / "results" / "amd-epyc-2-cores"
+# Pages whose examples compile kernels that no other example has.
+OWN_KERNELS = ("docs/normalised-cells.md", "docs/cell-options.md", "docs/regularisation.md")
 # Other test files run docs/parity.md and docs/sharing.md. docs/gpu.md is below.
 RUN_HERE = (
     "README.md",
@@ -28,17 +31,15 @@ RUN_HERE = (
     "docs/from-keras.md",
     "docs/checkpoints.md",
     "docs/resets-and-masks.md",
-    "docs/normalised-cells.md",
     "docs/long-sequences.md",
-    "docs/cell-options.md",
-    "docs/regularisation.md",
+    *OWN_KERNELS,
 )
 
 
 # Code
 
 
-@pytest.mark.parametrize("page", RUN_HERE)
+@pytest.mark.parametrize("page", slow_except(RUN_HERE, *RUN_HERE[: -len(OWN_KERNELS)]))
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # examples may write files
     program = code(page)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools.mutants import MUTANTS, problem_of
+from tests.tools.mutants import MUTANTS, TABLES, problem_of
 from tests.tools.mutants.__main__ import main
 from tests.tools.mutants.planting import (
     ROOT,
@@ -38,9 +38,9 @@ QUICK = (
 
 
 def _planted_here() -> list[Mutant]:
-    """QUICK, and the first bug of each suite: what `make test-all` plants. `make mutation` plants all."""
-    first = {mutant.files: mutant for mutant in reversed(MUTANTS)}
-    return [mutant for mutant in MUTANTS if mutant.name in QUICK or first[mutant.files] is mutant]
+    """QUICK, and the first bug of each table: what `make test-all` plants. `make mutation` plants all."""
+    first = [table[0] for table in TABLES]
+    return [mutant for mutant in MUTANTS if mutant.name in QUICK or mutant in first]
 
 
 def _params(mutants: list[Mutant]) -> list[Any]:

@@ -27,23 +27,24 @@ from tests.tools.mutants.torch_layers import TORCH_MUTANTS
 from tests.tools.mutants.torch_layers import problem as torch_problem
 from tests.tools.mutants.torch_modules import TORCH_MODULE_MUTANTS
 
-MUTANTS: tuple[Mutant, ...] = (
-    *MODULE_MUTANTS,
-    *SEGMENT_MUTANTS,
-    *CHUNK_MUTANTS,
-    *OPTION_MUTANTS,
-    *RANDOM_MASK_MUTANTS,
-    *COMPRESSED_MUTANTS,
-    *TOOL_MUTANTS,
-    *BACKEND_MUTANTS,
-    *NORM_MUTANTS,
-    *RESIDENT_FORWARD_MUTANTS,
-    *RESIDENT_BACKWARD_MUTANTS,
-    *OVERLAP_MUTANTS,
-    *CLUSTER_MUTANTS,
-    *TORCH_MUTANTS,
-    *TORCH_MODULE_MUTANTS,
+TABLES: tuple[tuple[Mutant, ...], ...] = (
+    MODULE_MUTANTS,
+    SEGMENT_MUTANTS,
+    CHUNK_MUTANTS,
+    OPTION_MUTANTS,
+    RANDOM_MASK_MUTANTS,
+    COMPRESSED_MUTANTS,
+    TOOL_MUTANTS,
+    BACKEND_MUTANTS,
+    NORM_MUTANTS,
+    RESIDENT_FORWARD_MUTANTS,
+    RESIDENT_BACKWARD_MUTANTS,
+    OVERLAP_MUTANTS,
+    CLUSTER_MUTANTS,
+    TORCH_MUTANTS,
+    TORCH_MODULE_MUTANTS,
 )
+MUTANTS: tuple[Mutant, ...] = tuple(mutant for table in TABLES for mutant in table)
 
 
 def problem_of(mutant: Mutant) -> str | None:

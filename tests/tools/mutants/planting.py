@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[3]
 COPIED = ("rnnkit", "kernels", "tests", "bench", "pyproject.toml")
 TIMEOUT_S = 180
+# The parser of CPython 3.11 keeps its depth where other threads change it: github.com/python/cpython/issues/106905.
+_PARSING = threading.Lock()
 
 
 class Edit(NamedTuple):
@@ -91,7 +94,9 @@ def python_spans(text: str, at: str) -> list[tuple[int, int]]:
                 spans.append((starts[child.lineno - 1], starts[child.end_lineno]))
             visit(child, inner)
 
-    visit(ast.parse(text), "")
+    with _PARSING:
+        tree = ast.parse(text)
+    visit(tree, "")
     return spans
 
 
