@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 # Test processes side by side: most of the time goes into compilers, which use one core. A file stays in one process.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+BESIDE := -n $(WORKERS) --dist loadfile
 
 .PHONY: help test test-all test-peers test-kernels test-arm lint bench bench-full bench-compare build-report gpu mutation \
 	docs clean
@@ -33,10 +34,10 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow and not kernels and not peers and not gpu" $(ARGS)
+	$(PYTEST) $(BESIDE) -m "not slow and not kernels and not peers and not gpu" $(ARGS)
 
 test-all: $(VENV)/.installed-test
-	$(PYTEST) -m "slow and not kernels and not peers and not gpu" $(ARGS)
+	$(PYTEST) $(BESIDE) -m "slow and not kernels and not peers and not gpu" $(ARGS)
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers $(VENV)/.installed-torch-examples \
 	$(VENV)/.installed-torch-libraries
@@ -80,7 +81,7 @@ bench-full: $(VENV)/.installed-bench
 	$(BIN)/python -m bench --grid full $(ARGS)
 
 bench-compare: $(VENV)/.installed-bench
-	$(BIN)/python -m pytest bench/test_ops_benchmark.py --benchmark-enable --benchmark-only --benchmark-autosave \
+	$(PYTEST) bench/test_ops_benchmark.py --benchmark-enable --benchmark-only --benchmark-autosave \
 		$(if $(wildcard .benchmarks/*/*.json),--benchmark-compare) $(ARGS)
 
 clean:

@@ -26,7 +26,8 @@ class RNN(Layers):
         bidirectional: whether each layer also runs from the end, D = 2.
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
-        clip, activations: as of `rnnkit.RNN`; see docs/cell-options.md.
+        clip: limit of the pre-activations, as of `rnnkit.RNN`; docs/cell-options.md has this and what follows.
+        activations: ONNX's activation of h, as of `rnnkit.RNN`.
         input_dropout: share of the features of the input of each layer that are dropped in training mode, by one mask
             per row and call for all steps. docs/regularisation.md has the equations of this and what follows.
         recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
@@ -115,7 +116,8 @@ class GRU(Layers):
         reset_after: whether the reset gate acts after the recurrent product, as in torch.nn.GRU, or before it, as in
             Cho et al. (2014), which torch.nn does not have. With False the layer has a buffer `reset_before`, so that
             its state_dict and those of layers with True, or of torch.nn.GRU, refuse each other.
-        clip, activations: as of `rnnkit.GRU`; see docs/cell-options.md.
+        clip: limit of the gates' pre-activations, as of `rnnkit.GRU`; docs/cell-options.md has this and what follows.
+        activations: ONNX's activations of the gates and of n, as of `rnnkit.GRU`.
         input_dropout: share of the features of the input of each layer that are dropped in training mode, by one mask
             per row and call for all steps. docs/regularisation.md has the equations of this and what follows.
         recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.
@@ -200,7 +202,11 @@ class LSTM(Layers):
         proj_size: number of features of h with a projection, P; 0 for none.
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
-        peephole, clip, cell_clip, coupled, activations: as of `rnnkit.LSTM`; see docs/cell-options.md.
+        peephole: whether i, f and o also read c, as of `rnnkit.LSTM`; docs/cell-options.md has this and what follows.
+        clip: limit of the gates' pre-activations.
+        cell_clip: limit of c.
+        coupled: whether f is 1 - i.
+        activations: ONNX's activations of the gates, of g, and of c in h.
         input_dropout: share of the features of the input of each layer that are dropped in training mode, by one mask
             per row and call for all steps. docs/regularisation.md has the equations of this and what follows.
         recurrent_dropout: the same of h, where it is multiplied by W_hh; the h that a layer carries is not masked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -98,7 +99,9 @@ def test_autocast_gives_one_dtype() -> None:
     for kind in KINDS:
         layers = pair(kind)
         for whose, layer in zip(given, layers, strict=True):
-            with torch.autocast("cpu", torch.bfloat16):
+            # On a processor without AVX-512, oneDNN has no bfloat16 for torch.nn.LSTM, which raises an error.
+            tried = suppress(RuntimeError) if whose == "torch.nn" and kind == "LSTM" else nullcontext()
+            with torch.autocast("cpu", torch.bfloat16), tried:
                 given[whose].add(layer.float()(torch.ones(5, 3, 4))[0].dtype)
     assert given == {"torch.nn": {torch.bfloat16, torch.float32}, "rnnkit": {torch.bfloat16}}
 
