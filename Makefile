@@ -11,8 +11,8 @@ BESIDE := -n $(WORKERS) --dist loadfile
 	docs clean
 
 help:
-	@echo "make test           every promise once, on one machine without a GPU (four to five minutes)"
-	@echo "make test-all       what make test leaves out: long cases, planted bugs, rehearsals (about ten minutes)"
+	@echo "make test           every promise once, on one machine without a GPU (six to seven minutes)"
+	@echo "make test-all       what make test leaves out: long cases, planted bugs, rehearsals (half an hour)"
 	@echo "make test-peers     parity with PyTorch, Keras and JAX, which it installs"
 	@echo "make test-kernels   every CUDA module compiled by NVIDIA's compilers, for one or two of seven architectures: no GPU"
 	@echo "make test-arm       the CPU kernels as 64-bit ARM would run them, in QEMU (needs it and a cross compiler)"
