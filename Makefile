@@ -48,7 +48,7 @@ COMPILING := tests/cuda/test_cuda_build.py tests/cuda/test_cuda_occupancy.py tes
 	tests/tools/test_fakecupy_names.py
 
 test-kernels: $(VENV)/.installed-test $(VENV)/.installed-cuda-build
-	RNNKIT_REQUIRED=kernels $(PYTEST) -m "not peers and not gpu" $(COMPILING) $(ARGS)
+	RNNKIT_REQUIRED=kernels $(PYTEST) -m "not slow and not peers and not gpu" $(COMPILING) $(ARGS)
 
 test-arm: $(VENV)/.installed-test
 	$(BIN)/python -m tests.tools.arm $(ARGS)

@@ -272,8 +272,9 @@ def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.kernels
 def test_cupy_adds_these_options_and_its_headers_give_the_same_code() -> None:
-    made = printed("as_cupy", "90", "1")
-    taken = [build for build in BUILDS if build.min_arch <= 90]
+    """Of every eighth module: each compiles for a second time."""
+    made = printed("as_cupy", "90", "8")
+    taken = [build for build in BUILDS[::8] if build.min_arch <= 90]
     assert set(made) == {build.name for build in taken}
     for build in taken:
         assert made[build.name]["options"] == list(nvrtc.CUPY_OPTIONS)

@@ -30,6 +30,7 @@ def test_no_kernel_has_faults() -> None:
     assert {row["arch"] for row in rows} == set(numba_ptx.ARCHS)
 
 
+@pytest.mark.slow
 def test_no_kernel_has_faults_on_any_architecture() -> None:
     rows = printed("numba_ptx", "all")["kernels"]
     assert wrong_of(rows) == {}
