@@ -70,7 +70,10 @@ def _plain(jit: Any, made: SimpleNamespace) -> SimpleNamespace:
         found["forward"] = jit(lambda x, u, h_prev, c_prev, w, k: forward(x, u, h_prev, c_prev))
         found["backward"] = jit(lambda saved, h_prev, c_prev, dh, dc, w, k: backward(saved, h_prev, c_prev, dh, dc))
         return SimpleNamespace(**found)
-    reset, update, gates, output = made.reset, made.update, made.gates, made.output
+    reset = made.reset
+    update = made.update
+    gates = made.gates
+    output = made.output
     output_backward, gates_backward = made.output_backward, made.gates_backward
     found["reset"] = jit(lambda a_r, h_prev, k: reset(a_r, h_prev))
     found["update"] = jit(lambda a_z, k: update(a_z))

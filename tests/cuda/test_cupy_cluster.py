@@ -53,7 +53,7 @@ def cp() -> Iterator[Any]:
 
 @contextmanager
 def of(members: int) -> Iterator[None]:
-    """Only clusters of so many blocks, in the modules that the stand-in's rnnkit has imported."""
+    """Only clusters with this number of blocks, in the modules that the stand-in's rnnkit has imported."""
     from rnnkit.backends.cupy import cluster, cluster_backward, clusters
 
     caches = (cluster.division_of, cluster_backward.group_of)

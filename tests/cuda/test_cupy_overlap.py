@@ -36,7 +36,7 @@ LENGTHS = [11, 3, 7, 1, 0]
 
 @contextmanager
 def planned(at_once: int, steps: int) -> Iterator[None]:
-    """Every call of a resident schedule runs so many layers at once, in launches of so many steps."""
+    """Every call of a resident schedule runs `at_once` layers at once, in launches of `steps` steps."""
     from rnnkit.backends.cupy import layer, overlap
 
     def plan(schedule: Any, work: Any, card: Any, rates: Any, layers: int = 1, together: bool = False) -> Any:

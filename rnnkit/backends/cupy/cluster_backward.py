@@ -46,7 +46,7 @@ def shared_bytes(group: Group) -> int:
 
 
 def group_with(dtype: DType, step: Step, members: int) -> Group | None:
-    """A cluster of so many members; None if their threads cannot hold the units."""
+    """A cluster with this number of members, or None if their threads cannot hold the units."""
     units = UNITS * -(-step.H // (UNITS * members))
     rows = ARITHMETIC[dtype.name].rows
     for config in CONFIGS.get(dtype.name, ()):

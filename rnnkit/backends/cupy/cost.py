@@ -170,7 +170,7 @@ def resident_begin(card: CardFacts, rates: Rates, packed: int, members: int = 1)
 
 
 def pushed(received: int, card: CardFacts, rates: Rates) -> float:
-    """Seconds until a block has what its cluster's blocks push to it, of so many bytes."""
+    """Seconds until a block has received what the other blocks of its cluster push to it. received: its bytes."""
     return rates.cluster + received / (PUSHED_BYTES_PER_CLOCK * card.clock)
 
 

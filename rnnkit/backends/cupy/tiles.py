@@ -233,7 +233,7 @@ CLUSTER_SPLITS = {1: 8, 2: 4, 3: 4}
 
 
 def in_cluster(dtype: DType, step: Step, members: int) -> Division | None:
-    """W_hh in a cluster of so many blocks; None if H has more tiles of units than their warps."""
+    """W_hh over the `members` blocks of a cluster; None if H has more tiles of units than they have warps."""
     count = max(1, -(-step.H // UNITS))
     tiles = -(-count // members)
     if tiles not in CLUSTER_SPLITS:
@@ -243,7 +243,7 @@ def in_cluster(dtype: DType, step: Step, members: int) -> Division | None:
 
 
 def cluster_config(dtype: DType, outputs: int, tiles: int) -> Config:
-    """The build of schedule B for blocks of so many tiles of units."""
+    """The build of schedule B for blocks with this number of tiles of units."""
     held = _CLUSTER_TENSOR_CORES if ARITHMETIC[dtype.name].held is _TENSOR_CORES else _CLUSTER_FMA
     blocks = next(blocks for most, blocks in held[tiles].items() if outputs <= most)
     return Config(WARP * tiles * CLUSTER_SPLITS[tiles], blocks)
