@@ -17,6 +17,7 @@ import openvino
 from bench.grid import Point
 from bench.peers import Absent, Prepared
 from bench.peers.onnx_model import build_model
+from bench.peers.signal_stack import kept_signal_stack
 from bench.problem import Problem
 from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
@@ -33,7 +34,9 @@ class OpenVino:
     def __init__(self) -> None:
         self.versions = {"openvino": openvino.get_version().split("-")[0], "onnx": onnx.__version__}
         self.core = openvino.Core()
-        if DEVICE not in self.core.available_devices:
+        with kept_signal_stack():
+            devices = self.core.available_devices
+        if DEVICE not in devices:
             raise Absent("this OpenVINO has no CPU device")
         self.capabilities = self.core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 

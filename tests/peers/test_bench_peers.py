@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from bench.grid import FORWARD_BACKWARD, Point
 from bench.peers import PEERS
+from bench.peers.signal_stack import signal_stack
 from bench.problem import Oracle, check, make_problem
 from rnnkit.core.cells import CELLS
 
@@ -41,6 +44,23 @@ def test_inference_passes_the_correctness_check_in_bfloat16_too(peer: str, point
     prepared.call()
     errors = check(point, Oracle(point), prepared.results(prepared.call()))
     assert max(errors.values()) <= 1, errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's sigaltstack")
+def test_openvino_leaves_the_signal_stack_as_it_was() -> None:
+    """Left in freed memory, it ends the process at the next signal that Python handles."""
+    pytest.importorskip("openvino")
+    before = signal_stack()
+    first = PEERS["openvino"].load()
+    second = PEERS["openvino"].load()
+    for loaded in (first, second):
+        assert loaded.unsupported(INFERENCE[0]) is None
+    del first, loaded
+    gc.collect()
+    del second
+    gc.collect()
+    after = signal_stack()
+    assert (after.start, after.size) == (before.start, before.size)
 
 
 def test_openvino_refuses_what_it_does_not_compute() -> None:
