@@ -33,7 +33,9 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	@touch $@
 
+# The kernels first, each by one of the processes: each test process would compile all that its tests call.
 test: $(VENV)/.installed-test
+	$(BIN)/python -m rnnkit.warmup --backend numba --dtype float32 float64 --processes $(WORKERS)
 	$(PYTEST) $(BESIDE) -m "not slow and not kernels and not peers and not gpu" $(ARGS)
 
 test-all: $(VENV)/.installed-test

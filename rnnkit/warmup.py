@@ -2,7 +2,8 @@
 
     RUN python -m rnnkit.warmup --cell lstm --dtype float32
 
-Without options it compiles every cell and dtype of every compiled backend that can run here. CPU kernels are cached in
+Without options it compiles every cell and dtype of every compiled backend that can run here, one after the other;
+`--processes 4` compiles in four processes. CPU kernels are cached in
 the folders that docs/install.md names, CUDA kernels in CuPy's cache. Exit status: 0 all kernels are compiled and
 cached, 1 a compilation failed or no folder accepts the code, 2 bad argument, 3 something that was requested by name
 cannot run here.
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,7 +93,8 @@ def plan(
             served = [dtype for dtype in served if DTYPES[dtype].stored == dtype]  # on the CPU tf32 is float32
         if dtypes is None and importlib.util.find_spec("ml_dtypes") is None:
             served = [dtype for dtype in served if dtype != "bfloat16"]
-        kernels += [Kernels(name, dtype, cell) for dtype in served for cell in cells or CELLS]
+        # Neighbours differ in their dtype: the kernels that cells share are then not compiled by two processes at once.
+        kernels += [Kernels(name, dtype, cell) for cell in cells or CELLS for dtype in served]
     return Plan(tuple(kernels), unavailable)
 
 
@@ -122,6 +127,20 @@ def _zeros(layer: Any, T: int) -> Any:
 # The command
 
 
+class Outcome(NamedTuple):
+    """What compiling one combination took. new: counts of the CPU kernels' cache. problem: "" if it succeeded."""
+
+    seconds: float
+    new: Counter[str]
+    problem: str
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"failed: {self.problem}"
+        new = f", {self.new['compiled']} compiled" if self.new else ""
+        return f"{self.seconds:.1f} s{new}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status."""
     parser = _parser()
@@ -134,13 +153,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: nothing is compiled, because a requested backend cannot run here", file=sys.stderr)
         return MISSING
     os.environ.setdefault("RNNKIT_QUIET", "1")  # the progress lines replace the notice of a compilation
-    before = Counter(_counts())
+    print(f"to compile: {len(planned.kernels)} combinations", flush=True)
+    outcomes = _one_by_one(planned.kernels) if args.processes == 1 else _beside(planned.kernels, args.processes)
+    failed = False
+    new: Counter[str] = Counter()
     try:
-        failed = _compile(planned.kernels)
+        for number, (one, outcome) in enumerate(outcomes, 1):
+            print(f"{number}/{len(planned.kernels)} {one} ... {outcome}", flush=True)
+            failed = failed or bool(outcome.problem)
+            new += outcome.new
     except KeyboardInterrupt:
         print("interrupted; what was compiled is cached")
         return INTERRUPTED
-    return BAD if failed or not _report(before) else OK
+    if any(one.backend == "numba" for one in planned.kernels):
+        failed = not _report(new) or failed
+    return BAD if failed else OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,26 +176,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     for option, names in (("backend", COMPILED), ("dtype", tuple(DTYPES)), ("cell", tuple(CELLS))):
         parser.add_argument(f"--{option}", nargs="+", metavar="NAME", choices=names, help=f"names: {', '.join(names)}")
+    parser.add_argument(
+        "--processes", type=_count, default=1, metavar="N", help="that compile side by side; default: 1"
+    )
     return parser
 
 
-def _compile(kernels: Sequence[Kernels]) -> int:
-    """Compiles the kernels and prints a line for each. Returns the number of failures."""
-    failed = 0
-    for number, one in enumerate(kernels, 1):
-        start = time.monotonic()
-        before = _compiled()
-        print(f"{number}/{len(kernels)} {one} ... ", end="", flush=True)
-        try:
-            warm_up(one)
-        except Exception as problem:  # any exception of a compiler; other kernels may compile
-            failed += 1
-            lines = str(problem).strip().splitlines() or [""]
-            print(f"failed: {type(problem).__name__}: {lines[0]}")
-            continue
-        new = "" if one.backend != "numba" else f", {_compiled() - before} compiled"
-        print(f"{time.monotonic() - start:.1f} s{new}")
-    return failed
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return int(text)
+
+
+def _one_by_one(kernels: Sequence[Kernels]) -> Iterator[tuple[Kernels, Outcome]]:
+    for one in kernels:
+        yield one, compiled(one)
+
+
+def _beside(kernels: Sequence[Kernels], processes: int) -> Iterator[tuple[Kernels, Outcome]]:
+    """In the order in which they end. A process that dies is the outcome of what it and the others were compiling."""
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        jobs = {pool.submit(compiled, one): one for one in kernels}
+        for job in as_completed(jobs):
+            died = isinstance(job.exception(), BrokenProcessPool)
+            yield jobs[job], Outcome(0.0, Counter(), "a process died") if died else job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def compiled(kernels: Kernels) -> Outcome:
+    """`warm_up`, and what it took."""
+    start = time.monotonic()
+    before = Counter(_counts())
+    problem = ""
+    try:
+        warm_up(kernels)
+    except Exception as found:  # any exception of a compiler; other kernels may compile
+        lines = str(found).strip().splitlines() or [""]
+        problem = f"{type(found).__name__}: {lines[0]}"
+    return Outcome(time.monotonic() - start, _counts() - before, problem)
 
 
 def _counts() -> Counter[str]:
@@ -177,15 +224,8 @@ def _counts() -> Counter[str]:
     return Counter() if cache is None else cache.counts
 
 
-def _compiled() -> int:
-    return _counts()["compiled"]
-
-
-def _report(before: Counter[str]) -> bool:
-    """Prints the folders of the CPU kernels. Returns whether all kernels compiled since `before` are cached."""
-    counts = _counts()
-    if not counts:
-        return True
+def _report(new: Counter[str]) -> bool:
+    """Prints the folders of the CPU kernels. Returns whether all that `new` counts are cached."""
     from rnnkit.kernels.cpu import cache
 
     for folder in cache.kernel_folders():
@@ -193,7 +233,6 @@ def _report(before: Counter[str]) -> bool:
         if files:
             size = sum(path.stat().st_size for path in files)
             print(f"{len(files)} CPU kernels for this machine, {size / 1e6:.1f} MB, are in {folder}")
-    new = counts - before
     uncached = new["compiled"] - new["cached"]
     if uncached:
         print(f"{uncached} compiled kernels are cached nowhere: no folder is writable", file=sys.stderr)

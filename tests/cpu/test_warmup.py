@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -74,6 +76,41 @@ def test_the_command_compiles_the_named_kernels_and_shows_progress(capsys) -> No
     output = capsys.readouterr().out
     assert "1/1 numba float32 rnn_tanh ... " in output
     assert f"are in {cache.kernel_folders()[0]}" in output
+
+
+@pytest.mark.slow
+def test_processes_compile_side_by_side(tmp_path) -> None:
+    """Every kernel once, but for those that two cells share; a second run compiles none."""
+    command = [sys.executable, "-m", "rnnkit.warmup", "--processes", "2"]
+    command += ["--cell", "rnn_tanh", "--backend", "numba", "--dtype"]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for compiled in (True, False):
+        run = [*command, "float32", "float64"]
+        done = subprocess.run(run, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "to compile: 2 combinations" in done.stdout
+        for dtype in ("float32", "float64"):
+            (line,) = re.findall(f"[12]/2 numba {dtype} rnn_tanh ... (.*)", done.stdout)
+            assert ("compiled" in line and ", 0 compiled" not in line) is compiled
+        assert str(tmp_path) in done.stdout
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5"])
+def test_a_bad_number_of_processes_is_refused(given, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        warmup.main(["--processes", given])
+    assert f"argument --processes: must be at least 1, got '{given}'" in capsys.readouterr().err
+
+
+def _die(kernels: Kernels) -> None:
+    os._exit(1)
+
+
+def test_a_process_that_dies_gives_status_1(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(warmup, "compiled", _die)
+    kernels = plan(["numba"], ["float32"]).kernels
+    outcomes = [outcome for _, outcome in warmup._beside(kernels, 2)]
+    assert [str(outcome) for outcome in outcomes] == ["failed: a process died"] * len(CELLS)
 
 
 @pytest.mark.parametrize(
