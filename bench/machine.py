@@ -57,10 +57,14 @@ def _family() -> str | None:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """The machine as a folder name: its processor and cores, such as `amd-epyc-2-cores`."""
+    """The machine as a folder name: its processor and cores, such as `amd-epyc-2-cores`.
+
+    `amd-epyc-avx2-2-cores` is without AVX-512: a virtual machine hides the model of which vector units are a part.
+    """
     name = re.sub(r"\((r|tm)\)|\bcpu\b|@.*", " ", machine["cpu"].lower())
     name = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
-    return f"{name or 'unknown'}-{machine['cores']}-cores"
+    narrow = "avx2" in machine["flags"] and "avx512f" not in machine["flags"]
+    return f"{name or 'unknown'}{'-avx2' if narrow else ''}-{machine['cores']}-cores"
 
 
 def cache_bytes(text: str) -> int:

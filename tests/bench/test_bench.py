@@ -193,5 +193,7 @@ def test_machine_is_described_without_naming_the_host() -> None:
     assert found["cpu"]
     name, _, rates = found["family"].partition(", ")
     assert host.RATES[name].source.startswith(rates.removesuffix(" rates"))
-    assert machine.slug({"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "cores": 4}) == "intel-xeon-4-cores"
+    xeon = {"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "cores": 4, "flags": ["avx2", "avx512f"]}
+    assert machine.slug(xeon) == "intel-xeon-4-cores"
+    assert machine.slug({**xeon, "flags": ["avx2"]}) == "intel-xeon-avx2-4-cores"
     assert machine.matmul_gflops("float32", size=32, seconds=0.001) > 0
