@@ -124,7 +124,7 @@ def forward(
             shapes = (x.shape, weights[1].shape)
             reserve = new_bytes(x, _reserve_bytes(kind, shapes, len(views.layers), D, lengths is not None))
         dropped, noise = _noise_of(masks, rates)
-        call = _stack_call(x, state0, views, dropped, lengths, choice, reserve, constants)._replace(noise=noise)
+        call = _stack_call(x, state0, views, dropped, lengths, choice, reserve, noise)
         y, state_n, _ = stack.forward(call)
         results = [as_tensor(y), *map(as_tensor, state_n)]
         return results if reserve is None else [*results, reserve]
@@ -156,7 +156,7 @@ def backward(
         row, constants = parsed(cell)
         views = weight_views(weights, row, 2 if bidirectional else 1, x.shape[2], constants)
         dropped, noise = _noise_of(masks, rates)
-        call = _stack_call(x, state0, views, (), lengths, choice, reserve, constants)._replace(noise=noise)
+        call = _stack_call(x, state0, views, (), lengths, choice, reserve, noise)
         saved = stack.restored(call, [as_array(m) for m in dropped])
         ends = tuple([_zeros_like(s) if d is None else as_array(d) for d, s in zip(dstate_n, call.state0, strict=True)])
         dx, dstate0, dweights = stack.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
@@ -172,7 +172,7 @@ def _stack_call(
     lengths: Tensor | None,
     choice: Choice,
     reserve: Tensor | None,
-    constants: tuple[float, ...],
+    noise: Noise | None,
 ) -> stack.StackCall:
     """The tensors as arrays. reserve: None if nothing is to be kept for backward."""
     array = as_array(x.contiguous())
@@ -189,8 +189,8 @@ def _stack_call(
         arrays = [as_array(m) for m in masks]
         dropout = lambda layer, _: arrays[layer]  # noqa: E731
     memory = None if reserve is None else Reserve(as_array(reserve))
-    cell = views.of[0]
-    how = (checked, dropout, reserve is not None, memory, constants)
+    cell, _, _, constants = views.of
+    how = (checked, dropout, reserve is not None, memory, constants, noise)
     return stack.StackCall(cell, choice, array, states, views.layers, *how)
 
 
