@@ -11,7 +11,7 @@ from rnnkit.core.cells import Cell
 from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
 from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.segments import Group, Segments
-from rnnkit.functional.stack import layers_at_once
+from rnnkit.functional.stack import for_stack, layers_at_once
 from rnnkit.functional.step_flags import StepFlags, given_flags
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
@@ -148,6 +148,7 @@ def explain(
         drawing=drawing,
         copies=copied_x,
         copied=copied_x,
+        noise=_is_noisy(layer),
     )
     about = (repr(layer), layer.device, _about_packed_weights(layer))
     notes = _about_compression(layer)
@@ -222,6 +223,7 @@ class CallSizes(NamedTuple):
     copies    copies of arguments that exist while the call runs
     copied    those of them that exist until backward, if `keep`
     reserve   the reserve (rnnkit/functional/reserve.py) in which the call saves what backward needs, or None
+    noise     whether there are random masks (rnnkit/core/regularisation.py)
     """
 
     choice: Choice
@@ -235,6 +237,7 @@ class CallSizes(NamedTuple):
     copies: int
     copied: int
     reserve: int | None = None
+    noise: bool = False
 
 
 def explanation(
@@ -242,6 +245,10 @@ def explanation(
 ) -> Explanation:
     """The `Explanation` of a call. packed_weights: what to say of packed weights that are cached, if there are any."""
     choice, cell, sizes, layers, directions, keep = call[:6]
+    stacked = layers > 1 and directions == 1 and not call.noise
+    if stacked:
+        choice = for_stack(choice, cell, sizes, layers, keep, call.drawing > 0)
+        call = call._replace(choice=choice)
     T, B, _, H, R, _ = sizes
     size = choice.dtype.storage.itemsize
     described = [
@@ -255,14 +262,11 @@ def explanation(
     saved = directions * (described[0].kept + (layers - 1) * described[-1].kept)
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # y of each layer is x of the next one. Two directions share one array; some backends first write a separate one.
-    at_once = 1
-    if layers > 1 and directions == 1:
-        at_once = layers_at_once(choice, cell, sizes, layers, keep, call.drawing > 0)
+    at_once = layers_at_once(choice, cell, sizes, layers, keep, call.drawing > 0) if stacked else 1
     between = ((layers - 1) if keep else min(layers - 1, at_once)) * directions * y
-    words = ""
-    if at_once > 1:
-        words, more = choice.backend.describe_layers(cell, choice.dtype, sizes, at_once, keep)  # type: ignore[attr-defined]
-        transient += more
+    words, more = _at_once(call, at_once) if stacked else (("", ""), 0)
+    beside = [of_stack or alone for of_stack, alone in zip(words, described[0].alone, strict=True)]
+    transient += more
     running = transient * (directions if described[0].beside else 1)
     running += 0 if directions == 1 or described[0].placed else y
     running = max(running, call.drawing - directions * y)  # y of the layer is not allocated while its mask is drawn
@@ -275,7 +279,7 @@ def explanation(
     return Explanation(
         layer=layer,
         backend=choice.row.name,
-        kernel=described[0].kernel + words,
+        kernel=described[0].kernel + "".join(beside),
         device=device,
         dtype=choice.dtype.name,
         threads=get_num_threads() if compiled else None,
@@ -286,6 +290,26 @@ def explanation(
         rates=described[0].rates,
         notes=notes,
     )
+
+
+def _at_once(call: CallSizes, layers: int) -> tuple[tuple[str, str], int]:
+    """How the backend runs layers of a stack at once, forward and backward, and the bytes beyond those of one layer.
+
+    layers: at once in the forward pass.
+    """
+    choice, cell, sizes, count, _, keep = call[:6]
+    backend: Any = choice.backend
+    forward, more = backend.describe_layers(cell, choice.dtype, sizes, layers, keep) if layers > 1 else ("", 0)
+    if not keep or not hasattr(backend, "describe_backward_layers"):
+        return (forward, ""), more
+    backward, more_back = backend.describe_backward_layers(cell, choice.dtype, sizes, count)
+    return (forward, backward), max(more, more_back)
+
+
+def _is_noisy(layer: Any) -> bool:
+    """Whether a call of the layer has random masks beside those of dropout between layers."""
+    rates = getattr(layer, "regularisation", None)
+    return rates is not None and (rates.zones or (layer.training and rates.drops))
 
 
 def _checked_call(

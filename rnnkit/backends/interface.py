@@ -128,6 +128,7 @@ class Description(NamedTuple):
     placed     whether it writes y into a wider array itself
     beside     whether both directions of a layer run at once, each with `transient` bytes
     rates      the rates of the processor that the plan is made from, and why those; None without such a plan
+    alone      the end of `kernel` for a layer that does not run at once with others: of its forward and its backward
     """
 
     kernel: str
@@ -138,6 +139,7 @@ class Description(NamedTuple):
     placed: bool = False
     beside: bool = False
     rates: str | None = None
+    alone: tuple[str, str] = ("", "")
 
 
 class Backend(Protocol):
@@ -152,7 +154,8 @@ class Backend(Protocol):
     backward_directions(calls) -> list of Gradients
 
     A backend may also provide these three, for stacks of layers in one direction, which it may run at once, each layer
-    a part of the sequence behind the one below it.
+    a part of the sequence behind the one below it. And three more for their backward passes, in which each layer is a
+    part behind the one above it.
 
     layers_at_once(cell, dtype, sizes, layers, keep, device) -> int
         how many of `layers` layers it would run at once; 1 for one after the other. sizes: of the first layer. device:
@@ -162,6 +165,20 @@ class Backend(Protocol):
         multiplies that x in place. The first one is None
     describe_layers(cell, dtype, sizes, layers, keep) -> (str, int)
         how it runs that many layers at once on the current device, and the bytes beyond those of one layer
+    backward_layers_at_once(saved) -> int
+        how many layers it would run at once in backward. saved: what the forwards of all layers returned, the first
+        layer first
+    backward_layers(calls, masks) -> list of Gradients
+        the calls of consecutive layers, the last layer first. dy of each but the first is the dx of the call before it,
+        multiplied by the mask of that call where it is not None; dx in the results is what the next call has read. The
+        last mask is None
+    describe_backward_layers(cell, dtype, sizes, layers) -> (str, int)
+        how it runs the backward of a stack of `layers` layers on the current device, "" for one after the other, and
+        the bytes beyond those of one layer
+
+    for_stack(cell, dtype, sizes, layers, keep, device) -> backend or None
+        the backend that runs a stack in one direction of these sizes, where that is another one: with another way to
+        run a layer, of which it runs more at once. The arguments are those of `layers_at_once`
 
     A backend may also provide both of these, for callers that can keep plain memory only between forward and backward,
     such as an operator of PyTorch. For a backend without them, `rnnkit.functional.reserve` runs the forward again.

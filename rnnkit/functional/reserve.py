@@ -1,6 +1,6 @@
 """Everything that the backward of a stack needs, in one flat array of bytes: the reserve.
 
-`stack.forward` returns Python objects for `stack.backward`. A caller that can keep arrays only, such as an operator of
+`stack.forward` returns Python objects for `stack_backward`. A caller that can keep arrays only, such as an operator of
 PyTorch, passes a reserve instead, and `stack.restored` makes the same objects from it. Layer by layer it holds y of the
 layer, which is x of the next one (not of the last layer), and then what each direction's backend saves.
 """

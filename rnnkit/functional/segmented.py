@@ -13,7 +13,7 @@ from rnnkit.core.cells import Array, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.mixed_precision import narrow, wide
 from rnnkit.core.regularisation import Noise
-from rnnkit.functional import stack
+from rnnkit.functional import stack, stack_backward
 from rnnkit.functional.segments import Group, Repeats, Segments
 from rnnkit.functional.stack import Directions, StackCall
 
@@ -62,7 +62,7 @@ def forward(call: StackCall, segments: Segments, reset_state: State | None) -> t
 def backward(
     saved: Saved, dy: Array | None, dstate_n: State, layers: list[Directions]
 ) -> tuple[Array, State, State | None, list[tuple[Weights, ...]]]:
-    """dx, dstate0, the gradients of the reset state or None if it was zeros, and the weights', as `stack.backward`."""
+    """dx, dstate0, the gradients of the reset state or None if it was zeros, and the weights', as `stack_backward`."""
     segments = saved.segments
     T, B, _ = saved.shape
     directions = len(layers[0])
@@ -71,7 +71,7 @@ def backward(
     dxs, dstarts, grads = [], [], None
     for group, own, dy_group in zip(segments.groups, saved.groups, dys, strict=True):
         ends = tuple([d[:, group.first : group.last] for d in dends])
-        dx, dstart, dw = stack.backward(own, dy_group, ends, layers)
+        dx, dstart, dw = stack_backward.backward(own, dy_group, ends, layers)
         dxs.append(dx)
         dstarts.append(dstart)
         grads = _wide(dw) if grads is None else _added(grads, dw)

@@ -6,15 +6,15 @@ within a layer forward before reverse. Dropout acts on the outputs of every laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends import BackwardCall, Choice, Forward, Gradients, LayerCache, LayerCall, Sizes, random_masks
+from rnnkit.backends import Choice, Forward, LayerCache, LayerCall, Sizes, random_masks
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module, device_of, to_device
-from rnnkit.core.mixed_precision import compute_dtype, narrow
+from rnnkit.core.mixed_precision import compute_dtype
 from rnnkit.core.regularisation import Noise
 from rnnkit.functional.reserve import Reserve, layer_bytes, saved_of
 
@@ -104,17 +104,35 @@ class StackCall(NamedTuple):
             results.append((found, end, saved))
         return results
 
-    def at_once(self) -> int:
-        """How many consecutive layers the backend runs at once: see `rnnkit.backends.Backend`."""
-        layers = len(self.layers)
-        if layers == 1 or len(self.layers[0]) > 1 or not hasattr(self.choice.backend, "layers_at_once"):
-            return 1
+    def as_it_runs(self) -> StackCall:
+        """The call with the backend that runs such a stack: see `for_stack`."""
+        alone = len(self.layers) == 1 or len(self.layers[0]) > 1 or self.noise is not None
+        if alone or not hasattr(self.choice.backend, "for_stack"):
+            return self
+        drops = self.dropout is not None
+        sizes = self._sizes
+        choice = for_stack(self.choice, self.cell, sizes, len(self.layers), self.keep, drops, self.x.device.id)
+        return self if choice is self.choice else self._replace(choice=choice)
+
+    @property
+    def _sizes(self) -> Sizes:
+        """Of the first layer."""
         T, B, I = self.x.shape
         GH, R = self.layers[0][0].weights.w_hh.shape
         steps = T * B if self.lengths is None else int(self.lengths.sum())
-        sizes = Sizes(T, B, I, GH // self.cell.n_gates, R, steps)
+        return Sizes(T, B, I, GH // self.cell.n_gates, R, steps)
+
+    def at_once(self) -> int:
+        """How many consecutive layers the backend runs at once: see `rnnkit.backends.Backend`.
+
+        One where there is noise, whose masks on x act between layers.
+        """
+        layers = len(self.layers)
+        alone = layers == 1 or len(self.layers[0]) > 1 or self.noise is not None
+        if alone or not hasattr(self.choice.backend, "layers_at_once"):
+            return 1
         drops = self.dropout is not None
-        return layers_at_once(self.choice, self.cell, sizes, layers, self.keep, drops, self.x.device.id)
+        return layers_at_once(self.choice, self.cell, self._sizes, layers, self.keep, drops, self.x.device.id)
 
     def run_at_once(self, first: int, end: int, x: Array) -> tuple[list[Forward], list[Array]]:
         """The forwards of the layers [first, end) in one direction, and the dropout masks between them."""
@@ -150,6 +168,7 @@ def _saved(call: StackCall, own: list[tuple[Any, ...]], masks: list[Array], shap
 
 def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     """y (T, B, D*R), state_n as state0, and what `backward` needs, or None without `keep`."""
+    call = call.as_it_runs()
     layers, x, keep = call.layers, call.x, call.keep
     directions = len(layers[0])
     if directions == len(layers) == 1:
@@ -189,6 +208,20 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     return x, state_n, _saved(call, saved, masks, x.shape) if keep else None
 
 
+def for_stack(
+    choice: Choice, cell: Cell, sizes: Sizes, layers: int, keep: bool, drops: bool, device: int | None = None
+) -> Choice:
+    """The choice with the backend that runs a stack in one direction: see `rnnkit.backends.Backend`.
+
+    sizes: of the first layer. drops: as in `layers_at_once`.
+    """
+    asked: Any = getattr(choice.backend, "for_stack", None)
+    if asked is None or (drops and not keep):
+        return choice
+    found = asked(cell, choice.dtype, sizes, layers, keep, device=device)
+    return choice if found is None else choice._replace(backend=found)
+
+
 def layers_at_once(
     choice: Choice, cell: Cell, sizes: Sizes, layers: int, keep: bool, drops: bool, device: int | None = None
 ) -> int:
@@ -206,6 +239,7 @@ def layers_at_once(
 def restored(call: StackCall, masks: list[Array]) -> Saved:
     """What the forward of `call` saved, from its reserve, which must be at its beginning. masks: those of dropout."""
     assert call.reserve is not None
+    call = call.as_it_runs()
     x = call.x
     directions = len(call.layers[0])
     saved = []
@@ -219,57 +253,6 @@ def restored(call: StackCall, masks: list[Array]) -> Saved:
     T, B, _ = x.shape
     width = directions * call.layers[-1][0].weights.w_hh.shape[1]
     return _saved(call, saved, masks, (T, B, width))
-
-
-def backward(
-    saved: Saved,
-    dy: Array | None,
-    dstate_n: State,
-    layers: list[Directions],
-) -> tuple[Array, State, list[tuple[Weights, ...]]]:
-    """dy (T, B, D*R) or None, dstate_n as state_n -> dx, dstate0, and the weights' gradients per direction.
-
-    Gradients that the backend has added to those of the layers are None.
-    """
-    choice = saved.choice
-    directions = len(layers[0])
-    dstate0: list[list[Array]] = [[] for _ in dstate_n]
-    grads: list[tuple[Weights, ...]] = []
-    for layer in range(len(layers) - 1, -1, -1):
-        dx, layer_grads, layer_dstate0 = None, [], []
-        calls = []
-        for direction, cache in enumerate(layers[layer]):
-            if saved.noise is not None:
-                cache = random_masks.masked_weights(saved.noise._replace(layer=layer, direction=direction), cache)
-            slot = layer * directions + direction
-            R = cache.weights.w_hh.shape[1]
-            dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
-            ends = tuple(d[slot] for d in dstate_n)
-            own = saved.directions[layer][direction]
-            given = (own, dy_part, ends, cache.weights, cache, saved.constants)
-            calls.append(BackwardCall(saved.cell, choice.dtype, *given))
-        both = getattr(choice.backend, "backward_directions", None) if directions > 1 else None
-        results = both(calls) if both else map(choice.backend.backward, calls)
-        if saved.noise is not None:
-            results = _unmasked(results, saved.noise._replace(layer=layer))
-        for dx_part, dstart, dw in results:
-            dx = dx_part if dx is None else dx + dx_part
-            layer_grads.append(dw)
-            layer_dstate0.append(dstart)
-        for k, stacked in enumerate(dstate0):
-            stacked[:0] = [d[k] for d in layer_dstate0]
-        grads.insert(0, tuple(layer_grads))
-        dy = dx
-        if saved.masks and layer > 0:
-            dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
-    xp: Any = array_module(dy)
-    return dy, tuple(d[0][None] if len(d) == 1 else xp.stack(d) for d in dstate0), grads
-
-
-def _unmasked(results: Iterable[Gradients], noise: Noise) -> Iterator[Gradients]:
-    """The gradients of a layer's directions, of x and W_hh before they were masked."""
-    for direction, found in enumerate(results):
-        yield random_masks.unmasked(noise._replace(direction=direction), found)
 
 
 def dropout_mask(x: Array, p: float, rng: np.random.Generator) -> Array:

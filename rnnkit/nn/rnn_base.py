@@ -20,7 +20,7 @@ from rnnkit.core.cells import Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.core.option_arguments import ARGUMENTS, cell_with
 from rnnkit.core.regularisation import checked_rates, regularisation_arguments
-from rnnkit.functional import segmented, stack
+from rnnkit.functional import segmented, stack, stack_backward
 from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.step_flags import given_flags
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
@@ -375,7 +375,7 @@ class Recurrent(Module):
             if isinstance(saved, segmented.Saved):
                 dx, dstate0, drestart, grads = segmented.backward(saved, dy, dstate_n, self._caches())
             else:
-                dx, dstate0, grads = stack.backward(saved, dy, dstate_n, self._caches())
+                dx, dstate0, grads = stack_backward.backward(saved, dy, dstate_n, self._caches())
                 drestart = None
             for (layer, direction), w in zip(self._slots(), (w for row in grads for w in row), strict=True):
                 for name, grad in zip(parameter_names(self.cell), w, strict=True):

@@ -190,6 +190,7 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
         copies=copies,
         copied=copied,
         reserve=call.reserve if call.keep else None,
+        noise=bool(call.rates),
     )
     as_they_are = not wide and all(_exists(w, given) for w in call.weights)
     cached = "are cached, and each call checks whether they are stale" if as_they_are else "are made anew by each call"

@@ -33,7 +33,7 @@ from rnnkit.core.cells import Array, Cell
 from rnnkit.core.devices import array_module
 from rnnkit.core.option_arguments import parsed
 from rnnkit.core.regularisation import Noise, Regularisation
-from rnnkit.functional import stack
+from rnnkit.functional import stack, stack_backward
 from rnnkit.functional.reserve import Reserve, stack_bytes
 from rnnkit.kernels.cpu.cache import sources_digest
 from rnnkit.torch import checks
@@ -159,7 +159,7 @@ def backward(
         call = _stack_call(x, state0, views, (), lengths, choice, reserve, noise)
         saved = stack.restored(call, [as_array(m) for m in dropped])
         ends = tuple([_zeros_like(s) if d is None else as_array(d) for d, s in zip(dstate_n, call.state0, strict=True)])
-        dx, dstate0, dweights = stack.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
+        dx, dstate0, dweights = stack_backward.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
         return [as_tensor(a) for a in (dx, *dstate0[: len(state0)], *parts)]
 

@@ -20,10 +20,11 @@ from rnnkit.backends.cupy.cost import PREDICTED
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.interface import Sizes
 from rnnkit.core.cells import CELLS
+from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import assert_close
 from tests.cuda.cuda_helpers import cuda
-from tests.helpers import slow_except
+from tests.helpers import parts, random_state, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS, simulated
 
@@ -36,17 +37,23 @@ LENGTHS = [11, 3, 7, 1, 0]
 
 @contextmanager
 def planned(at_once: int, steps: int) -> Iterator[None]:
-    """Every call of a resident schedule runs `at_once` layers at once, in launches of `steps` steps."""
-    from rnnkit.backends.cupy import layer, overlap
+    """Both passes of every call of a resident schedule run `at_once` layers at once, in launches of `steps` steps."""
+    from rnnkit.backends.cupy import choice, overlap
 
-    def plan(schedule: Any, work: Any, card: Any, rates: Any, layers: int = 1, together: bool = False) -> Any:
-        resident = schedule.resident and work.sizes.N
-        return overlap.Plan(layers if together else min(at_once, layers), steps) if resident else overlap.ALONE
+    def plan(
+        schedule: Any, work: Any, card: Any, rates: Any, layers: int = 1, together: bool = False, backward: bool = False
+    ) -> Any:
+        runs = schedule.resident and work.sizes.N and schedule.load().blocks(work, card, backward)
+        return overlap.Plan(layers if together else min(at_once, layers), steps) if runs else overlap.ALONE
 
-    layer._chosen.cache_clear()
+    def forget() -> None:
+        choice._chosen.cache_clear()
+        choice.backward_plan.cache_clear()
+
+    forget()
     with mock.patch.object(overlap, "plan", plan):
         yield
-    layer._chosen.cache_clear()
+    forget()
 
 
 def layer_of(name: str, device: str, backend: str, layers: int = 3, **kwargs: Any) -> Any:
@@ -54,12 +61,30 @@ def layer_of(name: str, device: str, backend: str, layers: int = 3, **kwargs: An
 
 
 def results(layer: Any, x: Any, lengths: Any, dy: Any) -> dict[str, Any]:
-    """Outputs and every gradient, of y and of the final states."""
+    """Outputs and every gradient, of y and of the final states, from states that are not zero."""
+    drawn = np.random.default_rng(7)
+    rows = x.shape[1]
+
+    def state() -> Any:
+        given = tuple(to_device(s, layer.device) for s in parts(random_state(layer, rows, drawn)))
+        return given if len(given) > 1 else given[0]
+
     layer.zero_grad()
-    y, state = layer(x, lengths=lengths)
-    state = state if isinstance(state, tuple) else (state,)
-    dx, _ = layer.backward(dy, tuple(s * 0 + 1 for s in state) if len(state) > 1 else state[0] * 0 + 1)
-    return {"y": y, "h_n": state[0], "dx": dx} | {f"d{name}": grad.copy() for name, grad in layer.grads.items()}
+    y, state_n = layer(x, state(), lengths=lengths)
+    dx, dstate0 = layer.backward(dy, state())
+    found = {"y": y, "dx": dx}
+    for name, end, start in zip(layer.cell.states, parts(state_n), parts(dstate0), strict=True):
+        found |= {f"{name}_n": end, f"d{name}0": start}
+    return found | {f"d{name}": grad.copy() for name, grad in layer.grads.items()}
+
+
+def oracle(name: str, x: Any, lengths: Any, dy: Any, layers: int = 3, **kwargs: Any) -> dict[str, Any]:
+    """`results` of the same layer in float64 on the CPU, with dropout masks of seed 5."""
+    here = layer_of(name, "cpu", "numpy", layers, dtype="float64", **kwargs)
+    for key, parameter in layer_of(name, "cpu", "numpy", layers, **kwargs).params.items():
+        here.params[key][...] = parameter
+    here.rng = np.random.default_rng(5)
+    return results(here, x.astype("float64"), lengths, dy.astype("float64"))
 
 
 # Late and early for each plan: a missing event shows in one of the two. Layers at once, and steps of a launch.
@@ -69,17 +94,17 @@ CASES = [
     ("GRU", "grid", LENGTHS, {"dropout": 0.5}),
     ("GRU", "one_block", LENGTHS, {}),
     ("RNN", "one_block", None, {"dropout": 0.3}),
+    ("LSTM", "cluster", LENGTHS, {"dropout": 0.5}),
 ]
 
 
 @pytest.mark.parametrize(("name", "schedule", "lengths", "kwargs"), slow_except(CASES, CASES[1], unpack=True))
 def test_a_stack_in_any_order_of_the_streams(name: str, schedule: str, lengths: Any, kwargs: dict[str, Any]) -> None:
+    """Both passes, against the oracle. Memory of the stand-in is NaN before it is written."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((T, B, I)).astype("float32")
     dy = rng.standard_normal((T, B, H)).astype("float32")
-    here = layer_of(name, "cpu", "numpy", **kwargs)
-    here.rng = np.random.default_rng(5)
-    wanted = results(here, x, lengths, dy)
+    wanted = oracle(name, x, lengths, dy, **kwargs)
     for order, at_once, steps in PLANS:
         with cuda(lazy_streams=order) as cp, planned(at_once, steps):
             there = layer_of(name, "cuda:0", f"cupy:{schedule}", **kwargs)
@@ -87,14 +112,15 @@ def test_a_stack_in_any_order_of_the_streams(name: str, schedule: str, lengths: 
                 there.rng = np.random.default_rng(5)
                 got = results(there, cp.asarray(x), lengths, cp.asarray(dy))
                 assert_all(got, wanted)
-            launched = [one for one in cp.fake.launches if one.name == "forward_chunk"]
-            assert len({one.stream for one in launched}) == at_once
+            for kernel in ("forward_chunk", "backward_chunk"):
+                launched = [one for one in cp.fake.launches if one.name == kernel]
+                assert len({one.stream for one in launched}) == at_once
 
 
 def assert_all(got: dict[str, Any], want: dict[str, Any]) -> None:
     assert got.keys() == want.keys()
     for name in want:
-        kind = "forward" if name in ("y", "h_n") else "backward"
+        kind = "forward" if name in ("y", "h_n", "c_n") else "backward"
         assert_close(name, got[name], want[name], "float32", kind)
 
 

@@ -240,7 +240,8 @@ def test_layers_at_once_save_in_the_reserve(card: SimpleNamespace) -> None:
         *results, reserve = operators.forward(*given, **options, keep=True)
         steps = {launch.stream for launch in cp.fake.launches if launch.name == "forward_chunk"}
         results += operators.backward(*dresults, *given, reserve, **options)
-    assert len(steps) == 2
+        steps_back = {launch.stream for launch in cp.fake.launches if launch.name == "backward_chunk"}
+    assert len(steps) == len(steps_back) == 2
     for k, (a, b) in enumerate(zip(results, of_oracle("float32", "gru", False, **more), strict=True)):
         assert_close(f"result {k}", cp.asnumpy(a.array), b, "float32", "backward")
 

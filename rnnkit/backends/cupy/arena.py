@@ -99,8 +99,9 @@ HIGHEST_PRIORITY = -5
 class Lane:
     """A stream for the steps of a layer, beside the products on the arena's stream, and the events between the two.
 
-    The blocks of a launch on it start before those of a product that still wait. ready, done: of the products and of
-    the steps of the even chunks, and of the odd ones.
+    The blocks of a launch on it start before those of a product that still wait. The events, of the even chunks and of
+    the odd ones: ready, when the products have ended; done, when the steps have; given, when the layer below may read
+    dx.
     """
 
     def __init__(self) -> None:
@@ -109,6 +110,7 @@ class Lane:
         self.stream = cupy.cuda.Stream(non_blocking=True, priority=HIGHEST_PRIORITY)
         self.ready = (cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True))
         self.done = (cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True))
+        self.given = (cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True))
 
 
 class Arena:

@@ -149,10 +149,14 @@ def _card() -> CardFacts:
     return card_of(cupy.cuda.runtime.getDevice())
 
 
-def _division(p: Problem) -> Division:
+def _part(p: Problem) -> CardFacts:
+    """The part of the card that the layer has."""
     card = _card()
-    part = card._replace(multiprocessors=card.multiprocessors // p.share)
-    division = division_of(p.dtype, Step.of(p), p.B, part)
+    return card._replace(multiprocessors=card.multiprocessors // p.share)
+
+
+def _division(p: Problem) -> Division:
+    division = division_of(p.dtype, Step.of(p), p.B, _part(p))
     assert division is not None, "problem() refuses such sizes"
     return division
 
@@ -173,10 +177,15 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     return passes.forward(p, call, launchers(p))
 
 
+def backward_launchers(p: Problem) -> backward_pass.Launchers:
+    """See `schedules.ScheduleModule`."""
+    part = _part(p)
+    return lambda arena, table: BackwardClusterLauncher(p, arena, table, part)
+
+
 def backward(p: Problem, call: BackwardCall) -> Gradients:
     """The gradients of one forward; call.saved is its `Saved`."""
-    card = _card()
-    return backward_pass.backward(p, call, lambda arena, table: BackwardClusterLauncher(p, arena, table, card))
+    return backward_pass.backward(p, call, backward_launchers(p))
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:

@@ -141,12 +141,17 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     return passes.forward(p, call, launchers(p))
 
 
+def backward_launchers(p: Problem) -> backward_pass.Launchers:
+    """See `schedules.ScheduleModule`."""
+    card = _card()
+    return lambda arena, table: BackwardGridLauncher(p, arena, table, card)
+
+
 def backward(p: Problem, call: BackwardCall) -> Gradients:
     """The gradients of one forward; call.saved is its `Saved`."""
-    card = _card()
-    if grid_backward.problem(p.dtype, Step.of(p), card) is not None:
+    if grid_backward.problem(p.dtype, Step.of(p), _card()) is not None:
         return stepwise.backward(p, call)
-    return backward_pass.backward(p, call, lambda arena, table: BackwardGridLauncher(p, arena, table, card))
+    return backward_pass.backward(p, call, backward_launchers(p))
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:

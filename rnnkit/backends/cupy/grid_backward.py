@@ -180,10 +180,11 @@ def seconds(work: Work, card: CardFacts, rates: Rates) -> float:
 
 
 def blocks(work: Work, card: CardFacts) -> int:
-    """The most blocks of a launch of steps."""
+    """The most blocks of a launch of steps: tiles of rows that do not fit the card at once follow in further ones."""
     g = group_of(work.dtype, resident_launch.step_of(work), card.shared_block)
     assert g is not None, "problem() refuses such an H"
-    return g.members * max(1, -(-work.sizes.B // ARITHMETIC[work.dtype.name].rows))
+    rows = -(-work.sizes.B // ARITHMETIC[work.dtype.name].rows)
+    return g.members * max(1, min(rows, card.multiprocessors // g.members))
 
 
 def builds() -> tuple[Build, ...]:
@@ -261,7 +262,8 @@ class BackwardGridLauncher(PartsLauncher):
         self.group = group
         rows = -(-p.B // ARITHMETIC[p.dtype.name].rows)
         resident = self.module.kernels["backward_chunk"].resident_blocks(THREADS, group.shared_bytes)
-        self.at_once = max(1, min(rows, resident // group.members))
+        most = resident if p.share == 1 else min(resident, card.multiprocessors) // p.share
+        self.at_once = max(1, min(rows, most // group.members))
         self.counters = arena.counters("grid_backward", self.at_once * group.word_bytes)
 
     def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:

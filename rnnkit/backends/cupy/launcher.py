@@ -136,6 +136,14 @@ class Launcher:
         """The inverse of `pack`, into dx (T, B, I); zero past each row's end."""
         self._move_rows("unpack_rows", dx, flat)
 
+    def unpack_chunk(self, dx: Array, flat: Array, chunk: Chunk) -> None:
+        """The inverse of `pack_chunk`, into the chunk's steps of dx (T, B, I); zero past each row's end."""
+        B, I = dx.shape[1:]
+        to = dx.data.ptr + chunk.t0 * B * I * dx.itemsize
+        offsets = self.offsets + 8 * chunk.t0
+        sizes = (chunk.T, B, I)
+        self.launch_rows("unpack_rows", over_steps(chunk.T, B * I), to, flat, self.order, offsets, *sizes)
+
     def _move_rows(self, name: str, to: Array, source: Array) -> None:
         p = self.p
         self.launch_rows(name, over_steps(p.T, p.B * p.I), to, source, self.order, self.offsets, p.T, p.B, p.I)

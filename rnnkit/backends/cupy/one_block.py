@@ -102,9 +102,14 @@ def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
     return passes.forward(p, call, launchers(p))
 
 
+def backward_launchers(p: Problem) -> backward_pass.Launchers:
+    """See `schedules.ScheduleModule`."""
+    return lambda arena, table: BackwardBlockLauncher(p, arena, table)
+
+
 def backward(p: Problem, call: BackwardCall) -> Gradients:
     """The gradients of one forward; call.saved is its `Saved`."""
-    return backward_pass.backward(p, call, lambda arena, table: BackwardBlockLauncher(p, arena, table))
+    return backward_pass.backward(p, call, backward_launchers(p))
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> tuple[str, int, int]:

@@ -44,11 +44,18 @@ class ScheduleModule(Protocol):
         ...
 
     def blocks(self, work: Work, card: CardFacts, backward: bool = False) -> int:
-        """Of a resident schedule: the most blocks of a launch of steps, each with a multiprocessor to itself."""
+        """Of a resident schedule: the most blocks of a launch of steps, each with a multiprocessor to itself.
+
+        0 for a backward pass that another schedule runs.
+        """
         ...
 
     def launchers(self, p: Problem) -> Any:
         """Of a resident schedule: `passes.Launchers` of the forward pass."""
+        ...
+
+    def backward_launchers(self, p: Problem) -> Any:
+        """Of a resident schedule: `backward_pass.Launchers`, where `blocks` says that it has a backward pass."""
         ...
 
     def builds(self) -> tuple[Build, ...]:

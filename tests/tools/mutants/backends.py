@@ -111,7 +111,7 @@ _STACK = (
     ),
     row(
         "dropout: backward uses the mask of another layer",
-        STACK,
+        "rnnkit/functional/stack_backward.py",
         "backward",
         "saved.masks[layer - 1]",
         "saved.masks[-layer]",
@@ -441,7 +441,7 @@ _CUPY_HOST = (
     ),
     _cupy(
         "the reverse direction does not wait for what came before it",
-        "rnnkit/backends/cupy/layer.py",
+        "rnnkit/backends/cupy/side_by_side.py",
         "_beside",
         "there.wait_event(here.record())",
         "pass",
@@ -450,7 +450,7 @@ _CUPY_HOST = (
     ),
     _cupy(
         "nothing waits for the reverse direction",
-        "rnnkit/backends/cupy/layer.py",
+        "rnnkit/backends/cupy/side_by_side.py",
         "_beside",
         "here.wait_event(done)",
         "pass",

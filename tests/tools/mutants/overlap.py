@@ -22,7 +22,182 @@ def _tuned(name: str, file: str, at: str, old: str, new: str, pick: str) -> Muta
     return row(f"autotune: {name}", file, at, old, new, "tests/cuda/test_cupy_tuned.py", pick)
 
 
+BACKWARD = "rnnkit/backends/cupy/backward_pass.py"
+STACK_BACKWARD = "rnnkit/functional/stack_backward.py"
+
+
+def _backward(name: str, file: str, at: str, old: str, new: str, pick: str = ANY_ORDER) -> Mutant:
+    files = "tests/cuda/test_cupy_overlap.py tests/cuda/test_cupy_backward_overlap.py"
+    return row(f"overlap in backward: {name}", file, at, old, new, files, pick)
+
+
+_BACKWARD: tuple[Mutant, ...] = (
+    _backward(
+        "products do not wait for their steps",
+        BACKWARD,
+        "run",
+        "here.wait_event(lane.stream.record(lane.done[parity]))",
+        "lane.stream.record(lane.done[parity])",
+    ),
+    _backward(
+        "steps do not wait for the products that read their buffers",
+        BACKWARD,
+        "run",
+        "if self.chunks != 1:",
+        "if not self.chunks:",
+    ),
+    _backward(
+        "the first steps do not wait for what begins the pass",
+        BACKWARD,
+        "run",
+        "if self.chunks != 1:",
+        "if self.chunks > 1:",
+    ),
+    _backward(
+        "steps wait for the products of the chunk before",
+        BACKWARD,
+        "run",
+        "lane.stream.wait_event(lane.ready[parity])",
+        "lane.stream.wait_event(lane.ready[1 - parity if self.chunks else 0])",
+        "run_ahead",
+    ),
+    _backward(
+        "both chunks have one set of buffers",
+        BACKWARD,
+        "run",
+        "self.launcher.swap(name, _next(name))",
+        "pass",
+    ),
+    _backward(
+        "a layer does not wait for dx of the one above it",
+        BACKWARD,
+        "run",
+        "lane.stream.wait_event(self.above.arena.lane.given[parity])",
+        "pass",
+    ),
+    _backward(
+        "a layer waits for dx of another chunk",
+        BACKWARD,
+        "run",
+        "self.above.arena.lane.given[parity]",
+        "self.above.arena.lane.given[1 - parity]",
+        "begins_when or any_order and GRU-grid",
+    ),
+    _backward(
+        "a layer waits for the weights' gradients of the one above",
+        BACKWARD,
+        "run",
+        "self.above.arena.lane.given[parity]",
+        "self.above.arena.lane.ready[parity]",
+        "begins_when",
+    ),
+    _backward(
+        "chunks run in the order of the forward pass",
+        BACKWARD,
+        "backward_stack",
+        "problems[0].chunks(backward=True)",
+        "problems[0].chunks()",
+    ),
+    _backward(
+        "chunks of one layer run in the order of the forward pass",
+        BACKWARD,
+        "backward",
+        "p.chunks(backward=True)",
+        "p.chunks()",
+        "same_bits and GRU",
+    ),
+    _backward(
+        "dx of every chunk is that of the first row-steps",
+        BACKWARD,
+        "_gradient_of_x",
+        "launcher.array(self.dx_packed).at(chunk.n0)",
+        "launcher.array(self.dx_packed).at(0)",
+    ),
+    _backward(
+        "ragged rows for the layer below are unpacked from the first step",
+        "rnnkit/backends/cupy/launcher.py",
+        "unpack_chunk",
+        "self.offsets + 8 * chunk.t0",
+        "self.offsets",
+    ),
+    _backward(
+        "ragged rows for the layer below are unpacked to the first step",
+        "rnnkit/backends/cupy/launcher.py",
+        "unpack_chunk",
+        "dx.data.ptr + chunk.t0 * B * I * dx.itemsize",
+        "dx.data.ptr",
+    ),
+    _backward(
+        "dropout between layers at once is left out", BACKWARD, "_gradient_of_x", "dx *= self.mask[steps]", "pass"
+    ),
+    _backward(
+        "the mask of another layer",
+        STACK_BACKWARD,
+        "_run_backward_at_once",
+        "saved.masks[layer - 1] if",
+        "saved.masks[-layer] if",
+    ),
+    _backward(
+        "each of the layers at once takes the whole card",
+        "rnnkit/backends/cupy/grid_backward.py",
+        "BackwardGridLauncher",
+        "// p.share",
+        "",
+        FIT,
+    ),
+    _backward(
+        "nothing waits for the steps of a failed pass",
+        BACKWARD,
+        "join",
+        "self.arena.stream.wait_event(lane.stream.record(lane.done[0]))",
+        "lane.stream.record(lane.done[0])",
+        "failed_pass",
+    ),
+    _backward(
+        "layers with masks on x run at once",
+        STACK_BACKWARD,
+        "_backward_at_once",
+        "or saved.noise is not None",
+        "",
+        "masks_on_x",
+    ),
+    _backward(
+        "layers with masks on x run at once forward",
+        STACK,
+        "StackCall.at_once",
+        "or self.noise is not None",
+        "",
+        "masks_on_x",
+    ),
+    _backward(
+        "a stack has the schedule of one layer",
+        "rnnkit/functional/stack.py",
+        "forward",
+        "call = call.as_it_runs()",
+        "pass",
+        "runs_by_its_schedule",
+    ),
+    _backward(
+        "the slowest schedule of a stack",
+        "rnnkit/backends/cupy/choice.py",
+        "_of_stack",
+        "best = min(",
+        "best = max(",
+        "least_time",
+    ),
+    _backward(
+        "work runs beside the steps inside a capture",
+        "rnnkit/backends/cupy/side_by_side.py",
+        "backward_layers_at_once",
+        "or choice.captured()",
+        "",
+        "inside_a_capture",
+    ),
+)
+
+
 OVERLAP_MUTANTS: tuple[Mutant, ...] = (
+    *_BACKWARD,
     _overlap(
         "a product does not wait for the steps that read its buffer", PASSES, "run", "if self.chunks >= 2:", "if False:"
     ),
@@ -101,7 +276,7 @@ OVERLAP_MUTANTS: tuple[Mutant, ...] = (
     _tuned(
         "every call measures",
         LAYER,
-        "_measured",
+        "measured",
         "known is not None or len(serving) < 2",
         "len(serving) < 2",
         "used_and_said",
@@ -113,7 +288,7 @@ OVERLAP_MUTANTS: tuple[Mutant, ...] = (
     _tuned(
         "measuring adds gradients",
         LAYER,
-        "_measured",
+        "measured",
         "saved, y, state_n, call.weights)",
         "saved, y, state_n, call.weights, call.cache)",
         "adds_no_gradients",

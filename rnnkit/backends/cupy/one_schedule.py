@@ -1,0 +1,83 @@
+"""The CuPy backend with one schedule for every call: backend="cupy:<schedule>"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rnnkit.backends.cupy import choice, layer, side_by_side
+from rnnkit.backends.cupy.layer import Saved
+from rnnkit.backends.cupy.saved import reserve_bytes
+from rnnkit.backends.cupy.schedules import Work
+from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
+from rnnkit.core.autotune import autotuning
+from rnnkit.core.cells import Array, Cell
+from rnnkit.core.dtypes import DType
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """This backend with one schedule for every call. `backward` uses the schedule of the forward pass.
+
+    reason: why that schedule, for `explain`; None where the caller has named it.
+    """
+
+    schedule: str
+    reason: str | None = None
+
+    def forward(self, call: LayerCall) -> Forward:
+        return layer.forward(call, self.schedule)
+
+    def backward(self, call: BackwardCall) -> Gradients:
+        return layer.backward(call)
+
+    def reserve_bytes(self, cell: Cell, dtype: DType, sizes: Sizes, ragged: bool) -> int:
+        return reserve_bytes(cell, dtype, sizes, ragged)
+
+    def saved_in_reserve(self, call: LayerCall) -> Saved:
+        return layer.saved_in_reserve(call, self.schedule)
+
+    def forward_directions(self, calls: Sequence[LayerCall]) -> list[Forward]:
+        return side_by_side.forward_directions(calls, self.schedule)
+
+    def backward_directions(self, calls: Sequence[BackwardCall]) -> list[Gradients]:
+        return side_by_side.backward_directions(calls)
+
+    def layers_at_once(
+        self, cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool, device: int | None = None
+    ) -> int:
+        return side_by_side.layers_at_once(cell, dtype, sizes, layers, keep, device, self.schedule)
+
+    def forward_layers(self, calls: Sequence[LayerCall], masks: Sequence[Array | None]) -> list[Forward]:
+        return side_by_side.forward_layers(calls, masks, self.schedule)
+
+    def describe_layers(self, cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool) -> tuple[str, int]:
+        return side_by_side.describe_layers(cell, dtype, sizes, layers, keep, self.schedule)
+
+    def backward_layers_at_once(self, saved: Sequence[Saved]) -> int:
+        return side_by_side.backward_layers_at_once(saved)
+
+    def backward_layers(self, calls: Sequence[BackwardCall], masks: Sequence[Array | None]) -> list[Gradients]:
+        return side_by_side.backward_layers(calls, masks)
+
+    def describe_backward_layers(self, cell: Cell, dtype: DType, sizes: Sizes, layers: int) -> tuple[str, int]:
+        return side_by_side.describe_backward_layers(cell, dtype, sizes, layers, self.schedule)
+
+    def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
+        return layer.describe(cell, dtype, sizes, keep, self.schedule, self.reason)
+
+
+pinned = Pinned
+
+
+def for_stack(
+    cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool, device: int | None = None
+) -> Pinned | None:
+    """See `rnnkit.backends.Backend`. With `rnnkit.autotune` on, the schedule is the one that was measured."""
+    import cupy
+
+    if sizes.R != sizes.H or autotuning() or choice.captured():
+        return None
+    number = cupy.cuda.Device().id if device is None else device
+    found = choice.of_stack(choice.widest(Work(cell, dtype, sizes, keep)), number, layers)
+    return None if found is None else Pinned(found[0].name, found[1])
