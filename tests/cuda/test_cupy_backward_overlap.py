@@ -223,11 +223,15 @@ def test_the_plan() -> None:
         return overlap.plan(chosen, work, card, PREDICTED, layers, backward=True)
 
     stack = (512, 10, 256, 256)
-    assert plan(H200, "float32", stack, 6).layers > 1
+    assert plan(H200, "float32", stack, 6) == (3, 64)
+    assert plan(H200, "float32", stack, 6, "grid") == (6, 64)
+    assert plan(H200, "float32", stack) == (1, 128)
+    assert plan(A100, "float32", stack, 6) == (3, 32)
     assert plan(T4, "float32", stack, 6).layers == 1
     assert plan(H200, "bfloat16", (32, 8, 64, 64), 1) == overlap.ALONE, "one launch"
     assert plan(H200, "float32", stack, 6, "stepwise") == overlap.ALONE, "a launch per step"
-    assert plan(A100, "bfloat16", (256, 32, 512, 512)).steps is not None
+    assert plan(A100, "bfloat16", (256, 32, 512, 512)) == (1, 64)
+    assert plan(H200, "float32", (256, 32, 512, 512)) == overlap.ALONE, "products fill the card"
     for card in CARDS.values():
         for layers in (1, 2, 6, 20):
             at_once = plan(card, "float16", stack, layers).layers
