@@ -77,16 +77,9 @@ def _cuda_cells() -> Collection[str]:
     return HEADERS
 
 
-def _unserved_norms(cell: Cell) -> str | None:
-    """Why neither kernels/cuda nor kernels/numba_cuda has this cell with its options: they have no sums over a row."""
-    return f"does not serve the cell {cell.name} with {cell.options}" if cell.normalises else None
-
-
 def _masks_per_gate(cell: Cell) -> str | None:
     """Why kernels/numba_cuda does not have this cell with its options."""
-    if cell.options.mask_per_gate:
-        return f"does not serve the cell {cell.name} with a mask on h per gate"
-    return _unserved_norms(cell)
+    return f"does not serve the cell {cell.name} with a mask on h per gate" if cell.options.mask_per_gate else None
 
 
 def _cupy_schedules() -> tuple[str, ...]:
@@ -150,7 +143,6 @@ BACKENDS: dict[str, BackendRow] = {
             cuda_problem,
             _cuda_cells,
             _cupy_schedules,
-            options=_unserved_norms,
         ),
         BackendRow(
             "numba_cuda",

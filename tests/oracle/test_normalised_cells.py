@@ -110,14 +110,6 @@ def test_bad_arguments(kind: Any, options: dict[str, Any], text: str) -> None:
     assert text in str(error.value)
 
 
-def test_cuda_backends_refuse_and_say_why() -> None:
-    from rnnkit.backends import BACKENDS
-
-    cell = cell_of("gru+layer_norm=haste")
-    for name in ("cupy", "numba_cuda"):
-        assert BACKENDS[name].options(cell) == "does not serve the cell gru with layer_norm=haste"
-
-
 def test_compress_refuses() -> None:
     with pytest.raises(ValueError, match="without options of cells, got GRU"):
         rnnkit.compress(rnnkit.GRU(3, 4, layer_norm="haste"), "int8")

@@ -43,7 +43,10 @@ class SavedStates(NamedTuple):
     values: Array = None  # (N, n_saved*H) the values named by the row's `saved`
     h_prev: Array = None  # (N, R) the state before each step
     c_prev: Array = None  # (N, H) in the compute dtype, where the cell has c
-    operand: Array = None  # (N, H) operand of the second product: m under projection, r h' for a GRU that resets before
+    operand: Array = (
+        None  # (N, H) operand of the second product: m under projection, r h' for a GRU that resets before;
+    )
+    # of a cell that normalises (N, n_statistics) in the compute dtype
 
     @classmethod
     def placed(cls, p: Problem, memory: Memory) -> SavedStates:
@@ -54,11 +57,12 @@ class SavedStates(NamedTuple):
 
 def _columns(cell: Cell, dtype: DType, H: int, R: int, second_product: bool) -> tuple[tuple[int, Any], ...]:
     """The columns and the dtype of each field of `SavedStates`; no columns where the field is None."""
+    operand = (cell.n_statistics, dtype.compute) if cell.normalises else (H if second_product else 0, dtype.storage)
     return (
         (cell.n_saved * H, dtype.storage),
         (R, dtype.storage),
         (H if cell.has_c else 0, dtype.compute),
-        (H if second_product else 0, dtype.storage),
+        operand,
     )
 
 

@@ -118,7 +118,11 @@ def of_cell(
     Its text is numbers.cuh, the cell's header, cell_row.cuh, then `files`.
     """
     row = cell_of(cell)
-    header = _header_with_options(row) if row.options.changes_formulas else HEADERS[row.name]
+    header = HEADERS[row.name]
+    if row.normalises:
+        header = _header_with_norms(row)
+    elif row.options.changes_formulas:
+        header = _header_with_options(row)
     given = (files, kernels, (*header.defines, *defines), min_arch)
     return _of_cell(name, row, _source(header.file), storage, *given)
 
@@ -161,6 +165,18 @@ def _header_with_options(cell: Cell) -> Header:
     places = ("clip", "cell_clip", *(f"{number}_{role}" for role in ROLES for number in ("alpha", "beta")))
     macros |= {f"RK_AT_{name.upper()}": names.index(name) if name in names else -1 for name in places}
     return Header("cells/with_options.cuh", tuple((name, str(value)) for name, value in macros.items()))
+
+
+def _header_with_norms(cell: Cell) -> Header:
+    """kernels/cells/normalised.cuh, with the macros that it names."""
+    macros: dict[str, object] = {
+        f"RK_KIND_{cell.name.upper()}": 1,
+        "RK_SIDES": 2 if cell.splits_sides else 1,
+        "RK_CARRIES": int(cell.options.layer_norm == "torch"),
+        "RK_UNIT_WEIGHTS": len(cell.unit_weights),
+        "RK_CALL_BYTES": CALL_BYTES,
+    }
+    return Header("cells/normalised.cuh", tuple((name, str(value)) for name, value in macros.items()))
 
 
 def _row_macros(cell: Cell) -> Defines:

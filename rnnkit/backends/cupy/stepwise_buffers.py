@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rnnkit.backends.cupy import stepwise_noise
+from rnnkit.backends.cupy import stepwise_noise, stepwise_norm
 from rnnkit.backends.cupy.backward_pass import backward_buffers
 from rnnkit.backends.cupy.passes import forward_buffers
 from rnnkit.backends.cupy.problem import Problem
@@ -24,8 +24,9 @@ def k_major(p: Problem) -> bool:
 def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:
     """Bytes of each buffer of the workspace."""
     cell = p.cell
-    extras = (len(cell.constants) + len(cell.unit_weights) * p.H) * p.compute_bytes
-    return {"call": CALL_BYTES + extras} | (_backward_sizes(p) if backward else _forward_sizes(p))
+    plain = len(cell.constants) + len(cell.unit_weights) * p.H
+    extras = stepwise_norm.extras(cell, p.H) if cell.normalises else plain
+    return {"call": CALL_BYTES + extras * p.compute_bytes} | (_backward_sizes(p) if backward else _forward_sizes(p))
 
 
 def _forward_sizes(p: Problem) -> dict[str, int]:
@@ -46,7 +47,9 @@ def _backward_sizes(p: Problem) -> dict[str, int]:
         sizes["dgates_now"] = p.B * p.GH * s
     if p.ragged and p.projected:
         sizes["dprojected_now"] = p.B * p.R * s
-    if p.cell.unit_weights:
+    if p.cell.normalises:
+        sizes |= stepwise_norm.backward_sizes(p)
+    elif p.cell.unit_weights:
         sizes["unit_products"] = p.chunk_rows * len(p.cell.unit_weights) * p.H * s
     if k_major(p):
         sizes |= {"w_hh": p.GH * p.R * s} | ({"w_hr": p.R * p.H * s} if p.projected else {})

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.cupy import sources, stepwise_noise
+from rnnkit.backends.cupy import sources, stepwise_noise, stepwise_norm
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.backward_pass import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.launcher import address, i32
-from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, over, rows_by_units
+from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, Shape, over, rows_by_units
 from rnnkit.backends.cupy.problem import Chunk, Problem, Span
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.sources import Build
@@ -38,6 +38,8 @@ MOST_CONSTANTS = 8  # of set_extras
 def build(cell: str, storage: str) -> Build:
     """The module of a `Cell.key` and a storage dtype."""
     row = cell_of(cell)
+    if row.normalises:
+        return sources.of_cell("stepwise", cell, storage, (*FILES[:-1], *stepwise_norm.FILES), stepwise_norm.KERNELS)
     files: tuple[str, ...] = FILES
     kernels = KERNELS
     if row.options.has_noise:
@@ -135,6 +137,9 @@ class StepLauncher(BackwardLauncher):
     def _set_extras(self, weights: Weights) -> None:
         """Writes the constants and the weights per unit of a cell with options after the Call."""
         p = self.p
+        if p.cell.normalises:
+            stepwise_norm.begin(self, weights)
+            return
         if not p.cell.options.changes_formulas:
             return
         numbers = [np.float64(value) for value in p.constants]
@@ -152,6 +157,10 @@ class StepLauncher(BackwardLauncher):
         self.launch("unit_products", over(chunk.N * p.H), *given, chunk.N, i32(p.H))
         return self.storage_matrix("unit_products", len(p.cell.unit_weights) * p.H)
 
+    def norm_sums(self, name: str, chunk: Chunk, states: SavedStates, shape: Shape) -> None:
+        """As `stepwise_norm.sums`."""
+        stepwise_norm.sums(self, name, chunk, states, shape)
+
     def _replay(self, way: str, span: Span, launch: Callable[[Span, Operands], None]) -> None:
         operands = self._operands
         self.arena.replay(self._key(way, span, operands), lambda: launch(span, operands))
@@ -164,7 +173,10 @@ class StepLauncher(BackwardLauncher):
         return (way, self.module, *sizes, span.steps, span.rows, where, operands, self.layout)
 
     def _launch_step(self, name: str, rows: int, units: int, *args: Any) -> None:
-        """Launches a kernel over rows and units, or its wide variant."""
+        """Launches a kernel over rows and units, or its wide variant; of a cell that normalises a block per row."""
+        if self.p.cell.normalises:
+            self.launch(name, stepwise_norm.rows_by_blocks(rows, units), self["call"], *args)
+            return
         each = WIDE_BYTES // self.p.compute_bytes
         wide = units % each == 0 and rows * units >= WIDE_ELEMENTS
         if wide:
@@ -199,7 +211,7 @@ class StepLauncher(BackwardLauncher):
         most, H, R = map(i32, (rows, p.H, p.R))
         first = p.first_gates * p.H
         dh = self.compute_matrix("dh", p.R)
-        dm = self.compute_matrix("dm", p.H)
+        dm = self.compute_matrix("dv" if p.cell.normalises else "dm", p.H)
         gates = (self["dgates_x"], self["dgates_h"] or self["dgates_x"], self["dgates_now"])
         # Rows of the products: at a fixed address in ragged batches, else where the chunk's sums need them.
         now = self.storage_matrix("dgates_now" if p.ragged else "dgates_h" if p.cell.splits_sides else "dgates_x", p.GH)

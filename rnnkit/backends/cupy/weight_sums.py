@@ -8,7 +8,7 @@ from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import MOST_PARTS, over, sums_down
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.saved import Saved
+from rnnkit.backends.cupy.saved import Saved, SavedStates
 from rnnkit.core.cells import Weights
 
 
@@ -16,7 +16,8 @@ def weight_sum_buffers(p: Problem) -> dict[str, int]:
     """Bytes of the buffers that `WeightSums` uses beside the gradients of the steps."""
     c = p.compute_bytes
     # A LongSum of kernels/cuda/rows.cu per bias element.
-    sizes = {"partials": MOST_PARTS * p.GH * c, "db_ih": 2 * p.GH * c, "db_hh": 2 * p.GH * c}
+    widest = max(p.GH, len(p.cell.unit_weights) * p.H)
+    sizes = {"partials": MOST_PARTS * widest * c, "db_ih": 2 * p.GH * c, "db_hh": 2 * p.GH * c}
     if p.cell.unit_weights:
         sizes["dw_unit"] = 2 * len(p.cell.unit_weights) * p.H * c
     return sizes if p.sums_in_place else sizes | _slice_sizes(p)
@@ -67,12 +68,20 @@ class WeightSums:
         if p.projected:
             dprojected = launcher.storage_matrix("dprojected", p.R)
             self._add_product("w_hr", 0, dprojected, launcher.array(states.operand).at(n0), p.R, N)
-        for name, d in (("b_ih", dgates_x), ("b_hh", dgates_h)):
-            if getattr(self.results, name) is not None and not (self.shares_bias and name == "b_hh"):
-                self._add_columns(name, d, N)
+        biases = [(name, d) for name, d in (("b_ih", dgates_x), ("b_hh", dgates_h)) if self._sums_bias(name)]
+        if p.cell.normalises:
+            for name in ("w_unit", *(name for name, _ in biases)):
+                self._add_norms(name, chunk, states)
+            self.done += N
+            return
+        for name, d in biases:
+            self._add_columns(name, d, N)
         if self.results.w_unit is not None:
             self._add_columns("w_unit", launcher.unit_products(chunk, states), N)
         self.done += N
+
+    def _sums_bias(self, name: str) -> bool:
+        return getattr(self.results, name) is not None and not (self.shares_bias and name == "b_hh")
 
     def _add_product(self, name: str, row: int, d: Matrix, a: Matrix, M: int, N: int) -> None:
         """Adds d^T a over N row-steps to M rows of a weight's gradient, from `row` on."""
@@ -100,12 +109,27 @@ class WeightSums:
 
     def _add_columns(self, name: str, d: Matrix, N: int) -> None:
         """Adds the sums down the columns of d, (N, G*H) or (N, K*H), to a bias's gradient or that of w_unit."""
+        width = self._width(name)
+        shape, parts = sums_down(N, width)
+        self.launcher.launch_rows("column_sums", shape, self.launcher["partials"], d.address, N, width)
+        self._add_partials(name, parts, N)
+
+    def _add_norms(self, name: str, chunk: Chunk, states: SavedStates) -> None:
+        """Adds the sums of what the row-steps of a chunk add to a bias's gradient or that of w_unit."""
+        shape, parts = sums_down(chunk.N, self._width(name))
+        self.launcher.norm_sums(name, chunk, states, shape)
+        self._add_partials(name, parts, chunk.N)
+
+    def _width(self, name: str) -> int:
+        p = self.launcher.p
+        return len(p.cell.unit_weights) * p.H if name == "w_unit" else p.GH
+
+    def _add_partials(self, name: str, parts: int, N: int) -> None:
+        """Adds the parts of the sums over N row-steps, in "partials", to a bias's gradient or that of w_unit."""
         launcher = self.launcher
         p = launcher.p
-        width = len(p.cell.unit_weights) * p.H if name == "w_unit" else p.GH
-        shape, parts = sums_down(N, width)
+        width = self._width(name)
         partials = launcher["partials"]
-        launcher.launch_rows("column_sums", shape, partials, d.address, N, width)
         last = self.done + N == p.N
         result = address(getattr(self.results, name)) if last else 0
         also = address(self.results.b_hh) if last and self.shares_bias and name != "w_unit" else 0

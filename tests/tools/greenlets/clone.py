@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-_MATH = SimpleNamespace(exp=np.exp, tanh=np.tanh)
+_MATH = SimpleNamespace(exp=np.exp, tanh=np.tanh, sqrt=np.sqrt)
 _SCALARS = {types.float16: np.float16, types.float32: np.float32, types.float64: np.float64, types.uint64: int}
 _TYPES = SimpleNamespace(**{kind.name: scalar for kind, scalar in _SCALARS.items()})
 
