@@ -146,6 +146,11 @@ class Cell:
         return bool(self.options.layer_norm)
 
     @property
+    def unit_parameter(self) -> str:
+        """What layers call their parameter of the weights per unit, without the suffix of a layer and direction."""
+        return "weight_layer_norm" if self.normalises else "weight_peephole"
+
+    @property
     def n_statistics(self) -> int:
         """How many normalisations a row has per step: for each of them one number is saved for backward."""
         return (2 if self.splits_sides else 1) + self.has_c if self.normalises else 0

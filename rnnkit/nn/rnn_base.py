@@ -38,8 +38,7 @@ PARTS = (
 
 def parameter_names(cell: Cell) -> tuple[str, ...]:
     """PyTorch's names of the fields of Weights, without the suffix of a layer and direction."""
-    names = tuple(name for _, name in PARTS)
-    return (*names[:-1], "weight_layer_norm") if cell.normalises else names
+    return (*[name for _, name in PARTS[:-1]], cell.unit_parameter)
 
 
 # Constructor arguments that a repr omits if they have their default, in the order of the constructors.
@@ -83,13 +82,13 @@ def uniform_parameters(
     if P:
         shapes["weight_hr"] = (P, H)
     if cell.unit_weights and not cell.normalises:
-        shapes["weight_peephole"] = (len(cell.unit_weights), H)
+        shapes[cell.unit_parameter] = (len(cell.unit_weights), H)
     bound = 1 / math.sqrt(H)
     if cell.normalises:
         found = {name: rng.uniform(-bound, bound, shapes[name]).astype(dtype) for name in ("weight_ih", "weight_hh")}
         found |= {name: np.zeros(GH, dtype) for name in shapes if name.startswith("bias")}
         rows = [np.full(H, name != "b_c", dtype) for name in cell.unit_weights]
-        return found | {"weight_layer_norm": np.stack(rows)}
+        return found | {cell.unit_parameter: np.stack(rows)}
     return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
 
 

@@ -140,7 +140,7 @@ def weights(given: Sequence[Tensor], cell: Cell, directions: int, I: int) -> Non
     H = GH // cell.n_gates
     biased = len(given) > 2 and len(given[2].shape) == 1
     kinds = ("weight_ih", "weight_hh", *("bias_ih", "bias_hh") * biased)
-    unit = ("weight_peephole",) * bool(cell.unit_weights)
+    unit = (cell.unit_parameter,) * bool(cell.unit_weights)
     projected = cell.projects and R != H and len(given) % ((len(kinds) + 1 + len(unit)) * directions) == 0
     R = R if projected else H
     kinds = (*kinds, *("weight_hr",) * projected, *unit)
@@ -149,7 +149,7 @@ def weights(given: Sequence[Tensor], cell: Cell, directions: int, I: int) -> Non
         got = f"{len(given)} weights, with a weight_hh_l0 of shape {tuple(given[1].shape)}"
         raise RuntimeError(f"weights must be {wanted}, got {got}")
     shapes = {"weight_hh": (GH, R), "bias_ih": (GH,), "bias_hh": (GH,), "weight_hr": (R, H)}
-    shapes["weight_peephole"] = (len(cell.unit_weights), H)
+    shapes[cell.unit_parameter] = (len(cell.unit_weights), H)
     for k, weight in enumerate(given):
         slot, part = divmod(k, len(kinds))
         layer, direction = divmod(slot, directions)

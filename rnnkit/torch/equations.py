@@ -88,7 +88,7 @@ def run(stack: Any, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tupl
             slot = layer * directions + direction
             w = as_weights(weights[slot * count : (slot + 1) * count], cell)
             start = tuple(s[slot] for s in states)
-            y, end = _direction(step, x, start, w, lengths, direction == 1)
+            y, end = _direction(step, x, start, w, lengths, direction == 1, not cell.normalises)
             sides.append(y)
             ends.append(end)
         x = torch.cat(sides, -1)
@@ -98,13 +98,20 @@ def run(stack: Any, lengths: Tensor | None, x: Tensor, *tensors: Tensor) -> tupl
 
 
 def _direction(
-    step: Step, x: Tensor, state: tuple[Tensor, ...], w: Weights, lengths: Tensor | None, reverse: bool
+    step: Step,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    w: Weights,
+    lengths: Tensor | None,
+    reverse: bool,
+    adds_bias: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """adds_bias: whether b_ih is part of x_side, and not added by the step."""
     T, B, _ = x.shape
     if T == 0:
         return x.new_zeros((0, B, w.w_hh.shape[1])), state
     x_side = x @ w.w_ih.T
-    if w.b_ih is not None:
+    if adds_bias and w.b_ih is not None:
         x_side = x_side + w.b_ih
     outputs: list[Any] = [None] * T
     for t in reversed(range(T)) if reverse else range(T):

@@ -125,6 +125,9 @@ class GRU(Layers):
         weight_dropout: share of the elements of W_hh that a call drops in training mode (DropConnect).
         zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
             zoneout * (old h) + (1 - zoneout) * (new h).
+        layer_norm: kind of layer normalisation, "haste" or "dreamer", as of `rnnkit.GRU`; docs/normalised-cells.md has
+            the equations. Gains are rows of `weight_layer_norm_l{k}`. Not with other options. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5, with "dreamer" 1e-3.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
         strict: whether to raise an error where no backend with compiled kernels serves the layer.
         **unknown: others, such as proj_size, are refused as torch.nn refuses them.
@@ -163,17 +166,22 @@ class GRU(Layers):
         mask_per_gate: bool = False,
         weight_dropout: float = 0.0,
         zoneout: float = 0.0,
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         backend: str | None = None,
         **unknown: Any,
     ) -> None:
         checks.no_such(type(self).__name__, unknown)
         self.reset_after = core_checks.flag("reset_after", reset_after)
+        if layer_norm is not None and not self.reset_after:
+            raise ValueError(f"layer_norm must be None with reset_after=False, got {layer_norm!r}")
         check_backend(backend)
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
         mark_reset_before(self, device)
-        self._set_options(backend, strict, {"clip": clip, "activations": activations})
+        given = {"clip": clip, "activations": activations, "layer_norm": layer_norm, "norm_eps": norm_eps}
+        self._set_options(backend, strict, given)
         self._regularise(
             input_dropout=input_dropout,
             recurrent_dropout=recurrent_dropout,
@@ -215,6 +223,10 @@ class LSTM(Layers):
         zoneout: share of the units of h that keep their value in a step, in training mode; in evaluation mode h is
             zoneout * (old h) + (1 - zoneout) * (new h). Or a pair of shares, of h and of c.
         zoneout_output: "raw" or "zoned": whether the new h is made from c before its zoneout or after it.
+        layer_norm: kind of layer normalisation, "haste" or "torch", as of `rnnkit.LSTM`; docs/normalised-cells.md has
+            the equations. Gains, and the shift of c, are rows of `weight_layer_norm_l{k}`. Not with other options or a
+            projection. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
         strict: whether to raise an error where no backend with compiled kernels serves the layer.
 
@@ -259,6 +271,8 @@ class LSTM(Layers):
         weight_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         zoneout_output: str = "raw",
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         backend: str | None = None,
     ) -> None:
         check_backend(backend)
@@ -276,7 +290,8 @@ class LSTM(Layers):
             dtype,
         )
         given = {"peephole": peephole, "clip": clip, "cell_clip": cell_clip, "coupled": coupled}
-        self._set_options(backend, strict, {**given, "activations": activations})
+        norm = {"layer_norm": layer_norm, "norm_eps": norm_eps}
+        self._set_options(backend, strict, {**given, **norm, "activations": activations})
         self._regularise(
             input_dropout=input_dropout,
             recurrent_dropout=recurrent_dropout,

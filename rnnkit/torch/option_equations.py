@@ -12,6 +12,7 @@ import torch
 
 from rnnkit.core.cell_options import ROLES, activations_of
 from rnnkit.core.cells import Cell, Weights
+from rnnkit.torch import norm_equations
 from rnnkit.torch.arrays import Tensor
 
 State = tuple[Tensor, ...]
@@ -36,6 +37,8 @@ CURVES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 
 def step_of(cell: Cell, constants: tuple[float, ...]) -> Step:
     """One step of a cell with options, with the numbers that `cell.constants` names."""
+    if cell.normalises:
+        return norm_equations.step_of(cell, *constants)
     named = dict(zip(cell.constants, constants, strict=True))
     gates = []
     for role, name in zip(ROLES, activations_of(cell.name, cell.options), strict=False):

@@ -46,6 +46,8 @@ class Layers(nn.RNNBase):
     cell_clip: float | None = None
     coupled: bool = False
     activations: Any = None
+    layer_norm: str | None = None
+    norm_eps: float | None = None
     _text: str | None = None  # `text_of` the cell, if it has options
     regularisation: Regularisation | None = None
     state_names: ClassVar[tuple[str, ...]] = ("h",)
@@ -63,6 +65,8 @@ class Layers(nn.RNNBase):
     def _set_options(self, backend: str | None, strict: Any, given: dict[str, Any]) -> None:
         """Sets what torch.nn's layers do not have, after their constructor. given: some of ARGUMENTS."""
         cell, constants = cell_with(self.cell_name, given)
+        if cell.normalises and self.proj_size:
+            raise ValueError(f"proj_size must be 0 with layer_norm, got {self.proj_size}")
         for name, value in given.items():
             setattr(self, name, value)
         self.backend = backend
@@ -75,17 +79,46 @@ class Layers(nn.RNNBase):
             self._check_strict(self._flat_weights[0])
 
     def _add_unit_weights(self, cell: Cell) -> None:
-        """Adds `weight_peephole_l{k}` (K, H) to each layer and direction, drawn as the other parameters are."""
+        """Adds `Cell.unit_parameter` (K, H) to each layer and direction, after the other parameters."""
         bound = self.hidden_size**-0.5
         for names in self._all_weights:
             suffix = names[0].removeprefix("weight_ih")
             like = getattr(self, names[0])
             weight = torch.empty((len(cell.unit_weights), self.hidden_size), dtype=like.dtype, device=like.device)
-            name = f"weight_peephole{suffix}"
-            self.register_parameter(name, nn.Parameter(nn.init.uniform_(weight, -bound, bound)))
+            name = f"{cell.unit_parameter}{suffix}"
+            value = weight if cell.normalises else nn.init.uniform_(weight, -bound, bound)
+            self.register_parameter(name, nn.Parameter(value))
             names.append(name)
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
+        if cell.normalises:
+            self._reset_norms(cell)
+
+    def _reset_norms(self, cell: Cell) -> None:
+        """Sets gains to 1, the shift of c and the biases to 0, as torch.nn.LayerNorm begins."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+            if not name.startswith(cell.unit_parameter):
+                continue
+            nn.init.ones_(parameter)
+            if cell.has_c:
+                nn.init.zeros_(parameter.detach()[cell.unit_weights.index("b_c")])
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters anew, as torch.nn.LSTM does. With layer normalisation, gains become 1, and the shift of
+        c and the biases 0.
+
+        Examples:
+            >>> import rnnkit.torch
+            >>> layer = rnnkit.torch.GRU(4, 6, layer_norm="haste", backend="numpy")
+            >>> layer.reset_parameters()
+            >>> bool((layer.weight_layer_norm_l0 == 1).all())
+            True
+        """
+        nn.RNNBase.reset_parameters(self)
+        if self.layer_norm is not None and self._text is not None:
+            self._reset_norms(parsed(self._text)[0])
 
     def _check_strict(self, x: Tensor) -> None:
         if x.device.type in ("cpu", "cuda"):

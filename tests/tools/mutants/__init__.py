@@ -15,7 +15,7 @@ from tests.tools.mutants.chunks import CHUNK_MUTANTS
 from tests.tools.mutants.cluster import CLUSTER_MUTANTS
 from tests.tools.mutants.compressed import COMPRESSED_MUTANTS
 from tests.tools.mutants.modules import MODULE_MUTANTS
-from tests.tools.mutants.normalised_cells import NORM_MUTANTS
+from tests.tools.mutants.normalised_cells import NORM_MUTANTS, TORCH_NORM_MUTANTS
 from tests.tools.mutants.overlap import OVERLAP_MUTANTS
 from tests.tools.mutants.planting import Mutant
 from tests.tools.mutants.random_masks import RANDOM_MASK_MUTANTS
@@ -43,13 +43,14 @@ TABLES: tuple[tuple[Mutant, ...], ...] = (
     CLUSTER_MUTANTS,
     TORCH_MUTANTS,
     TORCH_MODULE_MUTANTS,
+    TORCH_NORM_MUTANTS,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for table in TABLES for mutant in table)
 
 
 def problem_of(mutant: Mutant) -> str | None:
     """Why the tests of `mutant` cannot run on this machine, or None if they can."""
-    if mutant in (*TORCH_MUTANTS, *TORCH_MODULE_MUTANTS):
+    if mutant in (*TORCH_MUTANTS, *TORCH_MODULE_MUTANTS, *TORCH_NORM_MUTANTS):
         return torch_problem()
     if "test_cupy_" in mutant.files:
         return emulator.available()

@@ -1,4 +1,7 @@
-"""NORM_MUTANTS: bugs in cells with layer normalisation, rnnkit/core/norm_steps.py and the kernels of the CPU."""
+"""NORM_MUTANTS: bugs in cells with layer normalisation, rnnkit/core/norm_steps.py and the kernels.
+
+TORCH_NORM_MUTANTS: bugs in them in rnnkit/torch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from tests.tools.mutants.planting import Mutant, row
 
 STEPS, KERNELS, CELLS = "rnnkit/core/norm_steps.py", "kernels/cpu/normalised_backward.py", "kernels/cells/normalised.py"
 PEERS, CPU = "tests/peers/test_normalised_cells.py", "tests/cpu/test_normalised_cells.py"
+CUPY, TORCH = "tests/cuda/test_cupy_normalised.py", "tests/torch/test_normalised_cells.py"
+CUDA = "kernels/cuda/stepwise_norm"
+NUMBA, NUMBA_CUDA = "kernels/numba_cuda/scan_norm.py", "tests/cuda/test_numba_cuda_normalised.py"
 SMALL = "oracle and ragged"
 
 NORM_MUTANTS: tuple[Mutant, ...] = (
@@ -36,5 +42,98 @@ NORM_MUTANTS: tuple[Mutant, ...] = (
         "d[0], d[1], d[2])",
         CPU,
         SMALL,
+    ),
+    row(
+        "layer norm on cupy: eps is added to the deviation",
+        f"{CUDA}.cuh",
+        "",
+        "sqrt_of(squares[i] / count + eps)",
+        "(sqrt_of(squares[i] / count) + eps)",
+        CUPY,
+        "equals_the_oracles and lstm and haste",
+    ),
+    row(
+        "layer norm on cupy: a barrier is missing before the parts of a sum are written again",
+        f"{CUDA}.cuh",
+        "",
+        "__syncthreads();  // the parts of the sums before have been read",
+        "",
+        CUPY,
+        "no_race and lstm and haste",
+    ),
+    row(
+        "layer norm on cupy: the second mean is not subtracted",
+        f"{CUDA}.cu",
+        "",
+        "- means[0] - hat * means[1]);\n    if (!RK_CARRIES)",
+        "- means[0]);\n    if (!RK_CARRIES)",
+        CUPY,
+        "equals_the_oracles and lstm and haste",
+    ),
+    row(
+        "layer norm on cupy: rows that have ended keep the gradients of others",
+        f"{CUDA}.cu",
+        "",
+        "now[b * GH + g * H + j] = store(Compute(0));",
+        "(void)now;",
+        CUPY,
+        "equals_the_oracles and lstm and haste",
+    ),
+    row(
+        "layer norm on cupy: the bias of the hidden side has the sums of the input side",
+        f"{CUDA}.cu",
+        "",
+        "side == 1 && g == 2 ? 3 : g;",
+        "g;",
+        CUPY,
+        "equals_the_oracles and gru and haste",
+    ),
+    row(
+        "layer norm on Numba CUDA: a barrier of the sums is missing",
+        NUMBA,
+        "block_sum",
+        "total = parts[0]\n    cuda.syncthreads()",
+        "total = parts[0]",
+        NUMBA_CUDA,
+        "equals_the_oracles and gru and haste",
+    ),
+    row(
+        "layer norm on Numba CUDA: n on the hidden side has the gradient of the input side",
+        NUMBA,
+        "gate_gradient",
+        "side == 1 and g == 2",
+        "side == 2 and g == 2",
+        NUMBA_CUDA,
+        "equals_the_oracles and gru and haste",
+    ),
+)
+
+TORCH_NORM_MUTANTS: tuple[Mutant, ...] = (
+    row(
+        "layer norm in torch: the equations add b_ih to x W_ih^T",
+        "rnnkit/torch/equations.py",
+        "run",
+        "not cell.normalises",
+        "True",
+        TORCH,
+        "derivatives and LSTM and not haste",
+    ),
+    row(
+        "layer norm in torch: gains are drawn as weights are",
+        "rnnkit/torch/recurrent.py",
+        "reset_parameters",
+        "self._reset_norms(parsed(self._text)[0])",
+        "pass",
+        TORCH,
+        "parameters_are_those",
+    ),
+    row(
+        "layer norm in torch: the state of c is the one before its normalisation",
+        "rnnkit/torch/norm_equations.py",
+        "_lstm",
+        "shifted if carries else c",
+        "c",
+        TORCH,
+        "derivatives and LSTM and not haste",
     ),
 )
