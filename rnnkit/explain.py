@@ -15,7 +15,7 @@ from rnnkit.functional.stack import for_stack, layers_at_once
 from rnnkit.functional.step_flags import StepFlags, given_flags
 from rnnkit.nn.module import Array, Module, grad_enabled
 from rnnkit.nn.rnn import Recurrent
-from rnnkit.nn.rnn_cells import StepCell
+from rnnkit.nn.step_cell import StepCell
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def explain(
     flags = given_flags(resets, None, mask, False)
     x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
     choice = layer._choice()
-    cell = layer.cell if isinstance(layer, StepCell) else layer._cell_now()
+    cell = layer._cell_now()
     keep = grad_enabled() and not choice.dtype.weights
     choice = chunks.applied(choice, cell, sizes, layers, directions, keep, flags is not None)
     masks = drawing = 0

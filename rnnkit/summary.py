@@ -19,7 +19,7 @@ from rnnkit.nn.embedding import Embedding
 from rnnkit.nn.linear import Activation, Linear
 from rnnkit.nn.module import Module
 from rnnkit.nn.rnn_base import Recurrent
-from rnnkit.nn.rnn_cells import StepCell
+from rnnkit.nn.step_cell import StepCell
 
 Shape = tuple[int | None, ...]
 

@@ -10,6 +10,7 @@ chunk that runs twice, on any device and for any order of the rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ INPUT, HIDDEN, WEIGHT, ZONEOUT_H, ZONEOUT_C = range(5)
 
 # Streams per layer and direction: 8 kinds of masks of 8 gates.
 _KINDS = _GATES = 8
+
+# Arguments of layers whose masks are one for all steps of a call.
+OF_SEQUENCES = ("input_dropout", "recurrent_dropout", "mask_per_gate", "weight_dropout")
 
 # A seed is an integer in [0, SEEDS].
 SEEDS = 2**64 - 1
@@ -136,6 +140,17 @@ def checked_rates(
         raise ValueError("zoneout_output must be 'raw' without zoneout of c, got 'zoned'")
     found = Regularisation(of_x, of_h, of_weights, zone_h, zone_c, per_gate, zoned)
     return found if found.drops or found.zones else None
+
+
+def refuse_unknown(cell: str, unknown: Mapping[str, Any]) -> None:
+    """Raises TypeError for keyword arguments that a Cell does not have. cell: the name of its class."""
+    for name in unknown:
+        if name in OF_SEQUENCES:
+            raise TypeError(
+                f"{cell} has no {name}: its mask is one for all steps of a sequence, and a Cell takes one step. "
+                f"{cell.removesuffix('Cell')} has it"
+            )
+        raise TypeError(f"{cell}() got an unexpected keyword argument {name!r}")
 
 
 def _zoneout_rates(zoneout: Any) -> tuple[float, float]:

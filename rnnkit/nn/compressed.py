@@ -16,7 +16,7 @@ from rnnkit.core.read_only import constant, is_constant
 from rnnkit.nn.module import Module
 from rnnkit.nn.named_arrays import Params
 from rnnkit.nn.rnn_base import Recurrent
-from rnnkit.nn.rnn_cells import StepCell
+from rnnkit.nn.step_cell import StepCell
 
 SCALE = "_scale"  # the end of a scale's name, behind the name of its weights
 

@@ -10,7 +10,7 @@ from rnnkit.nn.bidirectional import Bidirectional, check_gradient, merge_gradien
 from rnnkit.nn.calls import backward_of
 from rnnkit.nn.module import Array, Call, Module, grad_enabled
 from rnnkit.nn.rnn_base import Recurrent
-from rnnkit.nn.rnn_cells import StepCell
+from rnnkit.nn.step_cell import StepCell
 
 __all__ = ["Bidirectional", "LastState", "Sequential"]
 

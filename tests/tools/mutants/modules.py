@@ -130,7 +130,7 @@ _LAYERS = (
     ),
     row(
         "Cells: gradients of h and c are swapped",
-        "rnnkit/nn/rnn_cells.py",
+        "rnnkit/nn/step_cell.py",
         "StepCell.backward",
         "None, dstate,",
         "None, dstate[::-1],",
