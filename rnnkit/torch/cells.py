@@ -8,21 +8,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from rnnkit.backends import check_backend
 from rnnkit.core.checks import flag
+from rnnkit.core.option_arguments import cell_with, text_of
+from rnnkit.core.regularisation import Regularisation, checked_rates, refuse_unknown
 from rnnkit.torch import checks
 from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
-from rnnkit.torch.recurrent import mark_reset_before, own_repr
+from rnnkit.torch.operators import choice_of
+from rnnkit.torch.recurrent import drawn_noise, mark_reset_before, own_repr
 from rnnkit.torch.unserved import refuse_torchscript
 
 
 def _step(cell: Any, name: str, input: Tensor, hx: tuple[Any, ...] | None, count: int) -> tuple[Tensor, ...]:
-    """One step of a cell with `count` states, batched or not: the new states."""
+    """One step of a cell with `count` states, batched or not: the new states. name: in CELLS."""
     label = type(cell).__name__
     checks.tensor("input", input)
     if input.dim() not in (1, 2):
@@ -42,10 +46,21 @@ def _step(cell: Any, name: str, input: Tensor, hx: tuple[Any, ...] | None, count
     weights: Sequence[Tensor] = [cell.weight_ih, cell.weight_hh]
     if cell.bias_ih is not None:
         weights = [*weights, cell.bias_ih, cell.bias_hh]
+    if cell.peephole:
+        weights = [*weights, cell.weight_peephole]
     x, states, weights = under_autocast(x, hx, weights)
     checks.one_kind(x, states, weights[0])
-    stack = Stack(name, cell.backend, False, 0, len(states))
-    _, state_n = run(stack, x.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, (), None)
+    name += cell._added
+    if cell.strict and not torch.compiler.is_compiling():
+        choice_of(x.device, x.dtype, name, cell.backend, True)
+    rates = cell.regularisation
+    if rates is None:
+        masks: Sequence[Tensor] = ()
+        stack = Stack(name, cell.backend, False, 0, len(states))
+    else:
+        masks = (drawn_noise(cell.training),)
+        stack = Stack(name, cell.backend, False, 1, len(states), tuple(map(float, rates)))
+    _, state_n = run(stack, x.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, masks, None)
     return tuple([s[0] if batched else s[0, 0] for s in state_n])
 
 
@@ -68,6 +83,38 @@ class _Cell(nn.modules.rnn.RNNCellBase):
     """What the Cells add to torch.nn's."""
 
     backend: str | None = None
+    strict: bool = False
+    peephole: bool = False
+    clip: float | None = None
+    cell_clip: float | None = None
+    coupled: bool = False
+    activations: Any = None
+    _added: str = ""  # what options and zoneout add to the name of the cell: see `text_of`
+    regularisation: Regularisation | None = None
+
+    def _set_options(
+        self, name: str, backend: str | None, strict: Any, given: dict[str, Any], zoneout: Any, output: Any = "raw"
+    ) -> None:
+        """Sets what torch.nn's cells do not have, after their constructor.
+
+        name: of the cell in CELLS. given: some of ARGUMENTS. output: `zoneout_output`.
+        """
+        cell, constants = cell_with(name, given)
+        rates = checked_rates(cell.states, zoneout=zoneout, zoneout_output=output)
+        cell = cell if rates is None else rates.cell(cell, self.training)
+        for argument, value in given.items():
+            setattr(self, argument, value)
+        self.backend = backend
+        self.strict = flag("strict", strict)
+        self.regularisation = rates
+        self._added = text_of(cell, constants).removeprefix(name)
+        like = self.weight_ih
+        if cell.unit_weights:
+            bound = self.hidden_size**-0.5
+            weight = torch.empty((len(cell.unit_weights), self.hidden_size), dtype=like.dtype, device=like.device)
+            self.weight_peephole = nn.Parameter(nn.init.uniform_(weight, -bound, bound))
+        if self.strict and like.device.type in ("cpu", "cuda"):
+            choice_of(like.device, like.dtype, name + self._added, backend, True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget(self.parameters(recurse=False))
@@ -101,7 +148,14 @@ class RNNCell(_Cell, nn.RNNCell):
         nonlinearity: "tanh" or "relu".
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
+        clip: limit of the pre-activation, as of `rnnkit.RNN`; docs/cell-options.md has this and what follows.
+        activations: ONNX's activation of h, as of `rnnkit.RNN`.
+        zoneout: share of the units of h that keep their value in a step, see docs/regularisation.md. In training mode
+            each call draws which.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        strict: whether to raise an error where no backend with compiled kernels serves the cell.
+        **unknown: others are refused. `input_dropout`, `recurrent_dropout`, `mask_per_gate` and `weight_dropout` are
+            of layers alone: their masks are one for all steps of a sequence.
 
     Examples:
         >>> import torch, rnnkit.torch
@@ -118,11 +172,18 @@ class RNNCell(_Cell, nn.RNNCell):
         device: Any = None,
         dtype: Any = None,
         *,
+        clip: float | None = None,
+        activations: Any = None,
+        zoneout: float = 0.0,
         backend: str | None = None,
+        strict: bool = False,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, unknown)
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
-        self.backend = backend
+        name = f"rnn_{nonlinearity}" if nonlinearity in ("tanh", "relu") else "rnn_tanh"  # forward refuses others
+        self._set_options(name, backend, strict, {"clip": clip, "activations": activations}, zoneout)
 
     __prepare_scriptable__ = refuse_torchscript
 
@@ -161,7 +222,14 @@ class GRUCell(_Cell, nn.GRUCell):
         dtype: torch.dtype of the parameters.
         reset_after: whether the reset gate acts after the recurrent product, see `rnnkit.torch.GRU`. With False the
             cell has a buffer `reset_before`, as `rnnkit.torch.GRU` has.
+        clip: limit of the gates' pre-activations, as of `rnnkit.GRU`; docs/cell-options.md has this and what follows.
+        activations: ONNX's activations of the gates and of n, as of `rnnkit.GRU`.
+        zoneout: share of the units of h that keep their value in a step, see docs/regularisation.md. In training mode
+            each call draws which.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        strict: whether to raise an error where no backend with compiled kernels serves the cell.
+        **unknown: others are refused. `input_dropout`, `recurrent_dropout`, `mask_per_gate` and `weight_dropout` are
+            of layers alone: their masks are one for all steps of a sequence.
 
     Examples:
         >>> import torch, rnnkit.torch
@@ -178,13 +246,20 @@ class GRUCell(_Cell, nn.GRUCell):
         dtype: Any = None,
         *,
         reset_after: bool = True,
+        clip: float | None = None,
+        activations: Any = None,
+        zoneout: float = 0.0,
         backend: str | None = None,
+        strict: bool = False,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, unknown)
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         self.reset_after = flag("reset_after", reset_after)
         mark_reset_before(self, device)
-        self.backend = backend
+        name = "gru" if self.reset_after else "gru_reset_before"
+        self._set_options(name, backend, strict, {"clip": clip, "activations": activations}, zoneout)
 
     __prepare_scriptable__ = refuse_torchscript
 
@@ -220,7 +295,18 @@ class LSTMCell(_Cell, nn.LSTMCell):
         bias: whether the cell has `bias_ih` and `bias_hh`.
         device: torch.device of the parameters.
         dtype: torch.dtype of the parameters.
+        peephole: whether i, f and o also read c, as of `rnnkit.LSTM`; docs/cell-options.md has this and what follows.
+        clip: limit of the gates' pre-activations.
+        cell_clip: limit of c.
+        coupled: whether f is 1 - i.
+        activations: ONNX's activations of the gates, of g, and of c in h.
+        zoneout: share of the units of h that keep their value in a step, or a pair of shares, of h and of c, see
+            docs/regularisation.md. In training mode each call draws which.
+        zoneout_output: "raw" or "zoned": whether the new h is made from c before its zoneout or after it.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        strict: whether to raise an error where no backend with compiled kernels serves the cell.
+        **unknown: others are refused. `input_dropout`, `recurrent_dropout`, `mask_per_gate` and `weight_dropout` are
+            of layers alone: their masks are one for all steps of a sequence.
 
     Examples:
         >>> import torch, rnnkit.torch
@@ -237,11 +323,23 @@ class LSTMCell(_Cell, nn.LSTMCell):
         device: Any = None,
         dtype: Any = None,
         *,
+        peephole: bool = False,
+        clip: float | None = None,
+        cell_clip: float | None = None,
+        coupled: bool = False,
+        activations: Any = None,
+        zoneout: float | tuple[float, float] = 0.0,
+        zoneout_output: str = "raw",
         backend: str | None = None,
+        strict: bool = False,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, unknown)
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.backend = backend
+        given = {"peephole": peephole, "clip": clip, "cell_clip": cell_clip, "coupled": coupled}
+        given["activations"] = activations
+        self._set_options("lstm", backend, strict, given, zoneout, zoneout_output)
 
     __prepare_scriptable__ = refuse_torchscript
 

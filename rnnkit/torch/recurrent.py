@@ -319,11 +319,7 @@ class Layers(nn.RNNBase):
         rates = self.regularisation
         if rates is None or not (self.training or rates.zones):
             return masks, ()
-        if self.training:
-            noise = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device="cpu")
-        else:
-            noise = torch.empty((0,), dtype=torch.int64, device="cpu")
-        return (*masks, noise), tuple(map(float, rates))
+        return (*masks, drawn_noise(self.training)), tuple(map(float, rates))
 
     def _masks(self, x: Tensor, layout: packed.Layout | None) -> list[Tensor]:
         """Dropout masks (T, B, D*R) of the layers but the last, drawn in the order in which torch.nn draws them."""
@@ -419,6 +415,13 @@ def mark_reset_before(module: Any, device: Any) -> None:
     """
     if not module.reset_after:
         module.register_buffer("reset_before", torch.ones((), dtype=torch.bool, device=device))
+
+
+def drawn_noise(training: bool) -> Tensor:
+    """The noise of a call without resets: see rnnkit/torch/operators.py."""
+    if training:
+        return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device="cpu")
+    return torch.empty((0,), dtype=torch.int64, device="cpu")
 
 
 def own_repr(module: Any) -> str:

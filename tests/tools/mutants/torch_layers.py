@@ -144,4 +144,22 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
         "libraries",
         "opacus and gru",
     ),
+    row(
+        "torch Cells: zoneout draws nothing in training mode",
+        "rnnkit/torch/cells.py",
+        "_step",
+        "drawn_noise(cell.training)",
+        "drawn_noise(False)",
+        "tests/torch/test_step_options.py",
+        "values_and_gradients and zoneout",
+    ),
+    row(
+        "torch Cells: peepholes are not passed on",
+        "rnnkit/torch/cells.py",
+        "_step",
+        "if cell.peephole:",
+        "if False:",
+        "tests/torch/test_step_options.py",
+        "values_and_gradients and coupled",
+    ),
 )
