@@ -128,7 +128,11 @@ def explain(
     choice = layer._choice()
     cell = layer._cell_now()
     keep = grad_enabled() and not choice.dtype.weights
-    choice = chunks.applied(choice, cell, sizes, layers, directions, keep, flags is not None)
+    choices = None
+    if segments is None:
+        choice = chunks.applied(choice, cell, sizes, layers, directions, keep, flags is not None)
+    else:
+        choices = chunks.of_groups(choice, cell, sizes, layers, directions, keep, segments)
     masks = drawing = 0
     if layer_drops(layer) and layers > 1:
         # A mask per layer but the last, from float32 random numbers and an array of bools.
@@ -152,8 +156,8 @@ def explain(
     )
     about = (repr(layer), layer.device, _about_packed_weights(layer))
     notes = _about_compression(layer)
-    if segments is not None:
-        found = _of_segments(call, segments, about)
+    if segments is not None and choices is not None:
+        found = _of_segments(call, segments, choices, about)
         return replace(found, notes=found.notes + notes)
     return explanation(call, *about, ((NOTHING_FLAGGED,) if flags is not None else ()) + notes)
 
@@ -175,25 +179,41 @@ def segments_note(segments: Segments) -> str:
     )
 
 
-def _of_segments(call: CallSizes, segments: Segments, about: tuple[str, str, str]) -> Explanation:
-    """The Explanation of a call with resets or a mask: of its calls together, with what is gathered for them."""
+def _of_segments(
+    call: CallSizes, segments: Segments, choices: list[Choice], about: tuple[str, str, str]
+) -> Explanation:
+    """The Explanation of a call with resets or a mask: of its calls together, with what is gathered for them.
+
+    choices: of each group, chunked where `max_saved_bytes` cuts the call.
+    """
     sizes = call.sizes
     item = call.choice.dtype.storage.itemsize
     width = call.directions * sizes.R * item
+    chunked = choices[0] is not call.choice
 
-    def of_group(group: Group) -> Explanation:
+    def of_group(group: Group, choice: Choice) -> Explanation:
         T, B = group.steps, group.last - group.first
         N = T * B if group.lengths is None else int(group.lengths.sum())
         gathered = 0 if group.source is None else T * B * sizes.I * item
         masks = call.masks * T * B // max(1, sizes.T * sizes.B) if call.keep and group.source is not None else 0
         own = call._replace(
-            sizes=sizes._replace(T=T, B=B, N=N), masks=masks, drawing=0, copies=gathered, copied=gathered
+            choice=choice,
+            sizes=sizes._replace(T=T, B=B, N=N),
+            masks=masks,
+            drawing=0,
+            copies=gathered,
+            copied=gathered,
         )
+        if chunked:  # the steps of one chunk are gathered at a time
+            backend: Any = choice.backend
+            own = own._replace(copies=gathered // max(1, -(-T // backend.chunks.steps)), copied=0)
         return explanation(own, *about)
 
     outputs = [g.steps * (g.last - g.first) * width for g in segments.groups]
-    found = together([of_group(g) for g in segments.groups], outputs if segments.place is not None else [0])
+    calls = [of_group(g, choice) for g, choice in zip(segments.groups, choices, strict=True)]
+    found = together(calls, outputs if segments.place is not None else [0])
     states = call.layers * call.directions * segments.total * (sizes.R + (sizes.H if call.cell.has_c else 0)) * item
+    states = 0 if chunked else states  # the first of those that the chunks save
     tables = 0 if segments.place is None else 8 * (sum(outputs) // max(1, width) + sizes.T * sizes.B)
     more = states + tables + call.copies + call.masks
     return replace(

@@ -22,6 +22,7 @@ from rnnkit.core.cells import Cell, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.dtypes import DType
 from rnnkit.core.mixed_precision import narrow, wide
+from rnnkit.functional.segments import Group, Segments
 
 
 class Chunks(NamedTuple):
@@ -51,20 +52,35 @@ class ChunkArguments(NamedTuple):
         sizes: of the first layer. keep: whether the call saves for backward. flagged: whether it has resets or a mask.
         Raises ValueError or TypeError that name the argument.
         """
-        for name, value in self._asdict().items():
-            if value is not None and flagged:
-                raise ValueError(f"{name} must be None with resets or a mask, got {value!r}")
-        truncate, most = self
+        truncate, most = self._checked(flagged)
         if truncate is not None:
-            if most is not None:
-                raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
-            steps = checks.positive_int("truncate", truncate)
-            return Chunks(steps, cuts=True, recomputes=False).applied(choice) if keep else choice
+            return Chunks(truncate, cuts=True, recomputes=False).applied(choice) if keep else choice
         if most is None:
             return choice
-        most = checks.positive_int("max_saved_bytes", most)
         chunks = chunks_within(choice, cell, sizes, layers, directions, most)
         return choice if chunks is None or not keep else chunks.applied(choice)
+
+    def of_groups(
+        self, choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, keep: bool, segments: Segments
+    ) -> list[Choice]:
+        """As `applied`, for each group of segments of a call with resets or a mask."""
+        _, most = self._checked(True)
+        count = len(segments.groups)
+        if most is None:
+            return [choice] * count
+        chunks = group_chunks_within(choice, cell, sizes, layers, directions, segments, most)
+        return [choice] * count if chunks is None or not keep else [one.applied(choice) for one in chunks]
+
+    def _checked(self, flagged: bool) -> tuple[int | None, int | None]:
+        truncate, most = self
+        if truncate is not None and flagged:
+            raise ValueError(f"truncate must be None with resets or a mask, got {truncate!r}")
+        if truncate is not None and most is not None:
+            raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
+        return (
+            None if truncate is None else checks.positive_int("truncate", truncate),
+            None if most is None else checks.positive_int("max_saved_bytes", most),
+        )
 
 
 class _Saved(NamedTuple):
@@ -83,7 +99,7 @@ class Chunked:
 
     def forward(self, call: LayerCall) -> Forward:
         T, B, _ = call.x.shape
-        xp: Any = array_module(call.x)
+        xp: Any = array_module(call.state0[0])
         y = xp.empty((T, B, call.weights.w_hh.shape[1]), call.x.dtype) if call.out is None else call.out
         keep = call.keep and not self.chunks.recomputes
         state = call.state0
@@ -95,12 +111,12 @@ class Chunked:
                 out[...] = found
             parts.append(own if keep else state)
             state = end
-        return y, state, _Saved(call, parts) if call.keep else None
+        return y, state, _Saved(call._replace(out=None), parts) if call.keep else None
 
     def backward(self, call: BackwardCall) -> Gradients:
         saved: _Saved = call.saved
         whole = saved.call
-        xp: Any = array_module(whole.x)
+        xp: Any = array_module(whole.state0[0])
         dx = xp.empty(whole.x.shape, whole.x.dtype)
         dstate = call.dstate_n
         sums: Weights | None = None
@@ -188,3 +204,81 @@ def chunks_within(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directi
     free = most - between - states
     root = math.sqrt(max(0, free * free - 4 * per_step * T * states))
     return Chunks(min(T, int((free + root) / (2 * per_step))), cuts=False, recomputes=True)
+
+
+def group_chunks_within(
+    choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, segments: Segments, most: int
+) -> list[Chunks] | None:
+    """As `chunks_within`, of a call with resets or a mask: the chunks of each group, or None if the whole call fits.
+
+    Groups run one after the other, so what backward computes again is counted of one chunk of one group. Counted too
+    are the tables of the segments, the states of all segments, and the steps of x that are gathered: all of them in a
+    call without chunks, else those of one chunk.
+    """
+    groups = [_group_sizes(choice, cell, sizes, layers, directions, group) for group in segments.groups]
+    fixed = segments.nbytes + sum(g.between for g in groups)
+    states = layers * directions * _state_bytes(cell, choice.dtype, sizes._replace(B=1))
+    if fixed + states * segments.total + sum(g.kept + g.steps * g.gathered for g in groups) <= most:
+        return None
+
+    def saved(each: int) -> int:
+        """The bytes that a call saves whose chunks are computed again in `each` bytes."""
+        between = sum(states * g.rows * -(-g.steps // g.chunk(each)) for g in groups)
+        return fixed + between + max(min(g.steps, g.chunk(each)) * g.per_step for g in groups)
+
+    found = []
+    each = max(1, *(g.per_step for g in groups))
+    end = max(each, *(g.steps * g.per_step for g in groups))
+    while each <= end * STEP_UP:
+        found.append((saved(each), each))
+        each = math.ceil(each * STEP_UP)
+    fitting = [each for size, each in found if size <= most]
+    if not fitting:
+        least = min(size for size, _ in found)
+        raise ValueError(f"max_saved_bytes must be at least {least:,} for this call, got {most:,}")
+    return [Chunks(max(1, min(g.steps, g.chunk(fitting[-1]))), cuts=False, recomputes=True) for g in groups]
+
+
+# Sizes of chunks that `group_chunks_within` tries are this factor apart.
+STEP_UP = 1.1
+
+
+class _GroupSizes(NamedTuple):
+    """A group of segments: its steps and rows, and in bytes what a step of it gathers, what is saved of a step (with
+    what is gathered), what a call without chunks saves in all layers and directions, and the outputs between layers."""
+
+    steps: int
+    rows: int
+    gathered: int
+    per_step: int
+    kept: int
+    between: int
+
+    def chunk(self, each: int) -> int:
+        """The most steps whose chunk is saved in `each` bytes."""
+        return max(1, each // self.per_step)
+
+
+def _group_sizes(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, group: Group) -> _GroupSizes:
+    item = choice.dtype.storage.itemsize
+    T, B = group.steps, group.last - group.first
+    width = directions * sizes.R
+    gathered = 0 if group.source is None else B * sizes.I * item
+    N = T * B if group.lengths is None else int(group.lengths.sum())
+    # All rows are live in the first chunk. One step less than all says that there are lengths.
+    full = T * B - (group.lengths is not None and T > 0)
+    kept, most = (
+        [
+            choice.backend.describe(cell, choice.dtype, sizes._replace(T=T, B=B, N=count, I=I), True).kept
+            for I in (sizes.I, width)[: min(layers, 2)]
+        ]
+        for count in (N, full)
+    )
+    return _GroupSizes(
+        steps=T,
+        rows=B,
+        gathered=gathered,
+        per_step=max(1, -(-max(most) // max(1, T))) + gathered,
+        kept=directions * (kept[0] + (layers - 1) * kept[-1]),
+        between=(layers - 1) * T * B * width * item,
+    )

@@ -6,14 +6,16 @@ once. Forward and backward have the interface of rnnkit/functional/stack.py. No 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from rnnkit.backends import Choice
 from rnnkit.core.cells import Array, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.mixed_precision import narrow, wide
 from rnnkit.core.regularisation import Noise
 from rnnkit.functional import stack, stack_backward
+from rnnkit.functional.chunked import Chunked
 from rnnkit.functional.segments import Group, Repeats, Segments
 from rnnkit.functional.stack import Directions, StackCall
 
@@ -27,8 +29,14 @@ class Saved(NamedTuple):
     from_reset_state: bool
 
 
-def forward(call: StackCall, segments: Segments, reset_state: State | None) -> tuple[Array, State, Saved | None]:
-    """y, state_n and what `backward` needs, as `stack.forward`. reset_state: as state0, or None for zeros."""
+def forward(
+    call: StackCall, segments: Segments, reset_state: State | None, choices: Sequence[Choice] | None = None
+) -> tuple[Array, State, Saved | None]:
+    """y, state_n and what `backward` needs, as `stack.forward`. reset_state: as state0, or None for zeros.
+
+    choices: that of each group, where `max_saved_bytes` cuts the call in chunks (rnnkit/functional/chunked.py); None
+    for that of the call.
+    """
     x = call.x
     T, B, _ = x.shape
     on_host = segments
@@ -40,9 +48,11 @@ def forward(call: StackCall, segments: Segments, reset_state: State | None) -> t
     ]
     dropout = None if call.dropout is None else _Dropout(call.dropout, T, B)
     ys, ends, saved = [], [], []
-    for group in segments.groups:
+    for k, group in enumerate(segments.groups):
+        choice = call.choice if choices is None else choices[k]
         of_group = call._replace(
-            x=grouped(x, group),
+            choice=choice,
+            x=_steps_of(x, group, choice, call.noise),
             state0=tuple([s[:, group.first : group.last] for s in starts]),
             lengths=group.lengths,
             dropout=None if dropout is None else dropout.of(group),
@@ -102,6 +112,35 @@ def grouped(a: Array, group: Group) -> Array:
         return xp.ascontiguousarray(a)
     flat = a.reshape(a.shape[0] * a.shape[1], a.shape[2])
     return flat.take(group.source, axis=0).reshape(group.steps, group.last - group.first, a.shape[2])
+
+
+class GatheredSteps:
+    """(steps, rows, K) of a group as `grouped`, of which each slice is gathered where it is read.
+
+    So a call in chunks of steps has those of one chunk at a time.
+    """
+
+    def __init__(self, a: Array, group: Group) -> None:
+        self.flat = a.reshape(a.shape[0] * a.shape[1], a.shape[2])
+        self.source = group.source
+        self.shape = (group.steps, group.last - group.first, a.shape[2])
+        self.dtype = a.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, steps: slice) -> Array:
+        T, B, K = self.shape
+        first, last, _ = steps.indices(T)
+        return self.flat.take(self.source[first * B : last * B], axis=0).reshape(last - first, B, K)
+
+
+def _steps_of(x: Array, group: Group, choice: Choice, noise: Noise | None) -> Array:
+    """x of a group: as an array, or where the group runs in chunks gathered by chunk."""
+    masked = noise is not None and noise.seed is not None and noise.rates.input_dropout
+    if group.source is None or masked or not isinstance(choice.backend, Chunked):
+        return grouped(x, group)
+    return GatheredSteps(x, group)
 
 
 def ungrouped(parts: list[Array], segments: Segments, T: int, B: int) -> Array:

@@ -92,6 +92,11 @@ class Segments(NamedTuple):
         """The same tables as arrays of NumPy or CuPy, then on the current device."""
         return self if xp is np else _mapped(self, xp.asarray)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables."""
+        return _nbytes(self)
+
 
 def segments(
     T: int,
@@ -307,3 +312,10 @@ def _mapped(value: Any, function: Any) -> Any:
         parts = [_mapped(v, function) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return [_mapped(v, function) for v in value] if isinstance(value, list) else value
+
+
+def _nbytes(value: Any) -> int:
+    """Bytes of the arrays in the value, at any depth."""
+    if isinstance(value, tuple | list):
+        return sum(map(_nbytes, value))
+    return int(getattr(value, "nbytes", 0))

@@ -158,7 +158,7 @@ class StackCall(NamedTuple):
             return self.reserve.take_array(shape, x.dtype)
         if len(caches) == 1:
             return None
-        xp: Any = array_module(x)
+        xp: Any = array_module(self.state0[0])
         return xp.empty(shape, x.dtype)
 
 
@@ -175,7 +175,7 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
         y, end, own = call.choice.backend.forward(call.layer_call(0, 0, x, None))
         state_n = tuple([s[None] for s in end])
         return y, state_n, _saved(call, [(own,)], [], y.shape) if keep else None
-    xp: Any = array_module(x)
+    xp: Any = array_module(call.state0[0])
     state_n = tuple(xp.empty_like(s) for s in call.state0)
     saved: list[tuple[Any, ...]] = []
     masks: list[Array] = []

@@ -269,7 +269,8 @@ class Recurrent(Module):
             max_saved_bytes: the most bytes that the call may save for `backward`: with less than it needs, it saves the
                 states between chunks of steps, and `backward` runs the forward of each chunk again.
                 Not counted are x, y, gradients and dropout masks. In 16 bits the cell state is rounded between chunks.
-                None to save everything. Not with `resets`, `mask` or `truncate`.
+                With `resets` or a `mask` the tables of the segments count too. None to save everything. Not with
+                `truncate`.
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
@@ -311,11 +312,15 @@ class Recurrent(Module):
         drop = self._drop if self.training and self.dropout else None
         choice = self._choice()
         keep = grad_enabled() and not self._dtype.weights
+        choices = None
         if truncate is not None or max_saved_bytes is not None:
             sizes = self._sizes(T, B, checked)
             chunks = ChunkArguments(truncate, max_saved_bytes)
-            stacked = (self.num_layers, self.num_directions)
-            choice = chunks.applied(choice, self._cell_now(), sizes, *stacked, keep, flags is not None)
+            how = (choice, self._cell_now(), sizes, self.num_layers, self.num_directions, keep)
+            if found is None:
+                choice = chunks.applied(*how, flags is not None)
+            else:
+                choices = chunks.of_groups(*how, found)
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(
             self.cell, choice, x, state0, self._caches(), checked, drop, keep, None, self._constants
@@ -327,7 +332,7 @@ class Recurrent(Module):
         if found is None:
             y, state_n, saved = stack.forward(stack_call)
         else:
-            y, state_n, saved = segmented.forward(stack_call, found, restart)
+            y, state_n, saved = segmented.forward(stack_call, found, restart, choices)
         self._saved = None if saved is None else _Saved(saved, unbatched, restart is not None)
         return self._user_layout(y, unbatched), self._user_state(state_n, unbatched)
 

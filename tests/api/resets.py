@@ -100,10 +100,10 @@ def drawn_masks(layer: Any, T: int, B: int, seed: int) -> list[np.ndarray]:
     return [stack.dropout_mask(like, layer.dropout, rng) for _ in range(layer.num_layers - 1)]
 
 
-def trained(layer: Any, given: Inputs, dy: Any, dstate: Any) -> dict[str, np.ndarray]:
-    """Forward and backward from cleared gradients: every output and gradient by name."""
+def trained(layer: Any, given: Inputs, dy: Any, dstate: Any, **more: Any) -> dict[str, np.ndarray]:
+    """Forward and backward from cleared gradients: every output and gradient by name. more: arguments of the call."""
     layer.zero_grad()
-    y, state_n = layer(given.x, given.h0, **given.options)
+    y, state_n = layer(given.x, given.h0, **given.options, **more)
     dx, *dstates = layer.backward(dy, dstate)
     found = {"y": y, "dx": dx}
     found |= {f"state_n[{k}]": s for k, s in enumerate(parts(state_n))}

@@ -267,7 +267,7 @@ def test_a_million_steps() -> None:
         ({"max_saved_bytes": "all"}, "max_saved_bytes must be"),
         ({"truncate": 2, "max_saved_bytes": 10**6}, "max_saved_bytes must be None with truncate, got 1000000"),
         ({"truncate": 2, "mask": np.ones((5, 3), bool)}, "truncate must be None with resets or a mask, got 2"),
-        ({"max_saved_bytes": 9, "resets": np.ones((5, 3), bool)}, "max_saved_bytes must be None with resets"),
+        ({"max_saved_bytes": 9, "resets": np.ones((5, 3), bool)}, "max_saved_bytes must be at least"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], said: str) -> None:
