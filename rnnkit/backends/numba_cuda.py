@@ -226,6 +226,27 @@ def _biases(call: LayerCall | BackwardCall) -> tuple[Array, Array]:
     return b_ih, b_hh
 
 
+def saved_steps(cell: Cell, dtype: DType, saved: by_scan.Saved) -> dict[str, Array]:
+    """See `rnnkit.backends.Backend`."""
+    scan: Saved = saved.scan
+    T, _, width = scan.values.shape
+    H = width // cell.n_saved
+    live = (cupy.arange(T)[:, None] < scan.lengths)[:, :, None]
+
+    def cleared(steps: Array) -> Array:
+        """Past a row's end nothing was saved."""
+        return cupy.where(live, steps, steps.dtype.type(0)).astype(dtype.storage, copy=False)
+
+    found = {}
+    for gate in cell.gates:
+        first = cell.saved.index(gate) * H
+        found[gate] = cleared(scan.values[:, :, first : first + H])
+    found["h_prev"] = cleared(scan.h_prev)
+    if cell.has_c:
+        found["c_prev"] = cleared(scan.c_prev)
+    return found
+
+
 def _unit_gradients(cell: Cell, saved: Saved, dgates: Array) -> Array:
     """(T, B, K*H): what each row-step adds to the gradients of the peepholes, from c before and after the step."""
     c_prev, c_n = saved.c_prev, saved.c_n

@@ -43,6 +43,12 @@ class Packing:
         """N, the number of row-steps."""
         return int(self.table[self.T])
 
+    def places(self) -> np.ndarray:
+        """(N,) where each row-step is among the T*B steps of the caller, time-major: t * B + b."""
+        steps = np.repeat(np.arange(self.T), self.counts)
+        rows = np.arange(self.steps) - self.offsets[steps]
+        return steps * self.B + (rows if self.order is None else self.order[rows])
+
     def bounds(self, shares: int) -> list[int]:
         """(shares+1,) bounds that split the rows into shares with about equal numbers of row-steps.
 

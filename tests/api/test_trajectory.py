@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import rnnkit
+from rnnkit.core import noise_steps
+from rnnkit.core.noise_steps import StepNoise
 from rnnkit.testing import assert_close
-from tests.helpers import ONE_BACKEND, parts, randn, random_state
+from tests.helpers import ONE_BACKEND, parts, randn, random_state, slow_except
 
 KINDS: list[tuple[Any, dict[str, Any]]] = [
     (rnnkit.LSTM, {}),
@@ -77,3 +79,67 @@ def test_layouts_and_bad_arguments() -> None:
         rnnkit.trajectory(rnnkit.Linear(2, 3), x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not serve a layer with a clip"):
         rnnkit.trajectory(rnnkit.GRU(I, H, clip=1.0), x)
+
+
+OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "peephole": (rnnkit.LSTM, {"peephole": True, "cell_clip": 0.4, "activations": ("HardSigmoid", "Tanh", "Softsign")}),
+    "coupled": (rnnkit.LSTM, {"coupled": True, "proj_size": 3}),
+    "gru": (rnnkit.GRU, {"activations": ("HardSigmoid", ("Elu", 0.5))}),
+    "reset before": (rnnkit.GRU, {"reset_after": False}),
+    "rnn": (rnnkit.RNN, {"activations": ("Softsign",)}),
+    **{f"lstm {kind}": (rnnkit.LSTM, {"layer_norm": kind}) for kind in ("haste", "torch")},
+    **{f"gru {kind}": (rnnkit.GRU, {"layer_norm": kind}) for kind in ("haste", "dreamer")},
+    "lstm zoneout": (rnnkit.LSTM, {"zoneout": (0.3, 0.2), "recurrent_dropout": 0.4, "input_dropout": 0.3}),
+    "lstm zoned": (rnnkit.LSTM, {"zoneout": (0.3, 0.2), "zoneout_output": "zoned", "weight_dropout": 0.3}),
+    "rnn zoneout": (rnnkit.RNN, {"zoneout": 0.5}),
+    "reset before zoneout": (rnnkit.GRU, {"reset_after": False, "zoneout": 0.5}),
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    slow_except(
+        [(b, n) for b in ("numpy", "numba") for n in OPTIONS],
+        *[("numpy", name) for name in OPTIONS],
+        ("numba", "reset before"),
+        unpack=True,
+    ),
+)
+def test_options_normalisation_and_zoneout(backend: str, name: str) -> None:
+    """Each step is that of the oracle from the states before it, in evaluation mode, whatever the layer's mode is."""
+    kind, options = OPTIONS[name]
+    layer = kind(I, H, dtype="float64", backend=backend, rng=0, **options)
+    rng = np.random.default_rng(1)
+    x = randn(rng, T, B, I)
+    before = tuple(s[0] for s in parts(random_state(layer, B, rng)))
+    given = tuple(s[None] for s in before)
+    got = rnnkit.trajectory(layer, x, given if len(given) > 1 else given[0])
+    rates = layer.regularisation
+    weights = layer._caches()[0][0].weights
+    step = layer.cell.steps(layer._constants).forward
+    for t in range(T):
+        x_side = x[t] @ weights.w_ih.T + (0 if layer.cell.normalises else weights.b_ih)
+        if rates is None:
+            new, kept = step(x_side, before, weights)
+        else:
+            shares = [np.full_like(s, rate) if rate else None for s, rate in zip(before, rates[3:5], strict=False)]
+            noise = StepNoise(None, shares[0], shares[1] if len(shares) > 1 else None, rates.zoned_output, H)
+            new, kept = noise_steps.forward(step, noise, x_side, before, weights)
+        for state, want in zip(layer.cell.states, new, strict=True):
+            assert_close(state, got[state][t], want, "float64")
+        for gate in set(layer.cell.gates) - {"h"}:
+            assert_close(gate, got[gate][t], kept[gate], "float64")
+        before = tuple(got[state][t] for state in layer.cell.states)
+    np.testing.assert_array_equal(got["h"], layer.eval()(x, given if len(given) > 1 else given[0])[0])
+
+
+def test_compressed_weights_are_refused() -> None:
+    small = rnnkit.compress(rnnkit.GRU(I, H, backend="numpy"))
+    with pytest.raises(ValueError, match="trajectory does not serve a layer with compressed weights"):
+        rnnkit.trajectory(small, np.ones((T, B, I), np.float32))
+
+
+def test_no_steps() -> None:
+    layer = rnnkit.LSTM(I, H, 2, bidirectional=True, backend="numpy")
+    got = rnnkit.trajectory(layer, np.ones((0, B, I), np.float32))
+    assert {name: value.shape for name, value in got.items()} == dict.fromkeys("hcifgo", (0, B, 2 * H))

@@ -1,5 +1,6 @@
 """The CuPy backend: CUDA C++ kernels compiled by NVRTC, and cuBLAS."""
 
+from rnnkit.backends.cupy.every_step import saved_steps
 from rnnkit.backends.cupy.layer import backward, describe, forward, saved_in_reserve
 from rnnkit.backends.cupy.one_schedule import for_stack, pinned
 from rnnkit.backends.cupy.saved import reserve_bytes
@@ -30,4 +31,5 @@ __all__ = [
     "pinned",
     "reserve_bytes",
     "saved_in_reserve",
+    "saved_steps",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rnnkit.backends.cupy import choice, layer, side_by_side
+from rnnkit.backends.cupy.every_step import saved_steps
 from rnnkit.backends.cupy.layer import Saved
 from rnnkit.backends.cupy.saved import reserve_bytes
 from rnnkit.backends.cupy.schedules import Work
@@ -36,6 +38,9 @@ class Pinned:
 
     def saved_in_reserve(self, call: LayerCall) -> Saved:
         return layer.saved_in_reserve(call, self.schedule)
+
+    def saved_steps(self, cell: Cell, dtype: DType, saved: Any) -> dict[str, Array]:
+        return saved_steps(cell, dtype, saved)
 
     def forward_directions(self, calls: Sequence[LayerCall]) -> list[Forward]:
         return side_by_side.forward_directions(calls, self.schedule)

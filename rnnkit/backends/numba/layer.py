@@ -132,15 +132,12 @@ def saved_steps(cell: Cell, dtype: DType, saved: Saved) -> dict[str, Array]:
     """See `rnnkit.backends.Backend`."""
     p, ready = saved.packing, saved.ready
     T, B, N, H, R = p.T, p.B, p.steps, ready.work.H, ready.work.R
-    steps = np.repeat(np.arange(T), p.counts)
-    rows = np.arange(N) - p.offsets[steps]
-    if p.order is not None:
-        rows = p.order[rows]
+    places = p.places()
 
     def padded_out(packed: Array) -> Array:
-        whole = np.zeros((T, B, packed.shape[1]), dtype.storage)
-        whole[steps, rows] = packed
-        return whole
+        whole = np.zeros((T * B, packed.shape[1]), dtype.storage)
+        whole[places] = packed
+        return whole.reshape(T, B, packed.shape[1])
 
     def part(number: int, width: int, kind: np.dtype) -> Array:
         """A part of what was saved, (N, width)."""

@@ -22,6 +22,7 @@ from tests.tools.mutants.random_masks import RANDOM_MASK_MUTANTS
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
 from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
 from tests.tools.mutants.segments import SEGMENT_MUTANTS
+from tests.tools.mutants.steps import STEP_MUTANTS
 from tests.tools.mutants.tools import TOOL_MUTANTS
 from tests.tools.mutants.torch_layers import TORCH_MUTANTS
 from tests.tools.mutants.torch_layers import problem as torch_problem
@@ -32,6 +33,7 @@ TABLES: tuple[tuple[Mutant, ...], ...] = (
     SEGMENT_MUTANTS,
     CHUNK_MUTANTS,
     OPTION_MUTANTS,
+    STEP_MUTANTS,
     RANDOM_MASK_MUTANTS,
     COMPRESSED_MUTANTS,
     TOOL_MUTANTS,

@@ -1,0 +1,84 @@
+"""STEP_MUTANTS: bugs in Cells with options, and in `rnnkit.trajectory`."""
+
+from __future__ import annotations
+
+from tests.tools.mutants.planting import Mutant, row
+
+CELLS, TRAJECTORY = "rnnkit/nn/step_cell.py", "rnnkit/nn/trajectory.py"
+OPTIONS, STEPS = "tests/api/test_step_options.py", "tests/api/test_trajectory.py"
+ON_CUDA = "tests/cuda/test_trajectory_on_device.py"
+
+STEP_MUTANTS: tuple[Mutant, ...] = (
+    row(
+        "Cells: zoneout draws in evaluation mode",
+        CELLS,
+        "StepCell._step",
+        "if noise is not None and self.training:",
+        "if noise is not None:",
+        OPTIONS,
+        "their_share and rnn",
+    ),
+    row(
+        "Cells: zoneout draws the same in every call",
+        CELLS,
+        "StepCell._step",
+        "noise.rates.noise(True, self.rng)",
+        "noise._replace(seed=7)",
+        OPTIONS,
+        "their_share and rnn",
+    ),
+    row(
+        "Cells: gradients of the weights per unit are lost",
+        CELLS,
+        "StepCell.backward",
+        "if grad is not None:",
+        "if grad is not None and name.startswith(('weight_ih', 'weight_hh', 'bias')):",
+        OPTIONS,
+        "the_bits and numpy and haste",
+    ),
+    row(
+        "Cells: masks of sequences are accepted",
+        "rnnkit/core/regularisation.py",
+        "refuse_unknown",
+        "for name in unknown:",
+        "for name in set(unknown) - set(OF_SEQUENCES):",
+        OPTIONS,
+        "bad_arguments",
+    ),
+    row(
+        "trajectory: zoneout is left out",
+        TRAJECTORY,
+        "_trajectory",
+        "layer.cell if rates is None else rates.cell(layer.cell, training=False)",
+        "layer.cell",
+        STEPS,
+        "options and numpy and zoneout",
+    ),
+    row(
+        "trajectory: the last state of ragged rows is zero",
+        TRAJECTORY,
+        "_after",
+        "times == last - 1",
+        "times == T - 1",
+        STEPS,
+        "single_steps and numpy",
+    ),
+    row(
+        "trajectory: cupy gives the rows in the order of their lengths",
+        "rnnkit/backends/cupy/every_step.py",
+        "saved_steps",
+        "p.packing.places()",
+        "sorted(p.packing.places())",
+        ON_CUDA,
+        "cupy",
+    ),
+    row(
+        "trajectory: numba_cuda gives the first gate for all",
+        "rnnkit/backends/numba_cuda.py",
+        "saved_steps",
+        "cell.saved.index(gate) * H",
+        "0",
+        ON_CUDA,
+        "test_numba_cuda",
+    ),
+)
