@@ -122,7 +122,7 @@ class GatheredSteps:
 
     def __init__(self, a: Array, group: Group) -> None:
         self.flat = a.reshape(a.shape[0] * a.shape[1], a.shape[2])
-        self.source = group.source
+        self.source: Any = group.source
         self.shape = (group.steps, group.last - group.first, a.shape[2])
         self.dtype = a.dtype
 
