@@ -97,7 +97,7 @@ def explain(
     x is checked as in a call; its values are not read.
 
     Args:
-        layer: an RNN, GRU, LSTM, RNNCell, GRUCell or LSTMCell.
+        layer: an RNN, GRU, LSTM, SLSTM, RNNCell, GRUCell or LSTMCell.
         x: the input of the call.
         lengths: number of steps of each row, as in the call; None for a cell.
         resets: where the state is reset, as in the call; None for a cell. The notes say how they run.
@@ -212,7 +212,7 @@ def _of_segments(
     outputs = [g.steps * (g.last - g.first) * width for g in segments.groups]
     calls = [of_group(g, choice) for g, choice in zip(segments.groups, choices, strict=True)]
     found = together(calls, outputs if segments.place is not None else [0])
-    states = call.layers * call.directions * segments.total * (sizes.R + (sizes.H if call.cell.has_c else 0)) * item
+    states = call.layers * call.directions * segments.total * sum(call.cell.state_widths(sizes.R, sizes.H)) * item
     states = 0 if chunked else states  # the first of those that the chunks save
     tables = 0 if segments.place is None else 8 * (sum(outputs) // max(1, width) + sizes.T * sizes.B)
     more = states + tables + call.copies + call.masks
@@ -278,7 +278,7 @@ def explanation(
     resident = max(d.resident for d in described)
     transient = max(d.transient - d.resident for d in described)
     y = T * B * R * size
-    states = 2 * layers * directions * B * (R + (H if len(cell.states) == 2 else 0)) * size
+    states = 2 * layers * directions * B * sum(cell.state_widths(R, H)) * size
     saved = directions * (described[0].kept + (layers - 1) * described[-1].kept)
     own = directions * (described[0].own + (layers - 1) * described[-1].own)
     # y of each layer is x of the next one. Two directions share one array; some backends first write a separate one.
@@ -348,7 +348,7 @@ def _checked_call(
         B = 1 if x.ndim == 1 else x.shape[0]
         return x, Sizes(1, B, layer.input_size, layer.hidden_size, layer.hidden_size, B), 1, 1, None
     hint = "; for a layer of PyTorch there is rnnkit.torch.explain" if hasattr(layer, "named_modules") else ""
-    raise TypeError(f"layer must be an RNN, GRU, LSTM or one of their Cells, got {type(layer).__name__}{hint}")
+    raise TypeError(f"layer must be an RNN, GRU, LSTM, SLSTM or a Cell, got {type(layer).__name__}{hint}")
 
 
 def _about_compression(layer: Module) -> tuple[str, ...]:

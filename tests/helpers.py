@@ -42,18 +42,21 @@ def randn(rng: np.random.Generator, *shape: int, dtype: Any = "float64") -> np.n
 
 
 def random_state(layer: Any, B: int | None, rng: np.random.Generator) -> Any:
-    """A random state for `layer`: h (slots, B, R), with two states also c (slots, B, H). B is None for unbatched."""
+    """A random state for `layer`: h (slots, B, R), others (slots, B, H), n at least 1. B is None for unbatched."""
     slots = layer.num_layers * layer.num_directions
     batch = () if B is None else (B,)
     R = layer.proj_size or layer.hidden_size
     h = randn(rng, slots, *batch, R, dtype=layer.dtype)
     if len(layer.cell.states) == 1:
         return h
-    return h, randn(rng, slots, *batch, layer.hidden_size, dtype=layer.dtype)
+    others = [randn(rng, slots, *batch, layer.hidden_size, dtype=layer.dtype) for _ in layer.cell.states[1:]]
+    if "n" in layer.cell.states:
+        others[1] = (1 + np.abs(others[1].astype(np.float32))).astype(layer.dtype)
+    return (h, *others)
 
 
 def parts(state: Any) -> tuple[np.ndarray, ...]:
-    """A layer's state as a tuple, of one array or two."""
+    """A layer's state as a tuple, of one array or several."""
     return state if isinstance(state, tuple) else (state,)
 
 

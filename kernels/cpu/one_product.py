@@ -38,6 +38,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
     IN_PLACE = OPERAND == COMPUTED  # a product's result may be the next operand
     SAVED = cell.n_saved
     G = cell.n_gates
+    CELL_STATES = cell.n_cell_states
     SPLITS = cell.splits_sides
     extras_of = extras_reader(cell)
     ADDS = 0 if SPLITS else 1
@@ -86,7 +87,7 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
         for r in range(p.b0, step.end):
             here = step.at + r
             gates = (r - p.b0) * share.row_g
-            c = cells + (caller_row(a.rows, r) * s.H + share.unit0) * COMPUTED
+            c = cells + (caller_row(a.rows, r) * CELL_STATES * s.H + share.unit0) * COMPUTED
             y = a.y + caller_step(a.rows, s, step.t, r) * a.y_row + share.unit0 * STORED
             m = operands + ((here if s.keep else r) * s.H + share.unit0) * OPERAND
             h_new = step.h_new + r * row_h + share.unit0 * OPERAND
@@ -95,8 +96,8 @@ def forward_stages(cell: Any, dtype: str) -> ForwardStages:
                 step.gates + gates, step.side + gates, share.units * COMPUTED, b_ih, b_hh,
                 step.h + r * row_h + share.unit0 * OPERAND, c, m if projected else h_new, 0 if projected else y,
                 a.saved.values + (SAVED * here * s.H + share.unit0) * STORED,
-                a.saved.c_prev + (here * s.H + share.unit0) * COMPUTED, c, zone, kept, share.units, s.H, s.keep,
-                w_unit + share.unit0 * STORED, constants,
+                a.saved.c_prev + (here * CELL_STATES * s.H + share.unit0) * COMPUTED, c, zone, kept, share.units, s.H,
+                s.keep, w_unit + share.unit0 * STORED, constants,
             )  # fmt: skip
 
     @inner
@@ -170,6 +171,7 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
     WORD = form.word
     SAVED = cell.n_saved
     G = cell.n_gates
+    CELL_STATES = cell.n_cell_states
     extras_of = extras_reader(cell)
     ZONES_C = cell.options.zoneout_c
     ZONES_H = cell.options.zoneout_h
@@ -233,9 +235,10 @@ def backward_stages(cell: Any, dtype: str) -> BackwardStages:
             row(
                 a.saved.values + (SAVED * here * s.H + share.unit0) * STORED,
                 a.saved.h_prev + (here * s.R + share.unit0) * OPERAND,
-                a.saved.c_prev + (here * s.H + share.unit0) * COMPUTED,
+                a.saved.c_prev + (here * CELL_STATES * s.H + share.unit0) * COMPUTED,
                 a.dy + caller_step(a.rows, s, step.t, r) * a.y_row + share.unit0 * STORED, has_dy,
-                dm if projected else dh, cells_of(a, s) + (caller_row(a.rows, r) * s.H + share.unit0) * COMPUTED,
+                dm if projected else dh,
+                cells_of(a, s) + (caller_row(a.rows, r) * CELL_STATES * s.H + share.unit0) * COMPUTED,
                 a.dgates_x + gates, a.dgates_h + gates, zone, kept, share.units, s.H, w_unit + share.unit0 * STORED,
                 constants,
             )  # fmt: skip

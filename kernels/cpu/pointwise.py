@@ -21,6 +21,20 @@ from rnnkit.kernels.cpu.noise import shares
 from rnnkit.kernels.cpu.simd import vectors
 
 
+def cell_state_memory(form: Any, part: str, count: int) -> tuple[Any, Any]:
+    """load(address, apart, n) and store(value, address, apart, n) of the `count` states beside h of a vector of units.
+
+    A value is one vector; a tuple of vectors, `apart` bytes from each other, if there are several.
+    """
+    memory = getattr(form, part)
+    if count > 1:
+        load_blocks = memory.load_blocks
+        return inner(lambda address, apart, n: load_blocks(address, apart, n, count)), memory.store_blocks
+    load = memory.load
+    store = memory.store
+    return inner(lambda at, apart, n: load(at, n)), inner(lambda value, at, apart, n: store(value, at, n))
+
+
 def extras_reader(cell: Any) -> Any:
     """extras_of(a): the addresses of w_unit and the constants of a call, 0 for a plain cell."""
     if not cell.options.changes_formulas:
@@ -45,8 +59,8 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     constants) of a cell with one stage.
 
     g, and u where the cell splits its sides, hold the gates' blocks, `apart` bytes from each other; the biases and
-    `saved` hold blocks of H units. The new h goes to `out`, and to y unless y is 0. `state` is the dtype in memory of h
-    and `out`, `cell_state` that of c and c_new.
+    `saved` hold blocks of H units, and c, c_prev and c_new one per state beside h. The new h goes to `out`, and to y
+    unless y is 0. `state` is the dtype in memory of h and `out`, `cell_state` that of c and c_new.
     """
     form = formats(dtype)
     stored = form.stored
@@ -72,20 +86,20 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
     SPLITS = cell.splits_sides
     READS_H = cell.reads_h
     HAS_C = cell.has_c
+    CELL_STATES = cell.n_cell_states
     UNIT = len(cell.unit_weights)
     CONSTANTS = len(cell.constants)
 
     def units(part):
         """The cell on one vector of units, from unit j on. part: "whole", or "first" for the first n units."""
         load_blocks = getattr(v, part).load_blocks
-        store = getattr(v, part).store
         load_biases = getattr(stored, part).load_blocks
         store_values = getattr(stored, part).store_blocks
         store_y = getattr(stored, part).store
         load_h = getattr(h_format, part).load
         store_h = getattr(h_format, part).store
-        load_c = getattr(c_format, part).load
-        store_c = getattr(c_format, part).store
+        load_c, store_c = cell_state_memory(c_format, part, CELL_STATES)
+        _, save_c = cell_state_memory(v, part, CELL_STATES)
 
         @inner
         def step(
@@ -98,7 +112,7 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
             us = load_biases(bias_h + at_stored, block, n, G)
             if SPLITS:
                 us = add_blocks(us, load_blocks(u + at, apart, n, G))
-            c_before = load_c(c + j * c_size, n) if HAS_C else zero()
+            c_before = load_c(c + j * c_size, H * c_size, n) if HAS_C else zero()
             h_before = load_h(h + j * h_size, n) if READS_H else zero()
             w = load_biases(w_unit + at_stored, block, n, UNIT)
             values, h_value, c_value = pair(xs, us, h_before, c_before, w, k)
@@ -110,12 +124,12 @@ def forward_row(cell: Any, dtype: str, state: str, cell_state: str) -> Any:
             if keep:
                 store_values(values, saved + at_stored, block, n)
                 if HAS_C:
-                    store(c_before, c_prev + at, n)
+                    save_c(c_before, c_prev + at, H * size, n)
             store_h(h_value, out + j * h_size, n)
             if y:
                 store_y(h_value, y + at_stored, n)
             if HAS_C:
-                store_c(c_value, c_new + j * c_size, n)
+                store_c(c_value, c_new + j * c_size, H * c_size, n)
 
         return step
 
@@ -170,7 +184,8 @@ def backward_row(cell: Any, dtype: str) -> Any:
 
     Of a cell with one stage.
 
-    dh becomes the part of its gradient that reaches h' without a product; dx and du hold blocks of H units.
+    dh becomes the part of its gradient that reaches h' without a product; dx and du hold blocks of H units, and dc and
+    c_prev one per state beside h.
     """
     form = formats(dtype)
     stored = form.stored
@@ -192,6 +207,7 @@ def backward_row(cell: Any, dtype: str) -> Any:
     SPLITS = cell.splits_sides
     READS_H = cell.reads_h
     HAS_C = cell.has_c
+    CELL_STATES = cell.n_cell_states
     UNIT = len(cell.unit_weights)
     CONSTANTS = len(cell.constants)
 
@@ -202,6 +218,7 @@ def backward_row(cell: Any, dtype: str) -> Any:
         load_y = getattr(stored, part).load
         load_h = getattr(operand, part).load
         store_gates = getattr(operand, part).store_blocks
+        load_c, store_c = cell_state_memory(v, part, CELL_STATES)
 
         @inner
         def step(j, n, saved, h_prev, c_prev, dy, has_dy, dh, dc, dx, du, zone, kept, H, w_unit, k):
@@ -213,8 +230,8 @@ def backward_row(cell: Any, dtype: str) -> Any:
                 d_h = d_h + load_y(dy + at_stored, n)
             values = load_values(saved + at_stored, H * stored_size, n, SAVED)
             h_before = load_h(h_prev + at_operand, n) if READS_H else zero()
-            c_before = load(c_prev + at, n) if HAS_C else zero()
-            d_c = load(dc + at, n) if HAS_C else zero()
+            c_before = load_c(c_prev + at, H * size, n) if HAS_C else zero()
+            d_c = load_c(dc + at, H * size, n) if HAS_C else zero()
             w = load_values(w_unit + at_stored, H * stored_size, n, UNIT)
             if ZONES_C:
                 dxs, dc_prev = zoned(values, c_before, d_h, d_c, load_shares(zone + j, kept), w, k)
@@ -227,7 +244,7 @@ def backward_row(cell: Any, dtype: str) -> Any:
                 store_gates(dus, du + at_operand, H * operand_size, n)
             store(dh_direct, dh + at, n)
             if HAS_C:
-                store(dc_prev, dc + at, n)
+                store_c(dc_prev, dc + at, H * size, n)
 
         return step
 

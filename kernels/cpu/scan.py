@@ -52,7 +52,7 @@ def _state_starter(cell: Any, dtype: str) -> Any:
     operand = form.operand
     computed = form.computed
     MIXED = form.mixed
-    HAS_C = cell.has_c
+    CELL_STATES = cell.n_cell_states
     copy_result = copier(stored.dtype, stored.dtype)
     copy_h = copier(stored.dtype, operand.dtype)
     copy_c = copier(stored.dtype, computed.dtype)
@@ -71,8 +71,8 @@ def _state_starter(cell: Any, dtype: str) -> Any:
             copy_h(h0, states + (r * s.R + share.output0) * OPERAND, share.outputs)
             copy_h(h0, states + ((s.B + r) * s.R + share.output0) * OPERAND, share.outputs)
             copy_result(h0, a.h_n + at * STORED, share.outputs)
-            if HAS_C:
-                at_c = row * s.H + share.unit0
+            for k in range(CELL_STATES):
+                at_c = (row * CELL_STATES + k) * s.H + share.unit0
                 copy_result(a.c0 + at_c * STORED, a.c_n + at_c * STORED, share.units)
                 if MIXED:
                     copy_c(a.c0 + at_c * STORED, cells_of(a, s) + at_c * COMPUTED, share.units)
@@ -104,7 +104,8 @@ def make_forward(cell: Any, dtype: str) -> Any:
     G = cell.n_gates
     RESETS = cell.resets_before
     PROJECTS = cell.projects
-    HAS_C = cell.has_c
+    CELL_STATES = cell.n_cell_states
+    IN_WORKSPACE = CELL_STATES if MIXED else 0
     STORED = stored.itemsize
     OPERAND = operand.itemsize
     COMPUTED = computed.itemsize
@@ -117,8 +118,8 @@ def make_forward(cell: Any, dtype: str) -> Any:
             row = caller_row(a.rows, r)
             out = a.h_n + (row * s.R + share.output0) * STORED
             copy_end(step.h_new + (r * s.R + share.output0) * OPERAND, out, share.outputs)
-            if HAS_C and MIXED:
-                at = row * s.H + share.unit0
+            for k in range(IN_WORKSPACE):
+                at = (row * CELL_STATES + k) * s.H + share.unit0
                 copy_c_end(cells_of(a, s) + at * COMPUTED, a.c_n + at * STORED, share.units)
 
     @job(("forward", cell.key, dtype))
@@ -202,7 +203,8 @@ def make_backward(cell: Any, dtype: str) -> Any:
     G = cell.n_gates
     RESETS = cell.resets_before
     PROJECTS = cell.projects
-    HAS_C = cell.has_c
+    CELL_STATES = cell.n_cell_states
+    IN_WORKSPACE = CELL_STATES if MIXED else 0
 
     @inner
     def start(a, s, p, share):
@@ -211,8 +213,8 @@ def make_backward(cell: Any, dtype: str) -> Any:
             row = caller_row(a.rows, r)
             dh = a.workspace + s.states + (r * s.R + share.output0) * COMPUTED
             copy_start(a.dh_n + (row * s.R + share.output0) * STORED, dh, share.outputs)
-            if HAS_C:
-                at = row * s.H + share.unit0
+            for k in range(CELL_STATES):
+                at = (row * CELL_STATES + k) * s.H + share.unit0
                 copy_start(a.dc_n + at * STORED, cells_of(a, s) + at * COMPUTED, share.units)
 
     @inner
@@ -221,8 +223,8 @@ def make_backward(cell: Any, dtype: str) -> Any:
             row = caller_row(a.rows, r)
             dh = a.workspace + s.states + (r * s.R + share.output0) * COMPUTED
             copy_end(dh, a.dh0 + (row * s.R + share.output0) * STORED, share.outputs)
-            if HAS_C and MIXED:
-                at = row * s.H + share.unit0
+            for k in range(IN_WORKSPACE):
+                at = (row * CELL_STATES + k) * s.H + share.unit0
                 copy_end(cells_of(a, s) + at * COMPUTED, a.dc0 + at * STORED, share.units)
 
     @job(("backward", cell.key, dtype))

@@ -330,6 +330,7 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
     copy_h = copier(stored.dtype, operand.dtype)
     add_to = row_functions(dtype).add_to
     G = cell.n_gates
+    CELL_STATES = cell.n_cell_states
     SAVED = cell.n_saved
     SPLITS = cell.splits_sides
     extras_of = extras_reader(cell)
@@ -351,6 +352,7 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
                     gate_dots(share, a.h0, first, count, gate * H + j, n, sides + gate * vector, G * vector, row_g)
                 for r in range(first, first + count):
                     own = r * row_h + at
+                    of_c = r * CELL_STATES * row_h + at
                     h = a.h0 + own
                     g = sides + (r - first) * row_g
                     if not SPLITS:
@@ -359,9 +361,10 @@ def _make_one_stage(cell: Any, dtype: str) -> Any:
                     if keep:
                         copy_h(h, saved.h_prev + unit * OPERAND, n)
                     row(
-                        g, g + G * vector, vector, weights.b_ih + at, weights.b_hh + at, h, a.c0 + own, a.h_n + own,
-                        a.y + r * a.y_row + at, saved.values + SAVED * r * row_h + at, saved.c_prev + unit * COMPUTED,
-                        a.c_n + own, 0, 0.0, n, H, keep, w_unit + at, constants,
+                        g, g + G * vector, vector, weights.b_ih + at, weights.b_hh + at, h, a.c0 + of_c, a.h_n + own,
+                        a.y + r * a.y_row + at, saved.values + SAVED * r * row_h + at,
+                        saved.c_prev + (r * CELL_STATES * H + j) * COMPUTED, a.c_n + of_c, 0, 0.0, n, H, keep,
+                        w_unit + at, constants,
                     )  # fmt: skip
 
     return step

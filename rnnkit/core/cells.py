@@ -6,7 +6,7 @@ finite differences, PyTorch, ONNX Runtime, Keras and JAX by the tests.
 Every step works on one time step of one direction:
 
     x_side   (B, G*H)   x_t W_ih^T + b_ih, gates packed in the order of the row's `gates`
-    state    tuple      the states at the step before, in the order of the row's `states`: h (B, R), c (B, H)
+    state    tuple      the states at the step before, in the order of the row's `states`: h (B, R), others (B, H)
     weights  Weights    weight_hh (G*H, R), bias_hh (G*H,) or None, weight_hr (P, H) or None, w_unit (K, H) or None;
                         R = P if projected, else H
 
@@ -79,7 +79,7 @@ class Cell:
     """One row of CELLS: every fact about a cell that layers, backends and kernels need.
 
     gates         names of the gates, in the order of their blocks in the weights
-    states        ("h",) or ("h", "c")
+    states        "h", then the states that stay with their unit: ("h",), ("h", "c"), ("h", "c", "n", "m")
     forward, backward
                   one time step in NumPy; see the module's docstring
     products      the operand of each block of gates on the hidden side, as (operand, first gate, end gate): how the
@@ -88,7 +88,7 @@ class Cell:
     reads_h       whether the pointwise part reads the state before, h'
     splits_sides  whether the gradients of the input side and the hidden side differ
     projects      whether the cell takes a projection, weight_hr
-    jumps         whether its gradient jumps where a pre-activation changes its sign
+    jumps         whether its gradient jumps where a pre-activation, or the difference of two, changes its sign
     options       what is added to the row of CELLS of the same name
     unit_weights  names of the weights per unit, the rows of Weights.w_unit
     constants     names of the numbers that a call passes beside its arrays (`LayerCall.constants`)
@@ -169,6 +169,15 @@ class Cell:
     def has_c(self) -> bool:
         """Whether the cell has a cell state c."""
         return "c" in self.states
+
+    @property
+    def n_cell_states(self) -> int:
+        """How many states of (B, H) stay with their unit: 1 for c, 3 for c, n and m."""
+        return len(self.states) - 1
+
+    def state_widths(self, R: int, H: int) -> tuple[int, ...]:
+        """The widths of the states: R of h, H of the others."""
+        return (R,) + (H,) * self.n_cell_states
 
     @property
     def resets_before(self) -> bool:

@@ -120,23 +120,24 @@ def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, devic
 
 
 def states(
-    state: Any, names: tuple[str, str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype, device: str, means: str
+    state: Any, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype, device: str, means: str
 ) -> tuple[Any, ...]:
     """A state as a tuple of checked arrays or None, one for each of `shapes`.
 
-    `state` is one array if there is one shape, a pair if there are two; or None.
+    `state` is one array if there is one shape, else a tuple with one for each; or None.
     """
     if state is None:
         return (None,) * len(shapes)
     if len(shapes) == 1:
         return (shaped(names[0], state, shapes[0], dtype, device, means),)
-    if not isinstance(state, (tuple, list)) or len(state) != 2:
+    if not isinstance(state, (tuple, list)) or len(state) != len(shapes):
         kind = f"{len(state)} arrays" if isinstance(state, (tuple, list)) else type(state).__name__
-        raise TypeError(f"the state of an LSTM must be a pair ({', '.join(names)}), got {kind}")
+        layer, count = ("an LSTM", "a pair") if len(shapes) == 2 else ("this layer", f"{len(shapes)} arrays")
+        raise TypeError(f"the state of {layer} must be {count} ({', '.join(names)}), got {kind}")
     return tuple(
         [
             None if part is None else shaped(name, part, shape, dtype, device, means)
-            for name, part, shape in zip(names, state, shapes, strict=False)
+            for name, part, shape in zip(names, state, shapes, strict=True)
         ]
     )
 

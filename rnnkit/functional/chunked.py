@@ -176,7 +176,7 @@ def _cut(dstate: State, lengths: np.ndarray | None, t: int) -> State:
 
 
 def _state_bytes(cell: Cell, dtype: DType, sizes: Sizes) -> int:
-    return sizes.B * (sizes.R + (sizes.H if cell.has_c else 0)) * dtype.storage.itemsize
+    return sizes.B * sum(cell.state_widths(sizes.R, sizes.H)) * dtype.storage.itemsize
 
 
 def chunks_within(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, most: int) -> Chunks | None:

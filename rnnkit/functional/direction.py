@@ -55,7 +55,8 @@ def forward(
     """One layer, one direction, whole sequence.
 
     cell: a name of CELLS, or a `Cell.key` of one with options, whose numbers are `constants`, see `Cell.constants`.
-    x (T, B, I); state0 (h0 (B, R), and for LSTM c0 (B, H)), R = P under projection, else H; weights as PyTorch's.
+    x (T, B, I); state0 one array per state of the cell: h0 (B, R), others (B, H); R = P under projection, else H.
+    weights as PyTorch's.
     lengths: row lengths (B,), whole numbers in [0, T]. reverse: from each row's own end to its start.
     precision: None, or for float32 arrays "tf32": products may round their operands to TF32, where the device has it.
     Returns y (T, B, R), zero past each row's end, the states at each row's end, and `saved` (None where keep is False).
@@ -112,7 +113,7 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
             xp.zeros((B, width), dtype)
             if d is None
             else checks.shaped(f"d{name}_n", d, (B, width), dtype, device, "(B, width of the state)")
-            for name, d, width in zip(saved.cell.states, given, (R, H), strict=False)
+            for name, d, width in zip(saved.cell.states, given, saved.cell.state_widths(R, H), strict=True)
         )
         choice = saved.choice
         given = (saved.own, dy, ends, weights, None, saved.constants)
@@ -135,7 +136,7 @@ def _check_forward(cell: str, x: Array, state0: State, weights: Weights) -> tupl
         raise ValueError(f"state0 must be {len(row.states)} arrays ({', '.join(row.states)}), got {len(state0)}")
     checked = tuple(
         checks.shaped(f"{name}0", s, (B, width), dtype, device, "(B, width of the state)")
-        for name, s, width in zip(row.states, state0, (R, H), strict=False)
+        for name, s, width in zip(row.states, state0, row.state_widths(R, H), strict=True)
     )
     return row, x, checked, weights
 

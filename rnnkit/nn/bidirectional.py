@@ -31,7 +31,7 @@ class Bidirectional(Module):
     argument merge_mode.
 
     Args:
-        layer: an RNN, GRU or LSTM in one direction; it becomes the forward layer.
+        layer: an RNN, GRU, LSTM or SLSTM in one direction; it becomes the forward layer.
         merge: "concat" for y (T, B, 2*R), "sum", "mul" or "ave" for y (T, B, R), None for a pair (y_forward,
             y_reverse).
 
@@ -51,7 +51,7 @@ class Bidirectional(Module):
 
     def __init__(self, layer: Recurrent, merge: str | None = "concat") -> None:
         if not isinstance(layer, Recurrent):
-            raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
+            raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}")
         if layer.bidirectional:
             raise ValueError("layer must have one direction, got one with bidirectional=True")
         self.merge = checks.one_of("merge", merge, MERGES)
@@ -123,7 +123,7 @@ class Bidirectional(Module):
         time_major, unbatched = layer._time_major("x", x, layer.input_size)
         T, B, _ = time_major.shape
         lengths = checks.lengths(lengths, T, B, unbatched)
-        states = self._states(("h0", "c0"), h0, B, unbatched)
+        states = self._states("{}0", h0, B, unbatched)
         reverse = _ReverseRows(lengths, self.batch_first, unbatched)
         self._saved = None
         y_forward, end_forward = layer(x, _states_of(states, 0), lengths)
@@ -165,14 +165,14 @@ class Bidirectional(Module):
         """
         reverse, B, y_forward, y_reverse, by_layers = self._recalled(call)
         dy_forward, dy_reverse = merge_gradients("dy", dy, self.merge, y_forward, y_reverse)
-        dstates = self._states(("dh_n", "dc_n"), dh_n, B, reverse.unbatched)
+        dstates = self._states("d{}_n", dh_n, B, reverse.unbatched)
         if dy_reverse is not None:
             dy_reverse = reverse(dy_reverse)
         dx_forward, dstate_forward = backward_of(self.forward_layer, by_layers[0], dy_forward, _states_of(dstates, 0))
         dx_reverse, dstate_reverse = backward_of(self.reverse_layer, by_layers[1], dy_reverse, _states_of(dstates, 1))
         return dx_forward + reverse(dx_reverse), _interleaved(dstate_forward, dstate_reverse)
 
-    def _states(self, names: tuple[str, str], state: Any, B: int, unbatched: bool) -> tuple[Any, ...]:
+    def _states(self, names: str, state: Any, B: int, unbatched: bool) -> tuple[Any, ...]:
         """The states, an array (2*L, B, ·) or None each. They are checked before they are split per direction, because
         half of a wrong state can have a valid shape."""
         layer = self.forward_layer
@@ -180,7 +180,8 @@ class Bidirectional(Module):
         lead = (slots,) if unbatched else (slots, B)
         means = "(2*L, width)" if unbatched else "(2*L, B, width)"
         shapes = [(*lead, width) for width in layer._state_widths()]
-        return checks.states(state, names, shapes, self.dtype, self.device, means)
+        named = [names.format(letter) for letter in layer.cell.states]
+        return checks.states(state, named, shapes, self.dtype, self.device, means)
 
 
 class _ReverseRows(NamedTuple):
@@ -236,13 +237,13 @@ def _reverse_layer_of(layer: Recurrent) -> Recurrent:
 
 
 def _states_of(states: tuple[Any, ...], direction: int) -> Any:
-    """The states of one direction, as the layer's call takes them: a pair for LSTM, else one array."""
+    """The states of one direction, as the layer's call takes them: a tuple if there are several, else one array."""
     halves = tuple(None if s is None else s[direction::2] for s in states)
-    return halves if len(halves) == 2 else halves[0]
+    return halves if len(halves) > 1 else halves[0]
 
 
 def _interleaved(forward: Any, reverse: Any) -> Any:
-    """(L, B, ·) of each direction -> (2*L, B, ·), forward then reverse per layer; of a pair, both."""
+    """(L, B, ·) of each direction -> (2*L, B, ·), forward then reverse per layer; of a tuple, each of it."""
     if isinstance(forward, tuple):
         return tuple(_interleaved(f, r) for f, r in zip(forward, reverse, strict=True))
     xp: Any = array_module(forward)

@@ -81,7 +81,7 @@ class Sequential(Module):
         Args:
             x: the input of the first module.
             lengths: number of steps of each row, (B,) integers in [0, T]. They are passed to every module whose
-                `takes_lengths` is True: RNN, GRU, LSTM, Bidirectional, LastState and a Sequential that contains one.
+                `takes_lengths` is True: recurrent layers, Bidirectional, LastState and a Sequential that contains one.
 
         Returns:
             The output of the last module.
@@ -159,7 +159,7 @@ class LastState(Module):
     Parameters keep the layer's names.
 
     Args:
-        layer: an RNN, GRU, LSTM or Bidirectional.
+        layer: an RNN, GRU, LSTM, SLSTM or Bidirectional.
 
     Raises:
         TypeError: `layer` is another module.
@@ -175,7 +175,7 @@ class LastState(Module):
 
     def __init__(self, layer: Recurrent | Bidirectional) -> None:
         if not isinstance(layer, (Recurrent, Bidirectional)):
-            raise TypeError(f"layer must be an RNN, GRU, LSTM or Bidirectional, got {type(layer).__name__}")
+            raise TypeError(f"layer must be an RNN, GRU, LSTM, SLSTM or Bidirectional, got {type(layer).__name__}")
         self.layer = layer
         super().__init__(layer._dtype, layer.device)
         # The two last states of a layer with bidirectional=True are concatenated, as in its y.
@@ -231,10 +231,10 @@ class LastState(Module):
         """
         self._saved = None
         _, state_n = self.layer(x, h0, lengths)
-        h_n = state_n[0] if isinstance(state_n, tuple) else state_n
+        h_n, *others = state_n if isinstance(state_n, tuple) else (state_n,)
         last = tuple(h_n[-self._directions :])
         if grad_enabled():
-            self._saved = _Saved(tuple(h_n.shape), isinstance(state_n, tuple), last, self.layer._saved)
+            self._saved = _Saved(tuple(h_n.shape), len(others), last, self.layer._saved)
         return last[0] if len(last) == 1 else merged(self.merge, *last)
 
     @on_own_device
@@ -263,7 +263,7 @@ class LastState(Module):
             >>> last.backward(np.ones_like(out)).shape
             (5, 3, 4)
         """
-        shape, has_c, last, by_layer = self._recalled(call)
+        shape, others, last, by_layer = self._recalled(call)
         if len(last) == 1:
             dlast: tuple[Array | None, ...] = (check_gradient("dout", dout, last[0], last[0].shape[-1]),)
         else:
@@ -273,16 +273,16 @@ class LastState(Module):
         for slot, d in zip(range(-len(last), 0), dlast, strict=True):
             if d is not None:
                 dh_n[slot] = d
-        dx, _ = backward_of(self.layer, by_layer, None, (dh_n, None) if has_c else dh_n)
+        dx, _ = backward_of(self.layer, by_layer, None, (dh_n, *[None] * others) if others else dh_n)
         return dx
 
 
 class _Saved(NamedTuple):
-    """What a call of LastState saves for backward: the shape of h_n, whether the state is a pair (h, c), the last
+    """What a call of LastState saves for backward: the shape of h_n, how many states there are beside h, the last
     layer's h_n per direction, and what the layer saved."""
 
     shape: tuple[int, ...]
-    has_c: bool
+    others: int
     last: tuple[Array, ...]
     by_layer: Any
 

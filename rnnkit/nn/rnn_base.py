@@ -1,4 +1,4 @@
-"""Recurrent: the base class of RNN, GRU and LSTM. NumPy or CuPy arrays.
+"""Recurrent: the base class of RNN, GRU, LSTM and SLSTM. NumPy or CuPy arrays.
 
 Layouts are PyTorch's: `weight_ih_l{k}[_reverse]` (G*H, I), `weight_hh_l{k}` (G*H, R), `weight_hr_l{k}` (P, H) with a
 projection, two biases (G*H,) each; gate order i,f,g,o and r,z,n. R, the width of h, is P with a projection, else H.
@@ -93,7 +93,7 @@ def uniform_parameters(
 
 
 class Recurrent(Module):
-    """Base class of RNN, GRU and LSTM. A subclass names its cell; `rnnkit.functional.stack` runs the layers.
+    """Base class of RNN, GRU, LSTM and SLSTM. A subclass names its cell; `rnnkit.functional.stack` runs the layers.
 
     options: of rnnkit/core/option_arguments.py; each becomes an attribute.
     """
@@ -189,8 +189,8 @@ class Recurrent(Module):
         return [(k, d) for k in range(self.num_layers) for d in range(self.num_directions)]
 
     def _state_widths(self) -> tuple[int, ...]:
-        """Widths of the states: R for h, H for c."""
-        return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.cell.states)]
+        """Widths of the states: R for h, H for the others."""
+        return self.cell.state_widths(self.proj_size or self.hidden_size, self.hidden_size)
 
     def _sizes(self, T: int, B: int, lengths: np.ndarray | None) -> Sizes:
         """The sizes of a call of the first layer."""
@@ -251,7 +251,7 @@ class Recurrent(Module):
         Args:
             x: (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; the layer's dtype.
             h0: initial state, (L*D, B, R), or (L*D, R) for unbatched x; None for zeros. For LSTM a pair (h0, c0), with
-                c0 (L*D, B, H).
+                c0 (L*D, B, H); for SLSTM (h0, c0, n0, m0), each (L*D, B, H).
             lengths: number of steps of each row, (B,) integers in [0, T] in any order; for unbatched x also one
                 integer. Steps past a row's length are not read. None if every row has T steps.
             resets: (T, B) booleans, in the layout of x without I. Where True, the state is replaced by `reset_state`
@@ -274,7 +274,8 @@ class Recurrent(Module):
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
-            state is h_n (L*D, B, R), for LSTM (h_n, c_n) with c_n (L*D, B, H): the state after each row's last step.
+            state is h_n (L*D, B, R), for LSTM (h_n, c_n) with c_n (L*D, B, H), for SLSTM (h_n, c_n, n_n, m_n): the
+            state after each row's last step.
 
         Raises:
             TypeError: an argument has the wrong type or dtype.
@@ -303,11 +304,10 @@ class Recurrent(Module):
         flags = given_flags(resets, reset_state, mask, zero_output_for_mask)
         if flags is not None:
             found = flags.segments(T, B, unbatched, self.batch_first, self.num_directions, checked)
-        state0 = self._states(h0, ("h0", "c0"), B, unbatched)
+        state0 = self._states(h0, "{}0", B, unbatched)
         restart = None
         if reset_state is not None:
-            two = len(self.cell.states) == 2
-            names = ("h of reset_state", "c of reset_state") if two else ("reset_state", "")
+            names = "reset_state" if len(self.cell.states) == 1 else "{} of reset_state"
             restart = self._states(reset_state, names, B, unbatched)
         drop = self._drop if self.training and self.dropout else None
         choice = self._choice()
@@ -340,9 +340,9 @@ class Recurrent(Module):
     def backward(self, dy: Array | None, dh_n: Any = None, *, call: Call | None = None) -> Any:
         """Differentiates a call: dx, dh0 = layer.backward(dy, dh_n).
 
-        For LSTM both states are pairs: dx, (dh0, dc0) = layer.backward(dy, (dh_n, dc_n)). Adds the parameters'
-        gradients to `layer.grads`. Call it before the optimizer's step: it reads the parameters, which must still be
-        those of the call. A call can be differentiated any number of times.
+        For LSTM both states are pairs: dx, (dh0, dc0) = layer.backward(dy, (dh_n, dc_n)); for SLSTM four of each.
+        Adds the parameters' gradients to `layer.grads`. Call it before the optimizer's step: it reads the parameters,
+        which must still be those of the call. A call can be differentiated any number of times.
 
         Args:
             dy: gradient of y, with y's shape and dtype; None for zeros.
@@ -374,7 +374,7 @@ class Recurrent(Module):
             if flat != unbatched or tuple(dy.shape) != saved.shape:
                 y_shape = (T, width) if unbatched else ((B, T, width) if self.batch_first else (T, B, width))
                 raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_in_user_layout(dy, flat, self)}")
-        dstate_n = self._states(dh_n, ("dh_n", "dc_n"), B, unbatched)
+        dstate_n = self._states(dh_n, "d{}_n", B, unbatched)
         with self._adding:  # a backend may add into the gradients itself
             if isinstance(saved, segmented.Saved):
                 dx, dstate0, drestart, grads = segmented.backward(saved, dy, dstate_n, self._caches())
@@ -410,13 +410,13 @@ class Recurrent(Module):
             return a[:, None, :], True
         return (a.swapaxes(0, 1) if self.batch_first else a), False
 
-    def _states(self, state: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
-        """The states as checked arrays (L*D, B, ·) each; None becomes zeros."""
+    def _states(self, state: Any, names: str, B: int, unbatched: bool) -> tuple[Array, ...]:
+        """The states as checked arrays (L*D, B, ·) each; None becomes zeros. names: with {} for the state's letter."""
         widths = self._state_widths()
         slots = self.num_layers * self.num_directions
         if self._device == "cpu" and not unbatched and state is not None:
             # Fast path for the most common arguments. The checks below report what is wrong with others.
-            states = state if len(widths) == 2 else (state,)
+            states = state if len(widths) > 1 else (state,)
             dtype = self._dtype.storage
             if type(states) is tuple and len(states) == len(widths):
                 for s, width in zip(states, widths, strict=True):
@@ -426,7 +426,8 @@ class Recurrent(Module):
                     return states
         lead = (slots,) if unbatched else (slots, B)
         means = "(L*D, width)" if unbatched else "(L*D, B, width)"
-        checked = checks.states(state, names, [(*lead, w) for w in widths], self.dtype, self.device, means)
+        named = [names.format(letter) for letter in self.cell.states]
+        checked = checks.states(state, named, [(*lead, w) for w in widths], self.dtype, self.device, means)
         xp: Any = array_module(next(iter(self._params.values())))
         return tuple(
             xp.zeros((slots, B, width), self.dtype) if s is None else s.reshape(slots, B, width)

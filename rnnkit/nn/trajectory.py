@@ -23,7 +23,7 @@ def trajectory(
     gates are rounded as they are saved.
 
     Args:
-        layer: an RNN, GRU or LSTM.
+        layer: an RNN, GRU, LSTM or SLSTM.
         x: as the layer takes it.
         h0: initial state, as the layer takes it.
         lengths: number of steps of each row, as the layer takes it.
@@ -36,8 +36,8 @@ def trajectory(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: an argument has a bad shape or value, the layer has a clip or compressed weights, or its backend
-            does not serve this.
+        ValueError: an argument has a bad shape or value, the layer has a clip or compressed weights or is an SLSTM, or
+            its backend does not serve this.
 
     Examples:
         >>> import numpy as np, rnnkit
@@ -50,7 +50,7 @@ def trajectory(
         True
     """
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
+        raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}")
     return _trajectory(layer, x, h0, lengths, of_layer)
 
 
@@ -69,10 +69,12 @@ def _trajectory(layer: Recurrent, x: Array, h0: Any, lengths: Any, of_layer: Any
         raise ValueError("trajectory does not serve a layer with a clip: beyond it, no value of a gate is saved")
     if choice.dtype.weights:
         raise ValueError("trajectory does not serve a layer with compressed weights, which saves nothing for backward")
+    if not set(layer.cell.gates) <= set(layer.cell.saved):
+        raise ValueError(f"trajectory does not serve the cell {layer.cell.name}, whose gates are not saved")
     x, unbatched = layer._time_major("x", x, layer.input_size)
     T, B, _ = x.shape
     checked = checks.lengths(lengths, T, B, unbatched)
-    state0 = layer._states(h0, ("h0", "c0"), B, unbatched)
+    state0 = layer._states(h0, "{}0", B, unbatched)
     xp: Any = array_module(x)
     rates = layer.regularisation
     cell = layer.cell if rates is None else rates.cell(layer.cell, training=False)

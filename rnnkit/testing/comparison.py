@@ -132,7 +132,7 @@ def kind_of(name: str) -> str:
         >>> kind_of("h_n"), kind_of("dx")
         ('forward', 'backward')
     """
-    return "forward" if name in ("y", "h_n", "c_n") else "backward"
+    return "forward" if name == "y" or name.endswith("_n") else "backward"
 
 
 def assert_close(name: str, got: Any, want: Any, dtype: Any, kind: str = "forward") -> None:

@@ -21,7 +21,8 @@ class Inputs:
 
     Attributes:
         x: (T, B, I).
-        state0: initial state, (h0,) or (h0, c0), with h0 (B, R) and c0 (B, H); R is P with a projection, else H.
+        state0: initial state, a tuple in the order of the cell's states, with h0 (B, R) and others (B, H); R is P with
+            a projection, else H.
         weights: a `rnnkit.core.cells.Weights`.
         lengths: number of steps of each row, (B,), or None.
         dy: gradient of y, (T, B, R).
@@ -85,8 +86,11 @@ def make_inputs(case: Case, dtype: Any = "float64", seed: int = 0, device: str =
         biases[1],
         draw(case.P, case.H, scale=k) if case.P else None,
     )
-    widths = (R, case.H)[: len(cell.states)]
+    widths = cell.state_widths(R, case.H)
     state0 = tuple(draw(case.B, w, scale=0.5) for w in widths)
+    if "n" in cell.states:  # a sum that is 0 before the first step, and at least 1 after it
+        n0 = (1 + np.abs(state0[2].astype(np.float32))).astype(storage)
+        state0 = (*state0[:2], n0, *state0[3:])
     dstate_n = tuple(draw(case.B, w) for w in widths)
     x = draw(case.T, case.B, case.I)
     dy = draw(case.T, case.B, R)

@@ -136,7 +136,7 @@ def test_backward(cell: str) -> None:
 
 @EVERY_CELL
 def test_backward_accepts_the_states_that_forward_accepts(cell: str) -> None:
-    """A single array for one state; None for zeros, in place of one state or of the pair."""
+    """A single array for one state; None for zeros, in place of one state or of all."""
     inputs = make_inputs(Case(cell))
     saved = forward(cell, inputs)[2]
     zeros = tuple(map(np.zeros_like, inputs.dstate_n))
@@ -145,7 +145,7 @@ def test_backward_accepts_the_states_that_forward_accepts(cell: str) -> None:
         "first": direction.backward(saved, inputs.dy, (inputs.dstate_n[0], *zeros[1:]), inputs.weights)[0],
     }
     np.testing.assert_array_equal(direction.backward(saved, inputs.dy, None, inputs.weights)[0], wants["none"])
-    first: Any = inputs.dstate_n[0] if len(zeros) == 1 else (inputs.dstate_n[0], None)
+    first: Any = inputs.dstate_n[0] if len(zeros) == 1 else (inputs.dstate_n[0], *[None] * (len(zeros) - 1))
     np.testing.assert_array_equal(direction.backward(saved, inputs.dy, first, inputs.weights)[0], wants["first"])
     if len(zeros) == 1:
         np.testing.assert_array_equal(forward(cell, inputs, state0=inputs.state0[0])[0], forward(cell, inputs)[0])

@@ -73,20 +73,22 @@ def _wrong_states(layer: Any) -> list[tuple[type[Exception], Any, tuple[str, ...
 @EVERY_LAYER
 def test_states_and_their_gradients(name: str) -> None:
     layer = layer_after_a_call(name, bidirectional=True)
-    pair = len(layer.cell.states) == 2
+    states = layer.cell.states
+    several = len(states) > 1
     x, good = x_of(), x_of(4, B, H)
     for error, bad, words in _wrong_states(layer):
-        for k, state in enumerate(("h", "c")[: 1 + pair]):
-            given: Any = (bad, good) if k == 0 else (good, bad)
+        for k, state in enumerate(states):
+            given: Any = tuple([bad if j == k else good for j in range(len(states))])
             with refused(error, f"{state}0 must", *words, by=layer):
-                layer(x, given if pair else bad)
+                layer(x, given if several else bad)
             with refused(error, f"d{state}_n must", *words, by=layer):
-                layer.backward(None, given if pair else bad)
-    if pair:
+                layer.backward(None, given if several else bad)
+    if several:
+        count = "a pair" if len(states) == 2 else f"{len(states)} arrays"
         for bad, was in ((good, "ndarray"), ((good,), "1 arrays"), ((good,) * 3, "3 arrays")):
-            with refused(TypeError, "must be a pair (h0, c0)", was, by=layer):
+            with refused(TypeError, f"must be {count} ({', '.join(f'{s}0' for s in states)})", was, by=layer):
                 layer(x, bad)
-            with refused(TypeError, "must be a pair (dh_n, dc_n)", was, by=layer):
+            with refused(TypeError, f"must be {count} ({', '.join(f'd{s}_n' for s in states)})", was, by=layer):
                 layer.backward(None, bad)
     else:
         with refused(TypeError, "h0 must be a NumPy or CuPy array, got tuple", by=layer):
@@ -233,7 +235,7 @@ def test_arrays_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) ->
         layer.backward(Elsewhere(x_of(T, B, H)))
     h = Elsewhere(x_of(2, B, H))
     with refused(ValueError, f"h0 {message}", by=layer):
-        layer(x_of(), (h, h) if name == "lstm" else h)
+        layer(x_of(), {"lstm": (h, h), "slstm": (h, h, h, h)}.get(name, h))
 
 
 def test_the_record_of_a_layer_detects_changes() -> None:

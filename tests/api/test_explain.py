@@ -125,7 +125,7 @@ def test_the_text_of_explain():
 
 def test_explain_accepts_cells_and_rejects_other_modules():
     assert "lstm" in rnnkit.explain(rnnkit.LSTMCell(3, 4), np.zeros((2, 3), np.float32)).kernel
-    with pytest.raises(TypeError, match="layer must be an RNN, GRU, LSTM or one of their Cells, got Linear"):
+    with pytest.raises(TypeError, match="layer must be an RNN, GRU, LSTM, SLSTM or a Cell, got Linear"):
         rnnkit.explain(rnnkit.Linear(3, 4), np.zeros((2, 3), np.float32))
 
 

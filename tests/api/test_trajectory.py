@@ -75,7 +75,7 @@ def test_layouts_and_bad_arguments() -> None:
     assert rnnkit.trajectory(layer, x[0])["z"].shape == (T, H)
     with pytest.raises(ValueError, match=r"of_layer must be in \[-1, 1\), got 1"):
         rnnkit.trajectory(layer, x, of_layer=1)
-    with pytest.raises(TypeError, match="layer must be an RNN, GRU or LSTM, got Linear"):
+    with pytest.raises(TypeError, match="layer must be an RNN, GRU, LSTM or SLSTM, got Linear"):
         rnnkit.trajectory(rnnkit.Linear(2, 3), x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not serve a layer with a clip"):
         rnnkit.trajectory(rnnkit.GRU(I, H, clip=1.0), x)

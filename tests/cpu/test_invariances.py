@@ -42,7 +42,7 @@ def rows(inputs: Inputs, pick: Any, T: int | None = None) -> Inputs:
 def of_rows(results: dict[str, Any], pick: Any, T: int | None = None) -> dict[str, Any]:
     """The outputs and input gradients of some rows, without the weights' gradients, which sum over the batch."""
     picked = {n: results[n][:T, pick] for n in ("y", "dx")}
-    return picked | {n: results[n][pick] for n in ("h_n", "c_n", "dh0", "dc0") if n in results}
+    return picked | {n: a[pick] for n, a in results.items() if n.endswith(("_n", "0"))}
 
 
 @ALL_CELLS

@@ -75,21 +75,33 @@ def forward(call: LayerCall) -> Forward:
     if p.order is not None and single(ready.work):
         return _live_rows(p, ready, call)
     nothing, x, state0, out = ready.nothing, ready_array(x), call.state0, call.out
-    dtype, has_c = x.dtype, len(state0) == 2
+    dtype, states = x.dtype, len(state0)
     values, offsets, others = ready.arrays_to_save(call.reserve) if keep else ready.nothing_saved
     x_packed = x if p.order is None and not ready.converts_x else _memory_for_x(ready, values, call.reserve, x)
     h0 = ready_array(state0[0])
-    c0 = ready_array(state0[1]) if has_c else nothing
+    c0 = nothing if states == 1 else ready_array(state0[1]) if states == 2 else side_by_side(state0[1:])
     y = np.empty(ready.y, dtype) if out is None else out
     # `out` may be part of a wider array, which is not contiguous: its first element is enough.
     first_y = y if out is None else y[:1, :1, :1]
     h_n = np.empty(ready.h, dtype)
-    c_n = np.empty(ready.c, dtype) if has_c else nothing
+    c_n = nothing if states == 1 else np.empty(ready.c, dtype)
     noise = NO_NOISE if call.noise is None else forward_noise(call, ready)
     operands = (noise.address, *offsets, y.strides[1], x, x_packed, h0, c0, first_y, h_n, c_n, values)
     _run(ready, ready.microseconds, partial(_launch, p, ready, weights, call, operands))
     saved = Saved(p, ready, x_packed, values, offsets, others, call.noise) if keep else None
-    return y, (h_n, c_n) if has_c else (h_n,), saved
+    if states > 2:
+        return y, (h_n, *apart(c_n, states - 1)), saved
+    return y, (h_n,) if states == 1 else (h_n, c_n), saved
+
+
+def side_by_side(states: tuple[Array, ...]) -> Array:
+    """The states beside h, (B, H) each, as the kernels take them: (B, · H)."""
+    return np.concatenate(states, axis=1) if len(states) > 1 else ready_array(states[0])
+
+
+def apart(states: Array, count: int) -> tuple[Array, ...]:
+    """The reverse of `side_by_side`."""
+    return (states,) if count == 1 else tuple([np.ascontiguousarray(s) for s in np.split(states, count, axis=1)])
 
 
 def _memory_for_x(ready: Prepared, values: Array, reserve: Array | None, x: Array) -> Array:
@@ -229,7 +241,7 @@ def backward(call: BackwardCall) -> Gradients:
     nothing = ready.nothing
     dy, y_row = (nothing, 0) if call.dy is None else even_rows(call.dy)
     dh_n = ready_array(call.dstate_n[0])
-    dc_n = ready_array(call.dstate_n[1]) if has_c else nothing
+    dc_n = side_by_side(call.dstate_n[1:]) if has_c else nothing
     dh0 = np.empty(dh_n.shape, dtype)
     dc0 = np.empty(dc_n.shape, dtype) if has_c else nothing
     dgates_x = np.empty((N, GH), ready.operand)
@@ -273,7 +285,7 @@ def backward(call: BackwardCall) -> Gradients:
         biases = (db_ih, db_hh)
     rest = (*biases, None if adds else into.w_hr, dw_unit)
     dweights = Weights(None, None, *rest) if adds else Weights(into.w_ih, into.w_hh, *rest)
-    return Gradients(dx, (dh0, dc0) if has_c else (dh0,), dweights)
+    return Gradients(dx, (dh0, *apart(dc0, cell.n_cell_states)) if has_c else (dh0,), dweights)
 
 
 def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtype) -> tuple[Weights, bool]:

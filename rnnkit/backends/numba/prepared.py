@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
     shares          how many threads are used, by how many there are, added as they are needed
     plans           of the forward, by number of threads, added as they are needed
     backward_plans  the same of the backward
-    y, h, c         shapes of the results (T, B, R), (B, R) and (B, H)
+    y, h, c         shapes of the results (T, B, R), (B, R), and (B, ·) with the states beside h side by side
     nothing         stands for an array that the cell has not
     operand         dtype of operands (kernels/cpu/formats.py)
     converts_x      whether x is converted into operands
@@ -130,7 +130,7 @@ def saved_parts(cell: Cell, dtype: str, H: int, R: int, N: int, projected: bool)
     return (
         whole_lines(N * len(cell.saved) * H * form.stored.itemsize),
         whole_lines(N * R * form.operand.itemsize),
-        whole_lines(N * H * form.computed.itemsize) if cell.has_c else 0,
+        whole_lines(N * H * cell.n_cell_states * form.computed.itemsize),
         whole_lines(second + N * cell.n_statistics * form.computed.itemsize),
     )
 
@@ -161,7 +161,7 @@ def _prepare(work: Work, reverse: bool, keep: bool) -> Prepared:
         backward_plans={},
         y=(work.T, work.B, work.R),
         h=(work.B, work.R),
-        c=(work.B, work.H),
+        c=(work.B, work.H * work.cell.n_cell_states),
         nothing=np.empty((0, 0), DTYPES[dtype].storage),
         operand=operands,
         converts_x=operands.name != dtype,
