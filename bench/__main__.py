@@ -16,11 +16,10 @@ import time
 from pathlib import Path
 
 from bench import grid_summary, machine, report, result_file
-from bench.grid import GRIDS, PASSES, points
+from bench.grid import BENCHED, GRIDS, PASSES, points
 from bench.peers import PEERS
 from bench.runner import Settings, run
 from bench.worker_pool import ROOT
-from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
 
 
@@ -87,7 +86,7 @@ def measure_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     about = "; ".join(f"{grid.name}: {grid.about}" for grid in GRIDS.values())
     add("--grid", choices=GRIDS, default="quick", help=about)
-    add("--cells", nargs="+", default=[], metavar="CELL", help=f"of {', '.join(CELLS)}, or beginnings of them")
+    add("--cells", nargs="+", default=[], metavar="CELL", help=f"of {', '.join(BENCHED)}, or beginnings of them")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one result file per dtype")
     add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     peers = f"of {', '.join(PEERS)}; default: all without a colon; the slow ones in the quick grid alone"

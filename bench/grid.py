@@ -137,6 +137,7 @@ class Point:
 
 
 MAIN_CELLS = ("rnn_tanh", "gru", "lstm")
+BENCHED = tuple(name for name in CELLS if name != "slstm")  # the cells that a peer has
 CPU_WIDTHS = (32, 64, 100, 128, 256, 512, 1024)
 CPU_BATCHES = (1, 4, 8, 32, 64, 128)
 CPU_WHOLE_AT = 128
@@ -206,7 +207,7 @@ def points(
 ) -> tuple[list[Point], list[tuple[Point, str]]]:
     """The points of a grid in a dtype, and those left out, each with its reason.
 
-    cells: names of CELLS or the beginnings of some ("rnn" is both nonlinearities, "gru" both resets); empty for all.
+    cells: names in BENCHED or beginnings of some ("rnn" is both nonlinearities, "gru" both resets); empty for all.
     every: keeps about one shape in `every`, drawn by a checksum of its name, so that no size is favoured.
     """
     wanted = tuple(cells)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import rnnkit
+from bench.grid import BENCHED as CELLS
 from bench.grid import Point
 from bench.problem import make_layer
 from rnnkit.backends import BACKENDS, available
-from rnnkit.core.cells import CELLS
 from rnnkit.functional import direction
 from rnnkit.testing import Case, Inputs, make_inputs
 

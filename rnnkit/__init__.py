@@ -1,4 +1,4 @@
-"""rnnkit: fused RNN, GRU and LSTM layers with the API of torch.nn, on NumPy and CuPy arrays."""
+"""rnnkit: fused RNN, GRU, LSTM and sLSTM layers with the API of torch.nn, on NumPy and CuPy arrays."""
 
 from rnnkit.core.autotune import autotune
 from rnnkit.core.thread_pool import get_num_threads, set_num_threads
@@ -14,6 +14,7 @@ from rnnkit.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_w
 from rnnkit.nn.module import Module, grad_enabled, no_grad, set_grad_enabled
 from rnnkit.nn.rnn import GRU, LSTM, RNN
 from rnnkit.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from rnnkit.nn.slstm import SLSTM
 from rnnkit.nn.trajectory import trajectory
 from rnnkit.optim.clipping import clip_grad_norm, clip_grad_value
 from rnnkit.optim.optimizers import SGD, Adagrad, Adam
@@ -41,6 +42,7 @@ __all__ = [
     "RNN",
     "RNNCell",
     "SGD",
+    "SLSTM",
     "Sequential",
     "autotune",
     "bce_with_logits",

@@ -46,6 +46,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "gru": rnnkit.GRU,
     "gru_reset_before": partial(rnnkit.GRU, reset_after=False),
     "lstm": rnnkit.LSTM,
+    "slstm": rnnkit.SLSTM,
 }
 
 
@@ -93,8 +94,11 @@ def plan(
             served = [dtype for dtype in served if DTYPES[dtype].stored == dtype]  # on the CPU tf32 is float32
         if dtypes is None and importlib.util.find_spec("ml_dtypes") is None:
             served = [dtype for dtype in served if dtype != "bfloat16"]
+        of_row = [cell for cell in cells or CELLS if cell in row.cells()]
+        if not of_row:
+            unavailable[name] = f"serves the cells {', '.join(row.cells())}"
         # Neighbours differ in their dtype: the kernels that cells share are then not compiled by two processes at once.
-        kernels += [Kernels(name, dtype, cell) for cell in cells or CELLS for dtype in served]
+        kernels += [Kernels(name, dtype, cell) for cell in of_row for dtype in served]
     return Plan(tuple(kernels), unavailable)
 
 

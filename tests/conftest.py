@@ -22,12 +22,27 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rnnkit.testing import Case
 from tests.helpers import CPU_BACKENDS
 
 _usual = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 60}
 settings.register_profile("dev", **_usual)
 settings.register_profile("ci", derandomize=True, database=None, **_usual)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the tests of every cell, `make test` runs those of the sLSTM on the oracle alone.
+
+    Its kernels take seconds to compile; tests/cpu/test_slstm.py has a test of each promise.
+    """
+    for item in items:
+        params = getattr(item, "callspec", None)
+        values = [] if params is None else list(params.params.values())
+        is_slstm = any(isinstance(v, str | Case) and getattr(v, "cell", v) == "slstm" for v in values)
+        if is_slstm and "numpy" not in [v for v in values if isinstance(v, str)] and "oracle" not in item.path.parts:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=CPU_BACKENDS)

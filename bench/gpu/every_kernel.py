@@ -50,6 +50,7 @@ def work(backends: list[str], dtypes: list[str]) -> list[tuple[str, str, Case]]:
         for name in names
         if dtype in backend_row(name)[0].dtypes
         for case in cases()
+        if case.cell in backend_row(name)[0].cells()
     ]
 
 

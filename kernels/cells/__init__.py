@@ -5,7 +5,8 @@ One row per cell and target. The facts about a cell (its gates, its states, what
 
     POINTWISE[cell](jit, act)   the Python source, which Numba compiles for the CPU and for CUDA: `jit` compiles a
                                 function, `act` holds the target's activations. A namespace with forward and backward,
-                                or for a GRU that resets before the stages of `gru.make_reset_before`
+                                whose c_prev and dc are tuples of all states beside h where there are several; or for a
+                                GRU that resets before the stages of `gru.make_reset_before`
     OPTIONED[cell](jit, act, cell)
                                 the same of a cell with options
     HEADERS[cell]               the CUDA C++ header with `struct Cell`, and the macros that it is compiled with
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from rnnkit.core.cells import Cell
-from rnnkit.kernels.cells import gru, lstm, normalised, rnn, with_options
+from rnnkit.kernels.cells import gru, lstm, normalised, rnn, slstm, with_options
 
 Make = Callable[[Any, Any], SimpleNamespace]
 
@@ -36,6 +37,7 @@ POINTWISE: dict[str, Make] = {
     "gru": gru.make,
     "gru_reset_before": gru.make_reset_before,
     "lstm": lstm.make,
+    "slstm": slstm.make,
 }
 
 OPTIONED = with_options.MAKE

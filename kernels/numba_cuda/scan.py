@@ -489,7 +489,7 @@ def signatures(dtype: str) -> dict[str, tuple[Any, ...]]:
 
 def compilable() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """Every kernel and dtype: its name, its dispatcher, not compiled yet, and the Numba types of its arguments."""
-    for cell in (CELLS[name] for name in POINTWISE):
+    for cell in (CELLS[name] for name in POINTWISE if CELLS[name].n_cell_states <= 1):
         for dtype in STORAGE:
             for name, signature in signatures(dtype).items():
                 yield f"{name}-{cell.name}-{dtype}", getattr(kernels(cell, dtype), name), signature

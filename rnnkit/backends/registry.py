@@ -71,6 +71,11 @@ def _compiled_cells() -> Collection[str]:
     return POINTWISE
 
 
+def _numba_cuda_cells() -> Collection[str]:
+    """Its kernels have one state beside h."""
+    return [name for name in _compiled_cells() if CELLS[name].n_cell_states <= 1]
+
+
 def _cuda_cells() -> Collection[str]:
     from rnnkit.kernels.cells import HEADERS
 
@@ -150,7 +155,7 @@ BACKENDS: dict[str, BackendRow] = {
             ("float32", "float64", "float16"),
             "Numba CUDA",
             _numba_cuda_problem,
-            _compiled_cells,
+            _numba_cuda_cells,
             options=_masks_per_gate,
         ),
     )

@@ -308,6 +308,48 @@ def _gru_before_backward(kept: Kept, dstate: State, weights: Weights) -> StepGra
     return StepGradients(da, da, (dh_prev,))
 
 
+# sLSTM: i and f are exponential, kept in range by the stabiliser m; c and n are divided by e^m. Beck et al., "xLSTM"
+# (2024), in the vanilla form of FlashRNN (Poeppel et al., 2024), whose kernels have these equations too:
+#
+#     p = log sigmoid(a_f) + m';  m = max(a_i, p), or a_i where n' = 0
+#     i = exp(a_i - m);  f = exp(min(p - m, 0));  c = f c' + i tanh(a_z);  n = max(f n' + i, 1);  h = sigmoid(a_o) c / n
+#
+# n is at least 1 after a step, so n' = 0 marks a unit that has had none: then c' should be 0, and m' is not read. The
+# limit of f acts there alone. Gradients are those of the equations, through m too; where two arguments of max or min
+# are equal, that of a_i, of f n' + i, and of p - m.
+
+
+def _slstm_forward(x_side: Array, state: State, weights: Weights) -> tuple[State, Kept]:
+    h_prev, c_prev, n_prev, m_prev = state
+    a_i, a_f, a_z, a_o = np.split(x_side + _hidden_side(h_prev, weights), 4, axis=1)
+    p = m_prev + np.minimum(a_f, 0) - np.log1p(np.exp(-np.abs(a_f)))
+    of_f = (a_i < p) & (n_prev != 0)  # where m is p
+    m = np.where(of_f, p, a_i)
+    i = np.exp(a_i - m)
+    f = np.exp(np.minimum(p - m, 0))
+    z, o = np.tanh(a_z), sigmoid(a_o)
+    c = f * c_prev + i * z
+    total = f * n_prev + i
+    n = np.maximum(total, 1)
+    kept = {"h_prev": h_prev, "c_prev": c_prev, "n_prev": n_prev, "m_prev": m_prev, "i": i, "f": f, "z": z, "o": o}
+    kept |= {"f_slope": sigmoid(-a_f), "of_f": of_f, "limited": p > m, "below": total < 1, "c": c, "n": n}
+    return (o * c / n, c, n, m), kept
+
+
+def _slstm_backward(kept: Kept, dstate: State, weights: Weights) -> StepGradients:
+    dh, dc, dn, dm = dstate
+    i, f, z, o, c, n = (kept[name] for name in ("i", "f", "z", "o", "c", "n"))
+    dc = dc + dh * o / n
+    dn = np.where(kept["below"], 0, dn - dh * o * c / (n * n))
+    by_i = (dc * z + dn) * i
+    by_f = np.where(kept["limited"], 0, (dc * kept["c_prev"] + dn * kept["n_prev"]) * f)
+    dm = dm - by_i - by_f
+    dp = by_f + np.where(kept["of_f"], dm, 0)
+    da_i = by_i + np.where(kept["of_f"], 0, dm)
+    da = np.concatenate([da_i, dp * kept["f_slope"], dc * i * (1 - z * z), dh * c / n * o * (1 - o)], axis=1)
+    return StepGradients(da, da, (da @ weights.w_hh, dc * f, dn * f, dp))
+
+
 _H_PREV = "h_prev"
 
 CELLS: dict[str, Cell] = {
@@ -362,6 +404,16 @@ CELLS: dict[str, Cell] = {
             products=((_H_PREV, 0, 4),),
             saved=("i", "f", "g", "o"),
             projects=True,
+        ),
+        Cell(
+            "slstm",
+            gates=("i", "f", "z", "o"),
+            states=("h", "c", "n", "m"),
+            forward=_slstm_forward,
+            backward=_slstm_backward,
+            products=((_H_PREV, 0, 4),),
+            saved=("lead", "f_slope", "z", "o"),
+            jumps=True,
         ),
     )
 }

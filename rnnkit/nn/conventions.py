@@ -12,6 +12,8 @@ from rnnkit.nn.named_arrays import StateDict
 # The cells of a mapping that records none: it has PyTorch's names, so it holds one of PyTorch's cells. As in PyTorch,
 # the loading layer determines whether RNN weights are used with tanh or relu.
 PYTORCH_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+# Of each other cell: its option, and whose weights have the same names and shapes.
+_OTHERS = {"gru_reset_before": (" (reset_after=False)", "the other GRU"), "slstm": ("", "an LSTM")}
 
 
 def check_meaning(
@@ -53,9 +55,10 @@ def _check_cell(where: str, own: str, recorded: str | None, named: str | None, f
         if own in PYTORCH_CELLS:
             return
         source = "torch has no such cell" if from_torch else "only a StateDict records its cell"
+        option, other = _OTHERS[own]
         raise ValueError(
-            f"{where} is a {own} cell (reset_after=False), and weights of the other GRU have the same names and "
-            f"shapes; {source}: pass cells={own!r} if the mapping holds weights of a {own} cell"
+            f"{where} is a {own} cell{option}, and weights of {other} have the same names and shapes; "
+            f"{source}: pass cells={own!r} if the mapping holds weights of a {own} cell"
         )
     if source_cell != own:
         raise ValueError(f"the weights for {where} are those of a {source_cell} cell, and it is a {own}")

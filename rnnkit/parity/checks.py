@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rnnkit.backends import Sizes, backend_row, pinned_names
-from rnnkit.core.cells import CELLS
+from rnnkit.core.cells import CELLS, cell_of
 from rnnkit.core.devices import cuda_problem, current, resolve_device
 from rnnkit.core.dtypes import DTYPES, resolve_dtype
 from rnnkit.errors import UnsupportedDeviceError
@@ -324,12 +324,14 @@ def _divide(cases: list[Case], combinations: list[Combination]) -> tuple[list[Ch
 
 
 def _refusal(check: Check) -> str | None:
-    """Why the device or the named schedule does not serve the check; None if it does."""
+    """Why the backend, the device or the named schedule does not serve the check; None if it does."""
+    case = check.case
+    row, schedule = backend_row(check.backend)
+    if cell_of(case.cell).name not in row.cells():
+        return f"does not serve the cell {case.cell}"
     if check.device == "cpu":
         return None
-    case = check.case
     sizes = Sizes(case.T, case.B, case.I, case.H, case.P or case.H, case.T * case.B)
-    row, schedule = backend_row(check.backend)
     try:
         with current(check.device):
             row.load(schedule).describe(CELLS[case.cell], DTYPES[check.dtype], sizes, True)

@@ -15,6 +15,7 @@ from rnnkit.core.devices import resolve_device, to_device, to_numpy
 from rnnkit.explain import layer_drops
 from rnnkit.nn.module import Array, grad_enabled
 from rnnkit.nn.rnn import GRU, LSTM, RNN, Recurrent
+from rnnkit.nn.slstm import SLSTM
 from rnnkit.parity.checks import LayerCheck
 from rnnkit.parity.measure import Arrays, compared, error_line, no_overflow_warnings, repeated
 from rnnkit.parity.outcome import Outcome
@@ -49,7 +50,7 @@ def check_layer(
     drawn from a standard normal distribution.
 
     Args:
-        layer: an RNN, GRU or LSTM.
+        layer: an RNN, GRU, LSTM or SLSTM.
         x: input, as for the layer's call; finite within each row's length.
         state: initial state, as for the layer's call.
         lengths: number of steps of each row, as for the layer's call.
@@ -58,8 +59,8 @@ def check_layer(
         device: device of the copy; None for the layer's.
 
     Returns:
-        An Outcome. Its arrays are y, h_n, c_n, dx, dh0, dc0 and "d" + name of each parameter, with the bounds of the
-        layer's dtype in DTYPES. If the backend raises an exception, the status is "failed".
+        An Outcome. Its arrays are y, h_n, dx and dh0, of an LSTM c_n and dc0 too, and "d" + name of each parameter,
+        with the bounds of the layer's dtype in DTYPES. If the backend raises an exception, the status is "failed".
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -101,7 +102,7 @@ def check_layer(
 def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
     """Checks every argument and returns the arrays of the call."""
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer must be an RNN, GRU or LSTM, got {type(layer).__name__}")
+        raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}")
     if layer_drops(layer) and layer.num_layers > 1:
         raise ValueError(
             f"layer must have its dropout off, as after layer.eval(), got dropout={layer.dropout} in training mode"
@@ -114,12 +115,12 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
     x, unbatched = layer._time_major("x", x, layer.input_size)
     T, B, _ = x.shape
     checked = checks.lengths(lengths, T, B, unbatched)
-    state0 = tuple(np.array(to_numpy(s)) for s in layer._states(state, ("h0", "c0"), B, unbatched))
+    state0 = tuple(np.array(to_numpy(s)) for s in layer._states(state, "{}0", B, unbatched))
     live = np.ones((T, B), bool) if checked is None else np.arange(T)[:, None] < checked
     host = np.array(to_numpy(x))
     _check_finite("x", host[live])
-    for name, value in zip(("h0", "c0"), state0, strict=False):
-        _check_finite(name, value)
+    for letter, value in zip(layer.cell.states, state0, strict=True):
+        _check_finite(f"{letter}0", value)
     for name, value in layer.params.items():
         _check_finite(name, to_numpy(value))
     rng = np.random.default_rng(seed)
@@ -173,9 +174,11 @@ def _on_numpy(layer: Recurrent, dtype: str) -> Recurrent:
     elif isinstance(layer, GRU):
         kind = GRU
         options["reset_after"] = layer.reset_after
-    else:
+    elif isinstance(layer, LSTM):
         kind = LSTM
         options["proj_size"] = layer.proj_size
+    else:
+        kind = SLSTM
     copied: Recurrent = kind(layer.input_size, layer.hidden_size, **options)
     copied.load_state_dict(layer.state_dict())
     return copied

@@ -51,7 +51,7 @@ def assert_parity(
         rnnkit_parity(cell="lstm", dtype="float32", backend="numba", T=50, B=8, I=32, H=64)
 
     Args:
-        layer: an RNN, GRU or LSTM; None to check a shape.
+        layer: an RNN, GRU, LSTM or SLSTM; None to check a shape.
         x: as for `rnnkit.parity.check_layer`.
         state: as for `rnnkit.parity.check_layer`.
         lengths: as for `rnnkit.parity.check_layer`.

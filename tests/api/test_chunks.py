@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lstm": (rnnkit.LSTM, {"num_layers": 2, "bidirectional": True}),
     "lstm, projected": (rnnkit.LSTM, {"proj_size": 2}),
     "lstm, batch_first": (rnnkit.LSTM, {"batch_first": True, "bias": False}),
+    "slstm": (rnnkit.SLSTM, {"num_layers": 2, "bidirectional": True}),
 }
 
 
@@ -33,7 +34,7 @@ class Case:
         kind, options = LAYERS[name]
         self.layer = kind(I, H, dtype=dtype, backend=backend, rng=1, **options)
         draw = np.random.default_rng(2)
-        self.two = kind is rnnkit.LSTM
+        self.several = len(self.layer.cell.states) > 1
         slots = self.layer.num_layers * self.layer.num_directions
         widths = self.layer._state_widths()
 
@@ -44,23 +45,25 @@ class Case:
         self.x = random(*lead, I)
         self.dy = random(*lead, self.layer.output_size)
         self.h0, self.dh = (tuple(random(slots, B, w) for w in widths) for _ in range(2))
+        if "n" in self.layer.cell.states:
+            self.h0[2][...] = 1 + np.abs(self.h0[2])
 
     def state(self, states: tuple[np.ndarray, ...]) -> Any:
-        return states if self.two else states[0]
+        return states if self.several else states[0]
 
     def run(self, lengths: Any, dy: bool = True, **options: Any) -> dict[str, np.ndarray]:
         """y, the final states, dx, the gradients of the initial states and of the weights, by name."""
         self.layer.zero_grad()
         y, state_n = self.layer(self.x, self.state(self.h0), lengths, **options)
         dx, dstate0 = self.layer.backward(self.dy if dy else None, self.state(self.dh))
-        pairs = [state if self.two else (state,) for state in (state_n, dstate0)]
+        pairs = [state if self.several else (state,) for state in (state_n, dstate0)]
         return _named(y, dx, *pairs, {name: g.copy() for name, g in self.layer.grads.items()})
 
 
 def _named(y: Any, dx: Any, state_n: Any, dstate0: Any, grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {"y": y, "dx": dx, **grads}
-    found |= {f"{name}_n": s for name, s in zip("hc", state_n, strict=False)}
-    return found | {f"d{name}0": s for name, s in zip("hc", dstate0, strict=False)}
+    found |= {f"{name}_n": s for name, s in zip("hcnm", state_n, strict=False)}
+    return found | {f"d{name}0": s for name, s in zip("hcnm", dstate0, strict=False)}
 
 
 def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], dtype: str = "float64") -> None:
@@ -69,7 +72,7 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], dtype: 
         assert_close(name, found[name], want, dtype, "forward" if name in FORWARD else "backward")
 
 
-FORWARD = ("y", "h_n", "c_n")
+FORWARD = ("y", "h_n", "c_n", "n_n", "m_n")
 BACKENDS = pytest.mark.parametrize("backend", ["numba", "numpy"])
 EACH = pytest.mark.parametrize("name", slow_except(list(LAYERS), "gru", "lstm"))
 

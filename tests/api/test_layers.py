@@ -22,7 +22,7 @@ EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)
 def test_names_and_shapes_are_torchs(
     name: str, num_layers: int, bidirectional: bool, cpu_backend: str, rng: Any
 ) -> None:
-    gates = {"lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}.get(name, 3)
+    gates = {"lstm": 4, "slstm": 4, "rnn_tanh": 1, "rnn_relu": 1}.get(name, 3)
     I, H, T, B, D = 3, 5, 4, 2, 1 + bidirectional
     for P in (0, 2) if name == "lstm" else (0,):
         kwargs = {"proj_size": P} if P else {}
@@ -41,7 +41,7 @@ def test_names_and_shapes_are_torchs(
         dx, dstate0 = layer.backward(y)
         assert y.shape == (T, B, D * R)
         assert y.dtype == dx.dtype == np.float32
-        widths = (R, H) if name == "lstm" else (R,)
+        widths = {"lstm": (R, H), "slstm": (H, H, H, H)}.get(name, (R,))
         for state in (parts(state_n), parts(dstate0)):
             assert [s.shape for s in state] == [(num_layers * D, B, width) for width in widths]
         assert dx.shape == (T, B, I)

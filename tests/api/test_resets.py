@@ -25,6 +25,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gru, reset before": (rnnkit.GRU, {"reset_after": False, "num_layers": 2}),
     "lstm": (rnnkit.LSTM, {"bias": False}),
     "lstm, projected": (rnnkit.LSTM, {"proj_size": 2, "num_layers": 2, "bidirectional": True}),
+    "slstm": (rnnkit.SLSTM, {"num_layers": 2, "bidirectional": True}),
 }
 KINDS = (
     "resets",

@@ -14,11 +14,11 @@ import pytest
 
 from bench import grid, machine, problem
 from bench.__main__ import main
+from bench.grid import BENCHED as CELLS
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PEERS
 from bench.problem import Oracle, check, make_problem, select_rows
 from rnnkit.backends.numba import host
-from rnnkit.core.cells import CELLS
 
 NO_RUNS = {"repeated": 0, "unconfirmed": 0}
 SMALL = {"T": 4, "B": 3, "I": 5, "H": 6}

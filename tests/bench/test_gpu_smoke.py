@@ -15,7 +15,7 @@ from bench.gpu import plan, smoke, tables
 from rnnkit.backends import registry
 from rnnkit.backends.cupy.schedules import SCHEDULES
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.testing import CASES, LARGE_CASES, Case
+from rnnkit.testing import LARGE_CASES, Case
 from tests.bench.gpu_card import part_items, stand_in_card
 from tests.bench.gpu_document import document
 
@@ -102,7 +102,7 @@ def test_every_check_of_the_cuda_backends_is_in_exactly_one_share(card: Any, mon
     checks, unavailable = part.plan()
     assert unavailable.pop("numba_cuda") == "planted: no libNVVM"
     # Schedules that do not serve every case; one item per schedule, dtype and device says how many, and why.
-    every = len(CASES) + len(LARGE_CASES)
+    every = len(part.CASES) + len(LARGE_CASES)
     refused = 0
     for key in unavailable:
         match = re.fullmatch(r"(?:(\d+) of \d+ cases of )?cupy:(?:one_block|cluster|grid) \w+ on cuda:0", key)

@@ -9,11 +9,20 @@ from unittest import mock
 
 import numpy as np
 
+from rnnkit import testing
 from rnnkit.backends.cupy.step_products import Step
-from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core import cells
+from rnnkit.core.cells import Weights
 from rnnkit.functional import direction
+from rnnkit.kernels.cells import HEADERS
 from rnnkit.testing import Case, Inputs, assert_close, make_inputs, run
+from tests import helpers
 from tests.tools import fakecupy
+
+# What the CUDA backends serve, of the tables of these names.
+CELLS = {name: cell for name, cell in cells.CELLS.items() if name in HEADERS}
+CASES = tuple(case for case in testing.CASES if case.cell in CELLS)
+LAYERS = {name: layer for name, layer in helpers.LAYERS.items() if name in CELLS}
 
 # The kinds of steps that the resident schedules have kernels of their own for: every cell, and those with a projection.
 PROJECTED = tuple(f"{name}_projected" for name, cell in CELLS.items() if cell.projects)

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+import rnnkit
 from rnnkit.backends import BACKENDS, select
 from rnnkit.core.cells import CELLS, Cell, State, StepGradients, Weights, sigmoid
 from rnnkit.errors import DeviceError
@@ -197,6 +198,21 @@ def test_a_cell_with_only_an_oracle_is_refused_on_cuda(uncached_choices: None) -
 
 
 @needs_emulator
+def test_a_cell_with_several_states_beside_h_is_refused_on_cuda() -> None:
+    with cuda():
+        for backend in ("cupy", "numba_cuda"):
+            if BACKENDS[backend].problem() is None:
+                with pytest.raises(ValueError, match=f"backend '{backend}' serves the cells .*, got slstm"):
+                    rnnkit.SLSTM(3, 4, device="cuda", backend=backend)
+        with pytest.raises(RuntimeError, match=r"no backend can run slstm.*cupy: does not serve the cell slstm"):
+            rnnkit.SLSTM(3, 4, device="cuda")
+        layer = rnnkit.SLSTM(3, 4, backend=None)
+        with pytest.raises(RuntimeError, match="no backend can run slstm"):
+            layer.to("cuda")
+        assert layer.device == "cpu"
+
+
+@needs_emulator
 @pytest.mark.parametrize(("case", "dtype"), slow_except(PAIRS, (CASES[1], "float32"), unpack=True), ids=str)
 def test_added_cell_runs_in_cuda_cpp(case: Case, dtype: str, tmp_path: Path) -> None:
     with added(tmp_path / "cell.cuh"), cuda():
@@ -255,4 +271,6 @@ def test_header_that_contradicts_its_row_does_not_compile(constant: str, wrong: 
 
 
 def test_every_cell_has_a_row_for_each_target() -> None:
-    assert set(POINTWISE) == set(HEADERS) == set(CELLS)
+    assert set(POINTWISE) == set(CELLS)
+    # CUDA kernels have one state beside h.
+    assert set(HEADERS) == {name for name, cell in CELLS.items() if cell.n_cell_states <= 1}

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core.cells import Weights
 from rnnkit.functional import direction
-from rnnkit.testing import CASES, Case, assert_close, error_ratio, make_inputs, parity, run
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda, outputs, run_on
-from tests.helpers import LAYERS, assert_same, parts, randn, random_state, slow_except
+from rnnkit.testing import Case, assert_close, error_ratio, make_inputs, parity, run
+from tests.cuda.cuda_helpers import CASES, CELLS, LAYERS, assert_matches, chunked, cuda, outputs, run_on
+from tests.helpers import assert_same, parts, randn, random_state, slow_except
 from tests.tools import emulator
 
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))

@@ -15,10 +15,9 @@ from bench.gpu.__main__ import slug as folder_of
 from rnnkit.backends import Sizes
 from rnnkit.backends.cupy import cost, schedules
 from rnnkit.backends.cupy.schedules import SCHEDULES, Work, candidates, choose
-from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import UnsupportedDeviceError
-from tests.cuda.cuda_helpers import cuda
+from tests.cuda.cuda_helpers import CELLS, cuda
 from tests.tools import emulator
 from tests.tools.cards import CARDS, simulated
 

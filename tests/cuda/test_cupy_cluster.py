@@ -20,12 +20,11 @@ from rnnkit.backends.cupy import cluster, cluster_backward, clusters, sources, t
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.step_products import Step
 from rnnkit.backends.interface import Sizes
-from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import DeviceError, UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, run, widened
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
+from tests.cuda.cuda_helpers import CELLS, assert_matches, chunked, cuda
 from tests.cuda.test_cupy_one_block_backward import ORDERS, assert_parity, both
 from tests.helpers import assert_same, refused, slow_except
 from tests.required import needs_kernels

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.core.cells import CELLS
 from rnnkit.errors import DeviceError, DeviceMemoryError, UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs, parity, run
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda, outputs
+from tests.cuda.cuda_helpers import CELLS, assert_matches, chunked, cuda, outputs
 from tests.helpers import assert_same, slow_except
 from tests.tools import emulator
 

@@ -18,12 +18,11 @@ import rnnkit
 from rnnkit.backends.cupy import grid, tiles
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.interface import Sizes
-from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import DeviceError, UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, parity, run
-from tests.cuda.cuda_helpers import KINDS, assert_matches, chunked, cuda, kind_case, step_of, step_of_kind
+from tests.cuda.cuda_helpers import CELLS, KINDS, assert_matches, chunked, cuda, kind_case, step_of, step_of_kind
 from tests.helpers import refused, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS, simulated

@@ -19,12 +19,11 @@ from rnnkit.backends.cupy import one_block, sources, tiles
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.tiles import ARITHMETIC
 from rnnkit.backends.interface import Sizes
-from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import UnsupportedDeviceError
 from rnnkit.functional import direction
-from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run, widened
-from tests.cuda.cuda_helpers import KINDS, PROJECTED, chunked, cuda, kind_case, step_of, step_of_kind
+from rnnkit.testing import Case, assert_close, make_inputs, parity, run, widened
+from tests.cuda.cuda_helpers import CASES, CELLS, KINDS, PROJECTED, chunked, cuda, kind_case, step_of, step_of_kind
 from tests.helpers import assert_same, refused, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS

@@ -19,11 +19,10 @@ from rnnkit.backends.cupy import overlap, schedules
 from rnnkit.backends.cupy.cost import PREDICTED
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.interface import Sizes
-from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.testing import assert_close
-from tests.cuda.cuda_helpers import cuda
+from tests.cuda.cuda_helpers import CELLS, cuda
 from tests.helpers import parts, random_state, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS, simulated

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core.cells import Weights
 from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs, parity, run
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
-from tests.helpers import LAYERS, parts, randn, slow_except
+from tests.cuda.cuda_helpers import CELLS, LAYERS, assert_matches, chunked, cuda
+from tests.helpers import parts, randn, slow_except
 from tests.tools import emulator
 
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))

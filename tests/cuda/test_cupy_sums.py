@@ -16,13 +16,13 @@ import rnnkit
 from rnnkit.backends import by_scan
 from rnnkit.backends.interface import BackwardCall
 from rnnkit.core import long_sums
-from rnnkit.core.cells import CELLS, Weights
+from rnnkit.core.cells import Weights
 from rnnkit.core.devices import to_device
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, growth_of, make_inputs, parity, run, widened
 from tests.cpu.test_sums import assert_sum, of_one_unit, product64, tenths
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
+from tests.cuda.cuda_helpers import CELLS, assert_matches, chunked, cuda
 from tests.helpers import slow_except
 from tests.tools import emulator
 

@@ -15,8 +15,9 @@ import rnnkit
 from rnnkit.core import devices
 from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs
+from tests.cuda.cuda_helpers import LAYERS
 from tests.cuda.standin import numbers, on, pair, stand_in
-from tests.helpers import LAYERS, parts, random_state, refused
+from tests.helpers import parts, random_state, refused
 from tests.tools import fakecupy
 
 EVERY_LAYER = pytest.mark.parametrize("name", LAYERS)

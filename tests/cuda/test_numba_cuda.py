@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from rnnkit.core import long_sums
-from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.functional import direction
 from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS, THREADS
-from rnnkit.testing import CASES, Case, assert_close, make_inputs, parity, run, widened
-from tests.helpers import LAYERS, assert_same, parts, randn, random_state, slow_except
+from rnnkit.testing import Case, assert_close, make_inputs, parity, run, widened
+from tests.cuda.cuda_helpers import CASES, CELLS, LAYERS
+from tests.helpers import assert_same, parts, randn, random_state, slow_except
 from tests.tools import fakecupy, greenlets
 
 pytestmark = pytest.mark.skipif(greenlets.available() is not None, reason=str(greenlets.available()))

@@ -14,9 +14,9 @@ import rnnkit
 from rnnkit.core.devices import to_device
 from rnnkit.testing import assert_close
 from tests.api.resets import Inputs, inputs, kind_of, trained
-from tests.cuda.cuda_helpers import cuda
+from tests.cuda.cuda_helpers import LAYERS, cuda
 from tests.cuda.standin import on, pair, stand_in
-from tests.helpers import LAYERS, random_state, refused
+from tests.helpers import random_state, refused
 from tests.tools import emulator, fakecupy, greenlets
 
 

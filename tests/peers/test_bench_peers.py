@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from bench.grid import BENCHED as CELLS
 from bench.grid import FORWARD_BACKWARD, Point
 from bench.peers import PEERS
 from bench.peers.signal_stack import signal_stack
 from bench.problem import Oracle, check, make_problem
-from rnnkit.core.cells import CELLS
 
 pytestmark = pytest.mark.peers
 

@@ -72,12 +72,24 @@ def gru_reset_before(x: Any, state: Any, w: dict[str, Any]) -> Any:
     return ((1 - z) * n + z * h,)
 
 
+def slstm(x: Any, state: Any, w: dict[str, Any]) -> Any:
+    """From a state whose n is at least 1."""
+    h, c, n, m = state
+    a_i, a_f, a_z, a_o = (W @ x + b + U @ h + d for W, U, b, d in gates(w, 4))
+    p = jax.nn.log_sigmoid(a_f) + m
+    m = jnp.maximum(a_i, p)
+    i, f = jnp.exp(a_i - m), jnp.exp(p - m)
+    c, n = f * c + i * jnp.tanh(a_z), jnp.maximum(f * n + i, 1)
+    return (logistic(a_o) * c / n, c, n, m)
+
+
 STEPS: dict[str, Callable[..., Any]] = {
     "rnn_tanh": rnn(jnp.tanh),
     "rnn_relu": rnn(lambda a: jnp.where(a > 0, a, 0)),
     "lstm": lstm,
     "gru": gru,
     "gru_reset_before": gru_reset_before,
+    "slstm": slstm,
 }
 
 
@@ -115,7 +127,7 @@ def wanted(case: Case, inputs: Inputs) -> dict[str, Any]:
     (dx, dstate0, dweights), (y, end) = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, inputs.state0, weights)
     assert dx.dtype == np.float64
     found = {"y": y, "dx": dx}
-    for name, n, d in zip("hc", end, dstate0, strict=False):
+    for name, n, d in zip("hcnm", end, dstate0, strict=False):
         found |= {f"{name}_n": n, f"d{name}0": d}
     found |= {f"d{name}": d for name, d in dweights.items()}
     return {name: np.asarray(value) for name, value in found.items()}
@@ -128,7 +140,7 @@ def check(case: Case, inputs: Inputs) -> None:
         got = run(case, inputs, backend)
         assert set(got) == set(want)
         for name, value in want.items():
-            kind = "forward" if name in ("y", "h_n", "c_n") else "backward"
+            kind = "forward" if name == "y" or name.endswith("_n") else "backward"
             assert_close(f"{backend} {case} {name}", got[name], value, "float64", kind)
 
 
