@@ -23,7 +23,7 @@ from tests.tools import emulator
 
 RESULTS = ROOT / "bench" / "results" / "amd-epyc-2-cores"
 # Pages whose examples compile kernels that no other example has.
-OWN_KERNELS = ("docs/normalised-cells.md", "docs/cell-options.md", "docs/regularisation.md")
+OWN_KERNELS = ("docs/normalised-cells.md", "docs/cell-options.md", "docs/regularisation.md", "docs/slstm.md")
 # Other test files run docs/parity.md and docs/sharing.md. docs/gpu.md is below.
 RUN_HERE = (
     "README.md",

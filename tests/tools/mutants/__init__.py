@@ -22,6 +22,7 @@ from tests.tools.mutants.random_masks import RANDOM_MASK_MUTANTS
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
 from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
 from tests.tools.mutants.segments import SEGMENT_MUTANTS
+from tests.tools.mutants.slstm import SLSTM_MUTANTS
 from tests.tools.mutants.steps import STEP_MUTANTS
 from tests.tools.mutants.tools import TOOL_MUTANTS
 from tests.tools.mutants.torch_layers import TORCH_MUTANTS
@@ -39,6 +40,7 @@ TABLES: tuple[tuple[Mutant, ...], ...] = (
     TOOL_MUTANTS,
     BACKEND_MUTANTS,
     NORM_MUTANTS,
+    SLSTM_MUTANTS,
     RESIDENT_FORWARD_MUTANTS,
     RESIDENT_BACKWARD_MUTANTS,
     OVERLAP_MUTANTS,
