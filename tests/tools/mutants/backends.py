@@ -131,7 +131,12 @@ _STACK = (
 
 _NUMBA_HOST = (
     _numba(
-        "the final gradient of c is dropped", NUMBA, "backward", "call.dstate_n[1]", "(0 * call.dstate_n[1])", "lstm-T5"
+        "the final gradient of c is dropped",
+        NUMBA,
+        "backward",
+        "side_by_side(call.dstate_n[1:])",
+        "0 * call.dstate_n[1]",
+        "lstm-T5",
     ),
     _cpu(
         "packed weights for another number of workers are used",
@@ -264,8 +269,8 @@ _NUMBA_KERNELS = (
         "16 bits: the final cell state is the initial one",
         SCAN,
         "make_forward",
-        "if HAS_C and MIXED",
-        "if False",
+        "range(IN_WORKSPACE)",
+        "range(0)",
         "sixteen_bits",
         "several_tiles and lstm and bfloat16",
     ),
