@@ -29,16 +29,17 @@ def test_a_unit_without_a_step_takes_m_from_its_input_gate() -> None:
     for s in (h0, c0, n0, m0):
         s[0] = 0
     n0[1, 1] = c0[1, 1] = 0
-    w = inputs.weights
+    w = inputs.weights._replace(b_ih=inputs.weights.b_ih - np.repeat([5, 0, 0, 0], 3))  # m would be p
     y, (_, c, n, m), _ = direction.forward("slstm", inputs.x[:1], (h0, c0, n0, m0), w, backend="numpy")
     a_i, a_f, a_z, a_o = np.split(inputs.x[0] @ w.w_ih.T + w.b_ih + h0 @ w.w_hh.T + w.b_hh, 4, axis=1)
     first = n0 == 0
     assert first.sum() == 4
+    later = np.maximum(a_i, m0 - np.log1p(np.exp(-a_f)))
+    assert (later > a_i)[first].all()
     np.testing.assert_allclose(m[first], a_i[first], rtol=1e-13)
     np.testing.assert_allclose(n[first], 1, rtol=1e-13)
     np.testing.assert_allclose(c[first], np.tanh(a_z)[first], rtol=1e-13)
     np.testing.assert_allclose(y[0][first], (np.tanh(a_z) / (1 + np.exp(-a_o)))[first], rtol=1e-13)
-    later = np.maximum(a_i, m0 - np.log1p(np.exp(-a_f)))
     np.testing.assert_allclose(m[~first], later[~first], rtol=1e-13)
 
 

@@ -96,7 +96,7 @@ def forward(call: LayerCall) -> Forward:
 
 def side_by_side(states: tuple[Array, ...]) -> Array:
     """The states beside h, (B, H) each, as the kernels take them: (B, · H)."""
-    return np.concatenate(states, axis=1) if len(states) > 1 else ready_array(states[0])
+    return ready_array(np.concatenate(states, axis=1) if len(states) > 1 else states[0])
 
 
 def apart(states: Array, count: int) -> tuple[Array, ...]:
