@@ -172,6 +172,7 @@ def test_zoneout_keeps_old_values_or_takes_their_share(name: str) -> None:
         np.testing.assert_allclose(got, rate * old + (1 - rate) * want, rtol=1e-12)
     if not zoned:
         drawn = [parts(cell.train()(x, alone(state))) for _ in range(30)]
+        assert not np.array_equal(drawn[0][0], drawn[1][0])
         kept = np.array([[one == old for one, old in zip(call, state, strict=True)] for call in drawn])
         taken = np.array([[np.isclose(one, want) for one, want in zip(call, raw, strict=True)] for call in drawn])
         assert (kept | taken).all()
