@@ -89,6 +89,7 @@ def test_the_sdist_contains_the_whole_tree(unpacked: Path) -> None:
     assert files(unpacked) - {"PKG-INFO", "setup.cfg"} == want
 
 
+@pytest.mark.slow
 def test_tests_pass_in_an_unpacked_sdist(unpacked: Path) -> None:
     code = """if 1:
         import sys, pytest, rnnkit, rnnkit.kernels.cpu.scan

@@ -169,6 +169,7 @@ def test_only_right_calls_are_timed(wrong_peer: str, monkeypatch: pytest.MonkeyP
 # First call
 
 
+@pytest.mark.slow
 def test_first_call_measures_imports_and_calls() -> None:
     found = first_call.measure(1, ("gru",), (3, 2, 4), "numpy")
     assert set(found["import_s"]) == SPREAD
@@ -243,6 +244,7 @@ def test_resets_are_measured_beside_the_plain_call(monkeypatch: pytest.MonkeyPat
 # Thread contention
 
 
+@pytest.mark.slow
 def test_thread_contention_has_every_scenario() -> None:
     point = Point("gru", 3, 2, 4, 4, passes=FORWARD_BACKWARD)
     scenarios = ("alone", "blas", "two callers", *(["torch", "torch and blas"] if TORCH else []))

@@ -127,6 +127,7 @@ def test_both_sides_alternate_in_being_timed_first(
     assert [order[:3], order[3:]] == (rounds if ours_first else rounds[::-1])
 
 
+@pytest.mark.slow
 def test_points_alternate_the_side_that_is_first(
     throughput: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
