@@ -45,7 +45,7 @@ test-all: $(VENV)/.installed-test
 
 test-peers: $(VENV)/.installed-test $(VENV)/.installed-peers $(VENV)/.installed-torch-examples \
 	$(VENV)/.installed-torch-libraries
-	RNNKIT_REQUIRED=peers $(PYTEST) -m peers tests/peers tests/torch $(ARGS)
+	RNNKIT_REQUIRED=peers $(PYTEST) $(BESIDE) -m peers tests/peers tests/torch $(ARGS)
 
 # The tests that need NVIDIA's compilers, or a CuPy beside them.
 COMPILING := tests/cuda/test_cuda_build.py tests/cuda/test_cuda_occupancy.py tests/cuda/test_numba_ptx.py \

@@ -14,7 +14,7 @@ import rnnkit
 from rnnkit.testing import assert_close
 from tests.api.test_bidirectional import merge_by_hand
 from tests.api.test_modules import F64, LENGTHS, B, H, I, T, assert_gradients, leaves
-from tests.helpers import LAYERS, THE_ORACLE, randn, refused
+from tests.helpers import LAYERS, THE_ORACLE, randn, refused, slow_except
 
 # LastState
 
@@ -59,7 +59,7 @@ def test_last_state_gradients_by_differences(make: Any, cpu_backend: str, rng: n
 
 
 @THE_ORACLE
-@pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
+@pytest.mark.parametrize("merge", slow_except(["concat", "sum", "mul", "ave", None], "mul", None))
 def test_last_state_of_a_bidirectional(merge: str | None, cpu_backend: str, rng: np.random.Generator) -> None:
     layers = 2 if merge == "sum" else 1
     both = rnnkit.Bidirectional(rnnkit.LSTM(I, H, layers, backend=cpu_backend, rng=rng, **F64), merge)
@@ -129,6 +129,7 @@ def test_sequential_calls_its_modules_in_order(cpu_backend: str, rng: np.random.
     ]
 
 
+@pytest.mark.slow
 @THE_ORACLE
 def test_sequential_gradients_by_differences(cpu_backend: str, rng: np.random.Generator) -> None:
     model = classifier(cpu_backend, rng)

@@ -171,8 +171,8 @@ def test_extras_that_are_named_exist() -> None:
     [
         ("peers", ["jax"], 4, "RNNKIT_REQUIRED=peers, but these do not import: jax (planted)"),
         ("kernels,peers", ["torch", "keras"], 4, "do not import: torch (planted), keras (planted)"),
-        ("peers", [], 0, ""),
-        ("", ["torch", "keras", "jax", "openvino"], 0, ""),
+        pytest.param("peers", [], 0, "", marks=pytest.mark.slow),
+        pytest.param("", ["torch", "keras", "jax", "openvino"], 0, "", marks=pytest.mark.slow),
         ("yes", [], 4, "RNNKIT_REQUIRED may name emulators, kernels, peers, got 'yes'"),
     ],
 )

@@ -164,7 +164,7 @@ def test_bad_arguments_of_check_layer(rng: Any) -> None:
     x = np.zeros((4, 2, 5), np.float32)
     gru = rnnkit.GRU(5, 6, backend="numpy", rng=0)
     for error, words, arguments in (
-        (TypeError, ["layer", "RNN, GRU or LSTM", "Linear"], (rnnkit.Linear(5, 6), x)),
+        (TypeError, ["layer", "RNN, GRU, LSTM or SLSTM", "Linear"], (rnnkit.Linear(5, 6), x)),
         (ValueError, ["layer", "dropout", "eval", "0.5"], (rnnkit.GRU(5, 6, 2, dropout=0.5, rng=0), x)),
         (TypeError, ["x", "float32", "float64"], (gru, x.astype(np.float64))),
         (ValueError, ["x", "input_size=5"], (gru, x[:, :, :4])),

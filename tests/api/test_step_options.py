@@ -84,7 +84,7 @@ def by_layer(layer: Any, x: Any, state: Any, dstate: Any) -> dict[str, np.ndarra
     return found | {f"grad {n}": g.copy() for n, g in layer.grads.items()}
 
 
-QUICK = [("numpy", name) for name in CASES] + [("numba", "lstm")]
+QUICK = [("numpy", name) for name in CASES]
 
 
 @pytest.mark.parametrize(

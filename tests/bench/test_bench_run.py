@@ -174,6 +174,7 @@ def test_a_much_slower_peer_of_a_long_call_is_not_timed_again() -> None:
     assert runner._outrun(pool, {"numba": [[1.0]], "torch": [[2.0]], "jax": [[19.0]]}) == []
 
 
+@pytest.mark.slow
 def test_peers_that_compile_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "compiling_peer.py").write_text(
         "from bench.peers import Prepared\n"
@@ -226,7 +227,7 @@ def test_an_interrupted_run_resumes_at_the_next_point(tmp_path: Path) -> None:
     ("spoil", "what"),
     [
         (lambda d: d.update(commit="other"), "its commit is 'other', and now it would be"),
-        (lambda d: d["settings"].update(seconds=9.0), "its setting seconds is 9.0"),
+        pytest.param(lambda d: d["settings"].update(seconds=9.0), "its setting seconds is 9.0", marks=pytest.mark.slow),
         (lambda d: d["settings"].update(threads=9), "its setting threads is 9"),
         (lambda d: d["peers"]["numpy"]["versions"].update(numpy="0"), "its version of numpy is"),
         (lambda d: d["peers"].update(torch={"ours": False, "absent": "no"}), "its list of peers is"),

@@ -103,6 +103,7 @@ def test_the_run_stops_if_the_base_case_fails(tmp_path: Path, capsys: pytest.Cap
     assert "the run stops here: the base case failed: cublas" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_base_case_that_hangs_stops_the_run(tmp_path: Path) -> None:
     one = part("hangs", most=1.0)
     assert run(tmp_path, [processes.Part("smoke", one.workers, 1.0, 0.5), part("done")]) == 1
@@ -193,7 +194,8 @@ def assert_whole(out: Path, witness: Path) -> None:
     assert ended_according_to(witness) <= on_disk(out)
 
 
-@pytest.mark.parametrize("moment", slow_except(range(10), 4))
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(10))
 def test_after_a_kill_at_a_random_moment_no_finished_check_is_missing(moment: int, tmp_path: Path) -> None:
     number = (signal.SIGKILL, signal.SIGTERM)[moment % 2]
     out = tmp_path / "out"
@@ -229,7 +231,7 @@ def test_after_a_kill_at_a_random_moment_no_finished_check_is_missing(moment: in
     assert {key for key, which in runs.items() if which == 0} >= before
 
 
-@pytest.mark.parametrize("limit", [2000, 8000, 20_000])
+@pytest.mark.parametrize("limit", slow_except([2000, 8000, 20_000], 8000))
 def test_full_disk_keeps_what_was_written(limit: int, tmp_path: Path) -> None:
     """A limit on the file size acts like a full disk: a write fails after a part of the data."""
     out = tmp_path / "out"
@@ -286,6 +288,7 @@ def test_only_failed_repeats_only_failed_items(tmp_path: Path) -> None:
     assert second["parts"]["smoke"] == first["parts"]["smoke"]
 
 
+@pytest.mark.slow
 def test_a_failure_that_was_not_repeated_in_time_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(out, [mending(tmp_path)]) == 1
@@ -310,6 +313,7 @@ def test_continuing_runs_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> N
     assert document(out) == before
 
 
+@pytest.mark.slow
 def test_a_part_without_items_is_repeated_completely(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(out, [part("raises"), part("done")]) == 1

@@ -75,6 +75,7 @@ def test_garbage_before_a_line_does_not_damage_it(tmp_path: Path) -> None:
     assert items_file.read_lines(items) == [{"part": "next"}]
 
 
+@pytest.mark.slow
 def test_a_part_beyond_its_time_limit_is_killed_with_its_children(tmp_path: Path) -> None:
     started = time.monotonic()
     result, items = run(part("hangs", most=1.5), tmp_path)
@@ -86,6 +87,7 @@ def test_a_part_beyond_its_time_limit_is_killed_with_its_children(tmp_path: Path
     assert has_ended(child)
 
 
+@pytest.mark.slow
 def test_a_hung_part_is_killed_when_no_check_finishes(tmp_path: Path) -> None:
     started = time.monotonic()
     result, items = run(part("hangs", quiet=1.0), tmp_path)

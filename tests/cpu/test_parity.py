@@ -30,10 +30,10 @@ PAIRS = [
 
 
 def marks(backend: str, dtype: str, case: Case) -> list[pytest.MarkDecorator]:
-    """`make test` compiles one cell in 16 bits here, and the LSTM in test_sixteen_bits.py."""
+    """`make test` compiles 16-bit kernels in test_sixteen_bits.py, those of the LSTM."""
     found = [needs_ml_dtypes] if dtype == "bfloat16" else []
     in_16_bits = backend == "numba" and dtype in ("float16", "bfloat16")
-    return [*found, pytest.mark.slow] if in_16_bits and (dtype, case.cell) != ("bfloat16", "rnn_tanh") else found
+    return [*found, pytest.mark.slow] if in_16_bits else found
 
 
 def assert_within(worst: dict[str, float]) -> None:

@@ -241,7 +241,8 @@ def test_overflow_and_nan_stay_in_their_row(dtype: str, T: int) -> None:
     assert (y[:, 2] == 3).all()
 
 
-@pytest.mark.parametrize("dtype", slow_except(SHORT, "bfloat16"))
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", SHORT)
 def test_rows_without_steps_keep_the_bits_of_their_states(dtype: str) -> None:
     """Also of subnormal numbers."""
     layer = rnnkit.RNN(3, 20, nonlinearity="relu", dtype=dtype, backend="numba", rng=0)

@@ -158,6 +158,7 @@ def test_the_wide_kernels_serve_large_steps(cp: Any) -> None:
     ):
         launcher = mock.MagicMock()
         launcher.p.compute_bytes = bytes_
+        launcher.p.cell.normalises = False
         stepwise_launch.StepLauncher._launch_step(launcher, "forward_step", rows, units)
         name, shape, _ = launcher.launch.call_args.args
         assert name == ("forward_step_wide" if want else "forward_step")
