@@ -22,8 +22,8 @@ SMALL = Point("lstm", 5, 4, 6, 9)
 @pytest.mark.parametrize(
     "point",
     [
-        Point("lstm", 7, 3, 5, 9),
-        Point("lstm", 7, 3, 5, 9, "float16"),
+        pytest.param(Point("lstm", 7, 3, 5, 9), marks=pytest.mark.slow),
+        pytest.param(Point("lstm", 7, 3, 5, 9, "float16"), marks=pytest.mark.slow),
         Point("gru", 7, 3, 5, 9, "float16"),
         Point("rnn_tanh", 27, 19, 5, 9),  # 513 row-steps: two slices, the second one shorter
     ],

@@ -19,15 +19,15 @@ from tests.required import unless_required
 torch = pytest.importorskip("torch")
 unless_required("peers", None if importlib.util.find_spec("expecttest") else "expecttest is not installed")
 pytest.importorskip("expecttest")
-import rnnkit.torch  # noqa: E402
-from tests.torch.pairs import close, label, tensors, total  # noqa: E402
-
-# The import switches assignments to torch.backends' flags off, for the whole process.
-_flags_allowed = torch.backends.__allow_nonbracketed_mutation_flag
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db  # noqa: E402
 from torch.testing._internal.common_utils import freeze_rng_state, noncontiguous_like  # noqa: E402
 
-torch.backends.__allow_nonbracketed_mutation_flag = _flags_allowed
+import rnnkit.torch  # noqa: E402
+from tests.torch.pairs import close, label, tensors, total  # noqa: E402
+
+# The import switches assignments to torch.backends' flags off, for the whole process. Not `torch.backends.__allow...`:
+# other modules take the place of `torch.backends`, and an assignment to their attributes changes nothing.
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 pytestmark = pytest.mark.peers
 
