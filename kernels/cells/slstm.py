@@ -1,8 +1,9 @@
 """sLSTM, pointwise: the equations of `_slstm_forward` in rnnkit/core/cells.py.
 
-Of i and f one is 1 and the other one exp(-|lead|), where lead = a_i - p; its sign says which. exp(-|lead|) is
-s / (1 - s) with s = sigmoid(-|lead|). Saved for backward: lead, sigmoid(-a_f), tanh(a_z) and o; backward computes i, f,
-c and n again. A row has three states beside h: `states` is (c', n', m'), and dstates the gradients of c, n and m.
+With lead = a_i - p, i is 1 and f is exp(-|lead|) where lead >= 0, else the reverse; but in the first step of a unit i
+is 1, and f is 1 where lead < 0. exp(-|lead|) is s / (1 - s) with s = sigmoid(-|lead|). Saved for backward: lead,
+sigmoid(-a_f), tanh(a_z) and o; backward computes i, f, c and n again. A row has three states beside h: `states` is
+(c', n', m'), and dstates the gradients of c, n and m.
 """
 
 from __future__ import annotations

@@ -426,7 +426,7 @@ class Recurrent(Module):
                     return states
         lead = (slots,) if unbatched else (slots, B)
         means = "(L*D, width)" if unbatched else "(L*D, B, width)"
-        named = [names.format(letter) for letter in self.cell.states]
+        named = () if state is None else [names.format(letter) for letter in self.cell.states]  # for errors alone
         checked = checks.states(state, named, [(*lead, w) for w in widths], self.dtype, self.device, means)
         xp: Any = array_module(next(iter(self._params.values())))
         return tuple(

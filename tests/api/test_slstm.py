@@ -48,7 +48,7 @@ def test_the_state_is_four_arrays(rng: np.random.Generator) -> None:
 
 
 def test_a_sequence_in_two_calls_is_the_whole_call(rng: np.random.Generator) -> None:
-    """Without initial states too: the first step is told by n = 0, and no later one is."""
+    """Without initial states too: only a row's first step has n = 0, which its equations depend on."""
     layer = layer_of(dtype="float64", num_layers=2)
     x = x_of(layer, rng)
     y, state_n = layer(x)

@@ -1,7 +1,7 @@
 """The sLSTM against PyTorch: its equations as a loop of torch in float64, with autograd.
 
-FlashRNN's vanilla form has them. Of a unit that has had no step its kernels limit f to 1, as the equations here do. A
-gradient at a limit is that of `torch.clamp`, which passes it.
+They are FlashRNN's vanilla form. In the first step of a unit its kernels limit f to 1, and so do the equations here.
+At the limit the gradient is that of `torch.clamp`, which passes it.
 """
 
 from __future__ import annotations

@@ -43,10 +43,9 @@ class SavedStates(NamedTuple):
     values: Array = None  # (N, n_saved*H) the values named by the row's `saved`
     h_prev: Array = None  # (N, R) the state before each step
     c_prev: Array = None  # (N, H) in the compute dtype, where the cell has c
-    operand: Array = (
-        None  # (N, H) operand of the second product: m under projection, r h' for a GRU that resets before;
-    )
-    # of a cell that normalises (N, n_statistics) in the compute dtype
+    # (N, H) operand of the second product: m under projection, r h' for a GRU that resets before. Of a cell that
+    # normalises the statistics of each row, (N, n_statistics) in the compute dtype.
+    operand: Array = None
 
     @classmethod
     def placed(cls, p: Problem, memory: Memory) -> SavedStates:
