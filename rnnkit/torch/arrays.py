@@ -81,6 +81,14 @@ def as_tensor(array: Array) -> Tensor:
     return torch.from_numpy(array)
 
 
+def as_tensors(arrays: Sequence[Array]) -> list[Tensor]:
+    """`as_tensor` of arrays of one kind and dtype."""
+    first = arrays[0]
+    if type(first) is np.ndarray and first.dtype.kind != "V":
+        return list(map(torch.from_numpy, arrays))
+    return list(map(as_tensor, arrays))
+
+
 def new_bytes(like: Tensor, size: int) -> Tensor:
     """(size,) uninitialised uint8 on the device of `like`, from a multiple of 64 bytes on.
 

@@ -40,8 +40,18 @@ def run(
     # The most frequent case of `_function_for`, without its other questions: for the smallest calls.
     unrecorded = not torch.is_grad_enabled() and forward_ad._current_level < 0
     if unrecorded and dispatch.nobody_watches(x, *state0, *weights):
-        tensors = (x, state0, weights, masks, lengths)
-        y, *state_n = operators.forward(*tensors, **stack.options, keep=False)
+        y, *state_n = operators.forward(
+            x,
+            state0,
+            weights,
+            masks,
+            lengths,
+            cell=stack.cell,
+            backend=stack.backend,
+            bidirectional=stack.bidirectional,
+            keep=False,
+            rates=stack.rates,
+        )
         return y, state_n
     function = _function_for((x, *state0, *weights))
     if function is not None:

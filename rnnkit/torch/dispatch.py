@@ -14,6 +14,10 @@ from rnnkit.torch.arrays import Tensor
 _FORWARD = torch.ops.rnnkit.forward.default
 _BACKWARD = torch.ops.rnnkit.backward.default
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
+_modes = torch._C._len_torch_dispatch_stack
+_transformed = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+_profiled = torch.autograd._profiler_enabled
 
 
 class Stack:
@@ -122,9 +126,9 @@ def nobody_watches(*tensors: Tensor) -> bool:
         return False
     return (
         _PLAIN.issuperset(map(type, tensors))
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        and not _modes()
+        and not _transformed()
+        and _tracing() is None
+        and not _profiled()
         and (tensors[0].is_cpu or tensors[0].is_cuda)
     )

@@ -41,7 +41,7 @@ from rnnkit.torch.arrays import (
     Tensor,
     WeightViews,
     as_array,
-    as_tensor,
+    as_tensors,
     new_bytes,
     on_device,
     parts_of,
@@ -126,7 +126,7 @@ def forward(
         dropped, noise = _noise_of(masks, rates)
         call = _stack_call(x, state0, views, dropped, lengths, choice, reserve, noise)
         y, state_n, _ = stack.forward(call)
-        results = [as_tensor(y), *map(as_tensor, state_n)]
+        results = as_tensors([y, *state_n])
         return results if reserve is None else [*results, reserve]
 
 
@@ -161,7 +161,7 @@ def backward(
         ends = tuple([_zeros_like(s) if d is None else as_array(d) for d, s in zip(dstate_n, call.state0, strict=True)])
         dx, dstate0, dweights = stack_backward.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
-        return [as_tensor(a) for a in (dx, *dstate0[: len(state0)], *parts)]
+        return as_tensors([dx, *dstate0[: len(state0)], *parts])
 
 
 def _stack_call(

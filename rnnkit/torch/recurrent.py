@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -233,11 +232,13 @@ class Layers(nn.RNNBase):
         layout: packed.Layout | None,
     ) -> tuple[Tensor, States]:
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
-        x, states, weights = under_autocast(x, states or (), weights)
+        states = states or ()
+        if torch._C._is_any_autocast_enabled():
+            x, states, weights = under_autocast(x, states, weights)
         weight = weights[0]
         if states or x.dtype is not weight.dtype or x.device != weight.device:
             checks.one_kind(x, states, weight)
-        masks, rates = self._all_masks(x, layout)
+        masks, rates = self._all_masks(x, layout) if self.dropout or self.regularisation else ((), ())
         if self.strict and not torch.compiler.is_compiling():
             self._check_strict(x)
         stack = Stack(self._cell_text(), self.backend, bool(self.bidirectional), len(masks), len(states), rates)
@@ -275,9 +276,13 @@ class Layers(nn.RNNBase):
         """The weights as they are now: parameters, or what a parametrization or another tool put in their place."""
         if torch.compiler.is_compiling():
             return [getattr(self, name) for name in self._flat_weights_names]
-        if not all(map(is_, self._flat_weights, map(self._parameters.get, self._flat_weights_names))):
-            self._update_flat_weights()
-        return self._flat_weights
+        weights = self._flat_weights
+        parameters = self._parameters
+        for name, weight in zip(self._flat_weights_names, weights, strict=False):
+            if parameters.get(name) is not weight:
+                self._update_flat_weights()
+                return self._flat_weights
+        return weights
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget(self._flat_weights)
