@@ -50,9 +50,9 @@ def test_another_clip_compiles_nothing_and_is_used() -> None:
 def test_the_gradient_is_zero_beyond_the_clip_in_every_dtype() -> None:
     """x decides the pre-activation exactly: at the limit, beyond it and inside."""
     case = Case("rnn_tanh+clip", T=1, B=4, I=1, H=1, constants=(0.5,))
-    for dtype in ("float32", "bfloat16") if "bfloat16" in np.sctypeDict else ("float32", "float16"):
+    for dtype in ("float32", "bfloat16"):
         inputs = make_inputs(case, dtype)
-        inputs.x[0, :, 0] = [0.5, 0.501, -0.5, -0.75]
+        inputs.x[0, :, 0] = [0.5, 0.51, -0.5, -0.75]
         ones = [np.ones_like(inputs.weights.w_ih), np.zeros_like(inputs.weights.w_hh)]
         inputs.weights = Weights(*ones, None, None)
         inputs.dy[...] = 1
