@@ -16,7 +16,7 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.kernels.cells import HEADERS
 from rnnkit.parity import Check
 from rnnkit.testing import CASES as EVERY_CASE
-from rnnkit.testing import LARGE_CASES
+from rnnkit.testing import LARGE_CASES, OPTION_CASES
 
 DEVICE = "cuda:0"
 CASES = tuple(case for case in EVERY_CASE if case.cell in HEADERS)
@@ -50,7 +50,7 @@ def plan(schedule: str | None = None) -> tuple[list[Check], dict[str, str]]:
     if schedule is not None:
         names = [name for name in names if name.partition(":")[0] != "cupy"]
         names.insert(0, f"cupy:{schedule}")
-    found = parity.plan(backends=names, devices=[DEVICE], cases=(*CASES, *LARGE_CASES))
+    found = parity.plan(backends=names, devices=[DEVICE], cases=(*CASES, *OPTION_CASES, *LARGE_CASES))
     checks = [check for check in found.checks if _fits(check)]
     checks.sort(key=lambda check: (check.case in LARGE_CASES, check.backend == "numba_cuda"))
     return checks, found.unavailable

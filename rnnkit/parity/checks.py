@@ -217,7 +217,7 @@ def plan(
         for backend in usable["backend"]
         if _serves(backend, dtype, device) and (oracle_named or (backend, dtype) != ORACLE)
     ]
-    selected = [case for case in cases if case.cell in usable["cell"]]
+    selected = [case for case in cases if cell_of(case.cell).name in usable["cell"]]
     checks, refused = _divide(selected, combinations)
     missing = [name for name in unavailable if any(name in (names or ()) for names in named.values())]
     for (dtype, device, backend), reasons in refused.items():
@@ -327,14 +327,16 @@ def _refusal(check: Check) -> str | None:
     """Why the backend, the device or the named schedule does not serve the check; None if it does."""
     case = check.case
     row, schedule = backend_row(check.backend)
-    if cell_of(case.cell).name not in row.cells():
+    cell = cell_of(case.cell)
+    if cell.name not in row.cells():
         return f"does not serve the cell {case.cell}"
-    if check.device == "cpu":
-        return None
+    reason = row.options(cell)
+    if reason is not None or check.device == "cpu":
+        return reason
     sizes = Sizes(case.T, case.B, case.I, case.H, case.P or case.H, case.T * case.B)
     try:
         with current(check.device):
-            row.load(schedule).describe(CELLS[case.cell], DTYPES[check.dtype], sizes, True)
+            row.load(schedule).describe(cell, DTYPES[check.dtype], sizes, True)
     except UnsupportedDeviceError as problem:
         return str(problem)
     except (
@@ -354,7 +356,7 @@ def _unserved(
     served = {
         "backend": {check.backend for check in checks},
         "dtype": {check.dtype for check in checks},
-        "cell": {check.case.cell for check in checks},
+        "cell": {cell_of(check.case.cell).name for check in checks},
         "device": {check.device for check in checks},
     }
     unserved = []

@@ -8,7 +8,7 @@ error of every output and gradient as a share of its tolerance in DTYPES: at mos
 of cases, and layers of users.
 """
 
-from rnnkit.testing.cases import CASES, LARGE_CASES, Case
+from rnnkit.testing.cases import CASES, LARGE_CASES, OPTION_CASES, Case
 from rnnkit.testing.comparison import Errors, assert_close, error_ratio, errors, growth_of, kind_of
 from rnnkit.testing.inputs import Inputs, make_inputs, widened
 from rnnkit.testing.running import parity, precision_of, run
@@ -16,6 +16,7 @@ from rnnkit.testing.running import parity, precision_of, run
 __all__ = [
     "CASES",
     "LARGE_CASES",
+    "OPTION_CASES",
     "Case",
     "Errors",
     "Inputs",

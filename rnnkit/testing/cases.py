@@ -1,4 +1,4 @@
-"""Cases to check, and the tables of them: CASES, and LARGE_CASES for GPUs."""
+"""Cases to check, and the tables of them: CASES, OPTION_CASES of cells with options, and LARGE_CASES for GPUs."""
 
 from __future__ import annotations
 
@@ -73,6 +73,18 @@ def _cases() -> tuple[Case, ...]:
 
 
 CASES: tuple[Case, ...] = _cases()
+
+# Cells with options: each kind of layer normalisation, and each of the other options once.
+OPTION_CASES: tuple[Case, ...] = (
+    Case("gru+layer_norm=haste", T=4, B=5, I=3, H=19, ragged=True, constants=(1e-2,)),
+    Case("gru+layer_norm=dreamer", T=4, B=5, I=3, H=19, reverse=True, ragged=True, constants=(1e-2,)),
+    Case("lstm+layer_norm=haste", T=4, B=5, I=3, H=19, reverse=True, ragged=True, constants=(1e-2,)),
+    Case("lstm+layer_norm=torch", T=4, B=5, I=3, H=19, ragged=True, constants=(1e-2,)),
+    Case("lstm+peephole+clip+cell_clip", T=4, B=7, I=5, H=35, constants=(0.7, 0.5), ragged=True),
+    Case("lstm+peephole+coupled", T=6, B=7, I=3, H=19, P=9, reverse=True),
+    Case("gru+clip+activations=HardSigmoid,Softsign", T=4, B=5, I=3, H=19, constants=(0.8, 0.3, 0.4)),
+    Case("rnn_tanh+clip", T=4, B=5, I=3, H=19, constants=(0.5,), ragged=True),
+)
 
 # For GPUs: several chunks of steps, several thread blocks per row, sizes that are not multiples of a tile. The relu RNN
 # is excluded: its gradient jumps if rounding changes the sign of a pre-activation, and at these sizes one sign does. No

@@ -39,7 +39,7 @@ def public_names() -> dict[str, Any]:
     for name, value in vars(rnnkit.errors).items():
         if getattr(value, "__module__", None) == "rnnkit.errors" and not name.startswith("_"):
             names[f"errors.{name}"] = value
-    tables = ("CASES", "LARGE_CASES")
+    tables = ("CASES", "LARGE_CASES", "OPTION_CASES")
     names |= {f"testing.{name}": getattr(rnnkit.testing, name) for name in rnnkit.testing.__all__ if name not in tables}
     for module_name, name in OTHER_NAMES:
         names[f"{module_name}.{name}"] = getattr(importlib.import_module(module_name), name)

@@ -15,7 +15,7 @@ from bench.gpu import plan, smoke, tables
 from rnnkit.backends import registry
 from rnnkit.backends.cupy.schedules import SCHEDULES
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.testing import LARGE_CASES, Case
+from rnnkit.testing import LARGE_CASES, OPTION_CASES, Case
 from tests.bench.gpu_card import part_items, stand_in_card
 from tests.bench.gpu_document import document
 
@@ -102,7 +102,7 @@ def test_every_check_of_the_cuda_backends_is_in_exactly_one_share(card: Any, mon
     checks, unavailable = part.plan()
     assert unavailable.pop("numba_cuda") == "planted: no libNVVM"
     # Schedules that do not serve every case; one item per schedule, dtype and device says how many, and why.
-    every = len(part.CASES) + len(LARGE_CASES)
+    every = len(part.CASES) + len(OPTION_CASES) + len(LARGE_CASES)
     refused = 0
     for key in unavailable:
         match = re.fullmatch(r"(?:(\d+) of \d+ cases of )?cupy:(?:one_block|cluster|grid) \w+ on cuda:0", key)
@@ -133,6 +133,7 @@ def test_outcomes_are_items(card: Any, tmp_path: Path, monkeypatch: pytest.Monke
     case = Case("lstm", T=4, B=3, I=2, H=5)
     monkeypatch.setattr(part, "CASES", (case,))
     monkeypatch.setattr(part, "LARGE_CASES", ())
+    monkeypatch.setattr(part, "OPTION_CASES", ())
     found = part_items(part, tmp_path / "lines")
     json.dumps(found, allow_nan=False)
     assert found["numba_cuda"]["status"] == "not available"
@@ -143,6 +144,19 @@ def test_outcomes_are_items(card: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert "cupy:stepwise   float32         1    0" in text
     assert "not available: planted: no libNVVM" in text
     assert tables.line("parity", one).startswith(f"parity     ok            cupy:stepwise float32 {case}")
+
+
+@pytest.mark.slow
+def test_cells_with_options_are_items(card: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = OPTION_CASES[2:5:2]  # one with layer normalisation, and one with other options
+    for name, cases in (("CASES", ()), ("OPTION_CASES", chosen), ("LARGE_CASES", ())):
+        monkeypatch.setattr(part, name, cases)
+    found = part_items(part, tmp_path / "lines")
+    for case in chosen:
+        assert found[f"cupy:stepwise float32 {case} cuda:0"]["status"] == "ok"
+    checked = [key for key, item in found.items() if item["status"] != "not available"]
+    assert checked
+    assert all(key.startswith("cupy:stepwise") for key in checked)  # the other schedules have no options
 
 
 @pytest.mark.slow
