@@ -1,7 +1,7 @@
 """After the backward loop: the gradients of the weights per unit, each a sum over all row-steps.
 
-The threads share the units, so no sum is split, and bits do not depend on their number. A sum is compensated (Kahan,
-1965): its error does not grow with the row-steps.
+The threads share the units, so no sum is split, and bits do not depend on their number. BESIDE row-steps are added up
+first, and those sums with compensation (Kahan, 1965): the error does not grow with the row-steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from rnnkit.kernels.cpu.formats import formats
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.memory import minimum
 from rnnkit.kernels.cpu.rows import row_functions
+
+BESIDE = 4  # a compensated sum takes four operations, two loads and two stores
 
 
 def unit_gradient_room(cell: Any, H: int, threads: int, lanes: int) -> int:
@@ -54,12 +56,37 @@ def make_unit_gradients(cell: Any, dtype: str) -> Any:
     lanes = v.lanes
     load_sums = v.whole.load
     store_sums = v.whole.store
-    load_values = stored.first.load_blocks
+    add_blocks = v.add_blocks
     source = v if NORM else operand
     SOURCE = source.itemsize
-    load_gates = source.first.load_blocks
-    load_c = v.first.load
     store_result = stored.first.store
+
+    def units(part):
+        load_values = getattr(stored, part).load_blocks
+        load_gates = getattr(source, part).load_blocks
+        load_c = getattr(v, part).load
+
+        @inner
+        def summands(a, step, j, n, H, k):
+            """What a row-step adds for the units from j on."""
+            saved = load_values(a.saved.values + (SAVED * step * H + j) * STORED, H * STORED, n, SAVED)
+            gradients = a.dprojected if NORM else a.dgates_x
+            da = load_gates(gradients + (G * step * H + j) * SOURCE, H * SOURCE, n, G)
+            c_prev = load_c(a.saved.c_prev + (step * H + j) * COMPUTED, n) if HAS_C else zero()
+            return unit_gradients_of(saved, c_prev, da, k)
+
+        @inner
+        def total(a, first, N, j, n, H, k):
+            """The sum of BESIDE row-steps, or of those that are left."""
+            found = summands(a, first, j, n, H, k)
+            for step in range(first + 1, minimum(first + BESIDE, N)):
+                found = add_blocks(found, summands(a, step, j, n, H, k))
+            return found
+
+        return total
+
+    whole = units("whole")
+    last = units("first")
 
     @inner
     def add(value, sums, rest):
@@ -69,6 +96,12 @@ def make_unit_gradients(cell: Any, dtype: str) -> Any:
         new = total + y
         store_sums((new - total) - y, rest, lanes)
         store_sums(new, sums, lanes)
+
+    @inner
+    def add_all(values, sums, rest, width):
+        """values: one a sum; the next sum is `width` numbers on."""
+        for m in range(K):
+            add(values[m], sums + m * width * COMPUTED, rest + m * width * COMPUTED)
 
     @inner
     def unit_gradients(a, s, p, index):
@@ -82,17 +115,14 @@ def make_unit_gradients(cell: Any, dtype: str) -> Any:
         rest = sums + K * width * COMPUTED
         for j in range(0, 2 * K * width, lanes):
             store_sums(zero(), sums + j * COMPUTED, lanes)
-        for step in range(s.N):
-            for j in range(u0, u1, lanes):
-                n = minimum(lanes, u1 - j)
-                saved = load_values(a.saved.values + (SAVED * step * H + j) * STORED, H * STORED, n, SAVED)
-                gradients = a.dprojected if NORM else a.dgates_x
-                da = load_gates(gradients + (G * step * H + j) * SOURCE, H * SOURCE, n, G)
-                c_prev = load_c(a.saved.c_prev + (step * H + j) * COMPUTED, n) if HAS_C else zero()
-                parts = unit_gradients_of(saved, c_prev, da, k)
+        end = u1 - (u1 - u0) % lanes
+        for first in range(0, s.N, BESIDE):
+            for j in range(u0, end, lanes):
                 at = (j - u0) * COMPUTED
-                for m in range(K):
-                    add(parts[m], sums + m * width * COMPUTED + at, rest + m * width * COMPUTED + at)
+                add_all(whole(a, first, s.N, j, lanes, H, k), sums + at, rest + at, width)
+            if end < u1:
+                at = (end - u0) * COMPUTED
+                add_all(last(a, first, s.N, end, u1 - end, H, k), sums + at, rest + at, width)
         for m in range(K):
             for j in range(u0, u1, lanes):
                 value = load_sums(sums + (m * width + j - u0) * COMPUTED, lanes)

@@ -158,7 +158,7 @@ def backward(
         dropped, noise = _noise_of(masks, rates)
         call = _stack_call(x, state0, views, (), lengths, choice, reserve, noise)
         saved = stack.restored(call, [as_array(m) for m in dropped])
-        ends = tuple([_zeros_like(s) if d is None else as_array(d) for d, s in zip(dstate_n, call.state0, strict=True)])
+        ends = tuple([_end_gradient(d, s, not state0) for d, s in zip(dstate_n, call.state0, strict=True)])
         dx, dstate0, dweights = stack_backward.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
         return as_tensors([dx, *dstate0[: len(state0)], *parts])
@@ -217,9 +217,15 @@ def _reserve_bytes(kind: Any, shapes: Any, layers: int, directions: int, ragged:
     return stack_bytes(choice_of(*kind), row, sizes, layers, directions, ragged)
 
 
-def _zeros_like(array: Array) -> Array:
-    xp: Any = array_module(array)
-    return xp.zeros(array.shape, array.dtype)
+def _end_gradient(given: Tensor | None, state0: Array, zeros: bool) -> Array:
+    """The gradient of a final state, None for zeros. zeros: whether state0 is, so that it can be the gradient: no
+    backend writes into either."""
+    if given is not None:
+        return as_array(given)
+    if zeros:
+        return state0
+    xp: Any = array_module(state0)
+    return xp.zeros(state0.shape, state0.dtype)
 
 
 def _sizes(x: Any, w_hh: Any, cell: Cell) -> Sizes:
