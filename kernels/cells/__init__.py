@@ -48,6 +48,7 @@ HEADERS: dict[str, Header] = {
     "gru": Header("cells/gru.cuh"),
     "gru_reset_before": Header("cells/gru_reset_before.cuh"),
     "lstm": Header("cells/lstm.cuh"),
+    "slstm": Header("cells/slstm.cuh"),
 }
 
 

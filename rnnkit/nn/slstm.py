@@ -1,4 +1,4 @@
-"""SLSTM: the scalar xLSTM cell as a layer. NumPy arrays."""
+"""SLSTM: the scalar xLSTM cell as a layer. NumPy or CuPy arrays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SLSTM(Recurrent):
         dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
         bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
         dtype: dtype of parameters and arrays, see `RNN`. With 16-bit dtypes, c, n and m are float32 within a call.
-        device: "cpu"; None for the CPU. The CUDA backends do not serve this layer.
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU. Of the CUDA backends, `cupy` serves this layer.
         backend: see `RNN`.
         strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
             the NumPy oracle.

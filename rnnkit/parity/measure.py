@@ -165,8 +165,8 @@ def _over(arrays: dict[str, Errors], incomparable: list[str], check: Check | Lay
     over.sort(key=lambda name: -arrays[name].worst)
     text = "over the bound: " + _few([f"{name} at {arrays[name].worst:.3g} times it" for name in over])
     cell = check.case.cell if isinstance(check, Check) else ""
-    if cell == "rnn_relu" and all(kind_of(name) == "backward" for name in over):
-        text += " (the gradient of relu jumps if rounding changes a sign; in a wide layer that may be the only cause)"
+    if cell in CELLS and CELLS[cell].jumps and all(kind_of(name) == "backward" for name in over):
+        text += " (this cell's gradient jumps if rounding changes a sign; in a wide layer that may be the only cause)"
     return [text]
 
 

@@ -10,23 +10,32 @@ from unittest import mock
 import numpy as np
 
 from rnnkit import testing
-from rnnkit.backends.cupy.step_products import Step
+from rnnkit.backends import BACKENDS
+from rnnkit.backends.cupy.step_products import Step, cell_problem
 from rnnkit.core import cells
 from rnnkit.core.cells import Weights
 from rnnkit.functional import direction
 from rnnkit.kernels.cells import HEADERS
-from rnnkit.testing import Case, Inputs, assert_close, make_inputs, run
+from rnnkit.testing import Case, Inputs, assert_close, kind_of, make_inputs, run
 from tests import helpers
 from tests.tools import fakecupy
 
-# What the CUDA backends serve, of the tables of these names.
+# What `cupy` serves, and its schedule `stepwise`, of the tables of these names.
 CELLS = {name: cell for name, cell in cells.CELLS.items() if name in HEADERS}
 CASES = tuple(case for case in testing.CASES if case.cell in CELLS)
 LAYERS = {name: layer for name, layer in helpers.LAYERS.items() if name in CELLS}
 
-# The kinds of steps that the resident schedules have kernels of their own for: every cell, and those with a projection.
-PROJECTED = tuple(f"{name}_projected" for name, cell in CELLS.items() if cell.projects)
-KINDS = (*CELLS, *PROJECTED)
+# What `numba_cuda` serves of them.
+NUMBA_CELLS = {name: cell for name, cell in CELLS.items() if name in BACKENDS["numba_cuda"].cells()}
+NUMBA_CASES = tuple(case for case in CASES if case.cell in NUMBA_CELLS)
+NUMBA_LAYERS = {name: layer for name, layer in LAYERS.items() if name in NUMBA_CELLS}
+
+# What the resident schedules serve, and the kinds of steps that they have kernels of their own for: every one of these
+# cells, and those with a projection.
+RESIDENT_CELLS = {name: cell for name, cell in CELLS.items() if cell_problem(cell) is None}
+RESIDENT_CASES = tuple(case for case in CASES if case.cell in RESIDENT_CELLS)
+PROJECTED = tuple(f"{name}_projected" for name, cell in RESIDENT_CELLS.items() if cell.projects)
+KINDS = (*RESIDENT_CELLS, *PROJECTED)
 
 
 def kind_case(kind: str, **sizes: Any) -> Case:
@@ -57,7 +66,7 @@ def assert_matches(got: dict[str, Any], want: dict[str, Any], dtype: str = "floa
     """Compares every output and gradient by name, within the tolerance of its kind."""
     assert got.keys() == want.keys()
     for name in want:
-        forward = name in ("y", "h_n", "c_n") or name.startswith("state_n")
+        forward = kind_of(name) == "forward" or name.startswith("state_n")
         assert_close(name, got[name], want[name], dtype, "forward" if forward else "backward")
 
 

@@ -291,7 +291,8 @@ def test_empty_inputs(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("cell", CELL_NAMES)
+# The oracle's i = exp(a_i - m) of the sLSTM is NaN where a_i is infinite: tests/cuda/test_cupy_slstm.py.
+@pytest.mark.parametrize("cell", [cell for cell in CELL_NAMES if cell != "slstm"])
 def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
     """Row 0 has a NaN, row 1 infinities. Their results equal the oracle's, and other rows are unaffected."""
     case = Case(cell, T=2, B=4, I=3, H=5)
@@ -316,6 +317,7 @@ def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
 def test_layers_equal_the_oracle(cp: Any, name: str, dtype: str) -> None:
     """Two bidirectional layers, ragged, with dropout, on the device as on the CPU."""
     results = []
+    oracle = LAYERS[name](3, 9, 2, bidirectional=True, dtype="float64", backend="numpy")
     for device, kind in (("cuda:0", dtype), ("cpu", "float64")):
         layer = LAYERS[name](3, 9, 2, dropout=0.4, bidirectional=True, dtype=kind, device=device, rng=3)
         drawn = np.random.default_rng(4)
@@ -326,8 +328,7 @@ def test_layers_equal_the_oracle(cp: Any, name: str, dtype: str) -> None:
 
         for parameter in layer.params.values():
             parameter[...] = put(randn(drawn, *parameter.shape) * np.float32(0.3))
-        state = random_state(rnnkit.LSTM(3, 9, 2, bidirectional=True, dtype="float64"), 4, drawn)
-        state = tuple(put(s) for s in state)[: len(layer.cell.states)]
+        state = tuple(put(s) for s in parts(random_state(oracle, 4, drawn)))
         x, dy = put(randn(drawn, 6, 4, 3)), put(randn(drawn, 6, 4, 18))
         given = state[0] if len(state) == 1 else state
         y, state_n = layer(x, given, [3, 6, 0, 5])

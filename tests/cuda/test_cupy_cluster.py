@@ -24,7 +24,8 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import DeviceError, UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, run, widened
-from tests.cuda.cuda_helpers import CELLS, assert_matches, chunked, cuda
+from tests.cuda.cuda_helpers import RESIDENT_CELLS as CELLS
+from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
 from tests.cuda.test_cupy_one_block_backward import ORDERS, assert_parity, both
 from tests.helpers import assert_same, refused, slow_except
 from tests.required import needs_kernels

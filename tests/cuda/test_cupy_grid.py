@@ -22,7 +22,8 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import DeviceError, UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, parity, run
-from tests.cuda.cuda_helpers import CELLS, KINDS, assert_matches, chunked, cuda, kind_case, step_of, step_of_kind
+from tests.cuda.cuda_helpers import KINDS, assert_matches, chunked, cuda, kind_case, step_of, step_of_kind
+from tests.cuda.cuda_helpers import RESIDENT_CELLS as CELLS
 from tests.helpers import refused, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS, simulated

@@ -23,7 +23,9 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs, parity, run, widened
-from tests.cuda.cuda_helpers import CASES, CELLS, KINDS, PROJECTED, chunked, cuda, kind_case, step_of, step_of_kind
+from tests.cuda.cuda_helpers import KINDS, PROJECTED, chunked, cuda, kind_case, step_of, step_of_kind
+from tests.cuda.cuda_helpers import RESIDENT_CASES as CASES
+from tests.cuda.cuda_helpers import RESIDENT_CELLS as CELLS
 from tests.helpers import assert_same, refused, slow_except
 from tests.tools import emulator
 from tests.tools.cards import CARDS

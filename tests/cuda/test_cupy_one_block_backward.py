@@ -15,7 +15,9 @@ from rnnkit.core.devices import to_numpy
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.functional import direction
 from rnnkit.testing import Case, Inputs, errors, growth_of, kind_of, make_inputs, precision_of, run, widened
-from tests.cuda.cuda_helpers import CASES, CELLS, KINDS, assert_matches, chunked, cuda, kind_case, step_of_kind
+from tests.cuda.cuda_helpers import KINDS, assert_matches, chunked, cuda, kind_case, step_of_kind
+from tests.cuda.cuda_helpers import RESIDENT_CASES as CASES
+from tests.cuda.cuda_helpers import RESIDENT_CELLS as CELLS
 from tests.helpers import assert_same, randn, slow_except
 from tests.tools import emulator
 

@@ -171,7 +171,7 @@ def test_each_kernel_reads_its_call_once() -> None:
     """As one struct: its fields are loaded together, and not when each is needed."""
     from rnnkit.backends.cupy import stepwise_launch
 
-    for cell in ("lstm", "gru_reset_before"):
+    for cell in ("lstm", "gru_reset_before", "slstm"):
         text = stepwise_launch.build(cell, "float32").sources[-1].text
         assert text.count("const Call call = *given;") == text.count("const Call* __restrict__ given")
         assert "given->" not in text

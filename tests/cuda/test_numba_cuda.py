@@ -19,7 +19,9 @@ from rnnkit.core.devices import to_device, to_numpy
 from rnnkit.functional import direction
 from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS, THREADS
 from rnnkit.testing import Case, assert_close, make_inputs, parity, run, widened
-from tests.cuda.cuda_helpers import CASES, CELLS, LAYERS
+from tests.cuda.cuda_helpers import NUMBA_CASES as CASES
+from tests.cuda.cuda_helpers import NUMBA_CELLS as CELLS
+from tests.cuda.cuda_helpers import NUMBA_LAYERS as LAYERS
 from tests.helpers import assert_same, parts, randn, random_state, slow_except
 from tests.tools import fakecupy, greenlets
 

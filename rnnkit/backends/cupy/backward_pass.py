@@ -57,8 +57,8 @@ def backward_buffers(p: Problem) -> dict[str, int]:
         sizes["dprojected"] = p.chunk_rows * p.R * s
     if p.ahead_steps is not None:
         sizes |= {_next(name): sizes[name] for name in GRADIENTS if name in sizes}
-    if p.cell.has_c:
-        sizes["dc"] = p.B * p.H * c
+    if p.cell.n_cell_states:
+        sizes["dc"] = p.cell.n_cell_states * p.B * p.H * c
     return sizes | weight_sum_buffers(p)
 
 

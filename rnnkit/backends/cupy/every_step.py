@@ -28,6 +28,6 @@ def saved_steps(cell: Cell, dtype: DType, saved: Any) -> dict[str, Array]:
     columns = {gate: cell.saved.index(gate) * p.H for gate in cell.gates}
     found = {gate: padded_out(states.values[:, first : first + p.H]) for gate, first in columns.items()}
     found["h_prev"] = padded_out(states.h_prev)
-    if cell.has_c:
-        found["c_prev"] = padded_out(states.c_prev)
+    for number, state in enumerate(cell.states[1:]):
+        found[f"{state}_prev"] = padded_out(states.c_prev[:, number * p.H : (number + 1) * p.H])
     return found

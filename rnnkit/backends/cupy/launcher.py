@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -90,28 +91,54 @@ class Launcher:
         return (0, 0) if a is None else (a.strides[0] // size, a.strides[1] // size)
 
     def forward_begin(self, state0: State, weights: Weights) -> None:
-        """Copies the initial states to "h" and "c", and the biases to "bias"."""
+        """Copies the initial states to "h" and "c" (n_cell_states, B, H), and the biases to "bias"."""
         p = self.p
         biases = (address(weights.b_ih), address(weights.b_hh))
         buffers = (self["h"], self["c"], self["bias"])
         shape = over(p.B * max(p.H, p.R))
         self.launch_rows("forward_begin", shape, *addresses(state0), *biases, self.order, *buffers, *self.sizes)
+        self._take_more(state0, "c")
 
     def forward_end(self, state_n: State) -> None:
         """Copies "h" and "c" to the final states."""
-        self._move_states("forward_end", (self["h"], self["c"], self.order, *addresses(state_n)))
+        self._move_states("forward_end", (self["h"], self["c"], self.order, *addresses(state_n)), self.p.R)
+        self._give_more(state_n, "c")
 
     def gradients_begin(self, dstate_n: State) -> None:
-        """Copies the gradients of the final states to "dh" and "dc"."""
-        self._move_states("backward_begin", (*addresses(dstate_n), self.order, self["dh"], self["dc"]))
+        """Copies the gradients of the final states to "dh" and "dc" (n_cell_states, B, H)."""
+        self._move_states("backward_begin", (*addresses(dstate_n), self.order, self["dh"], self["dc"]), self.p.R)
+        self._take_more(dstate_n, "dc")
 
     def backward_end(self, dstate0: State) -> None:
         """Copies "dh" and "dc" to the gradients of the initial states."""
-        self._move_states("backward_end", (self["dh"], self["dc"], self.order, *addresses(dstate0)))
+        self._move_states("backward_end", (self["dh"], self["dc"], self.order, *addresses(dstate0)), self.p.R)
+        self._give_more(dstate0, "dc")
 
-    def _move_states(self, name: str, args: tuple[int, ...]) -> None:
+    def _move_states(self, name: str, args: tuple[int, ...], R: int) -> None:
         p = self.p
-        self.launch_rows(name, over(p.B * max(p.H, p.R)), *args, p.B, p.R, p.H)
+        self.launch_rows(name, over(p.B * max(p.H, R)), *args, p.B, R, p.H)
+
+    def _take_more(self, state: State, buffer: str) -> None:
+        """Copies the states beyond h and c to their parts of a buffer of all states beside h.
+
+        "backward_begin" and "backward_end" copy any two arrays between the storage and the compute dtype.
+        """
+        for given, parts in self._more_states(state, buffer):
+            self._move_states("backward_begin", (*given, self.order, *parts), self.p.H)
+
+    def _give_more(self, state: State, buffer: str) -> None:
+        """The reverse of `_take_more`."""
+        for given, parts in self._more_states(state, buffer):
+            self._move_states("backward_end", (*parts, self.order, *given), self.p.H)
+
+    def _more_states(self, state: State, buffer: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The addresses of the states beyond h and c, and of their parts of a buffer: of two at a time, 0 for none."""
+        p = self.p
+        size = p.B * p.H * p.compute_bytes
+        for first in range(2, len(state), 2):
+            given = (address(state[first]), address(state[first + 1] if first + 1 < len(state) else None))
+            at = self[buffer] + (first - 1) * size
+            yield given, (at, at + size)
 
     def transpose(self, name: str, w: Array) -> Matrix:
         """w (rows, columns) transposed, in the buffer `name`."""

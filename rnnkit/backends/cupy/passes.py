@@ -46,7 +46,8 @@ def forward_buffers(p: Problem) -> dict[str, int]:
     sizes = {"gates": gates, "bias": 2 * p.GH * c, "h": p.B * p.R * p.storage_bytes}
     if p.ahead_steps is not None:
         sizes["gates_next"] = gates
-    return sizes | ({"c": p.B * p.H * c} if p.cell.has_c else {})
+    states = p.cell.n_cell_states
+    return sizes | ({"c": states * p.B * p.H * c} if states else {})
 
 
 Launchers = Callable[[Arena, "Array | None"], ForwardLauncher]  # of an arena and a `packing_table`

@@ -14,7 +14,7 @@ from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.cupy.sources import Build, Defines, Kernel
-from rnnkit.backends.cupy.step_products import Matrix, Product, Step
+from rnnkit.backends.cupy.step_products import Matrix, Product, Step, cell_problem
 from rnnkit.backends.cupy.tiles import ARITHMETIC, Division
 from rnnkit.core.cells import Array, State, Weights
 from rnnkit.core.dtypes import DType
@@ -38,8 +38,9 @@ FILES = (
 
 def problem(work: Work, card: CardFacts) -> str | None:
     """Why no resident schedule serves the work on this card, or None."""
-    if work.cell.options:
-        return f"cell {work.cell.key}: its kernels have no options"
+    lacking = cell_problem(work.cell)
+    if lacking is not None:
+        return lacking
     if work.sizes.R > work.sizes.H:
         return f"a projection to {work.sizes.R} units, more than H = {work.sizes.H}"
     return tiles.dtype_problem(work.dtype, card)

@@ -42,7 +42,7 @@ class SavedStates(NamedTuple):
 
     values: Array = None  # (N, n_saved*H) the values named by the row's `saved`
     h_prev: Array = None  # (N, R) the state before each step
-    c_prev: Array = None  # (N, H) in the compute dtype, where the cell has c
+    c_prev: Array = None  # (N, n_cell_states*H) the states beside h before each step, in the compute dtype
     # (N, H) operand of the second product: m under projection, r h' for a GRU that resets before. Of a cell that
     # normalises the statistics of each row, (N, n_statistics) in the compute dtype.
     operand: Array = None
@@ -60,7 +60,7 @@ def _columns(cell: Cell, dtype: DType, H: int, R: int, second_product: bool) -> 
     return (
         (cell.n_saved * H, dtype.storage),
         (R, dtype.storage),
-        (H if cell.has_c else 0, dtype.compute),
+        (cell.n_cell_states * H, dtype.compute),
         operand,
     )
 

@@ -34,12 +34,22 @@ WIDE_ELEMENTS = FEW_BLOCKS * THREADS
 FILE_OF_OPTIONS = "cuda/unit_weights.cu"
 MOST_CONSTANTS = 8  # of set_extras
 
+# Of a cell with several states beside h, in place of kernels/cuda/stepwise.cu.
+FILE_OF_STATES = "cuda/stepwise_states.cu"
+STEPS_OF_STATES = ("forward_step", "backward_step")
+KERNELS_OF_STATES = sources.pointwise_kernels(*STEPS_OF_STATES, *(f"{name}_wide" for name in STEPS_OF_STATES))
+
 
 def build(cell: str, storage: str) -> Build:
     """The module of a `Cell.key` and a storage dtype."""
     row = cell_of(cell)
     if row.normalises:
         return sources.of_cell("stepwise", cell, storage, (*FILES[:-1], *stepwise_norm.FILES), stepwise_norm.KERNELS)
+    if row.n_cell_states > 1:
+        count = (("RK_CELL_STATES", str(row.n_cell_states)),)
+        return sources.of_cell(
+            "stepwise", cell, storage, (*FILES[:-1], FILE_OF_STATES), KERNELS_OF_STATES, defines=count
+        )
     files: tuple[str, ...] = FILES
     kernels = KERNELS
     if row.options.has_noise:
@@ -194,10 +204,11 @@ class StepLauncher(BackwardLauncher):
         most, H, R = map(i32, (rows, p.H, p.R))
         first = p.first_gates * p.H
         sides = (self["gates"], side.address, self["bias"])
+        state_rows = self._state_rows
         for t in _times(span, p.reverse):
             self._products_of_h(h, operands.w_hh, side, rows)
             states = (h.address, self["c"], m.address)
-            self._launch_step("forward_step", rows, p.H, *sides, *states, most, H, R, i32(t))
+            self._launch_step("forward_step", rows, p.H, *sides, *states, most, H, R, i32(t), *state_rows)
             if operands.second is None:
                 continue
             out = projected if p.projected else side.at(0, first)
@@ -213,6 +224,7 @@ class StepLauncher(BackwardLauncher):
         dh = self.compute_matrix("dh", p.R)
         dm = self.compute_matrix("dv" if p.cell.normalises else "dm", p.H)
         gates = (self["dgates_x"], self["dgates_h"] or self["dgates_x"], self["dgates_now"])
+        state_rows = self._state_rows
         # Rows of the products: at a fixed address in ragged batches, else where the chunk's sums need them.
         now = self.storage_matrix("dgates_now" if p.ragged else "dgates_h" if p.cell.splits_sides else "dgates_x", p.GH)
         outputs = (self["dprojected"], self["dprojected_now"]) if p.projected else (gates[0], gates[2])
@@ -225,8 +237,13 @@ class StepLauncher(BackwardLauncher):
                 doutput = projected.at(n) if p.projected else now.at(n, first)
                 through(doutput, operands.second, dm, rows, p.H, operands.units)
             states = (dh.address, self["dc"], dm.address)
-            self._launch_step("backward_step", rows, p.H, *gates, *states, most, H, i32(t))
+            self._launch_step("backward_step", rows, p.H, *gates, *states, most, H, i32(t), *state_rows)
             self._products_through(now.at(n), operands, dh, rows)
+
+    @property
+    def _state_rows(self) -> tuple[Any, ...]:
+        """The last argument of the steps of a cell with several states beside h: the rows of each."""
+        return (i32(self.p.B),) if self.p.cell.n_cell_states > 1 else ()
 
     def _products_of_h(self, h: Matrix, w_hh: Matrix, side: Matrix, rows: int) -> None:
         """side (rows, G*H) = h W_hh^T, of the gates of the first product; with masks on h, from "masked"."""

@@ -1,4 +1,4 @@
-"""SLSTM_MUTANTS: bugs in the sLSTM, whose states beside h are three: the oracle, the kernels of the CPU, the layer."""
+"""SLSTM_MUTANTS: bugs in the sLSTM, whose states beside h are three: the oracle, the kernels, the layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from tests.tools.mutants.planting import Mutant, row
 
 CELLS, KERNEL, BACKEND = "rnnkit/core/cells.py", "kernels/cells/slstm.py", "rnnkit/backends/numba/layer.py"
 ORACLE, CPU, API = "tests/oracle/test_slstm.py", "tests/cpu/test_slstm.py", "tests/api/test_slstm.py"
+CUPY, CELL, STEP = "tests/cuda/test_cupy_slstm.py", "kernels/cells/slstm.cuh", "kernels/cuda/stepwise_states.cu"
+LAUNCHER = "rnnkit/backends/cupy/launcher.py"
 
 SLSTM_MUTANTS: tuple[Mutant, ...] = (
     row(
@@ -68,5 +70,158 @@ SLSTM_MUTANTS: tuple[Mutant, ...] = (
         "None",
         API,
         "wrappers",
+    ),
+    row(
+        "sLSTM on cupy: the first step takes the larger m",
+        CELL,
+        "exponentials",
+        " && n_prev != Compute(0)",
+        "",
+        CUPY,
+        "units_without",
+    ),
+    row(
+        "sLSTM on cupy: of equal a_i and p, m is p",
+        CELL,
+        "exponentials",
+        "of_f = lead < Compute(0)",
+        "of_f = lead <= Compute(0)",
+        CUPY,
+        "equal_arguments",
+    ),
+    row(
+        "sLSTM on cupy: n has no least value",
+        CELL,
+        "forward",
+        "total < Compute(1) ? Compute(1) : total",
+        "total",
+        CUPY,
+        "units_without",
+    ),
+    row(
+        "sLSTM on cupy: m is that of a first step",
+        CELL,
+        "forward",
+        "of_f ? p : a[0]",
+        "a[0]",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: no gradient of a sum of 1",
+        CELL,
+        "backward",
+        "below = total < Compute(1)",
+        "below = total <= Compute(1)",
+        CUPY,
+        "units_without",
+    ),
+    row(
+        "sLSTM on cupy: the gradient of a sum below 1",
+        CELL,
+        "backward",
+        "below ? Compute(0) : d[kN] - to_c * mean",
+        "d[kN] - to_c * mean",
+        CUPY,
+        "units_without",
+    ),
+    row(
+        "sLSTM on cupy: the gradient of f at its limit",
+        CELL,
+        "backward",
+        "limited ? Compute(0) : (dc",
+        "(dc",
+        CUPY,
+        "units_without",
+    ),
+    row(
+        "sLSTM on cupy: m is held constant",
+        CELL,
+        "backward",
+        "d[kM] = dp;",
+        "d[kM] = Compute(0);",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: a state has as many rows as the products",
+        STEP,
+        "forward_step_of",
+        "load_units<V>(c + state_at(s, b, B, j, H)",
+        "load_units<V>(c + state_at(s, b, most, j, H)",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: the states after a step are saved",
+        STEP,
+        "forward_step_of",
+        "kept_state_at(step, s, j, H), before[s]",
+        "kept_state_at(step, s, j, H), after[s]",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: rows that have ended keep the gradients of others",
+        STEP,
+        "backward_step_of",
+        "store_units<V>(now + gate_at(b, g, j, H), zeros)",
+        "(void)now",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: dh is added twice in ragged batches",
+        STEP,
+        "backward_step_of",
+        "if (now) store_units<V>(dh + at, zeros);",
+        "",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: n and m change places on their way in",
+        LAUNCHER,
+        "_take_more",
+        "(*given, self.order",
+        "(*given[::-1], self.order",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: the gradients of n and m are not taken in",
+        LAUNCHER,
+        "gradients_begin",
+        'self._take_more(dstate_n, "dc")',
+        "",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: states beyond h and c are read from c",
+        LAUNCHER,
+        "_more_states",
+        "(first - 1) * size",
+        "(first - 2) * size",
+        CUPY,
+        "number_of_states",
+    ),
+    row(
+        "sLSTM on cupy: the buffer of the states has room for c alone",
+        "rnnkit/backends/cupy/passes.py",
+        "forward_buffers",
+        "states * p.B * p.H * c",
+        "p.B * p.H * c",
+        CUPY,
+        "equals_the_oracles and float32",
+    ),
+    row(
+        "sLSTM on cupy: resident schedules serve it",
+        "rnnkit/backends/cupy/step_products.py",
+        "cell_problem",
+        "cell.n_cell_states > 1",
+        "cell.n_cell_states > 3",
+        CUPY,
+        "explain_says",
     ),
 )
