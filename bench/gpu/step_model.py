@@ -54,7 +54,7 @@ class Step(NamedTuple):
 def step_counts(cell: str, dtype: str, B: int, H: int, backward: bool, keep: bool = True) -> Step:
     """The counts of a cell with one product per step, without projection."""
     G = CELLS[cell].n_gates
-    two = len(CELLS[cell].states) == 2
+    others = CELLS[cell].n_cell_states
     s = DTYPES[dtype].storage.itemsize
     c = DTYPES[dtype].compute.itemsize
     split = cell == "gru"
@@ -62,12 +62,12 @@ def step_counts(cell: str, dtype: str, B: int, H: int, backward: bool, keep: boo
     weights = G * H * H * s
     if not backward:
         rows = unit * s + G * unit * c
-        point = 2 * G * unit * c + 2 * two * unit * c + (2 + (split or keep)) * unit * s
-        kept = (CELLS[cell].n_saved * s + s + two * c) * unit if keep else 0
+        point = 2 * G * unit * c + 2 * others * unit * c + (2 + (split or keep)) * unit * s
+        kept = (CELLS[cell].n_saved * s + s + others * c) * unit if keep else 0
         return Step(2.0 * unit * G * H, weights, rows, point + kept)
     rows = G * unit * s + (2 if split else 1) * unit * c
-    reads = (CELLS[cell].n_saved * s + two * c + split * s + s) * unit + (1 + two) * unit * c
-    writes = G * (2 if split else 1) * unit * s + (two + split) * unit * c
+    reads = (CELLS[cell].n_saved * s + others * c + split * s + s) * unit + (1 + others) * unit * c
+    writes = G * (2 if split else 1) * unit * s + (others + split) * unit * c
     return Step(2.0 * unit * G * H, weights, rows, reads + writes)
 
 

@@ -14,11 +14,12 @@ import pytest
 
 import rnnkit
 from bench.gpu import sync_costs
-from bench.grid import FORWARD_BACKWARD, Point
+from bench.grid import BENCHED, FORWARD_BACKWARD, Point
 from bench.peers.rnnkit import Rnnkit
 from bench.problem import FORWARD_NAMES, Oracle, check, make_problem
 from rnnkit import parity, testing
 from rnnkit.backends import BACKENDS, backend_row, pinned_names
+from rnnkit.backends.cupy.step_products import cell_problem
 from rnnkit.core import cells
 from rnnkit.core.devices import cuda_problem, to_device, to_numpy
 from rnnkit.errors import DeviceMemoryError
@@ -35,7 +36,8 @@ from rnnkit.testing import (
     widened,
 )
 
-# What the CUDA backends serve, of the tables of these names.
+NUMPY = {"backend": "numpy"}
+# What `cupy` serves, of the tables of these names.
 CELLS = {name: cell for name, cell in cells.CELLS.items() if name in HEADERS}
 CASES = tuple(case for case in testing.CASES if case.cell in CELLS)
 
@@ -50,13 +52,18 @@ SERVED = [
 CUPY = [(name, dtype) for name, dtype in SERVED if name.startswith("cupy")]
 
 
-def served_here(backend: str, dtype: str) -> None:
-    """Skips the test if the GPU or the machine does not support it."""
+def served_here(backend: str, dtype: str, cell: str) -> None:
+    """Skips the test if the GPU or the machine does not support it, or the backend or its schedule not the cell."""
     import cupy
 
-    problem = backend_row(backend)[0].problem()
+    row, schedule = backend_row(backend)
+    problem = row.problem()
     if problem:
         pytest.skip(f"not available: {problem}")
+    if cell not in row.cells():
+        pytest.skip(f"{backend} does not serve the cell {cell}")
+    if schedule not in (None, "stepwise") and (lacking := cell_problem(CELLS[cell])):
+        pytest.skip(lacking)
     if dtype == "bfloat16" and int(cupy.cuda.Device().compute_capability) < 80:
         pytest.skip("bfloat16 needs compute capability 8.0")
 
@@ -69,7 +76,7 @@ def wanted(case: Case, stored: str) -> dict[str, np.ndarray]:
 
 def assert_parity(backend: str, case: Case, dtype: str) -> None:
     """Every output and gradient within DTYPES, and the same bits from call to call."""
-    served_here(backend, dtype)
+    served_here(backend, dtype, case.cell)
     outcome = parity.run(parity.Check(backend, dtype, case, "cuda:0"))
     assert outcome.status == "ok", outcome.why
 
@@ -104,7 +111,7 @@ def test_parity_of_large_cases_by_numba(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [dtype for name, dtype in CUPY if name == CUPY[0][0]])
 def test_large_relu(dtype: str) -> None:
     """Forward as usual. Backward against the oracle's equations with the slopes of relu from the GPU's y."""
-    served_here("cupy", dtype)
+    served_here("cupy", dtype, "rnn_relu")
     case = Case("rnn_relu", 100, 16, 40, 200)
     inputs = make_inputs(case, dtype, device="cuda:0")
     half = inputs.weights.w_hh.dtype.type(0.5)
@@ -128,9 +135,9 @@ def test_large_relu(dtype: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cupy", "numba_cuda"])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell in BENCHED])
 def test_two_layers_in_both_directions(cell: str, dtype: str, backend: str) -> None:
-    served_here(backend, dtype)
+    served_here(backend, dtype, cell)
     projected = {"P": 40} if CELLS[cell].projects else {}
     point = Point(cell, 20, 9, 30, 70, dtype, FORWARD_BACKWARD, layers=2, bidirectional=True, ragged=True, **projected)
     prepared = Rnnkit(backend).prepare(make_problem(point), threads=1)
@@ -140,13 +147,28 @@ def test_two_layers_in_both_directions(cell: str, dtype: str, backend: str) -> N
     assert max(errors.values()) <= 1, errors
 
 
+def test_two_layers_of_the_slstm_in_both_directions() -> None:
+    served_here("cupy", "float32", "slstm")
+    here, there = (rnnkit.SLSTM(30, 70, 2, bidirectional=True, rng=1, **on) for on in (NUMPY, {"device": "cuda"}))
+    rng = np.random.default_rng(2)
+    x, dy = (rng.standard_normal((20, 9, width)).astype(np.float32) for width in (30, 140))
+    lengths = [20, 0, *rng.integers(1, 21, 7)]
+    found = []
+    for layer, put in ((here, np.asarray), (there, lambda a: to_device(a, "cuda:0"))):
+        y, state_n = layer(put(x), lengths=lengths)
+        dx, dstate0 = layer.backward(put(dy), state_n)
+        found.append([to_numpy(a) for a in (y, *state_n, dx, *dstate0, *layer.grads.values())])
+    for number, (want, got) in enumerate(zip(*found, strict=True)):
+        assert_close(f"array {number}", got, want, "float32", "backward")
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 def test_results_equal_torch_on_the_gpu(cell: str, dtype: str) -> None:
     pytest.importorskip("torch", reason="not available: torch is not installed")
     from bench.gpu import inputs, rnnkit_and_torch
 
-    served_here("cupy", dtype)
+    served_here("cupy", dtype, cell)
     n = inputs.for_check(inputs.point_inputs(Point(cell, 24, 11, 50, 80, dtype, layers=2, bidirectional=True)))
     ours = rnnkit_and_torch.Ours(n)
     errors = inputs.errors(n, ours.results(ours.forward_backward()), rnnkit_and_torch.truth(n))
@@ -179,7 +201,7 @@ def poison_pool() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("backend", ["cupy", "numba_cuda"])
 def test_no_uninitialised_memory_is_read(backend: str, cell: str, dtype: str) -> None:
-    served_here(backend, dtype)
+    served_here(backend, dtype, cell)
     projection = 18 if CELLS[cell].projects else 0
     for case in (Case(cell, 9, 6, 7, 35, ragged=True, reverse=True), Case(cell, 5, 3, 4, 33, P=projection)):
         inputs = make_inputs(case, dtype, device="cuda:0")
