@@ -87,7 +87,7 @@ def test_a_call_returns_while_the_stream_is_busy(ragged: bool) -> None:
 def test_calls_run_on_the_current_stream(backend: str) -> None:
     import cupy
 
-    served_here(backend, "float32")
+    served_here(backend, "float32", "lstm")
     layer, x = layer_on_card(backend=backend)
     want = to_numpy(layer(x)[0])
     other = cupy.cuda.Stream(non_blocking=True)
