@@ -192,7 +192,7 @@ class Backend(Protocol):
     A backend may also provide this, for `rnnkit.trajectory`:
 
     saved_steps(cell, dtype, saved) -> dict of arrays (T, B, ·) in dtype.storage, in time order and the caller's order
-    of rows, zero past each row's end: the gates by their names, and the states before each step, "h_prev" and "c_prev"
+    of rows, zero past each row's end: the gates by their names, and every state before each step, "h_prev" and so on
     """
 
     def forward(self, call: LayerCall) -> Forward:

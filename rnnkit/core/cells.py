@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit.core.cell_options import PLAIN, Options, check_options, constants_of, options_of
+from rnnkit.core.devices import array_module
 
 Array = Any
 State = tuple[Array, ...]
@@ -94,6 +95,7 @@ class Cell:
     constants     names of the numbers that a call passes beside its arrays (`LayerCall.constants`)
     key           the name and the options as stable text, of compiled kernels and their files. `cell_of` reads it
     steps_at      steps_at(constants): the steps with these numbers. None: forward and backward take none
+    gates_from    gates_from(values): the gates that `saved` lacks, by name; see `gates_of`. None: it has all of them
     """
 
     name: str
@@ -111,6 +113,7 @@ class Cell:
     unit_weights: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     steps_at: Callable[[tuple[float, ...]], Steps] | None = None
+    gates_from: Callable[[Kept], Kept] | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,11 @@ class Cell:
     def steps(self, constants: tuple[float, ...] = ()) -> Steps:
         """One time step in NumPy, with the numbers that `constants` names."""
         return Steps(self.forward, self.backward) if self.steps_at is None else self.steps_at(constants)
+
+    def gates_of(self, values: Kept) -> Kept:
+        """Every gate of some steps, by name. values: what `saved` names, and the states before them, "c_prev"."""
+        found = values if self.gates_from is None else values | self.gates_from(values)
+        return {gate: found[gate] for gate in self.gates}
 
     @property
     def n_gates(self) -> int:
@@ -350,6 +358,16 @@ def _slstm_backward(kept: Kept, dstate: State, weights: Weights) -> StepGradient
     return StepGradients(da, da, (da @ weights.w_hh, dc * f, dn * f, dp))
 
 
+def _slstm_gates(values: Kept) -> Kept:
+    """i and f from lead = a_i - p."""
+    n_prev = values["n_prev"]
+    xp: Any = array_module(n_prev)
+    lead = values["lead"].astype(n_prev.dtype)
+    e = xp.exp(-xp.abs(lead))
+    one = e.dtype.type(1)
+    return {"i": xp.where((lead < 0) & (n_prev != 0), e, one), "f": xp.where(lead < 0, one, e)}
+
+
 _H_PREV = "h_prev"
 
 CELLS: dict[str, Cell] = {
@@ -414,6 +432,7 @@ CELLS: dict[str, Cell] = {
             products=((_H_PREV, 0, 4),),
             saved=("lead", "f_slope", "z", "o"),
             jumps=True,
+            gates_from=_slstm_gates,
         ),
     )
 }

@@ -31,13 +31,14 @@ def trajectory(
 
     Returns:
         A dict of arrays (T, B, D*H), in the layout of x and on its device, zero past a row's length: the states after
-        each step under "h" (with a projection (T, B, D*P)) and for an LSTM "c", and the gates after their activations,
-        by the names of `layer.cell.gates`: "i", "f", "g", "o" or "r", "z", "n". An RNN has "h" alone.
+        each step under "h" (with a projection (T, B, D*P)), for an LSTM "c" and for an SLSTM "c", "n" and "m", and the
+        gates after their activations, by the names of `layer.cell.gates`: "i", "f", "g", "o", for a GRU "r", "z", "n",
+        for an SLSTM "i", "f", "z", "o". An RNN has "h" alone.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: an argument has a bad shape or value, the layer has a clip or compressed weights or is an SLSTM, or
-            its backend does not serve this.
+        ValueError: an argument has a bad shape or value, the layer has a clip or compressed weights, or its backend
+            does not serve this.
 
     Examples:
         >>> import numpy as np, rnnkit
@@ -69,7 +70,7 @@ def _trajectory(layer: Recurrent, x: Array, h0: Any, lengths: Any, of_layer: Any
         raise ValueError("trajectory does not serve a layer with a clip: beyond it, no value of a gate is saved")
     if choice.dtype.weights:
         raise ValueError("trajectory does not serve a layer with compressed weights, which saves nothing for backward")
-    if not set(layer.cell.gates) <= set(layer.cell.saved):
+    if layer.cell.gates_from is None and not set(layer.cell.gates) <= set(layer.cell.saved):
         raise ValueError(f"trajectory does not serve the cell {layer.cell.name}, whose gates are not saved")
     x, unbatched = layer._time_major("x", x, layer.input_size)
     T, B, _ = x.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import rnnkit
 from rnnkit.core import noise_steps
+from rnnkit.core.dtypes import DTYPES
 from rnnkit.core.noise_steps import StepNoise
 from rnnkit.testing import assert_close
 from tests.helpers import ONE_BACKEND, parts, randn, random_state, slow_except
@@ -18,6 +20,7 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
     (rnnkit.LSTM, {"proj_size": 4}),
     (rnnkit.GRU, {}),
     (rnnkit.RNN, {}),
+    pytest.param(rnnkit.SLSTM, {}, marks=pytest.mark.slow),  # its CPU kernels take seconds to compile
 ]
 T, B, I, H = 6, 4, 3, 5
 
@@ -66,6 +69,37 @@ def test_states_and_gates_are_those_of_single_steps(
     for name, value in got.items():
         assert not value[4:, 0].any(), name
         assert not value[:, 1].any(), name
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    slow_except([(b, d) for b in ("numpy", "numba") for d in DTYPES], ("numpy", "float16"), unpack=True),
+)
+def test_gates_of_the_slstm_follow_from_what_is_saved(backend: str, dtype: str) -> None:
+    """In first steps, which rows reach at different times, and later; zero past a row's end."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    layer = rnnkit.SLSTM(I, H, dtype=dtype, backend=backend, rng=0)
+    want = rnnkit.SLSTM(I, H, dtype="float64", backend="numpy")
+    want.load_state_dict({name: p.astype(np.float64) for name, p in layer.params.items()}, cells="slstm")
+    x = (3 * randn(np.random.default_rng(1), T, B, I)).astype(layer.dtype)
+    lengths = [4, 0, 6, 1]
+    got = rnnkit.trajectory(layer, x, lengths=lengths)
+    assert list(got) == ["h", "c", "n", "m", "i", "f", "z", "o"]
+    for name, value in rnnkit.trajectory(want, x.astype(np.float64), lengths=lengths).items():
+        assert value[0, 0].any() or name == "f"
+        assert not value[4:, 0].any()
+        assert_close(name, got[name], value, dtype, "backward")
+    ones = [np.isin(got[name].astype(np.float64)[:4, 2], 1) for name in ("i", "f")]
+    assert (ones[0] | ones[1]).all()
+    assert not all(one.all() for one in ones)
+
+
+def test_a_cell_whose_gates_are_not_saved_is_refused() -> None:
+    layer = rnnkit.SLSTM(I, H, backend="numpy", rng=0)
+    layer.cell = replace(layer.cell, gates_from=None)
+    with pytest.raises(ValueError, match="trajectory does not serve the cell slstm, whose gates are not saved"):
+        rnnkit.trajectory(layer, np.ones((T, B, I), np.float32))
 
 
 def test_layouts_and_bad_arguments() -> None:

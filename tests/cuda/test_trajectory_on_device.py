@@ -60,6 +60,18 @@ def test_cupy(kind: str, options: dict[str, Any]) -> None:
 
 
 @emulated
+def test_cupy_of_the_slstm() -> None:
+    """Also from zeros, where the first step has a rule of its own."""
+    with cuda() as cp:
+        check(cp, "SLSTM", {}, "cupy:stepwise", 1, True)
+        there, here = (rnnkit.SLSTM(I, H, rng=0, **on) for on in ({"device": "cuda"}, {"backend": "numpy"}))
+        x = 3 * randn(np.random.default_rng(2), T, B, I, dtype="float32")
+        got = rnnkit.trajectory(there, cp.asarray(x), lengths=[3, 0, 5])
+        for name, value in rnnkit.trajectory(here, x, lengths=[3, 0, 5]).items():
+            assert_close(name, cp.asnumpy(got[name]), value, "float32")
+
+
+@emulated
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["one_block", "grid"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

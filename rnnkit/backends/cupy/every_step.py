@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rnnkit.core.cells import Array, Cell
@@ -25,9 +26,9 @@ def saved_steps(cell: Cell, dtype: DType, saved: Any) -> dict[str, Array]:
         whole[places] = packed
         return whole.reshape(p.T, p.B, width)
 
-    columns = {gate: cell.saved.index(gate) * p.H for gate in cell.gates}
-    found = {gate: padded_out(states.values[:, first : first + p.H]) for gate, first in columns.items()}
-    found["h_prev"] = padded_out(states.h_prev)
-    for number, state in enumerate(cell.states[1:]):
-        found[f"{state}_prev"] = padded_out(states.c_prev[:, number * p.H : (number + 1) * p.H])
-    return found
+    def apart(packed: Array, names: Iterable[str]) -> dict[str, Array]:
+        return {name: packed[:, number * p.H : (number + 1) * p.H] for number, name in enumerate(names)}
+
+    before = {} if states.c_prev is None else apart(states.c_prev, (f"{state}_prev" for state in cell.states[1:]))
+    found = cell.gates_of(apart(states.values, cell.saved) | before) | before | {"h_prev": states.h_prev}
+    return {name: padded_out(steps) for name, steps in found.items()}

@@ -158,11 +158,12 @@ def saved_steps(cell: Cell, dtype: DType, saved: Saved) -> dict[str, Array]:
 
     size = N * cell.n_saved * H * dtype.storage.itemsize
     values = saved.values[:size].view(dtype.storage).reshape(N, cell.n_saved, H)
-    found = {gate: padded_out(values[:, cell.saved.index(gate)]) for gate in cell.gates}
-    found["h_prev"] = padded_out(part(0, R, ready.operand))
-    if cell.has_c:
-        found["c_prev"] = padded_out(part(1, H, dtype.compute))
-    return found
+    count = cell.n_cell_states
+    cells = apart(part(1, count * H, dtype.compute), count) if count else ()
+    before = {f"{state}_prev": steps for state, steps in zip(cell.states[1:], cells, strict=True)}
+    gates = cell.gates_of({name: values[:, number] for number, name in enumerate(cell.saved)} | before)
+    found = gates | before | {"h_prev": part(0, R, ready.operand)}
+    return {name: padded_out(steps) for name, steps in found.items()}
 
 
 def _live_rows(p: Packing, ready: Prepared, call: LayerCall) -> Forward:

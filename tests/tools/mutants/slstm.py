@@ -8,6 +8,7 @@ CELLS, KERNEL, BACKEND = "rnnkit/core/cells.py", "kernels/cells/slstm.py", "rnnk
 ORACLE, CPU, API = "tests/oracle/test_slstm.py", "tests/cpu/test_slstm.py", "tests/api/test_slstm.py"
 CUPY, CELL, STEP = "tests/cuda/test_cupy_slstm.py", "kernels/cells/slstm.cuh", "kernels/cuda/stepwise_states.cu"
 LAUNCHER = "rnnkit/backends/cupy/launcher.py"
+TRAJECTORY = "tests/cuda/test_trajectory_on_device.py"
 
 SLSTM_MUTANTS: tuple[Mutant, ...] = (
     row(
@@ -223,5 +224,23 @@ SLSTM_MUTANTS: tuple[Mutant, ...] = (
         "cell.n_cell_states > 3",
         CUPY,
         "explain_says",
+    ),
+    row(
+        "sLSTM: trajectory's i of a first step",
+        CELLS,
+        "_slstm_gates",
+        "(lead < 0) & (n_prev != 0)",
+        "lead < 0",
+        TRAJECTORY,
+        "slstm",
+    ),
+    row(
+        "sLSTM: every state of trajectory is c",
+        "rnnkit/backends/cupy/every_step.py",
+        "apart",
+        "number * p.H : (number + 1) * p.H",
+        "0 : p.H",
+        TRAJECTORY,
+        "slstm",
     ),
 )
