@@ -156,6 +156,11 @@ def tuples(dtype: str, count: int) -> SimpleNamespace:
     return SimpleNamespace(load=load, store=store, add=add, add_scaled=add_scaled)
 
 
+def computed_tuples(dtype: str, count: int) -> SimpleNamespace:
+    """`tuples` of numbers that are stored in the compute dtype."""
+    return tuples("float64" if COMPUTE[dtype] is types.float64 else "float32", count)
+
+
 @cache
 def tile_products(dtype: str, count: int):
     """add_products(sums, thread, tile, steps, w, k, j, H): the products of a tile of rows with `count` columns of w.
@@ -166,7 +171,7 @@ def tile_products(dtype: str, count: int):
     numbers = tuples(dtype, count)
     load = numbers.load
     add_scaled = numbers.add_scaled
-    own = tuples("float64" if COMPUTE[dtype] is types.float64 else "float32", count)
+    own = computed_tuples(dtype, count)
     load_own = own.load
     store_own = own.store
 

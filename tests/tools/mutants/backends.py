@@ -14,7 +14,7 @@ SCAN, MATMUL = "kernels/cpu/scan.py", "kernels/cpu/matmul.py"
 ARENA, CUBLAS = "rnnkit/backends/cupy/arena.py", "rnnkit/backends/cupy/cublas.py"
 ROWS, SUMS = "kernels/cuda/rows.cu", "kernels/cuda/rows.cuh"
 MODULES = "rnnkit/backends/cupy/modules.py"
-NUMBA_SCAN, NUMBA_CUDA = "kernels/numba_cuda/scan.py", "rnnkit/backends/numba_cuda.py"
+NUMBA_CUDA = "kernels/numba_cuda/"
 
 
 def _oracle(name: str, file: str, at: str, old: str, new: str, pick: str) -> Mutant:
@@ -523,7 +523,7 @@ _CUPY_HOST = (
 _NUMBA_CUDA = (
     _numba_cuda(
         "no barrier between the two products of a step",
-        NUMBA_SCAN,
+        NUMBA_CUDA + "scan_forward.py",
         "make_forward",
         "c_prev[t, b, j] = c_before cuda.syncthreads()",
         "c_prev[t, b, j] = c_before",
@@ -531,23 +531,23 @@ _NUMBA_CUDA = (
     ),
     _numba_cuda(
         "no barrier between writing a tile and reading it",
-        NUMBA_SCAN,
-        "make_backward",
-        "cuda.syncthreads() if j < R: add_products",
-        "if j < R: add_products",
+        NUMBA_CUDA + "tiles.py",
+        "product",
+        "cuda.syncthreads() if j < H: add_products",
+        "if j < H: add_products",
         "no_races_and_no_index and gru-T3-B4-I2-H5",
     ),
     _numba_cuda(
         "no barrier between reading a tile and writing the next one",
-        NUMBA_SCAN,
-        "make_forward",
+        NUMBA_CUDA + "tiles.py",
+        "product",
         "add_products(sums, thread, tile, steps, w, k, j, H) cuda.syncthreads()",
         "add_products(sums, thread, tile, steps, w, k, j, H)",
         "more_units_than_threads and gru-T2-B1-I2-H289",
     ),
     _numba_cuda(
         "the last row of a tile takes another one's numbers",
-        "kernels/numba_cuda/numbers.py",
+        NUMBA_CUDA + "numbers.py",
         "tile_products",
         "tile[i, 3]",
         "tile[i, 2]",
@@ -555,24 +555,24 @@ _NUMBA_CUDA = (
     ),
     _numba_cuda(
         "a block past the batch computes a row",
-        NUMBA_SCAN,
-        "make_backward",
-        "min(first + ROWS, dh.shape[0])",
+        NUMBA_CUDA + "rows.py",
+        "rows_of_block",
+        "min(first + ROWS, B)",
         "first + ROWS",
         "no_races_and_no_index and rnn_tanh-T3-B4-I2-H5",
     ),
     _numba_cuda(
         "y past a row's end is not written",
-        NUMBA_SCAN,
-        "make_forward",
+        NUMBA_CUDA + "rows.py",
+        "end_rows",
         "range(steps, y.shape[0])",
         "range(steps + 1, y.shape[0])",
         "every_output_and_gradient and gru-T5-B3-I4-H6-ragged-float32",
     ),
     _numba_cuda(
         "launched on the null stream",
-        NUMBA_CUDA,
-        "_launch",
+        "rnnkit/backends/numba_cuda/launch.py",
+        "launch",
         "cupy.cuda.get_current_stream().ptr",
         "0",
         "current_stream",

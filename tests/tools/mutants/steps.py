@@ -74,7 +74,7 @@ STEP_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "trajectory: numba_cuda gives the first gate for all",
-        "rnnkit/backends/numba_cuda.py",
+        "rnnkit/backends/numba_cuda/layer.py",
         "saved_steps",
         "cell.saved.index(gate) * H",
         "0",
