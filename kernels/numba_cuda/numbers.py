@@ -161,6 +161,27 @@ def computed_tuples(dtype: str, count: int) -> SimpleNamespace:
     return tuples("float64" if COMPUTE[dtype] is types.float64 else "float32", count)
 
 
+def cell_states(dtype: str, count: int) -> SimpleNamespace:
+    """load(row, j, H), store(states, row, j, H): the `count` states of unit j beside h, which are H elements apart.
+
+    They are as the pointwise functions have them: a number where there is one state, else a tuple.
+    """
+    if count == 0:
+        return SimpleNamespace(load=None, store=None)
+    if count > 1:
+        return computed_tuples(dtype, count)
+
+    @device
+    def load(row, j, H):
+        return row[j]
+
+    @device
+    def store(state, row, j, H):
+        row[j] = state
+
+    return SimpleNamespace(load=load, store=store)
+
+
 @cache
 def tile_products(dtype: str, count: int):
     """add_products(sums, thread, tile, steps, w, k, j, H): the products of a tile of rows with `count` columns of w.

@@ -30,15 +30,16 @@ one, what is saved without `keep`.
     w (R, G*H), w_proj (H, P) S             forward: W_hh and W_hr transposed, so that neighbouring threads read
                                             neighbouring elements
     w (G*H, R), w_proj (P, H) S             backward: untransposed, for the same reason
-    h (B, R) S, c (B, H) C                  in: the initial states; out: the final ones
+    h (B, R) S, c (B, K*H) C                in: the initial states; out: the final ones. c has the K states beside h
     y (T, B, R) S                           zero past a row's end
     saved (T, B, n_saved*H) S               the values that the row of CELLS names, with `keep`
-    h_prev (T, B, R) S, c_prev (T, B, H) C  the states before each step, with `keep`
+    h_prev (T, B, R) S                      h before each step, with `keep`
+    c_prev (T, B, K*H) C                    the states beside h before each step, with `keep`
     m (T, B, H) S                           operand of the second product: o tanh(c) or r h'
     saved, m                                without `keep` (1, B, ·): one step, for cells that have a second product
     dy (T, B, R) S                          read if has_dy
     dgates_x, dgates_h (T, B, G*H) S        out; one array unless the cell splits its sides
-    dh (B, R), dc (B, H) C                  in: gradients of the final states; out: of the initial ones
+    dh (B, R), dc (B, K*H) C                in: gradients of the final states; out: of the initial ones
     dproj (T, B, P) S                       out, under projection: the gradient of its output
 
 Of cells with zoneout or dropout on h (rnnkit/core/noise_steps.py), with the rows of the batch:
@@ -92,7 +93,7 @@ def signatures(dtype: str) -> dict[str, tuple[Any, ...]]:
 
 def compilable() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """Every kernel and dtype: its name, its dispatcher, not compiled yet, and the Numba types of its arguments."""
-    for cell in (CELLS[name] for name in POINTWISE if CELLS[name].n_cell_states <= 1):
+    for cell in (CELLS[name] for name in POINTWISE):
         for dtype in STORAGE:
             for name, signature in signatures(dtype).items():
                 yield f"{name}-{cell.name}-{dtype}", getattr(kernels(cell, dtype), name), signature

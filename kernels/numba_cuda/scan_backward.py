@@ -8,7 +8,17 @@ from typing import Any
 from rnnkit.core.cells import Cell
 from rnnkit.kernels.cells import pointwise_of
 from rnnkit.kernels.numba_cuda.launch_shape import ROWS, THREADS
-from rnnkit.kernels.numba_cuda.numbers import COMPUTE, STORAGE, activations, constant, cuda, device, dot, tuples
+from rnnkit.kernels.numba_cuda.numbers import (
+    COMPUTE,
+    STORAGE,
+    activations,
+    cell_states,
+    constant,
+    cuda,
+    device,
+    dot,
+    tuples,
+)
 from rnnkit.kernels.numba_cuda.options import extras_loaders, zoned_backward, zoneout
 from rnnkit.kernels.numba_cuda.rows import most_steps, rows_of_block, time_of
 from rnnkit.kernels.numba_cuda.tiles import TILE, first_gates, tiled_product
@@ -142,6 +152,9 @@ def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
     compute = COMPUTE[dtype]
     zero = constant(dtype, 0)
     pair = pointwise.backward
+    states = cell_states(dtype, cell.n_cell_states)
+    load_states = states.load
+    store_states = states.store
     zoned = zoned_backward(cell, pair, dtype) if ZONES_C else pair
     _, load_units = extras_loaders(cell, dtype)
     load_saved = tuples(dtype, cell.n_saved).load
@@ -156,9 +169,9 @@ def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
     ):  # fmt: skip
         values = load_saved(saved[t, b], j, H)
         h_before = compute(h_prev[t, b, j]) if READS_H else zero
-        c_before = c_prev[t, b, j] if HAS_C else zero
+        c_before = load_states(c_prev[t, b], j, H) if HAS_C else zero
         d_h = dot_from(dproj[t, b], w_proj[:, j], zero) if projected else dh[b, j]
-        d_c = dc[b, j] if HAS_C else zero
+        d_c = load_states(dc[b], j, H) if HAS_C else zero
         units = load_units(extras, j, H)
         if ZONES_C:
             z = share_of(zone_c, t, b, j, shares[1])
@@ -171,7 +184,7 @@ def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
         if SPLITS:
             store_gates(dus, dgates_h[t, b], j, H)
         if HAS_C:
-            dc[b, j] = dc_new
+            store_states(dc_new, dc[b], j, H)
         if not projected:
             dh[b, j] = compute(direct)
 

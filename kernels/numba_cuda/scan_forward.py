@@ -12,6 +12,7 @@ from rnnkit.kernels.numba_cuda.numbers import (
     COMPUTE,
     STORAGE,
     activations,
+    cell_states,
     computed_tuples,
     constant,
     cuda,
@@ -42,6 +43,7 @@ def make_forward(cell: Cell, dtype: str):
     load_computed = computed_tuples(dtype, FIRST).load
     store_computed = computed_tuples(dtype, FIRST).store
     store_saved = tuples(dtype, FIRST if RESETS_BEFORE else cell.n_saved).store
+    store_states = cell_states(dtype, cell.n_cell_states).store
     product = tiled_product(dtype, FIRST, _operand(cell, dtype))
     of_unit = _unit(cell, pointwise, dtype)
     second_product = _second_product(cell, pointwise, dtype)
@@ -81,11 +83,11 @@ def make_forward(cell: Cell, dtype: str):
                         )
                         out[j] = storage(new)
                         if HAS_C:
-                            c[b, j] = c_new
+                            store_states(c_new, c[b], j, H)
                         if keep or RESETS_BEFORE:
                             store_saved(values, saved[at, b], j, H)
                         if keep and HAS_C:
-                            c_prev[t, b, j] = c_before
+                            store_states(c_before, c_prev[t, b], j, H)
             cuda.syncthreads()
             for b in range(first, end):
                 if s >= lengths[b]:
@@ -137,7 +139,7 @@ def _first_stage(cell: Cell, pointwise: SimpleNamespace):
 
 
 def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
-    """of_unit(x, u, …): the values to save of a unit, its new h or m, and c before and after the step."""
+    """of_unit(x, u, …): the values to save of a unit, its new h or m, and its other states before and after."""
     READS_H = cell.reads_h
     HAS_C = cell.has_c
     RESETS_BEFORE = cell.resets_before
@@ -150,6 +152,7 @@ def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
     zero = constant(dtype, 0)
     tanh = activations(dtype).tanh
     first_stage = _first_stage(cell, pointwise)
+    load_states = cell_states(dtype, cell.n_cell_states).load
     _, load_units = extras_loaders(cell, dtype)
     zones = zoneout(dtype)
     share_of = zones.share_of
@@ -157,7 +160,7 @@ def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
 
     @device
     def of_unit(x, u, before, c, t, b, j, H, projected, extras, constants, hidden, zone_h, zone_c, shares):
-        c_before = c[b, j] if HAS_C else zero
+        c_before = load_states(c[b], j, H) if HAS_C else zero
         h_before = compute(before[j]) if READS_H else zero
         if DROPS and RESETS_BEFORE:  # r h' takes the masked h, and all else the unmasked one
             h_before = compute(storage(h_before * hidden[b, j]))

@@ -71,11 +71,6 @@ def _compiled_cells() -> Collection[str]:
     return POINTWISE
 
 
-def _numba_cuda_cells() -> Collection[str]:
-    """Its kernels have one state beside h."""
-    return [name for name in _compiled_cells() if CELLS[name].n_cell_states <= 1]
-
-
 def _cuda_cells() -> Collection[str]:
     from rnnkit.kernels.cells import HEADERS
 
@@ -155,7 +150,7 @@ BACKENDS: dict[str, BackendRow] = {
             ("float32", "float64", "float16"),
             "Numba CUDA",
             _numba_cuda_problem,
-            _numba_cuda_cells,
+            _compiled_cells,
             options=_masks_per_gate,
         ),
     )

@@ -30,7 +30,7 @@ class SLSTM(Recurrent):
         dropout: share of the outputs that is zeroed between stacked layers in training mode, in [0, 1].
         bidirectional: whether each layer also runs over the reversed sequence; y concatenates both directions.
         dtype: dtype of parameters and arrays, see `RNN`. With 16-bit dtypes, c, n and m are float32 within a call.
-        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU. Of the CUDA backends, `cupy` serves this layer.
+        device: see `RNN`.
         backend: see `RNN`.
         strict: whether to raise an error where no backend with compiled kernels serves the layer, instead of running
             the NumPy oracle.

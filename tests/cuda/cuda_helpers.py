@@ -26,9 +26,6 @@ CASES = tuple(case for case in testing.CASES if case.cell in CELLS)
 LAYERS = {name: layer for name, layer in helpers.LAYERS.items() if name in CELLS}
 
 # What `numba_cuda` serves of them.
-NUMBA_CELLS = {name: cell for name, cell in CELLS.items() if name in BACKENDS["numba_cuda"].cells()}
-NUMBA_CASES = tuple(case for case in CASES if case.cell in NUMBA_CELLS)
-NUMBA_LAYERS = {name: layer for name, layer in LAYERS.items() if name in NUMBA_CELLS}
 
 # What the resident schedules serve, and the kinds of steps that they have kernels of their own for: every one of these
 # cells, and those with a projection.

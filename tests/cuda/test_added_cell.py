@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.backends import BACKENDS, select
+from rnnkit.backends import BACKENDS, registry, select
 from rnnkit.core.cells import CELLS, Cell, State, StepGradients, Weights, sigmoid
 from rnnkit.errors import DeviceError
 from rnnkit.functional import direction
@@ -198,11 +198,8 @@ def test_a_cell_with_only_an_oracle_is_refused_on_cuda(uncached_choices: None) -
 
 
 @needs_emulator
-def test_a_cell_with_several_states_beside_h_is_refused_by_numba_cuda() -> None:
+def test_a_cell_with_several_states_beside_h_goes_to_a_gpu() -> None:
     with cuda():
-        if BACKENDS["numba_cuda"].problem() is None:
-            with pytest.raises(ValueError, match=r"backend 'numba_cuda' serves the cells .*, got slstm"):
-                rnnkit.SLSTM(3, 4, device="cuda", backend="numba_cuda")
         layer = rnnkit.SLSTM(3, 4, backend=None)
         layer.to("cuda")
         assert select(layer.device, "float32", "slstm").row.name == "cupy"

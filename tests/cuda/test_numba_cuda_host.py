@@ -13,11 +13,11 @@ import pytest
 
 import rnnkit
 from rnnkit.backends import Sizes
+from rnnkit.core.cells import CELLS
 from rnnkit.core.dtypes import DTYPES as ROWS
 from rnnkit.functional import direction
 from rnnkit.kernels.numba_cuda.launch_shape import FEWEST_BLOCKS
 from rnnkit.testing import Case, make_inputs, run
-from tests.cuda.cuda_helpers import NUMBA_CELLS as CELLS
 from tests.cuda.test_numba_cuda import DEVICE, DTYPES, device, features, on_device
 from tests.helpers import slow_except
 from tests.tools import greenlets

@@ -16,7 +16,7 @@ from rnnkit.testing import assert_close
 from tests.api.resets import Inputs, inputs, kind_of, trained
 from tests.cuda.cuda_helpers import LAYERS, cuda
 from tests.cuda.standin import on, pair, stand_in
-from tests.helpers import random_state, refused
+from tests.helpers import random_state, refused, slow_except
 from tests.tools import emulator, fakecupy, greenlets
 
 
@@ -48,7 +48,7 @@ def test_cupy_gives_what_the_oracle_gives(name: str, kinds: str, rng: np.random.
         assert_oracle(there, here, inputs(here, rng, kinds=kinds), rng)
 
 
-@pytest.mark.parametrize("name", ["gru_reset_before", "lstm"])
+@pytest.mark.parametrize("name", slow_except(["gru_reset_before", "lstm"], "lstm"))
 def test_numba_cuda_gives_what_the_oracle_gives(name: str, rng: np.random.Generator) -> None:
     if greenlets.available():
         pytest.skip(str(greenlets.available()))

@@ -8,7 +8,7 @@ import cupy
 import numpy as np
 
 from rnnkit.backends.interface import BackwardCall, LayerCall
-from rnnkit.core.cells import Array, State
+from rnnkit.core.cells import Array, Cell, State
 from rnnkit.core.regularisation import Noise
 
 
@@ -31,27 +31,44 @@ class Saved(NamedTuple):
 
 
 class States(NamedTuple):
-    """The states of a pass, or their gradients, which a kernel updates in place. c is None where the cell has none."""
+    """The states of a pass, or their gradients, which a kernel updates in place.
+
+    c  (B, K*H), the K states beside h; None if there are none
+    """
 
     h: Array
     c: Array | None
 
-    def as_state(self, storage: np.dtype) -> State:
+    def as_state(self, cell: Cell, storage: np.dtype) -> State:
         """As a caller has them, in the storage dtype."""
-        return tuple(s.astype(storage, copy=False) for s in self if s is not None)
+        h = self.h.astype(storage, copy=False)
+        if self.c is None:
+            return (h,)
+        if cell.n_cell_states == 1:
+            return h, self.c.astype(storage, copy=False)
+        return h, *(_copy(c, storage) for c in cupy.split(self.c, cell.n_cell_states, axis=1))
 
 
 def initial_states(call: LayerCall) -> States:
-    """Copies of the initial states: h in the storage dtype, c in the compute dtype."""
-    h = _copy(call.state0[0], call.dtype.storage)
-    return States(h, _copy(call.state0[1], call.dtype.compute) if call.cell.has_c else None)
+    """Copies of the initial states: h in the storage dtype, the others in the compute dtype."""
+    return States(_copy(call.state0[0], call.dtype.storage), _side_by_side(call.state0[1:], call.dtype.compute))
 
 
 def final_gradients(call: BackwardCall) -> States:
     """Copies of the gradients of the final states, in the compute dtype."""
     compute = call.dtype.compute
-    dh, *rest = (_copy(d, compute) for d in call.dstate_n)
-    return States(dh, rest[0] if rest else None)
+    return States(_copy(call.dstate_n[0], compute), _side_by_side(call.dstate_n[1:], compute))
+
+
+def _side_by_side(states: State, dtype: np.dtype) -> Array | None:
+    """A copy of states (B, H) as one array (B, K*H), or None of none."""
+    if len(states) < 2:
+        return _copy(states[0], dtype) if states else None
+    B, H = states[0].shape
+    whole = cupy.empty((B, len(states) * H), dtype)
+    for number, state in enumerate(states):
+        whole[:, number * H : (number + 1) * H] = state
+    return whole
 
 
 def _copy(array: Array, dtype: np.dtype) -> Array:

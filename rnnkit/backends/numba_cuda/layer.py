@@ -71,9 +71,12 @@ def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
     GH = cell.n_gates * H
     projected = R != H
     width = (cell.n_saved + projected + cell.resets_before) * H * S
-    kept = T * B * (width + R * S + cell.has_c * H * C + cell.n_statistics * C) + 8 * B if keep else 0
+    cells = cell.n_cell_states * H * C
+    kept = T * B * (width + R * S + cells + cell.n_statistics * C) + 8 * B if keep else 0
     gathered = 0 if N == T * B else 8 * N + N * I * S + N * GH * C
-    widened = 0 if S == C else (N * I + GH * I) * C + cell.has_c * B * H * C
+    widened = 0 if S == C else (N * I + GH * I) * C
+    # The states beside h, unless they are one array that is the result.
+    widened += B * cells if S != C or cell.n_cell_states > 1 else 0
     # Transposed weights, and zeros for missing biases.
     weights = (GH * R + projected * R * H + 2 * GH) * S
     second = (projected + cell.resets_before * (1 + cell.n_saved)) * B * H * S

@@ -34,7 +34,7 @@ def forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan:
     arguments = (*given, *state, y, *kept, cupy.empty((B, GH), compute), extras(call))
     launch(scan_norm, "forward", call, arguments, (T, B, H))
     saved = Saved(values, h_prev, c_prev, None, lengths, call.reverse, stats=stats) if keep else None
-    return Scan(y, state.as_state(storage), saved)
+    return Scan(y, state.as_state(cell, storage), saved)
 
 
 def backward(call: BackwardCall) -> ScanGradients:
@@ -54,7 +54,7 @@ def backward(call: BackwardCall) -> ScanGradients:
     arguments = (*given, *states, *results, *biases(call), extras(call))
     launch(scan_norm, "backward", call, arguments, (T, B, H))
     dunit = _norm_gradients(cell, saved.values.astype(compute, copy=False), dv)
-    return ScanGradients(dgates_x, dgates_h, dstate.as_state(storage), {"h_prev": saved.h_prev}, dunit=dunit)
+    return ScanGradients(dgates_x, dgates_h, dstate.as_state(cell, storage), {"h_prev": saved.h_prev}, dunit=dunit)
 
 
 def _norm_gradients(cell: Cell, values: Array, dv: Array) -> Array:

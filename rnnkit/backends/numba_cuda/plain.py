@@ -32,7 +32,7 @@ def forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan:
     y = cupy.empty((T, B, R), storage)
     values = cupy.empty((steps, B, cell.n_saved * H), storage) if keep or cell.resets_before else None
     h_prev = cupy.empty((T, B, R), storage) if keep else None
-    c_prev = cupy.empty((T, B, H), compute) if keep and cell.has_c else None
+    c_prev = cupy.empty((T, B, cell.n_cell_states * H), compute) if keep and cell.has_c else None
     m = cupy.empty((steps, B, H), storage) if projected or cell.resets_before else None
     matrices = (weights.w_hh.T, None if weights.w_hr is None else weights.w_hr.T)
     given = (gates_x, lengths, call.reverse, keep, projected, *biases(call), *matrices)
@@ -42,7 +42,7 @@ def forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan:
     launch(scan, "forward", call, arguments, (T, B, H))
     c_n = state.c if cell.unit_weights else None
     saved = Saved(values, h_prev, c_prev, m, lengths, call.reverse, c_n, call.noise) if keep else None
-    return Scan(y, state.as_state(storage), saved)
+    return Scan(y, state.as_state(cell, storage), saved)
 
 
 def backward(call: BackwardCall) -> ScanGradients:
@@ -73,7 +73,7 @@ def backward(call: BackwardCall) -> ScanGradients:
     return ScanGradients(
         dgates_x,
         dgates_h,
-        dstate.as_state(storage),
+        dstate.as_state(cell, storage),
         operands,
         dprojected,
         saved.m if projected else None,

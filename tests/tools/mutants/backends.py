@@ -525,8 +525,8 @@ _NUMBA_CUDA = (
         "no barrier between the two products of a step",
         NUMBA_CUDA + "scan_forward.py",
         "make_forward",
-        "c_prev[t, b, j] = c_before cuda.syncthreads()",
-        "c_prev[t, b, j] = c_before",
+        "store_states(c_before, c_prev[t, b], j, H) cuda.syncthreads()",
+        "store_states(c_before, c_prev[t, b], j, H)",
         "no_races_and_no_index and gru_reset_before-T3-B4-I2-H5",
     ),
     _numba_cuda(

@@ -5,10 +5,96 @@ from __future__ import annotations
 from tests.tools.mutants.planting import Mutant, row
 
 CELLS, KERNEL, BACKEND = "rnnkit/core/cells.py", "kernels/cells/slstm.py", "rnnkit/backends/numba/layer.py"
+DEVICE, DEVICE_ARRAYS = "kernels/numba_cuda/", "rnnkit/backends/numba_cuda/arrays.py"
+ON_DEVICE, EQUALS = "tests/cuda/test_numba_cuda_slstm.py", "equals_the_oracles and float32"
 ORACLE, CPU, API = "tests/oracle/test_slstm.py", "tests/cpu/test_slstm.py", "tests/api/test_slstm.py"
 CUPY, CELL, STEP = "tests/cuda/test_cupy_slstm.py", "kernels/cells/slstm.cuh", "kernels/cuda/stepwise_states.cu"
 LAUNCHER = "rnnkit/backends/cupy/launcher.py"
 TRAJECTORY = "tests/cuda/test_trajectory_on_device.py"
+
+_NUMBA_CUDA = (
+    row(
+        "sLSTM on Numba CUDA: c and m change places",
+        DEVICE_ARRAYS,
+        "_side_by_side",
+        "enumerate(states)",
+        "enumerate(states[::-1])",
+        ON_DEVICE,
+        EQUALS,
+    ),
+    row(
+        "sLSTM on Numba CUDA: the final states change places",
+        DEVICE_ARRAYS,
+        "as_state",
+        "cupy.split(self.c, cell.n_cell_states, axis=1)",
+        "cupy.split(self.c, cell.n_cell_states, axis=1)[::-1]",
+        ON_DEVICE,
+        EQUALS,
+    ),
+    row(
+        "sLSTM on Numba CUDA: the states after the step are saved",
+        DEVICE + "scan_forward.py",
+        "make_forward",
+        "store_states(c_before, c_prev[t, b], j, H)",
+        "store_states(c_new, c_prev[t, b], j, H)",
+        ON_DEVICE,
+        EQUALS,
+    ),
+    row(
+        "sLSTM on Numba CUDA: the gradients of the states stay those of the last step",
+        DEVICE + "scan_backward.py",
+        "_unit",
+        "store_states(dc_new, dc[b], j, H)",
+        "store_states(d_c, dc[b], j, H)",
+        ON_DEVICE,
+        EQUALS,
+    ),
+    row(
+        "sLSTM on Numba CUDA: states of a row are read from its neighbour",
+        DEVICE + "scan_forward.py",
+        "_unit",
+        "load_states(c[b], j, H)",
+        "load_states(c[b], j, H - 1)",
+        ON_DEVICE,
+        EQUALS,
+    ),
+    row(
+        "sLSTM on Numba CUDA: a first step is as any other",
+        KERNEL,
+        "exponentials",
+        "of_f = where_le(zero, negative_abs(n_prev), -negative_abs(lead), lead)",
+        "of_f = lead",
+        ON_DEVICE,
+        "without_a_step or resets",
+    ),
+    row(
+        "sLSTM on Numba CUDA: the limit of f has a gradient",
+        KERNEL,
+        "backward",
+        "where_lt(lead, of_f, zero, (dc * c_prev + dn * n_prev) * f)",
+        "(dc * c_prev + dn * n_prev) * f",
+        ON_DEVICE,
+        "without_a_step",
+    ),
+    row(
+        "sLSTM on Numba CUDA: n below 1 has a gradient",
+        KERNEL,
+        "backward",
+        "where_lt(total, one, zero, dn - to_c * mean)",
+        "dn - to_c * mean",
+        ON_DEVICE,
+        "without_a_step",
+    ),
+    row(
+        "sLSTM on Numba CUDA: explain counts one state beside h",
+        "rnnkit/backends/numba_cuda/layer.py",
+        "describe",
+        "cell.n_cell_states * H * C",
+        "cell.has_c * H * C",
+        "tests/cuda/test_numba_cuda_host.py",
+        "bytes and slstm and float32",
+    ),
+)
 
 SLSTM_MUTANTS: tuple[Mutant, ...] = (
     row(
@@ -243,4 +329,5 @@ SLSTM_MUTANTS: tuple[Mutant, ...] = (
         TRAJECTORY,
         "slstm",
     ),
+    *_NUMBA_CUDA,
 )
