@@ -20,9 +20,9 @@ threads, so the results do not depend on the order of threads.
 A row has its own number of steps, and its own t in each of them. It ends after them: the block goes on with the others,
 and no block waits for another. Blocks past the batch do nothing; they exist because Numba warns about small grids.
 
-S is the dtype's storage, C its compute; all arrays are C-contiguous. Numba has no optional arguments, so an array that
-a cell or a call does not use is passed with one element: c's arrays under RNN and GRU, those of a projection without
-one, what is saved without `keep`.
+S is the dtype's storage, C its compute; n_c is the number of states beside h, which c has side by side. All arrays are
+C-contiguous. Numba has no optional arguments, so an array that a cell or a call does not use is passed with one
+element: c's arrays under RNN and GRU, those of a projection without one, what is saved without `keep`.
 
     lengths (B,) int64                      the steps of each row
     gates_x (T, B, G*H) C                   x W_ih^T
@@ -30,16 +30,16 @@ one, what is saved without `keep`.
     w (R, G*H), w_proj (H, P) S             forward: W_hh and W_hr transposed, so that neighbouring threads read
                                             neighbouring elements
     w (G*H, R), w_proj (P, H) S             backward: untransposed, for the same reason
-    h (B, R) S, c (B, K*H) C                in: the initial states; out: the final ones. c has the K states beside h
+    h (B, R) S, c (B, n_c*H) C              in: the initial states; out: the final ones
     y (T, B, R) S                           zero past a row's end
     saved (T, B, n_saved*H) S               the values that the row of CELLS names, with `keep`
     h_prev (T, B, R) S                      h before each step, with `keep`
-    c_prev (T, B, K*H) C                    the states beside h before each step, with `keep`
+    c_prev (T, B, n_c*H) C                  c before each step, with `keep`
     m (T, B, H) S                           operand of the second product: o tanh(c) or r h'
     saved, m                                without `keep` (1, B, ·): one step, for cells that have a second product
     dy (T, B, R) S                          read if has_dy
     dgates_x, dgates_h (T, B, G*H) S        out; one array unless the cell splits its sides
-    dh (B, R), dc (B, K*H) C                in: gradients of the final states; out: of the initial ones
+    dh (B, R), dc (B, n_c*H) C              in: gradients of the final states; out: of the initial ones
     dproj (T, B, P) S                       out, under projection: the gradient of its output
 
 Of cells with zoneout or dropout on h (rnnkit/core/noise_steps.py), with the rows of the batch:
