@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import rnnkit
-from rnnkit.backends import select
 from rnnkit.parity import check_layer
 from tests.helpers import assert_same, random_state, refused, train_step
 

@@ -10,7 +10,6 @@ from unittest import mock
 import numpy as np
 
 from rnnkit import testing
-from rnnkit.backends import BACKENDS
 from rnnkit.backends.cupy.step_products import Step, cell_problem
 from rnnkit.core import cells
 from rnnkit.core.cells import Weights
@@ -24,8 +23,6 @@ from tests.tools import fakecupy
 CELLS = {name: cell for name, cell in cells.CELLS.items() if name in HEADERS}
 CASES = tuple(case for case in testing.CASES if case.cell in CELLS)
 LAYERS = {name: layer for name, layer in helpers.LAYERS.items() if name in CELLS}
-
-# What `numba_cuda` serves of them.
 
 # What the resident schedules serve, and the kinds of steps that they have kernels of their own for: every one of these
 # cells, and those with a projection.

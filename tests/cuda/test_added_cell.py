@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import rnnkit
-from rnnkit.backends import BACKENDS, registry, select
+from rnnkit.backends import BACKENDS, select
 from rnnkit.core.cells import CELLS, Cell, State, StepGradients, Weights, sigmoid
 from rnnkit.errors import DeviceError
 from rnnkit.functional import direction

@@ -81,7 +81,7 @@ def test_schedules_that_keep_the_weights_on_the_chip(kind: str, schedule: str) -
 
 
 @on_greenlets
-@pytest.mark.parametrize(("kind", "options"), slow_except(CASES, CASES[0], unpack=True), ids=str)
+@pytest.mark.parametrize(("kind", "options"), slow_except([*CASES, ("SLSTM", {})], CASES[0], unpack=True), ids=str)
 def test_numba_cuda(kind: str, options: dict[str, Any]) -> None:
     with device(1) as (cp, _):
         check(cp, kind, options, "numba_cuda", 1, True)

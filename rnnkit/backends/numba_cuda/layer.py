@@ -11,6 +11,7 @@ cannot compile, or if the driver refuses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 
 import cupy
@@ -53,14 +54,12 @@ def saved_steps(cell: Cell, dtype: DType, saved: by_scan.Saved) -> dict[str, Arr
         """Past a row's end nothing was saved."""
         return cupy.where(live, steps, steps.dtype.type(0)).astype(dtype.storage, copy=False)
 
-    found = {}
-    for gate in cell.gates:
-        first = cell.saved.index(gate) * H
-        found[gate] = cleared(scan.values[:, :, first : first + H])
-    found["h_prev"] = cleared(scan.h_prev)
-    if cell.has_c:
-        found["c_prev"] = cleared(scan.c_prev)
-    return found
+    def apart(steps: Array, names: Iterable[str]) -> dict[str, Array]:
+        return {name: steps[:, :, number * H : (number + 1) * H] for number, name in enumerate(names)}
+
+    before = {} if scan.c_prev is None else apart(scan.c_prev, (f"{state}_prev" for state in cell.states[1:]))
+    found = cell.gates_of(apart(scan.values, cell.saved) | before) | before | {"h_prev": scan.h_prev}
+    return {name: cleared(steps) for name, steps in found.items()}
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
