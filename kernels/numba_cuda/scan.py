@@ -44,7 +44,7 @@ element: c's arrays under RNN and GRU, those of a projection without one, what i
 
 Of cells with zoneout or dropout on h (rnnkit/core/noise_steps.py), with the rows of the batch:
 
-    hidden (B, R) C                         the mask on h in the first product, and in r h'
+    hidden (1 or G, B, R) C                 the mask on h in the first product, and in r h'; or one for each gate
     zone_h (T, B, R), zone_c (T, B, H)      uint8, 1 where old values are kept; or (1, 1, ·) for every step and row
     shares (2,) C                           the share of h and of c that is kept there
     direct (B, R) C                         backward: what zoneout passes by
@@ -86,8 +86,8 @@ def signatures(dtype: str) -> dict[str, tuple[Any, ...]]:
     states = (a.S3, a.S3, a.C3)
     results = (a.S3, a.S3, a.C2, a.C2, a.S3)
     return {
-        "forward": (*given, a.S2, a.C2, a.S3, *states, a.S3, a.C1, a.C2, *noise),
-        "backward": (*gradients, *states, *results, a.C1, a.C2, a.C2, *noise),
+        "forward": (*given, a.S2, a.C2, a.S3, *states, a.S3, a.C1, a.C3, *noise),
+        "backward": (*gradients, *states, *results, a.C1, a.C3, a.C2, *noise),
     }
 
 

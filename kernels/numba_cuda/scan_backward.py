@@ -21,24 +21,22 @@ from rnnkit.kernels.numba_cuda.numbers import (
 )
 from rnnkit.kernels.numba_cuda.options import extras_loaders, zoned_backward, zoneout
 from rnnkit.kernels.numba_cuda.rows import most_steps, rows_of_block, time_of
-from rnnkit.kernels.numba_cuda.tiles import TILE, first_gates, tiled_product
+from rnnkit.kernels.numba_cuda.tiles import TILE, first_gates, mask_of_last, tiled_product
 
 
 def make_backward(cell: Cell, dtype: str):
     """backward(dy, has_dy, lengths, reverse, projected, …): see scan.py."""
     G = cell.n_gates
-    FIRST = first_gates(cell)
     RESETS_BEFORE = cell.resets_before
     DROPS = cell.options.recurrent_dropout
     ZONES_H = cell.options.zoneout_h
     compute = COMPUTE[dtype]
-    zero = constant(dtype, 0)
     pointwise = pointwise_of(cell, device, activations(dtype))
     prepared = pointwise.prepared
     load_constants, _ = extras_loaders(cell, dtype)
     through_output = _output(cell, pointwise, dtype)
     of_unit = (_reset_unit if RESETS_BEFORE else _unit)(cell, pointwise, dtype)
-    product = tiled_product(dtype, 1, _operand(dtype))
+    add_product = (_masked_product if DROPS else _product)(cell, dtype)
 
     @cuda.jit(launch_bounds=THREADS)
     def backward(
@@ -74,31 +72,70 @@ def make_backward(cell: Cell, dtype: str):
             cuda.syncthreads()
             for start in range(0, R, threads):
                 j = start + thread
-                for r in range(ROWS):
-                    b = first + r
-                    sums[r, thread] = dh[b, j] if b < end and j < R and not DROPS else zero
-                product(sums, tile, (dgates_h, reverse), w, FIRST * H, j, R, first, end, lengths, s)
-                if j < R:
+                add_product(sums, tile, dgates_h, reverse, hidden, w, dh, j, H, first, end, lengths, s)
+                if j < R and ZONES_H:
                     for b in range(first, end):
                         if s < lengths[b]:
-                            if DROPS:
-                                dh[b, j] += hidden[b, j] * sums[b - first, thread]
-                            else:
-                                dh[b, j] = sums[b - first, thread]
-                            if ZONES_H:
-                                dh[b, j] += direct_h[b, j]
+                            dh[b, j] += direct_h[b, j]
 
     return backward
 
 
+def _product(cell: Cell, dtype: str):
+    """add_product(sums, tile, dgates, reverse, hidden, w, dh, j, H, first, end, lengths, s): dh += dgates W_hh over the
+    gates of the first product. Every thread of the block calls it; nothing is added where j >= R."""
+    FIRST = first_gates(cell)
+    zero = constant(dtype, 0)
+    product = tiled_product(dtype, 1, _operand(dtype))
+
+    @device
+    def add_product(sums, tile, dgates, reverse, hidden, w, dh, j, H, first, end, lengths, s):
+        thread = cuda.threadIdx.x
+        R = dh.shape[1]
+        for r in range(ROWS):
+            b = first + r
+            sums[r, thread] = dh[b, j] if b < end and j < R else zero
+        product(sums, tile, (dgates, reverse, 0), w, FIRST * H, j, R, first, end, lengths, s)
+        if j < R:
+            for b in range(first, end):
+                if s < lengths[b]:
+                    dh[b, j] = sums[b - first, thread]
+
+    return add_product
+
+
+def _masked_product(cell: Cell, dtype: str):
+    """`_product` with the mask on h, or with that of each gate."""
+    FIRST = first_gates(cell)
+    GATES = 1 if cell.options.mask_per_gate else FIRST  # of each mask
+    zero = constant(dtype, 0)
+    product = tiled_product(dtype, 1, _operand(dtype))
+
+    @device
+    def add_product(sums, tile, dgates, reverse, hidden, w, dh, j, H, first, end, lengths, s):
+        thread = cuda.threadIdx.x
+        R = dh.shape[1]
+        for mask in range(FIRST // GATES):
+            for r in range(ROWS):
+                sums[r, thread] = zero
+            at = mask * GATES * H
+            product(sums, tile, (dgates, reverse, at), w[at:], GATES * H, j, R, first, end, lengths, s)
+            if j < R:
+                for b in range(first, end):
+                    if s < lengths[b]:
+                        dh[b, j] += hidden[mask, b, j] * sums[b - first, thread]
+
+    return add_product
+
+
 def _operand(dtype: str):
-    """The operand of the product: the gradients of the gates."""
+    """The operand of the product: the gradients of the gates, from the number `at` on."""
     compute = COMPUTE[dtype]
 
     @device
     def operand(source, s, steps, b, k):
-        dgates, reverse = source
-        return compute(dgates[time_of(s, steps, not reverse), b, k])
+        dgates, reverse, at = source
+        return compute(dgates[time_of(s, steps, not reverse), b, at + k])
 
     return operand
 
@@ -195,6 +232,7 @@ def _reset_unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
     """`_unit` of a GRU that resets before: the gradient of r, from the gradients of n through the second product."""
     FIRST = first_gates(cell)
     DROPS = cell.options.recurrent_dropout
+    LAST = mask_of_last(cell)
     compute = COMPUTE[dtype]
     storage = STORAGE[dtype]
     zero = constant(dtype, 0)
@@ -210,7 +248,7 @@ def _reset_unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
         r, z, _ = load_saved(saved[t, b], j, H)
         drh = dot_from(dgates_x[t, b, FIRST * H :], w[FIRST * H :, j], zero)
         if DROPS:
-            drh *= hidden[b, j]
+            drh *= hidden[LAST, b, j]
         da_r, direct = gates_backward(r, z, compute(h_prev[t, b, j]), dh[b, j], drh, constants)
         dgates_x[t, b, j] = storage(da_r)
         dh[b, j] = direct

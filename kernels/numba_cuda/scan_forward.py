@@ -22,7 +22,7 @@ from rnnkit.kernels.numba_cuda.numbers import (
 )
 from rnnkit.kernels.numba_cuda.options import extras_loaders, zoneout
 from rnnkit.kernels.numba_cuda.rows import most_steps, row_ends, rows_of_block, time_of
-from rnnkit.kernels.numba_cuda.tiles import TILE, first_gates, tiled_product
+from rnnkit.kernels.numba_cuda.tiles import TILE, first_gates, mask_of_last, tiled_product
 
 
 def make_forward(cell: Cell, dtype: str):
@@ -44,7 +44,7 @@ def make_forward(cell: Cell, dtype: str):
     store_computed = computed_tuples(dtype, FIRST).store
     store_saved = tuples(dtype, FIRST if RESETS_BEFORE else cell.n_saved).store
     store_states = cell_states(dtype, cell.n_cell_states).store
-    product = tiled_product(dtype, FIRST, _operand(cell, dtype))
+    product = _first_product(cell, dtype)
     of_unit = _unit(cell, pointwise, dtype)
     second_product = _second_product(cell, pointwise, dtype)
     end_rows = row_ends(dtype)
@@ -67,7 +67,7 @@ def make_forward(cell: Cell, dtype: str):
                 if j < H:
                     for r in range(ROWS):
                         store_computed(load(bias_h, j, H), sums[r], thread, THREADS)
-                product(sums, tile, (h, y, reverse, hidden), w, h.shape[1], j, H, first, end, lengths, s)
+                product(sums, tile, h, y, reverse, hidden, w, j, H, first, end, lengths, s)
                 if j < H:
                     for b in range(first, end):
                         if s >= lengths[b]:
@@ -109,6 +109,27 @@ def make_forward(cell: Cell, dtype: str):
     return forward
 
 
+def _first_product(cell: Cell, dtype: str):
+    """product(sums, tile, h, y, reverse, hidden, w, j, H, first, end, lengths, s): as `tiled_product`, of h before the
+    step. With a mask for each gate, the operand of each is another one."""
+    FIRST = first_gates(cell)
+    PER_GATE = cell.options.mask_per_gate
+    of_gates = tiled_product(dtype, 1 if PER_GATE else FIRST, _operand(cell, dtype))
+
+    @device
+    def product(sums, tile, h, y, reverse, hidden, w, j, H, first, end, lengths, s):
+        R = h.shape[1]
+        if PER_GATE:
+            for gate in range(FIRST):
+                own = sums[:, gate * THREADS : (gate + 1) * THREADS]
+                columns = w[:, gate * H : (gate + 1) * H]
+                of_gates(own, tile, (h, y, reverse, hidden[gate]), columns, R, j, H, first, end, lengths, s)
+        else:
+            of_gates(sums, tile, (h, y, reverse, hidden[0]), w, R, j, H, first, end, lengths, s)
+
+    return product
+
+
 def _operand(cell: Cell, dtype: str):
     """The operand of the first product: h before the step, and what a mask leaves of it."""
     compute = COMPUTE[dtype]
@@ -147,6 +168,7 @@ def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
     ZONES_H = cell.options.zoneout_h
     ZONES_C = cell.options.zoneout_c
     ZONED_OUTPUT = cell.options.zoned_output
+    LAST = mask_of_last(cell)
     compute = COMPUTE[dtype]
     storage = STORAGE[dtype]
     zero = constant(dtype, 0)
@@ -163,7 +185,7 @@ def _unit(cell: Cell, pointwise: SimpleNamespace, dtype: str):
         c_before = load_states(c[b], j, H) if HAS_C else zero
         h_before = compute(before[j]) if READS_H else zero
         if DROPS and RESETS_BEFORE:  # r h' takes the masked h, and all else the unmasked one
-            h_before = compute(storage(h_before * hidden[b, j]))
+            h_before = compute(storage(h_before * hidden[LAST, b, j]))
         values, new, c_new = first_stage(x, u, h_before, c_before, load_units(extras, j, H), constants)
         if ZONES_C:
             c_new = mixed(share_of(zone_c, t, b, j, shares[1]), c_before, c_new)

@@ -18,6 +18,11 @@ def first_gates(cell: Cell) -> int:
     return end
 
 
+def mask_of_last(cell: Cell) -> int:
+    """Which of the masks on h is that of the last gate."""
+    return cell.n_gates - 1 if cell.options.mask_per_gate else 0
+
+
 def tiled_product(dtype: str, count: int, number: Any):
     """product(sums, tile, source, w, K, j, H, first, end, lengths, s): adds a step's products to the sums of a thread.
 

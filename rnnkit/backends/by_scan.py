@@ -128,10 +128,10 @@ def _operands(cell: Cell, grads: ScanGradients) -> Iterator[tuple[Array, int, in
         if grads.masks is None:
             yield operand, first, end
         elif len(grads.masks) == 1:
-            yield operand * grads.masks[0], first, end
+            yield narrow(operand * grads.masks[0], operand.dtype), first, end
         else:
             for gate in range(first, end):
-                yield operand * grads.masks[gate], gate, gate + 1
+                yield narrow(operand * grads.masks[gate], operand.dtype), gate, gate + 1
 
 
 def _live_steps(x: Array, lengths: np.ndarray) -> Array:

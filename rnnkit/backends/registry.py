@@ -30,7 +30,6 @@ class BackendRow:
     """One row of BACKENDS: the array kind it takes, the dtypes it serves, and why it may not run here.
 
     cells: the names of the cells it serves: asked for when a call is made, as the tables of kernels are imported late.
-    options: why it does not serve a cell with its options, or None.
     fused: whether it runs compiled kernels, which `strict` demands.
     schedules: the names of its ways to run a layer-direction, of which a call may name one; () where there is one way.
     compressed: the names of the rows of COMPRESSED that it serves.
@@ -43,7 +42,6 @@ class BackendRow:
     problem: Callable[[], str | None]
     cells: Callable[[], Collection[str]]
     schedules: Callable[[], tuple[str, ...]] = _no_schedules
-    options: Callable[[Cell], str | None] = lambda cell: None
     fused: bool = True
     compressed: tuple[str, ...] = ()
 
@@ -75,11 +73,6 @@ def _cuda_cells() -> Collection[str]:
     from rnnkit.kernels.cells import HEADERS
 
     return HEADERS
-
-
-def _masks_per_gate(cell: Cell) -> str | None:
-    """Why kernels/numba_cuda does not have this cell with its options."""
-    return f"does not serve the cell {cell.name} with a mask on h per gate" if cell.options.mask_per_gate else None
 
 
 def _cupy_schedules() -> tuple[str, ...]:
@@ -151,7 +144,6 @@ BACKENDS: dict[str, BackendRow] = {
             "Numba CUDA",
             _numba_cuda_problem,
             _compiled_cells,
-            options=_masks_per_gate,
         ),
     )
 }
@@ -223,7 +215,7 @@ def select(device: str, dtype: str, cell: str, name: str | None = None, strict: 
             raise ValueError(f"backend {name!r} serves {', '.join(row.dtypes)}, got dtype {dtype}")
         if row_of_cell.name not in row.cells():
             raise ValueError(f"backend {name!r} serves the cells {', '.join(row.cells())}, got {cell}")
-        problem = row.options(row_of_cell) or _not_fused(row, strict)
+        problem = _not_fused(row, strict)
         if problem:
             raise ValueError(f"backend {name!r} {problem}")
         why = _with_precision(f"backend={name!r} was asked for", row, dtype)
@@ -245,7 +237,7 @@ def select(device: str, dtype: str, cell: str, name: str | None = None, strict: 
 def _unserved(row: BackendRow, dtype: str, cell: Cell) -> str | None:
     if not row.serves(dtype):
         return f"does not serve {dtype}"
-    return row.options(cell) if cell.name in row.cells() else f"does not serve the cell {cell.name}"
+    return None if cell.name in row.cells() else f"does not serve the cell {cell.name}"
 
 
 def _not_fused(row: BackendRow, strict: bool) -> str | None:

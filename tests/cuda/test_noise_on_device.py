@@ -61,8 +61,15 @@ def test_input_and_weight_dropout_on_cupy(rng: Any) -> None:
             layer.params["weight_hh_l0"] *= 0.5
 
 
+PER_GATE: list[tuple[str, dict[str, Any]]] = [
+    (kind, {**arguments, "mask_per_gate": True}) for kind, arguments in CASES if "recurrent_dropout" in arguments
+]
+
+
 @on_greenlets
-@pytest.mark.parametrize(("kind", "arguments"), slow_except(CASES, CASES[0], CASES[4], unpack=True), ids=str)
+@pytest.mark.parametrize(
+    ("kind", "arguments"), slow_except([*CASES, *PER_GATE], CASES[0], PER_GATE[-1], unpack=True), ids=str
+)
 def test_numba_cuda_is_the_oracle(kind: str, arguments: dict[str, Any], rng: Any) -> None:
     T, B, I, H = 4, 3, 2, 5
     x = randn(rng, T, B, I)
@@ -83,9 +90,6 @@ def test_numba_cuda_is_the_oracle(kind: str, arguments: dict[str, Any], rng: Any
             assert_close(name, cp.asnumpy(layer.grads[name]), gradient, "float64", "backward")
 
 
-PER_GATE: list[tuple[str, dict[str, Any]]] = [
-    (kind, {**arguments, "mask_per_gate": True}) for kind, arguments in CASES if "recurrent_dropout" in arguments
-]
 ONE_OF_THEM: list[tuple[str, dict[str, Any]]] = [
     ("LSTM", {"zoneout": (0.0, 0.4)}),
     ("LSTM", {"zoneout": (0.0, 0.4), "zoneout_output": "zoned", "proj_size": 4}),
@@ -207,9 +211,3 @@ def test_what_is_not_served_is_refused_with_the_reason() -> None:
         assert "schedule stepwise" in rnnkit.explain(layer, x).kernel
         with pytest.raises(UnsupportedDeviceError, match="its kernels have no options"):
             rnnkit.GRU(3, 4, device="cuda", backend="cupy:one_block", zoneout=0.3)(x)
-
-
-@on_greenlets
-def test_numba_cuda_refuses_masks_per_gate() -> None:
-    with fakecupy.installed(), greenlets.installed(None, False), pytest.raises(ValueError, match="mask on h per gate"):
-        rnnkit.GRU(3, 4, device="cuda", backend="numba_cuda", recurrent_dropout=0.3, mask_per_gate=True)

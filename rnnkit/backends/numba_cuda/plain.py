@@ -37,7 +37,7 @@ def forward(call: LayerCall, gates_x: Array, lengths: Array | None) -> Scan:
     matrices = (weights.w_hh.T, None if weights.w_hr is None else weights.w_hr.T)
     given = (gates_x, lengths, call.reverse, keep, projected, *biases(call), *matrices)
     masks = step_masks(call.noise, call.sizes, cell.n_gates, gates_x)
-    noise = (_hidden(masks), *_zones(masks, compute))
+    noise = (masks.hidden, *_zones(masks, compute))
     arguments = (*given, *state, y, values, h_prev, c_prev, m, extras(call), *noise)
     launch(scan, "forward", call, arguments, (T, B, H))
     c_n = state.c if cell.unit_weights else None
@@ -65,11 +65,9 @@ def backward(call: BackwardCall) -> ScanGradients:
     results = (dgates_x, dgates_h, *dstate, dprojected)
     masks = step_masks(saved.noise, Sizes(T, B, 0, H, R, T * B), cell.n_gates, dgates_x)
     direct = None if masks.zone_h is None else cupy.empty((B, R), compute)
-    noise = (_hidden(masks), direct, *_zones(masks, compute))
+    noise = (masks.hidden, direct, *_zones(masks, compute))
     launch(scan, "backward", call, (*given, *states, *results, extras(call), *noise), (T, B, H))
-    # r h' was masked before it was saved.
-    h_prev = saved.h_prev if masks.hidden is None else (saved.h_prev * masks.hidden[0]).astype(storage)
-    operands = {name: saved.m if number else h_prev for number, (name, _, _) in enumerate(cell.products)}
+    operands = {name: saved.m if number else saved.h_prev for number, (name, _, _) in enumerate(cell.products)}
     return ScanGradients(
         dgates_x,
         dgates_h,
@@ -78,6 +76,7 @@ def backward(call: BackwardCall) -> ScanGradients:
         dprojected,
         saved.m if projected else None,
         _unit_gradients(cell, saved, dgates_x) if cell.unit_weights else None,
+        _masks_of_products(cell, masks.hidden),
     )
 
 
@@ -98,8 +97,12 @@ def _unit_gradients(cell: Cell, saved: Saved, dgates: Array) -> Array:
     return cupy.concatenate(parts, axis=2)
 
 
-def _hidden(masks: StepMasks) -> Array | None:
-    return None if masks.hidden is None else masks.hidden[0]
+def _masks_of_products(cell: Cell, hidden: Array | None) -> Array | None:
+    """What the operands of the weights' gradients are multiplied by. r h' was masked before it was saved."""
+    if hidden is None or not cell.resets_before:
+        return hidden
+    first = hidden[:-1] if cell.options.mask_per_gate else cupy.concatenate([hidden] * (cell.n_gates - 1))
+    return cupy.concatenate([first, cupy.ones_like(hidden[:1])])
 
 
 def _zones(masks: StepMasks, compute: np.dtype) -> tuple[Array | None, ...]:

@@ -53,4 +53,21 @@ RANDOM_MASK_MUTANTS = (
         "masked = self.storage_matrix(\"masked\", self.p.R)", "masked = self.array(states.h_prev).at(chunk.n0)",
         CUPY, "cupy_is_the_oracle",
     ),
+    row(
+        "random masks: numba_cuda multiplies every gate by the mask of the first one",
+        "kernels/numba_cuda/scan_forward.py", "_first_product", "hidden[gate]", "hidden[0]", CUPY, "numba_cuda_is",
+    ),
+    row(
+        "random masks: numba_cuda masks the gradient of h by the mask of the first gate",
+        "kernels/numba_cuda/scan_backward.py", "_masked_product", "hidden[mask, b, j]", "hidden[0, b, j]", CUPY,
+        "numba_cuda_is",
+    ),
+    row(
+        "random masks: numba_cuda masks r h' as the first gate", "kernels/numba_cuda/scan_forward.py", "_unit",
+        "hidden[LAST, b, j]", "hidden[0, b, j]", CUPY, "numba_cuda_is",
+    ),
+    row(
+        "random masks: numba_cuda masks r h' twice", "rnnkit/backends/numba_cuda/plain.py", "_masks_of_products",
+        "cupy.ones_like(hidden[:1])", "hidden[-1:]", CUPY, "numba_cuda_is",
+    ),
 )  # fmt: skip
