@@ -51,6 +51,16 @@ def check(cp: Any, kind: str, options: dict[str, Any], backend: str, layers: int
                 assert_close(name, cp.asnumpy(got[name]), value, "float32")
 
 
+def check_first_steps(cp: Any, backend: str) -> None:
+    """Of an sLSTM, from zeros, where its equations have a case of their own."""
+    there = rnnkit.SLSTM(I, H, device="cuda", backend=backend, rng=0)
+    here = rnnkit.SLSTM(I, H, backend="numpy", rng=0)
+    x = 3 * randn(np.random.default_rng(2), T, B, I, dtype="float32")
+    got = rnnkit.trajectory(there, cp.asarray(x), lengths=[3, 0, 5])
+    for name, value in rnnkit.trajectory(here, x, lengths=[3, 0, 5]).items():
+        assert_close(name, cp.asnumpy(got[name]), value, "float32")
+
+
 @emulated
 @pytest.mark.parametrize(("kind", "options"), slow_except(CASES, *CASES[:2], unpack=True), ids=str)
 def test_cupy(kind: str, options: dict[str, Any]) -> None:
@@ -61,14 +71,16 @@ def test_cupy(kind: str, options: dict[str, Any]) -> None:
 
 @emulated
 def test_cupy_of_the_slstm() -> None:
-    """Also from zeros, where the first step has a rule of its own."""
     with cuda() as cp:
         check(cp, "SLSTM", {}, "cupy:stepwise", 1, True)
-        there, here = (rnnkit.SLSTM(I, H, rng=0, **on) for on in ({"device": "cuda"}, {"backend": "numpy"}))
-        x = 3 * randn(np.random.default_rng(2), T, B, I, dtype="float32")
-        got = rnnkit.trajectory(there, cp.asarray(x), lengths=[3, 0, 5])
-        for name, value in rnnkit.trajectory(here, x, lengths=[3, 0, 5]).items():
-            assert_close(name, cp.asnumpy(got[name]), value, "float32")
+        check_first_steps(cp, "cupy:stepwise")
+
+
+@on_greenlets
+@pytest.mark.slow
+def test_first_steps_of_the_slstm_on_numba_cuda() -> None:
+    with device(1) as (cp, _):
+        check_first_steps(cp, "numba_cuda")
 
 
 @emulated
