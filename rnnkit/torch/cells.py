@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rnnkit.backends import check_backend
+from rnnkit.core.cells import Cell
 from rnnkit.core.checks import flag
 from rnnkit.core.option_arguments import cell_with, text_of
 from rnnkit.core.regularisation import Regularisation, checked_rates, refuse_unknown
@@ -21,7 +22,7 @@ from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import choice_of
-from rnnkit.torch.recurrent import drawn_noise, mark_reset_before, own_repr
+from rnnkit.torch.recurrent import drawn_noise, mark_reset_before, own_repr, reset_norms
 from rnnkit.torch.unserved import refuse_torchscript
 
 
@@ -48,6 +49,8 @@ def _step(cell: Any, name: str, input: Tensor, hx: tuple[Any, ...] | None, count
         weights = [*weights, cell.bias_ih, cell.bias_hh]
     if cell.peephole:
         weights = [*weights, cell.weight_peephole]
+    elif cell.layer_norm is not None:
+        weights = [*weights, cell.weight_layer_norm]
     x, states, weights = under_autocast(x, hx, weights)
     checks.one_kind(x, states, weights[0])
     name += cell._added
@@ -89,7 +92,10 @@ class _Cell(nn.modules.rnn.RNNCellBase):
     cell_clip: float | None = None
     coupled: bool = False
     activations: Any = None
+    layer_norm: str | None = None
+    norm_eps: float | None = None
     _added: str = ""  # what options and zoneout add to the name of the cell: see `text_of`
+    _norms: Cell | None = None  # the cell, if it normalises
     regularisation: Regularisation | None = None
 
     def _set_options(
@@ -112,9 +118,28 @@ class _Cell(nn.modules.rnn.RNNCellBase):
         if cell.unit_weights:
             bound = self.hidden_size**-0.5
             weight = torch.empty((len(cell.unit_weights), self.hidden_size), dtype=like.dtype, device=like.device)
-            self.weight_peephole = nn.Parameter(nn.init.uniform_(weight, -bound, bound))
+            value = weight if cell.normalises else nn.init.uniform_(weight, -bound, bound)
+            self.register_parameter(cell.unit_parameter, nn.Parameter(value))
+        if cell.normalises:
+            self._norms = cell
+            reset_norms(self, cell)
         if self.strict and like.device.type in ("cpu", "cuda"):
             choice_of(like.device, like.dtype, name + self._added, backend, True)
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters anew, as torch.nn's cells do. With layer normalisation, gains become 1, and the shift of
+        c and the biases 0.
+
+        Examples:
+            >>> import rnnkit.torch
+            >>> cell = rnnkit.torch.GRUCell(4, 6, layer_norm="haste", backend="numpy")
+            >>> cell.reset_parameters()
+            >>> bool((cell.weight_layer_norm == 1).all())
+            True
+        """
+        super().reset_parameters()
+        if self._norms is not None:
+            reset_norms(self, self._norms)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget(self.parameters(recurse=False))
@@ -226,6 +251,9 @@ class GRUCell(_Cell, nn.GRUCell):
         activations: ONNX's activations of the gates and of n, as of `rnnkit.GRU`.
         zoneout: share of the units of h that keep their value in a step, see docs/regularisation.md. In training mode
             each call draws which.
+        layer_norm: kind of layer normalisation, "haste" or "dreamer", as of `rnnkit.GRU`; docs/normalised-cells.md has
+            the equations. Gains are rows of `weight_layer_norm`. Not with other options or zoneout. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5, with "dreamer" 1e-3.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
         strict: whether to raise an error where no backend with compiled kernels serves the cell.
         **unknown: others are refused. `input_dropout`, `recurrent_dropout`, `mask_per_gate` and `weight_dropout` are
@@ -249,17 +277,23 @@ class GRUCell(_Cell, nn.GRUCell):
         clip: float | None = None,
         activations: Any = None,
         zoneout: float = 0.0,
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         backend: str | None = None,
         strict: bool = False,
         **unknown: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, unknown)
+        after = flag("reset_after", reset_after)
+        if layer_norm is not None and not after:
+            raise ValueError(f"layer_norm must be None with reset_after=False, got {layer_norm!r}")
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.reset_after = flag("reset_after", reset_after)
+        self.reset_after = after
         mark_reset_before(self, device)
         name = "gru" if self.reset_after else "gru_reset_before"
-        self._set_options(name, backend, strict, {"clip": clip, "activations": activations}, zoneout)
+        given = {"clip": clip, "activations": activations, "layer_norm": layer_norm, "norm_eps": norm_eps}
+        self._set_options(name, backend, strict, given, zoneout)
 
     __prepare_scriptable__ = refuse_torchscript
 
@@ -303,6 +337,10 @@ class LSTMCell(_Cell, nn.LSTMCell):
         zoneout: share of the units of h that keep their value in a step, or a pair of shares, of h and of c, see
             docs/regularisation.md. In training mode each call draws which.
         zoneout_output: "raw" or "zoned": whether the new h is made from c before its zoneout or after it.
+        layer_norm: kind of layer normalisation, "haste" or "torch", as of `rnnkit.LSTM`; docs/normalised-cells.md has
+            the equations. Gains, and the shift of c, are rows of `weight_layer_norm`. Not with other options or
+            zoneout. None for none.
+        norm_eps: what layer normalisation adds to variances; None for 1e-5.
         backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
         strict: whether to raise an error where no backend with compiled kernels serves the cell.
         **unknown: others are refused. `input_dropout`, `recurrent_dropout`, `mask_per_gate` and `weight_dropout` are
@@ -330,6 +368,8 @@ class LSTMCell(_Cell, nn.LSTMCell):
         activations: Any = None,
         zoneout: float | tuple[float, float] = 0.0,
         zoneout_output: str = "raw",
+        layer_norm: str | None = None,
+        norm_eps: float | None = None,
         backend: str | None = None,
         strict: bool = False,
         **unknown: Any,
@@ -338,8 +378,9 @@ class LSTMCell(_Cell, nn.LSTMCell):
         check_backend(backend)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         given = {"peephole": peephole, "clip": clip, "cell_clip": cell_clip, "coupled": coupled}
-        given["activations"] = activations
-        self._set_options("lstm", backend, strict, given, zoneout, zoneout_output)
+        norm = {"layer_norm": layer_norm, "norm_eps": norm_eps}
+        options = {**given, **norm, "activations": activations}
+        self._set_options("lstm", backend, strict, options, zoneout, zoneout_output)
 
     __prepare_scriptable__ = refuse_torchscript
 

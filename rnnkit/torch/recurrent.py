@@ -91,18 +91,7 @@ class Layers(nn.RNNBase):
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
         if cell.normalises:
-            self._reset_norms(cell)
-
-    def _reset_norms(self, cell: Cell) -> None:
-        """Sets gains to 1, the shift of c and the biases to 0, as torch.nn.LayerNorm begins."""
-        for name, parameter in self.named_parameters():
-            if name.startswith("bias"):
-                nn.init.zeros_(parameter)
-            if not name.startswith(cell.unit_parameter):
-                continue
-            nn.init.ones_(parameter)
-            if cell.has_c:
-                nn.init.zeros_(parameter.detach()[cell.unit_weights.index("b_c")])
+            reset_norms(self, cell)
 
     def reset_parameters(self) -> None:
         """Draws the parameters anew, as torch.nn.LSTM does. With layer normalisation, gains become 1, and the shift of
@@ -117,7 +106,7 @@ class Layers(nn.RNNBase):
         """
         nn.RNNBase.reset_parameters(self)
         if self.layer_norm is not None and self._text is not None:
-            self._reset_norms(parsed(self._text)[0])
+            reset_norms(self, parsed(self._text)[0])
 
     def _check_strict(self, x: Tensor) -> None:
         if x.device.type in ("cpu", "cuda"):
@@ -420,6 +409,18 @@ def mark_reset_before(module: Any, device: Any) -> None:
     """
     if not module.reset_after:
         module.register_buffer("reset_before", torch.ones((), dtype=torch.bool, device=device))
+
+
+def reset_norms(module: Any, cell: Cell) -> None:
+    """Sets the gains of a layer or Cell to 1, the shift of c and the biases to 0, as torch.nn.LayerNorm begins."""
+    for name, parameter in module.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(parameter)
+        if not name.startswith(cell.unit_parameter):
+            continue
+        nn.init.ones_(parameter)
+        if cell.has_c:
+            nn.init.zeros_(parameter.detach()[cell.unit_weights.index("b_c")])
 
 
 def drawn_noise(training: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Options and zoneout of rnnkit.torch's Cells: those of rnnkit's Cells, with all derivatives, and what is refused."""
+"""Options, layer_norm and zoneout of rnnkit.torch's Cells: those of rnnkit's Cells, with all derivatives; refusals."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
         {"peephole": True, "coupled": True, "bias": False, "activations": ("HardSigmoid", "Softsign", ("Elu", 0.7))},
     ),
     "lstm zoneout": ("LSTM", {"zoneout": (0.3, 0.2), "zoneout_output": "zoned"}),
+    "lstm haste": ("LSTM", {"layer_norm": "haste", "norm_eps": 1e-2}),
+    "lstm torch": ("LSTM", {"layer_norm": "torch", "bias": False}),
     "gru": ("GRU", {"clip": 0.5, "activations": ("Softplus", ("ScaledTanh", 1.2, 0.7)), "zoneout": 0.3}),
+    "gru haste": ("GRU", {"layer_norm": "haste"}),
+    "gru dreamer": ("GRU", {"layer_norm": "dreamer"}),
     "reset before": ("GRU", {"reset_after": False, "clip": 0.5, "activations": ("Sigmoid", ("Affine", 0.6, 0.1))}),
     "rnn": ("RNN", {"clip": 0.9, "activations": (("LeakyRelu", 0.1),)}),
     "relu": ("RNN", {"nonlinearity": "relu", "clip": 0.9, "zoneout": 0.5}),
 }
+NORMALISED = [name for name, (_, options) in CELLS.items() if "layer_norm" in options]
 F64 = torch.float64
 
 
@@ -36,6 +41,9 @@ def both(name: str) -> tuple[Any, Any]:
     kind, options = CELLS[name]
     torch.manual_seed(0)
     ours = getattr(rnnkit.torch, f"{kind}Cell")(4, 6, dtype=F64, backend="numpy", **options)
+    with torch.no_grad():
+        for p in ours.parameters():  # gains of 1 and biases of 0 would hide some errors
+            p.add_(0.3 * torch.randn_like(p))
     plain = getattr(rnnkit, f"{kind}Cell")(4, 6, dtype="float64", backend="numpy", **options)
     plain.load_state_dict({n: p.detach() for n, p in ours.named_parameters()}, cells=plain.cell.name)
     return ours, plain
@@ -87,18 +95,102 @@ def test_values_and_gradients_are_those_of_rnnkit(name: str) -> None:
     torch.testing.assert_close(parts(unbatched)[0], parts(ours(x, state))[0][0], rtol=0, atol=1e-14)
 
 
+def as_function(cell: Any) -> Any:
+    """The Cell as a function of flat tensors, x, the states and the weights, and these for one row."""
+    x, state = tensors(cell)
+    given = (x[:2], *(s[:2] for s in parts(state)), *cell.parameters())
+    names = [name for name, _ in cell.named_parameters()]
+    count = len(parts(state))
+
+    def call(x: Any, *rest: Any) -> Any:
+        weights = dict(zip(names, rest[count:], strict=True))
+        hx = rest[:count] if count > 1 else rest[0]
+        return parts(torch.func.functional_call(cell, weights, (x, hx)))
+
+    return call, tuple(g.detach().requires_grad_() for g in given)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "coupled", "reset before"])
 def test_first_and_second_derivatives(name: str) -> None:
     ours, _ = both(name)
-    x, state = tensors(ours)
-    given = (x[:1].detach().requires_grad_(), *(s[:1].detach().requires_grad_() for s in parts(state)))
+    call, given = as_function(ours)
+    assert torch.autograd.gradcheck(call, given, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
 
-    def call(x: Any, *state: Any) -> Any:
-        return ours(x, state if len(state) > 1 else state[0])
 
-    assert torch.autograd.gradcheck(call, given)
-    assert torch.autograd.gradgradcheck(call, given)
+@pytest.mark.parametrize("name", NORMALISED)
+def test_derivatives_with_layer_norm(name: str) -> None:
+    """gradcheck, gradgradcheck and forward mode of every input, state and parameter; torch.func.grad under vmap."""
+    ours, _ = both(name)
+    call, given = as_function(ours)
+    assert torch.autograd.gradcheck(call, given, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
+
+    def loss(*given: Any) -> Any:
+        return sum((part * torch.linspace(-1, 1, part.numel()).view(part.shape)).sum() for part in call(*given))
+
+    each = torch.func.grad(loss, argnums=tuple(range(len(given))))
+    xs = torch.randn(3, 2, 4, dtype=F64)
+    fixed = [g.detach() for g in given[1:]]
+    found = torch.vmap(each, in_dims=(0, *[None] * len(fixed)))(xs, *fixed)
+    for k in range(3):
+        recorded = [g.clone().requires_grad_() for g in (xs[k], *fixed)]
+        for got, want in zip(found, torch.autograd.grad(loss(*recorded), recorded), strict=True):
+            torch.testing.assert_close(got[k], want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_steps_with_layer_norm_are_the_layer(name: str) -> None:
+    """Every h_t, and the gradients of x, the state and all parameters through the loop."""
+    kind, options = CELLS[name]
+    cell, _ = both(name)
+    layer = getattr(rnnkit.torch, kind)(4, 6, dtype=F64, backend="numpy", **options)
+    layer.load_state_dict({f"{n}_l0": p for n, p in cell.state_dict().items()})
+    x, dy = torch.randn(5, 3, 4, dtype=F64, requires_grad=True), torch.randn(5, 3, 6, dtype=F64)
+    _, state = tensors(cell)
+    y, ends = layer(x, tuple(s[None] for s in state) if isinstance(state, tuple) else state[None])
+    now, steps = state, []
+    for one in x:
+        now = cell(one, now)
+        steps.append(parts(now)[0])
+    outputs = torch.stack(steps)
+    torch.testing.assert_close(outputs, y, rtol=0, atol=1e-14)
+    for got, want in zip(parts(now), parts(ends), strict=True):
+        torch.testing.assert_close(got, want[0], rtol=0, atol=1e-14)
+    given = [x, *parts(state)]
+    found = torch.autograd.grad(
+        [outputs, *parts(now)], [*given, *cell.parameters()], [dy, *(dy[0] for _ in parts(now))]
+    )
+    wanted = torch.autograd.grad([y, *parts(ends)], [*given, *layer.parameters()], [dy, *(dy[:1] for _ in parts(now))])
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_parameters_and_copies_with_layer_norm() -> None:
+    cell = rnnkit.torch.LSTMCell(4, 6, layer_norm="torch", norm_eps=1e-3, backend="numpy")
+    plain = rnnkit.LSTMCell(4, 6, layer_norm="torch", norm_eps=1e-3)
+    assert {n: tuple(p.shape) for n, p in cell.state_dict().items()} == {n: p.shape for n, p in plain.params.items()}
+    for name, p in cell.named_parameters():
+        if name.startswith(("bias", "weight_layer_norm")):
+            assert np.array_equal(p.detach().numpy(), plain.params[name]), name
+    assert repr(cell) == "LSTMCell(4, 6, layer_norm='torch', norm_eps=0.001, backend='numpy')"
+    x = torch.randn(3, 4)
+    assert "layer_norm='torch'" in rnnkit.torch.explain(cell, x).layer
+    with torch.no_grad():
+        for p in cell.parameters():
+            p.add_(0.3)
+    for twin in (copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))):
+        assert torch.equal(twin(x)[0], cell(x)[0])
+    drawn = cell.weight_ih.clone()
+    cell.reset_parameters()
+    assert not torch.equal(cell.weight_ih, drawn)
+    assert (cell.weight_layer_norm[:9] == 1).all()
+    assert not cell.weight_layer_norm[9].any()
+    assert not cell.bias_hh.any()
+    cell.weight_layer_norm = torch.nn.Parameter(torch.ones(9, 6))
+    with pytest.raises(RuntimeError, match=r"weight_layer_norm_l0 must have the shape \(10, 6\), got \(9, 6\)"):
+        cell(x)
 
 
 def test_zoneout_has_first_derivatives_alone() -> None:
@@ -140,12 +232,16 @@ def test_the_weights_and_options_of_a_layer() -> None:
 
 @pytest.mark.slow
 def test_compiled() -> None:
-    for name in ("lstm", "lstm zoneout"):
+    for name in ("lstm", "lstm zoneout", *NORMALISED):
         ours, _ = both(name)
         x, state = tensors(ours)
         compiled = torch.compile(ours.eval(), backend="aot_eager", fullgraph=True)
-        for got, want in zip(compiled(x, state), ours(x, state), strict=True):
-            torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+        given = [x, *parts(state), *ours.parameters()]
+        new, want = parts(compiled(x, state)), parts(ours(x, state))
+        grads = [torch.randn(3, 6, dtype=F64) for _ in new]
+        found, wanted = (torch.autograd.grad(s, given, grads) for s in (new, want))
+        for got, value in zip((*new, *found), (*want, *wanted), strict=True):
+            torch.testing.assert_close(got, value, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +252,12 @@ def test_compiled() -> None:
         ("RNNCell", {"peephole": True}, TypeError, "unexpected keyword argument 'peephole'"),
         ("GRUCell", {"zoneout": (0.1, 0.2)}, ValueError, "zoneout must be one rate for a layer without c"),
         ("GRUCell", {"clip": -1.0}, ValueError, "clip must be finite and above 0"),
+        ("LSTMCell", {"layer_norm": "dreamer"}, ValueError, "layer_norm must be one of 'haste', 'torch'"),
+        ("GRUCell", {"layer_norm": "haste", "reset_after": False}, ValueError, "layer_norm must be None with reset"),
+        ("LSTMCell", {"layer_norm": "haste", "zoneout": 0.1}, ValueError, "zoneout must be off with layer_norm"),
+        ("LSTMCell", {"layer_norm": "haste", "peephole": True}, ValueError, "peephole must be off with layer_norm"),
+        ("GRUCell", {"norm_eps": 0.1}, ValueError, "norm_eps must be None without layer_norm"),
+        ("RNNCell", {"layer_norm": "haste"}, TypeError, "unexpected keyword argument 'layer_norm'"),
         ("LSTMCell", {"zoneout": (0.1, 0.1), "peephole": True}, ValueError, "zoneout of c must be 0 with peephole"),
         ("LSTMCell", {"strict": True, "backend": "numpy"}, ValueError, "has no compiled kernels"),
     ],

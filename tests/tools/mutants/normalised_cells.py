@@ -10,6 +10,7 @@ from tests.tools.mutants.planting import Mutant, row
 STEPS, KERNELS, CELLS = "rnnkit/core/norm_steps.py", "kernels/cpu/normalised_backward.py", "kernels/cells/normalised.py"
 PEERS, CPU = "tests/peers/test_normalised_cells.py", "tests/cpu/test_normalised_cells.py"
 CUPY, TORCH = "tests/cuda/test_cupy_normalised.py", "tests/torch/test_normalised_cells.py"
+CELLS_IN_TORCH = "tests/torch/test_step_options.py"
 CUDA = "kernels/cuda/stepwise_norm"
 NUMBA_CUDA = "tests/cuda/test_numba_cuda_normalised.py"
 SMALL = "oracle and ragged"
@@ -122,10 +123,28 @@ TORCH_NORM_MUTANTS: tuple[Mutant, ...] = (
         "layer norm in torch: gains are drawn as weights are",
         "rnnkit/torch/recurrent.py",
         "reset_parameters",
-        "self._reset_norms(parsed(self._text)[0])",
+        "reset_norms(self, parsed(self._text)[0])",
         "pass",
         TORCH,
         "parameters_are_those",
+    ),
+    row(
+        "layer norm in torch's Cells: the gains are not passed on",
+        "rnnkit/torch/cells.py",
+        "_step",
+        "elif cell.layer_norm is not None:",
+        "elif False:",
+        CELLS_IN_TORCH,
+        "steps_with_layer_norm and gru and haste",
+    ),
+    row(
+        "layer norm in torch's Cells: gains are drawn as weights are",
+        "rnnkit/torch/cells.py",
+        "_Cell.reset_parameters",
+        "reset_norms(self, self._norms)",
+        "pass",
+        CELLS_IN_TORCH,
+        "parameters_and_copies",
     ),
     row(
         "layer norm in torch: the state of c is the one before its normalisation",
