@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rnnkit.core import checks
@@ -14,13 +14,31 @@ from rnnkit.nn.named_arrays import StateDict
 PYTORCH_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 # Of each other cell: its option, and whose weights have the same names and shapes.
 _OTHERS = {"gru_reset_before": (" (reset_after=False)", "the other GRU"), "slstm": ("", "an LSTM")}
+# The buffer by which a state dict of rnnkit.torch shows such a cell.
+_BUFFERS = {"reset_before": "gru_reset_before", "slstm": "slstm"}
+
+
+def cells_by_buffer(
+    mapping: Mapping[str, Any], meanings: Mapping[str, Mapping[str, Any]], names: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """The buffers of rnnkit.torch's layers in the mapping: name -> the prefix of the layer's parameters, and the cell.
+
+    meanings, names: as in `check_meaning`.
+    """
+    found = {}
+    for prefix in (prefix for prefix, own in meanings.items() if "cell" in own):
+        for buffer, cell in _BUFFERS.items():
+            name = prefix + buffer
+            if name in mapping and name not in names:
+                found[name] = (prefix, cell)
+    return found
 
 
 def check_meaning(
     mapping: Mapping[str, Any],
     meanings: Mapping[str, Mapping[str, Any]],
     cells: str | Mapping[str, str] | None,
-    names: Iterable[str],
+    names: Collection[str],
 ) -> None:
     """Raises ValueError unless the arrays of `mapping` belong to the module's own cells and merges.
 
@@ -32,11 +50,13 @@ def check_meaning(
     """
     recorded: Mapping[str, Mapping[str, Any]] = mapping.layers if isinstance(mapping, StateDict) else {}
     named = _named_cells(cells, [prefix for prefix, own in meanings.items() if "cell" in own])
+    shown = dict(cells_by_buffer(mapping, meanings, names).values())
     for prefix, own in meanings.items():
         source = recorded.get(prefix, {})
         where = repr(prefix.rstrip(".")) if prefix else "this layer"
         if "cell" in own and any(name in mapping for name in names if name.startswith(prefix)):
-            _check_cell(where, own["cell"], source.get("cell"), named.get(prefix), hasattr(mapping, "_metadata"))
+            cell = source.get("cell") or shown.get(prefix)
+            _check_cell(where, own["cell"], cell, named.get(prefix), hasattr(mapping, "_metadata"))
         if source and source.get("weights") != own.get("weights"):
             theirs, ours = (of.get("weights", "not compressed") for of in (source, own))
             raise ValueError(f"the weights for {where} are {theirs}, and its own are {ours}: see rnnkit.compress")

@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnkit.core import checks, devices
 from rnnkit.core.read_only import check_writable
-from rnnkit.nn.conventions import check_meaning
+from rnnkit.nn.conventions import cells_by_buffer, check_meaning
 
 Array = Any
 
@@ -44,7 +44,8 @@ def checked_load(
     params = module.params
     check_meaning(mapping, module._meanings, cells, params)
     missing = [n for n in params if n not in mapping]
-    extra = [n for n in mapping if n not in params]
+    buffers = cells_by_buffer(mapping, module._meanings, params)
+    extra = [n for n in mapping if n not in params and n not in buffers]
     if strict and (missing or extra):
         raise KeyError(f"state dict does not fit: missing {missing or 'nothing'}, extra {extra or 'nothing'}")
     arrays = {name: devices.to_numpy(mapping[name]) for name in params if name in mapping}

@@ -1,4 +1,4 @@
-"""rnnkit's layers for PyTorch: `rnnkit.torch.LSTM` in place of `torch.nn.LSTM`, and its siblings.
+"""rnnkit's layers for PyTorch: `rnnkit.torch.LSTM` in place of `torch.nn.LSTM`, and its siblings. SLSTM.
 
 It is imported only when asked for, since PyTorch is no requirement of rnnkit.
 """
@@ -19,6 +19,7 @@ from rnnkit.torch.explain import explain
 from rnnkit.torch.layers import GRU, LSTM, RNN
 from rnnkit.torch.replace import replace, restore
 from rnnkit.torch.report import Report
+from rnnkit.torch.slstm import SLSTM
 
 __all__ = [
     "GRU",
@@ -28,6 +29,7 @@ __all__ = [
     "RNN",
     "RNNCell",
     "Report",
+    "SLSTM",
     "explain",
     "replace",
     "restore",

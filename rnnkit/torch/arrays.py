@@ -247,11 +247,10 @@ def parts_of_each(weights: Sequence[Any], cell: Cell) -> int:
 
 
 def state_shapes(weights: Sequence[Any], cell: Cell, B: int) -> list[tuple[int, int, int]]:
-    """Shapes of the states of a stack, (L*D, B, R) and where the cell has c (L*D, B, H)."""
+    """Shapes of the states of a stack: (L*D, B, R) of h, (L*D, B, H) of the others."""
     GH, R = weights[1].shape
     slots = len(weights) // parts_of_each(weights, cell)
-    h = (slots, B, R)
-    return [h, (slots, B, GH // cell.n_gates)] if cell.has_c else [h]
+    return [(slots, B, width) for width in cell.state_widths(R, GH // cell.n_gates)]
 
 
 def parts_of(weights: Weights) -> list[Any]:

@@ -98,6 +98,20 @@ def pair(hx: Any, unbatched: bool, batched: int) -> tuple[Tensor, Tensor]:
     return hx[0], hx[1]
 
 
+def several(hx: Any, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """hx of a layer with more than two states as a tuple. names: of the states."""
+    wanted = f"hx must be a tuple of {len(names)} tensors ({', '.join(f'{name}_0' for name in names)})"
+    if isinstance(hx, torch.Tensor):
+        raise TypeError(f"{wanted}, got one tensor of shape {tuple(hx.shape)}")
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{wanted}, got {_kind(hx)}")
+    if len(hx) != len(names):
+        raise RuntimeError(f"{wanted}, got {len(hx)}")
+    for k, state in enumerate(hx):
+        tensor(f"hx[{k}]", state)
+    return tuple(hx)
+
+
 def dimensions(expected: int, states: Sequence[Tensor]) -> None:
     """The states have as many dimensions as the input."""
     dims = [s.dim() for s in states]
@@ -107,7 +121,8 @@ def dimensions(expected: int, states: Sequence[Tensor]) -> None:
     if len(states) == 1:
         raise RuntimeError(f"For {kind} input, hx should also be {expected}-D but got {dims[0]}-D tensor")
     got = ", ".join(f"{d}-D" for d in dims)
-    raise RuntimeError(f"For {kind} input, hx and cx should also be {expected}-D but got ({got}) tensors")
+    which = "hx and cx" if len(states) == 2 else "the tensors of hx"
+    raise RuntimeError(f"For {kind} input, {which} should also be {expected}-D but got ({got}) tensors")
 
 
 def lengths(value: Tensor, x: Tensor) -> None:

@@ -61,7 +61,7 @@ class Stack:
 
     @property
     def ends(self) -> int:
-        """The number of final states: 1, or 2 with c."""
+        """The number of final states: that of the cell's states."""
         return len(parsed(self.cell)[0].states)
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -61,12 +61,26 @@ def _lstm(x_side: Tensor, state: tuple[Tensor, ...], w: Weights) -> tuple[Tensor
     return (m if w.w_hr is None else m @ w.w_hr.T, c)
 
 
+def _slstm(x_side: Tensor, state: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...]:
+    h, c, n, m = state
+    a_i, a_f, a_z, a_o = (x_side + _hidden_side(h, w)).chunk(4, -1)
+    p = torch.nn.functional.logsigmoid(a_f) + m
+    # Where both are equal, the gradient is that of a_i; `torch.maximum` would give half of it to each.
+    m = torch.where((a_i < p) & (n != 0), p, a_i)
+    i = torch.exp(a_i - m)
+    f = torch.exp((p - m).clamp(max=0))  # the gradient of `clamp` at a limit is 1, and so is that of n below
+    c = f * c + i * torch.tanh(a_z)
+    n = (f * n + i).clamp(min=1)
+    return (torch.sigmoid(a_o) * c / n, c, n, m)
+
+
 STEPS: dict[str, Step] = {
     "rnn_tanh": _rnn(torch.tanh),
     "rnn_relu": _rnn(torch.relu),
     "gru": _gru,
     "gru_reset_before": _gru_reset_before,
     "lstm": _lstm,
+    "slstm": _slstm,
 }
 
 

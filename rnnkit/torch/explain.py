@@ -72,7 +72,7 @@ def explain(
     `torch.autocast`, inside a function that `torch.vmap` maps.
 
     Args:
-        module: an RNN, GRU, LSTM or Cell of rnnkit.torch, built or put there by `rnnkit.torch.replace`.
+        module: an RNN, GRU, LSTM, SLSTM or Cell of rnnkit.torch, built or put there by `rnnkit.torch.replace`.
         input: the input of the call, a tensor or a PackedSequence.
         hx: the initial state of the call, or None for zeros.
         lengths: number of steps of each row, as in the call; None for a Cell.
@@ -176,7 +176,7 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
         copies += 8 * steps + T * B * D * R * call.x.itemsize
     wide = choice.dtype.name != _name(call.x.dtype)
     if wide:  # the operator makes float32 tensors of its arguments, and its results from float32 tensors
-        results = T * B * D * R + sum(L * D * B * width for width in (R, GH // cell.n_gates)[: len(cell.states)])
+        results = T * B * D * R + sum(L * D * B * width for width in cell.state_widths(R, GH // cell.n_gates))
         copies += 4 * (results + sum(a.numel() for a in (*arguments, *call.masks)))
     sizes = CallSizes(
         choice=choice,
@@ -226,7 +226,7 @@ def _under_vmap() -> bool:
 
 
 def _not_a_layer(module: Any) -> str:
-    wanted = "module must be an RNN, GRU, LSTM or Cell of rnnkit.torch"
+    wanted = "module must be an RNN, GRU, LSTM, SLSTM or Cell of rnnkit.torch"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return f"{wanted}, got one of torch.nn: rnnkit.torch.replace(module) first"
     if isinstance(module, nn.Module):

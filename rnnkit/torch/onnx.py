@@ -34,8 +34,9 @@ NODES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(dynamo=True)` takes as `custom_translation_table`, for models with rnnkit's layers.
 
-    Put the model into evaluation mode first: a layer with dropout is refused, and so is one with a projection,
-    cell_clip or layer_norm, which ONNX does not have. Peepholes, clip, coupled and activations are exported.
+    Put the model into evaluation mode first: a layer with dropout is refused, and so are an SLSTM and a layer with a
+    projection, cell_clip or layer_norm, which ONNX does not have. Peepholes, clip, coupled and activations are
+    exported.
 
     Raises:
         ImportError: onnxscript is not installed.
@@ -74,6 +75,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             raise ValueError("a layer with dropout cannot be exported to ONNX: call eval() on the model first")
         directions = 2 if bidirectional else 1
         row, _ = parsed(cell)
+        if row.name not in NODES:
+            raise ValueError(f"a layer of the cell {row.name} cannot be exported to ONNX, which has no node for it")
         if row.normalises:
             raise ValueError("a layer with layer_norm cannot be exported to ONNX, whose nodes do not normalise")
         count = parts_of_each(weights, row)

@@ -1,4 +1,4 @@
-"""What RNN, GRU and LSTM have in common: a call in the form of torch.nn's, turned into one of the kernels' form.
+"""What the layers have in common: a call in the form of torch.nn's, turned into one of the kernels' form.
 
 The layers are subclasses of `torch.nn.RNNBase`, not of `torch.nn.LSTM` and its siblings, since torch.compile refuses to
 trace any instance of those. `rnnkit.torch.subclasses` has layers for code that tests for them.
@@ -32,7 +32,7 @@ States = Sequence[Tensor]
 
 
 class Layers(nn.RNNBase):
-    """What RNN, GRU and LSTM add to `torch.nn.RNNBase`. A subclass says which cell it runs.
+    """What the layers add to `torch.nn.RNNBase`. A subclass says which cell it runs.
 
     backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by the device and dtype. It is an attribute like
     `batch_first`, and no part of the state_dict.
@@ -128,7 +128,7 @@ class Layers(nn.RNNBase):
         Args:
             input: (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; or a PackedSequence.
             hx: initial state (L*D, B, R), or (L*D, R) for an unbatched input; None for zeros. For LSTM a pair (h0, c0),
-                with c0 (L*D, B, H). R is proj_size if that is not 0, else H.
+                with c0 (L*D, B, H); for SLSTM (h0, c0, n0, m0). R is proj_size if that is not 0, else H.
             lengths: number of steps of each row, (B,) integers in [0, T] in any order, a tensor or a list; None if
                 every row has T steps. Steps past a row's length are not read, and y is zero there. Not with a
                 PackedSequence, which has its own. torch.nn's layers do not have this argument, nor those below.
@@ -144,7 +144,8 @@ class Layers(nn.RNNBase):
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R) in the layout of the input, or is a PackedSequence if the input
-            is one. The state is h_n (L*D, B, R), for LSTM (h_n, c_n): the state after each row's last step.
+            is one. The state is h_n (L*D, B, R), for LSTM (h_n, c_n), for SLSTM (h_n, c_n, n_n, m_n): the state after
+            each row's last step.
 
         Raises:
             ValueError: a wrong number of dimensions, a dtype that is not the weights', or bad lengths.
@@ -334,17 +335,19 @@ class Layers(nn.RNNBase):
         """hx as a tuple of tensors."""
         if len(self.state_names) == 2:
             return checks.pair(hx, unbatched, 3)
+        if len(self.state_names) > 2:
+            return checks.several(hx, self.state_names)
         checks.tensor("hx", hx)
         return (hx,)
 
     @staticmethod
     def _as_hx(states: States) -> Any:
-        return tuple(states) if len(states) == 2 else states[0]
+        return tuple(states) if len(states) > 1 else states[0]
 
     def _state_shapes(self, B: int) -> list[tuple[int, int, int]]:
         slots = self.num_layers * (2 if self.bidirectional else 1)
         h = (slots, B, self.proj_size or self.hidden_size)
-        return [h] if len(self.state_names) == 1 else [h, (slots, B, self.hidden_size)]
+        return [h, *[(slots, B, self.hidden_size)] * (len(self.state_names) - 1)]
 
     def _reset_state(self, reset_state: Any, B: int, batched: bool) -> States:
         """reset_state as a tuple of tensors (L*D, B, ·)."""

@@ -51,6 +51,25 @@ def test_a_mapping_without_a_cell_name_is_taken_as_torchs_cell(strict: bool) -> 
     ours.load_state_dict({}, strict=False)  # an empty mapping contradicts no cell
 
 
+@pytest.mark.parametrize(
+    ("cell", "usual", "buffer"), [("gru_reset_before", "gru", "reset_before"), ("slstm", "lstm", "slstm")]
+)
+def test_a_buffer_of_rnnkit_torch_names_the_cell(cell: str, usual: str, buffer: str) -> None:
+    ours, given, source = layer(cell), layer(cell, 2).state_dict(), layer(usual, 3)
+    marked = {**given, buffer: np.True_}
+    ours.load_state_dict(marked)
+    assert_same(ours.state_dict(), given)
+    model = rnnkit.Sequential(rnnkit.Linear(2, 2, rng=0), layer(cell, 4))
+    found = model.load_state_dict({f"1.{name}": value for name, value in marked.items()}, strict=False)
+    assert found.unexpected_keys == []
+    with refused(ValueError, f"those of a {cell} cell, and it is a {usual}"):
+        source.load_state_dict(marked)
+    with refused(ValueError, f"cells must agree with the mapping, which holds a {cell} cell", f"got '{usual}'"):
+        ours.load_state_dict(marked, cells=usual)
+    with refused(KeyError, f"extra ['0.{buffer}']"):
+        model.load_state_dict({**model.state_dict(), f"0.{buffer}": np.True_}, cells={"1": cell})
+
+
 @pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu"])
 def test_a_mapping_of_an_rnn_loads_with_the_layers_nonlinearity(cell: str) -> None:
     other = {"rnn_tanh": "rnn_relu", "rnn_relu": "rnn_tanh"}[cell]

@@ -236,7 +236,7 @@ def test_it_reads_well() -> None:
 
 def test_bad_arguments() -> None:
     x = torch.ones(5, 3, 4)
-    wanted = "module must be an RNN, GRU, LSTM or Cell of rnnkit.torch"
+    wanted = "module must be an RNN, GRU, LSTM, SLSTM or Cell of rnnkit.torch"
     for module, got in (
         (nn.LSTM(4, 6), "got one of torch.nn: rnnkit.torch.replace(module) first"),
         (nn.Sequential(rnnkit.torch.GRU(4, 6)), "got Sequential: name one of the layers in it"),

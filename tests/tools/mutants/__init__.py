@@ -22,7 +22,7 @@ from tests.tools.mutants.random_masks import RANDOM_MASK_MUTANTS
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
 from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
 from tests.tools.mutants.segments import SEGMENT_MUTANTS
-from tests.tools.mutants.slstm import SLSTM_MUTANTS
+from tests.tools.mutants.slstm import SLSTM_MUTANTS, TORCH_SLSTM_MUTANTS
 from tests.tools.mutants.steps import STEP_MUTANTS
 from tests.tools.mutants.tools import TOOL_MUTANTS
 from tests.tools.mutants.torch_layers import TORCH_MUTANTS
@@ -48,13 +48,14 @@ TABLES: tuple[tuple[Mutant, ...], ...] = (
     TORCH_MUTANTS,
     TORCH_MODULE_MUTANTS,
     TORCH_NORM_MUTANTS,
+    TORCH_SLSTM_MUTANTS,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for table in TABLES for mutant in table)
 
 
 def problem_of(mutant: Mutant) -> str | None:
     """Why the tests of `mutant` cannot run on this machine, or None if they can."""
-    if mutant in (*TORCH_MUTANTS, *TORCH_MODULE_MUTANTS, *TORCH_NORM_MUTANTS):
+    if mutant in (*TORCH_MUTANTS, *TORCH_MODULE_MUTANTS, *TORCH_NORM_MUTANTS, *TORCH_SLSTM_MUTANTS):
         return torch_problem()
     if "test_cupy_" in mutant.files:
         return emulator.available()

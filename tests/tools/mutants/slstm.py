@@ -1,4 +1,7 @@
-"""SLSTM_MUTANTS: bugs in the sLSTM, whose states beside h are three: the oracle, the kernels, the layer."""
+"""SLSTM_MUTANTS: bugs in the sLSTM, whose states beside h are three: the oracle, the kernels, the layer.
+
+TORCH_SLSTM_MUTANTS: bugs in it in rnnkit/torch.
+"""
 
 from __future__ import annotations
 
@@ -330,4 +333,72 @@ SLSTM_MUTANTS: tuple[Mutant, ...] = (
         "slstm",
     ),
     *_NUMBA_CUDA,
+)
+
+EQUATIONS, TORCH = "rnnkit/torch/equations.py", "tests/torch/test_slstm.py"
+
+TORCH_SLSTM_MUTANTS: tuple[Mutant, ...] = (
+    row(
+        "sLSTM in torch: the equations give half of a tie's gradient to each gate",
+        EQUATIONS,
+        "_slstm",
+        "torch.where((a_i < p) & (n != 0), p, a_i)",
+        "torch.where(n != 0, torch.maximum(a_i, p), a_i)",
+        TORCH,
+        "ties",
+    ),
+    row(
+        "sLSTM in torch: the equations read m in the first step",
+        EQUATIONS,
+        "_slstm",
+        "(a_i < p) & (n != 0)",
+        "a_i < p",
+        TORCH,
+        "second_derivatives",
+    ),
+    row(
+        "sLSTM in torch: the equations have no smallest n",
+        EQUATIONS,
+        "_slstm",
+        "(f * n + i).clamp(min=1)",
+        "f * n + i",
+        TORCH,
+        "gradgradcheck and small",
+    ),
+    row(
+        "sLSTM in torch: the state_dict does not show the cell",
+        "rnnkit/torch/slstm.py",
+        "SLSTM.__init__",
+        'self.register_buffer("slstm", torch.ones((), dtype=torch.bool, device=device))',
+        "",
+        TORCH,
+        "state_dicts",
+    ),
+    row(
+        "sLSTM in torch: the shapes of two states alone",
+        "rnnkit/torch/recurrent.py",
+        "_state_shapes",
+        "(len(self.state_names) - 1)",
+        "1",
+        TORCH,
+        "resets_and_masks and given",
+    ),
+    row(
+        "sLSTM in torch: an export to ONNX that says nothing",
+        "rnnkit/torch/onnx.py",
+        "translation_table",
+        "row.name not in NODES",
+        "False",
+        TORCH,
+        "onnx",
+    ),
+    row(
+        "sLSTM in torch: rnnkit's layers do not know the buffer",
+        "rnnkit/nn/conventions.py",
+        "check_meaning",
+        'source.get("cell") or shown.get(prefix)',
+        'source.get("cell")',
+        "tests/api/test_meaning.py",
+        "buffer",
+    ),
 )
