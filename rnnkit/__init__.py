@@ -14,7 +14,7 @@ from rnnkit.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, bce_w
 from rnnkit.nn.module import Module, grad_enabled, no_grad, set_grad_enabled
 from rnnkit.nn.rnn import GRU, LSTM, RNN
 from rnnkit.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
-from rnnkit.nn.slstm import SLSTM
+from rnnkit.nn.slstm import SLSTM, SLSTMCell
 from rnnkit.nn.trajectory import trajectory
 from rnnkit.optim.clipping import clip_grad_norm, clip_grad_value
 from rnnkit.optim.optimizers import SGD, Adagrad, Adam
@@ -43,6 +43,7 @@ __all__ = [
     "RNNCell",
     "SGD",
     "SLSTM",
+    "SLSTMCell",
     "Sequential",
     "autotune",
     "bce_with_logits",

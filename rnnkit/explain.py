@@ -97,7 +97,7 @@ def explain(
     x is checked as in a call; its values are not read.
 
     Args:
-        layer: an RNN, GRU, LSTM, SLSTM, RNNCell, GRUCell or LSTMCell.
+        layer: an RNN, GRU, LSTM, SLSTM, RNNCell, GRUCell, LSTMCell or SLSTMCell.
         x: the input of the call.
         lengths: number of steps of each row, as in the call; None for a cell.
         resets: where the state is reset, as in the call; None for a cell. The notes say how they run.

@@ -1,6 +1,6 @@
 """RNNCell, GRUCell and LSTMCell, with the names, shapes, defaults and semantics of torch.nn's cells: one time step.
 
-The code that the three share is in `rnnkit.nn.step_cell`.
+SLSTMCell, which torch.nn does not have, is in `rnnkit.nn.slstm`. The code that all share is in `rnnkit.nn.step_cell`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""SLSTM: the scalar xLSTM cell as a layer. NumPy or CuPy arrays."""
+"""SLSTM and SLSTMCell: the scalar xLSTM cell as a layer, and one step of it. NumPy or CuPy arrays."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rnnkit.nn.rnn_base import Recurrent
+from rnnkit.nn.step_cell import StepCell
 
 
 class SLSTM(Recurrent):
@@ -79,4 +80,63 @@ class SLSTM(Recurrent):
             backend=backend,
             strict=strict,
             rng=rng,
+        )
+
+
+class SLSTMCell(StepCell):
+    """One step of an sLSTM, with the state (h, c, n, m). The formulas are those of `rnnkit.SLSTM`.
+
+    A state of None, or of zeros, is that before the first step. Parameters are those of `SLSTM` without the suffix.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of each state, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        dtype: dtype of parameters and arrays, see `RNN`. States of 16 bits are rounded after each step.
+        device: "cpu"; None for the CPU. The CUDA backends do not serve this cell.
+        backend: see `RNN`.
+        strict: whether to raise an error where no backend with compiled kernels serves the cell, instead of running
+            the NumPy oracle.
+        rng: a numpy Generator, a seed or None, for the initial parameters.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a bad value.
+        RuntimeError: the device or the backend cannot be used here, or does not serve this cell.
+
+    Examples:
+        >>> import numpy as np, rnnkit
+        >>> cell = rnnkit.SLSTMCell(4, 6, backend="numpy", rng=0)
+        >>> state = None
+        >>> for x_t in np.ones((5, 3, 4), np.float32):
+        ...     state = cell(x_t, state)
+        >>> h, c, n, m = state
+        >>> h.shape, bool((n >= 1).all())
+        ((3, 6), True)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: str | None = None,
+        strict: bool = False,
+        rng: Any = None,
+    ) -> None:
+        super().__init__(
+            "slstm",
+            input_size=input_size,
+            hidden_size=hidden_size,
+            bias=bias,
+            zoneout=0.0,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            strict=strict,
+            rng=rng,
+            unknown={},
         )

@@ -1,4 +1,4 @@
-"""StepCell: what RNNCell, GRUCell and LSTMCell share. One time step; for decoding, streaming and custom loops.
+"""StepCell: what RNNCell, GRUCell, LSTMCell and SLSTMCell share. One step; for decoding, streaming and custom loops.
 
     h = cell(x, h0)          (h, c) = cell(x, (h0, c0))          dx, dh0 = cell.backward(dh)
 
@@ -50,7 +50,7 @@ class _CachedWeights(NamedTuple):
 
 
 class StepCell(Module):
-    """Base class of RNNCell, GRUCell and LSTMCell.
+    """Base class of RNNCell, GRUCell, LSTMCell and SLSTMCell.
 
     unknown: keyword arguments that the class does not have. options: of rnnkit/core/option_arguments.py; each becomes
     an attribute.
@@ -86,6 +86,8 @@ class StepCell(Module):
         generator = make_rng(rng)
         super().__init__(dtype, device)
         self.cell, self._constants = cell_with(cell, options)
+        self._state_names = tuple([f"{name}0" for name in self.cell.states])
+        self._gradient_names = tuple([f"d{name}" for name in self.cell.states])
         self.regularisation = checked_rates(self.cell.states, zoneout=zoneout, zoneout_output=zoneout_output)
         if self.regularisation is not None:
             self.rng = generator  # a checkpoint stores it
@@ -125,16 +127,18 @@ class StepCell(Module):
         return cached
 
     def __call__(self, x: Array, h0: Any = None) -> Any:
-        """Runs one step: h = cell(x, h0); for LSTMCell (h, c) = cell(x, (h0, c0)).
+        """Runs one step: h = cell(x, h0); for LSTMCell (h, c) = cell(x, (h0, c0)), for SLSTMCell with (h, c, n, m).
 
         On a CUDA device, arrays of other libraries are accepted as by RNN, GRU and LSTM.
 
         Args:
             x: (B, I), or (I,) unbatched; the cell's dtype.
-            h0: state before the step, (B, H), or (H,) for unbatched x; None for zeros. For LSTMCell a pair (h0, c0).
+            h0: state before the step, (B, H), or (H,) for unbatched x; None for zeros. For LSTMCell a pair (h0, c0),
+                for SLSTMCell (h0, c0, n0, m0).
 
         Returns:
-            The state after the step, with the shapes of the state before it: h, or for LSTMCell (h, c).
+            The state after the step, with the shapes of the state before it: h, for LSTMCell (h, c), for SLSTMCell
+            (h, c, n, m).
 
         Raises:
             TypeError: an argument has the wrong type or dtype.
@@ -160,7 +164,7 @@ class StepCell(Module):
         unbatched = x.ndim == 1
         x = x[None, None] if unbatched else x[None]
         B = x.shape[1]
-        state0 = self._states(h0, ("h0", "c0"), B, unbatched)
+        state0 = self._states(h0, self._state_names, B, unbatched)
         cached = self._cached_weights
         if cached is None or cached.backend is not self.backend:
             cached = self._weights()
@@ -189,13 +193,14 @@ class StepCell(Module):
         which must still be those of the call.
 
         Args:
-            dh: gradient of the state after the step, with its shape; for LSTMCell a pair (dh, dc). None for zeros, also
-                inside the pair.
+            dh: gradient of the state after the step, with its shape; for LSTMCell a pair (dh, dc), for SLSTMCell
+                (dh, dc, dn, dm). None for zeros, also inside these.
             *extra: not accepted; a separate second gradient raises TypeError.
             call: the call to differentiate, from `cell.last_call`; None for this thread's most recent call.
 
         Returns:
-            A pair (dx, dh0), for LSTMCell (dx, (dh0, dc0)), with the shapes of x and of the state before the step.
+            A pair (dx, dh0), for LSTMCell (dx, (dh0, dc0)), for SLSTMCell (dx, (dh0, dc0, dn0, dm0)), with the shapes
+            of x and of the state before the step.
 
         Raises:
             RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
@@ -214,7 +219,7 @@ class StepCell(Module):
         choice, own, B, unbatched = self._recalled(call)
         if extra:
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
-        dstate = self._states(dh, ("dh", "dc"), B, unbatched)
+        dstate = self._states(dh, self._gradient_names, B, unbatched)
         with self._adding:  # a backend may add into the gradients itself
             cached = self._weights()
             cache = cached.cache
@@ -236,14 +241,14 @@ class StepCell(Module):
         xp: Any = array_module(x)
         return xp.ascontiguousarray(x)
 
-    def _states(self, state: Any, names: tuple[str, str], B: int, unbatched: bool) -> tuple[Array, ...]:
+    def _states(self, state: Any, names: tuple[str, ...], B: int, unbatched: bool) -> tuple[Array, ...]:
         """The states as checked arrays (B, H) each; None becomes zeros."""
         H = self.hidden_size
         dtype = self._dtype.storage
         if self._device == "cpu" and not unbatched:
             # Fast path for the most common arguments. The checks below report what is wrong with others.
             count = len(self.cell.states)
-            states = state if count == 2 else (state,)
+            states = state if count > 1 else (state,)
             if type(states) is tuple and len(states) == count:
                 shape = (B, H)
                 for s in states:

@@ -332,6 +332,24 @@ SLSTM_MUTANTS: tuple[Mutant, ...] = (
         TRAJECTORY,
         "slstm",
     ),
+    row(
+        "sLSTM: a Cell's gradient of None is one of ones",
+        "rnnkit/nn/step_cell.py",
+        "StepCell._states",
+        "xp.zeros((B, H), dtype) if s is None",
+        "xp.ones((B, H), dtype) if s is None",
+        "tests/api/test_slstm_cell.py",
+        "unbatched or one_step or loop",
+    ),
+    row(
+        "sLSTM: a Cell names the gradients of two states",
+        "rnnkit/nn/step_cell.py",
+        "StepCell.__init__",
+        'f"d{name}" for name in self.cell.states',
+        'f"d{name}" for name in self.cell.states[:2]',
+        "tests/api/test_slstm_cell.py",
+        "one_step or refused",
+    ),
     *_NUMBA_CUDA,
 )
 
