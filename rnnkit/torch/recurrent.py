@@ -335,8 +335,6 @@ class Layers(nn.RNNBase):
         """hx as a tuple of tensors."""
         if len(self.state_names) == 2:
             return checks.pair(hx, unbatched, 3)
-        if len(self.state_names) > 2:
-            return checks.several(hx, self.state_names)
         checks.tensor("hx", hx)
         return (hx,)
 
@@ -347,7 +345,8 @@ class Layers(nn.RNNBase):
     def _state_shapes(self, B: int) -> list[tuple[int, int, int]]:
         slots = self.num_layers * (2 if self.bidirectional else 1)
         h = (slots, B, self.proj_size or self.hidden_size)
-        return [h, *[(slots, B, self.hidden_size)] * (len(self.state_names) - 1)]
+        count = len(self.state_names)
+        return [h] if count == 1 else [h, *[(slots, B, self.hidden_size)] * (count - 1)]
 
     def _reset_state(self, reset_state: Any, B: int, batched: bool) -> States:
         """reset_state as a tuple of tensors (L*D, B, ·)."""

@@ -8,8 +8,9 @@ import torch
 
 from rnnkit.backends import check_backend
 from rnnkit.core.cells import CELLS
+from rnnkit.torch import checks
 from rnnkit.torch.arrays import Tensor
-from rnnkit.torch.recurrent import Layers
+from rnnkit.torch.recurrent import Layers, States
 
 
 class SLSTM(Layers):
@@ -71,6 +72,9 @@ class SLSTM(Layers):
         self.mode = "SLSTM"
         self.register_buffer("slstm", torch.ones((), dtype=torch.bool, device=device))
         self._set_options(backend, strict, {})
+
+    def _states_given(self, hx: Any, unbatched: bool) -> States:
+        return checks.several(hx, self.state_names)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Checks shapes, as torch.nn.LSTM does.

@@ -72,7 +72,7 @@ def everything(layer: Any, x: Any, hx: Any, compiled: Any = None, **options: Any
 
     compiled: what is called instead of the layer, with its parameters.
     """
-    y, state_n = (compiled or layer)(x, hx, **options)
+    y, state_n = (layer if compiled is None else compiled)(x, hx, **options)
     parameters = dict(layer.named_parameters())
     names = ["dx", *(f"d{name}0" for name in NAMES), *parameters]
     found = torch.autograd.grad(weighted((y, state_n)), [x, *hx, *parameters.values()])

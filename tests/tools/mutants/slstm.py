@@ -396,7 +396,7 @@ TORCH_SLSTM_MUTANTS: tuple[Mutant, ...] = (
         "sLSTM in torch: the shapes of two states alone",
         "rnnkit/torch/recurrent.py",
         "_state_shapes",
-        "(len(self.state_names) - 1)",
+        "(count - 1)",
         "1",
         TORCH,
         "resets_and_masks and given",
