@@ -93,7 +93,7 @@ class SLSTMCell(StepCell):
         hidden_size: number of features of each state, H.
         bias: whether the cell has `bias_ih` and `bias_hh`.
         dtype: dtype of parameters and arrays, see `RNN`. States of 16 bits are rounded after each step.
-        device: "cpu"; None for the CPU. The CUDA backends do not serve this cell.
+        device: "cpu", "cuda" or "cuda:<index>"; None for the CPU.
         backend: see `RNN`.
         strict: whether to raise an error where no backend with compiled kernels serves the cell, instead of running
             the NumPy oracle.

@@ -202,6 +202,23 @@ def test_layers_in_both_directions_with_resets_masks_and_chunks(cp: Any) -> None
         assert_matches(got, trained(here, x, state, dy, dstate, **options))
 
 
+@pytest.mark.slow
+def test_a_cell_has_the_bits_of_a_layer_of_one_step(cp: Any) -> None:
+    layer = rnnkit.SLSTM(3, 5, device="cuda", rng=1)
+    cell = rnnkit.SLSTMCell(3, 5, device="cuda", rng=2)
+    cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.params.items()}, cells="slstm")
+    rng = np.random.default_rng(0)
+    x = to_device(randn(rng, 4, 3, dtype="float32"), "cuda:0")
+    state, dstate = up(random_state(layer, 4, rng)), up(random_state(layer, 4, rng))
+    new, (_, end) = cell(x, tuple(s[0] for s in state)), layer(x[None], state)
+    dx, dstate0 = cell.backward(tuple(d[0] for d in dstate))
+    want_dx, want_d0 = layer.backward(None, dstate)
+    got = [*new, dx, *dstate0, *cell.grads.values()]
+    want = [*(s[0] for s in end), want_dx[0], *(d[0] for d in want_d0), *layer.grads.values()]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
 def test_a_call_in_chunks_with_bounded_memory(cp: Any) -> None:
     there, here = both()
     rng = np.random.default_rng(1)

@@ -25,6 +25,7 @@ from tests.helpers import slow_except  # noqa: E402
 from tests.peers.test_slstm import scan, step  # noqa: E402
 from tests.torch.releases import needs  # noqa: E402
 from tests.torch.test_compile import Recorded  # noqa: E402
+from tests.torch.test_cuda_path import OnCard, card  # noqa: E402, F401
 from tests.torch.test_export import Wrapped  # noqa: E402
 from tests.torch.test_resets import stepped  # noqa: E402
 from tests.torch.tracing import Calls, assert_same, leaves, operator_nodes  # noqa: E402
@@ -532,3 +533,27 @@ def test_onnx_has_no_node_for_it() -> None:
     (translate,) = translation_table().values()
     with pytest.raises(ValueError, match="a layer of the cell slstm cannot be exported to ONNX, which has no node for"):
         translate(None, [], made()._flat_weights, [], cell="slstm")
+
+
+@pytest.mark.slow
+def test_on_a_cuda_device_the_kernels_of_cupy_run(card: Any) -> None:  # noqa: F811
+    from rnnkit.torch import operators
+
+    layer = made(bidirectional=True, dtype=torch.float32)
+    with torch.no_grad():
+        given = [t.detach().numpy() for t in (randn(T, B, I, dtype=torch.float32), *states(layer, dtype=torch.float32))]
+        grads = [torch.randn(T, B, 2 * H).numpy(), *(torch.randn(2, B, H).numpy() for _ in NAMES)]
+        weights = [w.numpy() for w in layer._flat_weights]
+
+    def results(put: Any, get: Any, backend: str | None) -> list[np.ndarray]:
+        x, *state0 = map(put, given)
+        dy, *dstate_n = map(put, grads)
+        call = (x, state0, list(map(put, weights)), [], torch.tensor(LENGTHS))
+        options = {"cell": "slstm", "backend": backend, "bidirectional": True}
+        *forward, reserve = operators.forward(*call, **options, keep=True)
+        return list(map(get, (*forward, *operators.backward(dy, dstate_n, *call, reserve, **options))))
+
+    wanted = results(lambda a: torch.from_numpy(a.astype("float64")), lambda t: t.numpy(), "numpy")
+    got = results(lambda a: OnCard(card.cp.asarray(a)), lambda t: card.cp.asnumpy(t.array), None)
+    for k, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        assert_close(f"result {k}", a, b, "float32", "backward")
