@@ -1,11 +1,14 @@
 """What each option of a cell costs over the plain cell, on the CPU: forward and backward of one layer.
 
     python -m bench.cell_options [--T 64] [--B 32] [--H 128] [--rounds 30] [--threads N] [--rows NAME ...]
+    python -m bench.cell_options --peers [--no-compile] ...
 
 Each row is first compared with the float64 oracle at a small size; a row that is wrong is not timed. The plain cell and
 the one with options run in turns, and a ratio is of two neighbouring times. The table has the median of the ratios and
-their quartiles. The bar is 1.3, with layer
-normalisation 1.6.
+their quartiles. The bar is 1.3, with layer normalisation 1.6.
+
+With --peers, the second table has what people run today (bench/option_loops.py), as times rnnkit's: needs PyTorch, and
+for one column Keras and JAX. torch.compile takes minutes per row for its unrolled loop; --no-compile leaves it out.
 """
 
 from __future__ import annotations
@@ -29,17 +32,19 @@ NORM_BAR = 1.6  # layer normalisation reads each row several times more, and sav
 
 
 class Row(NamedTuple):
-    """A cell with options, as its key and constants, or a layer with rates of random masks, beside the plain cell."""
+    """A cell with options, as its key and constants, or a layer with rates of random masks, beside the plain cell or
+    another one."""
 
     name: str
     cell: str
     constants: tuple[float, ...] = ()
     rates: tuple[tuple[str, Any], ...] = ()
     bar: float = BAR
+    beside: str = ""
 
     @property
     def plain(self) -> str:
-        return self.cell.partition("+")[0]
+        return self.beside or self.cell.partition("+")[0]
 
 
 ROWS = (
@@ -59,6 +64,7 @@ ROWS = (
     Row("layer_norm torch", "lstm+layer_norm=torch", (1e-5,), bar=NORM_BAR),
     Row("layer_norm haste of a GRU", "gru+layer_norm=haste", (1e-5,), bar=NORM_BAR),
     Row("layer_norm dreamer", "gru+layer_norm=dreamer", (1e-3,), bar=NORM_BAR),
+    Row("sLSTM beside LSTM", "slstm", beside="lstm"),
 )
 
 
@@ -142,12 +148,48 @@ def measure(rows: tuple[Row, ...], sizes: dict[str, int], rounds: int) -> list[l
     return table
 
 
+def times_beside(row: Row, sizes: dict[str, int], rounds: int, compiles: bool) -> list[str]:
+    """The cells of the second table: rnnkit's time in ms, and of each way the median of its time over rnnkit's."""
+    from bench import option_loops
+
+    own = layer_call(row, sizes) if row.rates else call_of(row.cell, row.constants, sizes)
+    loop = option_loops.loop_of(row)
+    ways: list[Callable[[], None] | None] = [own, None, None, option_loops.keras_call(row, sizes)]
+    if loop is not None:
+        problem = option_loops.wrong(row, loop)
+        if problem is not None:
+            return [row.name, problem, "-", "-", "-"]
+        ways[1] = option_loops.loop_call(row, loop, sizes, False)
+        ways[2] = option_loops.loop_call(row, loop, sizes, True) if compiles else None
+    samples: list[list[float]] = [[] for _ in ways]
+    for way in ways:
+        for _ in range(3 if way else 0):  # compiles
+            way()  # type: ignore[misc]
+    for _ in range(rounds):
+        for way, found in zip(ways, samples, strict=True):
+            if way is not None:
+                start = time.perf_counter()
+                way()
+                found.append(time.perf_counter() - start)
+    cells = [_ratio_cell(found, samples[0]) for found in samples[1:]]
+    return [row.name, f"{1e3 * np.median(samples[0]):.3f}", *cells]
+
+
+def _ratio_cell(times: list[float], own: list[float]) -> str:
+    if not times:
+        return "-"
+    low, middle, high = np.percentile(np.divide(times, own), [25, 50, 75])
+    return f"{middle:.1f} ({low:.1f} {high:.1f})"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cell_options", description=(__doc__ or "").splitlines()[0])
     for name, default in (("T", 64), ("B", 32), ("H", 128), ("rounds", 30)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=None, help="of the CPU kernels")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="all by default")
+    parser.add_argument("--peers", action="store_true", help="the second table: loops in PyTorch, and Keras")
+    parser.add_argument("--no-compile", action="store_true", help="with --peers: without torch.compile")
     options = parser.parse_args(arguments)
     if options.threads:
         rnnkit.set_num_threads(options.threads)
@@ -155,9 +197,23 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = tuple(row for row in ROWS if options.rows is None or row.name in options.rows)
     shape = f"T={options.T} B={options.B} I=H={options.H}"
     print(f"float32, {shape}, {rnnkit.get_num_threads()} threads, forward and backward")
+    if options.peers:
+        return _print_peers(chosen, sizes, options.rounds, not options.no_compile)
     table = measure(chosen, sizes, options.rounds)
     print("\n".join(aligned(table, {"option", "cell"})))
     return int(any(row[-1] == "-" for row in table))
+
+
+def _print_peers(rows: tuple[Row, ...], sizes: dict[str, int], rounds: int, compiles: bool) -> int:
+    from bench import option_loops
+
+    option_loops.set_threads(rnnkit.get_num_threads())
+    table = [["option", "rnnkit ms", "torch loop", "compiled loop", "Keras"]]
+    for row in rows:
+        table.append(times_beside(row, sizes, rounds, compiles))
+        print(f"{len(table) - 1} of {len(rows)}: {'  '.join(table[-1])}", file=sys.stderr, flush=True)
+    print("\n".join(aligned(table, {"option"})))
+    return int(any("differs" in line[1] for line in table))
 
 
 if __name__ == "__main__":
