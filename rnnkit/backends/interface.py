@@ -176,9 +176,10 @@ class Backend(Protocol):
         how it runs the backward of a stack of `layers` layers on the current device, "" for one after the other, and
         the bytes beyond those of one layer
 
-    for_stack(cell, dtype, sizes, layers, keep, device) -> backend or None
+    for_stack(cell, dtype, sizes, layers, keep, device, run) -> backend or None
         the backend that runs a stack in one direction of these sizes, where that is another one: with another way to
-        run a layer, of which it runs more at once. The arguments are those of `layers_at_once`
+        run a layer, of which it runs more at once. The arguments are those of `layers_at_once`; run(backend) runs the
+        stack's passes once by that backend, for a backend that measures, or is None where nothing may run
 
     A backend may also provide both of these, for callers that can keep plain memory only between forward and backward,
     such as an operator of PyTorch. For a backend without them, `rnnkit.functional.reserve` runs the forward again.

@@ -104,15 +104,29 @@ class StackCall(NamedTuple):
             results.append((found, end, saved))
         return results
 
-    def as_it_runs(self) -> StackCall:
-        """The call with the backend that runs such a stack: see `for_stack`."""
+    def as_it_runs(self, measures: bool = False) -> StackCall:
+        """The call with the backend that runs such a stack: see `for_stack`.
+
+        measures: whether a backend may first run the call, to find the fastest way.
+        """
         alone = len(self.layers) == 1 or len(self.layers[0]) > 1 or self.noise is not None
         if alone or not hasattr(self.choice.backend, "for_stack"):
             return self
         drops = self.dropout is not None
         sizes = self._sizes
-        choice = for_stack(self.choice, self.cell, sizes, len(self.layers), self.keep, drops, self.x.device.id)
+        run = self.run_once if measures else None
+        choice = for_stack(self.choice, self.cell, sizes, len(self.layers), self.keep, drops, self.x.device.id, run)
         return self if choice is self.choice else self._replace(choice=choice)
+
+    def run_once(self, backend: Any) -> None:
+        """The passes of the call by another backend, for their time: without dropout, and no gradients are added."""
+        from rnnkit.functional.stack_backward import backward  # which imports this file
+
+        layers = [tuple([LayerCache(cache.weights, None) for cache in of_layer]) for of_layer in self.layers]
+        choice = self.choice._replace(backend=backend)
+        y, state_n, saved = forward(self._replace(choice=choice, layers=layers, dropout=None, reserve=None))
+        if saved is not None:
+            backward(saved, y, state_n, layers)
 
     @property
     def _sizes(self) -> Sizes:
@@ -168,7 +182,7 @@ def _saved(call: StackCall, own: list[tuple[Any, ...]], masks: list[Array], shap
 
 def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
     """y (T, B, D*R), state_n as state0, and what `backward` needs, or None without `keep`."""
-    call = call.as_it_runs()
+    call = call.as_it_runs(measures=True)
     layers, x, keep = call.layers, call.x, call.keep
     directions = len(layers[0])
     if directions == len(layers) == 1:
@@ -209,7 +223,14 @@ def forward(call: StackCall) -> tuple[Array, State, Saved | None]:
 
 
 def for_stack(
-    choice: Choice, cell: Cell, sizes: Sizes, layers: int, keep: bool, drops: bool, device: int | None = None
+    choice: Choice,
+    cell: Cell,
+    sizes: Sizes,
+    layers: int,
+    keep: bool,
+    drops: bool,
+    device: int | None = None,
+    run: Callable[[Any], None] | None = None,
 ) -> Choice:
     """The choice with the backend that runs a stack in one direction: see `rnnkit.backends.Backend`.
 
@@ -218,7 +239,7 @@ def for_stack(
     asked: Any = getattr(choice.backend, "for_stack", None)
     if asked is None or (drops and not keep):
         return choice
-    found = asked(cell, choice.dtype, sizes, layers, keep, device=device)
+    found = asked(cell, choice.dtype, sizes, layers, keep, device=device, run=run)
     return choice if found is None else choice._replace(backend=found)
 
 

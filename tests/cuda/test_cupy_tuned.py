@@ -40,7 +40,8 @@ class Clock:
 
     def __call__(self, run: Any) -> float:
         run()
-        (name,) = run.args
+        (of,) = run.args
+        name = getattr(of, "schedule", of)
         self.runs.append(name)
         return self.seconds[name]
 
@@ -117,8 +118,42 @@ def test_measuring_adds_no_gradients() -> None:
             assert_close(name, layer.grads[name], want, "float32", "backward")
 
 
+def test_a_stack_is_measured_and_chosen_as_a_whole(tmp_path: Path) -> None:
+    """In one direction. What its layers took alone says nothing about it."""
+    with cuda() as cp, clocked(one_block=2.0, cluster=4.0, grid=1.0, stepwise=3.0) as clock:
+        layer, x, host = layer_and_x(cp)
+        layer(x)
+        stack = rnnkit.LSTM(I, H, 2, device="cuda:0", rng=1)
+        assert "autotune is on: the first call of these sizes measures" in rnnkit.explain(stack, x).kernel
+        clock.runs.clear()
+        clock.seconds["grid"] = 5.0
+        y, _ = stack(x)
+        assert clock.runs == [name for name in ("one_block", "cluster", "grid", "stepwise") for _ in range(RUNS)]
+        assert chosen_in(stack, x) == "one_block"
+        assert chosen_in(layer, x) == "grid"
+        said = rnnkit.explain(stack, x).kernel
+        assert (
+            "the fastest for 2 layers of a stack by rnnkit.autotune, measured in us per call: one_block 2000000" in said
+        )
+        before = len(clock.runs)
+        new_process()
+        launches = len(cp.fake.launches)
+        y, _ = stack(x)
+        launched = [launch for launch in cp.fake.launches[launches:] if launch.name == "forward_chunk"]
+        assert len(launched) == 2
+        assert all(launch.grid == (1, 1, 1) and not launch.cooperative for launch in launched)
+        assert len(clock.runs) == before, "read from the file"
+        here = rnnkit.LSTM(I, H, 2, backend="numpy", rng=1)
+        stack.backward(y, call=stack.last_call)
+        want, _ = here(host)
+        here.backward(want)
+        assert_close("y", y, want, "float32")
+        for name, grad in here.grads.items():
+            assert_close(name, stack.grads[name], grad, "float32", "backward")  # which measuring has not added to
+
+
 @pytest.mark.slow
-def test_a_stack_runs_at_once_after_its_layers_were_measured() -> None:
+def test_a_stack_runs_at_once_after_it_was_measured() -> None:
     with cuda() as cp, clocked(one_block=2.0, cluster=4.0, grid=1.0, stepwise=3.0) as clock:
         from rnnkit.backends.cupy import overlap
 
@@ -126,11 +161,26 @@ def test_a_stack_runs_at_once_after_its_layers_were_measured() -> None:
             layer = rnnkit.LSTM(I, H, 2, device="cuda:0", rng=1)
             x = cp.asarray(np.random.default_rng(0).standard_normal((17, B, I)).astype("float32"))
             first, _ = layer(x)
+            assert chosen_in(layer, x) == "grid"
             assert "layers at once" in rnnkit.explain(layer, x).kernel
             before = len(clock.runs)
             second, _ = layer(x)
             assert len(clock.runs) == before
             assert_close("y", second, first.get(), "float32")
+
+
+@pytest.mark.slow
+def test_a_stack_with_dropout_is_measured_without_drawing() -> None:
+    """So the masks of the call, and of later ones, are those without autotune."""
+    with cuda() as cp, clocked(one_block=2.0, cluster=4.0, grid=1.0, stepwise=3.0) as clock:
+        found = []
+        for on in (True, False):
+            rnnkit.autotune(on)
+            layer = rnnkit.LSTM(I, H, 2, device="cuda:0", rng=1, dropout=0.5, backend=None if on else "cupy:grid")
+            x = layer_and_x(cp)[1]
+            found.append([layer(x)[0].get() for _ in range(2)])
+        assert len(clock.runs) == len(ALL) * RUNS
+        np.testing.assert_array_equal(*found)
 
 
 def test_nothing_is_measured_where_it_must_not() -> None:

@@ -77,19 +77,23 @@ def serving(work: Work, device: int) -> list[str]:
     return [schedule.name for schedule in schedules.SCHEDULES if schedule.problem(work, card) is None]
 
 
-def fastest(work: Work, device: int) -> str | None:
-    """With `rnnkit.autotune` on, the schedule that was measured to be the fastest one; None if none was measured."""
-    times = tuned.times_of(work, device) if autotuning() else None
-    return None if times is None else tuned.fastest(times, serving(work, device))
+def fastest(work: Work, device: int, layers: int = 1) -> str | None:
+    """With `rnnkit.autotune` on, the schedule that was measured to be the fastest one; None if none was measured.
+
+    layers: as in `tuned.key_of`.
+    """
+    times = tuned.times_of(work, device, layers) if autotuning() else None
+    return None if times is None else tuned.fastest(times, serving(widest(work), device))
 
 
-def about_tuning(work: Work, device: int, schedule: Schedule, why: str) -> str:
-    """Why a schedule is chosen while `rnnkit.autotune` is on."""
-    times = tuned.times_of(work, device)
+def about_tuning(work: Work, device: int, schedule: Schedule, why: str, layers: int = 1) -> str:
+    """Why a schedule is chosen while `rnnkit.autotune` is on. layers: as in `tuned.key_of`."""
+    times = tuned.times_of(work, device, layers)
     if times is None:
         return f"{why}; autotune is on: the first call of these sizes measures"
     listed = ", ".join(f"{name} {1e6 * seconds:.1f}" for name, seconds in times.items())
-    return f"{schedule.about}; the fastest by rnnkit.autotune, measured in us per call: {listed}"
+    stack = f" for {layers} layers of a stack" if layers > 1 else ""
+    return f"{schedule.about}; the fastest{stack} by rnnkit.autotune, measured in us per call: {listed}"
 
 
 def work_of(p: Problem, keep: bool) -> Work:

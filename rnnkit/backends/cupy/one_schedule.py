@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from rnnkit.backends.cupy import choice, layer, side_by_side
+from rnnkit.backends.cupy import choice, layer, side_by_side, tuned
 from rnnkit.backends.cupy.every_step import saved_steps
 from rnnkit.backends.cupy.layer import Saved
 from rnnkit.backends.cupy.saved import reserve_bytes
@@ -76,13 +77,46 @@ pinned = Pinned
 
 
 def for_stack(
-    cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool, device: int | None = None
+    cell: Cell,
+    dtype: DType,
+    sizes: Sizes,
+    layers: int,
+    keep: bool,
+    device: int | None = None,
+    run: Callable[[Any], None] | None = None,
 ) -> Pinned | None:
     """See `rnnkit.backends.Backend`. With `rnnkit.autotune` on, the schedule is the one that was measured."""
     import cupy
 
-    if sizes.R != sizes.H or autotuning() or choice.captured():
+    if sizes.R != sizes.H or choice.captured():
         return None
     number = cupy.cuda.Device().id if device is None else device
-    found = choice.of_stack(choice.widest(Work(cell, dtype, sizes, keep)), number, layers)
+    work = Work(cell, dtype, sizes, keep)
+    if autotuning():
+        return _tuned(work, number, layers, run)
+    found = choice.of_stack(choice.widest(work), number, layers)
     return None if found is None else Pinned(found[0].name, found[1])
+
+
+def _tuned(work: Work, device: int, layers: int, run: Callable[[Any], None] | None) -> Pinned | None:
+    """The schedule that was measured to run the stack in the least time; until then the one that is predicted to.
+
+    Measures first where `run` is given and nothing is known. None where one schedule alone serves the work.
+    """
+    import cupy
+
+    widest = choice.widest(work)
+    serving = choice.serving(widest, device)
+    if len(serving) < 2:
+        return None
+    name = choice.fastest(work, device, layers)
+    if run is not None:
+        if name is None:
+            runs = {one: partial(run, Pinned(one)) for one in serving}
+            with cupy.cuda.Device(device):
+                name = tuned.fastest(tuned.measure(work, device, runs, layers), serving)
+        assert name is not None, "all that serve were measured"
+        return Pinned(name)
+    predicted = choice.of_stack(widest, device, layers) if name is None else None
+    row, why = predicted or choice.chosen(widest, device, name)[:2]
+    return Pinned(row.name, choice.about_tuning(work, device, row, why, layers))

@@ -40,10 +40,6 @@ def layers_at_once(
         return 1
     number = cupy.cuda.Device().id if device is None else device
     work = choice.widest(Work(cell, dtype, sizes, keep))
-    if schedule is None and autotuning():
-        schedule = choice.fastest(work, number)
-        if schedule is None:
-            return 1  # so that each layer's own call measures
     return choice.chosen(work, number, schedule, layers)[2].layers
 
 
@@ -56,7 +52,6 @@ def forward_layers(
     problems = [Problem.of(call) for call in calls]
     with layer.on(device, problems[0]):
         work = choice.widest(choice.work_of(problems[0], first.keep))
-        schedule = schedule or choice.fastest(work, device.id)
         chosen, _, plan = choice.chosen(work, device.id, schedule, len(calls), together=True)
         planned = [plan.applied(problem) for problem in problems]
         launchers = [chosen.load().launchers(p) for p in planned]
@@ -121,7 +116,7 @@ def _described(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str
 
     device = cupy.cuda.Device().id
     work = choice.widest(Work(cell, dtype, sizes, keep))
-    return choice.chosen(work, device, schedule or choice.fastest(work, device))[0], work, device
+    return choice.chosen(work, device, schedule)[0], work, device
 
 
 def _own_bytes(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None) -> int:

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +78,23 @@ _measured: dict[int, Measured] = {}  # by device
 _measuring = threading.Lock()
 
 
-def key_of(work: Work) -> str:
-    """T and the share of live steps count by powers of two and quarters; the other sizes as they are."""
+def key_of(work: Work, layers: int = 1) -> str:
+    """T and the share of live steps count by powers of two and quarters; the other sizes as they are.
+
+    layers: of a stack in one direction whose first layer has this work.
+    """
     T, B, I, H, R, N = work.sizes
     live = -(-4 * N // max(1, T * B))
     sizes = f"T={1 << (T - 1).bit_length() if T else 0} B={B} I={I} H={H} R={R} live={live}/4"
-    return f"{work.cell.key} {work.dtype.name} {sizes} {'both passes' if work.keep else 'forward'}"
+    stack = f" {layers} layers" if layers > 1 else ""
+    return f"{work.cell.key} {work.dtype.name} {sizes} {'both passes' if work.keep else 'forward'}{stack}"
 
 
-def times_of(work: Work, device: int) -> Times | None:
-    """The measured times for this work, or None."""
+def times_of(work: Work, device: int, layers: int = 1) -> Times | None:
+    """The measured times for this work, or None. layers: as in `key_of`."""
     if device not in _measured:
         _measured[device] = Measured(device)
-    return _measured[device].times.get(key_of(work))
+    return _measured[device].times.get(key_of(work, layers))
 
 
 def fastest(times: Times, serving: list[str]) -> str | None:
@@ -100,12 +104,12 @@ def fastest(times: Times, serving: list[str]) -> str | None:
     return min(serving, key=lambda name: times[name])
 
 
-def measure(work: Work, device: int, runs: dict[str, Callable[[], None]]) -> Times:
-    """The times of the runs, of one call each, which are remembered. Waits for the device."""
+def measure(work: Work, device: int, runs: Mapping[str, Callable[[], None]], layers: int = 1) -> Times:
+    """The times of the runs, of one call each, which are remembered. Waits for the device. layers: as in `key_of`."""
     with _measuring:
         found = {name: _median_seconds(run) for name, run in runs.items()}
         times_of(work, device)
-        _measured[device].add(key_of(work), found)
+        _measured[device].add(key_of(work, layers), found)
     return found
 
 

@@ -173,7 +173,7 @@ _BACKWARD: tuple[Mutant, ...] = (
         "a stack has the schedule of one layer",
         "rnnkit/functional/stack.py",
         "forward",
-        "call = call.as_it_runs()",
+        "call = call.as_it_runs(measures=True)",
         "pass",
         "runs_by_its_schedule",
     ),
@@ -284,6 +284,30 @@ OVERLAP_MUTANTS: tuple[Mutant, ...] = (
     _tuned("other sizes share a result", TUNED, "key_of", "B={B}", "B=", "used_and_said"),
     _tuned(
         "the card is not part of the file's name", TUNED, "__init__", "{slug(card.name)}", "card", "belongs_to_a_card"
+    ),
+    _tuned(
+        "a stack has the times of one layer",
+        TUNED,
+        "key_of",
+        'f" {layers} layers" if layers > 1 else ""',
+        '""',
+        "chosen_as_a_whole",
+    ),
+    _tuned(
+        "a stack is not measured",
+        "rnnkit/functional/stack.py",
+        "forward",
+        "measures=True",
+        "measures=False",
+        "chosen_as_a_whole",
+    ),
+    _tuned(
+        "measuring a stack adds gradients",
+        "rnnkit/functional/stack.py",
+        "run_once",
+        "LayerCache(cache.weights, None)",
+        "cache",
+        "chosen_as_a_whole",
     ),
     _tuned(
         "measuring adds gradients",
