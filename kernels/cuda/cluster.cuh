@@ -4,42 +4,51 @@
 //
 // RK_CLUSTER, the blocks of a cluster, decides about __cluster_dims__ alone: the code is the same for every size.
 
-// The messages that a block receives, one per step, in turn in two buffers with an mbarrier each.
+// The messages that a block receives, numbered from 0, by turns in two buffers with an mbarrier each. A step has one, or
+// two where it has two products (resident_stage.cuh): then the first one of every step is in the same buffer.
 //
 // Arming. A phase ends when the block itself has arrived, with the number of bytes that it expects, and they have come.
-// Both mbarriers are armed before the cluster meets for the first time, so before any peer pushes. For step s + 2 an
-// mbarrier is armed when the wait for step s ends. A peer pushes for step s + 2 only after it has received this block's
-// message of step s + 1, which this block sends only after a barrier of all its threads after that wait.
+// Both mbarriers are armed before the cluster meets for the first time, so before any peer pushes. For message k + 2 an
+// mbarrier is armed when the wait for message k ends. A peer pushes message k + 2 only after it has received this
+// block's message k + 1, which this block sends only after a barrier of all its threads after that wait.
 //
-// Parity. So the phases of an mbarrier do not overlap: bytes of step s + 2 never count for step s. Phase s / 2 of an
-// mbarrier has parity s / 2 % 2. No thread can take the parity of step s + 2 for that of step s: phase s + 2 cannot end
-// before all threads have seen the end of phase s, because they meet before the message of step s + 1 leaves.
+// Parity. So the phases of an mbarrier do not overlap: bytes of message k + 2 never count for k. Phase k / 2 of an
+// mbarrier has parity k / 2 % 2. No thread can take the parity of message k + 2 for that of k: phase k + 2 cannot end
+// before all threads have seen the end of phase k, because they meet before message k + 1 leaves.
 //
-// Overwriting. By the same order a peer writes the buffer of step s again, with step s + 2, only after all threads of
-// this block have met after their last read of step s.
+// Overwriting. By the same order a peer writes the buffer of message k again, with k + 2, only after all threads of
+// this block have met after their last read of k.
 //
 // The end. A block waits for every byte that is sent to it, and nobody looks at its memory otherwise. So no peer writes
 // into a block that has ended, and no barrier of the cluster is needed at the end.
+//
+// Under projection, forward, a block without units of R sends the first message of a step and receives the second one; in
+// backward it receives the first one and sends the second one. All others send and receive both. So two blocks that
+// exchange anything wait for each other in every step, which is all that the above needs. A block that is sent nothing
+// with an even number, or with an odd one, does not wait for it.
 struct Mailbox {
   unsigned long long* full;  // (2,) mbarriers in shared memory
-  unsigned bytes;            // of a message
+  unsigned even, odd;        // bytes of a message with an even number, and with an odd one
 
   // Before `cluster_barrier`, after which peers may push.
   __device__ __forceinline__ void set_up() const {
     if (threadIdx.x != 0) return;
     for (int i = 0; i < 2; ++i) {
       init_barrier(full + i);
-      expect_bytes(full + i, bytes);
+      expect_bytes(full + i, bytes(i));
     }
   }
 
-  // Waits for the message of step s. All threads call it.
-  __device__ __forceinline__ void wait(int s) const {
-    for (unsigned looks = 0; !phase_ended(full + s % 2, s / 2 % 2); ++looks) {
+  __device__ __forceinline__ unsigned bytes(int message) const { return kSecond && message & 1 ? odd : even; }
+
+  // Waits for a message. All threads call it.
+  __device__ __forceinline__ void wait(int k) const {
+    if (kSecond && bytes(k) == 0) return;
+    for (unsigned looks = 0; !phase_ended(full + k % 2, k / 2 % 2); ++looks) {
       if (looks == kBarrierPatience) __trap();
       poll_again();
     }
-    if (threadIdx.x == 0) expect_bytes(full + s % 2, bytes);
+    if (threadIdx.x == 0) expect_bytes(full + k % 2, bytes(k));
   }
 };
 
@@ -48,48 +57,94 @@ __device__ __forceinline__ int rows_of_tile(unsigned B, int b0) { return min((un
 
 // h: every member that has units receives those of all others. A member without units sends nothing that the others could
 // wait for, so they would run ahead of it: it does not receive either.
+//
+// Where a step has two products, m goes before h, to the members that have units of R. Each warp pushes its units of m
+// when it puts them, because `receive` is not called for m in members without units of R. Before the first m leaves, the
+// peers that it goes to must have cleared their tiles. Not all threads of a member come to a place where the cluster
+// could meet after that, so those peers say it, each once, at an mbarrier of every member.
 struct ClusterExchange {
   Mailbox mail;
-  unsigned B, H;
+  unsigned long long* cleared;  // where a step has two products
+  unsigned B, H, R;
   int tiles;  // of units, of a member
 
-  __device__ __forceinline__ ClusterExchange(unsigned long long* full, unsigned B, unsigned H, int tiles)
-      : mail{full, 0}, B(B), H(H), tiles(tiles) {
-    mail.bytes = (pieces() - own(member())) * rows() * 16;
-    mail.set_up();
+  // mail: (2,) mbarriers, or (3,) where a step has two products.
+  __device__ __forceinline__ ClusterExchange(unsigned long long* mail, unsigned B, unsigned H, unsigned R, int tiles)
+      : mail{mail, 0, 0}, cleared(mail + 2), B(B), H(H), R(R), tiles(tiles) {
+    this->mail.even = bytes_of(H, R);
+    this->mail.odd = bytes_of(R, H);
+    this->mail.set_up();
+    if (!kSecond) return;
+    if (threadIdx.x == 0) init_barrier(cleared, (pieces(R) + each() - 1) / each());
+    cluster_barrier();  // all have set up their mailboxes
   }
 
   __device__ __forceinline__ int member() const { return cluster_rank(); }
   __device__ __forceinline__ int tile() const { return blockIdx.x / cluster_blocks(); }
   __device__ __forceinline__ int rows() const { return rows_of_tile(B, tile() * kRows); }
-  // Pieces of 16 bytes: of a row, of all of a member's tiles, and of a member's units that exist.
-  __device__ __forceinline__ int pieces() const { return (H + kVec - 1) / kVec; }
+  // Pieces of 16 bytes: of a row of K units, of all of a member's tiles, and of a member's units that exist.
+  __device__ __forceinline__ int pieces(unsigned K) const { return (K + kVec - 1) / kVec; }
   __device__ __forceinline__ int each() const { return kUnits / kVec * tiles; }
-  __device__ __forceinline__ int own(int member) const { return max(0, min(each(), pieces() - member * each())); }
-
-  __device__ __forceinline__ void put(Storage* h, int stride, int K, int s, int row, int unit, Storage value) const {
-    if (unit < K) h[row_at(row, stride) + unit] = value;
+  __device__ __forceinline__ int own(int member, unsigned K) const {
+    return max(0, min(each(), pieces(K) - member * each()));
+  }
+  // Of a message of K units from all others to members that have units of `readers`.
+  __device__ __forceinline__ unsigned bytes_of(unsigned K, unsigned readers) const {
+    if (kSecond && own(member(), readers) == 0) return 0;
+    return (pieces(K) - own(member(), K)) * rows() * 16;
   }
 
-  // Pushes the member's units, which `put` has left in h, and waits for those of the others. A warp serves a peer at a
-  // time, every member another one first. Never called in the last step, so that all that is sent is waited for.
+  __device__ __forceinline__ void put(Storage* operand, int stride, int K, int message, int row, int unit,
+                                      Storage value) const {
+    Storage* to = operand + row_at(row, stride) + unit;
+    if (unit < K) *to = value;
+    if (!kSecond || message & 1) return;
+    if (message == 0) meet();
+    __syncwarp();
+    if (unit % kVec != 0 || unit >= K || row >= rows()) return;
+    const uint4 piece = *reinterpret_cast<const uint4*>(to);
+    const int members = cluster_blocks();
+    for (int k = 1; k < members; ++k) {
+      const int peer = (member() + k) & (members - 1);
+      if (own(peer, R)) store_async(peer_of(to, peer), piece, peer_of(mail.full, peer));
+    }
+  }
+
+  // Tells the peers that the block's tiles are cleared, and waits until those have told it that m is sent to.
+  __device__ __forceinline__ void meet() const {
+    const int lane = lane_of();
+    const bool tells = own(member(), R) && lane < (int)cluster_blocks() && own(lane, H);
+    if (threadIdx.x < 32 && tells) arrive_at(peer_of(cleared, lane));
+    if (own(member(), H) == 0) return;
+    for (unsigned looks = 0; !phase_ended(cleared, 0); ++looks) {
+      if (looks == kBarrierPatience) __trap();
+      poll_again();
+    }
+  }
+
+  // Pushes the member's units of h, which `put` has left there, and waits for those of the others. A warp serves a peer at
+  // a time, every member another one first. Never called for the last h, so that all that is sent is waited for.
   __device__ __forceinline__ void receive(Storage* h, int stride, int K, int s) const {
+    if (kSecond && !(s & 1)) {  // m, which `put` has pushed
+      mail.wait(s);
+      return;
+    }
     if (s == 0)
       cluster_barrier();  // all have set up their mailboxes and cleared their tiles
     else
       __syncthreads();
-    if (own(member()) == 0) return;
+    if (own(member(), H) == 0) return;
     const int lane = recomputed(lane_of());
     const int rows = this->rows();
     const int shift = rows > 4 ? 3 : rows > 2 ? 2 : rows - 1;
     const int row = lane >> 1 & ((1 << shift) - 1);
     const int begin = (lane >> shift & ~1) | (lane & 1);  // neighbouring lanes fill 32 bytes
-    const int count = row < rows ? own(member()) : 0;
+    const int count = row < rows ? own(member(), K) : 0;
     Storage* first = h + row_at(row, stride) + member() * each() * kVec;
     const int members = cluster_blocks();
     for (int k = 1 + threadIdx.x / 32; k < members; k += blockDim.x / 32) {
       const int peer = (member() + k) & (members - 1);
-      if (begin >= count || own(peer) == 0) continue;
+      if (begin >= count || own(peer, H) == 0) continue;
       const Peer to = peer_of(first, peer);
       const Peer full = peer_of(mail.full + s % 2, peer);
       for (int i = begin; i < count; i += 32 >> shift)

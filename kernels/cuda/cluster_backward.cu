@@ -2,18 +2,25 @@
 // distributed shared memory. One launch runs the steps of a chunk.
 //
 // RK_CLUSTER: blocks of a cluster. RK_THREADS: the block. RK_HELD: blocks of columns that a warp holds in registers, of
-// each of its pairs of tiles of units, of which it has at most RK_TILES. RK_OWN: the most pairs of a thread.
+// each of its pairs of tiles of units, of which it has at most RK_TILES; half as many of a second product. RK_OWN: the
+// most pairs of a thread.
 
 // Every member sends a part of each of its peers' units, and of its own ones, into a slot of its own: so nothing is added
 // in memory, and the order of the sums is always that of the members.
+//
+// Where a step has two products, the first message has the parts of the second product's sums, from the members with
+// units of R to all. Of dh under projection, nothing is sent beyond the last of the R units.
 struct ClusterParts {
   Mailbox mail;
   Compute* inbox;  // (2, sender, kRows, units) in shared memory
-  int members, units;
+  int members, units, R;
 
-  __device__ __forceinline__ ClusterParts(unsigned long long* full, void* memory, unsigned B, int units)
-      : mail{full, 0}, inbox(static_cast<Compute*>(memory)), members(cluster_blocks()), units(units) {
-    mail.bytes = members * rows_of_tile(B, tile() * kRows) * units * sizeof(Compute);
+  __device__ __forceinline__ ClusterParts(unsigned long long* full, void* memory, unsigned B, int R, int units)
+      : mail{full, 0, 0}, inbox(static_cast<Compute*>(memory)), members(cluster_blocks()), units(units), R(R) {
+    const int of_unit = rows_of_tile(B, tile() * kRows) * sizeof(Compute);
+    const int units_of_h = kProjected ? max(0, min(units, (R - member() * units + 3) / 4 * 4)) : units;
+    mail.odd = members * units_of_h * of_unit;
+    mail.even = kSecond ? (R + units - 1) / units * units * of_unit : mail.odd;
     mail.set_up();
   }
 
@@ -29,7 +36,7 @@ struct ClusterParts {
   __device__ __forceinline__ void send(int s, int row, int unit, const Compute (&values)[4]) const {
     constexpr int kPieces = 4 * sizeof(Compute) / 16;
     const int receiver = unit / units;
-    if (receiver >= members) return;
+    if (receiver >= members || (kProjected && s & 1 && unit >= R)) return;
     const Peer to = peer_of(slot(s, member()) + row * units + unit - receiver * units, receiver);
     const Peer full = peer_of(mail.full + s % 2, receiver);
 #pragma unroll
@@ -53,12 +60,10 @@ struct ClusterParts {
     const Compute* from = slot(s, 0) + row * units + unit;
     Compute sum = 0;
 #pragma unroll 4
-    for (int k = 0; k < members; ++k) sum += from[k * kRows * units];
+    for (int k = 0; k < (kSecond ? senders : members); ++k) sum += from[k * kRows * units];
     return sum;
   }
 };
-
-static_assert(!kSecond, "a step has one product, and one message");
 
 extern "C" __global__ void __cluster_dims__(RK_CLUSTER, 1, 1) __launch_bounds__(RK_THREADS, 1)
 backward_chunk(const Vec* weights, const Vec* second, const Storage* saved, const Storage* h_prev,
@@ -70,6 +75,6 @@ backward_chunk(const Vec* weights, const Vec* second, const Storage* saved, cons
   const Sequence all = {offsets, (unsigned)B, t0, n0, steps, descending != 0};
   const BackwardArrays in = {weights, second,   saved,    h_prev,     c_prev, dy, dy_t,        dy_b,
                              order,   dgates_x, dgates_h, dprojected, dh,     dc, (unsigned)H, (unsigned)R};
-  const ClusterParts parts(full, memory, B, units);
+  const ClusterParts parts(full, memory, B, kProjected ? R : H, units);
   parts_backward_steps<RK_HELD, RK_TILES, RK_OWN>(parts.inbox + parts.inbox_size(), all, in, parts);
 }

@@ -16,9 +16,10 @@ __device__ __forceinline__ void store_async(Peer p, uint4 v, Peer barrier) {
   *(uint4*)p = v;
   emulator::mbarrier_complete((uint64_t*)barrier, sizeof v);
 }
-__device__ __forceinline__ void init_barrier(unsigned long long* barrier) {
-  emulator::mbarrier_init((uint64_t*)barrier, 1);
+__device__ __forceinline__ void init_barrier(unsigned long long* barrier, unsigned arrivals = 1) {
+  emulator::mbarrier_init((uint64_t*)barrier, arrivals);
 }
+__device__ __forceinline__ void arrive_at(Peer barrier) { emulator::mbarrier_arrive((uint64_t*)barrier); }
 __device__ __forceinline__ void expect_bytes(unsigned long long* barrier, unsigned bytes) {
   emulator::mbarrier_arrive((uint64_t*)barrier, bytes);
 }
@@ -53,9 +54,13 @@ __device__ __forceinline__ void store_async(Peer p, uint4 v, Peer barrier) {
                "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
                : "memory");
 }
-__device__ __forceinline__ void init_barrier(unsigned long long* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+__device__ __forceinline__ void init_barrier(unsigned long long* barrier, unsigned arrivals = 1) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// At an mbarrier of a peer. What was written before it is seen by who sees the end of the phase.
+__device__ __forceinline__ void arrive_at(Peer barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void expect_bytes(unsigned long long* barrier, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)

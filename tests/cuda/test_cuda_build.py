@@ -249,6 +249,30 @@ def test_the_command_writes_what_it_compiles(
 
 @needs_nvrtc
 @needs_occupancy
+def test_the_command_compiles_what_has_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table, "JSON", tmp_path / "t.json")
+    monkeypatch.setattr(table, "MARKDOWN", tmp_path / "t.md")
+    monkeypatch.setattr(sources, "builds", lambda: BUILDS[:1])
+    name = BUILDS[0].name
+    made = table.make()
+    planted = copy.deepcopy(made)
+    kernel = planted["modules"][name]["kernels"][BUILDS[0].kernels[0].name]
+    kernel["sm_90"][0] += 1
+    for digest, want in ((planted["modules"][name]["digest"], planted), ("0", made)):
+        planted["modules"][name]["digest"] = digest
+        table.write(planted)
+        assert command.main(["--write", "--changed"]) == 0
+        assert table.read() == want
+    assert capsys.readouterr().out.count(f"{name} sm_") == len(table.archs_of(BUILDS[0])), "once"
+    table.write({**made, "nvrtc": "1.0"})
+    assert command.main(["--write", "--changed"]) == 1
+    assert "the table is of NVRTC 1.0" in capsys.readouterr().err
+
+
+@needs_nvrtc
+@needs_occupancy
 def test_the_command_refuses_to_write_a_spill(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

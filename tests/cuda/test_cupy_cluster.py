@@ -18,14 +18,13 @@ import pytest
 import rnnkit
 from rnnkit.backends.cupy import cluster, cluster_backward, clusters, sources, tiles
 from rnnkit.backends.cupy.schedules import Work
-from rnnkit.backends.cupy.step_products import Step
 from rnnkit.backends.interface import Sizes
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.errors import DeviceError, UnsupportedDeviceError
 from rnnkit.functional import direction
 from rnnkit.testing import Case, make_inputs, run, widened
+from tests.cuda.cuda_helpers import KINDS, assert_matches, chunked, cuda, kind_case, step_of_kind
 from tests.cuda.cuda_helpers import RESIDENT_CELLS as CELLS
-from tests.cuda.cuda_helpers import assert_matches, chunked, cuda
 from tests.cuda.test_cupy_one_block_backward import ORDERS, assert_parity, both
 from tests.helpers import assert_same, refused, slow_except
 from tests.required import needs_kernels
@@ -37,12 +36,11 @@ pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.available()))
 
 H100, B200, RTX = (CARDS[name] for name in ("NVIDIA H100 80GB HBM3", "NVIDIA B200", "NVIDIA GeForce RTX 5090"))
-CELL_NAMES = tuple(name for name, cell in CELLS.items() if not cell.resets_before)
 # In bfloat16 some unit of relu close to 0 changes its sign in these cases, in every schedule alike.
 FLIPS = ("rnn_relu", "bfloat16")
-PAIRS = [pair for pair in itertools.product(CELL_NAMES, clusters.SERVED) if pair != FLIPS]
+PAIRS = [pair for pair in itertools.product(KINDS, clusters.SERVED) if pair != FLIPS]
 SOME = [("gru", "float32"), ("lstm", "bfloat16")]
-RAGGED = Case("lstm", T=5, B=11, I=3, H=37, ragged=True)
+TWO = [("gru_reset_before", "float32"), ("lstm_projected", "bfloat16")]  # products per step
 
 
 @pytest.fixture(scope="module")
@@ -69,59 +67,71 @@ def launches(cp: Any) -> list[Any]:
     return [launch for launch in cp.fake.launches if launch.name in ("forward_chunk", "backward_chunk")]
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(PAIRS, *SOME, unpack=True))
-def test_every_gradient_equals_the_oracle(cp: Any, cell: str, dtype: str) -> None:
-    """Members with fewer units than the others and without any, tiles with fewer rows, and such that end early."""
-    for members, case in (
-        (4, Case(cell, T=5, B=18, I=3, H=70, ragged=True)),
-        (4, Case(cell, T=2, B=1, I=2, H=101, reverse=True)),
-        (4, Case(cell, T=5, B=3, I=4, H=17)),
-        (4, Case(cell, T=6, B=19, I=3, H=48, ragged=True, reverse=True)),
+@pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *SOME, TWO[0], unpack=True))
+def test_every_gradient_equals_the_oracle(cp: Any, kind: str, dtype: str) -> None:
+    """Members with fewer units than the others and without any, also of a projection's units; one that alone has such;
+    tiles with fewer rows, and such that end early."""
+    members = 8 if dtype == "float64" else 4  # in which W_hh fits
+    for case in (
+        kind_case(kind, T=5, B=18, I=3, H=70, ragged=True),
+        kind_case(kind, T=2, B=1, I=2, H=101, reverse=True),
+        kind_case(kind, T=5, B=3, I=4, H=17),
+        kind_case(kind, T=6, B=19, I=3, H=48, ragged=True, reverse=True),
     ):
         with of(members):
             assert_parity(case, dtype, "cluster", "cluster")
         for launch in launches(cp)[-2:]:
-            assert launch.grid == (members * -(-case.B // 8), 1, 1)
+            assert launch.grid == (members * -(-case.B // tiles.ARITHMETIC[dtype].rows), 1, 1)
             assert not launch.cooperative
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("members", [8, 16])
-@pytest.mark.parametrize(("cell", "dtype"), [("lstm", "float16"), ("gru", "tf32"), ("rnn_tanh", "float32")])
-def test_larger_clusters(cp: Any, members: int, cell: str, dtype: str) -> None:
-    for case in (Case(cell, T=4, B=10, I=3, H=150, ragged=True), Case(cell, T=3, B=2, I=2, H=20, reverse=True)):
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("lstm", "float16"), ("gru", "tf32"), ("rnn_tanh", "float32"), ("gru", "float64"), *TWO]
+)
+def test_larger_clusters(cp: Any, members: int, kind: str, dtype: str) -> None:
+    H = 120 if dtype == "float64" else 150
+    sizes = {"T": 4, "B": 10, "I": 3, "H": H, "ragged": True}, {"T": 3, "B": 2, "I": 2, "H": 20, "reverse": True}
+    for case in (kind_case(kind, **each) for each in sizes):
         with of(members):
             assert_parity(case, dtype, "cluster", "cluster")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cell", "dtype", "H", "members", "forward_tiles", "backward_tiles"),
+    ("kind", "dtype", "H", "members", "forward_tiles", "backward_tiles"),
     [
         ("lstm", "bfloat16", 180, 4, 3, 1),
         ("gru", "float32", 170, 4, 3, 1),
         ("gru", "tf32", 290, 8, 3, 2),
         ("gru", "float16", 530, 16, 3, 3),
+        ("lstm_projected", "float32", 128, 4, 2, 2),
+        ("gru_reset_before", "float32", 208, 8, 2, 2),
+        ("lstm", "float64", 144, 16, 1, 1),
     ],
 )
 def test_weights_in_registers_and_in_shared_memory(
-    cp: Any, cell: str, dtype: str, H: int, members: int, forward_tiles: int, backward_tiles: int
+    cp: Any, kind: str, dtype: str, H: int, members: int, forward_tiles: int, backward_tiles: int
 ) -> None:
-    division = tiles.in_cluster(DTYPES[dtype], step(cell, H), members)
-    group = cluster_backward.group_with(DTYPES[dtype], step(cell, H), members)
+    step = step_of_kind(kind, H)
+    division = tiles.in_cluster(DTYPES[dtype], step, members)
+    group = cluster_backward.group_with(DTYPES[dtype], step, members)
     assert division is not None
     assert group is not None
     assert (division.tiles, group.config.tiles) == (forward_tiles, backward_tiles)
     assert division.shared_weights > 0
     with of(members):
-        assert_parity(Case(cell, T=3, B=3, I=2, H=H), dtype, "cluster", "cluster")
+        assert_parity(kind_case(kind, T=3, B=3, I=2, H=H), dtype, "cluster", "cluster")
 
 
-@pytest.mark.parametrize(("cell", "dtype"), slow_except(SOME, ("gru", "float32"), unpack=True))
-def test_no_race_and_no_access_out_of_bounds(cell: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype"), slow_except([*SOME, *TWO, ("lstm", "float64")], ("gru", "float32"), unpack=True)
+)
+def test_no_race_and_no_access_out_of_bounds(kind: str, dtype: str) -> None:
     """Checks every access for bounds, races and uninitialised memory, in four orders of threads and blocks; several
     clusters, chunks of four steps and of one."""
-    case = Case(cell, T=5, B=9, I=2, H=40, ragged=True)
+    case = kind_case(kind, T=5, B=9, I=2, H=40, ragged=True)
     found = []
     with cuda(mode="check") as cp, of(4), chunked(4):
         for options in ORDERS:
@@ -134,20 +144,22 @@ def test_no_race_and_no_access_out_of_bounds(cell: str, dtype: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_race_in_a_cluster_of_sixteen() -> None:
+@pytest.mark.parametrize("kind", ["lstm", "lstm_projected"])
+def test_no_race_in_a_cluster_of_sixteen(kind: str) -> None:
     with cuda(mode="check") as cp, of(16):
         for options in ORDERS[:3]:
             cp.fake.launch_options.update(options)
-            assert_parity(Case("lstm", T=4, B=9, I=2, H=70, ragged=True), "bfloat16", "cluster", "cluster")
+            assert_parity(kind_case(kind, T=4, B=9, I=2, H=70, ragged=True), "bfloat16", "cluster", "cluster")
 
 
-def test_chunks_and_rows_do_not_change_the_bits(cp: Any) -> None:
-    case = Case("lstm", T=5, B=11, I=4, H=70)
+@pytest.mark.parametrize("kind", slow_except(["lstm", "gru_reset_before", "lstm_projected"], "lstm"))
+def test_chunks_and_rows_do_not_change_the_bits(cp: Any, kind: str) -> None:
+    case = kind_case(kind, T=5, B=11, I=4, H=70)
     inputs = make_inputs(case, "bfloat16", device="cuda:0")
 
     def forward(rows: list[int]) -> Any:
         x, *state = (cp.asarray(np.ascontiguousarray(a.get()[..., rows, :])) for a in (inputs.x, *inputs.state0))
-        y, state_n, _ = direction.forward("lstm", x, tuple(state), inputs.weights, backend="cupy:cluster")
+        y, state_n, _ = direction.forward(case.cell, x, tuple(state), inputs.weights, backend="cupy:cluster")
         return [a.get() for a in (y, *state_n)]
 
     with of(4):
@@ -161,10 +173,11 @@ def test_chunks_and_rows_do_not_change_the_bits(cp: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lstm", "gru_reset_before", "lstm_projected"])
 @pytest.mark.parametrize(("forward", "backward"), [("cluster", "stepwise"), ("stepwise", "cluster")])
-def test_schedules_read_what_the_other_one_saves(cp: Any, forward: str, backward: str) -> None:
+def test_schedules_read_what_the_other_one_saves(cp: Any, kind: str, forward: str, backward: str) -> None:
     with of(4):
-        assert_parity(RAGGED, "bfloat16", forward, backward)
+        assert_parity(kind_case(kind, T=5, B=11, I=3, H=37, ragged=True), "bfloat16", forward, backward)
 
 
 def test_one_launch_per_chunk(cp: Any) -> None:
@@ -181,10 +194,6 @@ def test_one_launch_per_chunk(cp: Any) -> None:
 # What it serves
 
 
-def step(cell: str, H: int) -> Step:
-    return Step(CELLS[cell], H, H, projected=False)
-
-
 def work(cell: str, dtype: str, H: int, B: int = 8, P: int = 0, keep: bool = True) -> Work:
     return Work(CELLS[cell], DTYPES[dtype], Sizes(5, B, 4, H, P or H, 5 * B), keep, projected=bool(P))
 
@@ -192,9 +201,16 @@ def work(cell: str, dtype: str, H: int, B: int = 8, P: int = 0, keep: bool = Tru
 @pytest.mark.parametrize(
     ("asked", "card", "reason"),
     [
-        (work("lstm", "float16", 64, P=32), H100, "two products"),
-        (work("gru_reset_before", "float16", 64), H100, "two products"),
-        (work("lstm", "float64", 64), H100, "float64"),
+        (work("lstm", "float16", 64, P=80), H100, "a projection to 80 units, more than H = 64"),
+        (work("lstm", "float16", 512, P=256), H100, None),
+        (work("lstm", "float32", 512, P=128), H100, None),
+        (work("lstm", "float16", 640, P=256, keep=False), H100, "H = 640 does not fit a cluster of 16 blocks"),
+        (work("gru_reset_before", "float16", 512), H100, None),
+        (work("gru_reset_before", "float32", 256), RTX, "does not fit a cluster of 8 blocks"),
+        (work("gru_reset_before", "bfloat16", 256), RTX, None),
+        (work("lstm", "float64", 256), H100, None),
+        (work("gru", "float64", 272), H100, "backward, W_hh for H = 272 does not fit a cluster of 16 blocks"),
+        (work("lstm", "float64", 64, P=32), B200, None),
         (work("lstm", "float16", 16), H100, "H = 16 is too small for two blocks"),
         (work("lstm", "float16", 256), CARDS["NVIDIA A100-SXM4-80GB"], "no clusters"),
         (work("lstm", "float16", 256), CARDS["NVIDIA GeForce RTX 4090"], "no clusters"),
@@ -230,26 +246,27 @@ def test_sixteen_blocks_only_where_a_kernel_may_opt_in() -> None:
 
 def test_a_division_fits_the_card() -> None:
     """All units are owned once, and a block's memory is at most the card's."""
-    for card, H, B, (cell, dtype) in itertools.product((H100, RTX), (17, 100, 300, 760), (1, 500), PAIRS):
-        given = DTYPES[dtype], step(cell, H), B, card
+    for card, H, B, (kind, dtype) in itertools.product((H100, RTX), (17, 100, 300, 760), (1, 500), PAIRS):
+        step = step_of_kind(kind, H)
+        given = DTYPES[dtype], step, B, card
         division = cluster.division_of(*given)
         if division is not None:
             assert division.members in clusters.sizes_on(card)
             assert division.members * division.tiles * tiles.UNITS >= H
-            assert division.shared_bytes + clusters.MAIL_BYTES <= card.shared_block
+            assert division.shared_bytes + clusters.mail_bytes(step) <= card.shared_block
             assert division.threads == division.config.threads
             assert division.splits >= 4  # so that a lane has one pair or none
         group = cluster_backward.group_of(*given)
         if group is not None:
-            (product,) = group.products
-            # Every member receives all its units from every member.
-            assert H <= group.members * group.units <= 32 * group.tiles(product)
-            assert cluster_backward.shared_bytes(group) + clusters.MAIL_BYTES <= card.shared_block
+            # Every member receives parts of all its units, those of a projection up to the last one.
+            assert H <= group.members * group.units <= 32 * group.tiles(group.products[-1])
+            assert 32 * group.tiles(group.products[0]) >= step.R
+            assert cluster_backward.shared_bytes(group) + clusters.mail_bytes(step) <= card.shared_block
 
 
 def test_large_batches_take_smaller_clusters_or_waves() -> None:
     """Of which more run at once: two waves of clusters of 16 blocks take longer than one of 8."""
-    given = DTYPES["bfloat16"], step("gru", 256)
+    given = DTYPES["bfloat16"], step_of_kind("gru", 256)
     few, many = (cluster.division_of(*given, B, H100) for B in (8, 8 * 15))
     assert few is not None
     assert many is not None

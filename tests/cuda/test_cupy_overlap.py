@@ -94,6 +94,7 @@ CASES = [
     ("GRU", "one_block", LENGTHS, {}),
     ("RNN", "one_block", None, {"dropout": 0.3}),
     ("LSTM", "cluster", LENGTHS, {"dropout": 0.5}),
+    ("GRU", "cluster", LENGTHS, {"reset_after": False}),
 ]
 
 

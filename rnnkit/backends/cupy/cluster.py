@@ -15,7 +15,7 @@ from rnnkit.backends.cupy import backward_pass, cluster_backward, cost, passes, 
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.card import CardFacts, card_of
 from rnnkit.backends.cupy.cluster_backward import BackwardClusterLauncher
-from rnnkit.backends.cupy.clusters import ALL_SIZES, MAIL_BYTES, OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, sizes_on
+from rnnkit.backends.cupy.clusters import ALL_SIZES, OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, mail_bytes, sizes_on
 from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.grid_backward import Group
 from rnnkit.backends.cupy.launcher import i32
@@ -39,8 +39,6 @@ def problem(work: Work, card: CardFacts) -> str | None:
     if lacking is not None:
         return lacking
     step = step_of(work)
-    if step.stages > 1:
-        return "a step of two products"
     if work.dtype.name not in SERVED:
         return f"dtype {work.dtype.name} has no build"
     if not sizes_on(card):
@@ -59,7 +57,7 @@ def division_of(dtype: DType, step: Step, B: int, card: CardFacts) -> Division |
     fitting = []
     for members in sizes_on(card):
         division = tiles.in_cluster(dtype, step, members)
-        if division is not None and division.shared_bytes + MAIL_BYTES <= card.shared_block:
+        if division is not None and division.shared_bytes + mail_bytes(step) <= card.shared_block:
             fitting.append(division)
     rates = cost.rates_of(card)
     return min(fitting, key=lambda d: _step_of_batch(d, step, B, card, rates), default=None)
@@ -68,10 +66,13 @@ def division_of(dtype: DType, step: Step, B: int, card: CardFacts) -> Division |
 def _step_of_batch(d: Division, step: Step, B: int, card: CardFacts, rates: Rates) -> float:
     """Seconds of one step of all rows."""
     rows = ARITHMETIC[d.dtype.name].rows
-    received = min(B, rows) * step.H * d.dtype.storage.itemsize
-    # A warp's columns are one chain of products, so they are K of its load.
-    load = cost.Load(rows, d.warps * UNITS, -(-step.H // d.splits), d.shared_weights)
-    each = cost.resident_step(step.cell, d.dtype, card, load) + cost.pushed(received, card, rates)
+    each = 0.0
+    # Each product waits for a message of all units that it multiplies.
+    for product, shared in zip(d.products, d.shared_of_products, strict=True):
+        received = min(B, rows) * product.K * d.dtype.storage.itemsize
+        # A warp's columns are one chain of products, so they are K of its load.
+        load = cost.Load(rows, d.warps * UNITS, -(-product.K // d.splits), shared, outputs=product.outputs)
+        each += cost.resident_step(step.cell, d.dtype, card, load) + cost.pushed(received, card, rates)
     return cost.resident_seconds(1, -(-B // rows), at_once(card, d.members), each)
 
 
@@ -102,7 +103,6 @@ def builds() -> tuple[Build, ...]:
     forward = tuple(
         _build(largest._replace(members=REPORTED), step)
         for step in variants()
-        if step.stages == 1
         for dtype in SERVED
         for largest in _largest_by_build(DTYPES[dtype], step).values()
     )
@@ -116,7 +116,7 @@ def _largest_by_build(dtype: DType, step: Step) -> dict[Config, Division]:
     for members in ALL_SIZES:
         for H in range(UNITS, members * UNITS * max(tiles.CLUSTER_SPLITS) + 1, UNITS):
             d = tiles.in_cluster(dtype, step.sized(H), members)
-            if d is None or d.shared_bytes + MAIL_BYTES > MOST_SHARED:
+            if d is None or d.shared_bytes + mail_bytes(step) > MOST_SHARED:
                 continue
             if d.config not in found or found[d.config].shared_bytes < d.shared_bytes:
                 found[d.config] = d
@@ -173,7 +173,7 @@ def launchers(p: Problem) -> passes.Launchers:
 
 
 def forward(p: Problem, call: LayerCall) -> tuple[Array, State, Saved]:
-    """y (T, B, H), the final states, and what `backward` needs."""
+    """y (T, B, R), the final states, and what `backward` needs."""
     return passes.forward(p, call, launchers(p))
 
 

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from rnnkit.backends.cupy import cost, resident_launch, sources
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.card import CardFacts
-from rnnkit.backends.cupy.clusters import MAIL_BYTES, OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, sizes_on
+from rnnkit.backends.cupy.clusters import OLDEST_ARCH, PTX, REPORTED, SERVED, at_once, mail_bytes, sizes_on
 from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.grid_backward import THREADS, Config, Group, PartsLauncher, buffers_of
 from rnnkit.backends.cupy.launcher import i32
@@ -29,14 +29,30 @@ from rnnkit.core.dtypes import DTYPES, DType
 FILES = ("cuda/resident_backward.cuh", "cuda/parts_backward.cuh", *PTX, "cuda/cluster_backward.cu")
 
 # The builds by the largest H; what fits registers without spills. A block of a tile has 16 units per 256 of H or fewer,
-# so a thread has at most two pairs.
+# so a thread has at most two pairs. In float64, whose tiles have four rows, larger H do not fit shared memory.
 _TENSOR_CORES = (Config(1, 10, 2), Config(2, 5, 2), Config(3, 3, 2))
 CONFIGS = {
     "float16": _TENSOR_CORES,
     "bfloat16": _TENSOR_CORES,
     "tf32": _TENSOR_CORES,
     "float32": (Config(1, 7, 2), Config(2, 3, 2), Config(3, 2, 2)),
+    "float64": (Config(1, 7, 1),),
 }
+
+# The same for steps of two products, with half as many blocks of the second one; larger H do not fit shared memory.
+_TWO_ON_TENSOR_CORES = (Config(2, 2, 2),)
+CONFIGS_OF_TWO = {
+    "float16": _TWO_ON_TENSOR_CORES,
+    "bfloat16": _TWO_ON_TENSOR_CORES,
+    "tf32": _TWO_ON_TENSOR_CORES,
+    "float32": (Config(2, 1, 2),),
+    "float64": (Config(1, 3, 1),),
+}
+
+
+def configs(dtype: DType, step: Step) -> tuple[Config, ...]:
+    """The builds for a dtype and a kind of step."""
+    return (CONFIGS if step.stages == 1 else CONFIGS_OF_TWO).get(dtype.name, ())
 
 
 def shared_bytes(group: Group) -> int:
@@ -49,7 +65,7 @@ def group_with(dtype: DType, step: Step, members: int) -> Group | None:
     """A cluster with this number of members, or None if their threads cannot hold the units."""
     units = UNITS * -(-step.H // (UNITS * members))
     rows = ARITHMETIC[dtype.name].rows
-    for config in CONFIGS.get(dtype.name, ()):
+    for config in configs(dtype, step):
         if config.most_units >= step.H and rows * units <= THREADS * config.own:
             return Group(dtype, config, step, members, units)
     return None
@@ -61,7 +77,7 @@ def group_of(dtype: DType, step: Step, B: int, card: CardFacts) -> Group | None:
     fitting = []
     for members in sizes_on(card):
         group = group_with(dtype, step, members)
-        if group is not None and shared_bytes(group) + MAIL_BYTES <= card.shared_block:
+        if group is not None and shared_bytes(group) + mail_bytes(step) <= card.shared_block:
             fitting.append(group)
     rates = cost.rates_of(card)
     return min(fitting, key=lambda group: _step_of_batch(group, B, card, rates), default=None)
@@ -70,12 +86,15 @@ def group_of(dtype: DType, step: Step, B: int, card: CardFacts) -> Group | None:
 def _step_of_batch(g: Group, B: int, card: CardFacts, rates: Rates) -> float:
     """Seconds of one step of all rows."""
     rows = ARITHMETIC[g.dtype.name].rows
-    received = min(B, rows) * g.units * g.members * g.dtype.compute.itemsize
-    (product,) = g.products
-    # The product has all units, and the columns of the member's units: a chain for each gate.
-    load = cost.Load(rows, product.units, g.units, g.shared_of_products[0], outputs=product.K // g.units)
-    step = cost.resident_step(g.step.cell, g.dtype, card, load) + cost.pushed(received, card, rates)
-    return cost.resident_seconds(1, -(-B // rows), at_once(card, g.members), step)
+    each = 0.0
+    # A member receives parts of its units from all members; of the second product, from those with units of R.
+    senders = (g.members, -(-g.step.R // g.units))
+    for product, shared, sending in zip(g.products, g.shared_of_products, senders, strict=False):
+        received = min(B, rows) * g.units * sending * g.dtype.compute.itemsize
+        # The product has all units, and the columns of the member's units: a chain for each gate.
+        load = cost.Load(rows, product.units, g.units, shared, outputs=product.K // g.units)
+        each += cost.resident_step(g.step.cell, g.dtype, card, load) + cost.pushed(received, card, rates)
+    return cost.resident_seconds(1, -(-B // rows), at_once(card, g.members), each)
 
 
 def problem(dtype: DType, step: Step, B: int, card: CardFacts) -> str | None:
@@ -98,9 +117,8 @@ def builds() -> tuple[Build, ...]:
     return tuple(
         _build(step, DTYPES[dtype], config, REPORTED)
         for step in variants()
-        if step.stages == 1
         for dtype in SERVED
-        for config in CONFIGS[dtype]
+        for config in configs(DTYPES[dtype], step)
     )
 
 
@@ -120,7 +138,7 @@ def _most_shared(step: Step, dtype: DType, config: Config) -> int:
     """The most shared memory that a block of this build is launched with in clusters of REPORTED blocks."""
     groups = (group_with(dtype, step.sized(H), REPORTED) for H in range(UNITS + 1, config.most_units + 1))
     sizes = (shared_bytes(group) for group in groups if group is not None and group.config == config)
-    return max((size for size in sizes if size + MAIL_BYTES <= MOST_SHARED), default=0)
+    return max((size for size in sizes if size + mail_bytes(step) <= MOST_SHARED), default=0)
 
 
 def _group(p: Problem, card: CardFacts) -> Group:

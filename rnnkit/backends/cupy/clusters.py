@@ -10,6 +10,7 @@ can form a cluster. A launch that the driver cannot schedule all the same is an 
 from __future__ import annotations
 
 from rnnkit.backends.cupy.card import CardFacts
+from rnnkit.backends.cupy.step_products import Step
 
 OLDEST_ARCH = 90
 ALL_SIZES = (16, 8, 4)
@@ -22,11 +23,15 @@ WHOLE_CARD = 100  # multiprocessors
 REPORTED = 16
 
 # Rows of DTYPES that have builds.
-SERVED = ("float16", "bfloat16", "tf32", "float32")
+SERVED = ("float16", "bfloat16", "tf32", "float32", "float64")
 
-# The files of an exchange between blocks of a cluster, and its static shared memory.
+# The files of an exchange between blocks of a cluster.
 PTX = ("cuda/ptx_cluster.cuh", "cuda/cluster.cuh")
-MAIL_BYTES = 16
+
+
+def mail_bytes(step: Step) -> int:
+    """Static shared memory of a block, at most: its mbarriers, 16 bytes per message of a step."""
+    return 16 * step.stages
 
 
 def sizes_on(card: CardFacts) -> tuple[int, ...]:

@@ -225,27 +225,40 @@ def largest_member(dtype: DType, step: Step, shared: int) -> Division:
 
 
 # As Held, for the blocks of schedule B, by the tiles of units of a block.
-_CLUSTER_TENSOR_CORES: Held = {1: {1: 12, 3: 6, 4: 4}, 2: {1: 12, 3: 6, 4: 4}, 3: {1: 10, 3: 2, 4: 1}}
-_CLUSTER_FMA: Held = {1: {1: 8, 3: 4, 4: 3}, 2: {1: 8, 3: 4, 4: 3}, 3: {1: 4, 3: 1, 4: 0}}
+_CLUSTER_TENSOR_CORES: Held = {
+    1: {1: 12, 3: 6, 4: 4, 5: 2},
+    2: {1: 12, 3: 6, 4: 4, 5: 2},
+    3: {1: 10, 3: 2, 4: 1},
+}
+_CLUSTER_FMA: Held = {1: {1: 8, 3: 4, 4: 3, 5: 1}, 2: {1: 8, 3: 4, 4: 3, 5: 1}, 3: {1: 4, 3: 1, 4: 0}}
+# Without three tiles of units per block, whose backward pass does not fit.
+_CLUSTER_FLOAT64: Held = {1: {1: 8, 3: 4, 4: 2, 5: 1}, 2: {1: 8, 3: 4, 4: 2, 5: 1}}
 
 # Warps of a block of schedule B that share a tile of units, by the tiles of the block.
 CLUSTER_SPLITS = {1: 8, 2: 4, 3: 4}
 
 
 def in_cluster(dtype: DType, step: Step, members: int) -> Division | None:
-    """W_hh over the `members` blocks of a cluster; None if H has more tiles of units than they have warps."""
+    """W_hh over the `members` blocks of a cluster; None if H has more tiles of units than their builds have."""
     count = max(1, -(-step.H // UNITS))
     tiles = -(-count // members)
-    if tiles not in CLUSTER_SPLITS:
+    config = cluster_config(dtype, step, tiles)
+    if config is None:
         return None
-    config = cluster_config(dtype, outputs_of(step), tiles)
     return Division(dtype, config, step.forward, step.cell.n_gates, tiles, CLUSTER_SPLITS[tiles], members)
 
 
-def cluster_config(dtype: DType, outputs: int, tiles: int) -> Config:
-    """The build of schedule B for blocks with this number of tiles of units."""
+def cluster_config(dtype: DType, step: Step, tiles: int) -> Config | None:
+    """The build of schedule B for blocks with this number of tiles of units, or None.
+
+    Nor have steps of two products one for three tiles, with which their backward pass does not fit.
+    """
     held = _CLUSTER_TENSOR_CORES if ARITHMETIC[dtype.name].held is _TENSOR_CORES else _CLUSTER_FMA
-    blocks = next(blocks for most, blocks in held[tiles].items() if outputs <= most)
+    if dtype.name == "float64":
+        held = _CLUSTER_FLOAT64
+    if tiles not in held or (step.stages > 1 and tiles > 2):
+        return None
+    blocks = next(blocks for most, blocks in held[tiles].items() if outputs_of(step) <= most)
     return Config(WARP * tiles * CLUSTER_SPLITS[tiles], blocks)
 
 

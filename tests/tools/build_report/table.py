@@ -131,11 +131,11 @@ def differences(entry: dict[str, Any], report: Report, kernels: Sequence[Kernel]
     return found
 
 
-def compile_ahead(archs: Iterable[int], progress: Callable[[str], None]) -> None:
-    """Compiles all modules into the cache on disk, one per core: NVRTC releases the GIL."""
+def compile_ahead(builds: Sequence[Build], archs: Iterable[int], progress: Callable[[str], None]) -> None:
+    """Compiles modules into the cache on disk, one per core: NVRTC releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = {}
-        for build in sources.builds():
+        for build in builds:
             for arch in archs_of(build, archs):
                 work[pool.submit(compiled, build, arch)] = f"{build.name} sm_{arch}"
         for number, done in enumerate(as_completed(work), 1):
@@ -155,10 +155,23 @@ def module_entry(build: Build, archs: Iterable[int]) -> dict[str, Any]:
     return {"digest": digest(build), "kernels": entry}
 
 
-def make(archs: Sequence[int] = nvrtc.ARCHS, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The whole table, compiled now. Raises ValueError if a kernel breaks a rule, and nvrtc.CompileError."""
-    compile_ahead(archs, progress)
-    modules = {build.name: module_entry(build, archs) for build in sources.builds()}
+def make(
+    archs: Sequence[int] = nvrtc.ARCHS,
+    progress: Callable[[str], None] = lambda line: None,
+    known: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole table, compiled now. Raises ValueError if a kernel breaks a rule, and nvrtc.CompileError.
+
+    known: a table of the same compiler and architectures, whose modules are taken as they are where their digests are
+    those of the sources. Raises ValueError if it is of another compiler.
+    """
+    if known is not None and known["nvrtc"] != nvrtc.version():
+        raise ValueError(f"the table is of NVRTC {known['nvrtc']}, this is {nvrtc.version()}: compile all modules")
+    then = {} if known is None else known["modules"]
+    builds = sources.builds()
+    changed = [build for build in builds if then.get(build.name, {}).get("digest") != digest(build)]
+    compile_ahead(changed, archs, progress)
+    modules = {build.name: module_entry(build, archs) if build in changed else then[build.name] for build in builds}
     return {"nvrtc": nvrtc.version(), "columns": list(COLUMNS), "modules": modules}
 
 
