@@ -87,12 +87,9 @@ def test_every_gradient_equals_the_oracle(cp: Any, kind: str, dtype: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("members", [8, 16])
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("lstm", "float16"), ("gru", "tf32"), ("rnn_tanh", "float32"), ("gru", "float64"), *TWO]
-)
+@pytest.mark.parametrize(("kind", "dtype"), [("lstm", "float16"), ("gru", "tf32"), ("rnn_tanh", "float32"), *TWO])
 def test_larger_clusters(cp: Any, members: int, kind: str, dtype: str) -> None:
-    H = 120 if dtype == "float64" else 150
-    sizes = {"T": 4, "B": 10, "I": 3, "H": H, "ragged": True}, {"T": 3, "B": 2, "I": 2, "H": 20, "reverse": True}
+    sizes = {"T": 4, "B": 10, "I": 3, "H": 150, "ragged": True}, {"T": 3, "B": 2, "I": 2, "H": 20, "reverse": True}
     for case in (kind_case(kind, **each) for each in sizes):
         with of(members):
             assert_parity(case, dtype, "cluster", "cluster")
