@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tests.tools.build_report import nvrtc
@@ -109,13 +109,30 @@ def problems(row: dict[str, Any]) -> list[str]:
     return found
 
 
+def of_options() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """The float32 kernels of cells with options: those of OPTION_CASES, and with zoneout and a mask on h per gate."""
+    from rnnkit.core.cells import cell_of
+    from rnnkit.core.regularisation import Regularisation
+    from rnnkit.kernels.numba_cuda import scan, scan_norm
+    from rnnkit.testing import OPTION_CASES
+
+    cells = [cell_of(case.cell) for case in OPTION_CASES]
+    for name, zoneout_c in (("lstm", 0.1), ("gru", 0.0), ("gru_reset_before", 0.0)):
+        rates = Regularisation(recurrent_dropout=0.1, zoneout_h=0.1, zoneout_c=zoneout_c, mask_per_gate=True)
+        cells.append(rates.cell(cell_of(name), True))
+    for cell in cells:
+        scans = scan_norm if cell.normalises else scan
+        for name, signature in scans.signatures("float32").items():
+            yield f"{name}-{cell.key}-float32", getattr(scans.kernels(cell, "float32"), name), signature
+
+
 def main() -> None:
     if reason := unavailable():
         print(json.dumps({"unavailable": reason}))
         return
     from rnnkit.kernels.numba_cuda import scan as cuda_scan
 
-    print(json.dumps(report(cuda_scan.compilable(), every=sys.argv[1:] == ["all"])))
+    print(json.dumps(report([*cuda_scan.compilable(), *of_options()], every=sys.argv[1:] == ["all"])))
 
 
 if __name__ == "__main__":
