@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from rnnkit.core import checks
-from rnnkit.nn.rnn_base import PARTS, Recurrent, uniform_parameters
+from rnnkit.nn.rnn_base import Recurrent
+from rnnkit.nn.rnn_parameters import PARTS, uniform_parameters
 
 __all__ = ["GRU", "LSTM", "PARTS", "RNN", "Recurrent", "uniform_parameters"]
 

@@ -8,7 +8,6 @@ layer normalisation `weight_layer_norm_l{k}` (K, H), whose rows `layer.cell.unit
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -18,81 +17,17 @@ from rnnkit.backends import Choice, LayerCache, Sizes, check_backend, select
 from rnnkit.core import checks
 from rnnkit.core.cells import Cell, Weights
 from rnnkit.core.devices import array_module, on_own_device
-from rnnkit.core.option_arguments import ARGUMENTS, cell_with
-from rnnkit.core.regularisation import checked_rates, regularisation_arguments
+from rnnkit.core.option_arguments import cell_with
+from rnnkit.core.regularisation import checked_rates
 from rnnkit.functional import segmented, stack, stack_backward
 from rnnkit.functional.chunked import ChunkArguments
 from rnnkit.functional.step_flags import given_flags
-from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
-
-# Fields of Weights and PyTorch's names for them.
-PARTS = (
-    ("w_ih", "weight_ih"),
-    ("w_hh", "weight_hh"),
-    ("b_ih", "bias_ih"),
-    ("b_hh", "bias_hh"),
-    ("w_hr", "weight_hr"),
-    ("w_unit", "weight_peephole"),
-)
+from rnnkit.nn.layouts import CallersLayout
+from rnnkit.nn.module import Array, Call, grad_enabled, make_rng
+from rnnkit.nn.rnn_parameters import check_proj_size, layer_repr, parameter_names, uniform_parameters
 
 
-def parameter_names(cell: Cell) -> tuple[str, ...]:
-    """PyTorch's names of the fields of Weights, without the suffix of a layer and direction."""
-    return (*[name for _, name in PARTS[:-1]], cell.unit_parameter)
-
-
-# Constructor arguments that a repr omits if they have their default, in the order of the constructors.
-DEFAULTS = {
-    "num_layers": 1,
-    "nonlinearity": "tanh",
-    "bias": True,
-    "batch_first": False,
-    "dropout": 0.0,
-    "bidirectional": False,
-    "proj_size": 0,
-    "reset_after": True,
-    **ARGUMENTS,
-    "strict": False,
-}
-
-
-def layer_repr(layer: Any) -> str:
-    """The repr of a recurrent layer or cell: its sizes, the arguments without their default, and its dtype."""
-    arguments = [str(layer.input_size), str(layer.hidden_size)]
-    for name, default in DEFAULTS.items():
-        value = getattr(layer, name, default)
-        if value != default:
-            arguments.append(f"{name}={value!r}")
-    arguments += regularisation_arguments(getattr(layer, "regularisation", None))
-    return f"{type(layer).__name__}({', '.join(arguments)}, dtype={layer._dtype.name})"
-
-
-def uniform_parameters(
-    cell: Cell, I: int, H: int, P: int, bias: bool, dtype: np.dtype, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Draws the parameters of one layer and direction from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
-
-    With layer normalisation the gains are 1, and the shift of c and the biases are 0, as PyTorch's LayerNorm has them.
-    """
-    GH = cell.n_gates * H
-    R = P or H
-    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (GH, I), "weight_hh": (GH, R)}
-    if bias:
-        shapes |= {"bias_ih": (GH,), "bias_hh": (GH,)}
-    if P:
-        shapes["weight_hr"] = (P, H)
-    if cell.unit_weights and not cell.normalises:
-        shapes[cell.unit_parameter] = (len(cell.unit_weights), H)
-    bound = 1 / math.sqrt(H)
-    if cell.normalises:
-        found = {name: rng.uniform(-bound, bound, shapes[name]).astype(dtype) for name in ("weight_ih", "weight_hh")}
-        found |= {name: np.zeros(GH, dtype) for name in shapes if name.startswith("bias")}
-        rows = [np.full(H, name != "b_c", dtype) for name in cell.unit_weights]
-        return found | {cell.unit_parameter: np.stack(rows)}
-    return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
-
-
-class Recurrent(Module):
+class Recurrent(CallersLayout):
     """Base class of RNN, GRU, LSTM and SLSTM. A subclass names its cell; `rnnkit.functional.stack` runs the layers.
 
     options: of rnnkit/core/option_arguments.py; each becomes an attribute.
@@ -140,7 +75,7 @@ class Recurrent(Module):
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
         self.num_layers = checks.positive_int("num_layers", num_layers)
         self.dropout = checks.fraction("dropout", dropout)
-        self.proj_size = _check_proj_size(proj_size, self.hidden_size)
+        self.proj_size = check_proj_size(proj_size, self.hidden_size)
         self.bias = checks.flag("bias", bias)
         self.batch_first = checks.flag("batch_first", batch_first)
         self.bidirectional = checks.flag("bidirectional", bidirectional)
@@ -373,7 +308,7 @@ class Recurrent(Module):
             dy, flat = self._time_major("dy", dy, width)
             if flat != unbatched or tuple(dy.shape) != saved.shape:
                 y_shape = (T, width) if unbatched else ((B, T, width) if self.batch_first else (T, B, width))
-                raise ValueError(f"dy must have y's shape {y_shape}, got {_shape_in_user_layout(dy, flat, self)}")
+                raise ValueError(f"dy must have y's shape {y_shape}, got {tuple(self._user_layout(dy, flat).shape)}")
         dstate_n = self._states(dh_n, "d{}_n", B, unbatched)
         with self._adding:  # a backend may add into the gradients itself
             if isinstance(saved, segmented.Saved):
@@ -397,52 +332,6 @@ class Recurrent(Module):
     def _drop(self, _: int, y: Array) -> Array:
         return stack.dropout_mask(y, self.dropout, self.rng)
 
-    # Conversion between the caller's layout and (T, B, ·)
-
-    def _time_major(self, name: str, a: Array, width: int) -> tuple[Array, bool]:
-        a = checks.array(name, a, self.dtype, self.device)
-        layout = "(B, T, {w})" if self.batch_first else "(T, B, {w})"
-        letter = "input_size" if name == "x" else "width of y"
-        if a.ndim not in (2, 3) or a.shape[-1] != width:
-            layout = layout.format(w=f"{letter}={width}")
-            raise ValueError(f"{name} must have shape {layout} or (T, {letter}={width}), got {tuple(a.shape)}")
-        if a.ndim == 2:
-            return a[:, None, :], True
-        return (a.swapaxes(0, 1) if self.batch_first else a), False
-
-    def _states(self, state: Any, names: str, B: int, unbatched: bool) -> tuple[Array, ...]:
-        """The states as checked arrays (L*D, B, ·) each; None becomes zeros. names: with {} for the state's letter."""
-        widths = self._state_widths()
-        slots = self.num_layers * self.num_directions
-        if self._device == "cpu" and not unbatched and state is not None:
-            # Fast path for the most common arguments. The checks below report what is wrong with others.
-            states = state if len(widths) > 1 else (state,)
-            dtype = self._dtype.storage
-            if type(states) is tuple and len(states) == len(widths):
-                for s, width in zip(states, widths, strict=True):
-                    if type(s) is not np.ndarray or s.shape != (slots, B, width) or s.dtype != dtype:
-                        break
-                else:
-                    return states
-        lead = (slots,) if unbatched else (slots, B)
-        means = "(L*D, width)" if unbatched else "(L*D, B, width)"
-        named = () if state is None else [names.format(letter) for letter in self.cell.states]  # for errors alone
-        checked = checks.states(state, named, [(*lead, w) for w in widths], self.dtype, self.device, means)
-        xp: Any = array_module(next(iter(self._params.values())))
-        return tuple(
-            xp.zeros((slots, B, width), self.dtype) if s is None else s.reshape(slots, B, width)
-            for s, width in zip(checked, widths, strict=True)
-        )
-
-    def _user_layout(self, a: Array, unbatched: bool) -> Array:
-        if unbatched:
-            return a[:, 0]
-        return a.swapaxes(0, 1) if self.batch_first else a
-
-    def _user_state(self, state: tuple[Array, ...], unbatched: bool) -> Any:
-        state = tuple(s[:, 0] for s in state) if unbatched else state
-        return state[0] if len(state) == 1 else state
-
 
 class _Saved(NamedTuple):
     """What a call saves for backward: what the stack saved, and whether x was unbatched and a reset state was given."""
@@ -459,15 +348,3 @@ def _contiguous(x: Array) -> Array:
 
 def _suffix(layer: int, direction: int) -> str:
     return f"_l{layer}" + ("_reverse" if direction else "")
-
-
-def _check_proj_size(proj_size: Any, hidden_size: int) -> int:
-    if isinstance(proj_size, checks.NOT_NUMBERS) or not isinstance(proj_size, (int, np.integer)):
-        raise TypeError(f"proj_size must be a whole number, got {proj_size!r}")
-    if not 0 <= proj_size < hidden_size:
-        raise ValueError(f"proj_size must be in [0, hidden_size={hidden_size}), got {proj_size}")
-    return int(proj_size)
-
-
-def _shape_in_user_layout(a: Array, unbatched: bool, layer: Recurrent) -> tuple[int, ...]:
-    return tuple(layer._user_layout(a, unbatched).shape)

@@ -29,7 +29,7 @@ from rnnkit.core.devices import array_module, current, on_own_device
 from rnnkit.core.option_arguments import cell_with
 from rnnkit.core.regularisation import Noise, checked_rates, refuse_unknown
 from rnnkit.nn.module import Array, Call, Module, grad_enabled, make_rng
-from rnnkit.nn.rnn_base import layer_repr, parameter_names, uniform_parameters
+from rnnkit.nn.rnn_parameters import layer_repr, parameter_names, uniform_parameters
 
 
 class _CachedWeights(NamedTuple):

@@ -76,7 +76,7 @@ _LAYERS = (
     ),
     row(
         "batch_first: outputs are time-major",
-        RECURRENT,
+        "rnnkit/nn/layouts.py",
         "_user_layout",
         "a.swapaxes(0, 1) if self.batch_first else a",
         "a",
@@ -85,7 +85,7 @@ _LAYERS = (
     ),
     row(
         "initial parameters have a wrong bound",
-        RECURRENT,
+        "rnnkit/nn/rnn_parameters.py",
         "uniform_parameters",
         "math.sqrt(H)",
         "math.sqrt(I)",
