@@ -22,7 +22,7 @@ from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import choice_of
-from rnnkit.torch.recurrent import drawn_noise, mark_reset_before, own_repr, reset_norms
+from rnnkit.torch.own_arguments import drawn_noise, mark_reset_before, own_repr, reset_norms
 from rnnkit.torch.unserved import refuse_torchscript
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from rnnkit.backends import check_backend
 from rnnkit.core import checks as core_checks
 from rnnkit.torch import checks
-from rnnkit.torch.recurrent import Layers, mark_reset_before
+from rnnkit.torch.own_arguments import mark_reset_before
+from rnnkit.torch.recurrent import Layers
 
 
 class RNN(Layers):

@@ -121,7 +121,7 @@ TORCH_NORM_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "layer norm in torch: gains are drawn as weights are",
-        "rnnkit/torch/recurrent.py",
+        "rnnkit/torch/own_arguments.py",
         "reset_parameters",
         "reset_norms(self, parsed(self._text)[0])",
         "pass",

@@ -128,8 +128,8 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
     ),
     _training(
         "dropout of packed rows drawn for the padding too",
-        "rnnkit/torch/recurrent.py",
-        "Layers._masks",
+        "rnnkit/torch/own_arguments.py",
+        "OwnArguments._masks",
         "layout.padded(nn.functional.dropout(x.new_ones((layout.steps, width)), self.dropout))",
         "nn.functional.dropout(x.new_ones((*x.shape[:2], width)), self.dropout)",
         "programs",

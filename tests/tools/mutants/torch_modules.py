@@ -6,7 +6,12 @@ from tests.tools.mutants.planting import Mutant, row
 
 ARRAYS, AUTOCAST, AUTOGRAD = "rnnkit/torch/arrays.py", "rnnkit/torch/autocast.py", "rnnkit/torch/autograd.py"
 CELLS, CHECKS, EQUATIONS = "rnnkit/torch/cells.py", "rnnkit/torch/checks.py", "rnnkit/torch/equations.py"
-LAYERS, PACKED, TRANSFORMS = "rnnkit/torch/recurrent.py", "rnnkit/torch/packed.py", "rnnkit/torch/transforms.py"
+LAYERS, OWN, PACKED, TRANSFORMS = (
+    "rnnkit/torch/recurrent.py",
+    "rnnkit/torch/own_arguments.py",
+    "rnnkit/torch/packed.py",
+    "rnnkit/torch/transforms.py",
+)
 
 
 def _row(name: str, file: str, at: str, old: str, new: str, suite: str, pick: str) -> Mutant:
@@ -16,7 +21,7 @@ def _row(name: str, file: str, at: str, old: str, new: str, suite: str, pick: st
 TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
     _row(
         "state_dicts of the two GRUs are alike",
-        LAYERS,
+        OWN,
         "mark_reset_before",
         "if not module.reset_after:",
         "if False:",
@@ -25,7 +30,7 @@ TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
     ),
     _row(
         "repr leaves out reset_after",
-        LAYERS,
+        OWN,
         "own_repr",
         '", reset_after=False"',
         '""',
@@ -70,7 +75,7 @@ TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
     ),
     _row(
         "dropout of the first layer in every layer",
-        LAYERS,
+        OWN,
         "_masks",
         "return masks",
         "return masks[:1] * len(masks)",
