@@ -130,8 +130,8 @@ TORCH_NORM_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "layer norm in torch's Cells: the gains are not passed on",
-        "rnnkit/torch/cells.py",
-        "_step",
+        "rnnkit/torch/cell_base.py",
+        "step_of_cell",
         "elif cell.layer_norm is not None:",
         "elif False:",
         CELLS_IN_TORCH,
@@ -139,8 +139,8 @@ TORCH_NORM_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "layer norm in torch's Cells: gains are drawn as weights are",
-        "rnnkit/torch/cells.py",
-        "_Cell.reset_parameters",
+        "rnnkit/torch/cell_base.py",
+        "CellBase.reset_parameters",
         "reset_norms(self, self._norms)",
         "pass",
         CELLS_IN_TORCH,

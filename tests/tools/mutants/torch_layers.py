@@ -146,8 +146,8 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "torch Cells: zoneout draws nothing in training mode",
-        "rnnkit/torch/cells.py",
-        "_step",
+        "rnnkit/torch/cell_base.py",
+        "step_of_cell",
         "drawn_noise(cell.training)",
         "drawn_noise(False)",
         "tests/torch/test_step_options.py",
@@ -155,8 +155,8 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "torch Cells: peepholes are not passed on",
-        "rnnkit/torch/cells.py",
-        "_step",
+        "rnnkit/torch/cell_base.py",
+        "step_of_cell",
         "if cell.peephole:",
         "if False:",
         "tests/torch/test_step_options.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.tools.mutants.planting import Mutant, row
 
 ARRAYS, AUTOCAST, AUTOGRAD = "rnnkit/torch/arrays.py", "rnnkit/torch/autocast.py", "rnnkit/torch/autograd.py"
-CELLS, CHECKS, EQUATIONS = "rnnkit/torch/cells.py", "rnnkit/torch/checks.py", "rnnkit/torch/equations.py"
+CELLS, CHECKS, EQUATIONS = "rnnkit/torch/cell_base.py", "rnnkit/torch/checks.py", "rnnkit/torch/equations.py"
 LAYERS, OWN, PACKED, TRANSFORMS = (
     "rnnkit/torch/recurrent.py",
     "rnnkit/torch/own_arguments.py",
@@ -112,7 +112,7 @@ TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
     _row(
         "weak references stay while parameters are swapped",
         CELLS,
-        "_Cell._apply",
+        "CellBase._apply",
         "forget(self.parameters(recurse=False))",
         "pass",
         "copies",
