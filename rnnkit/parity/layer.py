@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from rnnkit.backends import check_backend
 from rnnkit.core import checks
 from rnnkit.core.devices import resolve_device, to_device, to_numpy
+from rnnkit.core.regularisation import regularisation_arguments
 from rnnkit.explain import layer_drops
 from rnnkit.nn.module import Array, grad_enabled
 from rnnkit.nn.rnn import GRU, LSTM, RNN, Recurrent
@@ -19,6 +21,9 @@ from rnnkit.nn.slstm import SLSTM
 from rnnkit.parity.checks import LayerCheck
 from rnnkit.parity.measure import Arrays, compared, error_line, no_overflow_warnings, repeated
 from rnnkit.parity.outcome import Outcome
+
+# Arguments of a layer that its copy on the oracle does not share.
+_OWN = frozenset(("dropout", "dtype", "device", "backend", "strict", "rng"))
 
 
 @dataclass
@@ -59,12 +64,12 @@ def check_layer(
         device: device of the copy; None for the layer's.
 
     Returns:
-        An Outcome. Its arrays are y, h_n, dx and dh0, of an LSTM c_n and dc0 too, and "d" + name of each parameter,
-        with the bounds of the layer's dtype in DTYPES. If the backend raises an exception, the status is "failed".
+        An Outcome. Its arrays are y, dx, those of each state, as h_n and dh0, and "d" + name of each parameter, with
+        the bounds of the layer's dtype in DTYPES. If the backend raises an exception, the status is "failed".
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: an argument has a bad shape or value, is not finite, or the layer's dropout is on.
+        ValueError: an argument has a bad shape or value, is not finite, or the layer draws random masks.
         RuntimeError: the call is inside `no_grad()`, or the backend or the device cannot be used here.
 
     Examples:
@@ -107,6 +112,9 @@ def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
         raise ValueError(
             f"layer must have its dropout off, as after layer.eval(), got dropout={layer.dropout} in training mode"
         )
+    if layer.training and layer.regularisation is not None:
+        rates = ", ".join(regularisation_arguments(layer.regularisation))
+        raise ValueError(f"layer must draw no random masks, as after layer.eval(), got {rates} in training mode")
     layer._check_trainable("check_layer, which runs backward,")
     if not grad_enabled():
         raise RuntimeError("check_layer runs backward: call it outside rnnkit.no_grad()")
@@ -158,28 +166,10 @@ def _duplicate(layer: Recurrent, backend: str | None, device: Any) -> Recurrent:
 
 def _on_numpy(layer: Recurrent, dtype: str) -> Recurrent:
     """The same layer on the CPU, on the NumPy backend, in the dtype of that name."""
-    options: dict[str, Any] = {
-        "num_layers": layer.num_layers,
-        "bias": layer.bias,
-        "batch_first": layer.batch_first,
-        "bidirectional": layer.bidirectional,
-        "dtype": dtype,
-        "backend": "numpy",
-        "rng": 0,
-    }
-    kind: Any
-    if isinstance(layer, RNN):
-        kind = RNN
-        options["nonlinearity"] = layer.nonlinearity
-    elif isinstance(layer, GRU):
-        kind = GRU
-        options["reset_after"] = layer.reset_after
-    elif isinstance(layer, LSTM):
-        kind = LSTM
-        options["proj_size"] = layer.proj_size
-    else:
-        kind = SLSTM
-    copied: Recurrent = kind(layer.input_size, layer.hidden_size, **options)
+    kind: Any = next(kind for kind in (RNN, GRU, LSTM, SLSTM) if isinstance(layer, kind))
+    given = {name: getattr(layer, name) for name in inspect.signature(kind).parameters if name not in _OWN}
+    copied: Recurrent = kind(**given, dtype=dtype, backend="numpy", rng=0)
+    copied.train(layer.training)  # zoneout takes its expected value in evaluation mode alone
     copied.load_state_dict(layer.state_dict())
     return copied
 

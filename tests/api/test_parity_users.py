@@ -54,6 +54,27 @@ def test_a_layer_with_every_feature(name: str, dtype: str, rng: Any) -> None:
     assert set(outcome.arrays) == want
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lstm", {"layer_norm": "torch", "norm_eps": 1e-2}),
+        ("lstm", {"peephole": True, "clip": 0.5, "cell_clip": 0.3}),
+        ("lstm", {"activations": ("HardSigmoid", "Relu", "Tanh"), "coupled": True}),
+        ("lstm", {"zoneout": (0.3, 0.2), "zoneout_output": "zoned"}),
+        ("gru", {"layer_norm": "dreamer"}),
+        ("gru", {"reset_after": False, "recurrent_dropout": 0.3, "mask_per_gate": True, "zoneout": 0.2}),
+        ("rnn", {"nonlinearity": "relu", "clip": 0.5, "input_dropout": 0.2, "weight_dropout": 0.1}),
+    ],
+)
+def test_the_oracle_has_the_options_of_a_layer(name: str, options: dict[str, Any], rng: Any) -> None:
+    kind = {"lstm": rnnkit.LSTM, "gru": rnnkit.GRU, "rnn": rnnkit.RNN}[name]
+    layer = kind(5, 7, backend="numpy", rng=1, **options).eval()
+    x = rng.standard_normal((6, 3, 5), dtype=np.float32)
+    outcome = check_layer(layer, x, random_state(layer, 3, rng), [6, 0, 4])
+    assert outcome.ok, outcome.why
+    assert outcome.rms > 0
+
+
 def test_an_unbatched_and_a_frozen_layer() -> None:
     layer = rnnkit.GRU(5, 7, rng=1).freeze()
     x = np.random.default_rng(0).standard_normal((6, 5), dtype=np.float32)
@@ -166,6 +187,8 @@ def test_bad_arguments_of_check_layer(rng: Any) -> None:
     for error, words, arguments in (
         (TypeError, ["layer", "RNN, GRU, LSTM or SLSTM", "Linear"], (rnnkit.Linear(5, 6), x)),
         (ValueError, ["layer", "dropout", "eval", "0.5"], (rnnkit.GRU(5, 6, 2, dropout=0.5, rng=0), x)),
+        (ValueError, ["layer", "zoneout=0.5", "eval"], (rnnkit.GRU(5, 6, zoneout=0.5, backend="numpy"), x)),
+        (ValueError, ["layer", "weight_dropout=0.5"], (rnnkit.GRU(5, 6, weight_dropout=0.5, backend="numpy"), x)),
         (TypeError, ["x", "float32", "float64"], (gru, x.astype(np.float64))),
         (ValueError, ["x", "input_size=5"], (gru, x[:, :, :4])),
         (ValueError, ["h0", "(1, 2, 6)"], (gru, x, np.zeros((1, 2, 5), np.float32))),

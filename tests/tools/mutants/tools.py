@@ -132,6 +132,15 @@ _ENVIRONMENT = (
         "bits",
     ),
     row(
+        "parity: the oracle has none of a layer's options",
+        "rnnkit/parity/layer.py",
+        "_on_numpy",
+        "if name not in _OWN}",
+        'if name not in _OWN | {"layer_norm", "norm_eps", "zoneout", "clip"}}',
+        "tests/api/test_parity_users.py",
+        "options_of_a_layer",
+    ),
+    row(
         "parity: tolerances do not grow with the features",
         "rnnkit/core/dtypes.py",
         "DType.growth",
