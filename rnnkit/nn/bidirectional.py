@@ -17,7 +17,7 @@ from rnnkit.core.devices import array_module, device_of, on_own_device
 from rnnkit.core.mixed_precision import narrow, wide
 from rnnkit.nn.calls import backward_of
 from rnnkit.nn.module import Array, Call, Module, grad_enabled
-from rnnkit.nn.rnn_base import Recurrent
+from rnnkit.nn.rnn_base import Recurrent, check_recurrent
 
 MERGES = ("concat", "sum", "mul", "ave", None)
 
@@ -50,8 +50,7 @@ class Bidirectional(Module):
     takes_lengths = True
 
     def __init__(self, layer: Recurrent, merge: str | None = "concat") -> None:
-        if not isinstance(layer, Recurrent):
-            raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}")
+        check_recurrent(layer)
         if layer.bidirectional:
             raise ValueError("layer must have one direction, got one with bidirectional=True")
         self.merge = checks.one_of("merge", merge, MERGES)

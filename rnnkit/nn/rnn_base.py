@@ -27,6 +27,13 @@ from rnnkit.nn.module import Array, Call, grad_enabled, make_rng
 from rnnkit.nn.rnn_parameters import check_proj_size, layer_repr, parameter_names, uniform_parameters
 
 
+def check_recurrent(layer: Any) -> None:
+    """Raises TypeError for what is no recurrent layer of this library, such as a layer of rnnkit.torch."""
+    if not isinstance(layer, Recurrent):
+        whose = ", a module of PyTorch" if hasattr(layer, "named_modules") else ""
+        raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}{whose}")
+
+
 class Recurrent(CallersLayout):
     """Base class of RNN, GRU, LSTM and SLSTM. A subclass names its cell; `rnnkit.functional.stack` runs the layers.
 

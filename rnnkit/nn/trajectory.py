@@ -10,7 +10,7 @@ from rnnkit.core import checks
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.functional import stack
 from rnnkit.nn.module import Array
-from rnnkit.nn.rnn_base import Recurrent
+from rnnkit.nn.rnn_base import Recurrent, check_recurrent
 
 
 def trajectory(
@@ -50,8 +50,7 @@ def trajectory(
         >>> bool((steps["h"] == lstm(x)[0]).all())
         True
     """
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}")
+    check_recurrent(layer)
     return _trajectory(layer, x, h0, lengths, of_layer)
 
 

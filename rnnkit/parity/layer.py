@@ -17,6 +17,7 @@ from rnnkit.core.regularisation import regularisation_arguments
 from rnnkit.explain import layer_drops
 from rnnkit.nn.module import Array, grad_enabled
 from rnnkit.nn.rnn import GRU, LSTM, RNN, Recurrent
+from rnnkit.nn.rnn_base import check_recurrent
 from rnnkit.nn.slstm import SLSTM
 from rnnkit.parity.checks import LayerCheck
 from rnnkit.parity.measure import Arrays, compared, error_line, no_overflow_warnings, repeated
@@ -106,8 +107,7 @@ def check_layer(
 
 def _checked(layer: Any, x: Any, state: Any, lengths: Any, seed: Any) -> _Call:
     """Checks every argument and returns the arrays of the call."""
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}")
+    check_recurrent(layer)
     if layer_drops(layer) and layer.num_layers > 1:
         raise ValueError(
             f"layer must have its dropout off, as after layer.eval(), got dropout={layer.dropout} in training mode"

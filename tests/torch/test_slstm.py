@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa
 import rnnkit  # noqa: E402
 import rnnkit.torch as rt  # noqa: E402
 from rnnkit.core.cells import Weights  # noqa: E402
+from rnnkit.parity import check_layer  # noqa: E402
 from rnnkit.testing import assert_close, error_ratio  # noqa: E402
 from tests.api.resets import inputs as flagged_inputs  # noqa: E402
 from tests.helpers import slow_except  # noqa: E402
@@ -533,6 +534,13 @@ def test_onnx_has_no_node_for_it() -> None:
     (translate,) = translation_table().values()
     with pytest.raises(ValueError, match="a layer of the cell slstm cannot be exported to ONNX, which has no node for"):
         translate(None, [], made()._flat_weights, [], cell="slstm")
+
+
+def test_functions_of_plain_layers_name_pytorch() -> None:
+    x = np.ones((T, B, I), np.float32)
+    for take in (rnnkit.trajectory, check_layer, lambda layer, _: rnnkit.Bidirectional(layer)):
+        with pytest.raises(TypeError, match="LSTM or SLSTM, got SLSTM, a module of PyTorch"):
+            take(made(), x)
 
 
 @pytest.mark.slow
