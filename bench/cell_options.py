@@ -184,13 +184,19 @@ def _ratio_cell(times: list[float], own: list[float]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cell_options", description=(__doc__ or "").splitlines()[0])
-    for name, default in (("T", 64), ("B", 32), ("H", 128), ("rounds", 30)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--threads", type=int, default=None, help="of the CPU kernels")
-    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="all by default")
+    sizes_help = (("T", 64, "steps"), ("B", 32, "rows of the batch"), ("H", 128, "units, and features of x"))
+    for name, default, means in (*sizes_help, ("rounds", 30, "timed calls of each")):
+        parser.add_argument(f"--{name}", type=_positive, default=default, help=f"{means} (default: {default})")
+    parser.add_argument("--threads", type=_positive, default=None, help="of the CPU kernels")
+    names = [row.name for row in ROWS]
+    parser.add_argument(
+        "--rows", nargs="+", choices=names, metavar="NAME", help=f"all by default, or some of: {', '.join(names)}"
+    )
     parser.add_argument("--peers", action="store_true", help="the second table: loops in PyTorch, and Keras")
     parser.add_argument("--no-compile", action="store_true", help="with --peers: without torch.compile")
     options = parser.parse_args(arguments)
+    if options.no_compile and not options.peers:
+        parser.error("--no-compile is only for --peers")
     if options.threads:
         rnnkit.set_num_threads(options.threads)
     sizes = {"T": options.T, "B": options.B, "I": options.H, "H": options.H}
@@ -202,6 +208,13 @@ def main(arguments: list[str] | None = None) -> int:
     table = measure(chosen, sizes, options.rounds)
     print("\n".join(aligned(table, {"option", "cell"})))
     return int(any(row[-1] == "-" for row in table))
+
+
+def _positive(text: str) -> int:
+    """An argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
 
 
 def _print_peers(rows: tuple[Row, ...], sizes: dict[str, int], rounds: int, compiles: bool) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from bench import (
     cell_calls,
+    cell_options,
     compressed,
     compressed_models,
     cpu_peaks,
@@ -304,3 +305,17 @@ def test_file_of_a_tool(tmp_path: Path) -> None:
     assert found["results"][0]["ms"]["median"] == 2.0
     assert tool_result.checked(float("nan"), {"ms": [1.0]})["status"] == "wrong"
     assert find_row("numpy").name == "numpy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--T", "0"], "argument --T: must be a positive whole number, got '0'"),
+        (["--rounds", "few"], "argument --rounds: must be a positive whole number, got 'few'"),
+        (["--no-compile"], "--no-compile is only for --peers"),
+    ],
+)
+def test_bad_arguments_of_cell_options(arguments: list[str], problem: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        cell_options.main(arguments)
+    assert problem in capsys.readouterr().err
