@@ -90,7 +90,7 @@ class Tensors:
 
 
 def wrong(row: Row, loop: Loop) -> str | None:
-    """What the loop's y, dx and dw_hh differ by from the oracle's, or None. Random masks are compared at rates of 0."""
+    """Which of y, dx and dw_hh differs from the oracle's, and by how much, or None. Random masks have rates of 0."""
     if row.rates:
         zero = {name: 0.0 if not isinstance(rate, tuple) else (0.0, 0.0) for name, rate in row.rates}
         loop = _random_loop(row, zero)
@@ -151,6 +151,6 @@ def keras_call(row: Row, sizes: dict[str, int]) -> Callable[[], None] | None:
 
 
 def set_threads(threads: int) -> None:
-    """Of rnnkit and PyTorch. JAX takes all cores."""
+    """Sets the threads of rnnkit and PyTorch. JAX takes all cores."""
     rnnkit.set_num_threads(threads)
     torch.set_num_threads(threads)

@@ -86,9 +86,9 @@ OPTION_CASES: tuple[Case, ...] = (
     Case("rnn_tanh+clip", T=4, B=5, I=3, H=19, constants=(0.5,), ragged=True),
 )
 
-# For GPUs: several chunks of steps, several thread blocks per row, sizes that are not multiples of a tile. Cells whose
-# gradient jumps are excluded, the relu RNN and the sLSTM: if rounding changes the sign of a pre-activation, or of the
-# difference of two, and at these sizes one sign does.
+# For GPUs: several chunks of steps, several thread blocks per row, sizes that are not multiples of a tile. The relu
+# RNN and the sLSTM are excluded. Their gradients jump where rounding changes the sign of a pre-activation, or of the
+# difference of two, and at these sizes it changes some.
 LARGE_CASES: tuple[Case, ...] = tuple(
     Case(cell, T, B, I, H, reverse=reverse, ragged=ragged)
     for cell, row in CELLS.items()

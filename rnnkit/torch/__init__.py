@@ -1,4 +1,4 @@
-"""rnnkit's layers for PyTorch: `rnnkit.torch.LSTM` in place of `torch.nn.LSTM`, and its siblings. SLSTM.
+"""rnnkit's layers for PyTorch: `rnnkit.torch.LSTM` in place of `torch.nn.LSTM`, RNN, GRU, Cells, SLSTM.
 
 It is imported only when asked for, since PyTorch is no requirement of rnnkit.
 """

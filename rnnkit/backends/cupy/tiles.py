@@ -251,7 +251,7 @@ def in_cluster(dtype: DType, step: Step, members: int) -> Division | None:
 def cluster_config(dtype: DType, step: Step, tiles: int) -> Config | None:
     """The build of schedule B for blocks with this number of tiles of units, or None.
 
-    Nor have steps of two products one for three tiles, with which their backward pass does not fit.
+    Steps of two products have none for three tiles, with which their backward pass does not fit.
     """
     held = _CLUSTER_TENSOR_CORES if ARITHMETIC[dtype.name].held is _TENSOR_CORES else _CLUSTER_FMA
     if dtype.name == "float64":
