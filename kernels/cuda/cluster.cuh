@@ -4,8 +4,8 @@
 //
 // RK_CLUSTER, the blocks of a cluster, decides about __cluster_dims__ alone: the code is the same for every size.
 
-// The messages that a block receives, numbered from 0, by turns in two buffers with an mbarrier each. A step has one, or
-// two where it has two products (resident_stage.cuh): then the first one of every step is in the same buffer.
+// The messages to a block are numbered from 0 and go to two buffers in turn, with an mbarrier each. A step has one
+// message, or two where it has two products (resident_stage.cuh): then each of the two always goes to the same buffer.
 //
 // Arming. A phase ends when the block itself has arrived, with the number of bytes that it expects, and they have come.
 // Both mbarriers are armed before the cluster meets for the first time, so before any peer pushes. For message k + 2 an
@@ -17,15 +17,16 @@
 // before all threads have seen the end of phase k, because they meet before message k + 1 leaves.
 //
 // Overwriting. By the same order a peer writes the buffer of message k again, with k + 2, only after all threads of
-// this block have met after their last read of k.
+// this block have met after their last read of k. In forward, the last barrier before m leaves is that of the first
+// product (StageProduct), behind the reads of h.
 //
 // The end. A block waits for every byte that is sent to it, and nobody looks at its memory otherwise. So no peer writes
 // into a block that has ended, and no barrier of the cluster is needed at the end.
 //
 // Under projection, forward, a block without units of R sends the first message of a step and receives the second one; in
 // backward it receives the first one and sends the second one. All others send and receive both. So two blocks that
-// exchange anything wait for each other in every step, which is all that the above needs. A block that is sent nothing
-// with an even number, or with an odd one, does not wait for it.
+// exchange anything wait for each other in every step, which is all that the above needs. A block does not wait for
+// messages that nobody sends to it.
 struct Mailbox {
   unsigned long long* full;  // (2,) mbarriers in shared memory
   unsigned even, odd;        // bytes of a message with an even number, and with an odd one
@@ -59,9 +60,10 @@ __device__ __forceinline__ int rows_of_tile(unsigned B, int b0) { return min((un
 // wait for, so they would run ahead of it: it does not receive either.
 //
 // Where a step has two products, m goes before h, to the members that have units of R. Each warp pushes its units of m
-// when it puts them, because `receive` is not called for m in members without units of R. Before the first m leaves, the
-// peers that it goes to must have cleared their tiles. Not all threads of a member come to a place where the cluster
-// could meet after that, so those peers say it, each once, at an mbarrier of every member.
+// when it puts them, because `receive` is not called for m in members without units of R. The kVec lanes with the units
+// of a piece push it to different peers. Before the first m leaves, the peers that it goes to must have cleared their
+// tiles. Not all threads of a member come to a place where the cluster could meet after that, so those peers say it,
+// each once, at an mbarrier of every member.
 struct ClusterExchange {
   Mailbox mail;
   unsigned long long* cleared;  // where a step has two products
@@ -80,7 +82,7 @@ struct ClusterExchange {
   }
 
   __device__ __forceinline__ int member() const { return cluster_rank(); }
-  __device__ __forceinline__ int tile() const { return blockIdx.x / cluster_blocks(); }
+  __device__ __forceinline__ int tile() const { return cluster_number(); }
   __device__ __forceinline__ int rows() const { return rows_of_tile(B, tile() * kRows); }
   // Pieces of 16 bytes: of a row of K units, of all of a member's tiles, and of a member's units that exist.
   __device__ __forceinline__ int pieces(unsigned K) const { return (K + kVec - 1) / kVec; }
@@ -101,12 +103,15 @@ struct ClusterExchange {
     if (!kSecond || message & 1) return;
     if (message == 0) meet();
     __syncwarp();
-    if (unit % kVec != 0 || unit >= K || row >= rows()) return;
-    const uint4 piece = *reinterpret_cast<const uint4*>(to);
+    const int lane = recomputed(unit) & (kVec - 1);
+    Storage* first = to - lane;
+    if (unit - lane >= K || row >= rows()) return;
+    const uint4 piece = *reinterpret_cast<const uint4*>(first);
     const int members = cluster_blocks();
-    for (int k = 1; k < members; ++k) {
+#pragma unroll 1
+    for (int k = 1 + lane; k < members; k += kVec) {
       const int peer = (member() + k) & (members - 1);
-      if (own(peer, R)) store_async(peer_of(to, peer), piece, peer_of(mail.full, peer));
+      if (own(peer, R)) store_async(peer_of(first, peer), piece, peer_of(mail.full, peer));
     }
   }
 

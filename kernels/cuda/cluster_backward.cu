@@ -14,9 +14,15 @@ struct ClusterParts {
   Mailbox mail;
   Compute* inbox;  // (2, sender, kRows, units) in shared memory
   int members, units, R;
+  unsigned reciprocal;  // unit * reciprocal >> 16 is unit / units, up to 64 units of a member and unit 1023
 
   __device__ __forceinline__ ClusterParts(unsigned long long* full, void* memory, unsigned B, int R, int units)
-      : mail{full, 0, 0}, inbox(static_cast<Compute*>(memory)), members(cluster_blocks()), units(units), R(R) {
+      : mail{full, 0, 0},
+        inbox(static_cast<Compute*>(memory)),
+        members(cluster_blocks()),
+        units(units),
+        R(R),
+        reciprocal((65535 + units) / units) {
     const int of_unit = rows_of_tile(B, tile() * kRows) * sizeof(Compute);
     const int units_of_h = kProjected ? max(0, min(units, (R - member() * units + 3) / 4 * 4)) : units;
     mail.odd = members * units_of_h * of_unit;
@@ -25,7 +31,7 @@ struct ClusterParts {
   }
 
   __device__ __forceinline__ int member() const { return cluster_rank(); }
-  __device__ __forceinline__ int tile() const { return blockIdx.x / members; }
+  __device__ __forceinline__ int tile() const { return cluster_number(); }
   __device__ __forceinline__ int inbox_size() const { return 2 * members * kRows * units; }
   __device__ __forceinline__ Compute* slot(int s, int sender) const {
     return inbox + (s % 2 * members + sender) * kRows * units;
@@ -35,7 +41,7 @@ struct ClusterParts {
 
   __device__ __forceinline__ void send(int s, int row, int unit, const Compute (&values)[4]) const {
     constexpr int kPieces = 4 * sizeof(Compute) / 16;
-    const int receiver = unit / units;
+    const int receiver = unit * reciprocal >> 16;
     if (receiver >= members || (kProjected && s & 1 && unit >= R)) return;
     const Peer to = peer_of(slot(s, member()) + row * units + unit - receiver * units, receiver);
     const Peer full = peer_of(mail.full + s % 2, receiver);

@@ -11,6 +11,7 @@ typedef char* Peer;
 __device__ __forceinline__ Peer peer_of(void* mine, unsigned rank) { return emulator::mapa(mine, rank); }
 __device__ __forceinline__ unsigned cluster_rank() { return emulator::cluster_rank(); }
 __device__ __forceinline__ unsigned cluster_blocks() { return emulator::cluster_size(); }
+__device__ __forceinline__ unsigned cluster_number() { return blockIdx.x / emulator::cluster_size(); }
 __device__ __forceinline__ void cluster_barrier() { emulator::cluster_barrier(); }
 __device__ __forceinline__ void store_async(Peer p, uint4 v, Peer barrier) {
   *(uint4*)p = v;
@@ -44,6 +45,12 @@ __device__ __forceinline__ unsigned cluster_blocks() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
   return blocks;
 }
+// The cluster's index in a grid of one dimension: blockIdx.x / cluster_blocks(), without a division in every step.
+__device__ __forceinline__ unsigned cluster_number() {
+  unsigned number;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(number));
+  return number;
+}
 // Also orders what was written to shared memory before it.
 __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -58,7 +65,7 @@ __device__ __forceinline__ void init_barrier(unsigned long long* barrier, unsign
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-// At an mbarrier of a peer. What was written before it is seen by who sees the end of the phase.
+// Arrives at an mbarrier of a peer. A thread that sees the phase end also sees what was written before the arrival.
 __device__ __forceinline__ void arrive_at(Peer barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }

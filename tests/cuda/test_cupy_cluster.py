@@ -69,8 +69,8 @@ def launches(cp: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("kind", "dtype"), slow_except(PAIRS, *SOME, TWO[0], unpack=True))
 def test_every_gradient_equals_the_oracle(cp: Any, kind: str, dtype: str) -> None:
-    """Members with fewer units than the others and without any, also of a projection's units; one that alone has such;
-    tiles with fewer rows, and such that end early."""
+    """Members with fewer units than the others and without any, of H and of a projection; one member that has all units
+    of a projection; tiles with fewer rows, and tiles that end early."""
     members = 8 if dtype == "float64" else 4  # in which W_hh fits
     for case in (
         kind_case(kind, T=5, B=18, I=3, H=70, ragged=True),
@@ -258,6 +258,9 @@ def test_a_division_fits_the_card() -> None:
             # Every member receives parts of all its units, those of a projection up to the last one.
             assert H <= group.members * group.units <= 32 * group.tiles(group.products[-1])
             assert 32 * group.tiles(group.products[0]) >= step.R
+            # ClusterParts finds the member that owns a unit by a product with `reciprocal`.
+            assert group.units <= 64
+            assert 32 * group.tiles(group.products[-1]) <= 1024
             assert cluster_backward.shared_bytes(group) + clusters.mail_bytes(step) <= card.shared_block
 
 

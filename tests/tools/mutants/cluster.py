@@ -97,4 +97,20 @@ CLUSTER_MUTANTS: tuple[Mutant, ...] = (
         "units",
         TWO,
     ),
+    _cluster(
+        "m is not pushed to peers beyond the lanes of a piece",
+        EXCHANGE,
+        "put",
+        "k += kVec",
+        "k += members",
+        "test_every_gradient and gru_reset_before-float64",
+    ),
+    _cluster(
+        "the reciprocal of a member's units is rounded down",
+        BACKWARD,
+        "ClusterParts",
+        "reciprocal((65535 + units) / units)",
+        "reciprocal(65536 / units)",
+        "test_weights_in_registers and gru-float32",
+    ),
 )
