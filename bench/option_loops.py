@@ -18,10 +18,9 @@ import torch
 import rnnkit
 from bench.cell_options import Row
 from rnnkit.core.cells import Weights, cell_of
-from rnnkit.core.option_arguments import text_of
 from rnnkit.testing import Case, Inputs, make_inputs, run
 from rnnkit.torch import equations
-from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.option_equations import step_of
 
 Tensor = Any
 Loop = Callable[..., tuple[Tensor, ...]]  # (x, state, weights) -> y, the final states
@@ -32,38 +31,30 @@ SMALL = {"T": 6, "B": 7, "I": 5, "H": 19}
 def loop_of(row: Row) -> Loop | None:
     """The loop over steps of a row, or None: a mask for each gate needs a product for each of them."""
     rates = dict(row.rates)
-    if rates.get("mask_per_gate"):
-        return None
-    return _random_loop(row, rates) if rates else _plain_loop(row)
+    return None if rates.get("mask_per_gate") else _loop(row, rates)
 
 
-def _plain_loop(row: Row) -> Loop:
-    cell = cell_of(row.cell)
-    stack = Stack(text_of(cell, row.constants), None, False, 0, len(cell.states))
-
-    def loop(x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
-        return equations.run(stack, None, x, *(s[None] for s in state), *weights)
-
-    return loop
-
-
-def _random_loop(row: Row, rates: dict[str, Any]) -> Loop:
+def _loop(row: Row, rates: dict[str, Any]) -> Loop:
     """With masks drawn by PyTorch: of x, h and W_hh once per call, of zoneout in each step."""
-    step = equations.STEPS[row.cell]
+    cell = cell_of(row.cell)
+    step = step_of(cell, row.constants) if cell.options else equations.STEPS[cell.name]
+    normalises = cell.normalises  # such a step adds the biases itself
     dropped = torch.nn.functional.dropout
     of_x, of_h, of_w = (rates.get(f"{name}_dropout", 0.0) for name in ("input", "recurrent", "weight"))
     zones = rates.get("zoneout", 0.0)
     zones = zones if isinstance(zones, tuple) else (zones,)
 
     def loop(x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
-        w = Weights(*weights)
-        w = w._replace(w_hh=dropped(w.w_hh, of_w))
-        x = x * dropped(torch.ones_like(x[0]), of_x)
-        mask = dropped(torch.ones_like(state[0]), of_h)
-        x_side = torch.nn.functional.linear(x, w.w_ih, w.b_ih)
+        w = Weights(*weights[:4], None, *weights[4:])
+        if of_w:
+            w = w._replace(w_hh=dropped(w.w_hh, of_w))
+        if of_x:
+            x = x * dropped(torch.ones_like(x[0]), of_x)
+        mask = dropped(torch.ones_like(state[0]), of_h) if of_h else None
+        x_side = torch.nn.functional.linear(x, w.w_ih, None if normalises else w.b_ih)
         outputs = []
         for t in range(x.shape[0]):
-            new = step(x_side[t], (state[0] * mask, *state[1:]) if of_h else state, w)
+            new = step(x_side[t], state if mask is None else (state[0] * mask, *state[1:]), w)
             if any(zones):
                 kept = [torch.rand_like(s) < p for s, p in zip(state, zones, strict=True)]
                 new = tuple(torch.where(k, s, n) for k, s, n in zip(kept, state, new, strict=True))
@@ -93,7 +84,7 @@ def wrong(row: Row, loop: Loop) -> str | None:
     """Which of y, dx and dw_hh differs from the oracle's, and by how much, or None. Random masks have rates of 0."""
     if row.rates:
         zero = {name: 0.0 if not isinstance(rate, tuple) else (0.0, 0.0) for name, rate in row.rates}
-        loop = _random_loop(row, zero)
+        loop = _loop(row, zero)
     case = Case(row.cell, constants=row.constants, **SMALL)
     inputs = make_inputs(case, "float32")
     inputs.dstate_n = tuple(np.zeros_like(d) for d in inputs.dstate_n)
