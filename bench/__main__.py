@@ -4,6 +4,7 @@ python -m bench [--grid quick|full|cpu] [...]    measure, print the table, write
 python -m bench report FILE                      print the table of a result file and draw its plot
 python -m bench report FILE SECOND               two runs of one grid: the differences between them
 python -m bench compare BEFORE AFTER             the ratio of two result files, point by point
+python -m bench options [--peers] [...]          what each option of a cell costs: bench/cell_options.py
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import grid_summary, machine, report, result_file
+from bench import cell_options, grid_summary, machine, report, result_file
 from bench.grid import BENCHED, GRIDS, PASSES, points
 from bench.peers import PEERS
 from bench.runner import Settings, run
@@ -25,7 +26,7 @@ from rnnkit.core.dtypes import DTYPES
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"report": report_command, "compare": compare_command}
+    commands = {"report": report_command, "compare": compare_command, "options": cell_options.main}
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])

@@ -23,6 +23,7 @@ from bench import (
     thread_contention,
     tool_result,
 )
+from bench.__main__ import main as bench_main
 from bench.grid import FORWARD, FORWARD_BACKWARD, Point
 from bench.peers import PeerRow
 from bench.problem import Oracle, check, make_problem
@@ -305,6 +306,12 @@ def test_file_of_a_tool(tmp_path: Path) -> None:
     assert found["results"][0]["ms"]["median"] == 2.0
     assert tool_result.checked(float("nan"), {"ms": [1.0]})["status"] == "wrong"
     assert find_row("numpy").name == "numpy"
+
+
+def test_options_are_a_command_of_bench(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        bench_main(["options", "--T", "0"])
+    assert "--T" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
