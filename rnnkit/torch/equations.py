@@ -68,9 +68,12 @@ def _slstm(x_side: Tensor, state: tuple[Tensor, ...], w: Weights) -> tuple[Tenso
     # Where both are equal, the gradient is that of a_i; `torch.maximum` would give half of it to each.
     m = torch.where((a_i < p) & (n != 0), p, a_i)
     i = torch.exp(a_i - m)
-    f = torch.exp((p - m).clamp(max=0))  # the gradient of `clamp` at a limit is 1, and so is that of n below
+    lead = p - m
+    # Not `clamp`: releases of PyTorch differ in its gradient at a limit. Here it is that of the argument.
+    f = torch.exp(torch.where(lead > 0, 0.0, lead))
     c = f * c + i * torch.tanh(a_z)
-    n = (f * n + i).clamp(min=1)
+    total = f * n + i
+    n = torch.where(total < 1, 1.0, total)
     return (torch.sigmoid(a_o) * c / n, c, n, m)
 
 

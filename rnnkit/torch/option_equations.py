@@ -1,6 +1,6 @@
 """The steps of cells with options in PyTorch's own operators, beside rnnkit/torch/equations.py.
 
-The equations are those of rnnkit/core/option_steps.py; the gradient of `torch.clamp` at a limit is 1, as there.
+The equations are those of rnnkit/core/option_steps.py; the gradient at a limit is 1, as there.
 """
 
 from __future__ import annotations
@@ -51,9 +51,14 @@ def step_of(cell: Cell, constants: tuple[float, ...]) -> Step:
     return _gru_reset_before(gates) if cell.name == "gru_reset_before" else _rnn(gates)
 
 
+def _limited(a: Tensor, limit: float) -> Tensor:
+    """a in [-limit, limit]. Releases of PyTorch differ in the gradient of `clamp` at a limit."""
+    return torch.where(a > limit, limit, torch.where(a < -limit, -limit, a))
+
+
 def _gate(name: str, alpha: float, beta: float, clip: float | None) -> Callable[[Tensor], Tensor]:
     curve = CURVES[name]
-    return lambda a: curve(a if clip is None else a.clamp(-clip, clip), alpha, beta)
+    return lambda a: curve(a if clip is None else _limited(a, clip), alpha, beta)
 
 
 def _hidden_side(h: Tensor, w: Weights, first: int = 0, end: int | None = None) -> Tensor:
@@ -109,7 +114,7 @@ def _lstm(cell: Cell, gates: list[Any], cell_clip: float | None) -> Step:
         i = gate(a_i)
         f = 1 - i if coupled else gate(a_f)
         c = f * c + i * gate_g(a_g)
-        c = c if cell_clip is None else c.clamp(-cell_clip, cell_clip)
+        c = c if cell_clip is None else _limited(c, cell_clip)
         m = gate(a_o + p_o * c if peephole else a_o) * gate_h(c)
         return (m if w.w_hr is None else m @ w.w_hr.T, c)
 

@@ -1,7 +1,7 @@
 """The sLSTM against PyTorch: its equations as a loop of torch in float64, with autograd.
 
 They are FlashRNN's vanilla form. In the first step of a unit its kernels limit f to 1, and so do the equations here.
-At the limit the gradient is that of `torch.clamp`, which passes it.
+At a limit the gradient passes. That of `torch.clamp` does so in some releases alone, so the loop has `torch.where`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def step(x: Any, state: Any, w: Any) -> Any:
     a_i, a_f, a_z, a_o = a.chunk(4, 1)
     p = torch.nn.functional.logsigmoid(a_f) + m
     m = torch.where(n == 0, a_i, torch.maximum(a_i, p))
-    i, f = torch.exp(a_i - m), torch.exp((p - m).clamp(max=0))
-    c, n = f * c + i * torch.tanh(a_z), (f * n + i).clamp(min=1)
+    i, f = torch.exp(a_i - m), torch.exp(torch.where(p > m, 0.0, p - m))
+    c, total = f * c + i * torch.tanh(a_z), f * n + i
+    n = torch.where(total < 1, 1.0, total)
     return torch.sigmoid(a_o) * c / n, c, n, m
 
 

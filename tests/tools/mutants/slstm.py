@@ -378,7 +378,7 @@ TORCH_SLSTM_MUTANTS: tuple[Mutant, ...] = (
         "sLSTM in torch: the equations have no smallest n",
         EQUATIONS,
         "_slstm",
-        "(f * n + i).clamp(min=1)",
+        "torch.where(total < 1, 1.0, total)",
         "f * n + i",
         TORCH,
         "gradgradcheck and small",
