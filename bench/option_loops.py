@@ -40,7 +40,9 @@ def _loop(row: Row, rates: dict[str, Any]) -> Loop:
     step = step_of(cell, row.constants) if cell.options else equations.STEPS[cell.name]
     normalises = cell.normalises  # such a step adds the biases itself
     dropped = torch.nn.functional.dropout
-    of_x, of_h, of_w = (rates.get(f"{name}_dropout", 0.0) for name in ("input", "recurrent", "weight"))
+    of_x = rates.get("input_dropout", 0.0)
+    of_h = rates.get("recurrent_dropout", 0.0)
+    of_w = rates.get("weight_dropout", 0.0)
     zones = rates.get("zoneout", 0.0)
     zones = zones if isinstance(zones, tuple) else (zones,)
 
@@ -119,9 +121,16 @@ def keras_call(row: Row, sizes: dict[str, int]) -> Callable[[], None] | None:
 
     if keras.backend.backend() != "jax":
         return None
+    inputs = make_inputs(Case(row.cell, **sizes), "float32")
+    inputs.state0 = tuple(np.zeros_like(s) for s in inputs.state0)
+    w = inputs.weights
+    assert w.b_ih is not None
     layer = keras.layers.LSTM(sizes["H"], return_sequences=True, recurrent_dropout=rates["recurrent_dropout"])
     layer.build((sizes["B"], sizes["T"], sizes["I"]))
-    inputs = make_inputs(Case(row.cell, **sizes), "float32")
+    layer.set_weights([w.w_ih.T, w.w_hh.T, w.b_ih + w.b_hh])
+    # Without its masks. tests/peers/test_keras_dropout.py compares it with them.
+    got = np.asarray(layer(inputs.x.swapaxes(0, 1), training=False)).swapaxes(0, 1)
+    np.testing.assert_allclose(got, run(Case(row.cell, **sizes), inputs, "numpy")["y"], rtol=0, atol=TOLERANCE)
     x = jax.numpy.asarray(inputs.x.swapaxes(0, 1))
     dy = jax.numpy.asarray(inputs.dy.swapaxes(0, 1))
     fixed = [v.value for v in layer.non_trainable_variables]

@@ -14,6 +14,7 @@ from rnnkit.torch.arrays import Tensor
 _FORWARD = torch.ops.rnnkit.forward.default
 _BACKWARD = torch.ops.rnnkit.backward.default
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
+# Names of their own: to look these up in torch._C takes as long as to call them, and each call asks all of them.
 _modes = torch._C._len_torch_dispatch_stack
 _transformed = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state

@@ -29,7 +29,7 @@ States = Sequence[Tensor]
 
 
 class Layers(OwnArguments):
-    """What RNN, GRU and LSTM add to `torch.nn.RNNBase`. A subclass says which cell it runs."""
+    """The calls of RNN, GRU, LSTM and SLSTM. A subclass says which cell it runs."""
 
     def __init__(self, mode: str, *arguments: Any) -> None:
         checks.options(*arguments[:8])
