@@ -3,10 +3,10 @@
     RUN python -m rnnkit.warmup --cell lstm --dtype float32
 
 Without options it compiles every cell and dtype of every compiled backend that can run here, one after the other;
-`--processes 4` compiles in four processes. CPU kernels are cached in
-the folders that docs/install.md names, CUDA kernels in CuPy's cache. Exit status: 0 all kernels are compiled and
-cached, 1 a compilation failed or no folder accepts the code, 2 bad argument, 3 something that was requested by name
-cannot run here.
+`--processes 4` compiles in four processes. `--dtype float32_int8` and `float32_bfloat16` are for layers with compressed
+weights. CPU kernels are cached in the folders that docs/install.md names, CUDA kernels in CuPy's cache. Exit status:
+0 all kernels are compiled and cached, 1 a compilation failed or no folder accepts the code, 2 bad argument, 3 something
+that was requested by name cannot run here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rnnkit
-from rnnkit.backends import BACKENDS
+from rnnkit.backends import BACKENDS, BackendRow
 from rnnkit.core.cells import CELLS
 from rnnkit.core.devices import to_device
-from rnnkit.core.dtypes import DTYPES
+from rnnkit.core.dtypes import COMPRESSED, DTYPES
 from rnnkit.core.thread_pool import shared_pool
 
 # Exit statuses; argparse exits with 2.
@@ -40,6 +40,7 @@ MISSING = 3
 INTERRUPTED = 130
 
 COMPILED = tuple(name for name in BACKENDS if name != "numpy")
+COMPRESSED_ROWS = {row.name: row for row in COMPRESSED.values()}  # what `rnnkit.compress` makes of float32
 LAYERS: dict[str, Callable[..., Any]] = {
     "rnn_tanh": rnnkit.RNN,
     "rnn_relu": partial(rnnkit.RNN, nonlinearity="relu"),
@@ -51,7 +52,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
 
 
 class Kernels(NamedTuple):
-    """The kernels of one cell, in one dtype, on one backend: names in BACKENDS, DTYPES and CELLS."""
+    """The kernels of a cell, in a dtype, on a backend: names in CELLS, DTYPES or COMPRESSED_ROWS, and BACKENDS."""
 
     backend: str
     dtype: str
@@ -75,7 +76,7 @@ def plan(
 
     Args:
         backends: names in COMPILED.
-        dtypes: names in DTYPES.
+        dtypes: names in DTYPES or COMPRESSED_ROWS.
         cells: names in CELLS.
 
     Returns:
@@ -89,11 +90,7 @@ def plan(
         if problem:
             unavailable[name] = problem
             continue
-        served = [dtype for dtype in dtypes or row.dtypes if dtype in row.dtypes]
-        if dtypes is None and row.arrays == "numpy":
-            served = [dtype for dtype in served if DTYPES[dtype].stored == dtype]  # on the CPU tf32 is float32
-        if dtypes is None and importlib.util.find_spec("ml_dtypes") is None:
-            served = [dtype for dtype in served if dtype != "bfloat16"]
+        served = [dtype for dtype in dtypes if row.serves(dtype)] if dtypes else _dtypes_of(row)
         of_row = [cell for cell in cells or CELLS if cell in row.cells()]
         if not of_row:
             unavailable[name] = f"serves the cells {', '.join(row.cells())}"
@@ -102,22 +99,36 @@ def plan(
     return Plan(tuple(kernels), unavailable)
 
 
+def _dtypes_of(row: BackendRow) -> list[str]:
+    """The names of what a backend has kernels of its own for, and this machine arrays."""
+    found = [*row.dtypes, *row.compressed]
+    if row.arrays == "numpy":
+        found.remove("tf32")  # on the CPU tf32 is float32
+    if importlib.util.find_spec("ml_dtypes") is None:
+        found = [dtype for dtype in found if not dtype.endswith("bfloat16")]
+    return found
+
+
 def warm_up(kernels: Kernels) -> None:
     """Calls layers forward and backward so that all their kernels are compiled. Raises what the calls raise."""
     backend, dtype, cell = kernels
     device = "cpu" if BACKENDS[backend].arrays == "numpy" else "cuda"
-    make = partial(LAYERS[cell], 3, 4, dtype=dtype, device=device, backend=backend, rng=0)
+    compressed = COMPRESSED_ROWS.get(dtype)
+    stored = "float32" if compressed else dtype
+    make = partial(LAYERS[cell], 3, 4, dtype=stored, device=device, backend=backend, rng=0)
     layers = [make(), make(num_layers=2, bidirectional=True)]
     if CELLS[cell].projects:
         layers.append(make(proj_size=2))
     for layer in layers:
+        called = rnnkit.compress(layer, compressed.weights) if compressed else layer
         for T, lengths in ((3, None), (3, [3, 1]), (1, None)):
             x = _zeros(layer, T)
-            y, state = layer(x, lengths=lengths)
-            layer.backward(y, state)
-            layer.backward(None, state)
             with rnnkit.no_grad():
-                layer(x, lengths=lengths)
+                called(x, lengths=lengths)
+            if not compressed:  # compressed weights have no backward
+                y, state = layer(x, lengths=lengths)
+                layer.backward(y, state)
+                layer.backward(None, state)
     if backend == "numba":
         shared_pool()  # compiles the loops of the thread pool; it starts no thread
 
@@ -178,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rnnkit.warmup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for option, names in (("backend", COMPILED), ("dtype", tuple(DTYPES)), ("cell", tuple(CELLS))):
+    for option, names in (("backend", COMPILED), ("dtype", (*DTYPES, *COMPRESSED_ROWS)), ("cell", tuple(CELLS))):
         parser.add_argument(f"--{option}", nargs="+", metavar="NAME", choices=names, help=f"names: {', '.join(names)}")
     parser.add_argument(
         "--processes", type=_count, default=1, metavar="N", help="that compile side by side; default: 1"

@@ -23,11 +23,48 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_plan_has_every_compiled_kernel_that_can_run() -> None:
     found = plan(["numba"]).kernels
-    assert set(found) == {Kernels("numba", dtype, cell) for dtype in DTYPES if dtype != "tf32" for cell in CELLS}
+    dtypes = [dtype for dtype in DTYPES if dtype != "tf32"] + ["float32_bfloat16", "float32_int8"]
+    assert set(found) == {Kernels("numba", dtype, cell) for dtype in dtypes for cell in CELLS}
+    assert plan(["numba"], ["float32_int8"], ["gru"]).kernels == (Kernels("numba", "float32_int8", "gru"),)
     assert plan(["numba"], ["tf32"], ["gru"]).kernels == (Kernels("numba", "tf32", "gru"),)
     assert plan(["numba"], ["float16"], ["gru"]).kernels == (Kernels("numba", "float16", "gru"),)
     assert {one.backend for one in plan().kernels} <= {"numba", "cupy", "numba_cuda"}
     assert set(plan().unavailable) | {one.backend for one in plan().kernels} == {"numba", "cupy", "numba_cuda"}
+
+
+@pytest.mark.slow
+def test_calls_of_compressed_layers_need_no_kernel_that_warmup_does_not_compile() -> None:
+    script = textwrap.dedent("""
+        import itertools
+        import numpy as np, rnnkit
+        from rnnkit.kernels.cpu.cache import KernelCache
+        from rnnkit.warmup import Kernels, warm_up
+        asked, load = set(), KernelCache.load_overload
+        def noted(self, sig, context):
+            asked.add((self._description, str(sig)))
+            return load(self, sig, context)
+        KernelCache.load_overload = noted
+        warm_up(Kernels("numba", "float32_int8", "lstm"))
+        warm = set(asked)
+        rnnkit.set_num_threads(2)
+        rng = np.random.default_rng(0)
+        for T, B, bidirectional, layers in itertools.product((1, 2, 6), (1, 3, 20), (False, True), (1, 2)):
+            P = 0 if layers == 1 else 30
+            layer = rnnkit.LSTM(70, 130, layers, bidirectional=bidirectional, proj_size=P, rng=0)
+            layer = rnnkit.compress(layer, "int8")
+            x = rng.standard_normal((T, B, 70)).astype("float32")
+            for lengths in (None, [T] * B, [0] * B, rng.integers(0, T + 1, B)):
+                y, state = layer(x, lengths=lengths)
+                layer(x, state, lengths=lengths)
+        cell = rnnkit.compress(rnnkit.LSTMCell(3, 4, rng=0), "int8")
+        cell(np.ones((5, 3), "float32"))
+        print(sorted(asked - warm), len(warm))
+    """)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    missing, count = done.stdout.strip().rsplit(" ", 1)
+    assert missing == "[]"
+    assert int(count) > 0
 
 
 @pytest.mark.slow
