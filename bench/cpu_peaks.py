@@ -29,7 +29,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from bench import machine
-from rnnkit.kernels.cpu.simd import emit_load, emit_store, llvm_function, vector_bytes, vectors
+from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.vec_type import llvm_function, vector_bytes
+from rnnkit.kernels.cpu.vector_memory import emit_load, emit_store
 
 # A multiply-add takes 4 or 5 cycles, and a core starts 2 per cycle. Without AVX-512 x86 has 16 vector registers.
 ACCUMULATORS = 12

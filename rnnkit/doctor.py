@@ -81,7 +81,7 @@ def _cpu() -> dict[str, Any]:
     if needs.numba_problem() is None:
         import llvmlite.binding as llvm
 
-        from rnnkit.kernels.cpu.simd import vector_bytes
+        from rnnkit.kernels.cpu.vec_type import vector_bytes
 
         features = llvm.get_host_cpu_features()
         cpu["target"] = llvm.get_host_cpu_name()

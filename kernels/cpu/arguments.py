@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.simd import INT64
+from rnnkit.kernels.cpu.vec_type import INT64
 
 
 class Shape(NamedTuple):

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import NativeValue, intrinsic, models, register_model, unbox
 
-from rnnkit.kernels.cpu.simd import INT64
+from rnnkit.kernels.cpu.vec_type import INT64
 
 
 class _ArrayAddressType(types.Type):

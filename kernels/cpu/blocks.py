@@ -12,7 +12,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.jit import inner
-from rnnkit.kernels.cpu.simd import INT32, llvm_function, vectors
+from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.vec_type import INT32, llvm_function
 
 _CONTRACT = ("contract",)
 

@@ -20,7 +20,7 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering, NopythonRewrites, NopythonTypeInference
 from numba.core.untyped_passes import InlineClosureLikes
 
-from rnnkit.kernels.cpu.simd import VecType
+from rnnkit.kernels.cpu.vec_type import VecType
 
 
 class _IRLibrary(JITCodeLibrary):

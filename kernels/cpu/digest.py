@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from rnnkit.kernels.cpu.conversions import INT16
 from rnnkit.kernels.cpu.jit import outer
 from rnnkit.kernels.cpu.memory import minimum
-from rnnkit.kernels.cpu.simd import INT32, INT64, splat
+from rnnkit.kernels.cpu.vec_type import INT32, INT64, splat
 
 LANES = 8  # 64-bit words per block
 SEGMENT = 64  # blocks

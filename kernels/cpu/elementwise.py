@@ -13,7 +13,8 @@ from typing import Any
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.simd import as_vector, llvm_function, vectors
+from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.vec_type import as_vector, llvm_function
 
 
 @cache

@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 from rnnkit.core.cells import Cell
 from rnnkit.kernels.cpu.conversions import has_dot_product
 from rnnkit.kernels.cpu.jit import inner
-from rnnkit.kernels.cpu.simd import vector_bytes, vectors
+from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.vec_type import vector_bytes
 
 PAIRS = "pairs"
 INT8 = "int8"

@@ -33,18 +33,9 @@ from rnnkit.kernels.cpu.conversions import INT16, emit_dot, high_as_float, low_a
 from rnnkit.kernels.cpu.formats import INT8, PAIRS, SCALE_BYTES
 from rnnkit.kernels.cpu.jit import inner, shared
 from rnnkit.kernels.cpu.memory import maximum, minimum
-from rnnkit.kernels.cpu.simd import (
-    INT32,
-    emit_load,
-    emit_load_up_to,
-    emit_store,
-    emit_store_up_to,
-    llvm_function,
-    pointer,
-    splat,
-    vector_bytes,
-    vectors,
-)
+from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.vec_type import INT32, llvm_function, splat, vector_bytes
+from rnnkit.kernels.cpu.vector_memory import emit_load, emit_load_up_to, emit_store, emit_store_up_to, pointer
 
 _TILES = {64: (6, 4), 32: (4, 3), 16: (6, 2)}  # vector bytes: (rows, columns)
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rnnkit.kernels.cpu.simd import INT64
+from rnnkit.kernels.cpu.vec_type import INT64
 
 
 def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:

@@ -11,7 +11,8 @@ from rnnkit.kernels.cpu.arguments import read_noise
 from rnnkit.kernels.cpu.formats import depths, formats
 from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products
-from rnnkit.kernels.cpu.noise import flags_of, load_double, masked_adder, zone_at
+from rnnkit.kernels.cpu.noise import flags_of, masked_adder, zone_at
+from rnnkit.kernels.cpu.noise_rows import load_double
 from rnnkit.kernels.cpu.packed_weights import weight_functions
 from rnnkit.kernels.cpu.pointwise import backward_row, extras_reader, forward_row
 from rnnkit.kernels.cpu.rows import caller_row, caller_step, clearer, copier

@@ -26,7 +26,9 @@ from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.matmul import tile_shape
 from rnnkit.kernels.cpu.memory import minimum, stack_bytes, store_word
 from rnnkit.kernels.cpu.pairs import pair_copies
-from rnnkit.kernels.cpu.simd import INT32, pointer, vectors
+from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.vec_type import INT32
+from rnnkit.kernels.cpu.vector_memory import pointer
 
 
 def padded(columns: int, dtype: str) -> int:

@@ -12,7 +12,9 @@ from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.memory import minimum
-from rnnkit.kernels.cpu.simd import INT32, first_words_16, vectors, words_16
+from rnnkit.kernels.cpu.simd import vectors
+from rnnkit.kernels.cpu.vec_type import INT32
+from rnnkit.kernels.cpu.vector_memory import first_words_16, words_16
 
 
 def _make_load_pairs(whole: bool) -> Any:

@@ -10,7 +10,8 @@ from rnnkit.kernels.cpu.jit import inner, outer
 from rnnkit.kernels.cpu.matmul import products
 from rnnkit.kernels.cpu.noise import flags_of, masked_adder
 from rnnkit.kernels.cpu.packed_weights import weight_functions
-from rnnkit.kernels.cpu.pointwise import extras_reader, reset_rows, reset_rows_back
+from rnnkit.kernels.cpu.pointwise import extras_reader
+from rnnkit.kernels.cpu.reset_before_rows import reset_rows, reset_rows_back
 from rnnkit.kernels.cpu.rows import caller_step
 from rnnkit.kernels.cpu.stages import BackwardStages, ForwardStages, Packed, operands_of
 

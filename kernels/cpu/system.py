@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from rnnkit.kernels.cpu.jit import inner
 from rnnkit.kernels.cpu.memory import load_word, store_word
-from rnnkit.kernels.cpu.simd import INT64
+from rnnkit.kernels.cpu.vec_type import INT64
 
 # The size of a `cpu_set_t` of glibc and musl: one bit per core. On a machine with more cores than bits, the system call
 # fails and threads stay where they are.

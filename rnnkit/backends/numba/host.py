@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import llvmlite.binding as llvm
 
-from rnnkit.kernels.cpu.simd import vector_bytes
+from rnnkit.kernels.cpu.vec_type import vector_bytes
 
 VARIABLE = "RNNKIT_CPU_RATES"
 

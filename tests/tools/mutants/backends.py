@@ -240,7 +240,7 @@ _NUMBA_KERNELS = (
     ),
     _cpu(
         "a single step omits the remainder of K after whole vectors",
-        "kernels/cpu/step.py",
+        "kernels/cpu/dot_products.py",
         "dot_products",
         'icmp_signed(">", left, number(0))',
         'icmp_signed(">", left, number(1))',
