@@ -193,7 +193,8 @@ class Backend(Protocol):
     A backend may also provide this, for `rnnkit.trajectory`:
 
     saved_steps(cell, dtype, saved) -> dict of arrays (T, B, ·) in dtype.storage, in time order and the caller's order
-    of rows, zero past each row's end: the gates by their names, and every state before each step, "h_prev" and so on
+    of rows, zero past each row's end: the gates by their names, and every state before each step, "h_prev" and so on.
+    A gate beyond its clip may be infinity with the sign of its pre-activation
     """
 
     def forward(self, call: LayerCall) -> Forward:

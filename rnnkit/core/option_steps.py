@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from rnnkit.core.cells import (
     sigmoid,
 )
 from rnnkit.core.cells import _hidden_side as hidden_side
+from rnnkit.core.devices import array_module
+from rnnkit.core.mixed_precision import narrow, wide
 
 
 class Curve(NamedTuple):
@@ -101,6 +103,30 @@ def numbers_of(cell: str, options: Options, constants: tuple[float, ...]) -> Num
         clip = named.get("clip") if role != "h" else None
         gates[role] = Gate(name, named.get(f"alpha_{role}", 0.0), named.get(f"beta_{role}", 0.0), clip)
     return Numbers(gates, named.get("cell_clip"))
+
+
+def gates_at_limits(cell: Cell, constants: tuple[float, ...], gates: Kept) -> Kept:
+    """Gates of any steps, by name, from what the kernels saved of them: infinity stands for the value at a limit.
+
+    Beyond the clip a kernel saves infinity with the sign of the pre-activation. The value is act(clip) or act(-clip).
+    """
+    if not cell.options.clip:
+        return gates
+    numbers = numbers_of(cell.name, cell.options, constants)
+    found = {}
+    for name, saved in gates.items():
+        gate = numbers.gates["g" if name in _CANDIDATES else "f"]
+        ends = np.array([gate.clip, -gate.clip], np.float64)  # type: ignore[operator]
+        most, least = gate.value(ends)
+        xp: Any = array_module(saved)
+        a = wide(saved)
+        of_end = xp.where(a > 0, a.dtype.type(most), a.dtype.type(least))
+        found[name] = narrow(xp.where(xp.isinf(a), of_end, a), saved.dtype)
+    return found
+
+
+# The gates whose activation is g; that of all others is f.
+_CANDIDATES = ("g", "n")
 
 
 def values_to_save(row: Cell, options: Options) -> tuple[str, ...]:

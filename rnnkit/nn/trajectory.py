@@ -8,6 +8,7 @@ import numpy as np
 
 from rnnkit.core import checks
 from rnnkit.core.devices import array_module, on_own_device
+from rnnkit.core.option_steps import gates_at_limits
 from rnnkit.functional import stack
 from rnnkit.nn.module import Array
 from rnnkit.nn.rnn_base import Recurrent, check_recurrent
@@ -37,8 +38,8 @@ def trajectory(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: an argument has a bad shape or value, the layer has a clip or compressed weights, or its backend
-            does not serve this.
+        ValueError: an argument has a bad shape or value, the layer has compressed weights, or its backend does not
+            serve this.
 
     Examples:
         >>> import numpy as np, rnnkit
@@ -65,8 +66,6 @@ def _trajectory(layer: Recurrent, x: Array, h0: Any, lengths: Any, of_layer: Any
     steps_of = getattr(choice.backend, "saved_steps", None)
     if steps_of is None:
         raise ValueError(f"trajectory does not serve the backend {choice.row.name!r}, which does not give saved steps")
-    if layer.cell.options.clip:
-        raise ValueError("trajectory does not serve a layer with a clip: beyond it, no value of a gate is saved")
     if choice.dtype.weights:
         raise ValueError("trajectory does not serve a layer with compressed weights, which saves nothing for backward")
     if layer.cell.gates_from is None and not set(layer.cell.gates) <= set(layer.cell.saved):
@@ -100,7 +99,7 @@ def _trajectory(layer: Recurrent, x: Array, h0: Any, lengths: Any, of_layer: Any
     found: list[dict[str, Array]] = []
     for direction, own in enumerate(saved.directions[of_layer % L]):
         values = steps_of(cell, choice.dtype, own)
-        steps = {name: values[name] for name in gates}
+        steps = gates_at_limits(cell, layer._constants, {name: values[name] for name in gates})
         for name, ends in zip(cell.states, state_n, strict=True):
             steps[name] = _after(values[f"{name}_prev"], ends[first + direction], checked, direction == 1)
         found.append(steps)

@@ -12,6 +12,7 @@ import rnnkit
 from rnnkit.core import noise_steps
 from rnnkit.core.dtypes import DTYPES
 from rnnkit.core.noise_steps import StepNoise
+from rnnkit.core.option_steps import gates_at_limits
 from rnnkit.testing import assert_close
 from tests.helpers import ONE_BACKEND, parts, randn, random_state, slow_except
 
@@ -111,8 +112,6 @@ def test_layouts_and_bad_arguments() -> None:
         rnnkit.trajectory(layer, x, of_layer=1)
     with pytest.raises(TypeError, match="layer must be an RNN, GRU, LSTM or SLSTM, got Linear"):
         rnnkit.trajectory(rnnkit.Linear(2, 3), x)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="does not serve a layer with a clip"):
-        rnnkit.trajectory(rnnkit.GRU(I, H, clip=1.0), x)
 
 
 OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -121,6 +120,14 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gru": (rnnkit.GRU, {"activations": ("HardSigmoid", ("Elu", 0.5))}),
     "reset before": (rnnkit.GRU, {"reset_after": False}),
     "rnn": (rnnkit.RNN, {"activations": ("Softsign",)}),
+    "lstm clip": (rnnkit.LSTM, {"clip": 0.1, "cell_clip": 0.05, "peephole": True, "proj_size": 3}),
+    "lstm coupled clip": (
+        rnnkit.LSTM,
+        {"clip": 0.1, "coupled": True, "activations": ("HardSigmoid", "Softsign", "Tanh")},
+    ),
+    "gru clip": (rnnkit.GRU, {"clip": 0.1, "activations": ("Sigmoid", ("LeakyRelu", 0.3))}),
+    "reset before clip zoneout": (rnnkit.GRU, {"clip": 0.1, "reset_after": False, "zoneout": 0.5}),
+    "rnn clip": (rnnkit.RNN, {"clip": 0.1}),
     **{f"lstm {kind}": (rnnkit.LSTM, {"layer_norm": kind}) for kind in ("haste", "torch")},
     **{f"gru {kind}": (rnnkit.GRU, {"layer_norm": kind}) for kind in ("haste", "dreamer")},
     "lstm zoneout": (rnnkit.LSTM, {"zoneout": (0.3, 0.2), "recurrent_dropout": 0.4, "input_dropout": 0.3}),
@@ -151,6 +158,7 @@ def test_options_normalisation_and_zoneout(backend: str, name: str) -> None:
     rates = layer.regularisation
     weights = layer._caches()[0][0].weights
     step = layer.cell.steps(layer._constants).forward
+    beyond = 0
     for t in range(T):
         x_side = x[t] @ weights.w_ih.T + (0 if layer.cell.normalises else weights.b_ih)
         if rates is None:
@@ -163,8 +171,29 @@ def test_options_normalisation_and_zoneout(backend: str, name: str) -> None:
             assert_close(state, got[state][t], want, "float64")
         for gate in set(layer.cell.gates) - {"h"}:
             assert_close(gate, got[gate][t], kept[gate], "float64")
+            beyond += int((np.abs(kept.get(f"a_{gate}", 0)) > options.get("clip", np.inf)).sum())
         before = tuple(got[state][t] for state in layer.cell.states)
+    assert beyond > 5 or "clip" not in options or kind is rnnkit.RNN
     np.testing.assert_array_equal(got["h"], layer.eval()(x, given if len(given) > 1 else given[0])[0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_gates_at_both_limits_in_every_dtype(dtype: str) -> None:
+    """The clip is passed in either direction, and the values there differ; padding stays zero."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    cell = rnnkit.GRU(I, H, clip=0.5, activations=("Sigmoid", ("ScaledTanh", 3.0, 0.5)), rng=0)
+    saved = np.array([[np.inf, -np.inf, 0.25, 0.0]], np.float32).astype(rnnkit.core.dtypes.DTYPES[dtype].storage)
+    found = gates_at_limits(cell.cell, cell._constants, {"r": saved, "n": saved})
+    ends = {"r": 1 / (1 + np.exp(-0.5)), "n": 3 * np.tanh(0.25)}
+    least = {"r": 1 / (1 + np.exp(0.5)), "n": -3 * np.tanh(0.25)}
+    for name, value in found.items():
+        assert value.dtype == saved.dtype
+        want = np.array([[ends[name], least[name], 0.25, 0.0]])
+        assert_close(name, value, want, dtype)
+    plain = rnnkit.GRU(I, H, rng=0)
+    infinite = gates_at_limits(plain.cell, plain._constants, {"r": saved})["r"]
+    assert infinite is saved
 
 
 def test_compressed_weights_are_refused() -> None:
