@@ -9,7 +9,7 @@ from rnnkit.backends import Choice, Sizes
 from rnnkit.core import checks
 from rnnkit.core.cells import Cell
 from rnnkit.core.thread_pool import get_num_threads, thread_count_reason
-from rnnkit.functional.chunked import ChunkArguments
+from rnnkit.functional.chunked import ChunkArguments, Chunked
 from rnnkit.functional.segments import Group, Segments
 from rnnkit.functional.stack import for_stack, layers_at_once
 from rnnkit.functional.step_flags import StepFlags, given_flags
@@ -124,13 +124,13 @@ def explain(
             if value is not None:
                 raise TypeError(f"{name} must be None for a Cell, which takes one step")
     flags = given_flags(resets, None, mask, False)
-    x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags)
+    x, sizes, layers, directions, segments = _checked_call(layer, x, lengths, flags, truncate is not None)
     choice = layer._choice()
     cell = layer._cell_now()
     keep = grad_enabled() and not choice.dtype.weights
     choices = None
     if segments is None:
-        choice = chunks.applied(choice, cell, sizes, layers, directions, keep, flags is not None)
+        choice = chunks.applied(choice, cell, sizes, layers, directions, keep)
     else:
         choices = chunks.of_groups(choice, cell, sizes, layers, directions, keep, segments)
     masks = drawing = 0
@@ -184,12 +184,13 @@ def _of_segments(
 ) -> Explanation:
     """The Explanation of a call with resets or a mask: of its calls together, with what is gathered for them.
 
-    choices: of each group, chunked where `max_saved_bytes` cuts the call.
+    choices: of each group, chunked where `max_saved_bytes` or `truncate` cuts the call.
     """
     sizes = call.sizes
     item = call.choice.dtype.storage.itemsize
     width = call.directions * sizes.R * item
-    chunked = choices[0] is not call.choice
+    first: Any = choices[0].backend
+    chunked = isinstance(first, Chunked) and first.chunks.recomputes
 
     def of_group(group: Group, choice: Choice) -> Explanation:
         T, B = group.steps, group.last - group.first
@@ -333,15 +334,15 @@ def _is_noisy(layer: Any) -> bool:
 
 
 def _checked_call(
-    layer: Any, x: Array, lengths: Any, flags: StepFlags | None
+    layer: Any, x: Array, lengths: Any, flags: StepFlags | None, spans: bool
 ) -> tuple[Array, Sizes, int, int, Segments | None]:
-    """Checks the arguments of a call. Returns x, the sizes of its first layer, L, D and the segments."""
+    """Checks the arguments of a call. Returns x, the sizes of its first layer, L, D and the segments, with `spans`."""
     if isinstance(layer, Recurrent):
         x, unbatched = layer._time_major("x", x, layer.input_size)
         T, B = x.shape[:2]
         checked = checks.lengths(lengths, T, B, unbatched)
         D = layer.num_directions
-        segments = None if flags is None else flags.segments(T, B, unbatched, layer.batch_first, D, checked)
+        segments = None if flags is None else flags.segments(T, B, unbatched, layer.batch_first, D, checked, spans)
         return x, layer._sizes(T, B, checked), layer.num_layers, D, segments
     if isinstance(layer, StepCell):
         x = layer._checked_x(x)

@@ -21,8 +21,9 @@ from rnnkit.core import checks
 from rnnkit.core.cells import Cell, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.dtypes import DType
-from rnnkit.core.mixed_precision import narrow, wide
+from rnnkit.core.mixed_precision import narrow
 from rnnkit.functional.segments import Group, Segments
+from rnnkit.functional.truncated import Truncated, added, cut, pieces_of
 
 
 class Chunks(NamedTuple):
@@ -44,15 +45,13 @@ class ChunkArguments(NamedTuple):
     truncate: Any
     max_saved_bytes: Any
 
-    def applied(
-        self, choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, keep: bool, flagged: bool
-    ) -> Choice:
+    def applied(self, choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, keep: bool) -> Choice:
         """Checks them, and returns the choice for a call with them: the same one where the call is the plain one.
 
-        sizes: of the first layer. keep: whether the call saves for backward. flagged: whether it has resets or a mask.
-        Raises ValueError or TypeError that name the argument.
+        sizes: of the first layer. keep: whether the call saves for backward. Raises ValueError or TypeError that name
+        the argument.
         """
-        truncate, most = self._checked(flagged)
+        truncate, most = self._checked()
         if truncate is not None:
             return Chunks(truncate, cuts=True, recomputes=False).applied(choice) if keep else choice
         if most is None:
@@ -63,24 +62,31 @@ class ChunkArguments(NamedTuple):
     def of_groups(
         self, choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, keep: bool, segments: Segments
     ) -> list[Choice]:
-        """As `applied`, for each group of segments of a call with resets or a mask."""
-        _, most = self._checked(True)
+        """As `applied`, for each group of segments of a call with resets or a mask; with their spans, to truncate."""
+        truncate, most = self._checked()
         count = len(segments.groups)
+        if truncate is not None:
+            return [_truncated(choice, group, sizes.B, truncate) if keep else choice for group in segments.groups]
         if most is None:
             return [choice] * count
         chunks = group_chunks_within(choice, cell, sizes, layers, directions, segments, most)
         return [choice] * count if chunks is None or not keep else [one.applied(choice) for one in chunks]
 
-    def _checked(self, flagged: bool) -> tuple[int | None, int | None]:
+    def _checked(self) -> tuple[int | None, int | None]:
         truncate, most = self
-        if truncate is not None and flagged:
-            raise ValueError(f"truncate must be None with resets or a mask, got {truncate!r}")
         if truncate is not None and most is not None:
             raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
         return (
             None if truncate is None else checks.positive_int("truncate", truncate),
             None if most is None else checks.positive_int("max_saved_bytes", most),
         )
+
+
+def _truncated(choice: Choice, group: Group, B: int, k: int) -> Choice:
+    """The choice for a group of segments, whose boundaries are those of the caller's time. B: rows of the caller."""
+    if group.source is None:
+        return Chunks(k, cuts=True, recomputes=False).applied(choice)
+    return choice._replace(backend=Truncated(choice.backend, pieces_of(group, B, k)))
 
 
 class _Saved(NamedTuple):
@@ -135,7 +141,7 @@ class Chunked:
                 cache=None if own_sums else call.cache,
             )
             dx[t0:t1], dstate, dweights = self.backend.backward(of_chunk)
-            sums = each_weight(wide, dweights) if sums is None else each_weight(lambda s, d: s + d, sums, dweights)
+            sums = added(sums, dweights)
             if self.chunks.cuts and k:
                 dstate = _cut(dstate, whole.lengths, t1 if whole.reverse else t0)
         assert sums is not None  # there is at least one chunk
@@ -168,11 +174,7 @@ def _part(call: LayerCall, t0: int, t1: int, state: State) -> LayerCall:
 
 def _cut(dstate: State, lengths: np.ndarray | None, t: int) -> State:
     """Zero for the rows that continue across the boundary at step t: all, or those that are longer than t."""
-    xp: Any = array_module(dstate[0])
-    if lengths is None:
-        return tuple([xp.zeros_like(d) for d in dstate])
-    ended = xp.asarray((lengths <= t)[:, None])
-    return tuple([xp.where(ended, d, d.dtype.type(0)) for d in dstate])
+    return cut(dstate, None if lengths is None else lengths > t)
 
 
 def _state_bytes(cell: Cell, dtype: DType, sizes: Sizes) -> int:

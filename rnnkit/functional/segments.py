@@ -33,6 +33,8 @@ class Group(NamedTuple):
     lengths  (last - first,) int64, or None if all have T steps
     source   (steps * (last - first),) for each step of the call its step among the T*B of the caller; any step where it
              is padding. None if the call's steps are the caller's
+    spans    (2, last - first) the caller's time of the first and of the last step of each segment, masked steps
+             included; None if they were not asked for, or `source` is None
     """
 
     first: int
@@ -40,6 +42,7 @@ class Group(NamedTuple):
     steps: int
     lengths: np.ndarray | None
     source: Array | None
+    spans: np.ndarray | None = None
 
 
 class Ends(NamedTuple):
@@ -107,10 +110,12 @@ def segments(
     resets: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     repeat: bool = True,
+    spans: bool = False,
 ) -> Segments | None:
     """The segments of a call, or None if nothing is reset or masked: such a call is one without both.
 
     lengths (B,) int64, resets and mask (T, B) bool, all on the host. repeat: whether outputs of masked steps repeat.
+    spans: whether to find `Group.spans`.
     """
     inside = np.ones((B, T), bool) if lengths is None else np.arange(T) < lengths[:, None]
     reset = np.zeros((B, T), bool) if resets is None else resets.T & inside
@@ -125,6 +130,9 @@ def segments(
     found = np.full(len(of_row.lengths), -1)
     found[order] = np.arange(len(order))
     groups, place = _groups(of_row.lengths[order], found, of_row, live)
+    if spans:
+        of_each = _spans(of_row, inside)[:, order]
+        groups = [group._replace(spans=of_each[:, group.first : group.last]) for group in groups]
     ends = [_ends(of_row, found, T, direction == 1) for direction in range(directions)]
     return Segments(
         total=len(order),
@@ -190,6 +198,15 @@ def _first_times(of_row: _OfRows, live: np.ndarray) -> np.ndarray:
     first = (np.cumsum(of_row.lengths) - of_row.lengths)[has_steps]
     times[has_steps] = np.flatnonzero(live)[first] % live.shape[1]
     return times
+
+
+def _spans(of_row: _OfRows, inside: np.ndarray) -> np.ndarray:
+    """`Group.spans` of all segments, in the order of `_OfRows`. Both are 0 in a row without steps."""
+    T = inside.shape[1]
+    begins = np.searchsorted(of_row.of_step, np.arange(len(of_row.rows)))
+    ends = np.append(begins[1:], inside.size) - 1
+    row_ends = of_row.rows * T + np.maximum(inside.sum(1), 1)[of_row.rows] - 1
+    return np.stack([begins, np.minimum(ends, row_ends)]) - of_row.rows * T
 
 
 def _order(of_row: _OfRows) -> np.ndarray:

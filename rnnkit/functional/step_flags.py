@@ -26,9 +26,16 @@ class StepFlags(NamedTuple):
     zero_output_for_mask: Any
 
     def segments(
-        self, T: int, B: int, unbatched: bool, batch_first: bool, directions: int, lengths: np.ndarray | None
+        self,
+        T: int,
+        B: int,
+        unbatched: bool,
+        batch_first: bool,
+        directions: int,
+        lengths: np.ndarray | None,
+        spans: bool = False,
     ) -> Segments | None:
-        """Checks them, and returns what they decide; None if nothing is reset or masked.
+        """Checks them, and returns what they decide; None if nothing is reset or masked. spans: as for `segments`.
 
         Raises ValueError or TypeError that name the argument.
         """
@@ -39,4 +46,4 @@ class StepFlags(NamedTuple):
             raise ValueError("reset_state must be None without resets")
         resets = checks.step_flags("resets", self.resets, T, B, unbatched, batch_first)
         mask = checks.step_flags("mask", self.mask, T, B, unbatched, batch_first)
-        return segments(T, B, directions, lengths=lengths, resets=resets, mask=mask, repeat=not zero)
+        return segments(T, B, directions, lengths=lengths, resets=resets, mask=mask, repeat=not zero, spans=spans)

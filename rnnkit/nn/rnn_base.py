@@ -206,8 +206,8 @@ class Recurrent(CallersLayout):
             zero_output_for_mask: whether y is zero where the mask is False, instead of repeated. Keras has the same
                 argument. Only with `mask`.
             truncate: number of steps, k: `backward` carries no gradient of a state across a step that is a multiple of
-                k (truncated backpropagation through time). The results of the call do not change. None for the whole
-                gradient. Not with `resets` or `mask`.
+                k (truncated backpropagation through time). The results of the call do not change. k counts steps of x,
+                also those that a mask leaves out. None for the whole gradient.
             max_saved_bytes: the most bytes that the call may save for `backward`: with less than it needs, it saves the
                 states between chunks of steps, and `backward` runs the forward of each chunk again.
                 Not counted are x, y, gradients and dropout masks. In 16 bits the cell state is rounded between chunks.
@@ -245,7 +245,9 @@ class Recurrent(CallersLayout):
         found = None
         flags = given_flags(resets, reset_state, mask, zero_output_for_mask)
         if flags is not None:
-            found = flags.segments(T, B, unbatched, self.batch_first, self.num_directions, checked)
+            found = flags.segments(
+                T, B, unbatched, self.batch_first, self.num_directions, checked, truncate is not None
+            )
         state0 = self._states(h0, "{}0", B, unbatched)
         restart = None
         if reset_state is not None:
@@ -260,7 +262,7 @@ class Recurrent(CallersLayout):
             chunks = ChunkArguments(truncate, max_saved_bytes)
             how = (choice, self._cell_now(), sizes, self.num_layers, self.num_directions, keep)
             if found is None:
-                choice = chunks.applied(*how, flags is not None)
+                choice = chunks.applied(*how)
             else:
                 choices = chunks.of_groups(*how, found)
         x = x if x.flags.c_contiguous else _contiguous(x)

@@ -269,7 +269,8 @@ def test_a_million_steps() -> None:
         ({"max_saved_bytes": -1}, "max_saved_bytes must be"),
         ({"max_saved_bytes": "all"}, "max_saved_bytes must be"),
         ({"truncate": 2, "max_saved_bytes": 10**6}, "max_saved_bytes must be None with truncate, got 1000000"),
-        ({"truncate": 2, "mask": np.ones((5, 3), bool)}, "truncate must be None with resets or a mask, got 2"),
+        ({"truncate": 0, "resets": np.ones((5, 3), bool)}, "truncate must be"),
+        ({"truncate": 2, "max_saved_bytes": 10**6, "mask": np.zeros((5, 3), bool)}, "max_saved_bytes must be None"),
         ({"max_saved_bytes": 9, "resets": np.ones((5, 3), bool)}, "max_saved_bytes must be at least"),
     ],
 )

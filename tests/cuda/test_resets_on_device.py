@@ -27,12 +27,12 @@ def on_card(value: Any) -> Any:
     return to_device(value, "cuda:0") if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
-def assert_oracle(there: Any, here: Any, given: Inputs, rng: np.random.Generator) -> None:
+def assert_oracle(there: Any, here: Any, given: Inputs, rng: np.random.Generator, **more: Any) -> None:
     T, B, _ = given.x.shape
     dy = rng.standard_normal((T, B, here.output_size)).astype(here.dtype)
     dends = random_state(here, B, rng)
-    want = trained(here, given, dy, dends)
-    got = trained(there, Inputs(*map(on_card, given)), on_card(dy), on_card(dends))
+    want = trained(here, given, dy, dends, **more)
+    got = trained(there, Inputs(*map(on_card, given)), on_card(dy), on_card(dends), **more)
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert_close(name, got[name], value, "float32", kind_of(name))
@@ -56,6 +56,28 @@ def test_numba_cuda_gives_what_the_oracle_gives(name: str, rng: np.random.Genera
         there = LAYERS[name](4, 6, 2, device="cuda:0", backend="numba_cuda", rng=1)
         here = LAYERS[name](4, 6, 2, backend="numpy", rng=1)
         assert_oracle(there, here, inputs(here, rng, T=5, B=3, kinds="resets given mask lengths"), rng)
+
+
+@pytest.mark.parametrize("backend", ["cupy", pytest.param("numba_cuda", marks=pytest.mark.slow)])
+def test_gradients_that_are_cut_every_k_steps(backend: str, rng: np.random.Generator) -> None:
+    missing = emulator.available() if backend == "cupy" else greenlets.available()
+    if missing:
+        pytest.skip(str(missing))
+    with cuda() if backend == "cupy" else fakecupy.installed():
+        if backend == "numba_cuda":
+            with greenlets.installed(0, False):
+                _check_truncated(backend, rng)
+        else:
+            _check_truncated(backend, rng)
+
+
+def _check_truncated(backend: str, rng: np.random.Generator) -> None:
+    there, here = (
+        rnnkit.LSTM(4, 6, bidirectional=True, rng=1, **where)
+        for where in ({"device": "cuda:0", "backend": backend}, {"backend": "numpy"})
+    )
+    given = inputs(here, rng, T=7, B=3, kinds="resets given mask lengths")
+    assert_oracle(there, here, given, rng, truncate=3)
 
 
 @pytest.mark.parametrize("where", ["host", "device", "list"])
