@@ -169,9 +169,10 @@ class Backward(NamedTuple):
 
     dy (T, B, R), whose rows are y_row bytes apart, or 0 for zeros; dh_n (B, R), dc_n (B, H). Out: dh0, dc0; dgates_x
     and dgates_h (N, G*H), one array unless the sides differ; dprojected (N, R), or of a cell that normalises (N,
-    n_norm_gradients * H) computed numbers; dx (T, B, I), by way of dx_packed (N,
-    I), which is dx where N is T*B; dweights, whose matrices are added to where `adds` is not 0, and whose biases are 0
-    where they are not wanted. extras: the address of an `Extras`, or 0. noise: as in `Forward`.
+    n_norm_gradients * H) computed numbers; dx (T, B, I), by way of dx_packed (N, I), which is dx where N is T*B, or 0
+    where it is not wanted; dweights, whose matrices are added to where `adds` is not 0, and whose biases are 0 where
+    they are not wanted, as w_ih is where none of them is. extras: the address of an `Extras`, or 0. noise: as in
+    `Forward`.
     """
 
     shape: int

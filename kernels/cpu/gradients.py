@@ -65,6 +65,8 @@ def make_gradients(dtype: str, masks: int = 1) -> Any:
 
     h_prev: (masks, N, R) what W_hh multiplied: for all gates, or for each gate if there are several masks.
 
+    Where `Backward.dx` is 0 there is no dx, and where dweights.w_ih is 0 nothing but dx.
+
     last: 0, or (N, H): what the recurrent weights of the last gate multiplied instead of h_prev. The column sums of
     dgates_h are db_hh where the two sides differ; else db_hh equals db_ih, which the caller copies.
     """
@@ -130,16 +132,20 @@ def make_gradients(dtype: str, masks: int = 1) -> Any:
         room = a.workspace + s.own + index * s.own_size
         row = GH * OPERAND
         w_x = a.workspace + s.w_x
-        panels = (I + width - 1) // width
-        panel0 = panels * index // threads
-        panel1 = panels * (index + 1) // threads
-        pack(a.weights.w_ih, I * STORED, GH, True, 0, I, I, I, panel0, panel1, w_x)
+        if a.dx:
+            panels = (I + width - 1) // width
+            panel0 = panels * index // threads
+            panel1 = panels * (index + 1) // threads
+            pack(a.weights.w_ih, I * STORED, GH, True, 0, I, I, I, panel0, panel1, w_x)
         sync_all(p, 2)
-        n0 = N * index // threads
-        n1 = N * (index + 1) // threads
-        share_of_dx(a, s, w_x, GH, n0, n1, room)
-        if N < s.T * s.B:
-            unpack_dx(a, s, p, index)
+        if a.dx:
+            n0 = N * index // threads
+            n1 = N * (index + 1) // threads
+            share_of_dx(a, s, w_x, GH, n0, n1, room)
+            if N < s.T * s.B:
+                unpack_dx(a, s, p, index)
+        if not d.w_ih:
+            return
         share_over_time(a.dgates_x, row, a.x_packed, N, I, d.w_ih, d.b_ih, GH, index, threads, room, a.adds)
         sums = d.b_hh if a.dgates_h != a.dgates_x else 0
         first = GH - s.H if last else GH

@@ -107,13 +107,14 @@ def launch_forward(
     run_job(state, threads, job, block)
 
 
-@native(("launch_backward",), (*2 * [INTEGER], *7 * [ArrayAddress], *11 * [INTEGER], *17 * [ArrayAddress]))
+@native(("launch_backward",), (*2 * [INTEGER], *7 * [ArrayAddress], *13 * [INTEGER], *17 * [ArrayAddress]))
 def launch_backward(
     state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, noise, h_prev, c_prev,
-    operand, y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected,
-    dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+    operand, y_row, has_dy, biased, adds, wants_dx, wants_dweights, x_packed, values, dy, dh_n, dc_n, dh0, dc0,
+    dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
 ):  # fmt: skip
-    """See `Backward`. dy and the biases' gradients are used where `has_dy` and `biased`; adds: True or False."""
+    """See `Backward`. dy, the biases' gradients, dx and the weights' gradients are used where `has_dy`, `biased`,
+    `wants_dx` and `wants_dweights`; adds: True or False."""
     shape = address_of(words)
     s = read_shape(shape)
     block = stack_bytes(LINE * (_BACKWARD_LINES + s.groups + 1))
@@ -122,8 +123,10 @@ def launch_backward(
     db_ih_at = address_of(db_ih) if biased else 0
     db_hh_at = address_of(db_hh) if biased else 0
     dy_at = address_of(dy) if has_dy else 0
+    dx_at = address_of(dx) if wants_dx else 0
+    dw_ih_at = address_of(dw_ih) if wants_dweights else 0
     dweights = WeightAddresses(
-        w_ih=address_of(dw_ih),
+        w_ih=dw_ih_at,
         w_hh=address_of(dw_hh),
         w_hr=address_of(dw_hr),
         b_ih=db_ih_at,
@@ -145,7 +148,7 @@ def launch_backward(
         dgates_h=address_of(dgates_h),
         dprojected=address_of(dprojected),
         dx_packed=address_of(dx_packed),
-        dx=address_of(dx),
+        dx=dx_at,
         dweights=dweights,
         adds=adds,
         workspace=workspace,

@@ -25,7 +25,10 @@ def unit_gradient_room(cell: Any, H: int, threads: int, lanes: int) -> int:
 
 
 def make_unit_gradients(cell: Any, dtype: str) -> Any:
-    """unit_gradients(a, s, p, index): a a `Backward`, s its `Shape`, p the thread's `Part`. All have synchronised."""
+    """unit_gradients(a, s, p, index): a a `Backward`, s its `Shape`, p the thread's `Part`. All have synchronised.
+
+    Nothing where no gradients of weights are wanted.
+    """
     if not cell.unit_weights:
 
         @inner
@@ -103,6 +106,8 @@ def make_unit_gradients(cell: Any, dtype: str) -> Any:
 
     @inner
     def unit_gradients(a, s, p, index):
+        if not a.dweights.w_ih:
+            return
         extras = read_extras(a.extras)
         k = prepared(load_numbers(extras.constants, CONSTANTS))
         H = s.H

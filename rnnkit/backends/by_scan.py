@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkit.backends.interface import BackwardCall, Forward, Gradients, LayerCall
+from rnnkit.backends.interface import NO_DWEIGHTS, BackwardCall, Forward, Gradients, LayerCall
 from rnnkit.core.cells import Array, Cell, State, Weights
 from rnnkit.core.devices import array_module
 from rnnkit.core.long_sums import column_sums, product_over_rows
@@ -84,8 +84,10 @@ def backward(scan_backward: Callable[[BackwardCall], ScanGradients], call: Backw
     x, live = call.saved.x, call.saved.live
     grads = scan_backward(call._replace(saved=call.saved.scan))
     dgates_x = _steps(grads.dgates_x, live)
-    dx = _scatter(dgates_x @ call.weights.w_ih, live, x.shape)
-    dweights = _weight_gradients(call.cell, grads, dgates_x, _steps(x, live), call.weights, live)
+    dx = _scatter(dgates_x @ call.weights.w_ih, live, x.shape) if call.wants_dx else None
+    dweights = NO_DWEIGHTS
+    if call.wants_dweights:
+        dweights = _weight_gradients(call.cell, grads, dgates_x, _steps(x, live), call.weights, live)
     return Gradients(dx, grads.dstate0, dweights)
 
 

@@ -93,6 +93,9 @@ class BackwardCall(NamedTuple):
     cache        as in the forward. The caller will add the weights' gradients to cache.grads, if it is not None. A
                  backend may add them itself, and then returns None for those that it added
     constants    as in the forward
+    wants_dx, wants_dweights
+                 whether anybody reads the gradient of x, and those of the weights. What is not wanted is not computed:
+                 it is None in the results, and nothing is added to cache.grads
     """
 
     cell: Cell
@@ -103,6 +106,8 @@ class BackwardCall(NamedTuple):
     weights: Weights
     cache: LayerCache | None = None
     constants: tuple[float, ...] = ()
+    wants_dx: bool = True
+    wants_dweights: bool = True
 
 
 # What a backend's forward gives: y (T, B, R), the final states, and what its own backward needs or None. Not a named
@@ -111,11 +116,17 @@ Forward = tuple[Array, State, Any]
 
 
 class Gradients(NamedTuple):
-    """What a backend's backward gives: dx (T, B, I), and the gradients of the initial states and of the weights."""
+    """What a backend's backward gives: dx (T, B, I), and the gradients of the initial states and of the weights.
 
-    dx: Array
+    dx is None, or all of dweights are, where the call does not want them.
+    """
+
+    dx: Array | None
     dstate0: State
     dweights: Weights
+
+
+NO_DWEIGHTS = Weights(*(None,) * len(Weights._fields))
 
 
 class Description(NamedTuple):
@@ -171,7 +182,7 @@ class Backend(Protocol):
     backward_layers(calls, masks) -> list of Gradients
         the calls of consecutive layers, the last layer first. dy of each but the first is the dx of the call before it,
         multiplied by the mask of that call where it is not None; dx in the results is what the next call has read. The
-        last mask is None
+        last mask is None. Every call but the last wants dx
     describe_backward_layers(cell, dtype, sizes, layers) -> (str, int)
         how it runs the backward of a stack of `layers` layers on the current device, "" for one after the other, and
         the bytes beyond those of one layer

@@ -96,12 +96,13 @@ def masked_weights(noise: Noise | None, cache: LayerCache) -> LayerCache:
 
 
 def unmasked(noise: Noise | None, gradients: Gradients) -> Gradients:
-    """The gradients of x and of the weights before they were masked, from those after."""
+    """The gradients of x and of the weights before they were masked, from those after. None for those not wanted."""
     dx, dstate0, dweights = gradients
     if noise is None or noise.seed is None:
         return Gradients(dx, dstate0, dweights)
-    dx = masked(dx, input_mask(noise, dx))
-    if noise.rates.weight_dropout:
+    if dx is not None:
+        dx = masked(dx, input_mask(noise, dx))
+    if noise.rates.weight_dropout and dweights.w_hh is not None:
         dweights = dweights._replace(w_hh=masked(dweights.w_hh, weight_mask(noise, dweights.w_hh)))
     return Gradients(dx, dstate0, dweights)
 

@@ -72,10 +72,10 @@ class CharLayer(rnnkit.Module):
         """One step: x (B, inputs) -> y (B, outputs). The state advances by one step."""
         return self(x[None])[0]
 
-    def backward(self, dy: Any) -> Any:
-        """dy (T, B, outputs) -> dx. The gradient of the chunk's initial state is dropped."""
-        dx, _ = self.rnn.backward(self.w_hy.backward(dy))
-        return dx
+    def backward(self, dy: Any, dx: bool = True) -> Any:
+        """dy (T, B, outputs) -> dx, or None with dx=False. The gradient of the chunk's initial state is dropped."""
+        found, _ = self.rnn.backward(self.w_hy.backward(dy), dx=dx)
+        return found
 
 
 class CharRNN(rnnkit.Module):
@@ -105,7 +105,7 @@ class CharRNN(rnnkit.Module):
 
     def backward(self, dy: Any) -> Any:
         for layer in reversed(self.layers):
-            dy = layer.backward(dy)
+            dy = layer.backward(dy, dx=layer is not self.layers[0])  # nobody needs the gradient of characters
         return dy
 
     def get_states(self) -> list[Any]:

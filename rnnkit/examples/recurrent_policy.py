@@ -103,7 +103,7 @@ class Policy:
         dout = np.concatenate([(p - taken) * ahead[..., None], -ahead[..., None]], -1) / N
         for part in self.parts:
             part.zero_grad()
-        self.gru.backward(self.head.backward(self.run.array(dout, np.float32)))
+        self.gru.backward(self.head.backward(self.run.array(dout, np.float32)), dx=False)
         for part, optimizer in zip(self.parts, self.optimizers, strict=True):
             rnnkit.clip_grad_norm(part, 0.5)
             optimizer.step()

@@ -123,7 +123,7 @@ class Chunked:
         saved: _Saved = call.saved
         whole = saved.call
         xp: Any = array_module(whole.state0[0])
-        dx = xp.empty(whole.x.shape, whole.x.dtype)
+        dx = xp.empty(whole.x.shape, whole.x.dtype) if call.wants_dx else None
         dstate = call.dstate_n
         sums: Weights | None = None
         # A 16-bit gradient is added up in float32 here, and not in place, which would round it after every chunk.
@@ -140,7 +140,9 @@ class Chunked:
                 dstate_n=dstate,
                 cache=None if own_sums else call.cache,
             )
-            dx[t0:t1], dstate, dweights = self.backend.backward(of_chunk)
+            dx_of_chunk, dstate, dweights = self.backend.backward(of_chunk)
+            if dx is not None:
+                dx[t0:t1] = dx_of_chunk
             sums = added(sums, dweights)
             if self.chunks.cuts and k:
                 dstate = _cut(dstate, whole.lengths, t1 if whole.reverse else t0)

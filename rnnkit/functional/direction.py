@@ -80,16 +80,21 @@ def forward(
     return y, state_n, Saved(row, choice, x.shape, shapes, x.dtype, device, own, constants)
 
 
-def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights) -> tuple[Array, State, Weights]:
+def backward(
+    saved: Saved, dy: Array | None, dstate_n: State | None, weights: Weights, *, dx: bool = True, dweights: bool = True
+) -> tuple[Array | None, State, Weights]:
     """Gradients of one `forward`, on the backend that ran it.
 
     dy (T, B, R) or None; dstate_n one array a state, each as state0's, or None for zeros. weights as given to forward:
     written to in between, as by an optimizer's step, they would mix old activations with new weights.
-    Returns dx (T, B, I), the gradients of state0, and those of weights (None where the weight is None).
+    dx, dweights: whether to compute the gradient of x, and those of the weights.
+    Returns dx (T, B, I), the gradients of state0, and those of weights (None where the weight is None). None too for
+    what is not computed.
     """
     if saved is None:
         raise ValueError("saved is None: the forward ran with keep=False")
     T, B, _ = saved.x_shape
+    wanted = checks.flag("dx", dx), checks.flag("dweights", dweights)
     weights = _as_weights(weights)
     dtype, device = saved.dtype, saved.device
     checked: list[Array | None] = []
@@ -116,7 +121,7 @@ def backward(saved: Saved, dy: Array | None, dstate_n: State | None, weights: We
             for name, d, width in zip(saved.cell.states, given, saved.cell.state_widths(R, H), strict=True)
         )
         choice = saved.choice
-        given = (saved.own, dy, ends, weights, None, saved.constants)
+        given = (saved.own, dy, ends, weights, None, saved.constants, *wanted)
         return choice.backend.backward(BackwardCall(saved.cell, choice.dtype, *given))
 
 

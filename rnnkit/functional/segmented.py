@@ -70,8 +70,8 @@ def forward(
 
 
 def backward(
-    saved: Saved, dy: Array | None, dstate_n: State, layers: list[Directions]
-) -> tuple[Array, State, State | None, list[tuple[Weights, ...]]]:
+    saved: Saved, dy: Array | None, dstate_n: State, layers: list[Directions], wants_dx: bool = True
+) -> tuple[Array | None, State, State | None, list[tuple[Weights, ...]]]:
     """dx, dstate0, the gradients of the reset state or None if it was zeros, and the weights', as `stack_backward`."""
     segments = saved.segments
     T, B, _ = saved.shape
@@ -81,7 +81,7 @@ def backward(
     dxs, dstarts, grads = [], [], None
     for group, own, dy_group in zip(segments.groups, saved.groups, dys, strict=True):
         ends = tuple([d[:, group.first : group.last] for d in dends])
-        dx, dstart, dw = stack_backward.backward(own, dy_group, ends, layers)
+        dx, dstart, dw = stack_backward.backward(own, dy_group, ends, layers, wants_dx)
         dxs.append(dx)
         dstarts.append(dstart)
         grads = _wide(dw) if grads is None else _added(grads, dw)
@@ -90,7 +90,8 @@ def backward(
     dreset = None
     if saved.from_reset_state:
         dreset = tuple([reset_gradients(d, segments, directions) for d in joined])
-    return ungrouped(dxs, segments, T, B), dstate0, dreset, _narrow(grads, layers)
+    dx = ungrouped(dxs, segments, T, B) if wants_dx else None
+    return dx, dstate0, dreset, _narrow(grads, layers)
 
 
 def noise_of(noise: Noise, segments: Segments, group: Group) -> Noise:

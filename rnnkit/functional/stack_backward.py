@@ -21,10 +21,13 @@ def backward(
     dy: Array | None,
     dstate_n: State,
     layers: list[Directions],
-) -> tuple[Array, State, list[tuple[Weights, ...]]]:
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
+) -> tuple[Array | None, State, list[tuple[Weights, ...]]]:
     """dy (T, B, D*R) or None, dstate_n as state_n -> dx, dstate0, and the weights' gradients per direction.
 
-    Gradients that the backend has added to those of the layers are None.
+    Gradients that the backend has added to those of the layers are None, and so are those that are not wanted. dx of
+    the layers above the first one is dy of the layer below, and always computed.
     """
     dstate0: list[list[Array]] = [[] for _ in dstate_n]
     grads: list[tuple[Weights, ...]] = []
@@ -33,7 +36,10 @@ def backward(
     while layer > 0:
         group = min(at_once, layer)
         numbers = range(layer - 1, layer - 1 - group, -1)
-        calls = [_backward_calls(saved, number, dy, dstate_n, layers) for number in numbers]
+        calls = [
+            _backward_calls(saved, number, dy, dstate_n, layers, wants_dx or number > 0, wants_dweights)
+            for number in numbers
+        ]
         if group > 1:
             found: Any = _run_backward_at_once(saved, layer, calls)
         else:
@@ -52,7 +58,7 @@ def backward(
         dy = dx
         if saved.masks and layer > 0:
             dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
-    xp: Any = array_module(dy)
+    xp: Any = array_module(dstate0[0][0])
     return dy, tuple(d[0][None] if len(d) == 1 else xp.stack(d) for d in dstate0), grads
 
 
@@ -68,7 +74,13 @@ def _backward_at_once(saved: Saved) -> int:
 
 
 def _backward_calls(
-    saved: Saved, layer: int, dy: Array | None, dstate_n: State, layers: list[Directions]
+    saved: Saved,
+    layer: int,
+    dy: Array | None,
+    dstate_n: State,
+    layers: list[Directions],
+    wants_dx: bool,
+    wants_dweights: bool,
 ) -> list[BackwardCall]:
     """The calls of a layer's directions."""
     calls = []
@@ -80,7 +92,7 @@ def _backward_calls(
         dy_part = None if dy is None else dy[:, :, direction * R : (direction + 1) * R]
         ends = tuple(d[slot] for d in dstate_n)
         own = saved.directions[layer][direction]
-        given = (own, dy_part, ends, cache.weights, cache, saved.constants)
+        given = (own, dy_part, ends, cache.weights, cache, saved.constants, wants_dx, wants_dweights)
         calls.append(BackwardCall(saved.cell, saved.choice.dtype, *given))
     return calls
 

@@ -167,8 +167,8 @@ class Truncated:
                 dstate = cut(dstate, pieces.parts[k + 1 if saved.reverse else k].rows())
         assert sums is not None  # there is at least one part
         dtype = call.weights.w_hh.dtype
-        dstate0 = cut(dstate, starts)
-        return Gradients(_joined(dxs, pieces, T, B), dstate0, each_weight(lambda s: narrow(s, dtype), sums))
+        dx = _joined(dxs, pieces, T, B) if call.wants_dx else None
+        return Gradients(dx, cut(dstate, starts), each_weight(lambda s: narrow(s, dtype), sums))
 
     def describe(self, cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
         parts = self.pieces.parts

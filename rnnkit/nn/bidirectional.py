@@ -15,7 +15,7 @@ import numpy as np
 from rnnkit.core import checks
 from rnnkit.core.devices import array_module, device_of, on_own_device
 from rnnkit.core.mixed_precision import narrow, wide
-from rnnkit.nn.calls import backward_of
+from rnnkit.nn.calls import backward_of, dx_options
 from rnnkit.nn.module import Array, Call, Module, grad_enabled
 from rnnkit.nn.rnn_base import Recurrent, check_recurrent
 
@@ -48,6 +48,7 @@ class Bidirectional(Module):
     """
 
     takes_lengths = True
+    takes_dx = True
 
     def __init__(self, layer: Recurrent, merge: str | None = "concat") -> None:
         check_recurrent(layer)
@@ -134,7 +135,7 @@ class Bidirectional(Module):
         return merged(self.merge, y_forward, y_reverse), _interleaved(end_forward, end_reverse)
 
     @on_own_device
-    def backward(self, dy: Any, dh_n: Any = None, *, call: Call | None = None) -> Any:
+    def backward(self, dy: Any, dh_n: Any = None, *, call: Call | None = None, dx: bool = True) -> Any:
         """Differentiates a call: dx, dh0 = bidirectional.backward(dy, dh_n); for LSTM dx, (dh0, dc0).
 
         Adds to the gradients of both layers. Call it before the optimizer's step. Separate calls of the forward or the
@@ -144,6 +145,7 @@ class Bidirectional(Module):
             dy: gradient of y, with y's shape; with merge=None a pair. None for zeros, also inside a pair.
             dh_n: gradient of the final state, with its shapes; None for zeros, also inside a pair.
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+            dx: whether to compute the gradient of x, which nobody needs of data. With False, None is in its place.
 
         Returns:
             A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state.
@@ -162,14 +164,18 @@ class Bidirectional(Module):
             >>> dx.shape, dh0.shape
             ((5, 3, 4), (2, 3, 6))
         """
+        options = dx_options(dx)
         reverse, B, y_forward, y_reverse, by_layers = self._recalled(call)
         dy_forward, dy_reverse = merge_gradients("dy", dy, self.merge, y_forward, y_reverse)
         dstates = self._states("d{}_n", dh_n, B, reverse.unbatched)
         if dy_reverse is not None:
             dy_reverse = reverse(dy_reverse)
-        dx_forward, dstate_forward = backward_of(self.forward_layer, by_layers[0], dy_forward, _states_of(dstates, 0))
-        dx_reverse, dstate_reverse = backward_of(self.reverse_layer, by_layers[1], dy_reverse, _states_of(dstates, 1))
-        return dx_forward + reverse(dx_reverse), _interleaved(dstate_forward, dstate_reverse)
+        of_forward = (by_layers[0], dy_forward, _states_of(dstates, 0))
+        of_reverse = (by_layers[1], dy_reverse, _states_of(dstates, 1))
+        dx_forward, dstate_forward = backward_of(self.forward_layer, *of_forward, **options)
+        dx_reverse, dstate_reverse = backward_of(self.reverse_layer, *of_reverse, **options)
+        found_dx = None if options else dx_forward + reverse(dx_reverse)
+        return found_dx, _interleaved(dstate_forward, dstate_reverse)
 
     def _states(self, names: str, state: Any, B: int, unbatched: bool) -> tuple[Any, ...]:
         """The states, an array (2*L, B, ·) or None each. They are checked before they are split per direction, because

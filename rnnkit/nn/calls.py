@@ -18,6 +18,8 @@ import threading
 import weakref
 from typing import Any
 
+from rnnkit.core import checks
+
 
 class Slot:
     """What one thread's calls of a module saved for backward.
@@ -156,19 +158,20 @@ def _since_moved(module: Any) -> str:
     return " since it was last moved to another device" if hasattr(module, "to") else ""
 
 
-def backward_of(module: Any, saved: Any, *gradients: Any) -> Any:
-    """Runs module.backward(*gradients) for the call that saved `saved`, even if the module was called again since.
+def backward_of(module: Any, saved: Any, *gradients: Any, **options: Any) -> Any:
+    """Runs module.backward(*gradients, **options) for the call that saved `saved`, whatever was called since.
 
     Args:
         module: the module to differentiate.
         saved: what its call saved; None if the module saves nothing in `_saved`.
         *gradients: the arguments of its `backward`.
+        **options: its keyword arguments.
 
     Returns:
         What its `backward` returns.
     """
     if saved is None:
-        return module.backward(*gradients)
+        return module.backward(*gradients, **options)
     slot = module._thread_slots.slot
     last = slot.saved
     pending = slot.pending
@@ -176,13 +179,19 @@ def backward_of(module: Any, saved: Any, *gradients: Any) -> Any:
     slot.saved = saved
     slot.pending = 1
     try:
-        return module.backward(*gradients)
+        return module.backward(*gradients, **options)
     finally:
         slot.saved = last
         slot.pending = pending
         slot.resolved = resolved
         if last is saved:
             slot.resolve()
+
+
+def dx_options(dx: Any) -> dict[str, bool]:
+    """The argument `dx` of a `backward`, checked, for that of another module: none where dx is wanted, as a module of a
+    user may not take it."""
+    return {} if checks.flag("dx", dx) else {"dx": False}
 
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rnnkit.core.devices import array_module, on_own_device
 from rnnkit.nn.bidirectional import Bidirectional, check_gradient, merge_gradients, merged
-from rnnkit.nn.calls import backward_of
+from rnnkit.nn.calls import backward_of, dx_options
 from rnnkit.nn.module import Array, Call, Module, grad_enabled
 from rnnkit.nn.rnn_base import Recurrent
 from rnnkit.nn.step_cell import StepCell
@@ -36,6 +36,8 @@ class Sequential(Module):
         >>> list(model.params)[-2:]
         ['1.weight', '1.bias']
     """
+
+    takes_dx = True
 
     def __init__(self, *modules: Module) -> None:
         _check_sequence(modules)
@@ -111,7 +113,7 @@ class Sequential(Module):
             self._saved = call_id, tuple(by_modules)
         return x
 
-    def backward(self, dy: Any, *, call: Call | None = None) -> Array | None:
+    def backward(self, dy: Any, *, call: Call | None = None, dx: bool = True) -> Array | None:
         """Differentiates a call; adds to the gradients of every module.
 
         Separate calls of the modules in between do not matter.
@@ -119,9 +121,11 @@ class Sequential(Module):
         Args:
             dy: gradient of the output, with its shape.
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+            dx: whether to compute the gradient of x, which nobody needs of data. False goes to the first module, if it
+                `takes_dx`. The modules above it need the gradients of their inputs either way.
 
         Returns:
-            The gradient of x; None if the first module is an Embedding.
+            The gradient of x; None with dx=False, or if the first module is an Embedding.
 
         Raises:
             RuntimeError: this thread made no call, its most recent call failed or ran under `no_grad()`; without
@@ -137,6 +141,7 @@ class Sequential(Module):
             >>> model.backward(np.ones_like(y)).shape
             (5, 3, 4)
         """
+        of_first = dx_options(dx)
         call_id, by_modules = self._recalled(call)
         if call_id is not self._latest_call_id:
             for module, saved in zip(self._modules, by_modules, strict=True):
@@ -145,11 +150,13 @@ class Sequential(Module):
                         f"backward of a call that is not the most recent one needs every module to assign to "
                         f"self._saved what that call's backward needs (or ()), and {module!r} does not"
                     )
+        first = self._modules[0]
         for module, saved in zip(reversed(self._modules), reversed(by_modules), strict=True):
-            dy = backward_of(module, saved, dy)
+            options = of_first if module is first and module.takes_dx else {}
+            dy = backward_of(module, saved, dy, **options)
             if isinstance(module, (Recurrent, Bidirectional)):
                 dy, _ = dy
-        return dy
+        return None if of_first else dy
 
 
 class LastState(Module):
@@ -172,6 +179,7 @@ class LastState(Module):
     """
 
     takes_lengths = True
+    takes_dx = True
 
     def __init__(self, layer: Recurrent | Bidirectional) -> None:
         if not isinstance(layer, (Recurrent, Bidirectional)):
@@ -238,7 +246,7 @@ class LastState(Module):
         return last[0] if len(last) == 1 else merged(self.merge, *last)
 
     @on_own_device
-    def backward(self, dout: Any, *, call: Call | None = None) -> Array:
+    def backward(self, dout: Any, *, call: Call | None = None, dx: bool = True) -> Array | None:
         """Differentiates a call; adds to the layer's gradients.
 
         Separate calls of the layer in between do not matter.
@@ -246,9 +254,10 @@ class LastState(Module):
         Args:
             dout: gradient of the output, with its shape; None for zeros.
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+            dx: whether to compute the gradient of x, which nobody needs of data.
 
         Returns:
-            The gradient of x.
+            The gradient of x; None with dx=False.
 
         Raises:
             RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
@@ -263,6 +272,7 @@ class LastState(Module):
             >>> last.backward(np.ones_like(out)).shape
             (5, 3, 4)
         """
+        options = dx_options(dx)
         shape, others, last, by_layer = self._recalled(call)
         if len(last) == 1:
             dlast: tuple[Array | None, ...] = (check_gradient("dout", dout, last[0], last[0].shape[-1]),)
@@ -273,8 +283,9 @@ class LastState(Module):
         for slot, d in zip(range(-len(last), 0), dlast, strict=True):
             if d is not None:
                 dh_n[slot] = d
-        dx, _ = backward_of(self.layer, by_layer, None, (dh_n, *[None] * others) if others else dh_n)
-        return dx
+        dstate_n = (dh_n, *[None] * others) if others else dh_n
+        found_dx, _ = backward_of(self.layer, by_layer, None, dstate_n, **options)
+        return found_dx
 
 
 class _Saved(NamedTuple):

@@ -43,6 +43,8 @@ class Linear(Module):
         (5, 4, 2)
     """
 
+    takes_dx = True
+
     def __init__(
         self,
         in_features: int,
@@ -98,15 +100,16 @@ class Linear(Module):
         return narrow(y, self.dtype).reshape(*x.shape[:-1], self.out_features)
 
     @on_own_device
-    def backward(self, dy: Array, *, call: Call | None = None) -> Array:
+    def backward(self, dy: Array, *, call: Call | None = None, dx: bool = True) -> Array | None:
         """Differentiates a call; adds to the gradients of `weight` and `bias`.
 
         Args:
             dy: gradient of y, (..., out_features).
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
+            dx: whether to compute the gradient of x, which nobody needs of data.
 
         Returns:
-            dx, (..., in_features).
+            dx, (..., in_features); None with dx=False.
 
         Raises:
             RuntimeError: this thread made no call, its most recent call ran under `no_grad()`, or, without `call`,
@@ -123,6 +126,7 @@ class Linear(Module):
             >>> linear.grads["bias"]
             array([4., 4.], dtype=float32)
         """
+        wants_dx = checks.flag("dx", dx)
         x = self._recalled(call)
         shape = (*x.shape[:-1], self.out_features)
         dy = checks.shaped("dy", dy, shape, self.dtype, self.device, "(..., out_features)")
@@ -130,6 +134,8 @@ class Linear(Module):
         self._add_grad("weight", product_over_rows(rows, x.reshape(-1, self.in_features)))
         if self.bias:
             self._add_grad("bias", column_sums(rows))
+        if not wants_dx:
+            return None
         return narrow(product(rows, self._params["weight"]), self.dtype).reshape(x.shape)
 
 

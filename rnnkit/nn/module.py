@@ -64,6 +64,8 @@ class Module(SavesCalls):
     Attributes:
         training: True after construction and after `train()`, False after `eval()`. It only affects dropout.
         takes_lengths: whether a call takes `lengths`, as recurrent layers do. A Sequential passes them on if so.
+        takes_dx: whether `backward` takes `dx`, as recurrent layers do. A Sequential passes it to its first module if
+            so.
 
     Raises:
         ValueError: unknown dtype or device.
@@ -92,6 +94,7 @@ class Module(SavesCalls):
     """
 
     takes_lengths = False
+    takes_dx = False
     _cached_weights: Any = None  # built once from the parameters' arrays; None after an array was replaced
     _matrices: Mapping[str, Any] = MappingProxyType({})  # of a layer with compressed weights, by name
 

@@ -186,7 +186,7 @@ class StepCell(Module):
         return state[0] if len(state) == 1 else state
 
     @on_own_device
-    def backward(self, dh: Any, *extra: Any, call: Call | None = None) -> Any:
+    def backward(self, dh: Any, *extra: Any, call: Call | None = None, dx: bool = True) -> Any:
         """Differentiates a step: dx, dh0 = cell.backward(dh); for LSTMCell dx, (dh0, dc0) = cell.backward((dh, dc)).
 
         Adds the parameters' gradients to `cell.grads`. Call it before the optimizer's step: it reads the parameters,
@@ -197,6 +197,7 @@ class StepCell(Module):
                 (dh, dc, dn, dm). None for zeros, also inside these.
             *extra: not accepted; a separate second gradient raises TypeError.
             call: the call to differentiate, from `cell.last_call`; None for this thread's most recent call.
+            dx: whether to compute the gradient of x, which nobody needs of data. With False, None is in its place.
 
         Returns:
             A pair (dx, dh0), for LSTMCell (dx, (dh0, dc0)), for SLSTMCell (dx, (dh0, dc0, dn0, dm0)), with the shapes
@@ -216,6 +217,7 @@ class StepCell(Module):
             >>> dx.shape, dh0.shape
             ((3, 4), (3, 6))
         """
+        wants_dx = checks.flag("dx", dx)
         choice, own, B, unbatched = self._recalled(call)
         if extra:
             raise TypeError(f"backward takes one argument, the gradient of the state, got {1 + len(extra)}")
@@ -223,14 +225,14 @@ class StepCell(Module):
         with self._adding:  # a backend may add into the gradients itself
             cached = self._weights()
             cache = cached.cache
-            dx, dstate0, dweights = choice.backend.backward(
-                BackwardCall(cached.cell, choice.dtype, own, None, dstate, cache.weights, cache, cached.constants)
-            )
+            given = (own, None, dstate, cache.weights, cache, cached.constants, wants_dx)
+            found_dx, dstate0, dweights = choice.backend.backward(BackwardCall(cached.cell, choice.dtype, *given))
             for name, grad in zip(parameter_names(self.cell), dweights, strict=True):
                 if grad is not None:
                     total = self._grads[name]
                     total += grad
-        return (dx[0, 0] if unbatched else dx[0]), self._user_state(dstate0, unbatched)
+        users_dx = None if found_dx is None else found_dx[0, 0] if unbatched else found_dx[0]
+        return users_dx, self._user_state(dstate0, unbatched)
 
     def _checked_x(self, x: Array) -> Array:
         x = checks.array("x", x, self._dtype.storage, self._device)

@@ -83,6 +83,8 @@ def as_tensor(array: Array) -> Tensor:
 
 def as_tensors(arrays: Sequence[Array]) -> list[Tensor]:
     """`as_tensor` of arrays of one kind and dtype."""
+    if not arrays:
+        return []
     first = arrays[0]
     if type(first) is np.ndarray and first.dtype.kind != "V":
         return list(map(torch.from_numpy, arrays))

@@ -2,7 +2,7 @@
 
 `run` calls the operator `rnnkit::forward`, through an autograd Function if a derivative may be asked for:
 
-    backward               one call of `rnnkit::backward`
+    backward               one call of `rnnkit::backward`, for the gradients that are asked for
     double backward, and   the equations in PyTorch's own operators (rnnkit/torch/equations.py), which PyTorch then
     forward mode           differentiates: right to any order, and as slow as a loop over steps in Python
     vmap                   one call for all elements, but for weights that differ or whose gradients each element asks
@@ -21,7 +21,7 @@ from torch.autograd import Function, forward_ad
 
 from rnnkit.torch import dispatch, equations, mapped, operators
 from rnnkit.torch.arrays import Tensor
-from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.dispatch import Stack, Wanted
 from rnnkit.torch.operators import LIBRARY
 
 
@@ -98,11 +98,15 @@ class _Layers(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         reserve, lengths, *tensors = ctx.saved_tensors
         stack = ctx.stack
-        arguments = (stack, lengths, reserve, *grads[:-1], *tensors)
+        asked = ctx.needs_input_grad  # of stack, lengths, x, states, masks and weights
+        first = 3 + stack.states + stack.masks
+        wanted = Wanted(asked[2], True in asked[first:])
+        arguments = (stack, wanted, lengths, reserve, *grads[:-1], *tensors)
         once = torch.compiler.is_compiling() or not (
             torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         )  # without a derivative of this backward
-        dx, *rest = (_LayersBackward.forward if once else _LayersBackward.apply)(*arguments)
+        found = (_LayersBackward.forward if once else _LayersBackward.apply)(*arguments)
+        dx, *rest = wanted.filled(found, stack.states, len(asked) - first)
         dstates = rest[: stack.states]
         dweights = rest[stack.states :]
         return (*[None] * 2, dx, *dstates, *[None] * stack.masks, *dweights)
@@ -139,19 +143,24 @@ class _LayersBothModes(_Layers):
 
 
 class _LayersBackward(Function):
-    """The gradients of x, the states and the weights: `rnnkit::backward`."""
+    """The gradients of x, the states and the weights, as far as they are wanted: `rnnkit::backward`."""
 
     @staticmethod
     def forward(
-        stack: Stack, lengths: Tensor | None, reserve: Tensor, dy: Tensor | None, *tensors: Tensor | None
+        stack: Stack,
+        wanted: Wanted,
+        lengths: Tensor | None,
+        reserve: Tensor,
+        dy: Tensor | None,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         dstate_n, (x, *rest) = tensors[: stack.ends], tensors[stack.ends :]
         states, dropped, weights = stack.split(rest)
-        return tuple(dispatch.backward(stack, (dy, *dstate_n), x, states, weights, dropped, lengths, reserve))
+        return tuple(dispatch.backward(stack, wanted, (dy, *dstate_n), x, states, weights, dropped, lengths, reserve))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.stack, lengths, _, *tensors = inputs
+        ctx.stack, ctx.wanted, lengths, _, *tensors = inputs
         ctx.save_for_backward(lengths, *tensors)
         ctx.save_for_forward(lengths, *tensors)
         ctx.set_materialize_grads(False)
@@ -159,12 +168,12 @@ class _LayersBackward(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         lengths, *tensors = ctx.saved_tensors
-        return (*[None] * 3, *equations.differentiate_backward(ctx.stack, lengths, tensors, grads))
+        return (*[None] * 4, *equations.differentiate_backward(ctx.stack, ctx.wanted, lengths, tensors, grads))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         lengths, *tensors = ctx.saved_tensors
-        return equations.forward_mode_of_backward(ctx.stack, lengths, tensors, tangents[3:])
+        return equations.forward_mode_of_backward(ctx.stack, ctx.wanted, lengths, tensors, tangents[4:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -185,10 +194,13 @@ def _backward_of_batched(
     backend: str | None,
     bidirectional: bool,
     rates: Sequence[float] = (),
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
 ) -> list[Tensor]:
     """`rnnkit::backward` inside PyTorch's older vmap, that of `torch.autograd.grad(is_grads_batched=True)`."""
     stack = Stack(cell, backend, bidirectional, len(masks), len(state0), rates)
-    return equations.backward(stack, lengths, (dy, *dstate_n), (x, *state0, *masks, *weights))
+    grads = equations.backward(stack, lengths, (dy, *dstate_n), (x, *state0, *masks, *weights))
+    return Wanted(wants_dx, wants_dweights).of(grads, len(state0))
 
 
 LIBRARY.impl("backward", _backward_of_batched, "Batched")

@@ -72,6 +72,36 @@ class Stack:
         return list(tensors[:first]), list(tensors[first:second]), list(tensors[second:])
 
 
+class Wanted:
+    """Which gradients a backward computes, beside those of the initial states: that of x, and those of the weights.
+
+    `rnnkit::backward` returns a list without those that are not wanted. Not a tuple, as `Stack`.
+    """
+
+    __slots__ = ("dweights", "dx")
+
+    def __init__(self, dx: bool = True, dweights: bool = True) -> None:
+        self.dx = dx
+        self.dweights = dweights
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `rnnkit::backward`."""
+        return {} if self.dx and self.dweights else {"wants_dx": self.dx, "wants_dweights": self.dweights}
+
+    def of(self, grads: Sequence[Any], states: int) -> list[Any]:
+        """Those of the gradients of x, of the states and of the weights that are wanted."""
+        first = 0 if self.dx else 1
+        end = None if self.dweights else 1 + states
+        return list(grads[first:end])
+
+    def filled(self, grads: Sequence[Any], states: int, weights: int) -> list[Any]:
+        """The reverse of `of`, with None for the others. weights: how many there are."""
+        of_x = [] if self.dx else [None]
+        of_weights = [] if self.dweights else [None] * weights
+        return [*of_x, *grads, *of_weights]
+
+
 def forward(
     stack: Stack,
     x: Tensor,
@@ -90,6 +120,7 @@ def forward(
 
 def backward(
     stack: Stack,
+    wanted: Wanted,
     dresults: Sequence[Tensor | None],
     x: Tensor,
     state0: Sequence[Tensor],
@@ -114,6 +145,7 @@ def backward(
         lengths,
         reserve,
         **stack.options,
+        **wanted.options,
     )
 
 

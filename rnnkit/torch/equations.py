@@ -172,7 +172,7 @@ def _push(
 def backward(
     stack: Any, lengths: Tensor | None, dresults: Sequence[Tensor | None], tensors: Sequence[Tensor]
 ) -> list[Tensor]:
-    """What `rnnkit::backward` computes. dresults: dy and dstate_n; tensors: x, states, masks and weights."""
+    """What `rnnkit::backward` computes, all of it. dresults: dy and dstate_n; tensors: x, states, masks and weights."""
     _refuse_random_masks(stack)
     results, pull = torch.func.vjp(lambda *given: run(stack, lengths, *given), *tensors)
     grads = pull(_filled(results, dresults))
@@ -181,27 +181,28 @@ def backward(
 
 
 def differentiate_backward(
-    stack: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    stack: Any, wanted: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of `rnnkit::backward`: for each of `tensors`, given those of its results.
 
-    tensors: dy, dstate_n, x, states, masks, weights. None among the first two means zeros, and gets None.
+    wanted: which results it has, a `Wanted` of rnnkit/torch/dispatch.py. tensors: dy, dstate_n, x, states, masks,
+    weights. None among the first two means zeros, and gets None.
     """
-    gradients, given = _backward_as_function(stack, lengths, tensors)
+    gradients, given = _backward_as_function(stack, wanted, lengths, tensors)
     results, pull = torch.func.vjp(gradients, *given)
     return [None if t is None else g for t, g in zip(tensors, pull(_filled(results, grads)), strict=True)]
 
 
 def forward_mode_of_backward(
-    stack: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
+    stack: Any, wanted: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
     """The tangents of the results of `rnnkit::backward`, given those of `tensors`, see `differentiate_backward`."""
-    gradients, given = _backward_as_function(stack, lengths, tensors)
+    gradients, given = _backward_as_function(stack, wanted, lengths, tensors)
     return _push(gradients, given, tangents)
 
 
 def _backward_as_function(
-    stack: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None]
+    stack: Any, wanted: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None]
 ) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
     """`rnnkit::backward` as a function of `tensors`, and these with a zero in place of each None."""
     _refuse_random_masks(stack)
@@ -213,7 +214,8 @@ def _backward_as_function(
         results, pull = torch.func.vjp(lambda *primals: run(stack, lengths, *primals), *given[first:])
         dresults = [torch.zeros_like(r) if t is None else d for r, t, d in zip(results, tensors, given, strict=False)]
         of_all = pull(tuple(dresults))
-        return (*of_all[:n], *of_all[n + stack.masks :])  # not those of the masks, as `rnnkit::backward`
+        of_inputs = (*of_all[:n], *of_all[n + stack.masks :])  # not those of the masks, as `rnnkit::backward`
+        return tuple(wanted.of(of_inputs, stack.states))
 
     return gradients, [zero if t is None else t for t in tensors]
 

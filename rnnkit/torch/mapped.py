@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rnnkit.torch.arrays import Tensor
-from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.dispatch import Stack, Wanted
 
 
 def asks_by_element(weights: Sequence[Tensor]) -> bool:
@@ -53,25 +53,27 @@ def forward(function: Any, info: Any, in_dims: Sequence[Any], arguments: Sequenc
 
 
 def backward(function: Any, info: Any, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
-    """The rule of vmap for `_LayersBackward`, with the arguments stack, lengths, reserve, dy, dstate_n, x, states,
-    masks and weights."""
+    """The rule of vmap for `_LayersBackward`, with the arguments stack, wanted, lengths, reserve, dy, dstate_n, x,
+    states, masks and weights."""
     stack: Stack = arguments[0]
-    reserve = arguments[2]
-    count = 5 + stack.ends + stack.states + stack.masks
-    if in_dims[2] is None or reserve.movedim(in_dims[2], 0).stride(0) != 0:
+    wanted: Wanted = arguments[1]
+    reserve = arguments[3]
+    count = 6 + stack.ends + stack.states + stack.masks
+    if in_dims[3] is None or reserve.movedim(in_dims[3], 0).stride(0) != 0:
         return each_element(function, info, in_dims, arguments)
     V = info.batch_size
     weights = arguments[count:]
     results = function.apply(
         stack,
-        _folded(arguments[1], in_dims[1], V, 0),
-        reserve.select(in_dims[2], 0),
-        *_all_folded(arguments[3:count], in_dims[3:count], V),
+        Wanted(wanted.dx, False),
+        _folded(arguments[2], in_dims[2], V, 0),
+        reserve.select(in_dims[3], 0),
+        *_all_folded(arguments[4:count], in_dims[4:count], V),
         *weights,
     )
-    found = [_unfolded(r, V) for r in results[: 1 + stack.states]]
-    # Nobody asks for them, see `asks_by_element`.
-    zeros = [w.new_zeros(()).expand(w.shape) for w in weights]
+    found = [_unfolded(r, V) for r in results]
+    # Nobody asks for those of the weights, see `asks_by_element`.
+    zeros = [w.new_zeros(()).expand(w.shape) for w in weights] if wanted.dweights else []
     return (*found, *zeros), (*[1] * len(found), *[None] * len(zeros))
 
 

@@ -56,7 +56,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "backward(Tensor? dy, Tensor?[] dstate_n, Tensor x, Tensor[] state0, Tensor[] weights, Tensor[] masks, "
-    "Tensor? lengths, Tensor reserve, *, str cell, str? backend, bool bidirectional, float[] rates=[]) -> Tensor[]"
+    "Tensor? lengths, Tensor reserve, *, str cell, str? backend, bool bidirectional, float[] rates=[], "
+    "bool wants_dx=True, bool wants_dweights=True) -> Tensor[]"
 )
 
 
@@ -144,12 +145,25 @@ def backward(
     backend: str | None,
     bidirectional: bool,
     rates: Sequence[float] = (),
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
 ) -> list[Tensor]:
-    """The gradients of x, of state0 and of weights. None for dy or a final state's gradient means zeros."""
+    """The gradients of x, of state0 and of weights. None for dy or a final state's gradient means zeros.
+
+    wants_dx, wants_dweights: whether to compute those of x and of weights. Without, they are not in the list.
+    """
     if x.dtype in _WIDENED and x.device.type == "cpu":
         of_forward = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths, reserve)
         wide: Any = (_float(dy), _floats(dstate_n), *of_forward)
-        grads = backward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, rates=rates)
+        grads = backward(
+            *wide,
+            cell=cell,
+            backend=backend,
+            bidirectional=bidirectional,
+            rates=rates,
+            wants_dx=wants_dx,
+            wants_dweights=wants_dweights,
+        )
         return [g.to(x.dtype) for g in grads]
     with on_device(x):
         choice = choice_of(x.device, x.dtype, cell, backend)
@@ -159,9 +173,11 @@ def backward(
         call = _stack_call(x, state0, views, (), lengths, choice, reserve, noise)
         saved = stack.restored(call, [as_array(m) for m in dropped])
         ends = tuple([_end_gradient(d, s, not state0) for d, s in zip(dstate_n, call.state0, strict=True)])
-        dx, dstate0, dweights = stack_backward.backward(saved, None if dy is None else as_array(dy), ends, call.layers)
+        given = (saved, None if dy is None else as_array(dy), ends, call.layers)
+        dx, dstate0, dweights = stack_backward.backward(*given, wants_dx, wants_dweights)
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
-        return as_tensors([dx, *dstate0[: len(state0)], *parts])
+        found = [*dstate0[: len(state0)], *parts]
+        return as_tensors([dx, *found] if wants_dx else found)
 
 
 def _stack_call(
@@ -284,8 +300,12 @@ def _backward_shapes(
     backend: str | None,
     bidirectional: bool,
     rates: Sequence[float] = (),
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, *state0, *weights)]
+    of_x = [x] if wants_dx else []
+    of_weights = weights if wants_dweights else []
+    return [t.new_empty(t.shape) for t in (*of_x, *state0, *of_weights)]
 
 
 for _device in ("CPU", "CUDA"):

@@ -17,7 +17,7 @@ from torch.autograd.function import _SingleLevelFunction
 from rnnkit.core.option_arguments import parsed
 from rnnkit.torch.arrays import Tensor
 from rnnkit.torch.autograd import _Layers, _LayersBackward
-from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.dispatch import Stack, Wanted
 from rnnkit.torch.operators import LIBRARY
 
 _FORWARD = torch.ops.rnnkit.forward.default
@@ -65,18 +65,20 @@ def _backward_recorded(
     backend: str | None,
     bidirectional: bool,
     rates: Sequence[float] = (),
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
 ) -> list[Tensor]:
     """`rnnkit::backward` under autograd: for a double backward."""
     tensors = (dy, *dstate_n, x, *state0, *masks, *weights)
     _refuse_forward_mode(tensors)
+    stack = Stack(cell, backend, bidirectional, len(masks), len(state0), rates)
+    wanted = Wanted(wants_dx, wants_dweights)
     if _recorded(tensors):
-        stack = Stack(cell, backend, bidirectional, len(masks), len(state0), rates)
-        arguments = (stack, lengths, reserve, *tensors)
+        arguments = (stack, wanted, lengths, reserve, *tensors)
         return list(_apply(_LayersBackwardAtLevel, arguments))
     with torch._C._AutoDispatchBelowAutograd():
         of_call = (dy, dstate_n, x, state0, weights, masks, lengths, reserve)
-        options = Stack(cell, backend, bidirectional, len(masks), len(state0), rates).options
-        return _BACKWARD(*of_call, **options)
+        return _BACKWARD(*of_call, **stack.options, **wanted.options)
 
 
 def _recorded(tensors: Sequence[Tensor | None]) -> bool:

@@ -67,6 +67,20 @@ def test_backward(name: str) -> None:
     torch.library.opcheck(torch.ops.rnnkit.backward.default, arguments, options)
 
 
+@pytest.mark.parametrize("wants", [(False, True), (True, False), (False, False)])
+def test_part_of_backward(wants: tuple[bool, bool]) -> None:
+    """What is not wanted is not in the list."""
+    (x, states, weights, masks, lengths), options = sample("lstm_projected", False)
+    of_forward = (x, states, weights, masks, lengths)
+    y, *state_n, reserve = torch.ops.rnnkit.forward(*of_forward, keep=True, **options)
+    arguments = (torch.randn_like(y), [None] * len(state_n), *of_forward, reserve)
+    dx, dh0, dc0, *dweights = torch.ops.rnnkit.backward(*arguments, **options)
+    wanted = {"wants_dx": wants[0], "wants_dweights": wants[1]}
+    torch.library.opcheck(torch.ops.rnnkit.backward.default, arguments, {**options, **wanted})
+    found = torch.ops.rnnkit.backward(*arguments, **options, **wanted)
+    assert_same(found, [*[dx] * wants[0], dh0, dc0, *dweights * wants[1]], 0, 0)
+
+
 @pytest.mark.parametrize("name", ["gru_masks", "lstm_projected"])
 def test_operators_called_by_themselves_have_gradients(name: str) -> None:
     """To second order, whatever `keep` says: those of the layers, which do not call the operators in this way."""

@@ -2,6 +2,7 @@
 
 Per chunk, dx, dW_ih, dW_hh and the biases' gradients follow its steps, so the workspace does not grow with T. All
 products of a layer run on one stream, chunk by chunk, so a sum is added up in the same order whatever runs beside it.
+What the call does not want is not launched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rnnkit.backends.cupy.launcher import Launcher, contiguous, units_aligned
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.saved import SavedStates
 from rnnkit.backends.cupy.weight_sums import WeightSums, weight_sum_buffers
-from rnnkit.backends.interface import BackwardCall, Gradients
+from rnnkit.backends.interface import NO_DWEIGHTS, BackwardCall, Gradients
 from rnnkit.core.cells import Array, State, Weights
 
 # The buffers that the steps of a chunk write for its products.
@@ -101,14 +102,15 @@ class BackwardPass:
         self.dstate_n = contiguous(call.dstate_n)
         self.weights = Weights(*contiguous(call.weights))
         self.into = None if call.cache is None else call.cache.grads
-        self.dx = cupy.empty((p.T, p.B, p.I), p.dtype.storage)
+        self.wants_dweights = call.wants_dweights
+        self.dx = cupy.empty((p.T, p.B, p.I), p.dtype.storage) if call.wants_dx else None
         self.chunks = 0  # that have been launched
         if not p.N:
             return
         self.dy = units_aligned(call.dy) if above is None else above.dx
-        self.dx_packed = cupy.empty((p.N, p.I), p.dtype.storage) if p.ragged else self.dx
+        self.dx_packed = cupy.empty((p.N, p.I), p.dtype.storage) if call.wants_dx and p.ragged else self.dx
         self.launcher = launcher_of(arena, self.saved.packing_table)
-        self.sums = WeightSums(self.launcher, self.weights, self.into)
+        self.sums = WeightSums(self.launcher, self.weights, self.into) if call.wants_dweights else None
         self.launcher.backward_begin(self.dstate_n, self.weights)
         if p.ahead_steps is not None:
             arena.stream.record(arena.lane.ready[0])  # which the first steps wait for
@@ -118,7 +120,7 @@ class BackwardPass:
         if self.p.ahead_steps is None:
             self._steps(chunk)
             self._gradient_of_x(chunk)
-            self.sums.add(chunk, self.saved)
+            self._gradients_of_weights(chunk)
             return
         here = self.arena.stream
         lane = self.arena.lane
@@ -133,7 +135,7 @@ class BackwardPass:
         here.wait_event(lane.stream.record(lane.done[parity]))
         self._gradient_of_x(chunk)
         here.record(lane.given[parity])
-        self.sums.add(chunk, self.saved)
+        self._gradients_of_weights(chunk)
         here.record(lane.ready[parity])
         for name in GRADIENTS:
             if name in self.launcher:
@@ -144,6 +146,8 @@ class BackwardPass:
 
     def _gradient_of_x(self, chunk: Chunk) -> None:
         """dx of the chunk's row-steps; as the layer below reads it, if one does."""
+        if self.dx is None:
+            return
         p = self.p
         launcher = self.launcher
         dgates = launcher.storage_matrix("dgates_x", p.GH)
@@ -158,6 +162,10 @@ class BackwardPass:
             dx = self.dx[steps]
             dx *= self.mask[steps]
 
+    def _gradients_of_weights(self, chunk: Chunk) -> None:
+        if self.sums is not None:
+            self.sums.add(chunk, self.saved)
+
     def join(self) -> None:
         """Makes the arena's stream wait for the steps, also of a pass that failed."""
         if self.chunks:
@@ -170,14 +178,16 @@ class BackwardPass:
 
         p = self.p
         if not p.N:
-            self.dx.fill(0)
-            weights = (None if w is None or self.into is not None else cupy.zeros_like(w) for w in self.weights)
+            if self.dx is not None:
+                self.dx.fill(0)
+            nothing = self.into is not None or not self.wants_dweights
+            weights = (None if w is None or nothing else cupy.zeros_like(w) for w in self.weights)
             return Gradients(self.dx, tuple(d.copy() for d in self.dstate_n), Weights(*weights))
-        if p.ragged and not self.feeds:
+        if self.dx is not None and p.ragged and not self.feeds:
             self.launcher.unpack(self.dx, self.dx_packed)
         dstate0 = tuple(cupy.empty_like(d) for d in self.dstate_n)
         self.launcher.backward_end(dstate0)
-        return Gradients(self.dx, dstate0, self.sums.finished())
+        return Gradients(self.dx, dstate0, NO_DWEIGHTS if self.sums is None else self.sums.finished())
 
 
 def backward(p: Problem, call: BackwardCall, launcher_of: Launchers) -> Gradients:

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkit.backends.by_scan import split_unit_sums
-from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCache, LayerCall, Sizes
+from rnnkit.backends.interface import (
+    NO_DWEIGHTS,
+    BackwardCall,
+    Description,
+    Forward,
+    Gradients,
+    LayerCache,
+    LayerCall,
+    Sizes,
+)
 from rnnkit.backends.numba import memory
 from rnnkit.backends.numba.host import host
 from rnnkit.backends.numba.noise import NO_NOISE, backward_noise, forward_noise
@@ -250,11 +259,11 @@ def backward(call: BackwardCall) -> Gradients:
     dprojected = np.empty((N, R), ready.operand) if projected else nothing
     if cell.normalises:
         dprojected = np.empty((N, cell.n_norm_gradients * GH // cell.n_gates), call.dtype.compute)
-    dx = np.empty((p.T, p.B, I), dtype)
-    dx_packed = dx if p.order is None else np.empty((N, I), dtype)
-    into, adds = _weight_gradients(weights, call.cache, dtype)
-    dw_hr = into.w_hr if projected else nothing
-    biased = not cell.normalises and (weights.b_ih is not None or weights.b_hh is not None)
+    dx = np.empty((p.T, p.B, I), dtype) if call.wants_dx else nothing
+    dx_packed = np.empty((N, I), dtype) if call.wants_dx and p.order is not None else dx
+    into, adds = _weight_gradients(weights, call.cache, dtype) if call.wants_dweights else (NO_DWEIGHTS, False)
+    dw_ih, dw_hh, dw_hr = [nothing if d is None else d for d in (into.w_ih, into.w_hh, into.w_hr)]
+    biased = call.wants_dweights and not cell.normalises and (weights.b_ih is not None or weights.b_hh is not None)
     db_ih = np.empty(GH if biased else 0, dtype)
     db_hh = np.empty(GH if biased else 0, dtype)
     compiled = job(cell, ready.work.dtype, True, False)
@@ -262,7 +271,7 @@ def backward(call: BackwardCall) -> Gradients:
     arguments = own.arguments
     extras = own.extras  # the launch gets their address alone
     dw_unit = None
-    if weights.w_unit is not None:
+    if call.wants_dweights and weights.w_unit is not None:
         dw_unit = np.empty((cell.n_unit_sums, weights.w_unit.shape[1]), dtype)
         extras = make_extras(weights, call.constants, dw_unit)
         arguments = (*arguments[:-1], extras[0].ctypes.data)
@@ -273,11 +282,16 @@ def backward(call: BackwardCall) -> Gradients:
         workspace = workspaces.get(plan.workspace)
         launch_backward(
             state, compiled.address, plan.words, p.table, *arguments, workspace.address, noise.address,
-            *saved.offsets, y_row, call.dy is not None, biased, adds, saved.x_packed, saved.values, dy, dh_n, dc_n,
-            dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, into.w_ih, into.w_hh, dw_hr, db_ih, db_hh,
+            *saved.offsets, y_row, call.dy is not None, biased, adds, call.wants_dx, call.wants_dweights,
+            saved.x_packed, saved.values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx,
+            dw_ih, dw_hh, dw_hr, db_ih, db_hh,
         )  # fmt: skip
 
     _run(ready, BACKWARD_SHARE * ready.microseconds, launch)
+    found_dx = dx if call.wants_dx else None
+    dstate0 = (dh0, *apart(dc0, cell.n_cell_states)) if has_c else (dh0,)
+    if not call.wants_dweights:
+        return Gradients(found_dx, dstate0, NO_DWEIGHTS)
     if dgates_h is dgates_x and weights.b_hh is not None:
         db_hh = db_ih.copy() if weights.b_ih is not None else db_ih
     biases = (None if weights.b_ih is None else db_ih, None if weights.b_hh is None else db_hh)
@@ -286,7 +300,7 @@ def backward(call: BackwardCall) -> Gradients:
         biases = (db_ih, db_hh)
     rest = (*biases, None if adds else into.w_hr, dw_unit)
     dweights = Weights(None, None, *rest) if adds else Weights(into.w_ih, into.w_hh, *rest)
-    return Gradients(dx, (dh0, *apart(dc0, cell.n_cell_states)) if has_c else (dh0,), dweights)
+    return Gradients(found_dx, dstate0, dweights)
 
 
 def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtype) -> tuple[Weights, bool]:

@@ -107,8 +107,8 @@ class Arm:
         return a
 
     def launch_forward(
-        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, digest, h_prev,
-        c_prev, operand, y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
+        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, digest, noise,
+        h_prev, c_prev, operand, y_row, x, x_packed, h0, c0, y, h_n, c_n, values,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.backends.numba import memory
@@ -137,6 +137,7 @@ class Arm:
             workspace=workspace,
             barriers=barriers,
             extras=extras,  # 0: plain cells alone run here
+            noise=noise,  # which plain cells do not read
         )
         _fill(block, arguments)
         packed_x = [] if x_packed.ctypes.data == x.ctypes.data else [x_packed]
@@ -145,9 +146,9 @@ class Arm:
         self.run(job, block, threads, read, [*written, *buffers])
 
     def launch_backward(
-        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, h_prev, c_prev,
-        operand, y_row, has_dy, biased, adds, x_packed, values, dy, dh_n, dc_n, dh0, dc0, dgates_x, dgates_h,
-        dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
+        self, state, job, words, table, w_ih, w_hh, w_hr, b_ih, b_hh, projected, extras, workspace, noise, h_prev,
+        c_prev, operand, y_row, has_dy, biased, adds, wants_dx, wants_dweights, x_packed, values, dy, dh_n, dc_n, dh0,
+        dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh,
     ):  # fmt: skip
         """Replaces the function of this name in kernels/cpu/launch.py."""
         from rnnkit.kernels.cpu.arguments import Backward, WeightAddresses
@@ -170,12 +171,13 @@ class Arm:
             dgates_h=dgates_h.ctypes.data,
             dprojected=dprojected.ctypes.data,
             dx_packed=dx_packed.ctypes.data,
-            dx=dx.ctypes.data,
-            dweights=WeightAddresses(*(a.ctypes.data for a in (dw_ih, dw_hh, dw_hr)), *biases),
+            dx=dx.ctypes.data if wants_dx else 0,
+            dweights=WeightAddresses(*(a.ctypes.data * wants_dweights for a in (dw_ih, dw_hh, dw_hr)), *biases),
             adds=int(adds),
             workspace=workspace,
             barriers=barriers,
             extras=extras,  # 0: plain cells alone run here
+            noise=noise,
         )
         _fill(block, arguments)
         written = [dh0, dc0, dgates_x, dgates_h, dprojected, dx_packed, dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh]

@@ -28,6 +28,7 @@ from tests.tools.mutants.tools import TOOL_MUTANTS
 from tests.tools.mutants.torch_layers import TORCH_MUTANTS
 from tests.tools.mutants.torch_layers import problem as torch_problem
 from tests.tools.mutants.torch_modules import TORCH_MODULE_MUTANTS
+from tests.tools.mutants.wanted import TORCH_WANTED_MUTANTS, WANTED_MUTANTS
 
 TABLES: tuple[tuple[Mutant, ...], ...] = (
     MODULE_MUTANTS,
@@ -45,17 +46,25 @@ TABLES: tuple[tuple[Mutant, ...], ...] = (
     RESIDENT_BACKWARD_MUTANTS,
     OVERLAP_MUTANTS,
     CLUSTER_MUTANTS,
+    WANTED_MUTANTS,
     TORCH_MUTANTS,
     TORCH_MODULE_MUTANTS,
     TORCH_NORM_MUTANTS,
     TORCH_SLSTM_MUTANTS,
+    TORCH_WANTED_MUTANTS,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for table in TABLES for mutant in table)
 
 
 def problem_of(mutant: Mutant) -> str | None:
     """Why the tests of `mutant` cannot run on this machine, or None if they can."""
-    if mutant in (*TORCH_MUTANTS, *TORCH_MODULE_MUTANTS, *TORCH_NORM_MUTANTS, *TORCH_SLSTM_MUTANTS):
+    if mutant in (
+        *TORCH_MUTANTS,
+        *TORCH_MODULE_MUTANTS,
+        *TORCH_NORM_MUTANTS,
+        *TORCH_SLSTM_MUTANTS,
+        *TORCH_WANTED_MUTANTS,
+    ):
         return torch_problem()
     if "test_cupy_" in mutant.files:
         return emulator.available()
