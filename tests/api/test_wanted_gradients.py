@@ -20,6 +20,7 @@ from tests.helpers import assert_same, slow_except
 
 T, B, I, H = 5, 3, 4, 6
 LENGTHS = [5, 0, 2]
+RESETS = np.arange(T * B).reshape(T, B) % 4 == 3
 
 # name -> class, options of the layer, arguments of the call
 LAYERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
@@ -35,7 +36,8 @@ LAYERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "random masks": (rnnkit.LSTM, {"input_dropout": 0.5, "weight_dropout": 0.5, "zoneout": 0.5}, {}),
     "truncated": (rnnkit.LSTM, {}, {"truncate": 2}),
     "recomputed": (rnnkit.LSTM, {"num_layers": 2}, {"max_saved_bytes": 6000}),
-    "resets": (rnnkit.LSTM, {"bidirectional": True}, {"resets": np.arange(T * B).reshape(T, B) % 4 == 3}),
+    "resets": (rnnkit.LSTM, {"bidirectional": True}, {"resets": RESETS}),
+    "truncated resets": (rnnkit.LSTM, {"bidirectional": True}, {"resets": RESETS, "truncate": 2}),
 }
 FAST = [("lstm", "numba"), ("lstm, full", "numba"), *((name, "numpy") for name in LAYERS)]
 EACH = pytest.mark.parametrize(
