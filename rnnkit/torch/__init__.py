@@ -19,7 +19,7 @@ from rnnkit.torch.explain import explain
 from rnnkit.torch.layers import GRU, LSTM, RNN
 from rnnkit.torch.replace import replace, restore
 from rnnkit.torch.report import Report
-from rnnkit.torch.slstm import SLSTM
+from rnnkit.torch.slstm import SLSTM, SLSTMCell
 
 __all__ = [
     "GRU",
@@ -30,6 +30,7 @@ __all__ = [
     "RNNCell",
     "Report",
     "SLSTM",
+    "SLSTMCell",
     "explain",
     "replace",
     "restore",

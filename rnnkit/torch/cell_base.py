@@ -1,4 +1,4 @@
-"""What RNNCell, GRUCell and LSTMCell have in common: one step, its checks, and what torch.nn's cells do not have."""
+"""What the Cells have in common: one step, its checks, and what torch.nn's cells do not have."""
 
 from __future__ import annotations
 

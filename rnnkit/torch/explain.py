@@ -22,7 +22,7 @@ from rnnkit.core.option_arguments import parsed
 from rnnkit.explain import NOTHING_FLAGGED, CallSizes, Explanation, explanation, segments_note, together
 from rnnkit.functional.step_flags import StepFlags
 from rnnkit.torch.arrays import Tensor, parts_of_each
-from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell
+from rnnkit.torch.cell_base import CellBase
 from rnnkit.torch.operators import choice_of
 from rnnkit.torch.recurrent import Layers
 from rnnkit.torch.segmented import on_host, on_host_array
@@ -97,7 +97,7 @@ def explain(
         >>> explanation.backend, explanation.dtype, explanation.kept_bytes
         ('numpy', 'float32', 0)
     """
-    if isinstance(module, (RNNCell, GRUCell, LSTMCell)):
+    if isinstance(module, CellBase):
         for name, value in (("lengths", lengths), ("resets", resets), ("mask", mask)):
             if value is not None:
                 raise TypeError(f"{name} must be None for a Cell, which takes one step")

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from rnnkit.backends import check_backend
 from rnnkit.core import checks
-from rnnkit.torch import cells, layers, recurrent, subclasses
+from rnnkit.torch import cell_base, cells, layers, recurrent, subclasses
 from rnnkit.torch.operators import choice_of
 from rnnkit.torch.report import Left, Report, Swapped
 
@@ -189,7 +189,7 @@ def _is_quantized(module: Any) -> bool:
 
 
 def _is_ours(module: Any) -> bool:
-    return isinstance(module, (recurrent.Layers, cells.RNNCell, cells.GRUCell, cells.LSTMCell))
+    return isinstance(module, (recurrent.Layers, cell_base.CellBase))
 
 
 # Why a layer is left

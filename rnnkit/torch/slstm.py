@@ -1,4 +1,4 @@
-"""SLSTM, the scalar xLSTM cell, as a layer in the manner of torch.nn, which has none."""
+"""SLSTM, the scalar xLSTM cell, as a layer and as a Cell in the manner of torch.nn, which has none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rnnkit.backends import check_backend
 from rnnkit.core.cells import CELLS
 from rnnkit.torch import checks
 from rnnkit.torch.arrays import Tensor
+from rnnkit.torch.cell_base import CellBase, step_of_cell
 from rnnkit.torch.recurrent import Layers, States
+from rnnkit.torch.unserved import refuse_torchscript
 
 
 class SLSTM(Layers):
@@ -70,7 +72,7 @@ class SLSTM(Layers):
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
         self.mode = "SLSTM"
-        self.register_buffer("slstm", torch.ones((), dtype=torch.bool, device=device))
+        _mark(self, device)
         self._set_options(backend, strict, {})
 
     def _states_given(self, hx: Any, unbatched: bool) -> States:
@@ -116,3 +118,81 @@ class SLSTM(Layers):
             tensor([2., 0., 1.])
         """
         return hx if permutation is None else tuple([state.index_select(1, permutation) for state in hx])
+
+
+class SLSTMCell(CellBase):
+    """One step of an sLSTM, as `rnnkit.torch.LSTMCell` is one of an LSTM; the formulas are those of `rnnkit.SLSTM`.
+
+    Parameters have the names, shapes and initial values of those of an LSTMCell; the gate order is i, f, z, o. The Cell
+    has a buffer `slstm`, as `rnnkit.torch.SLSTM` has.
+
+    Args:
+        input_size: number of features of x, I.
+        hidden_size: number of features of each state, H.
+        bias: whether the cell has `bias_ih` and `bias_hh`.
+        device: torch.device of the parameters.
+        dtype: torch.dtype of the parameters.
+        backend: name of a backend of `rnnkit.BACKENDS`, or None to choose by device and dtype.
+        strict: whether to raise an error where no backend with compiled kernels serves the cell.
+
+    Raises:
+        ValueError: a bad value.
+        TypeError: a wrong type.
+        RuntimeError: the backend cannot run here.
+
+    Examples:
+        >>> import torch, rnnkit.torch
+        >>> cell = rnnkit.torch.SLSTMCell(4, 6, backend="numpy")
+        >>> h, c, n, m = cell(torch.ones(3, 4))
+        >>> h.shape, bool((n == 1).all())
+        (torch.Size([3, 6]), True)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        check_backend(backend)
+        super().__init__(input_size, hidden_size, bias, len(CELLS["slstm"].gates), device, dtype)
+        _mark(self, device)
+        self._set_options("slstm", backend, strict, {}, 0.0)
+
+    __prepare_scriptable__ = refuse_torchscript
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Takes one step.
+
+        Args:
+            input: (B, I), or (I,) unbatched.
+            hx: the states before the step, a tuple (h, c, n, m) of (B, H) or (H,) each; None for zeros.
+
+        Returns:
+            The states after the step, a tuple (h, c, n, m) of the shapes of hx.
+
+        Raises:
+            ValueError: a wrong number of dimensions.
+            TypeError: hx is no tuple of tensors.
+            RuntimeError: a wrong shape, dtype or device, or a backend that cannot run here.
+
+        Examples:
+            >>> import torch, rnnkit.torch
+            >>> cell = rnnkit.torch.SLSTMCell(4, 6, backend="numpy")
+            >>> cell(torch.ones(4), cell(torch.ones(4)))[2].shape
+            torch.Size([6])
+        """
+        names = CELLS["slstm"].states
+        states = None if hx is None else checks.several(hx, names)
+        h, c, n, m = step_of_cell(self, "slstm", input, states, len(names))
+        return h, c, n, m
+
+
+def _mark(module: Any, device: Any) -> None:
+    """Gives a layer or Cell the buffer that its state_dict shows: its parameters are named and shaped as an LSTM's."""
+    module.register_buffer("slstm", torch.ones((), dtype=torch.bool, device=device))

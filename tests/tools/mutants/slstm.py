@@ -14,6 +14,7 @@ ORACLE, CPU, API = "tests/oracle/test_slstm.py", "tests/cpu/test_slstm.py", "tes
 CUPY, CELL, STEP = "tests/cuda/test_cupy_slstm.py", "kernels/cells/slstm.cuh", "kernels/cuda/stepwise_states.cu"
 LAUNCHER = "rnnkit/backends/cupy/launcher.py"
 TRAJECTORY = "tests/cuda/test_trajectory_on_device.py"
+TORCH_CELL = "tests/torch/test_slstm_cell.py"
 
 _NUMBA_CUDA = (
     row(
@@ -418,5 +419,32 @@ TORCH_SLSTM_MUTANTS: tuple[Mutant, ...] = (
         'source.get("cell")',
         "tests/api/test_meaning.py",
         "buffer",
+    ),
+    row(
+        "SLSTMCell in torch: n and m change places",
+        "rnnkit/torch/slstm.py",
+        "SLSTMCell.forward",
+        "return h, c, n, m",
+        "return h, c, m, n",
+        TORCH_CELL,
+        "those_of_rnnkit and float64",
+    ),
+    row(
+        "SLSTMCell in torch: weights of an LSTMCell are loaded",
+        "rnnkit/torch/slstm.py",
+        "SLSTMCell.__init__",
+        "_mark(self, device)",
+        "pass",
+        TORCH_CELL,
+        "state_dicts",
+    ),
+    row(
+        "SLSTMCell in torch: two states are enough",
+        "rnnkit/torch/slstm.py",
+        "SLSTMCell.forward",
+        "checks.several(hx, names)",
+        "tuple(hx)",
+        TORCH_CELL,
+        "bad_arguments",
     ),
 )
