@@ -91,6 +91,7 @@ def explain(
     mask: Any = None,
     truncate: int | None = None,
     max_saved_bytes: int | None = None,
+    recompute_gates: bool | None = None,
 ) -> Explanation:
     """Describes what a call of the layer with these arguments would run here, without running it.
 
@@ -104,6 +105,7 @@ def explain(
         mask: which steps are not masked, as in the call; None for a cell.
         truncate: as in the call; None for a cell. The kernel says in which chunks the call runs.
         max_saved_bytes: as in the call; None for a cell.
+        recompute_gates: as in the call; None for a cell. On a GPU a note says whether the gates are saved, and why.
 
     Returns:
         An `Explanation`; print it for a table.
@@ -118,7 +120,7 @@ def explain(
         >>> rnnkit.explain(layer, np.ones((5, 3, 4), np.float32)).kernel
         'gru in NumPy, one step at a time'
     """
-    chunks = ChunkArguments(truncate, max_saved_bytes)
+    chunks = ChunkArguments(truncate, max_saved_bytes, recompute_gates)
     if isinstance(layer, StepCell):
         for name, value in {"lengths": lengths, "resets": resets, "mask": mask, **chunks._asdict()}.items():
             if value is not None:
@@ -129,6 +131,7 @@ def explain(
     cell = layer._cell_now()
     keep = grad_enabled() and not choice.dtype.weights
     choices = None
+    choice, gates = chunks.with_gates(choice, cell, sizes, layers, directions, keep, segments)
     if segments is None:
         choice = chunks.applied(choice, cell, sizes, layers, directions, keep)
     else:
@@ -155,7 +158,7 @@ def explain(
         noise=_is_noisy(layer),
     )
     about = (repr(layer), layer.device, _about_packed_weights(layer))
-    notes = _about_compression(layer)
+    notes = _about_compression(layer) + (() if gates is None or isinstance(layer, StepCell) else (gates.words,))
     if segments is not None and choices is not None:
         found = _of_segments(call, segments, choices, about)
         return replace(found, notes=found.notes + notes)

@@ -201,6 +201,15 @@ class Backend(Protocol):
     saved_in_reserve(call) -> saved
         what the forward of this call returned as `saved`, from `call.reserve`
 
+    A backend that can compute the gates again in backward, from the states of every step, provides these three:
+
+    recomputing() -> backend
+        this backend, whose forward then saves the states alone
+    recompute_problem(cell) -> str or None
+        why it cannot do so for a cell
+    free_bytes(device, most) -> int or None
+        bytes that a device can still allocate, or None where `most` are too few to ask. device: as in `layers_at_once`
+
     A backend may also provide this, for `rnnkit.trajectory`:
 
     saved_steps(cell, dtype, saved) -> dict of arrays (T, B, ·) in dtype.storage, in time order and the caller's order

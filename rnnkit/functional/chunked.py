@@ -22,6 +22,7 @@ from rnnkit.core.cells import Cell, State, Weights, each_weight
 from rnnkit.core.devices import array_module
 from rnnkit.core.dtypes import DType
 from rnnkit.core.mixed_precision import narrow
+from rnnkit.functional.gates import Decision, gates_of
 from rnnkit.functional.segments import Group, Segments
 from rnnkit.functional.truncated import Truncated, added, cut, pieces_of
 
@@ -40,10 +41,35 @@ class Chunks(NamedTuple):
 
 
 class ChunkArguments(NamedTuple):
-    """The arguments of a call that run it in chunks, as they were given, unchecked."""
+    """The arguments of a call that say what it saves for backward, as they were given, unchecked."""
 
     truncate: Any
     max_saved_bytes: Any
+    recompute_gates: Any = None
+
+    def with_gates(
+        self,
+        choice: Choice,
+        cell: Cell,
+        sizes: Sizes,
+        layers: int,
+        directions: int,
+        keep: bool,
+        segments: Segments | None,
+    ) -> tuple[Choice, Decision | None]:
+        """The choice with the backend that saves the gates or computes them again, and why: see `gates_of`.
+
+        The arguments are those of `applied` and `of_groups`.
+        """
+        most = None if self.max_saved_bytes is None else checks.positive_int("max_saved_bytes", self.max_saved_bytes)
+
+        def saved(one: Choice) -> int:
+            if segments is None:
+                return whole_bytes(one, cell, sizes, layers, directions)
+            return whole_group_bytes(one, cell, sizes, layers, directions, segments)
+
+        found, decision = gates_of(choice, cell, sizes, layers, directions, self.recompute_gates, most, saved)
+        return (found, decision) if keep else (choice, None)
 
     def applied(self, choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, keep: bool) -> Choice:
         """Checks them, and returns the choice for a call with them: the same one where the call is the plain one.
@@ -73,7 +99,7 @@ class ChunkArguments(NamedTuple):
         return [choice] * count if chunks is None or not keep else [one.applied(choice) for one in chunks]
 
     def _checked(self) -> tuple[int | None, int | None]:
-        truncate, most = self
+        truncate, most, _ = self
         if truncate is not None and most is not None:
             raise ValueError(f"max_saved_bytes must be None with truncate, got {most!r}")
         return (
@@ -192,10 +218,8 @@ def chunks_within(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directi
     Raises:
         ValueError: every size of chunks would save more.
     """
-    T, B, I, _, R, _ = sizes
-    widths = (I, directions * R)[: min(layers, 2)]
-    kept = [choice.backend.describe(cell, choice.dtype, sizes._replace(I=width), True).kept for width in widths]
-    between = (layers - 1) * T * B * directions * R * choice.dtype.storage.itemsize
+    T = sizes.T
+    kept, between = _layer_bytes(choice, cell, sizes, layers, directions)
     if between + directions * (kept[0] + (layers - 1) * kept[-1]) <= most:
         return None
     # With k steps a chunk, at most (T / k + 1) states and k per_step are saved. The largest k is a root of a quadratic.
@@ -210,6 +234,20 @@ def chunks_within(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directi
     return Chunks(min(T, int((free + root) / (2 * per_step))), cuts=False, recomputes=True)
 
 
+def whole_bytes(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int) -> int:
+    """What `chunks_within` counts of a call without chunks."""
+    kept, between = _layer_bytes(choice, cell, sizes, layers, directions)
+    return between + directions * (kept[0] + (layers - 1) * kept[-1])
+
+
+def _layer_bytes(choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int) -> tuple[list[int], int]:
+    """What a direction of the first layer and of a layer above it saves, and the outputs of all layers but the last."""
+    T, B, I, _, R, _ = sizes
+    widths = (I, directions * R)[: min(layers, 2)]
+    kept = [choice.backend.describe(cell, choice.dtype, sizes._replace(I=width), True).kept for width in widths]
+    return kept, (layers - 1) * T * B * directions * R * choice.dtype.storage.itemsize
+
+
 def group_chunks_within(
     choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, segments: Segments, most: int
 ) -> list[Chunks] | None:
@@ -219,11 +257,11 @@ def group_chunks_within(
     are the tables of the segments, the states of all segments, and the steps of x that are gathered: all of them in a
     call without chunks, else those of one chunk.
     """
+    if whole_group_bytes(choice, cell, sizes, layers, directions, segments) <= most:
+        return None
     groups = [_group_sizes(choice, cell, sizes, layers, directions, group) for group in segments.groups]
     fixed = segments.nbytes + sum(g.between for g in groups)
     states = layers * directions * _state_bytes(cell, choice.dtype, sizes._replace(B=1))
-    if fixed + states * segments.total + sum(g.kept + g.steps * g.gathered for g in groups) <= most:
-        return None
 
     def saved(each: int) -> int:
         """The bytes that a call saves whose chunks are computed again in `each` bytes."""
@@ -241,6 +279,15 @@ def group_chunks_within(
         least = min(size for size, _ in found)
         raise ValueError(f"max_saved_bytes must be at least {least:,} for this call, got {most:,}")
     return [Chunks(max(1, min(g.steps, g.chunk(fitting[-1]))), cuts=False, recomputes=True) for g in groups]
+
+
+def whole_group_bytes(
+    choice: Choice, cell: Cell, sizes: Sizes, layers: int, directions: int, segments: Segments
+) -> int:
+    """What `group_chunks_within` counts of a call without chunks."""
+    groups = [_group_sizes(choice, cell, sizes, layers, directions, group) for group in segments.groups]
+    states = layers * directions * segments.total * _state_bytes(cell, choice.dtype, sizes._replace(B=1))
+    return segments.nbytes + states + sum(g.between + g.kept + g.steps * g.gathered for g in groups)
 
 
 # Sizes of chunks that `group_chunks_within` tries are this factor apart.

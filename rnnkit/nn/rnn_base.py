@@ -177,6 +177,7 @@ class Recurrent(CallersLayout):
         zero_output_for_mask: bool = False,
         truncate: int | None = None,
         max_saved_bytes: int | None = None,
+        recompute_gates: bool | None = None,
     ) -> Any:
         """Runs the layer: y, h_n = layer(x, h0, lengths); for LSTM y, (h_n, c_n) = layer(x, (h0, c0), lengths).
 
@@ -212,8 +213,13 @@ class Recurrent(CallersLayout):
             max_saved_bytes: the most bytes that the call may save for `backward`: with less than it needs, it saves the
                 states between chunks of steps, and `backward` runs the forward of each chunk again.
                 Not counted are x, y, gradients and dropout masks. In 16 bits the cell state is rounded between chunks.
-                With `resets` or a `mask` the tables of the segments count too. None to save everything. Not with
+                With `resets` or a `mask` the tables of the segments count too. On a GPU it first tries whether the
+                bound holds without the gates, as `recompute_gates=True` does. None to save everything. Not with
                 `truncate`.
+            recompute_gates: on a CUDA device, whether `backward` computes the gates of all steps again, by one large
+                product for many steps, instead of saving them: see docs/gpu.md. None to do so where saving them would
+                not fit: into `max_saved_bytes`, or without it into the device's memory. Other backends always save
+                them.
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R), in the layout of x, and is zero past each row's length. The
@@ -258,14 +264,14 @@ class Recurrent(CallersLayout):
         choice = self._choice()
         keep = grad_enabled() and not self._dtype.weights
         choices = None
-        if truncate is not None or max_saved_bytes is not None:
-            sizes = self._sizes(T, B, checked)
-            chunks = ChunkArguments(truncate, max_saved_bytes)
-            how = (choice, self._cell_now(), sizes, self.num_layers, self.num_directions, keep)
+        chunks = ChunkArguments(truncate, max_saved_bytes, recompute_gates)
+        if chunks != _PLAIN or (keep and hasattr(choice.backend, "recomputing")):
+            how = (self._cell_now(), self._sizes(T, B, checked), self.num_layers, self.num_directions, keep)
+            choice, _ = chunks.with_gates(choice, *how, found)
             if found is None:
-                choice = chunks.applied(*how)
+                choice = chunks.applied(choice, *how)
             else:
-                choices = chunks.of_groups(*how, found)
+                choices = chunks.of_groups(choice, *how, found)
         x = x if x.flags.c_contiguous else _contiguous(x)
         stack_call = stack.StackCall(
             self.cell, choice, x, state0, self._caches(), checked, drop, keep, None, self._constants
@@ -345,6 +351,9 @@ class Recurrent(CallersLayout):
 
     def _drop(self, _: int, y: Array) -> Array:
         return stack.dropout_mask(y, self.dropout, self.rng)
+
+
+_PLAIN = ChunkArguments(None, None)
 
 
 class _Saved(NamedTuple):

@@ -59,7 +59,7 @@ def layer_of(name: str, device: str, backend: str, layers: int = 3, **kwargs: An
     return getattr(rnnkit, name)(I, H, layers, device=device, backend=backend, rng=1, **kwargs)
 
 
-def results(layer: Any, x: Any, lengths: Any, dy: Any) -> dict[str, Any]:
+def results(layer: Any, x: Any, lengths: Any, dy: Any, **options: Any) -> dict[str, Any]:
     """Outputs and every gradient, of y and of the final states, from states that are not zero."""
     drawn = np.random.default_rng(7)
     rows = x.shape[1]
@@ -69,7 +69,7 @@ def results(layer: Any, x: Any, lengths: Any, dy: Any) -> dict[str, Any]:
         return given if len(given) > 1 else given[0]
 
     layer.zero_grad()
-    y, state_n = layer(x, state(), lengths=lengths)
+    y, state_n = layer(x, state(), lengths=lengths, **options)
     dx, dstate0 = layer.backward(dy, state())
     found = {"y": y, "dx": dx}
     for name, end, start in zip(layer.cell.states, parts(state_n), parts(dstate0), strict=True):

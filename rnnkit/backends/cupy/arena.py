@@ -187,6 +187,13 @@ class Arena:
             address += _padded(size)
         return addresses
 
+    def array(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array in a buffer of `reserve`, valid as long as the buffer."""
+        import cupy
+
+        start = self._workspace.data
+        return cupy.ndarray(shape, dtype, memptr=start + (address - int(start.ptr)))
+
     def begin(self) -> None:
         """Later products run on this arena's stream."""
         self._use(self.stream)

@@ -8,16 +8,21 @@ What the call does not want is not launched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rnnkit.backends.cupy import arena as arenas
 from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.launcher import Launcher, contiguous, units_aligned
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.saved import SavedStates
+from rnnkit.backends.cupy.recompute_buffers import recompute_buffers
+from rnnkit.backends.cupy.saved import Saved, SavedStates
 from rnnkit.backends.cupy.weight_sums import WeightSums, weight_sum_buffers
 from rnnkit.backends.interface import NO_DWEIGHTS, BackwardCall, Gradients
 from rnnkit.core.cells import Array, State, Weights
+
+if TYPE_CHECKING:
+    from rnnkit.backends.cupy.recompute import Recomputation
 
 # The buffers that the steps of a chunk write for its products.
 GRADIENTS = ("dgates_x", "dgates_h", "dprojected")
@@ -60,7 +65,7 @@ def backward_buffers(p: Problem) -> dict[str, int]:
         sizes |= {_next(name): sizes[name] for name in GRADIENTS if name in sizes}
     if p.cell.n_cell_states:
         sizes["dc"] = p.cell.n_cell_states * p.B * p.H * c
-    return sizes | weight_sum_buffers(p)
+    return sizes | weight_sum_buffers(p) | recompute_buffers(p)
 
 
 def _next(name: str) -> str:
@@ -76,6 +81,9 @@ class BackwardPass:
     steps of a chunk wait until the products of two chunks before have read its buffers, and the products wait for their
     steps. Every array of the pass belongs to the arena's stream, which waits for all work of the lane before the pass
     ends, so its memory is not used again too early.
+
+    Gates that are computed again are computed on the arena's stream, those of the next chunk before the products of
+    this one. The next steps wait for them, and so for the products of the chunk before this one.
 
     above: the layer whose dx is this one's dy, a chunk ahead of it. feeds: whether another layer takes dx of this one
     in the same way; mask (T, B, I): what dx is multiplied by for it, or None.
@@ -111,38 +119,55 @@ class BackwardPass:
         self.dx_packed = cupy.empty((p.N, p.I), p.dtype.storage) if call.wants_dx and p.ragged else self.dx
         self.launcher = launcher_of(arena, self.saved.packing_table)
         self.sums = WeightSums(self.launcher, self.weights, self.into) if call.wants_dweights else None
+        self.gates = _recomputation(self.launcher, self.weights) if p.recomputes else None
         self.launcher.backward_begin(self.dstate_n, self.weights)
         if p.ahead_steps is not None:
+            self.following = p.chunks(backward=True)
+            self.prepared = self._prepared()
             arena.stream.record(arena.lane.ready[0])  # which the first steps wait for
 
     def run(self, chunk: Chunk) -> None:
         """Launches the steps of a chunk and its products. The next chunk of `Problem.chunks` must follow."""
         if self.p.ahead_steps is None:
-            self._steps(chunk)
+            saved = self._with_gates(chunk)
+            self.launcher.backward_chunk(chunk, self.weights, saved.states, self.dy)
             self._gradient_of_x(chunk)
-            self._gradients_of_weights(chunk)
+            self._gradients_of_weights(chunk, saved)
             return
         here = self.arena.stream
         lane = self.arena.lane
         parity = self.chunks % 2
-        if self.chunks != 1:  # whose buffers nothing has used
+        if self.gates is not None or self.chunks != 1:  # whose buffers nothing has used
             lane.stream.wait_event(lane.ready[parity])
         if self.above is not None:
             lane.stream.wait_event(self.above.arena.lane.given[parity])
         self.chunks += 1
+        saved = self.prepared
         with lane.stream:
-            self._steps(chunk)
+            self.launcher.backward_chunk(chunk, self.weights, saved.states, self.dy)
+        if self.gates is not None:
+            self.prepared = self._prepared()
+            here.record(lane.ready[1 - parity])
         here.wait_event(lane.stream.record(lane.done[parity]))
         self._gradient_of_x(chunk)
         here.record(lane.given[parity])
-        self._gradients_of_weights(chunk)
-        here.record(lane.ready[parity])
+        self._gradients_of_weights(chunk, saved)
+        if self.gates is None:
+            here.record(lane.ready[parity])
         for name in GRADIENTS:
             if name in self.launcher:
                 self.launcher.swap(name, _next(name))
 
-    def _steps(self, chunk: Chunk) -> None:
-        self.launcher.backward_chunk(chunk, self.weights, self.saved.states, self.dy)
+    def _with_gates(self, chunk: Chunk) -> Saved:
+        """What was saved, with the gates of a chunk, which are computed now if they were not saved."""
+        if self.gates is None:
+            return self.saved
+        return self.saved._replace(states=self.gates.run(chunk, self.saved))
+
+    def _prepared(self) -> Saved:
+        """`_with_gates` of the chunk that follows, if there is one."""
+        chunk = next(self.following, None)
+        return self.saved if chunk is None else self._with_gates(chunk)
 
     def _gradient_of_x(self, chunk: Chunk) -> None:
         """dx of the chunk's row-steps; as the layer below reads it, if one does."""
@@ -162,9 +187,9 @@ class BackwardPass:
             dx = self.dx[steps]
             dx *= self.mask[steps]
 
-    def _gradients_of_weights(self, chunk: Chunk) -> None:
+    def _gradients_of_weights(self, chunk: Chunk, saved: Saved) -> None:
         if self.sums is not None:
-            self.sums.add(chunk, self.saved)
+            self.sums.add(chunk, saved)
 
     def join(self) -> None:
         """Makes the arena's stream wait for the steps, also of a pass that failed."""
@@ -188,6 +213,12 @@ class BackwardPass:
         dstate0 = tuple(cupy.empty_like(d) for d in self.dstate_n)
         self.launcher.backward_end(dstate0)
         return Gradients(self.dx, dstate0, NO_DWEIGHTS if self.sums is None else self.sums.finished())
+
+
+def _recomputation(launcher: BackwardLauncher, weights: Weights) -> Recomputation:
+    from rnnkit.backends.cupy.recompute import Recomputation  # which imports this file
+
+    return Recomputation(launcher, weights)
 
 
 def backward(p: Problem, call: BackwardCall, launcher_of: Launchers) -> Gradients:

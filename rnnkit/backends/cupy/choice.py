@@ -98,7 +98,7 @@ def about_tuning(work: Work, device: int, schedule: Schedule, why: str, layers: 
 
 def work_of(p: Problem, keep: bool) -> Work:
     """The work of a problem."""
-    return Work(p.cell, p.dtype, Sizes(p.T, p.B, p.I, p.H, p.R, p.N), keep, p.projected)
+    return Work(p.cell, p.dtype, Sizes(p.T, p.B, p.I, p.H, p.R, p.N), keep, p.projected, p.recomputes)
 
 
 def widest(work: Work) -> Work:

@@ -52,6 +52,10 @@ class Launcher:
     def __contains__(self, name: str) -> bool:
         return name in self._addresses
 
+    def part(self, prefix: str) -> dict[str, int]:
+        """The addresses of the buffers whose names begin with a prefix, by the rest of their names."""
+        return {name.removeprefix(prefix): at for name, at in self._addresses.items() if name.startswith(prefix)}
+
     def swap(self, one: str, other: str) -> None:
         """Exchanges the names of two buffers."""
         self._addresses[one], self._addresses[other] = self._addresses[other], self._addresses[one]

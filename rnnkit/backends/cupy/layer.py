@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from rnnkit.backends.cupy import backward_pass, choice, overlap, passes, tuned
 from rnnkit.backends.cupy.overlap import Plan
 from rnnkit.backends.cupy.problem import Problem
+from rnnkit.backends.cupy.recompute_buffers import recompute_buffers
+from rnnkit.backends.cupy.saved import saved_bytes
 from rnnkit.backends.cupy.schedules import Schedule, Work
 from rnnkit.backends.interface import BackwardCall, Description, Forward, Gradients, LayerCall, Sizes
 from rnnkit.core.autotune import autotuning
@@ -34,17 +37,19 @@ class Saved(NamedTuple):
     own: Any
 
 
-def forward(call: LayerCall, schedule: str | None = None) -> Forward:
+def forward(call: LayerCall, schedule: str | None = None, recomputes: bool = False) -> Forward:
     """See `rnnkit.backends.Backend.forward`. schedule: its name, or None for the one of the least predicted time.
+
+    recomputes: whether backward computes the gates again, instead of what the forward would save of them.
 
     Raises DeviceMemoryError, UnsupportedDeviceError or DeviceError, see `rnnkit.errors`.
     """
-    problem = Problem.of(call)
+    problem = Problem.of(call, recomputes)
     device = call.x.device
     with on(device, problem):
         work = choice.work_of(problem, call.keep)
         if schedule is None and autotuning():
-            schedule = measured(call, work, device.id)
+            schedule = measured(call, work, device.id, recomputes)
         chosen, _, plan = choice.chosen(work, device.id, schedule)
         given = call if chosen.strided_y else call._replace(out=None)
         y, state_n, own = chosen.load().forward(choice.planned(plan, problem), given)
@@ -60,11 +65,11 @@ def backward(call: BackwardCall) -> Gradients:
         return schedule.load().backward(choice.planned(plan, problem), call._replace(saved=own))
 
 
-def saved_in_reserve(call: LayerCall, schedule: str | None = None) -> Saved:
+def saved_in_reserve(call: LayerCall, schedule: str | None = None, recomputes: bool = False) -> Saved:
     """See `rnnkit.backends.Backend`. All schedules save alike, so the schedule of the backward is chosen here: it is
     that of the forward, unless `rnnkit.autotune` has measured another one to be faster meanwhile.
     """
-    problem = Problem.of(call)
+    problem = Problem.of(call, recomputes)
     device = call.x.device
     with on(device, problem):
         work = choice.work_of(problem, True)
@@ -73,15 +78,22 @@ def saved_in_reserve(call: LayerCall, schedule: str | None = None) -> Saved:
 
 
 def describe(
-    cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None = None, reason: str | None = None
+    cell: Cell,
+    dtype: DType,
+    sizes: Sizes,
+    keep: bool,
+    schedule: str | None = None,
+    reason: str | None = None,
+    recomputes: bool = False,
 ) -> Description:
     """See `rnnkit.backends.Backend.describe`, for the current device.
 
-    schedule: as in `forward`. reason: why that one, or None if the caller has named it.
+    schedule, recomputes: as in `forward`. reason: why that schedule, or None if the caller has named it.
     """
     import cupy
 
-    work = Work(cell, dtype, sizes, keep, projected=sizes.R != sizes.H)
+    recomputes = recomputes and keep
+    work = Work(cell, dtype, sizes, keep, sizes.R != sizes.H, recomputes)
     device = cupy.cuda.Device().id
     named = schedule or choice.fastest(work, device)
     chosen, why, plan = choice.chosen(work, device, named)
@@ -94,6 +106,11 @@ def describe(
         alone = overlap.CAPTURED, ""
     kernel = f"{cell.key}, schedule {chosen.name}: {reason or why}; {detail}"
     transient += more_bytes(work, back)
+    if recomputes:
+        kernel += "; backward computes the gates of a launch's steps again before them"
+        more, less = recompute_bytes(work)
+        transient += more
+        kept -= less
     return Description(kernel, transient, kept, placed=chosen.strided_y, beside=True, alone=alone)
 
 
@@ -101,12 +118,20 @@ def more_bytes(work: Work, plan: Plan) -> int:
     """Bytes that the workspace of a backward pass takes with a plan beyond those without, at most: running sums of the
     weights' gradients, where one chunk becomes several.
     """
-    p = Problem.of_sizes(work.cell, work.dtype, work.sizes)
+    p = Problem.of_sizes(work.cell, work.dtype, work.sizes, work.recomputes)
     with_plan, without = (sum(backward_pass.backward_buffers(one).values()) for one in (plan.applied(p), p))
     return max(0, with_plan - without)
 
 
-def measured(call: LayerCall, work: Work, device: int) -> str | None:
+def recompute_bytes(work: Work) -> tuple[int, int]:
+    """What computing the gates again adds to the workspace, at most, and what forward then does not save, in bytes."""
+    p = Problem.of_sizes(work.cell, work.dtype, work.sizes)
+    again = replace(p, recomputes=True)
+    N = work.sizes.N
+    return sum(recompute_buffers(again).values()), saved_bytes(p, N) - saved_bytes(again, N)
+
+
+def measured(call: LayerCall, work: Work, device: int, recomputes: bool = False) -> str | None:
     """As `choice.fastest`, and measures first if that is not known. None in a capture, which nothing may wait in."""
 
     known = choice.fastest(work, device)
@@ -116,7 +141,7 @@ def measured(call: LayerCall, work: Work, device: int) -> str | None:
     once = call._replace(out=None, reserve=None)
 
     def run(name: str) -> None:
-        y, state_n, saved = forward(once, name)
+        y, state_n, saved = forward(once, name, recomputes)
         if call.keep:
             # Without the cache, to whose gradients it would add.
             backward(BackwardCall(call.cell, call.dtype, saved, y, state_n, call.weights))

@@ -15,6 +15,7 @@ from rnnkit.backends.cupy import cost
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.problem import Problem
+from rnnkit.backends.cupy.recompute_buffers import rows_at_once
 from rnnkit.backends.cupy.schedules import Schedule, Work
 
 # The most layers at once: each has a workspace and a stream in the arena.
@@ -186,12 +187,29 @@ def _gradient_products(work: Work, card: CardFacts) -> Products:
     GH = work.cell.n_gates * H
     elements = GH * (I + R) + (R * H if work.projected else 0)
     flop = 2.0 * N * (elements + I * GH)
+    again = _recomputation(work, card) if work.recomputes else Products(0.0)
     matrices = (3 if work.projected else 2) + len(work.cell.products) - 1
     sums = 2 * (2 if work.cell.splits_sides else 1) + (0 if p.sums_in_place else matrices)
     moved = elements * p.compute_bytes * (2 if p.sums_in_place else 6)
     rate = cost.l2_rate(card) if moved < 0.8 * card.l2_bytes else card.bandwidth
     chunk = (1 + matrices) * cost.PRODUCT_SECONDS + sums * cost.POINTWISE_SECONDS + moved / rate
-    return Products(flop / (cost.flop_rate(card, work.dtype) * card.multiprocessors), chunk)
+    seconds = flop / (cost.flop_rate(card, work.dtype) * card.multiprocessors)
+    return Products(seconds + again.seconds, chunk + again.chunk)
+
+
+def _recomputation(work: Work, card: CardFacts) -> Products:
+    """The gates, computed again: pre-activations of both sides, which are written and read, and the saved values."""
+    _, _, I, H, R, N = work.sizes
+    cell, dtype = work.cell, work.dtype
+    GH = cell.n_gates * H
+    flop = 2.0 * N * GH * (I + R)
+    p = Problem.of_sizes(cell, dtype, work.sizes)
+    moved = N * H * (4.0 * cell.n_gates * dtype.compute.itemsize + cell.n_saved * dtype.storage.itemsize)
+    at_once = 2 * rows_at_once(p) * GH * dtype.compute.itemsize
+    rate = cost.l2_rate(card) if at_once < 0.8 * card.l2_bytes else card.bandwidth
+    seconds = flop / (cost.flop_rate(card, dtype) * card.multiprocessors) + moved / rate
+    launches = len(cell.products)
+    return Products(seconds, (1 + launches) * cost.PRODUCT_SECONDS + (2 + launches) * cost.POINTWISE_SECONDS)
 
 
 def evenly(layers: int, most: int) -> int:

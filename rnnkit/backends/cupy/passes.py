@@ -10,7 +10,7 @@ from rnnkit.backends.cupy.arena import Arena
 from rnnkit.backends.cupy.cublas import Matrix, Products
 from rnnkit.backends.cupy.launcher import contiguous, packing_table
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.saved import Memory, Saved, SavedStates, saved_bytes
+from rnnkit.backends.cupy.saved import Memory, Saved, SavedStates, chunk_buffers, of_chunk, saved_bytes
 from rnnkit.backends.interface import LayerCall, Sizes
 from rnnkit.core.cells import Array, State, Weights
 
@@ -47,6 +47,7 @@ def forward_buffers(p: Problem) -> dict[str, int]:
     if p.ahead_steps is not None:
         sizes["gates_next"] = gates
     states = p.cell.n_cell_states
+    sizes |= chunk_buffers(p)
     return sizes | ({"c": states * p.B * p.H * c} if states else {})
 
 
@@ -107,7 +108,7 @@ class ForwardPass:
         """Launches the product of a chunk and its steps. The next chunk of `Problem.chunks` must follow."""
         if self.p.ahead_steps is None:
             self._product(chunk)
-            self.launcher.forward_chunk(chunk, self.weights, self.y, self.states)
+            self._steps(chunk)
             return
         here = self.arena.stream
         lane = self.arena.lane
@@ -121,9 +122,13 @@ class ForwardPass:
         lane.stream.wait_event(here.record(lane.ready[parity]))
         self.chunks += 1
         with lane.stream:
-            self.launcher.forward_chunk(chunk, self.weights, self.y, self.states)
+            self._steps(chunk)
         lane.stream.record(lane.done[parity])
         self.launcher.swap("gates", "gates_next")
+
+    def _steps(self, chunk: Chunk) -> None:
+        states = of_chunk(self.p, self.states, self.launcher, chunk.n0)
+        self.launcher.forward_chunk(chunk, self.weights, self.y, states)
 
     def _take_from_below(self, chunk: Chunk) -> None:
         """Applies the mask to the steps of x that the layer below has just computed, and packs ragged rows."""

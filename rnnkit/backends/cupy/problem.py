@@ -104,6 +104,7 @@ class Problem:
     ahead_steps  the most steps of a chunk, where the product of x of one chunk runs beside the steps of the chunk
                  before it; None where all follow each other
     share        the layer has one of this many equal parts of the card, beside other layers
+    recomputes   whether backward computes the gates again, so that forward saves the states alone: `recompute`
     noise        the random masks of the call, or None
     """
 
@@ -120,10 +121,11 @@ class Problem:
     ahead_steps: int | None = None
     share: int = 1
     constants: tuple[float, ...] = ()
+    recomputes: bool = False
     noise: Noise | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, call: LayerCall) -> Problem:
+    def of(cls, call: LayerCall, recomputes: bool = False) -> Problem:
         """The problem of a forward call."""
         weights = call.weights
         T, B, I = call.x.shape
@@ -140,15 +142,16 @@ class Problem:
             reverse=call.reverse,
             packing=packing(T, B, call.lengths),
             constants=call.constants,
+            recomputes=recomputes and call.keep,
             noise=call.noise,
         )
 
     @classmethod
-    def of_sizes(cls, cell: Cell, dtype: DType, sizes: Sizes) -> Problem:
+    def of_sizes(cls, cell: Cell, dtype: DType, sizes: Sizes, recomputes: bool = False) -> Problem:
         """The problem of a forward call whose rows all have T steps; R != H means projection."""
         T, B, I, H, R, _ = sizes
-        whole = packing(T, B, None)
-        return cls(cell, dtype, T=T, B=B, I=I, H=H, R=R, projected=R != H, reverse=False, packing=whole)
+        one = cls(cell, dtype, T, B, I, H, R, projected=R != H, reverse=False, packing=packing(T, B, None))
+        return replace(one, recomputes=True) if recomputes else one
 
     def ahead(self, steps: int, share: int) -> Problem:
         """The same, with these `ahead_steps` and this share."""

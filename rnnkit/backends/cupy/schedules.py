@@ -23,13 +23,16 @@ OLDEST_ARCH = 70
 
 
 class Work(NamedTuple):
-    """What a schedule is asked to run: one layer-direction. keep: whether a backward follows."""
+    """What a schedule is asked to run: one layer-direction. keep: whether a backward follows; recomputes: whether that
+    computes the gates again.
+    """
 
     cell: Cell
     dtype: DType
     sizes: Sizes
     keep: bool
     projected: bool = False
+    recomputes: bool = False
 
 
 class ScheduleModule(Protocol):

@@ -44,12 +44,12 @@ def layers_at_once(
 
 
 def forward_layers(
-    calls: Sequence[LayerCall], masks: Sequence[Array | None], schedule: str | None = None
+    calls: Sequence[LayerCall], masks: Sequence[Array | None], schedule: str | None = None, recomputes: bool = False
 ) -> list[Forward]:
     """See `rnnkit.backends.Backend`. Raises as `layer.forward`."""
     first = calls[0]
     device = first.x.device
-    problems = [Problem.of(call) for call in calls]
+    problems = [Problem.of(call, recomputes) for call in calls]
     with layer.on(device, problems[0]):
         work = choice.widest(choice.work_of(problems[0], first.keep))
         chosen, _, plan = choice.chosen(work, device.id, schedule, len(calls), together=True)
@@ -87,46 +87,59 @@ def backward_layers(calls: Sequence[BackwardCall], masks: Sequence[Array | None]
 
 
 def describe_layers(
-    cell: Cell, dtype: DType, sizes: Sizes, layers: int, keep: bool, schedule: str | None = None
+    cell: Cell,
+    dtype: DType,
+    sizes: Sizes,
+    layers: int,
+    keep: bool,
+    schedule: str | None = None,
+    recomputes: bool = False,
 ) -> tuple[str, int]:
     """See `rnnkit.backends.Backend`."""
-    chosen, work, device = _described(cell, dtype, sizes, keep, schedule)
+    chosen, work, device = _described(cell, dtype, sizes, keep, schedule, recomputes)
     plan = choice.chosen(work, device, chosen.name, layers, together=True)[2]
-    return plan.words(), (layers - 1) * _own_bytes(cell, dtype, sizes, keep, schedule)
+    return plan.words(), (layers - 1) * _own_bytes(cell, dtype, sizes, keep, schedule, recomputes)
 
 
 def describe_backward_layers(
-    cell: Cell, dtype: DType, sizes: Sizes, layers: int, schedule: str | None = None
+    cell: Cell, dtype: DType, sizes: Sizes, layers: int, schedule: str | None = None, recomputes: bool = False
 ) -> tuple[str, int]:
     """See `rnnkit.backends.Backend`."""
     if sizes.R != sizes.H or choice.captured():
         return "", 0
-    chosen, work, device = _described(cell, dtype, sizes, True, schedule)
+    chosen, work, device = _described(cell, dtype, sizes, True, schedule, recomputes)
     at_once = overlap.evenly(layers, choice.backward_plan(chosen, work, device, layers).layers)
     if at_once == 1:
         return "", 0
     plan = choice.backward_plan(chosen, work, device, at_once, together=True)
-    one = _own_bytes(cell, dtype, sizes, True, schedule) + layer.more_bytes(work, plan)
+    one = _own_bytes(cell, dtype, sizes, True, schedule, recomputes) + layer.more_bytes(work, plan)
     return plan.words(backward=True), (at_once - 1) * one
 
 
-def _described(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None) -> tuple[Schedule, Work, int]:
+def _described(
+    cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None, recomputes: bool
+) -> tuple[Schedule, Work, int]:
     """The schedule of a stack on the current device, the work of any of its layers, and the device."""
     import cupy
 
     device = cupy.cuda.Device().id
-    work = choice.widest(Work(cell, dtype, sizes, keep))
+    work = choice.widest(Work(cell, dtype, sizes, keep, recomputes=recomputes))
     return choice.chosen(work, device, schedule)[0], work, device
 
 
-def _own_bytes(cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None) -> int:
+def _own_bytes(
+    cell: Cell, dtype: DType, sizes: Sizes, keep: bool, schedule: str | None, recomputes: bool = False
+) -> int:
     """What each of several layers at once has of its own in the arena."""
     import cupy
 
-    return layer.describe(cell, dtype, sizes, keep, schedule).transient - workspace_bytes(cupy.cuda.Device().id)
+    found = layer.describe(cell, dtype, sizes, keep, schedule, recomputes=recomputes)
+    return found.transient - workspace_bytes(cupy.cuda.Device().id)
 
 
-def forward_directions(calls: Sequence[LayerCall], schedule: str | None = None) -> list[Forward]:
+def forward_directions(
+    calls: Sequence[LayerCall], schedule: str | None = None, recomputes: bool = False
+) -> list[Forward]:
     """See `rnnkit.backends.Backend`. The first call runs on the current stream, the second one beside it.
 
     One after the other where their blocks wait for each other and the card does not hold those of both.
@@ -136,10 +149,10 @@ def forward_directions(calls: Sequence[LayerCall], schedule: str | None = None) 
     work = Work(call.cell, call.dtype, call.sizes, call.keep, call.weights.w_hr is not None)
     with layer.on(device, Problem.of(call)):
         if schedule is None and autotuning():
-            schedule = layer.measured(call, work, device.id)
+            schedule = layer.measured(call, work, device.id, recomputes)
         chosen = choice.chosen(work, device.id, schedule)[0]
         fit = overlap.fit_beside(chosen, work, card_of(device.id))
-    own = [partial(layer.forward, call, schedule) for call in calls]
+    own = [partial(layer.forward, call, schedule, recomputes) for call in calls]
     return _beside(own, device) if fit else [one() for one in own]
 
 

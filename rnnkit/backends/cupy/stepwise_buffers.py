@@ -6,7 +6,7 @@ from rnnkit.backends.cupy import stepwise_noise, stepwise_norm
 from rnnkit.backends.cupy.backward_pass import backward_buffers
 from rnnkit.backends.cupy.passes import forward_buffers
 from rnnkit.backends.cupy.problem import Problem
-from rnnkit.backends.cupy.sources import CALL_BYTES
+from rnnkit.backends.cupy.recompute_buffers import call_bytes
 
 # The least steps for which the weights are transposed once, see `k_major`.
 K_MAJOR_STEPS = 8
@@ -23,10 +23,7 @@ def k_major(p: Problem) -> bool:
 
 def workspace_sizes(p: Problem, backward: bool) -> dict[str, int]:
     """Bytes of each buffer of the workspace."""
-    cell = p.cell
-    plain = len(cell.constants) + len(cell.unit_weights) * p.H
-    extras = stepwise_norm.extras(cell, p.H) if cell.normalises else plain
-    return {"call": CALL_BYTES + extras * p.compute_bytes} | (_backward_sizes(p) if backward else _forward_sizes(p))
+    return {"call": call_bytes(p)} | (_backward_sizes(p) if backward else _forward_sizes(p))
 
 
 def _forward_sizes(p: Problem) -> dict[str, int]:

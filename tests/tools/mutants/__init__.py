@@ -19,6 +19,7 @@ from tests.tools.mutants.normalised_cells import NORM_MUTANTS, TORCH_NORM_MUTANT
 from tests.tools.mutants.overlap import OVERLAP_MUTANTS
 from tests.tools.mutants.planting import Mutant
 from tests.tools.mutants.random_masks import RANDOM_MASK_MUTANTS
+from tests.tools.mutants.recompute import RECOMPUTE_MUTANTS
 from tests.tools.mutants.resident_backward import RESIDENT_BACKWARD_MUTANTS
 from tests.tools.mutants.resident_forward import RESIDENT_FORWARD_MUTANTS
 from tests.tools.mutants.segments import SEGMENT_MUTANTS
@@ -47,6 +48,7 @@ TABLES: tuple[tuple[Mutant, ...], ...] = (
     OVERLAP_MUTANTS,
     CLUSTER_MUTANTS,
     WANTED_MUTANTS,
+    RECOMPUTE_MUTANTS,
     TORCH_MUTANTS,
     TORCH_MODULE_MUTANTS,
     TORCH_NORM_MUTANTS,
