@@ -70,6 +70,15 @@ def decide(needs: Needs, asked: bool | None = None, most: int | None = None, fre
     return Decision(recomputes, needs, asked, most, free)
 
 
+def may_be_large(choice: Choice, cell: Cell, T: int, B: int, I: int, H: int, layers: int, directions: int) -> bool:
+    """Whether a call may save so much that its gates are worth a choice: False in little time for most calls."""
+    asked = getattr(choice.backend, "free_bytes", None)
+    if asked is None:
+        return False
+    columns = cell.n_saved + cell.n_cell_states + 3 + directions  # h, an operand or statistics, and x
+    return asked(None, 8 * T * B * layers * directions * (columns * H + I)) is not None
+
+
 def gates_of(
     choice: Choice,
     cell: Cell,

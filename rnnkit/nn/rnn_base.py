@@ -21,6 +21,7 @@ from rnnkit.core.option_arguments import cell_with
 from rnnkit.core.regularisation import checked_rates
 from rnnkit.functional import segmented, stack, stack_backward
 from rnnkit.functional.chunked import ChunkArguments
+from rnnkit.functional.gates import may_be_large
 from rnnkit.functional.step_flags import given_flags
 from rnnkit.nn.layouts import CallersLayout
 from rnnkit.nn.module import Array, Call, grad_enabled, make_rng
@@ -265,8 +266,10 @@ class Recurrent(CallersLayout):
         keep = grad_enabled() and not self._dtype.weights
         choices = None
         chunks = ChunkArguments(truncate, max_saved_bytes, recompute_gates)
-        if chunks != _PLAIN or (keep and hasattr(choice.backend, "recomputing")):
-            how = (self._cell_now(), self._sizes(T, B, checked), self.num_layers, self.num_directions, keep)
+        slots = (self.num_layers, self.num_directions)
+        large = keep and may_be_large(choice, self.cell, T, B, self.input_size, self.hidden_size, *slots)
+        if large or chunks != _PLAIN:
+            how = (self._cell_now(), self._sizes(T, B, checked), *slots, keep)
             choice, _ = chunks.with_gates(choice, *how, found)
             if found is None:
                 choice = chunks.applied(choice, *how)

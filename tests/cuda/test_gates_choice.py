@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -13,11 +14,14 @@ from rnnkit.backends.cupy.schedules import Work
 from rnnkit.backends.interface import Sizes
 from rnnkit.core.cells import CELLS, cell_of
 from rnnkit.core.dtypes import DTYPES
-from rnnkit.functional.gates import Decision, Needs, decide, needs_of
+from rnnkit.functional.gates import Decision, Needs, decide, may_be_large, needs_of
 from tests.cuda.cuda_helpers import CELLS as SERVED
 from tests.tools.cards import CARDS
 
 GB = 10**9
+
+# I, H, P, layers, directions.
+SHAPES = ((1, 1, 0, 1, 1), (700, 8, 0, 3, 2), (2, 64, 32, 2, 2), (900, 900, 0, 1, 1))
 
 
 def needs(cell: str, dtype: str, T: int, B: int, H: int, layers: int = 1, directions: int = 1, P: int = 0) -> Needs:
@@ -68,7 +72,8 @@ def test_gates_are_saved_where_that_fits() -> None:
         8192: ["T4", "A100", "H100", "B200"],
     }
     ragged = needs_of(backend, backend.recomputing(), CELLS["gru"], DTYPES["float16"], Sizes(8, 4, 3, 16, 16, 20), 1, 1)
-    assert ragged.saving - ragged.recomputing == 20 * 4 * 16 * 2, "of live steps alone"
+    assert ragged.recomputing == 20 * 16 * 2 + 128, "of live steps alone, and their x without padding"
+    assert ragged.saving - ragged.recomputing == 20 * 4 * 16 * 2
 
 
 def test_the_choice() -> None:
@@ -103,3 +108,23 @@ def test_a_plan_counts_the_recomputation() -> None:
         both = (saved, saved._replace(recomputes=True))
         times = [overlap.pass_seconds(grid, work, card, PREDICTED, 1, backward=True) for work in both]
         assert times[0] < times[1] < 2 * times[0]
+
+
+def test_a_call_that_is_not_looked_at_saves_little() -> None:
+    """The quick bound on what a call saves is never below what it saves."""
+    for name in SERVED:
+        for dtype in ("float16", "float64"):
+            for I, H, P, layers, directions in (
+                (1, 1, 0, 1, 1),
+                (700, 8, 0, 3, 2),
+                (2, 64, 32, 2, 2),
+                (900, 900, 0, 1, 1),
+            ):
+                if P and not CELLS[name].projects:
+                    continue
+                sizes = Sizes(7, 3, I, H, P or H, 20)
+                saved = needs_of(backend, backend.recomputing(), CELLS[name], DTYPES[dtype], sizes, layers, directions)
+                choice = mock.Mock()
+                may_be_large(choice, CELLS[name], 7, 3, I, H, layers, directions)
+                (_, bound) = choice.backend.free_bytes.call_args.args
+                assert bound >= saved.saving

@@ -26,7 +26,7 @@ def free_bytes(device: int | None, most: int) -> int | None:
     """
     import cupy
 
-    number = cupy.cuda.Device().id if device is None else device
+    number = cupy.cuda.runtime.getDevice() if device is None else device
     if most <= SHARE * total_bytes(number):
         return None
     with cupy.cuda.Device(number):

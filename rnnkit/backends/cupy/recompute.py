@@ -92,10 +92,11 @@ class Recomputation(StepLauncher):
         self._launch_step("forward_step", rows, p.H, *self._sides, h_prev.address, self["c"], m, *self._sizes(rows))
 
     def _in_place(self, first: int, rows: int, states: SavedStates, placed: Rows) -> None:
-        """The kernels replace h, and save the states before the step, which then are as they were."""
+        """The kernels save the states before the step, which then are as they were: h where they keep it, c in place.
+
+        The values do not depend on h but by its product, so what "h" holds is of no account.
+        """
         p = self.p
-        h = self.arena.array(self["h"], (rows, p.R), p.dtype.storage)
-        h[...] = states.h_prev[first : first + rows]
         self._set_rows(placed, self["h"], 0 if states.c_prev is None else states.c_prev[first:].data.ptr)
         more = (i32(rows),) if p.cell.n_cell_states > 1 else ()
         given = (*self._sides, self["h"], self["c"], 0, *self._sizes(rows))

@@ -24,9 +24,7 @@ RECOMPUTE_MUTANTS = (
     _again("c of the first row-steps", RECOMPUTE, "_take_cell_states", "c_prev[first : first + rows]", "c_prev[:rows]"),
     _again("values of the first row-steps", RECOMPUTE, "_run_rows", "values.row(first)", "values.row(0)"),
     _again("no biases", RECOMPUTE, "__init__", "address(weights.b_hh)", "0"),
-    _again("h of each row-step is not the one before it", RECOMPUTE, "_plain", "h_prev.address", 'self["h"]', "gru-"),
     _again("states of other rows beside h", RECOMPUTE, "_in_place", "i32(rows),", "i32(p.B),", "slstm"),
-    _again("layer normalisation without h", RECOMPUTE, "_in_place", "h[...] = ", "h[...] = 0 * ", "haste and alone"),
     _again(
         "the second product of the gates before",
         RECOMPUTE,
