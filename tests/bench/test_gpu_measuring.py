@@ -199,6 +199,7 @@ def test_gpu_tests_run(gpu_tests: Any, tmp_path: Path) -> None:
     gpu_tests.test_two_layers_in_both_directions("gru", "float32", "cupy")
     gpu_tests.test_the_second_call_captures_a_graph()
     gpu_tests.test_only_outputs_are_allocated()
+    gpu_tests.test_gates_computed_again_give_the_gradients_of_saved_ones("cupy:grid", "float32")
     gpu_tests.test_out_of_memory_raises_a_named_error()
     gpu_tests.test_calls_run_on_the_current_stream("cupy")
     gpu_tests.test_optimizers_equal_the_cpu("Adam")

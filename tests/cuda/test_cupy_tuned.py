@@ -75,6 +75,19 @@ def chosen_in(layer: Any, x: Any) -> str:
     return kernel.split("schedule ")[1].split(":")[0]
 
 
+def test_runs_compute_the_gates_again_where_the_call_does() -> None:
+    with cuda() as cp:
+        from rnnkit.backends.cupy import recompute
+
+        layer, x, _ = layer_and_x(cp)
+        real = recompute.Recomputation.run
+        again = mock.patch.object(recompute.Recomputation, "run", autospec=True, side_effect=real)
+        with clocked(**dict.fromkeys(ALL, 1e-4)) as clock, again as ran:
+            layer(x, recompute_gates=True)
+        assert len(clock.runs) == len(ALL) * RUNS
+        assert ran.call_count == len(ALL) * (1 + RUNS)
+
+
 def test_the_measured_schedule_is_used_and_said_and_kept(tmp_path: Path) -> None:
     for fastest in ("grid", "stepwise"):
         with cuda() as cp:

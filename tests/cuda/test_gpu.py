@@ -238,6 +238,21 @@ def test_only_outputs_are_allocated() -> None:
     assert pool.total_bytes() == steady
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("backend", [name for name in pinned_names() if name.startswith("cupy:")])
+def test_gates_computed_again_give_the_gradients_of_saved_ones(backend: str, dtype: str) -> None:
+    served_here(backend, dtype, "lstm")
+    layer, x = layer_on_card(dtype, backend=backend, num_layers=2)
+    found = []
+    for again in (True, False):
+        layer.zero_grad()
+        y, _ = layer(x, lengths=[12, 0, 7, 3, 12], recompute_gates=again)
+        dx, _ = layer.backward(y)
+        found.append({"dx": to_numpy(dx)} | {name: to_numpy(grad).copy() for name, grad in layer.grads.items()})
+    for name, want in found[1].items():
+        assert_close(name, found[0][name], want.astype("float64"), dtype, "backward")
+
+
 def test_out_of_memory_raises_a_named_error() -> None:
     import cupy
 
