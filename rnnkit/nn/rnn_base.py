@@ -265,10 +265,12 @@ class Recurrent(CallersLayout):
         choice = self._choice()
         keep = grad_enabled() and not self._dtype.weights
         choices = None
-        chunks = ChunkArguments(truncate, max_saved_bytes, recompute_gates)
+        chunking = (truncate, max_saved_bytes, recompute_gates)
         slots = (self.num_layers, self.num_directions)
-        large = keep and may_be_large(choice, self.cell, T, B, self.input_size, self.hidden_size, *slots)
-        if large or chunks != _PLAIN:
+        if chunking != (None, None, None) or (
+            keep and may_be_large(choice, self.cell, T, B, self.input_size, self.hidden_size, *slots)
+        ):
+            chunks = ChunkArguments(*chunking)
             how = (self._cell_now(), self._sizes(T, B, checked), *slots, keep)
             choice, _ = chunks.with_gates(choice, *how, found)
             if found is None:
@@ -354,9 +356,6 @@ class Recurrent(CallersLayout):
 
     def _drop(self, _: int, y: Array) -> Array:
         return stack.dropout_mask(y, self.dropout, self.rng)
-
-
-_PLAIN = ChunkArguments(None, None)
 
 
 class _Saved(NamedTuple):
