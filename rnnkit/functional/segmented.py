@@ -6,7 +6,7 @@ once. Forward and backward have the interface of rnnkit/functional/stack.py. No 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rnnkit.backends import Choice
@@ -16,6 +16,7 @@ from rnnkit.core.mixed_precision import narrow, wide
 from rnnkit.core.regularisation import Noise
 from rnnkit.functional import stack, stack_backward
 from rnnkit.functional.chunked import Chunked
+from rnnkit.functional.reserve import Reserve
 from rnnkit.functional.segments import Group, Repeats, Segments
 from rnnkit.functional.stack import Directions, StackCall
 
@@ -30,34 +31,23 @@ class Saved(NamedTuple):
 
 
 def forward(
-    call: StackCall, segments: Segments, reset_state: State | None, choices: Sequence[Choice] | None = None
+    call: StackCall,
+    segments: Segments,
+    reset_state: State | None,
+    choices: Sequence[Choice] | None = None,
+    reserves: Sequence[Reserve] | None = None,
 ) -> tuple[Array, State, Saved | None]:
     """y, state_n and what `backward` needs, as `stack.forward`. reset_state: as state0, or None for zeros.
 
-    choices: that of each group, where `max_saved_bytes` cuts the call in chunks (rnnkit/functional/chunked.py); None
-    for that of the call.
+    choices: that of each group, where `max_saved_bytes` or `truncate` cuts the call in chunks
+    (rnnkit/functional/chunked.py); None for that of the call. reserves: as `StackCall.reserve`, one per group.
     """
-    x = call.x
-    T, B, _ = x.shape
+    T, B, _ = call.x.shape
     on_host = segments
-    segments = segments.on(array_module(x))
+    segments = segments.on(array_module(call.x))
     directions = len(call.layers[0])
-    starts = [
-        segment_states(s, None if reset_state is None else reset_state[k], segments, directions)
-        for k, s in enumerate(call.state0)
-    ]
-    dropout = None if call.dropout is None else _Dropout(call.dropout, T, B)
     ys, ends, saved = [], [], []
-    for k, group in enumerate(segments.groups):
-        choice = call.choice if choices is None else choices[k]
-        of_group = call._replace(
-            choice=choice,
-            x=_steps_of(x, group, choice, call.noise),
-            state0=tuple([s[:, group.first : group.last] for s in starts]),
-            lengths=group.lengths,
-            dropout=None if dropout is None else dropout.of(group),
-            noise=None if call.noise is None else noise_of(call.noise, on_host, group),
-        )
+    for of_group in _calls(call, segments, on_host, reset_state, choices, reserves):
         y, end, own = stack.forward(of_group)
         ys.append(y)
         ends.append(end)
@@ -67,6 +57,52 @@ def forward(
     if not call.keep:
         return y, state_n, None
     return y, state_n, Saved(segments, saved, y.shape, reset_state is not None)  # type: ignore[arg-type]
+
+
+def restored(
+    call: StackCall, segments: Segments, reset_state: State | None, reserves: Sequence[Reserve], masks: list[Array]
+) -> Saved:
+    """What the forward of `call` saved, from the reserves of its groups: see `stack.restored`."""
+    T, B, _ = call.x.shape
+    on_host = segments
+    segments = segments.on(array_module(call.x))
+    calls = _calls(call, segments, on_host, reset_state, None, reserves)
+    saved = [
+        stack.restored(of_group, [grouped(mask, group) for mask in masks])
+        for group, of_group in zip(segments.groups, calls, strict=True)
+    ]
+    width = len(call.layers[0]) * call.layers[-1][0].weights.w_hh.shape[1]
+    return Saved(segments, saved, (T, B, width), reset_state is not None)
+
+
+def _calls(
+    call: StackCall,
+    segments: Segments,
+    on_host: Segments,
+    reset_state: State | None,
+    choices: Sequence[Choice] | None,
+    reserves: Sequence[Reserve] | None,
+) -> Iterator[StackCall]:
+    """The call of each group."""
+    x = call.x
+    T, B, _ = x.shape
+    directions = len(call.layers[0])
+    starts = [
+        segment_states(s, None if reset_state is None else reset_state[k], segments, directions)
+        for k, s in enumerate(call.state0)
+    ]
+    dropout = None if call.dropout is None else _Dropout(call.dropout, T, B)
+    for k, group in enumerate(segments.groups):
+        choice = call.choice if choices is None else choices[k]
+        yield call._replace(
+            choice=choice,
+            x=_steps_of(x, group, choice, call.noise),
+            state0=tuple([s[:, group.first : group.last] for s in starts]),
+            lengths=group.lengths,
+            dropout=None if dropout is None else dropout.of(group),
+            reserve=None if reserves is None else reserves[k],
+            noise=None if call.noise is None else noise_of(call.noise, on_host, group),
+        )
 
 
 def backward(

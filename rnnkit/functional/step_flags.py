@@ -39,11 +39,16 @@ class StepFlags(NamedTuple):
 
         Raises ValueError or TypeError that name the argument.
         """
+        zero = self.zeroes()
+        resets = checks.step_flags("resets", self.resets, T, B, unbatched, batch_first)
+        mask = checks.step_flags("mask", self.mask, T, B, unbatched, batch_first)
+        return segments(T, B, directions, lengths=lengths, resets=resets, mask=mask, repeat=not zero, spans=spans)
+
+    def zeroes(self) -> bool:
+        """`zero_output_for_mask`, checked beside the other arguments but for the flags themselves."""
         zero = checks.flag("zero_output_for_mask", self.zero_output_for_mask)
         if zero and self.mask is None:
             raise ValueError("zero_output_for_mask must be False without a mask, got True")
         if self.restarts and self.resets is None:
             raise ValueError("reset_state must be None without resets")
-        resets = checks.step_flags("resets", self.resets, T, B, unbatched, batch_first)
-        mask = checks.step_flags("mask", self.mask, T, B, unbatched, batch_first)
-        return segments(T, B, directions, lengths=lengths, resets=resets, mask=mask, repeat=not zero, spans=spans)
+        return zero

@@ -135,6 +135,22 @@ def lengths(value: Tensor, x: Tensor) -> None:
         raise RuntimeError(f"lengths must have values, as input on {x.device}, got a tensor on meta")
 
 
+def step_flags(name: str, value: Any, x: Tensor, batched: bool, batch_first: bool) -> Tensor:
+    """Flags per step of a traced call as a bool tensor (T, B) on the host. x (T, B, I)."""
+    found = torch.as_tensor(value)
+    T, B, _ = x.shape
+    letters, shape = ("(T,)", (T,)) if not batched else ("(B, T)", (B, T)) if batch_first else ("(T, B)", (T, B))
+    if tuple(found.shape) != shape:
+        raise ValueError(f"{name} must have shape {letters} = {shape}, got {tuple(found.shape)}")
+    if found.dtype is not torch.bool:
+        raise TypeError(f"{name} must be booleans, got dtype {found.dtype}: {name} != 0 converts numbers")
+    if not batched:
+        found = found.unsqueeze(1)
+    elif batch_first:
+        found = found.transpose(0, 1)
+    return found.to("cpu")
+
+
 def one_kind(x: Tensor, states: Sequence[Tensor], weight: Tensor) -> None:
     """input, states and weights have one dtype and are on one device. weight: the first; `weights` has the others."""
     dtype = x.dtype

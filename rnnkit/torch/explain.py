@@ -151,9 +151,9 @@ def _of_segments(
     whole = together(found, outputs if segments.place is not None else [0])
     # The input of each call exists from the beginning. With gradients it is counted as saved.
     others = 0 if calls[0].keep else sum(call.x.nbytes for call in calls[1:])
-    notes = [n for n in found[0].notes if "torch.compile" not in n]
-    broken = "torch.compile breaks the graph at a call with resets or a mask"
-    told = (segments_note(segments), *notes, broken)
+    told = (segments_note(segments), *found[0].notes)
+    if calls[0].keep and told[-1] == ONE_NODE:
+        told = (*told[:-1], f"{ONE_NODE}, and keeps room for twice the steps")
     return replace(whole, workspace_bytes=whole.workspace_bytes + others, notes=told)
 
 
@@ -200,6 +200,9 @@ def _explanation(call: _Call, module: Any, given: set[int], cast: str | None, ca
     return replace(found, why="; ".join(filter(None, (found.why, cast, rounded))))
 
 
+ONE_NODE = "under torch.compile the call is one node of the graph"
+
+
 def _notes(call: _Call, module: Any, calls: int) -> tuple[str, ...]:
     notes = []
     if call.keep:
@@ -216,7 +219,7 @@ def _notes(call: _Call, module: Any, calls: int) -> tuple[str, ...]:
         kind = next(k for k in (nn.RNN, nn.GRU, nn.LSTM) if isinstance(module, k)).__name__
         notes.append(f"torch.compile breaks the graph at this layer, an instance of torch.nn.{kind}")
     else:
-        notes.append("under torch.compile the call is one node of the graph")
+        notes.append(ONE_NODE)
     return tuple(notes)
 
 

@@ -7,7 +7,6 @@ trace any instance of those. `rnnkit.torch.subclasses` has layers for code that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +20,10 @@ from rnnkit.torch.arrays import Tensor, forget
 from rnnkit.torch.autocast import under_autocast
 from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
+from rnnkit.torch.operators import LAYOUT
 from rnnkit.torch.own_arguments import OwnArguments
 from rnnkit.torch.segmented import on_host, run_segments
-from rnnkit.torch.unserved import not_traced, refuse_capture, refuse_torchscript
+from rnnkit.torch.unserved import refuse_capture, refuse_torchscript
 
 States = Sequence[Tensor]
 
@@ -75,7 +75,7 @@ class Layers(OwnArguments):
             ValueError: a wrong number of dimensions, a dtype that is not the weights', or bad lengths.
             RuntimeError: a wrong shape, or a backend that cannot run here.
             TypeError: a wrong type, or flags that are no booleans.
-            NotImplementedError: resets or a mask in a model that is exported, or mapped by torch.vmap.
+            NotImplementedError: resets or a mask that torch.vmap maps.
 
         Examples:
             >>> import torch, rnnkit.torch
@@ -107,7 +107,8 @@ class Layers(OwnArguments):
         self._check(input, x.shape[1], states, None)
         if flags is not None:
             again = None if reset_state is None else self._reset_state(reset_state, x.shape[1], batched)
-            y, state_n = self._run_segments(x, states, again, weights, lengths, flags, batched)
+            run_flags = self._run_flagged if torch.compiler.is_compiling() else self._run_segments
+            y, state_n = run_flags(x, states, again, weights, lengths, flags, batched)
         else:
             checked = None if lengths is None else self._lengths(lengths, x, batched)
             y, state_n = self._run(x, states, weights, checked, None)
@@ -158,7 +159,6 @@ class Layers(OwnArguments):
         stack = Stack(self._cell_text(), self.backend, bool(self.bidirectional), len(masks), len(states), rates)
         return run(stack, x, states, weights, masks, lengths)
 
-    @partial(not_traced, reason="resets and a mask decide the shapes of the kernels' calls")
     def _run_segments(
         self,
         x: Tensor,
@@ -183,8 +183,51 @@ class Layers(OwnArguments):
         x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
         checks.one_kind(x, states, weights[0])
         masks, rates = self._all_masks(x, None)
+        if self.strict:
+            self._check_strict(x)
         stack = Stack(self._cell_text(), self.backend, bool(self.bidirectional), len(masks), count, rates)
         return run_segments(stack, x, states[:count], states[count:] or None, weights, masks, segments)
+
+    def _run_flagged(
+        self,
+        x: Tensor,
+        states: States | None,
+        again: States | None,
+        weights: Sequence[Tensor],
+        lengths: Any,
+        flags: StepFlags,
+        batched: bool,
+    ) -> tuple[Tensor, States]:
+        """As `_run_segments`, in a graph that PyTorch traces: as one node, whose flags have no values yet."""
+        zero = flags.zeroes()
+        checked = None if lengths is None else self._lengths(lengths, x, batched)
+        given = []
+        for name in ("resets", "mask"):
+            value = getattr(flags, name)
+            given.append(None if value is None else checks.step_flags(name, value, x, batched, self.batch_first))
+        if states is None and again is not None:
+            states = tuple([x.new_zeros(shape) for shape in self._state_shapes(x.shape[1])])
+        count = len(states or ())
+        x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
+        checks.one_kind(x, states, weights[0])
+        masks, rates = self._all_masks(x, None)
+        y, *state_n = torch.ops.rnnkit.forward_flagged(
+            x,
+            list(states[:count]),
+            list(states[count:]),
+            weights,
+            masks,
+            checked,
+            *given,
+            cell=self._cell_text(),
+            backend=self.backend,
+            bidirectional=bool(self.bidirectional),
+            zero_output=zero,
+            keep=False,
+            layout=LAYOUT,
+            rates=list(rates),
+        )
+        return y, state_n
 
     def _weights(self) -> list[Tensor]:
         """The weights as they are now: parameters, or what a parametrization or another tool put in their place."""

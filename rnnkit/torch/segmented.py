@@ -1,7 +1,7 @@
 """Resets and masks of the layers: calls of `run` with the segments as rows, between gathers that autograd sees.
 
-The gathers are linear, and the transpose of each is another: rnnkit/functional/segmented.py has both. So derivatives of
-any order go through them, and through `run`.
+So eager calls run; traced ones are one operator, rnnkit/torch/flagged.py. The gathers are linear, and the transpose of
+each is another: rnnkit/functional/segmented.py has both. So derivatives of any order go through them and `run`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def on_host_array(name: str, value: Any) -> Any:
 def _refuse_traced(name: str, tensor: Tensor) -> None:
     if tensor.is_meta or isinstance(tensor, FakeTensor):
         raise NotImplementedError(
-            f"{name} is a tensor without values, as while torch.export records a model: with resets or a mask, the "
-            "values of those decide the shapes of the kernels' calls"
+            f"{name} is a tensor without values: with resets or a mask, the values of those decide the shapes of the "
+            "kernels' calls. torch.compile and torch.export record such a call as one node"
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -15,12 +13,6 @@ def refuse_torchscript(module: Any) -> NoReturn:
         f"torch.jit.script cannot compile {type(module).__name__} of rnnkit.torch: use torch.compile or torch.export, "
         "or rnnkit.torch.restore(model) if the layer was put there by rnnkit.torch.replace"
     )
-
-
-def not_traced(function: Callable[..., Any], reason: str) -> Callable[..., Any]:
-    """The function without torch.compile, which breaks the graph there. PyTorch names the reason from 2.8 on."""
-    named = {"reason": reason} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
-    return torch.compiler.disable(function, **named)
 
 
 def refuse_capture(name: str, tensor: Any, why: str) -> None:

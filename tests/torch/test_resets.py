@@ -243,25 +243,6 @@ def test_dropout_is_drawn_as_without_resets(rng: np.random.Generator) -> None:
     assert not torch.equal(y[-1, -1], want[-1, -1])
 
 
-def test_compiled_models_break_the_graph_or_name_the_reason(rng: np.random.Generator) -> None:
-    layer, x, flags = flagged(rng)
-    want, _ = layer(x, **flags)
-    compiled = torch.compile(lambda x: layer(x, **flags)[0] * 2, backend="eager")
-    torch.testing.assert_close(compiled(x), 2 * want)
-    torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="resets and a mask decide the shapes"):
-        torch.compile(lambda x: layer(x, **flags)[0], fullgraph=True, backend="eager")(x)
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_export_is_refused_by_name(strict: bool, rng: np.random.Generator) -> None:
-    layer, x, flags = flagged(rng)
-    errors = torch._dynamo.exc.Unsupported if strict else NotImplementedError
-    with pytest.raises(errors, match="resets"):
-        torch.export.export(layer, (x,), flags, strict=strict)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [

@@ -61,7 +61,7 @@ def operator_nodes(graph: Any) -> Counter[str]:
         if node.op == "call_function" and name.startswith("rnnkit."):
             short = name.split(".")[1]
             counts[short] += 1
-            if short == "forward":
+            if short.startswith("forward"):
                 counts[f"keep={node.kwargs['keep']}"] += 1
     return counts
 

@@ -30,7 +30,55 @@ def _training(name: str, file: str, at: str, old: str, new: str, tests: str, pic
     return row(f"torch training: {name}", file, at, old, new, f"tests/torch/test_{tests}.py", pick)
 
 
+def _flagged(name: str, at: str, old: str, new: str, pick: str, file: str = "rnnkit/torch/flagged.py") -> Mutant:
+    return row(f"torch flagged: {name}", file, at, old, new, "tests/torch/test_flagged.py", pick)
+
+
+_FLAGGED = (
+    _flagged(
+        "outputs repeat whatever is asked for", "_call", "repeat=not zero_output", "repeat=True", "projected-True"
+    ),
+    _flagged(
+        "all groups save in one place",
+        "_Call.reserves",
+        "Reserve(whole.take(size))",
+        "Reserve(whole.memory)",
+        "computed_again",
+    ),
+    _flagged(
+        "a reserve that is too small is used",
+        "_Call.reserves",
+        "sum(self.needed) > len(memory)",
+        "False",
+        "computed_again",
+    ),
+    _flagged(
+        "a reserve has room for half of the steps",
+        "_reserve_bytes",
+        "MOST_PADDED * sizes.T",
+        "sizes.T // 2",
+        "room_for",
+    ),
+    _flagged("a double backward gives zeros", "_backward_recorded", "if _recorded(tensors):", "if False:", "refused"),
+    _flagged(
+        "the reset state has the gradient of the initial one",
+        "backward",
+        "*drestart[: len(reset_state)]",
+        "*dstate0[: len(reset_state)]",
+        "at_any_size and lstm",
+    ),
+    _flagged("a graph of other sources runs", "forward", 'keep and layout not in ("", LAYOUT)', "False", "refused"),
+    _flagged(
+        "flags of batch_first are not transposed",
+        "step_flags",
+        "found = found.transpose(0, 1)",
+        "pass",
+        "at_any_size and projected",
+        "rnnkit/torch/checks.py",
+    ),
+)
 TORCH_MUTANTS: tuple[Mutant, ...] = (
+    *_FLAGGED,
     _replace(
         "parametrizations lost",
         "_set_base_class",
