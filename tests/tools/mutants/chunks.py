@@ -29,7 +29,13 @@ CHUNK_MUTANTS = (
         "gradients are cut between chunks that are run again", "backward", "self.chunks.cuts and k", "k", "recomputed"
     ),
     _chunks("the reverse direction runs from the first chunk", "_spans", "spans[::-1]", "spans", "recomputed"),
-    _chunks("weights have the gradient of one chunk", "backward", "d: s + d", "d: d", "recomputed and numpy"),
+    _chunks(
+        "weights have the gradient of one chunk",
+        "backward",
+        "sums = added(sums, dweights)",
+        "sums = added(None, dweights)",
+        "recomputed and numpy",
+    ),
     _chunks("every chunk is saved", "forward", "and not self.chunks.recomputes", "", "bound_holds"),
     _segments(
         "each chunk reads the first steps",
@@ -94,8 +100,8 @@ CHUNK_MUTANTS = (
     _truncated(
         "a carried initial state has a gradient",
         "Truncated.backward",
-        "dstate0 = cut(dstate, starts)",
-        "dstate0 = dstate",
+        "cut(dstate, starts)",
+        "dstate",
         "carry_across",
     ),
     _truncated(

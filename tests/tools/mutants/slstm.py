@@ -387,9 +387,9 @@ TORCH_SLSTM_MUTANTS: tuple[Mutant, ...] = (
     row(
         "sLSTM in torch: the state_dict does not show the cell",
         "rnnkit/torch/slstm.py",
-        "SLSTM.__init__",
-        'self.register_buffer("slstm", torch.ones((), dtype=torch.bool, device=device))',
-        "",
+        "_mark",
+        'module.register_buffer("slstm", torch.ones((), dtype=torch.bool, device=device))',
+        "pass",
         TORCH,
         "state_dicts",
     ),
