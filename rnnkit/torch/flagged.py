@@ -71,7 +71,7 @@ class _Call(NamedTuple):
 
     def reserves(self, memory: Tensor) -> list[Reserve] | None:
         """Those of the groups in the memory (bytes,), or None if it is too small."""
-        if sum(self.needed) > len(memory):
+        if sum(self.needed) > memory.shape[0]:
             return None
         whole = Reserve(as_array(memory))
         return [Reserve(whole.take(size)) for size in self.needed]

@@ -48,7 +48,7 @@ _FLAGGED = (
     _flagged(
         "a reserve that is too small is used",
         "_Call.reserves",
-        "sum(self.needed) > len(memory)",
+        "sum(self.needed) > memory.shape[0]",
         "False",
         "computed_again",
     ),
