@@ -47,7 +47,7 @@ def forward(
     segments = segments.on(array_module(call.x))
     directions = len(call.layers[0])
     ys, ends, saved = [], [], []
-    for of_group in _calls(call, segments, on_host, reset_state, choices, reserves):
+    for of_group in calls(call, segments, on_host, reset_state, choices, reserves):
         y, end, own = stack.forward(of_group)
         ys.append(y)
         ends.append(end)
@@ -66,24 +66,24 @@ def restored(
     T, B, _ = call.x.shape
     on_host = segments
     segments = segments.on(array_module(call.x))
-    calls = _calls(call, segments, on_host, reset_state, None, reserves)
+    of_groups = calls(call, segments, on_host, reset_state, None, reserves)
     saved = [
         stack.restored(of_group, [grouped(mask, group) for mask in masks])
-        for group, of_group in zip(segments.groups, calls, strict=True)
+        for group, of_group in zip(segments.groups, of_groups, strict=True)
     ]
     width = len(call.layers[0]) * call.layers[-1][0].weights.w_hh.shape[1]
     return Saved(segments, saved, (T, B, width), reset_state is not None)
 
 
-def _calls(
+def calls(
     call: StackCall,
     segments: Segments,
     on_host: Segments,
     reset_state: State | None,
-    choices: Sequence[Choice] | None,
-    reserves: Sequence[Reserve] | None,
+    choices: Sequence[Choice] | None = None,
+    reserves: Sequence[Reserve] | None = None,
 ) -> Iterator[StackCall]:
-    """The call of each group."""
+    """The call of each group, with the arguments of `forward`. segments: on the device of x; on_host: the same."""
     x = call.x
     T, B, _ = x.shape
     directions = len(call.layers[0])

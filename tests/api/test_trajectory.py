@@ -14,7 +14,8 @@ from rnnkit.core.dtypes import DTYPES
 from rnnkit.core.noise_steps import StepNoise
 from rnnkit.core.option_steps import gates_at_limits
 from rnnkit.testing import assert_close
-from tests.helpers import ONE_BACKEND, parts, randn, random_state, slow_except
+from tests.api.resets import inputs
+from tests.helpers import LAYERS, ONE_BACKEND, parts, randn, random_state, slow_except
 
 KINDS: list[tuple[Any, dict[str, Any]]] = [
     (rnnkit.LSTM, {}),
@@ -194,6 +195,58 @@ def test_gates_at_both_limits_in_every_dtype(dtype: str) -> None:
     plain = rnnkit.GRU(I, H, rng=0)
     infinite = gates_at_limits(plain.cell, plain._constants, {"r": saved})["r"]
     assert infinite is saved
+
+
+@pytest.mark.parametrize("kinds", ["resets", "mask", "resets given mask lengths"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "slstm"])
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
+def test_resets_and_masks(backend: str, name: str, kinds: str, rng: np.random.Generator) -> None:
+    """Each step is that of the oracle from the state before it: the carried one, or the reset state."""
+    layer = LAYERS[name](I, H, 2, bidirectional=True, dtype="float32", backend=backend, rng=0)
+    given = inputs(layer, rng, T=7, B=5, kinds=kinds)
+    flags = {"resets": given.resets, "reset_state": given.reset_state, "mask": given.mask}
+    x = given.x.astype(np.float64)
+    for k in range(2):
+        got = rnnkit.trajectory(layer, given.x, given.h0, given.lengths, of_layer=k, **flags)
+        for d in range(2):
+            _check_flagged(layer, given, x, got, k, d)
+        x = _below(layer, given).astype(np.float64)  # what the second layer is given
+    y, _ = layer(given.x, given.h0, given.lengths, zero_output_for_mask=given.mask is not None, **flags)
+    live = np.ones((7, 5), bool) if given.mask is None else given.mask
+    np.testing.assert_array_equal(np.where(live[:, :, None], got["h"], 0), y)
+
+
+def _below(layer: Any, given: Any) -> np.ndarray:
+    """y of the first layer, by a layer of its own."""
+    one = type(layer)(I, H, bidirectional=True, dtype="float32", backend=layer.backend, rng=0)
+    one.load_state_dict({n: p for n, p in layer.params.items() if "_l0" in n}, cells=layer.cell.name)
+    state = [None if s is None else tuple(a[:2] for a in parts(s)) for s in (given.h0, given.reset_state)]
+    h0, again = (s if s is None or len(s) > 1 else s[0] for s in state)
+    return one(given.x, h0, given.lengths, resets=given.resets, reset_state=again, mask=given.mask)[0]
+
+
+def _check_flagged(layer: Any, given: Any, x: np.ndarray, got: dict[str, Any], k: int, d: int) -> None:
+    steps, rows = x.shape[:2]
+    slot = 2 * k + d
+    w = rnnkit.core.cells.Weights(*[None if a is None else a.astype(np.float64) for a in layer._caches()[k][d].weights])
+    lengths = np.full(rows, steps) if given.lengths is None else given.lengths
+    for b, length in enumerate(lengths):
+        state = tuple(s[slot, b : b + 1].astype(np.float64) for s in parts(given.h0))
+        for t in reversed(range(length)) if d else range(length):
+            if given.resets is not None and t + d < length and given.resets[t + d, b]:
+                again = given.reset_state
+                state = tuple(
+                    np.zeros_like(s) if again is None else parts(again)[n][slot, b : b + 1].astype(np.float64)
+                    for n, s in enumerate(state)
+                )
+            gates = dict.fromkeys(set(layer.cell.gates) - {"h"}, np.zeros((1, H)))
+            if given.mask is None or given.mask[t, b]:
+                state, kept = layer.cell.forward(x[t, b : b + 1] @ w.w_ih.T + w.b_ih, state, w)
+                gates = {gate: kept[gate] for gate in gates}
+            for name, want in (dict(zip(layer.cell.states, state, strict=True)) | gates).items():
+                width = want.shape[1]
+                assert_close(name, got[name][t, b, d * width : (d + 1) * width], want[0], "float32")
+        assert not any(value[length:, b].any() for value in got.values())
 
 
 def test_compressed_weights_are_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import rnnkit
 from rnnkit.testing import assert_close
+from tests.api.resets import inputs
 from tests.cuda.cuda_helpers import cuda
 from tests.cuda.standin import stand_in
 from tests.cuda.test_numba_cuda import device
@@ -76,6 +77,20 @@ def test_cupy_of_the_slstm() -> None:
     with cuda() as cp:
         check(cp, "SLSTM", {}, "cupy:stepwise", 1, True)
         check_first_steps(cp, "cupy:stepwise")
+
+
+@emulated
+def test_cupy_with_resets_and_a_mask(rng: np.random.Generator) -> None:
+    with cuda() as cp:
+        there = rnnkit.LSTM(I, H, bidirectional=True, device="cuda", backend="cupy", rng=0)
+        here = rnnkit.LSTM(I, H, bidirectional=True, backend="numpy", rng=0)
+        given = inputs(here, rng, T=T, B=B, kinds="resets given mask lengths")
+        flags = {"resets": given.resets, "mask": given.mask}
+        states = [tuple(map(cp.asarray, parts(s))) for s in (given.h0, given.reset_state)]
+        got = rnnkit.trajectory(there, cp.asarray(given.x), states[0], given.lengths, reset_state=states[1], **flags)
+        want = rnnkit.trajectory(here, given.x, given.h0, given.lengths, reset_state=given.reset_state, **flags)
+        for name, value in want.items():
+            assert_close(name, cp.asnumpy(got[name]), value, "float32")
 
 
 @on_greenlets
