@@ -268,3 +268,10 @@ def test_packed_sequences_are_refused(rng: np.random.Generator) -> None:
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, [T] * B)
     with pytest.raises(ValueError, match="None for a PackedSequence"):
         layer(packed, **flags)
+
+
+def test_strict_layers_refuse_the_oracle_with_flags_too(rng: np.random.Generator) -> None:
+    layer, x, flags = flagged(rng, rnnkit.torch.GRU(I, H, dtype=torch.float64, strict=True))
+    layer.backend = "numpy"
+    with pytest.raises(ValueError, match="has no compiled kernels"):
+        layer(x, **flags)
