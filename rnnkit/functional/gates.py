@@ -30,6 +30,7 @@ class Decision(NamedTuple):
     asked  what the caller said, or None
     most   the most bytes that the call may save, or None
     free   bytes that the device has left, or None where the gates are a small part of its memory
+    never  why the gates of the cell cannot be computed again, or None
     """
 
     recomputes: bool
@@ -37,10 +38,13 @@ class Decision(NamedTuple):
     asked: bool | None = None
     most: int | None = None
     free: int | None = None
+    never: str | None = None
 
     @property
     def words(self) -> str:
         """For `explain`."""
+        if self.never is not None:
+            return f"gates: saved for backward; {self.never}"
         saving, recomputing, beside = self.needs
         sizes = f"{saving:,} bytes with the gates, {recomputing:,} without"
         how = "computed again in backward, from the states" if self.recomputes else "saved for backward"
@@ -55,7 +59,7 @@ class Decision(NamedTuple):
 
 
 def decide(needs: Needs, asked: bool | None = None, most: int | None = None, free: int | None = None) -> Decision:
-    """The choice for a call. Pure. The arguments are those of `Decision`.
+    """The choice for a call whose gates can be computed again. Pure. The arguments are those of `Decision`.
 
     Gates are saved where that fits, and where nothing fits `most`, so that the call runs in chunks. Where the device
     is too small for either, the smaller one is tried.
@@ -99,15 +103,12 @@ def gates_of(
     """
     asked = None if asked is None else checks.flag("recompute_gates", asked)
     backend: Any = choice.backend
-    problem = None
-    if not hasattr(backend, "recomputing"):
-        problem = f"backend {choice.row.name!r} always saves the gates"
-    else:
-        problem = backend.recompute_problem(cell)
+    can = hasattr(backend, "recomputing")
+    problem = backend.recompute_problem(cell) if can else f"backend {choice.row.name!r} always saves the gates"
     if problem is not None:
         if asked:
             raise ValueError(f"recompute_gates must be None or False here ({problem}), got True")
-        return choice, None
+        return choice, Decision(False, Needs(0, 0), never=problem) if can else None
     again = choice._replace(backend=backend.recomputing())
     if most is not None or asked is not None:
         decision = decide(Needs(saved(choice), saved(again)), asked, most)
