@@ -244,6 +244,7 @@ def test_directions_resets_and_chunks(cp: Any) -> None:
         (None, {"resets": resets}),
         (None, {"max_saved_bytes": 12_000}),
         ([12, 0, 7, 3], {"truncate": 5}),
+        (None, {"truncate": 5, "resets": resets}),
     ):
         alike = {name: value for name, value in options.items() if name != "max_saved_bytes"}
         want = results(here, x.astype("float64"), lengths, dy.astype("float64"), **alike)
