@@ -95,7 +95,7 @@ def test_every_gradient_equals_the_oracles(cp: Any, schedule: str, kind: str, dt
 @pytest.mark.parametrize("case", slow_except(MORE_CELLS, MORE_CELLS[2], NORM_CASES[2], MORE_CELLS[-2]), ids=str)
 def test_cells_of_stepwise_alone(cp: Any, case: Case) -> None:
     """Options, layer normalisation, several states beside h."""
-    for dtype in ("float32", "float16"):
+    for dtype in ("float32",) if case in OPTION_CASES else ("float32", "float16"):
         assert_parity("cupy:stepwise", replace(case, T=5), dtype)
 
 
@@ -266,17 +266,17 @@ def test_masks_on_x_and_weights(cp: Any) -> None:
 
 def test_the_memory_that_is_left_decides(cp: Any) -> None:
     """All layers save their gates, or none does. `explain` and the call agree. Nothing is asked for a small call."""
-    x = np.ones((64, 4, 8), np.float32)
-    needed = 2 * 64 * 4 * 512 * (24 + 4 + 4)  # gates and states, y of each layer, dx of two
+    x = np.ones((1024, 4, 8), np.float32)
+    needed = 2 * 1024 * 4 * 64 * (24 + 4 + 4)  # gates and states, y of each layer, dx of two
     small_card = 90 << 20
     for total, spare, again in (
         (1 << 30, None, False),
         (small_card, None, False),
-        (small_card, 10**5, False),
+        (small_card, 10**4, False),
         (small_card, -1, True),
     ):
         with cuda(attributes={"TotalMemory": total}) as small:
-            layer = rnnkit.LSTM(8, 512, 2, device="cuda", rng=0)
+            layer = rnnkit.LSTM(8, 64, 2, device="cuda", rng=0)
             given = small.asarray(x)
             pool = small.get_default_memory_pool()
             if spare is not None:
