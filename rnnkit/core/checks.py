@@ -148,9 +148,9 @@ def lengths(value: Any, T: int, B: int, unbatched: bool = False) -> np.ndarray |
     `value` is a sequence or array of whole numbers in [0, T], in any order, or None; for an unbatched x also one
     number. A CUDA array is copied to the host, which synchronises.
     """
-    required = "be a whole number or have shape (1,)" if unbatched else f"have shape (B,) = ({B},)"
     if value is None:
         return None
+    required = "be a whole number or have shape (1,)" if unbatched else f"have shape (B,) = ({B},)"
     value = adopt("lengths", value)
     if isinstance(value, np.ndarray):
         plain_array("lengths", value)

@@ -29,6 +29,10 @@ def backward(
     Gradients that the backend has added to those of the layers are None, and so are those that are not wanted. dx of
     the layers above the first one is dy of the layer below, and always computed.
     """
+    if len(layers) == len(layers[0]) == 1:
+        only = _backward_calls(saved, 0, dy, dstate_n, layers, wants_dx, wants_dweights)
+        ((dx, dstart, dweights),) = _run_backward(saved, 0, only)
+        return dx, tuple([d[None] for d in dstart]), [(dweights,)]
     dstate0: list[list[Array]] = [[] for _ in dstate_n]
     grads: list[tuple[Weights, ...]] = []
     at_once = _backward_at_once(saved)
@@ -59,7 +63,7 @@ def backward(
         if saved.masks and layer > 0:
             dy = narrow(dx * saved.masks[layer - 1], dx.dtype)  # type: ignore[union-attr]
     xp: Any = array_module(dstate0[0][0])
-    return dy, tuple(d[0][None] if len(d) == 1 else xp.stack(d) for d in dstate0), grads
+    return dy, tuple(xp.stack(d) for d in dstate0), grads
 
 
 def _backward_at_once(saved: Saved) -> int:

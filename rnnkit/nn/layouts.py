@@ -36,7 +36,10 @@ class CallersLayout(Module):
         """The states as checked arrays (L*D, B, ·) each; None becomes zeros. names: with {} for the state's letter."""
         widths = self._state_widths()
         slots = self.num_layers * self.num_directions
-        if self._device == "cpu" and not unbatched and state is not None:
+        if state is None:
+            like: Any = np if self._device == "cpu" else array_module(next(iter(self._params.values())))
+            return tuple([like.zeros((slots, B, width), self._dtype.storage) for width in widths])
+        if self._device == "cpu" and not unbatched:
             # Fast path for the most common arguments. The checks below report what is wrong with others.
             states = state if len(widths) > 1 else (state,)
             dtype = self._dtype.storage
@@ -48,7 +51,7 @@ class CallersLayout(Module):
                     return states
         lead = (slots,) if unbatched else (slots, B)
         means = "(L*D, width)" if unbatched else "(L*D, B, width)"
-        named = () if state is None else [names.format(letter) for letter in self.cell.states]  # for errors alone
+        named = [names.format(letter) for letter in self.cell.states]  # for errors alone
         checked = checks.states(state, named, [(*lead, w) for w in widths], self.dtype, self.device, means)
         xp: Any = array_module(next(iter(self._params.values())))
         return tuple(

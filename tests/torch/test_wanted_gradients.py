@@ -129,25 +129,25 @@ def test_torch_func(calls: list[tuple[bool, bool]]) -> None:
     weights = {name: w.detach() for name, w in layer.named_parameters()}
     x = torch.randn(2, T, B, I, dtype=torch.float64)
 
-    def loss(weights: Any, x: Any) -> Any:
-        return torch.func.functional_call(layer, weights, (x,))[0].square().sum()
+    h = torch.randn(1, B, H, dtype=torch.float64)
 
-    whole = torch.func.grad(loss, (0, 1))(weights, x[0])
+    def loss(weights: Any, x: Any, h: Any) -> Any:
+        return torch.func.functional_call(layer, weights, (x, h))[0].square().sum()
+
+    whole = torch.func.grad(loss, (0, 1, 2))(weights, x[0], h)
     assert calls == [(True, True)]
-    of_weights = torch.func.grad(loss, 0)(weights, x[0])
-    of_x = torch.func.grad(loss, 1)(weights, x[0])
-    assert calls[1:] == [(False, True), (True, False)]
-    assert torch.equal(of_x, whole[1])
-    assert all(torch.equal(of_weights[name], whole[0][name]) for name in weights)
+    of_each = [torch.func.grad(loss, k)(weights, x[0], h) for k in range(3)]
+    assert calls[1:] == [(False, True), (True, False), (False, False)]
+    for one, of_whole in zip(leaves(of_each), leaves(whole), strict=True):
+        assert torch.equal(one, of_whole)
     calls.clear()
-    for backend in ("numpy", None):  # one call per element, and one call for all
-        layer.backend = backend
-        mapped = torch.vmap(torch.func.grad(loss, 1), (None, 0))(weights, x)
-        torch.testing.assert_close(mapped[0], of_x, rtol=1e-12, atol=1e-12)
-        by_element = torch.vmap(torch.func.grad(loss, 0), (None, 0))(weights, x)
-        of_weight = by_element["weight_ih_l0"][0]
-        torch.testing.assert_close(of_weight, of_weights["weight_ih_l0"], rtol=1e-12, atol=1e-12)
-    assert calls == [(True, False)] * 2 + [(False, True)] * 2
+    by_element = torch.vmap(torch.func.grad(loss, 0), (None, 0, None))(weights, x, h)
+    assert calls == [(False, True)] * 2
+    torch.testing.assert_close(by_element["weight_ih_l0"][0], of_each[0]["weight_ih_l0"], rtol=1e-12, atol=1e-12)
+    layer.backend = None  # one call for all elements
+    for k in (1, 2):
+        mapped = torch.vmap(torch.func.grad(lambda x, h: loss(dict(layer.named_parameters()), x, h), k - 1), (0, None))
+        torch.testing.assert_close(mapped(x, h)[0], of_each[k], rtol=1e-12, atol=1e-12)
 
 
 def test_is_grads_batched() -> None:

@@ -311,7 +311,8 @@ def _weight_gradients(weights: Weights, cache: LayerCache | None, dtype: np.dtyp
     into = None if cache is None else cache.grads
     if into is not None and all(a is None or a.flags.carray for a in (into.w_ih, into.w_hh, into.w_hr)):
         return into, True
-    return Weights(*(None if w is None else np.empty(w.shape, dtype) for w in weights)), False
+    w_hr = None if weights.w_hr is None else np.empty(weights.w_hr.shape, dtype)
+    return Weights(np.empty(weights.w_ih.shape, dtype), np.empty(weights.w_hh.shape, dtype), None, None, w_hr), False
 
 
 def describe(cell: Cell, dtype: DType, sizes: Sizes, keep: bool) -> Description:
