@@ -106,7 +106,12 @@ def calls(
 
 
 def backward(
-    saved: Saved, dy: Array | None, dstate_n: State, layers: list[Directions], wants_dx: bool = True
+    saved: Saved,
+    dy: Array | None,
+    dstate_n: State,
+    layers: list[Directions],
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
 ) -> tuple[Array | None, State, State | None, list[tuple[Weights, ...]]]:
     """dx, dstate0, the gradients of the reset state or None if it was zeros, and the weights', as `stack_backward`."""
     segments = saved.segments
@@ -117,7 +122,7 @@ def backward(
     dxs, dstarts, grads = [], [], None
     for group, own, dy_group in zip(segments.groups, saved.groups, dys, strict=True):
         ends = tuple([d[:, group.first : group.last] for d in dends])
-        dx, dstart, dw = stack_backward.backward(own, dy_group, ends, layers, wants_dx)
+        dx, dstart, dw = stack_backward.backward(own, dy_group, ends, layers, wants_dx, wants_dweights)
         dxs.append(dx)
         dstarts.append(dstart)
         grads = _wide(dw) if grads is None else _added(grads, dw)

@@ -31,6 +31,7 @@ from rnnkit.functional.reserve import Reserve, stack_bytes
 from rnnkit.functional.segments import MOST_PADDED, Segments, segments
 from rnnkit.torch import checks
 from rnnkit.torch.arrays import Tensor, as_array, as_tensors, new_bytes, on_device, parts_of, state_shapes, weight_views
+from rnnkit.torch.dispatch import Wanted
 from rnnkit.torch.operators import LAYOUT, LIBRARY, _end_gradient, _floats, _noise_of, _sizes, choice_of
 from rnnkit.torch.segmented import _WIDENED
 from rnnkit.torch.transforms import _apply, _each_element, _recorded, _refuse_forward_mode
@@ -43,8 +44,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "backward_flagged(Tensor? dy, Tensor?[] dstate_n, Tensor x, Tensor[] state0, Tensor[] reset_state, "
-    f"Tensor[] weights, Tensor[] masks, Tensor? lengths, {_FLAGS}, Tensor reserve, *, {_HOW}, float[] rates=[]) "
-    "-> Tensor[]"
+    f"Tensor[] weights, Tensor[] masks, Tensor? lengths, {_FLAGS}, Tensor reserve, *, {_HOW}, float[] rates=[], "
+    "bool wants_dx=True, bool wants_dweights=True) -> Tensor[]"
 )
 _FORWARD = torch.ops.rnnkit.forward_flagged.default
 _BACKWARD = torch.ops.rnnkit.backward_flagged.default
@@ -191,13 +192,16 @@ def backward(
     reserve: Tensor,
     *,
     rates: Sequence[float] = (),
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
     **how: Any,
 ) -> list[Tensor]:
-    """The gradients of x, of state0, of reset_state and of weights."""
+    """The gradients of x, of state0, of reset_state and of weights. Those not wanted are not in the list."""
     if x.is_cpu and x.dtype in _WIDENED:
         floats = [_floats(tensors) for tensors in (state0, reset_state, weights, masks)]
         wide: Any = (*_floats([dy]), _floats(dstate_n), x.float(), *floats, lengths, resets, mask, reserve)
-        return [g.to(x.dtype) for g in backward(*wide, rates=rates, **how)]
+        grads = backward(*wide, rates=rates, wants_dx=wants_dx, wants_dweights=wants_dweights, **how)
+        return [g.to(x.dtype) for g in grads]
     with on_device(x):
         call = _call(x, state0, reset_state, weights, masks, lengths, resets, mask, rates=rates, **how)
         of_stack = call.stack
@@ -205,14 +209,17 @@ def backward(
         array = None if dy is None else as_array(dy.contiguous())
         saved = _saved(call, call.reserves(reserve))
         if isinstance(saved, segmented.Saved):
-            dx, dstate0, drestart, dweights = segmented.backward(saved, array, ends, of_stack.layers)
+            of_parts = (saved, array, ends, of_stack.layers)
+            dx, dstate0, drestart, dweights = segmented.backward(*of_parts, wants_dx, wants_dweights)
         else:
-            dx, dstate0, dweights = stack_backward.backward(saved, array, ends, of_stack.layers)
+            of_whole = (saved, array, ends, of_stack.layers)
+            dx, dstate0, dweights = stack_backward.backward(*of_whole, wants_dx, wants_dweights)
             drestart = None
         if drestart is None:  # nothing was reset
             drestart = tuple([_end_gradient(None, s, False) for s in of_stack.state0])
         parts = [part for layer in dweights for direction in layer for part in parts_of(direction)]
-        return as_tensors([dx, *dstate0[: len(state0)], *drestart[: len(reset_state)], *parts])
+        found = [dx, *dstate0[: len(state0)], *drestart[: len(reset_state)], *parts]
+        return as_tensors(Wanted(wants_dx, wants_dweights).of(found, len(state0) + len(reset_state)))
 
 
 def _saved(call: _Call, reserves: list[Reserve] | None) -> segmented.Saved | stack.Saved:
@@ -268,9 +275,12 @@ def _backward_shapes(
     reset_state: Sequence[Tensor],
     weights: Sequence[Tensor],
     *_: Any,
+    wants_dx: bool = True,
+    wants_dweights: bool = True,
     **__: Any,
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, *state0, *reset_state, *weights)]
+    like = Wanted(wants_dx, wants_dweights).of((x, *state0, *reset_state, *weights), len(state0) + len(reset_state))
+    return [t.new_empty(t.shape) for t in like]
 
 
 class _How:
@@ -311,8 +321,11 @@ class _FlaggedAtLevel(_SingleLevelFunction):
         reserve, lengths, resets, mask, *tensors = ctx.saved_tensors
         (x,), state0, reset_state, weights, masks = ctx.how.split(tensors)
         given = (x, state0, reset_state, weights, masks, lengths, resets, mask, reserve)
-        found = _BACKWARD(grads[0], list(grads[1:-1]), *given, **ctx.how.options)
-        return (*[None] * 4, *found, *[None] * len(masks))
+        states = len(state0) + len(reset_state)
+        asked = ctx.needs_input_grad[4:]  # of x, state0, reset_state, weights and masks
+        wanted = Wanted(asked[0], True in asked[1 + states : 1 + states + len(weights)])
+        found = _BACKWARD(grads[0], list(grads[1:-1]), *given, **ctx.how.options, **wanted.options)
+        return (*[None] * 4, *wanted.filled(found, states, len(weights)), *[None] * len(masks))
 
 
 def _forward_recorded(

@@ -200,7 +200,8 @@ def test_operators_pass_opcheck() -> None:
         *results, reserve = torch.ops.rnnkit.forward_flagged(*plain, keep=True, **options)
         grads = [torch.randn_like(r) for r in results]
         of_backward = (grads[0], [None, *grads[2:]], *plain, reserve)
-        torch.library.opcheck(torch.ops.rnnkit.backward_flagged.default, of_backward, options)
+        for wants in ({}, {"wants_dx": False}, {"wants_dweights": False}):
+            torch.library.opcheck(torch.ops.rnnkit.backward_flagged.default, of_backward, {**options, **wants})
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -161,6 +161,14 @@ def test_is_grads_batched() -> None:
     torch.testing.assert_close(batched[0], first, rtol=1e-10, atol=1e-12)
 
 
+def test_compiled_with_resets(calls: list[tuple[bool, bool]]) -> None:
+    layer = made("LSTM")
+    resets = torch.arange(T * B).reshape(T, B) % 3 == 2
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_rest_has_the_bits(layer, lambda x, hx: compiled(x, hx, resets=resets))
+    assert set(calls) == {(True, True), (False, True), (True, False), (False, False)}
+
+
 def test_resets_and_cells(calls: list[tuple[bool, bool]]) -> None:
     layer = made("GRU")
     x = torch.randn(T, B, I, dtype=torch.float64)

@@ -94,6 +94,14 @@ WANTED_MUTANTS: tuple[Mutant, ...] = (
 )
 
 TORCH_WANTED_MUTANTS: tuple[Mutant, ...] = (
+    _torch(
+        "a compiled call with resets looks at its weights for x",
+        "rnnkit/torch/flagged.py",
+        "_FlaggedAtLevel.backward",
+        "Wanted(asked[0]",
+        "Wanted(asked[1 + states]",
+        "compiled_with_resets",
+    ),
     _torch("x is read at the place of lengths", AUTOGRAD, "_Layers.backward", "asked[2]", "asked[1]", "eager and GRU"),
     _torch(
         "all weights must ask",
