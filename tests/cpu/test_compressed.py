@@ -26,7 +26,7 @@ SHAPES: tuple[tuple[int, int, int, int, dict[str, Any]], ...] = (
 )
 PROJECTED = ((3, 4, 9, 33, {"proj_size": 17}), (1, 2, 9, 20, {"proj_size": 5}))
 CASES = [(name, weights, b) for name in LAYERS for weights in KINDS for b in CPU_BACKENDS]
-QUICK = [(name, weights, "numpy") for name in LAYERS for weights in KINDS] + [("rnn_tanh", "int8", "numba")]
+QUICK = [(name, weights, "numpy") for name in LAYERS for weights in KINDS] + [("lstm", "int8", "numba")]
 
 
 def oracle_of(small: Any, **options: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -30,6 +31,18 @@ RESIDENT_CELLS = {name: cell for name, cell in CELLS.items() if cell_problem(cel
 RESIDENT_CASES = tuple(case for case in CASES if case.cell in RESIDENT_CELLS)
 PROJECTED = tuple(f"{name}_projected" for name, cell in RESIDENT_CELLS.items() if cell.projects)
 KINDS = (*RESIDENT_CELLS, *PROJECTED)
+
+
+def of_few_builds(dtypes: Iterable[str], cells: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of a cell and a dtype that need few builds of schedule D: a build takes a second or two of g++.
+
+    Every cell in float32, and every dtype of the two cells with the most code.
+    """
+    return [
+        (cell, dtype)
+        for cell, dtype in itertools.product(cells, dtypes)
+        if dtype in ("float32", "tf32") or cell in ("lstm", "gru_reset_before")
+    ]
 
 
 def kind_case(kind: str, **sizes: Any) -> Case:

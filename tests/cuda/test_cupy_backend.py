@@ -6,7 +6,8 @@ emulator. Other schedules have files of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -17,7 +18,7 @@ import rnnkit
 from rnnkit.core.cells import Weights
 from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, error_ratio, make_inputs, parity, run
-from tests.cuda.cuda_helpers import CASES, CELLS, LAYERS, assert_matches, chunked, cuda, outputs, run_on
+from tests.cuda.cuda_helpers import CASES, CELLS, LAYERS, assert_matches, chunked, cuda, of_few_builds, outputs, run_on
 from tests.helpers import assert_same, parts, randn, random_state, slow_except
 from tests.tools import emulator
 
@@ -28,9 +29,13 @@ CELL_NAMES = tuple(CELLS)
 SMALL = {cell: Case(cell, T=5, B=3, I=4, H=6) for cell in CELL_NAMES}
 RAGGED = {cell: Case(cell, T=5, B=4, I=3, H=6, ragged=True) for cell in CELL_NAMES}
 
-# `make test` runs a few cases on every build, `make test-all` the others.
+# `make test` runs a few cases on few builds, `make test-all` the others.
 FULL, SOME = ("float32", "float16"), ("float64", "bfloat16", "tf32")
 COVER = [case for case in CASES if (case.T, case.B) in {(5, 3), (3, 13)}]
+
+
+def few(dtypes: Iterable[str]) -> list[tuple[Case, str]]:
+    return [(case, dtype) for dtype in dtypes for case in COVER if (case.cell, dtype) in of_few_builds(dtypes, CELLS)]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +49,12 @@ def assert_within(worst: dict[str, float]) -> None:
     assert not over, over
 
 
-@pytest.mark.parametrize("dtype", FULL)
-@pytest.mark.parametrize("case", slow_except(CASES, *COVER), ids=str)
+@pytest.mark.parametrize(("case", "dtype"), slow_except(product(CASES, FULL), *few(FULL), unpack=True), ids=str)
 def test_parity(cp: Any, case: Case, dtype: str) -> None:
     assert_within(parity(STEPWISE, case, dtype, device="cuda:0"))
 
 
-@pytest.mark.parametrize("dtype", SOME)
-@pytest.mark.parametrize("case", COVER, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), slow_except(product(COVER, SOME), *few(SOME), unpack=True), ids=str)
 def test_parity_of_other_dtypes(cp: Any, case: Case, dtype: str) -> None:
     pytest.importorskip("ml_dtypes")
     assert_within(parity(STEPWISE, case, dtype, device="cuda:0"))
@@ -290,9 +293,13 @@ def test_empty_inputs(cp: Any, cell: str, T: int, B: int, lengths: Any) -> None:
         np.testing.assert_array_equal(got[f"d{name}0"], dstate.get())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
 # The oracle's i = exp(a_i - m) of the sLSTM is NaN where a_i is infinite: tests/cuda/test_cupy_slstm.py.
-@pytest.mark.parametrize("cell", [cell for cell in CELL_NAMES if cell != "slstm"])
+@pytest.mark.parametrize(
+    ("cell", "dtype"),
+    slow_except(
+        product([cell for cell in CELL_NAMES if cell != "slstm"], FULL), *of_few_builds(FULL, CELL_NAMES), unpack=True
+    ),
+)
 def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
     """Row 0 has a NaN, row 1 infinities. Their results equal the oracle's, and other rows are unaffected."""
     case = Case(cell, T=2, B=4, I=3, H=5)
@@ -312,8 +319,9 @@ def test_infinities_and_nan(cp: Any, cell: str, dtype: str) -> None:
         assert_close(name, got[name], want[name], dtype, "backward")
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), slow_except(product(LAYERS, FULL), *of_few_builds(FULL, LAYERS), unpack=True)
+)
 def test_layers_equal_the_oracle(cp: Any, name: str, dtype: str) -> None:
     """Two bidirectional layers, ragged, with dropout, on the device as on the CPU."""
     results = []

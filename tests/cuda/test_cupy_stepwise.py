@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -13,7 +14,7 @@ import rnnkit
 from rnnkit.core.cells import Weights
 from rnnkit.functional import direction
 from rnnkit.testing import Case, assert_close, make_inputs, parity, run
-from tests.cuda.cuda_helpers import CELLS, LAYERS, assert_matches, chunked, cuda
+from tests.cuda.cuda_helpers import CELLS, LAYERS, assert_matches, chunked, cuda, of_few_builds
 from tests.helpers import parts, randn, slow_except
 from tests.tools import emulator
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.skipif(bool(emulator.available()), reason=str(emulator.
 
 STEPWISE = "cupy:stepwise"
 CELL_NAMES = tuple(CELLS)
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 LENGTHS = ([6, 2, 5, 1, 5], [3, 6, 5, 2, 6], [1, 1, 2, 6, 5], [6, 6, 6, 5, 6], [4, 6, 1, 5, 6])
 CELLS_AND_PROJECTIONS = [*((cell, 0) for cell in CELL_NAMES), ("lstm", 4)]
 
@@ -107,8 +109,9 @@ def test_rows_of_length_0_keep_their_gradients_beside_infinite_weights(cp: Any) 
 # Kernels
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("cell", CELL_NAMES)
+@pytest.mark.parametrize(
+    ("cell", "dtype"), slow_except(product(CELL_NAMES, DTYPES), *of_few_builds(DTYPES, CELL_NAMES), unpack=True)
+)
 def test_wide_kernels(cp: Any, cell: str, dtype: str) -> None:
     from rnnkit.backends.cupy import stepwise_launch
 

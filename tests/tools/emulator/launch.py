@@ -86,7 +86,7 @@ class _CStats(ctypes.Structure):
 class Module:
     """The kernels of one source, compiled for the CPU.
 
-    mode: "fast": -O2, results only. "check": every access is checked. Of the options, -D, -U, -I and
+    mode: "fast": -O1, results only. "check": every access is checked. Of the options, -D, -U, -I and
     -std are used, and others (architectures, --use_fast_math) are ignored. Raises EmulatorError of kind "compile" if
     the source does not compile.
     """
