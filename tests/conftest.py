@@ -16,6 +16,7 @@ import gc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ _usual = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "ma
 settings.register_profile("dev", **_usual)
 settings.register_profile("ci", derandomize=True, database=None, **_usual)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+PEERS = tuple(Path(__file__).parent / name for name in ("peers", "torch"))  # every test in these is marked
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the peers' folders if no test of theirs can run: importing PyTorch, Keras and JAX takes seconds."""
+    return True if collection_path in PEERS and "not peers" in config.option.markexpr else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marks

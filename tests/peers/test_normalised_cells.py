@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 
 from tests.normalised_loop import step  # noqa: E402
 
+pytestmark = pytest.mark.peers
+
 
 @pytest.mark.parametrize("case", NORM_CASES, ids=str)
 def test_results_and_gradients_are_those_of_a_loop_in_torch(case: Case) -> None:

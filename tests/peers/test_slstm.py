@@ -17,6 +17,7 @@ from rnnkit.testing import Case, assert_close, kind_of, make_inputs, run
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.peers
 NAMES = ("h", "c", "n", "m")
 
 

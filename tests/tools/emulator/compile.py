@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,9 +131,7 @@ def build(code: str, options: Iterable[str], mode: str, instances: Iterable[str]
     options, instances = tuple(options), tuple(sorted(set(instances)))
     key = _digest(code, *options, "\0", *instances, mode, str(MODES), str(KERNEL), _compiler(), _own_sources())
     folder = cache_folder() / f"kernels-{key}"
-    if not (folder / "info.json").exists():
-        with _publishing(folder) as work:
-            _compile(code, options, mode, instances, work)
+    _once(folder, lambda work: _compile(code, options, mode, instances, work))
     info = json.loads((folder / "info.json").read_text())
     kernels = {name: KernelInfo(*fields) for name, fields in info["kernels"].items()}
     statics, variables = (tuple(DataObject(*fields) for fields in info[key]) for key in ("statics", "variables"))
@@ -165,16 +163,27 @@ def _own_sources() -> str:
     return _digest(*(p.read_text() for p in sorted([*files, HERE / "compile.py", HERE / "scan.py"])))
 
 
-@contextlib.contextmanager
-def _publishing(folder: Path) -> Any:
-    """A temporary folder that is renamed to `folder` at the end, atomically, unless another process has created it."""
-    work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
-    try:
-        yield work
-        with contextlib.suppress(OSError):
-            work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _once(folder: Path, make: Callable[[Path], object]) -> None:
+    """Fills `folder` by `make` unless it exists. Other processes that want it wait: test processes start alike.
+
+    `make` gets a temporary folder, which is renamed to `folder` at the end, atomically.
+    """
+    if folder.exists():
+        return
+    import fcntl  # Windows has none
+
+    lock = folder.with_name(f"{folder.name}.lock")
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not folder.exists():
+            work = Path(tempfile.mkdtemp(prefix="work-", dir=folder.parent))
+            try:
+                make(work)
+                with contextlib.suppress(OSError):
+                    work.rename(folder)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        lock.unlink(missing_ok=True)
 
 
 def _run(command: list[str]) -> str:
@@ -187,13 +196,15 @@ def _run(command: list[str]) -> str:
 
 def _runtime() -> Path:
     folder = cache_folder() / f"runtime-{_digest(_own_sources(), _compiler())}"
-    if not folder.exists():
-        with _publishing(folder) as work:
-            flags = ["-O2", "-g1", "-std=c++17", "-Wall", *COMMON, "-I", str(INCLUDE), "-I", str(RUNTIME)]
-            # One translation unit, so that the scheduler's parts are inlined and the headers are parsed once.
-            unit = work / "runtime.cpp"
-            unit.write_text("".join(f'#include "{p.name}"\n' for p in sorted(RUNTIME.glob("*.cpp"))))
-            _run([CXX, *flags, "-c", str(unit), "-o", str(work / "runtime.o")])
+
+    def make(work: Path) -> None:
+        flags = ["-O2", "-g1", "-std=c++17", "-Wall", *COMMON, "-I", str(INCLUDE), "-I", str(RUNTIME)]
+        # One translation unit, so that the scheduler's parts are inlined and the headers are parsed once.
+        unit = work / "runtime.cpp"
+        unit.write_text("".join(f'#include "{p.name}"\n' for p in sorted(RUNTIME.glob("*.cpp"))))
+        _run([CXX, *flags, "-c", str(unit), "-o", str(work / "runtime.o")])
+
+    _once(folder, make)
     return folder / "runtime.o"
 
 
@@ -203,10 +214,8 @@ def _precompiled(mode: str) -> Path:
     g++ uses it where all options are the same, so not for another -std, and reads INCLUDE's where they differ.
     """
     folder = cache_folder() / f"headers-{mode}-{_digest(_own_sources(), _compiler())}"
-    if not folder.exists():
-        with _publishing(folder) as work:
-            flags = [*_language(()), *KERNEL, *MODES[mode], "-I", str(INCLUDE), "-x", "c++-header"]
-            _run([CXX, *flags, str(INCLUDE / HEADER), "-o", str(work / f"{HEADER}.gch")])
+    flags = [*_language(()), *KERNEL, *MODES[mode], "-I", str(INCLUDE), "-x", "c++-header", str(INCLUDE / HEADER)]
+    _once(folder, lambda work: _run([CXX, *flags, "-o", str(work / f"{HEADER}.gch")]))
     return folder
 
 
