@@ -39,10 +39,10 @@ WANTED_MUTANTS: tuple[Mutant, ...] = (
     ),
     _api(
         "numba packs W_ih either way",
-        "kernels/cpu/launch.py",
-        "launch_backward",
-        "address_of(dx) if wants_dx else 0",
-        "address_of(dx)",
+        "kernels/cpu/gradients.py",
+        "make_gradients.gradients",
+        "if a.dx:\n            panels",
+        "if True:\n            panels",
         "packs_no_weights",
     ),
     _api(
