@@ -7,6 +7,7 @@ trace any instance of those. `rnnkit.torch.subclasses` has layers for code that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -234,12 +235,11 @@ class Layers(OwnArguments):
         if torch.compiler.is_compiling():
             return [getattr(self, name) for name in self._flat_weights_names]
         weights = self._flat_weights
-        parameters = self._parameters
-        for name, weight in zip(self._flat_weights_names, weights, strict=False):
-            if parameters.get(name) is not weight:
-                self._update_flat_weights()
-                return self._flat_weights
-        return weights
+        # map, as this runs in each call. `_flat_weights` may have fewer entries, where an attribute is missing.
+        if all(map(is_, map(self._parameters.get, self._flat_weights_names), weights)):
+            return weights
+        self._update_flat_weights()
+        return self._flat_weights
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget(self._flat_weights)
