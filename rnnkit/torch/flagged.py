@@ -328,6 +328,29 @@ class _FlaggedAtLevel(_SingleLevelFunction):
         return (*[None] * 4, *wanted.filled(found, states, len(weights)), *[None] * len(masks))
 
 
+class _BackwardAtLevel(_SingleLevelFunction):
+    """The operator for the first derivative, where a second one may be asked for, as it may in torch.func.grad.
+
+    Only the second derivative itself is refused.
+    """
+
+    @staticmethod
+    def forward(how: _How, rest: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        (dy,), dstate_n, (x,), *others = how.split(tensors)
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(_BACKWARD(dy, dstate_n, x, *others, *rest, **how.options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(
+            "double backward of a traced call with resets or a mask: call the layer outside torch.compile for it"
+        )
+
+
 def _forward_recorded(
     x: Tensor,
     state0: Sequence[Tensor],
@@ -367,9 +390,8 @@ def _backward_recorded(
     tensors = (dy, *dstate_n, x, *state0, *reset_state, *weights)
     _refuse_forward_mode(tensors)
     if _recorded(tensors):
-        raise NotImplementedError(
-            "double backward of a traced call with resets or a mask: call the layer outside torch.compile for it"
-        )
+        counts = (1, len(dstate_n), 1, len(state0), len(reset_state), len(weights))
+        return list(_apply(_BackwardAtLevel, (_How(options, counts), rest, *tensors)))
     with torch._C._AutoDispatchBelowAutograd():
         return _BACKWARD(dy, dstate_n, x, state0, reset_state, weights, *rest, **options)
 

@@ -23,7 +23,7 @@ from rnnkit.torch.autograd import run
 from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LAYOUT
 from rnnkit.torch.own_arguments import OwnArguments
-from rnnkit.torch.segmented import on_host, run_segments
+from rnnkit.torch.segmented import on_host, on_host_array, run_segments
 from rnnkit.torch.unserved import refuse_capture, refuse_torchscript
 
 States = Sequence[Tensor]
@@ -173,16 +173,21 @@ class Layers(OwnArguments):
         """As `_run`, with resets and a mask. again: the reset state, or None for zeros."""
         T, B, _ = x.shape
         D = 2 if self.bidirectional else 1
-        checked = None if lengths is None else self._lengths(lengths, x, batched)
-        steps = None if checked is None else checked.numpy()
+        if isinstance(lengths, torch.Tensor):
+            checks.lengths(lengths, x)
+            lengths = on_host_array("lengths", lengths)
+        steps = None if lengths is None else core_checks.lengths(lengths, T, B, not batched)
+        checked = None if steps is None else torch.from_numpy(steps)
         segments = on_host(flags).segments(T, B, not batched, self.batch_first, D, steps)
-        if segments is None:
+        if segments is None and again is None:
             return self._run(x, states, weights, checked, None)
         if states is None and again is not None:
             states = tuple([x.new_zeros(shape) for shape in self._state_shapes(B)])
         count = len(states or ())
         x, states, weights = under_autocast(x, (*(states or ()), *(again or ())), weights)
         checks.one_kind(x, states, weights[0])
+        if segments is None:
+            return self._run(x, _with_unused(states[:count], states[count:]), weights, checked, None)
         masks, rates = self._all_masks(x, None)
         if self.strict:
             self._check_strict(x)
@@ -315,3 +320,11 @@ class Layers(OwnArguments):
         T, B, _ = x.shape
         checked = core_checks.lengths(lengths, T, B, not batched)
         return None if checked is None else torch.from_numpy(checked)
+
+
+def _with_unused(states: States, again: States) -> States:
+    """The states, as functions of a reset state that no step takes. So its gradient is zeros, as in a call with resets.
+
+    Without this it would have no gradient or zeros, depending on the values of the flags.
+    """
+    return tuple([torch.cat((s, a[:, :0]), 1) for s, a in zip(states, again, strict=True)])

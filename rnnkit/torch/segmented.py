@@ -37,7 +37,10 @@ def on_host_array(name: str, value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     _refuse_traced(name, value)
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(value):  # made inside torch.func.grad or jvp
+        value = functorch.get_unwrapped(value)
+    if functorch.is_functorch_wrapped_tensor(value):
         raise NotImplementedError(f"{name} mapped by torch.vmap: its values decide the shapes of the kernels' calls")
     refuse_capture(name, value, "its values are read on the host")
     with torch._C._DisableFuncTorch():  # inside torch.func.jvp a copy would have no values

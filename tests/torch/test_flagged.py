@@ -248,8 +248,11 @@ def test_transforms_and_what_is_refused() -> None:
     mapped = torch.vmap(lambda x, mask: operator(x, *given[1:7], mask, keep=False, **options)[0])(xs, masks)
     assert_same(mapped[1], operator(xs[1], *given[1:7], masks[1], keep=False, **options)[0])
     y = operator(*given, keep=False, **options)[0]
+    (want,) = torch.autograd.grad(y.sum(), given[0], retain_graph=True)
+    (dx,) = torch.autograd.grad(y.sum(), given[0], create_graph=True)
+    assert torch.equal(dx, want)
     with pytest.raises(NotImplementedError, match="double backward of a traced call with resets or a mask"):
-        torch.autograd.grad(y.sum(), given[0], create_graph=True)
+        torch.autograd.grad(dx.sum(), given[0])
     with pytest.raises(NotImplementedError, match="forward mode"):
         torch.func.jvp(lambda x: operator(x, *given[1:], keep=False, **options)[0], (xs[0],), (xs[1],))
     with pytest.raises(RuntimeError, match="compiled with other sources"):
@@ -263,6 +266,23 @@ def test_transforms_and_what_is_refused() -> None:
     for wrong in ({"reset_state": given[2][0]}, {"zero_output_for_mask": True}):
         with pytest.raises((ValueError, torch._dynamo.exc.Unsupported), match="without"):
             torch.compile(layer, fullgraph=True, backend="eager")(given[0], **wrong)
+
+
+@pytest.mark.slow
+def test_torch_func_inside_a_compiled_function() -> None:
+    """torch.func.grad records the backward too, whether or not somebody differentiates it."""
+    layer = made("lstm")
+    x, named = given_to(layer, 5, 3)
+
+    def loss(x: Any, weights: Any, of_each: Any) -> Any:
+        return weighted(torch.func.functional_call(layer, weights, (x,), of_each))
+
+    weights = {name: w.detach() for name, w in layer.named_parameters()}
+    of_each = torch.utils._pytree.tree_map(lambda t: t.detach(), named)
+    function = torch.func.grad(loss, (0, 1))
+    given = (x.detach(), weights, of_each)
+    got = torch.compile(function, backend="aot_eager", fullgraph=True)(*given)
+    assert_same(leaves(got), leaves(function(*given)))
 
 
 @pytest.mark.slow

@@ -179,6 +179,39 @@ def test_without_a_reset_or_masked_step_it_is_the_plain_call(rng: np.random.Gene
     assert torch.equal(h_n, want_h)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_reset_state_that_no_step_takes_has_gradients_of_zero(masked: bool) -> None:
+    """The values of the flags decide neither whether it has a gradient nor whether its dtype is checked."""
+    layer = rnnkit.torch.LSTM(I, H, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    again = tuple(torch.randn(1, B, H, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    flags = {"resets": torch.zeros(T, B, dtype=torch.bool), "mask": torch.full((T, B), not masked)}
+    y, _ = layer(x, reset_state=again, **flags)
+    assert torch.equal(y, torch.zeros_like(y) if masked else layer(x)[0])
+    for found in torch.autograd.grad(y.sum(), again):
+        assert torch.equal(found, torch.zeros_like(found))
+    with pytest.raises(RuntimeError, match="must have the dtype and device of input"):
+        layer(x, reset_state=tuple(a.float() for a in again), **flags)
+
+
+def test_flags_and_lengths_that_are_made_inside_a_transform(rng: np.random.Generator) -> None:
+    """torch.func wraps every tensor that is made inside it, also those that it does not differentiate."""
+    layer, x, flags = flagged(rng)
+    lengths = torch.tensor([7, 0, 5, 1, 6])
+
+    def loss(x: Any, made: Any = torch.clone) -> Any:
+        return layer(x, lengths=made(lengths), **{name: made(f) for name, f in flags.items()})[0].square().sum()
+
+    leaf = x.clone().requires_grad_()
+    (want,) = torch.autograd.grad(loss(leaf, lambda t: t), leaf)
+    assert torch.equal(torch.func.grad(loss)(x), want)
+    assert torch.equal(torch.func.vjp(loss, x)[1](torch.ones((), dtype=x.dtype))[0], want)
+    torch.testing.assert_close(torch.func.jvp(loss, (x,), (x,))[1], (want * x).sum())
+    torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(x[None])[0], want)
+    with pytest.raises(NotImplementedError, match="lengths mapped by"):
+        torch.vmap(lambda n: layer(x, lengths=n, **flags)[0])(lengths[None])
+
+
 def test_derivatives_of_the_gradients(rng: np.random.Generator) -> None:
     torch.manual_seed(2)
     layer = rnnkit.torch.LSTM(2, 3, dtype=torch.float64, proj_size=2)
