@@ -306,7 +306,7 @@ class _FlaggedAtLevel(_SingleLevelFunction):
         how: _How, lengths: Tensor | None, resets: Tensor | None, mask: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         (x,), *others = how.split(tensors)
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():  # the levels below record it for themselves
             return tuple(_FORWARD(x, *others, lengths, resets, mask, **how.options, keep=True, layout=LAYOUT))
 
     @staticmethod
@@ -337,7 +337,7 @@ class _BackwardAtLevel(_SingleLevelFunction):
     @staticmethod
     def forward(how: _How, rest: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         (dy,), dstate_n, (x,), *others = how.split(tensors)
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
             return tuple(_BACKWARD(dy, dstate_n, x, *others, *rest, **how.options))
 
     @staticmethod

@@ -285,6 +285,25 @@ def test_torch_func_inside_a_compiled_function() -> None:
     assert_same(leaves(got), leaves(function(*given)))
 
 
+def test_a_second_derivative_by_torch_func_is_refused() -> None:
+    """Every level of torch.func records the call: a level that did not would take its derivative for zero."""
+    layer = made("gru")
+    x, state0, again, weights, *rest = torch.utils._pytree.tree_map(lambda t: t.detach(), operands(layer, 4, 3))
+
+    def loss(x: Any, weights: Any) -> Any:
+        given = (x, state0, again, weights, *rest)
+        return torch.ops.rnnkit.forward_flagged(*given, keep=False, **options_of(layer))[0].square().sum()
+
+    dx = torch.func.grad(loss)(x, weights)
+    for inner in (0, 1):
+        first = lambda x, w, inner=inner: leaves(torch.func.grad(loss, inner)(x, w))[0].sum()  # noqa: E731
+        for outer in (0, 1):
+            with pytest.raises(NotImplementedError, match="double backward of a traced call"):
+                torch.func.grad(first, outer)(x, weights)
+    value = lambda x: torch.func.grad_and_value(loss, 1)(x, weights)[1]  # noqa: E731
+    assert_same(torch.func.grad(value)(x), dx)
+
+
 @pytest.mark.slow
 def test_on_a_cuda_device_the_kernels_of_cupy_run(card: Any) -> None:  # noqa: F811
     layer = made("lstm", dtype=torch.float32)

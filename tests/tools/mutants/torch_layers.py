@@ -237,4 +237,6 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
         "tests/torch/test_flagged.py",
         "transforms",
     ),
+    _flagged("lower levels do not record forward", "_FlaggedAtLevel.forward", "torch.enable_grad(), ", "", "second"),
+    _flagged("lower levels do not record backward", "_BackwardAtLevel.forward", "torch.enable_grad(), ", "", "second"),
 )
