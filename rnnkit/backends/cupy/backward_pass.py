@@ -7,70 +7,20 @@ What the call does not want is not launched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from rnnkit.backends.cupy import arena as arenas
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.cublas import Matrix
-from rnnkit.backends.cupy.launcher import Launcher, contiguous, units_aligned
+from rnnkit.backends.cupy.backward_launcher import GRADIENTS, BackwardLauncher, next_of
+from rnnkit.backends.cupy.launcher import contiguous, units_aligned
 from rnnkit.backends.cupy.problem import Chunk, Problem
-from rnnkit.backends.cupy.recompute_buffers import recompute_buffers
-from rnnkit.backends.cupy.saved import Saved, SavedStates
-from rnnkit.backends.cupy.weight_sums import WeightSums, weight_sum_buffers
+from rnnkit.backends.cupy.recompute import Recomputation
+from rnnkit.backends.cupy.saved import Saved
+from rnnkit.backends.cupy.weight_sums import WeightSums
 from rnnkit.backends.interface import NO_DWEIGHTS, BackwardCall, Gradients
-from rnnkit.core.cells import Array, State, Weights
-
-if TYPE_CHECKING:
-    from rnnkit.backends.cupy.recompute import Recomputation
-
-# The buffers that the steps of a chunk write for its products.
-GRADIENTS = ("dgates_x", "dgates_h", "dprojected")
-
-
-class BackwardLauncher(Launcher):
-    """A Launcher with the steps of a chunk, which a schedule provides for `backward`."""
-
-    def backward_begin(self, dstate_n: State, weights: Weights) -> None:
-        """Copies the gradients of the final states to "dh" and "dc"."""
-        self.gradients_begin(dstate_n)
-
-    def backward_chunk(self, chunk: Chunk, weights: Weights, states: SavedStates, dy: Array | None) -> None:
-        """The steps of a chunk, last first, from "dh" and "dc", which they update. dy (T, B, R): None for zeros.
-
-        Their gradients end in "dgates_x" (row-steps, G*H), in "dgates_h" if the cell splits the sides, and under
-        projection in "dprojected" (row-steps, R).
-        """
-        raise NotImplementedError
-
-    def hidden_operands(self, chunk: Chunk, states: SavedStates) -> Iterator[tuple[Matrix, int, int]]:
-        """What W_hh was multiplied by in a chunk whose steps have just run, (N, R), each for the gates [first, end)."""
-        for number, (_, first, end) in enumerate(self.p.cell.products):
-            yield self.array(states.operand if number else states.h_prev).at(chunk.n0), first, end
-
+from rnnkit.core.cells import Array, Weights
 
 Launchers = Callable[[Arena, "Array | None"], BackwardLauncher]  # of an arena and a `packing_table`
-
-
-def backward_buffers(p: Problem) -> dict[str, int]:
-    """Bytes of the buffers that `BackwardPass` and `launcher.Launcher` use."""
-    s = p.storage_bytes
-    c = p.compute_bytes
-    sizes = {"dgates_x": p.chunk_rows * p.GH * s, "dh": p.B * p.R * c}
-    if p.cell.splits_sides:
-        sizes["dgates_h"] = p.chunk_rows * p.GH * s
-    if p.projected:
-        sizes["dprojected"] = p.chunk_rows * p.R * s
-    if p.ahead_steps is not None:
-        sizes |= {_next(name): sizes[name] for name in GRADIENTS if name in sizes}
-    if p.cell.n_cell_states:
-        sizes["dc"] = p.cell.n_cell_states * p.B * p.H * c
-    return sizes | weight_sum_buffers(p) | recompute_buffers(p)
-
-
-def _next(name: str) -> str:
-    """The second of two buffers that alternate."""
-    return f"{name}_next"
 
 
 class BackwardPass:
@@ -119,7 +69,7 @@ class BackwardPass:
         self.dx_packed = cupy.empty((p.N, p.I), p.dtype.storage) if call.wants_dx and p.ragged else self.dx
         self.launcher = launcher_of(arena, self.saved.packing_table)
         self.sums = WeightSums(self.launcher, self.weights, self.into) if call.wants_dweights else None
-        self.gates = _recomputation(self.launcher, self.weights) if p.recomputes else None
+        self.gates = Recomputation(self.launcher, self.weights) if p.recomputes else None
         self.launcher.backward_begin(self.dstate_n, self.weights)
         if p.ahead_steps is not None:
             self.following = p.chunks(backward=True)
@@ -156,7 +106,7 @@ class BackwardPass:
             here.record(lane.ready[parity])
         for name in GRADIENTS:
             if name in self.launcher:
-                self.launcher.swap(name, _next(name))
+                self.launcher.swap(name, next_of(name))
 
     def _with_gates(self, chunk: Chunk) -> Saved:
         """What was saved, with the gates of a chunk, which are computed now if they were not saved."""
@@ -213,12 +163,6 @@ class BackwardPass:
         dstate0 = tuple(cupy.empty_like(d) for d in self.dstate_n)
         self.launcher.backward_end(dstate0)
         return Gradients(self.dx, dstate0, NO_DWEIGHTS if self.sums is None else self.sums.finished())
-
-
-def _recomputation(launcher: BackwardLauncher, weights: Weights) -> Recomputation:
-    from rnnkit.backends.cupy.recompute import Recomputation  # which imports this file
-
-    return Recomputation(launcher, weights)
 
 
 def backward(p: Problem, call: BackwardCall, launcher_of: Launchers) -> Gradients:

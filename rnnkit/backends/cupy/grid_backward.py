@@ -14,7 +14,7 @@ import numpy as np
 
 from rnnkit.backends.cupy import cost, resident_launch, sources
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.backward_pass import backward_buffers
+from rnnkit.backends.cupy.backward_launcher import backward_buffers
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.cost import Rates
 from rnnkit.backends.cupy.launcher import address, i32

@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from rnnkit.backends.cupy import backward_pass, choice, overlap, passes, tuned
+from rnnkit.backends.cupy import choice, overlap, passes, tuned
+from rnnkit.backends.cupy.backward_launcher import backward_buffers
 from rnnkit.backends.cupy.overlap import Plan
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.recompute_buffers import recompute_buffers
@@ -119,7 +120,7 @@ def more_bytes(work: Work, plan: Plan) -> int:
     weights' gradients, where one chunk becomes several.
     """
     p = Problem.of_sizes(work.cell, work.dtype, work.sizes, work.recomputes)
-    with_plan, without = (sum(backward_pass.backward_buffers(one).values()) for one in (plan.applied(p), p))
+    with_plan, without = (sum(backward_buffers(one).values()) for one in (plan.applied(p), p))
     return max(0, with_plan - without)
 
 

@@ -11,7 +11,7 @@ from functools import cache
 
 from rnnkit.backends.cupy import resident_launch, sources, tiles
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.backward_pass import backward_buffers
+from rnnkit.backends.cupy.backward_launcher import backward_buffers
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.problem import Chunk, Problem
 from rnnkit.backends.cupy.resident_launch import MOST_SHARED, WEIGHTS, ResidentBackwardLauncher

@@ -6,7 +6,7 @@ from typing import Any
 
 from rnnkit.backends.cupy import passes, sources, tiles
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.backward_pass import BackwardLauncher
+from rnnkit.backends.cupy.backward_launcher import BackwardLauncher
 from rnnkit.backends.cupy.card import CardFacts
 from rnnkit.backends.cupy.launcher import Launcher, address, i32
 from rnnkit.backends.cupy.modules import over

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rnnkit.backends.cupy import stepwise_noise, stepwise_norm
-from rnnkit.backends.cupy.backward_pass import backward_buffers
+from rnnkit.backends.cupy.backward_launcher import backward_buffers
 from rnnkit.backends.cupy.passes import forward_buffers
 from rnnkit.backends.cupy.problem import Problem
 from rnnkit.backends.cupy.recompute_buffers import call_bytes

@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnkit.backends.cupy import sources, stepwise_noise, stepwise_norm
 from rnnkit.backends.cupy.arena import Arena
-from rnnkit.backends.cupy.backward_pass import BackwardLauncher
+from rnnkit.backends.cupy.backward_launcher import BackwardLauncher
 from rnnkit.backends.cupy.cublas import Matrix
 from rnnkit.backends.cupy.launcher import address, i32
 from rnnkit.backends.cupy.modules import FEW_BLOCKS, THREADS, Shape, over, rows_by_units
