@@ -4,7 +4,7 @@ The pre-activations of all row-steps are two products, of x and of the saved h, 
 one. Then the pointwise kernels of schedule D run once, with every row-step of the chunk as a row of one step. They
 write what forward would have saved, in the layout that all schedules read. They read h and c as the steps had them, h
 rounded to the storage dtype and c in the compute dtype, so the gates differ from those of forward only where a product
-adds in another order.
+adds in another order, and in TF32 where cuBLAS rounds its operands otherwise than the resident kernels do (to nearest).
 """
 
 from __future__ import annotations
