@@ -13,6 +13,7 @@ except ImportError as error:
     raise ImportError(f"rnnkit.torch needs PyTorch 2.6 or later (pip install 'torch>=2.6'): {error}") from error
 
 from rnnkit.torch import flagged as _flagged  # noqa: F401  registers two operators
+from rnnkit.torch import flagged_transforms as _flagged_transforms  # noqa: F401  registers their rules
 from rnnkit.torch import subclasses as subclasses
 from rnnkit.torch import transforms as _transforms  # noqa: F401  registers the operators' rules
 from rnnkit.torch.cells import GRUCell, LSTMCell, RNNCell

@@ -74,6 +74,16 @@ def _layout() -> str:
 # a graph, and does not see that an operator has changed. A graph also contains the sizes of the reserves.
 LAYOUT = _layout()
 
+
+def check_layout(layout: str) -> None:
+    """Raises in a graph that keeps what backward needs as other sources of rnnkit do. layout: as of `forward`."""
+    if layout not in ("", LAYOUT):
+        raise RuntimeError(
+            "this graph was compiled with other sources of rnnkit, and keeps what backward needs in another way: "
+            "compile the model again"
+        )
+
+
 # On the CPU, tensors of these dtypes are computed in float32 and rounded at the end: NumPy has bfloat16 only with the
 # package ml_dtypes.
 _WIDENED = () if importlib.util.find_spec("ml_dtypes") else (torch.bfloat16,)
@@ -105,11 +115,8 @@ def forward(
 
     layout: LAYOUT of the process that traced the call, or "" for an eager call.
     """
-    if keep and layout not in ("", LAYOUT):
-        raise RuntimeError(
-            "this graph was compiled with other sources of rnnkit, and keeps what backward needs in another way: "
-            "compile the model again"
-        )
+    if keep:
+        check_layout(layout)
     if x.dtype in _WIDENED and x.device.type == "cpu":
         wide: Any = (x.float(), _floats(state0), _floats(weights), _floats(masks), lengths)
         results = forward(*wide, cell=cell, backend=backend, bidirectional=bidirectional, keep=keep, rates=rates)

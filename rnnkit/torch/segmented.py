@@ -55,9 +55,15 @@ def _refuse_traced(name: str, tensor: Tensor) -> None:
         )
 
 
+def refuse_captured_tables(x: Tensor) -> None:
+    """Raises in a capture of a call whose segments are not its rows."""
+    refuse_capture("resets or a mask of an input", x, "a replay would read where their steps are from host memory")
+
+
 def _on_device(segments: Segments, x: Tensor) -> Segments:
     import cupy
 
+    refuse_captured_tables(x)
     with on_device(x):
         return segments.on(cupy)
 

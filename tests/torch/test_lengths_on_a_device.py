@@ -135,7 +135,7 @@ def test_explain_says_that_lengths_are_copied() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("what", ["lengths", "a PackedSequence", "resets", "mask"])
+@pytest.mark.parametrize("what", ["lengths", "a PackedSequence", "resets", "mask", "resets or a mask of an input"])
 def test_inside_a_capture_they_are_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By name, before anything is copied. Lengths on the host are left to the backend, which takes those that are T."""
     layer = made("gru_reset_before")
@@ -143,6 +143,7 @@ def test_inside_a_capture_they_are_refused(what: str, monkeypatch: pytest.Monkey
     flags = on_card(torch.zeros(T, B, dtype=torch.bool))
     options: Any = {"lengths": {"lengths": on_card(torch.tensor(RAGGED))}, "resets": {"resets": flags}}
     options["mask"] = {"mask": flags}
+    options["resets or a mask of an input"] = {"mask": torch.arange(T * B).reshape(T, B) > 2}
     given = put(packed(x, True)) if what == "a PackedSequence" else put(x)
     on_device = moved(layer)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

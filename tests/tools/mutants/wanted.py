@@ -96,7 +96,7 @@ WANTED_MUTANTS: tuple[Mutant, ...] = (
 TORCH_WANTED_MUTANTS: tuple[Mutant, ...] = (
     _torch(
         "a compiled call with resets looks at its weights for x",
-        "rnnkit/torch/flagged.py",
+        "rnnkit/torch/flagged_transforms.py",
         "_FlaggedAtLevel.backward",
         "Wanted(asked[0]",
         "Wanted(asked[1 + states]",
