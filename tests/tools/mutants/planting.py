@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,10 +95,14 @@ def python_spans(text: str, at: str) -> list[tuple[int, int]]:
                 spans.append((starts[child.lineno - 1], starts[child.end_lineno]))
             visit(child, inner)
 
-    with _PARSING:
-        tree = ast.parse(text)
-    visit(tree, "")
+    visit(_parsed(text), "")
     return spans
+
+
+@lru_cache(maxsize=16)  # the rows of a table edit the same few files
+def _parsed(text: str) -> ast.Module:
+    with _PARSING:
+        return ast.parse(text)
 
 
 def cuda_spans(text: str, at: str) -> list[tuple[int, int]]:
