@@ -336,7 +336,7 @@ def test_figures_show_a_curve(run: Any, cpu_backend: str, program: str) -> None:
 
 
 @ONE_BACKEND
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", slow_except(PROGRAMS, "next_word", "char_rnn", "recurrent_policy"))
 def test_a_seed_decides_everything(monkeypatch: pytest.MonkeyPatch, run: Any, cpu_backend: str, program: str) -> None:
     monkeypatch.setattr(_common, "loss_curve", lambda path, *_, **__: path)  # plotting takes most of the time
     options = (*BRIEF[program], "--seed", "3")
