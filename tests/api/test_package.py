@@ -189,3 +189,11 @@ def test_required_peers_are_not_skipped(
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     assert message in done.stderr
+
+
+def test_every_file_of_the_peers_is_marked() -> None:
+    """Without `peers` their folders are not collected: tests/conftest.py."""
+    files = [file for name in ("peers", "torch") for file in (ROOT / "tests" / name).glob("test_*.py")]
+    assert len(files) > 40
+    unmarked = [file.name for file in files if "\npytestmark = pytest.mark.peers\n" not in file.read_text("utf-8")]
+    assert unmarked == []
