@@ -65,7 +65,7 @@ _BACKWARD: tuple[Mutant, ...] = (
         "both chunks have one set of buffers",
         BACKWARD,
         "run",
-        "self.launcher.swap(name, _next(name))",
+        "self.launcher.swap(name, next_of(name))",
         "pass",
     ),
     _backward(
