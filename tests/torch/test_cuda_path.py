@@ -29,6 +29,7 @@ class OnCard:
     """A CUDA tensor, as far as rnnkit.torch uses one."""
 
     is_cpu = False
+    is_cuda = True
     is_nested = False
     layout = torch.strided
     requires_grad = False

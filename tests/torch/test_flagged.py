@@ -324,7 +324,7 @@ def test_on_a_cuda_device_the_kernels_of_cupy_run(card: Any) -> None:  # noqa: F
         assert_close(f"result {k}", a, b, "float32", "backward")
 
 
-def test_inside_a_capture_they_are_refused(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_inside_a_capture_they_are_refused(card: Any) -> None:  # noqa: F811
     """By name, before anything is launched: a graph would read from host memory which steps are whose."""
     layer = made("lstm", dtype=torch.float32)
     x, _, _, weights, *_ = torch.utils._pytree.tree_map(lambda t: t.detach(), operands(layer, 6, 3))
@@ -332,7 +332,6 @@ def test_inside_a_capture_they_are_refused(card: Any, monkeypatch: pytest.Monkey
     resets[3] = True
     put = [OnCard(card.cp.asarray(t.numpy())) for t in (x, *weights)]
     options = {**options_of(layer), "backend": None}
-    monkeypatch.setattr(OnCard, "is_cuda", True, raising=False)
     card.current.capturing = True
     with (
         card.cp.fake.counting() as counts,
