@@ -165,11 +165,13 @@ def backward_of(module: Any, saved: Any, *gradients: Any, **options: Any) -> Any
         module: the module to differentiate.
         saved: what its call saved; None if the module saves nothing in `_saved`.
         *gradients: the arguments of its `backward`.
-        **options: its keyword arguments.
+        **options: its argument `dx`, which is left out for a module that does not take it.
 
     Returns:
         What its `backward` returns.
     """
+    if not module.takes_dx:
+        options = {}
     if saved is None:
         return module.backward(*gradients, **options)
     slot = module._thread_slots.slot

@@ -152,7 +152,7 @@ class Sequential(Module):
                     )
         first = self._modules[0]
         for module, saved in zip(reversed(self._modules), reversed(by_modules), strict=True):
-            options = of_first if module is first and module.takes_dx else {}
+            options = of_first if module is first else {}
             dy = backward_of(module, saved, dy, **options)
             if isinstance(module, (Recurrent, Bidirectional)):
                 dy, _ = dy
@@ -285,7 +285,7 @@ class LastState(Module):
                 dh_n[slot] = d
         dstate_n = (dh_n, *[None] * others) if others else dh_n
         found_dx, _ = backward_of(self.layer, by_layer, None, dstate_n, **options)
-        return found_dx
+        return None if options else found_dx
 
 
 class _Saved(NamedTuple):

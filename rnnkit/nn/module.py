@@ -6,6 +6,7 @@ parameters as `<child>.<name>`. Arrays are written in place; only `to`, `freeze`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any
@@ -65,7 +66,7 @@ class Module(SavesCalls):
         training: True after construction and after `train()`, False after `eval()`. It only affects dropout.
         takes_lengths: whether a call takes `lengths`, as recurrent layers do. A Sequential passes them on if so.
         takes_dx: whether `backward` takes `dx`, as recurrent layers do. A Sequential passes it to its first module if
-            so.
+            so. False in a subclass whose own `backward` has no such argument.
 
     Raises:
         ValueError: unknown dtype or device.
@@ -97,6 +98,13 @@ class Module(SavesCalls):
     takes_dx = False
     _cached_weights: Any = None  # built once from the parameters' arrays; None after an array was replaced
     _matrices: Mapping[str, Any] = MappingProxyType({})  # of a layer with compressed weights, by name
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls).get("backward")
+        if own is not None and "takes_dx" not in vars(cls) and cls.takes_dx:
+            parameters = inspect.signature(own).parameters
+            cls.takes_dx = "dx" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     def __init__(self, dtype: Any = "float32", device: Any = None) -> None:
         super().__init__()

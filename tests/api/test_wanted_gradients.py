@@ -237,3 +237,31 @@ def test_dx_is_a_truth_value(make: Any) -> None:
     with pytest.raises(TypeError, match="dx must be True or False, got 'no'"):
         module.backward(y, dx="no")
     module.backward(y)  # nothing was resolved or added
+
+
+def test_a_layer_with_a_backward_of_its_own_that_takes_no_dx() -> None:
+    """Containers leave the argument out, and return None all the same."""
+
+    class Own(rnnkit.GRU):
+        def backward(self, dy: Any, dh_n: Any = None, *, call: Any = None) -> Any:
+            return super().backward(dy, dh_n, call=call)
+
+    class Passed(rnnkit.GRU):
+        def backward(self, *gradients: Any, **options: Any) -> Any:
+            return super().backward(*gradients, **options)
+
+    assert (Own.takes_dx, Passed.takes_dx, rnnkit.GRU.takes_dx) == (False, True, True)
+    x = np.ones((4, 2, 3), np.float32)
+    for make in (rnnkit.Sequential, rnnkit.LastState, rnnkit.Bidirectional):
+        grads = []
+        for kind in (Own, Passed, rnnkit.GRU):
+            module: Any = make(kind(3, 5, rng=0, backend="numpy"))
+            results = module(x)
+            y = results[0] if make is rnnkit.Bidirectional else results
+            found = module.backward(np.ones_like(y), dx=False)
+            assert (found[0] if make is rnnkit.Bidirectional else found) is None
+            grads.append(dict(module.grads))
+        for name, grad in grads[2].items():
+            assert grad.any()
+            np.testing.assert_array_equal(grads[0][name], grad)
+            np.testing.assert_array_equal(grads[1][name], grad)
