@@ -105,7 +105,7 @@ class CharRNN(rnnkit.Module):
 
     def backward(self, dy: Any) -> Any:
         for layer in reversed(self.layers):
-            dy = layer.backward(dy, dx=layer is not self.layers[0])  # nobody needs the gradient of characters
+            dy = layer.backward(dy, dx=layer is not self.layers[0])  # the gradient of characters is not needed
         return dy
 
     def get_states(self) -> list[Any]:

@@ -110,7 +110,7 @@ def train(
             rows = order[first : first + batch]
             loss = loss_fn(model(x[rows]), target[rows])
             model.zero_grad()
-            model.backward(loss_fn.backward(), dx=False)  # nobody needs the gradient of x
+            model.backward(loss_fn.backward(), dx=False)  # the gradient of x is not needed
             if max_norm < math.inf:
                 rnnkit.clip_grad_norm(model, max_norm)
             optimizer.step()

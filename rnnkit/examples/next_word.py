@@ -129,7 +129,7 @@ class NextWord(rnnkit.Module):
         return self.linear(self.last(x))
 
     def backward(self, dlogits: Any) -> Any:
-        return self.last.backward(self.linear.backward(dlogits), dx=False)  # nobody needs the gradient of words
+        return self.last.backward(self.linear.backward(dlogits), dx=False)  # the gradient of words is not needed
 
 
 def predict_last_words(run: common.Run, result: Result) -> None:

@@ -145,7 +145,8 @@ class Bidirectional(Module):
             dy: gradient of y, with y's shape; with merge=None a pair. None for zeros, also inside a pair.
             dh_n: gradient of the final state, with its shapes; None for zeros, also inside a pair.
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
-            dx: whether to compute the gradient of x, which nobody needs of data. With False, None is in its place.
+            dx: whether to compute the gradient of x, which is not needed where x is data. With False, None is in its
+                place.
 
         Returns:
             A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state.

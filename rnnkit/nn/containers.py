@@ -121,8 +121,8 @@ class Sequential(Module):
         Args:
             dy: gradient of the output, with its shape.
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
-            dx: whether to compute the gradient of x, which nobody needs of data. False goes to the first module, if it
-                `takes_dx`. The modules above it need the gradients of their inputs either way.
+            dx: whether to compute the gradient of x, which is not needed where x is data. False goes to the first
+                module, if it `takes_dx`. The modules above it need the gradients of their inputs either way.
 
         Returns:
             The gradient of x; None with dx=False, or if the first module is an Embedding.
@@ -254,7 +254,7 @@ class LastState(Module):
         Args:
             dout: gradient of the output, with its shape; None for zeros.
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
-            dx: whether to compute the gradient of x, which nobody needs of data.
+            dx: whether to compute the gradient of x, which is not needed where x is data.
 
         Returns:
             The gradient of x; None with dx=False.

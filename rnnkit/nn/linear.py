@@ -106,7 +106,7 @@ class Linear(Module):
         Args:
             dy: gradient of y, (..., out_features).
             call: the call to differentiate, from `last_call`; None for this thread's most recent call.
-            dx: whether to compute the gradient of x, which nobody needs of data.
+            dx: whether to compute the gradient of x, which is not needed where x is data.
 
         Returns:
             dx, (..., in_features); None with dx=False.

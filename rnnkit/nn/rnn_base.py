@@ -304,8 +304,8 @@ class Recurrent(CallersLayout):
             dy: gradient of y, with y's shape and dtype; None for zeros.
             dh_n: gradient of the final state, with its shapes; None for zeros, also inside the pair.
             call: the call to differentiate, from `layer.last_call`; None for this thread's most recent call.
-            dx: whether to compute the gradient of x. Of data nobody needs it, and it takes about a sixth of the
-                products of a training step. With False, None is in its place.
+            dx: whether to compute the gradient of x. It is not needed where x is data, and takes about a sixth
+                of the products of a training step. With False, None is in its place.
 
         Returns:
             A pair (dx, dh0), for LSTM (dx, (dh0, dc0)), with the shapes of x and of the initial state. For a call with

@@ -197,7 +197,8 @@ class StepCell(Module):
                 (dh, dc, dn, dm). None for zeros, also inside these.
             *extra: not accepted; a separate second gradient raises TypeError.
             call: the call to differentiate, from `cell.last_call`; None for this thread's most recent call.
-            dx: whether to compute the gradient of x, which nobody needs of data. With False, None is in its place.
+            dx: whether to compute the gradient of x, which is not needed where x is data. With False, None is in its
+                place.
 
         Returns:
             A pair (dx, dh0), for LSTMCell (dx, (dh0, dc0)), for SLSTMCell (dx, (dh0, dc0, dn0, dm0)), with the shapes
