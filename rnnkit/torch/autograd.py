@@ -37,7 +37,7 @@ def run(
 
     state0: one tensor a state, or none for zeros.
     """
-    # The most frequent case of `_function_for`, without its other questions: for the smallest calls.
+    # The most frequent case of `function_for`, without its other questions: for the smallest calls.
     unrecorded = not torch.is_grad_enabled() and forward_ad._current_level < 0
     if unrecorded and dispatch.nobody_watches(x, *state0, *weights):
         y, *state_n = operators.forward(
@@ -53,7 +53,7 @@ def run(
             rates=stack.rates,
         )
         return y, state_n
-    function = _function_for((x, *state0, *weights))
+    function = function_for((x, *state0, *weights))
     if function is not None:
         stack.by_element = function is _LayersBothModes and mapped.asks_by_element(weights)
         # `Function.apply` looks for tensors of torch.func's transforms first, which takes 3 us: there are none.
@@ -64,7 +64,7 @@ def run(
     return y, state_n
 
 
-def _function_for(tensors: Sequence[Tensor]) -> Any:
+def function_for(tensors: Sequence[Tensor]) -> Any:
     """The autograd Function for a call with these tensors, or None if no derivative can be asked for."""
     if torch.compiler.is_compiling():
         return None  # the operator's own rules are traced: rnnkit/torch/transforms.py

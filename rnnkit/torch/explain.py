@@ -64,7 +64,14 @@ class _Noting(TorchDispatchMode):
 
 
 def explain(
-    module: Any, input: Any, hx: Any = None, lengths: Any = None, *, resets: Any = None, mask: Any = None
+    module: Any,
+    input: Any,
+    hx: Any = None,
+    lengths: Any = None,
+    *,
+    resets: Any = None,
+    mask: Any = None,
+    truncate: int | None = None,
 ) -> Explanation:
     """Describes what `module(input, hx, lengths=lengths)` would run here, without running its kernels.
 
@@ -78,6 +85,7 @@ def explain(
         lengths: number of steps of each row, as in the call; None for a Cell.
         resets: where the state is reset, as in the call; None for a Cell. The notes say how they run.
         mask: which steps are not masked, as in the call; None for a Cell.
+        truncate: as in the call; None for a Cell. A note says how many calls of the kernels there are.
 
     Returns:
         An `rnnkit.explain.Explanation`; print it for a table. Its `kept_bytes` are what autograd keeps for backward
@@ -98,12 +106,13 @@ def explain(
         ('numpy', 'float32', 0)
     """
     if isinstance(module, CellBase):
-        for name, value in (("lengths", lengths), ("resets", resets), ("mask", mask)):
+        of_sequences = {"lengths": lengths, "resets": resets, "mask": mask, "truncate": truncate}
+        for name, value in of_sequences.items():
             if value is not None:
                 raise TypeError(f"{name} must be None for a Cell, which takes one step")
         options = {}
     elif isinstance(module, Layers):
-        options = {"lengths": lengths, "resets": resets, "mask": mask}
+        options = {"lengths": lengths, "resets": resets, "mask": mask, "truncate": truncate}
     else:
         raise TypeError(_not_a_layer(module))
     data = input.data if isinstance(input, PackedSequence) else input
@@ -119,7 +128,11 @@ def explain(
             cast = f"{_name(data.dtype)} with resets or a mask on a CPU is computed in float32 and rounded at the end"
     if resets is not None or mask is not None:
         return _of_segments(noting.calls, module, given, cast, StepFlags(resets, False, mask, False), input, lengths)
-    found = _explanation(call, module, given, cast, len(noting.calls), isinstance(input, PackedSequence))
+    packed = isinstance(input, PackedSequence)
+    if truncate is not None and len(noting.calls) > 1:
+        found = _of_chunks(noting.calls, module, given, cast, packed, truncate)
+    else:
+        found = _explanation(call, module, given, cast, len(noting.calls), packed)
     return replace(found, notes=(*found.notes, *_copy_of_lengths(lengths)))
 
 
@@ -127,6 +140,22 @@ def _copy_of_lengths(lengths: Any) -> tuple[str, ...]:
     if not isinstance(lengths, torch.Tensor) or lengths.is_cpu or lengths.is_meta:
         return ()
     return (f"lengths on {lengths.device} are copied to the host once, which waits for the device",)
+
+
+def _of_chunks(calls: list[_Call], module: Any, given: set[int], cast: str | None, packed: bool, k: int) -> Explanation:
+    """The Explanation of a call with `truncate`: of its calls together, whose outputs are joined at the end."""
+    found = [_explanation(call, module, given, cast, 1, packed) for call in calls]
+    steps = [call.x.shape[0] * call.x.shape[1] for call in calls]
+    outputs = [n * call.weights[1].shape[1] * call.x.itemsize for n, call in zip(steps, calls, strict=True)]
+    whole = together(found, outputs)
+    if calls[0].keep and module.bidirectional and calls[0].lengths is not None:
+        index = 8 * sum(steps) // (2 * module.num_layers)  # of the steps in reverse order
+        whole = replace(whole, workspace_bytes=whole.workspace_bytes + index, kept_bytes=whole.kept_bytes + index)
+    note = f"truncate={k}: {len(calls)} calls of at most {k} steps, gradients of states cut between them"
+    notes = [n for n in found[0].notes if n != ONE_NODE]
+    if len(notes) < len(found[0].notes):
+        notes.append(f"under torch.compile the call is {len(calls)} nodes of the graph")
+    return replace(whole, notes=(note, *notes))
 
 
 def _of_segments(

@@ -24,6 +24,7 @@ from rnnkit.torch.dispatch import Stack
 from rnnkit.torch.operators import LAYOUT
 from rnnkit.torch.own_arguments import OwnArguments
 from rnnkit.torch.segmented import on_host, on_host_array, run_segments
+from rnnkit.torch.truncated import checked_truncate, run_truncated
 from rnnkit.torch.unserved import refuse_capture, refuse_torchscript
 
 States = Sequence[Tensor]
@@ -47,6 +48,7 @@ class Layers(OwnArguments):
         reset_state: Any = None,
         mask: Any = None,
         zero_output_for_mask: bool = False,
+        truncate: int | None = None,
     ) -> Any:
         """Runs the layer, as the `forward` of torch.nn's layer does.
 
@@ -66,6 +68,9 @@ class Layers(OwnArguments):
                 not masked, or is zero if there is none since the last reset. None for no mask.
             zero_output_for_mask: whether y is zero where the mask is False, instead of repeated. Keras has the same
                 argument. Only with `mask`.
+            truncate: k, to carry no gradient of a state across a step that is a multiple of k, in every layer and both
+                directions; y and the final states are those without it. None for full backpropagation. Not with
+                `resets` or `mask`. Williams and Peng, Neural Computation 2 (1990).
 
         Returns:
             A pair (y, state). y has shape (T, B, D*R) in the layout of the input, or is a PackedSequence if the input
@@ -73,10 +78,11 @@ class Layers(OwnArguments):
             each row's last step.
 
         Raises:
-            ValueError: a wrong number of dimensions, a dtype that is not the weights', or bad lengths.
+            ValueError: a wrong number of dimensions, a dtype that is not the weights', or bad lengths or `truncate`.
             RuntimeError: a wrong shape, or a backend that cannot run here.
             TypeError: a wrong type, or flags that are no booleans.
-            NotImplementedError: resets or a mask that torch.vmap maps.
+            NotImplementedError: resets or a mask that torch.vmap maps, or `truncate` in training mode of a
+                bidirectional layer with zoneout or with dropout of x, h or W_hh.
 
         Examples:
             >>> import torch, rnnkit.torch
@@ -87,10 +93,12 @@ class Layers(OwnArguments):
         """
         weights = self._weights()
         flags = given_flags(resets, reset_state, mask, zero_output_for_mask)
+        if truncate is not None:
+            truncate = checked_truncate(self, truncate, flags)
         if isinstance(input, PackedSequence):
             if flags is not None:
                 raise ValueError("resets, reset_state and mask must be None for a PackedSequence")
-            return self._forward_packed(input, hx, lengths, weights)
+            return self._forward_packed(input, hx, lengths, weights, truncate)
         checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
         dimensions = input.dim()
         if dimensions not in (2, 3):
@@ -112,12 +120,14 @@ class Layers(OwnArguments):
             y, state_n = run_flags(x, states, again, weights, lengths, flags, batched)
         else:
             checked = None if lengths is None else self._lengths(lengths, x, batched)
-            y, state_n = self._run(x, states, weights, checked, None)
+            y, state_n = self._run(x, states, weights, checked, None, truncate)
         if not batched:
             return y.squeeze(1), self._as_hx(tuple([s.squeeze(1) for s in state_n]))
         return (y.transpose(0, 1) if self.batch_first else y), self._as_hx(state_n)
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any, weights: Sequence[Tensor]) -> Any:
+    def _forward_packed(
+        self, input: PackedSequence, hx: Any, lengths: Any, weights: Sequence[Tensor], truncate: int | None
+    ) -> Any:
         if lengths is not None:
             raise ValueError("lengths must be None for a PackedSequence, which has its own")
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -133,7 +143,7 @@ class Layers(OwnArguments):
         else:
             self._check(data, None, states, batch_sizes)
         layout = packed.Layout(batch_sizes, data.shape[0], rows, data.device)
-        y, state_n = self._run(layout.padded(data), states, weights, layout.lengths, layout)
+        y, state_n = self._run(layout.padded(data), states, weights, layout.lengths, layout, truncate)
         if unsorted_indices is not None:
             state_n = tuple([s.index_select(1, unsorted_indices) for s in state_n])
         output = PackedSequence(layout.packed(y), batch_sizes, sorted_indices, unsorted_indices)
@@ -146,6 +156,7 @@ class Layers(OwnArguments):
         weights: Sequence[Tensor],
         lengths: Tensor | None,
         layout: packed.Layout | None,
+        truncate: int | None = None,
     ) -> tuple[Tensor, States]:
         """Time-major and checked. layout: of a PackedSequence, to draw its dropout as torch.nn does."""
         states = states or ()
@@ -158,6 +169,8 @@ class Layers(OwnArguments):
         if self.strict and not torch.compiler.is_compiling():
             self._check_strict(x)
         stack = Stack(self._cell_text(), self.backend, bool(self.bidirectional), len(masks), len(states), rates)
+        if truncate is not None:
+            return run_truncated(stack, x, states, weights, masks, lengths, self.num_layers, truncate)
         return run(stack, x, states, weights, masks, lengths)
 
     def _run_segments(

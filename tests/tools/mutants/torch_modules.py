@@ -18,6 +18,11 @@ def _row(name: str, file: str, at: str, old: str, new: str, suite: str, pick: st
     return row(f"torch: {name}", file, at, old, new, f"tests/torch/test_{suite}.py", pick)
 
 
+def _truncated(name: str, at: str, old: str, new: str, pick: str = "loop_that_detaches") -> Mutant:
+    file = "rnnkit/torch/truncated.py"
+    return row(f"torch truncate: {name}", file, at, old, new, "tests/torch/test_truncated.py", pick)
+
+
 TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
     _row(
         "state_dicts of the two GRUs are alike",
@@ -261,5 +266,33 @@ TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
         "False and",
         "vmap",
         "weights_of_all and rnn_relu",
+    ),
+    _truncated(
+        "a row that ends at a boundary loses the gradient of its state", "_chunks", "on_device > t1", "on_device >= t1"
+    ),
+    _truncated(
+        "the reverse direction cuts at the other end", "_one_direction", "chunks[j - 1].continues", "chunk.continues"
+    ),
+    _truncated("nothing is cut in ragged batches", "_cut", "torch.where(continues, s.detach(), s)", "s"),
+    _truncated("nothing is cut in full batches", "_cut", "[s.detach() for s in states]", "list(states)"),
+    _truncated(
+        "the initial state is cut too", "_one_direction", "    ys = []", "    ys, state = [], _cut(state, None)"
+    ),
+    _truncated(
+        "padding is reversed too", "_chunks", "torch.where(step < steps, steps - 1 - step, step)", "step.flip(0)"
+    ),
+    _truncated(
+        "dropout of a chunk is that of the first steps",
+        "_one_direction",
+        "mask[chunk.t0 : chunk.t1]",
+        "mask[: chunk.t1 - chunk.t0]",
+        "dropout_between",
+    ),
+    _truncated(
+        "zoneout of a chunk is that of the first steps",
+        "_noise_from",
+        "torch.full((B,), t0)",
+        "torch.full((B,), 0)",
+        "random_masks",
     ),
 )
