@@ -275,9 +275,7 @@ TORCH_MODULE_MUTANTS: tuple[Mutant, ...] = (
     ),
     _truncated("nothing is cut in ragged batches", "_cut", "torch.where(continues, s.detach(), s)", "s"),
     _truncated("nothing is cut in full batches", "_cut", "[s.detach() for s in states]", "list(states)"),
-    _truncated(
-        "the initial state is cut too", "_one_direction", "    ys = []", "    ys, state = [], _cut(state, None)"
-    ),
+    _truncated("the initial state is cut too", "_one_direction", "ys = []", "ys, state = [], _cut(state, None)"),
     _truncated(
         "padding is reversed too", "_chunks", "torch.where(step < steps, steps - 1 - step, step)", "step.flip(0)"
     ),
