@@ -40,9 +40,16 @@ class StepFlags(NamedTuple):
         Raises ValueError or TypeError that name the argument.
         """
         zero = self.zeroes()
+        resets, mask = self.checked(T, B, unbatched, batch_first)
+        return segments(T, B, directions, lengths=lengths, resets=resets, mask=mask, repeat=not zero, spans=spans)
+
+    def checked(
+        self, T: int, B: int, unbatched: bool, batch_first: bool
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """resets and mask as (T, B) on the host, each None if it was not given. Raises as `segments`."""
         resets = checks.step_flags("resets", self.resets, T, B, unbatched, batch_first)
         mask = checks.step_flags("mask", self.mask, T, B, unbatched, batch_first)
-        return segments(T, B, directions, lengths=lengths, resets=resets, mask=mask, repeat=not zero, spans=spans)
+        return resets, mask
 
     def zeroes(self) -> bool:
         """`zero_output_for_mask`, checked beside the other arguments but for the flags themselves."""

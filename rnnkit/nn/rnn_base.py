@@ -28,10 +28,15 @@ from rnnkit.nn.module import Array, Call, grad_enabled, make_rng
 from rnnkit.nn.rnn_parameters import check_proj_size, layer_repr, parameter_names, uniform_parameters
 
 
-def check_recurrent(layer: Any) -> None:
-    """Raises TypeError for what is no recurrent layer of this library, such as a layer of rnnkit.torch."""
+def check_recurrent(layer: Any, for_torch: str = "") -> None:
+    """Raises TypeError for what is no recurrent layer of this library, such as a layer of rnnkit.torch.
+
+    for_torch: what a module of PyTorch is told.
+    """
     if not isinstance(layer, Recurrent):
         whose = ", a module of PyTorch" if hasattr(layer, "named_modules") else ""
+        if whose and for_torch:
+            whose = f"{whose}: {for_torch}"
         raise TypeError(f"layer must be an RNN, GRU, LSTM or SLSTM, got {type(layer).__name__}{whose}")
 
 

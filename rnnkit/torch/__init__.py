@@ -22,6 +22,7 @@ from rnnkit.torch.layers import GRU, LSTM, RNN
 from rnnkit.torch.replace import replace, restore
 from rnnkit.torch.report import Report
 from rnnkit.torch.slstm import SLSTM, SLSTMCell
+from rnnkit.torch.trajectory import trajectory
 
 __all__ = [
     "GRU",
@@ -36,4 +37,5 @@ __all__ = [
     "explain",
     "replace",
     "restore",
+    "trajectory",
 ]

@@ -109,6 +109,10 @@ class OwnArguments(nn.RNNBase):
             return self._texts[bool(self.training)]
         return self._text or self.cell_name
 
+    def _evaluation_text(self) -> str:
+        """`_cell_text` in evaluation mode, whatever the present mode is."""
+        return self._cell_text() if self.regularisation is None else self._texts[False]
+
     def _all_masks(self, x: Tensor, layout: packed.Layout | None) -> tuple[Sequence[Tensor], Sequence[float]]:
         """The dropout masks between layers, the noise, and the rates: see rnnkit/torch/operators.py.
 

@@ -99,21 +99,7 @@ class Layers(OwnArguments):
             if flags is not None:
                 raise ValueError("resets, reset_state and mask must be None for a PackedSequence")
             return self._forward_packed(input, hx, lengths, weights, truncate)
-        checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
-        dimensions = input.dim()
-        if dimensions not in (2, 3):
-            name = type(self).__name__
-            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
-        batched = dimensions == 3
-        states = None
-        if hx is not None:
-            states = self._states_given(hx, not batched)
-            checks.dimensions(dimensions, states)
-        if not batched:
-            input = input.unsqueeze(0 if self.batch_first else 1)
-            states = states and tuple([s.unsqueeze(1) for s in states])
-        x = input.transpose(0, 1) if self.batch_first else input
-        self._check(input, x.shape[1], states, None)
+        x, states, batched = self._time_major(input, hx)
         if flags is not None:
             again = None if reset_state is None else self._reset_state(reset_state, x.shape[1], batched)
             run_flags = self._run_flagged if torch.compiler.is_compiling() else self._run_segments
@@ -274,6 +260,25 @@ class Layers(OwnArguments):
     __prepare_scriptable__ = refuse_torchscript
 
     # Checks and layouts
+
+    def _time_major(self, input: Any, hx: Any) -> tuple[Tensor, States | None, bool]:
+        """Checks a padded input and hx. Returns x (T, B, I), the states (L*D, B, ·) or None, and if input had B."""
+        checks.tensor("input", input, "a torch.Tensor or a PackedSequence")
+        dimensions = input.dim()
+        if dimensions not in (2, 3):
+            name = type(self).__name__
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dimensions}D tensor instead")
+        batched = dimensions == 3
+        states = None
+        if hx is not None:
+            states = self._states_given(hx, not batched)
+            checks.dimensions(dimensions, states)
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            states = states and tuple([s.unsqueeze(1) for s in states])
+        x = input.transpose(0, 1) if self.batch_first else input
+        self._check(input, x.shape[1], states, None)
+        return x, states, batched
 
     def _states_given(self, hx: Any, unbatched: bool) -> States:
         """hx as a tuple of tensors."""

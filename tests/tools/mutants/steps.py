@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.tools.mutants.planting import Mutant, row
 
 CELLS, TRAJECTORY = "rnnkit/nn/step_cell.py", "rnnkit/nn/trajectory.py"
+EVERY_STEP = "rnnkit/functional/trajectory.py"
 OPTIONS, STEPS = "tests/api/test_step_options.py", "tests/api/test_trajectory.py"
 ON_CUDA = "tests/cuda/test_trajectory_on_device.py"
 
@@ -74,7 +75,7 @@ STEP_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "trajectory: gates at the clip stay infinite",
-        TRAJECTORY,
+        EVERY_STEP,
         "_of_call",
         "gates_at_limits(cell, call.constants, {name: values[name] for name in gates})",
         "{name: values[name] for name in gates}",
@@ -83,7 +84,7 @@ STEP_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "trajectory: masked steps carry states across a reset",
-        TRAJECTORY,
+        EVERY_STEP,
         "_carry",
         "nearest[reset[t + direction]] = -1",
         "pass",
@@ -92,7 +93,7 @@ STEP_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "trajectory: masked steps before the first live one have no reset state",
-        TRAJECTORY,
+        EVERY_STEP,
         "_carry",
         "restarted |= reset[t + direction]",
         "pass",
@@ -101,7 +102,7 @@ STEP_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "trajectory: masked steps past a row's end have states",
-        TRAJECTORY,
+        EVERY_STEP,
         "_carry",
         "xp.where(xp.asarray(inside[:, :, None]), carried, after)",
         "carried",
@@ -110,7 +111,7 @@ STEP_MUTANTS: tuple[Mutant, ...] = (
     ),
     row(
         "trajectory: the last state of ragged rows is zero",
-        TRAJECTORY,
+        EVERY_STEP,
         "_after",
         "times == last - 1",
         "times == T - 1",

@@ -30,6 +30,11 @@ def _training(name: str, file: str, at: str, old: str, new: str, tests: str, pic
     return row(f"torch training: {name}", file, at, old, new, f"tests/torch/test_{tests}.py", pick)
 
 
+def _trajectory(name: str, old: str, new: str, pick: str) -> Mutant:
+    tests = "tests/torch/test_trajectory.py"
+    return row(f"torch trajectory: {name}", "rnnkit/torch/trajectory.py", "_trajectory", old, new, tests, pick)
+
+
 def _flagged(name: str, at: str, old: str, new: str, pick: str, file: str = "rnnkit/torch/flagged.py") -> Mutant:
     return row(f"torch flagged: {name}", file, at, old, new, "tests/torch/test_flagged.py", pick)
 
@@ -263,4 +268,9 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
         "second",
         "rnnkit/torch/flagged_transforms.py",
     ),
+    _trajectory("no reset state", "flagged is not None and again", "False", "bits and gru and given"),
+    _trajectory(
+        "the masks of training mode", "layer._evaluation_text()", "layer._cell_text()", "bits and zoneout and mask"
+    ),
+    _trajectory("flags compute in 16 bits", "else segmented._WIDENED", "else ()", "16_bits"),
 )
