@@ -269,8 +269,6 @@ TORCH_MUTANTS: tuple[Mutant, ...] = (
         "rnnkit/torch/flagged_transforms.py",
     ),
     _trajectory("no reset state", "flagged is not None and again", "False", "bits and gru and given"),
-    _trajectory(
-        "the masks of training mode", "layer._evaluation_text()", "layer._cell_text()", "bits and zoneout and mask"
-    ),
+    _trajectory("zoneout is left out", "rates is not None and rates.zones", "False", "bits and zoneout and mask"),
     _trajectory("flags compute in 16 bits", "else segmented._WIDENED", "else ()", "16_bits"),
 )
