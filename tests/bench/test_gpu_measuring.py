@@ -6,6 +6,7 @@ The measured times mean nothing. The tests show that a wrong result is never tim
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,10 +170,13 @@ def test_small_program_launches_every_kernel(card: Any, capsys: pytest.CaptureFi
         assert every_kernel.main(["--backends", "cupy", "--dtypes", "float16"]) == 0
     want = {kernel.name for build in sources.builds() if build.name.endswith("-float16") for kernel in build.kernels}
     assert want <= set(counts.launches) | set(counts.replayed)
-    output = capsys.readouterr().out
-    assert "every_kernel: 41 of 41 cases done, 0 failed, probes not wanted" in output
+    said = re.search(r"every_kernel: (\d+) of (\d+) cases done, 0 failed, probes not wanted", capsys.readouterr().out)
+    assert said is not None
+    done, served = map(int, said.groups())
+    todo = len(every_kernel.work(["cupy"], ["float16"]))  # some are refused: a schedule does not serve them
+    assert todo / 2 < done == served < todo
     assert every_kernel.main(["--backends", "cupy", "--dtypes", "float16", "--seconds", "-1"]) == 0
-    assert "every_kernel: 0 of 51 cases done" in capsys.readouterr().out
+    assert f"every_kernel: 0 of {todo} cases done" in capsys.readouterr().out
     assert {(b, d) for d, b, _ in every_kernel.work(["numba_cuda"], ["float16", "bfloat16"])} == {
         ("numba_cuda", "float16")
     }

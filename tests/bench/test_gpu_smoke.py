@@ -168,8 +168,8 @@ def test_a_planted_fault_gives_a_wrong_item(card: Any, tmp_path: Path, monkeypat
     def replacing(products: Any, *matrices_and_sizes: Any, add: bool = False) -> None:
         real(products, *matrices_and_sizes)
 
-    monkeypatch.setattr(part, "CASES", (Case("gru", T=4, B=3, I=2, H=5),))
-    monkeypatch.setattr(part, "LARGE_CASES", ())
+    for name, cases in (("CASES", (Case("gru", T=4, B=3, I=2, H=5),)), ("OPTION_CASES", ()), ("LARGE_CASES", ())):
+        monkeypatch.setattr(part, name, cases)
     monkeypatch.setattr(Products, "rows_through", replacing)  # drops the part of dh that bypasses the product
     found = part_items(part, tmp_path / "lines")
     wrong = {key: item for key, item in found.items() if item["status"] == "wrong"}
