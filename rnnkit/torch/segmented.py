@@ -61,9 +61,9 @@ def refuse_captured_tables(x: Tensor) -> None:
 
 
 def _on_device(segments: Segments, x: Tensor) -> Segments:
+    refuse_captured_tables(x)
     import cupy
 
-    refuse_captured_tables(x)
     with on_device(x):
         return segments.on(cupy)
 
