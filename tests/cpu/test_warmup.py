@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -32,77 +31,63 @@ def test_the_plan_has_every_compiled_kernel_that_can_run() -> None:
     assert set(plan().unavailable) | {one.backend for one in plan().kernels} == {"numba", "cupy", "numba_cuda"}
 
 
-@pytest.mark.slow
-def test_calls_of_compressed_layers_need_no_kernel_that_warmup_does_not_compile() -> None:
-    script = textwrap.dedent("""
-        import itertools
-        import numpy as np, rnnkit
-        from rnnkit.kernels.cpu.cache import KernelCache
-        from rnnkit.warmup import Kernels, warm_up
-        asked, load = set(), KernelCache.load_overload
-        def noted(self, sig, context):
-            asked.add((self._description, str(sig)))
-            return load(self, sig, context)
-        KernelCache.load_overload = noted
-        warm_up(Kernels("numba", "float32_int8", "lstm"))
-        warm = set(asked)
-        rnnkit.set_num_threads(2)
-        rng = np.random.default_rng(0)
-        for T, B, bidirectional, layers in itertools.product((1, 2, 6), (1, 3, 20), (False, True), (1, 2)):
-            P = 0 if layers == 1 else 30
-            layer = rnnkit.LSTM(70, 130, layers, bidirectional=bidirectional, proj_size=P, rng=0)
-            layer = rnnkit.compress(layer, "int8")
-            x = rng.standard_normal((T, B, 70)).astype("float32")
-            for lengths in (None, [T] * B, [0] * B, rng.integers(0, T + 1, B)):
-                y, state = layer(x, lengths=lengths)
-                layer(x, state, lengths=lengths)
-        cell = rnnkit.compress(rnnkit.LSTMCell(3, 4, rng=0), "int8")
-        cell(np.ones((5, 3), "float32"))
-        print(sorted(asked - warm), len(warm))
-    """)
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    missing, count = done.stdout.strip().rsplit(" ", 1)
-    assert missing == "[]"
-    assert int(count) > 0
+# Notes the kernels that are asked for: `warm` while `{kernels}` are warmed up, `asked` in all.
+NOTED = """
+import itertools
+import numpy as np, rnnkit
+from rnnkit.kernels.cpu.cache import KernelCache
+from rnnkit.warmup import Kernels, warm_up
+asked, load = set(), KernelCache.load_overload
+def noted(self, sig, context):
+    asked.add((self._description, str(sig)))
+    return load(self, sig, context)
+KernelCache.load_overload = noted
+warm_up(Kernels(*{kernels}))
+warm = set(asked)
+assert warm
+rnnkit.set_num_threads(2)
+rng = np.random.default_rng(0)
+SIZES = itertools.product((1, 2, 6), (1, 3, 20), (False, True), (1, 2))
+"""
+CALLS = {
+    Kernels("numba", "float32", "rnn_tanh"): """
+for T, B, bidirectional, layers in SIZES:
+    layer = rnnkit.RNN(70, 130, layers, bidirectional=bidirectional, rng=0)
+    x = rng.standard_normal((T, B, 70)).astype("float32")
+    for lengths in (None, [T] * B, [0] * B, rng.integers(0, T + 1, B)):
+        y, state = layer(x, lengths=lengths)
+        layer.backward(y, state)
+        layer.backward(None, state)
+        y, state = layer(x, state, lengths=lengths)
+        layer.backward(np.asfortranarray(y))
+        with rnnkit.no_grad():
+            layer(x, lengths=lengths)
+    x.flags.writeable = False
+    layer.freeze()
+    with rnnkit.no_grad():
+        layer(x[::-1])
+rnnkit.RNN(3, 4, bias=False, batch_first=True, rng=0)(np.ones((2, 5, 3), "float32"))
+rnnkit.RNN(3, 4, rng=0)(np.ones((5, 3), "float32"))
+rnnkit.RNNCell(3, 4, rng=0)(np.ones((5, 3), "float32"))
+""",
+    Kernels("numba", "float32_int8", "lstm"): """
+for T, B, bidirectional, layers in SIZES:
+    P = 0 if layers == 1 else 30
+    layer = rnnkit.LSTM(70, 130, layers, bidirectional=bidirectional, proj_size=P, rng=0)
+    layer = rnnkit.compress(layer, "int8")
+    x = rng.standard_normal((T, B, 70)).astype("float32")
+    for lengths in (None, [T] * B, [0] * B, rng.integers(0, T + 1, B)):
+        y, state = layer(x, lengths=lengths)
+        layer(x, state, lengths=lengths)
+rnnkit.compress(rnnkit.LSTMCell(3, 4, rng=0), "int8")(np.ones((5, 3), "float32"))
+""",
+}
 
 
 @pytest.mark.slow
-def test_calls_need_no_kernel_that_warmup_does_not_compile() -> None:
-    script = textwrap.dedent("""
-        import itertools, sys
-        import numpy as np, rnnkit
-        from rnnkit.kernels.cpu.cache import KernelCache
-        from rnnkit.warmup import Kernels, warm_up
-        asked, load = set(), KernelCache.load_overload
-        def noted(self, sig, context):
-            asked.add((self._description, str(sig)))
-            return load(self, sig, context)
-        KernelCache.load_overload = noted
-        warm_up(Kernels("numba", "float32", "rnn_tanh"))
-        warm = set(asked)
-        rnnkit.set_num_threads(2)
-        rng = np.random.default_rng(0)
-        for T, B, bidirectional, layers in itertools.product((1, 2, 6), (1, 3, 20), (False, True), (1, 2)):
-            layer = rnnkit.RNN(70, 130, layers, bidirectional=bidirectional, rng=0)
-            x = rng.standard_normal((T, B, 70)).astype("float32")
-            for lengths in (None, [T] * B, [0] * B, rng.integers(0, T + 1, B)):
-                y, state = layer(x, lengths=lengths)
-                layer.backward(y, state)
-                layer.backward(None, state)
-                y, state = layer(x, state, lengths=lengths)
-                layer.backward(np.asfortranarray(y))
-                with rnnkit.no_grad():
-                    layer(x, lengths=lengths)
-            x.flags.writeable = False
-            layer.freeze()
-            with rnnkit.no_grad():
-                layer(x[::-1])
-        rnnkit.RNN(3, 4, bias=False, batch_first=True, rng=0)(np.ones((2, 5, 3), "float32"))
-        rnnkit.RNN(3, 4, rng=0)(np.ones((5, 3), "float32"))
-        rnnkit.RNNCell(3, 4, rng=0)(np.ones((5, 3), "float32"))
-        print(sorted(asked - warm))
-    """)
+@pytest.mark.parametrize("kernels", CALLS, ids=str)
+def test_calls_need_no_kernel_that_warmup_does_not_compile(kernels: Kernels) -> None:
+    script = NOTED.format(kernels=tuple(kernels)) + CALLS[kernels] + "print(sorted(asked - warm))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "[]"
