@@ -22,8 +22,8 @@ from rnnkit.kernels.cpu.simd import vectors
 from rnnkit.kernels.cpu.vec_type import INT32, VecType, llvm_function, splat, vector_bytes
 from rnnkit.kernels.cpu.vector_memory import emit_load, emit_store, first_words_16, load_first, pointer
 
-# Rows of a batch and units whose sums stand in registers at once, where there are so many rows, by the bytes of a
-# vector: each load then serves several multiply-adds.
+# By the bytes of a vector: for how many rows of a batch, and how many units, the sums are kept in registers at once. Each
+# load then serves several multiply-adds. The rows that remain are taken one at a time.
 _BLOCK = {64: (4, 4), 32: (2, 4), 16: (2, 4)}
 
 
@@ -183,7 +183,7 @@ def dot_products(a_dtype: str, w_dtype: str) -> Any:
         return [emit_crosswise(builder, [value for part in parts for value in part[i]]) for i in range(len(xs))]
 
     def make_dots(rows: int) -> Any:
-        """Of so many rows."""
+        """The vectors of this number of rows, as LLVM code."""
 
         @intrinsic
         def dots(typing, a, a_row, w, w_row, K, count, out, out_row):

@@ -28,7 +28,7 @@ H100 = CARDS["NVIDIA H100 80GB HBM3"]
 # In bfloat16 some unit of relu close to 0 changes its sign in these cases, in every schedule alike.
 FLIPS = ("rnn_relu", "bfloat16")
 PAIRS = [pair for pair in itertools.product(KINDS, grid_backward.CONFIGS) if pair != FLIPS]
-# Of the pairs that test_cupy_grid.py compiles.
+# Some of the pairs that test_cupy_grid.py compiles, so that both files share the compiled modules.
 SOME = [("rnn_tanh", "tf32"), ("gru", "float32"), ("lstm", "bfloat16"), ("gru_reset_before", "float32")]
 SOME += [("lstm_projected", "float16")]
 

@@ -47,8 +47,8 @@ class SavedStates(NamedTuple):
     values: Array = None  # (N, n_saved*H) the values named by the row's `saved`
     h_prev: Array = None  # (N, R) the state before each step
     c_prev: Array = None  # (N, n_cell_states*H) the states beside h before each step, in the compute dtype
-    # (N, H) operand of the second product: m with a projection, r h' for a GRU that resets before. Of a cell that
-    # normalises the statistics of each row, (N, n_statistics) in the compute dtype.
+    # (N, H), the operand of the second product: m with a projection, r h' for a GRU that resets before. For a cell with
+    # layer normalisation it is the statistics of each row, (N, n_statistics) in the compute dtype.
     operand: Array = None
 
     @classmethod
