@@ -22,7 +22,7 @@ from rnnkit.kernels.cpu.simd import vectors
 from rnnkit.kernels.cpu.vec_type import INT32, VecType, llvm_function, splat, vector_bytes
 from rnnkit.kernels.cpu.vector_memory import emit_load, emit_store, first_words_16, load_first, pointer
 
-# By the bytes of a vector: for how many rows of a batch, and how many units, the sums are kept in registers at once. Each
+# By the bytes of a vector: for how many rows of a batch, and how many units, sums are kept in registers at once. Each
 # load then serves several multiply-adds. The rows that remain are taken one at a time.
 _BLOCK = {64: (4, 4), 32: (2, 4), 16: (2, 4)}
 
